@@ -1,0 +1,378 @@
+"""The transport SPI: what a plugin implements, and all that core knows of it.
+
+It speaks memory, ranks, addresses and deadlines; never cluster ids, cache keys or blocks.
+A plugin is a class derived from :class:`Transport`, published under the entry-point group
+``datadist.transports``; the entry point's name is the backend name that users select.
+
+Rules for plugin code: calls end by their deadline and release the GIL while they wait or copy.
+Any thread may call. At most one read or write is in flight per (link, rank); different ranks and
+links run in parallel. Errors are the classes of this module; anything else that escapes a plugin
+is reported to the user as a defect of that plugin.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from datadist.rank_table import RankTable
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = [
+    "API_VERSION",
+    "ENTRY_POINT_GROUP",
+    "Access",
+    "AddressError",
+    "Availability",
+    "Capabilities",
+    "Group",
+    "Link",
+    "LinkError",
+    "Offer",
+    "Peer",
+    "PeerLost",
+    "Placement",
+    "RankTable",
+    "Region",
+    "RegistrationError",
+    "TransferError",
+    "TransferTimeout",
+    "Transport",
+    "TransportError",
+    "TransportOptions",
+    "Unsupported",
+]
+
+API_VERSION = 1
+"""Version of this interface; core loads only plugins whose ``api_version`` equals it."""
+
+ENTRY_POINT_GROUP = "datadist.transports"
+
+
+class Placement(IntEnum):
+    """Where memory lives: in the host, or in the accelerator."""
+
+    HOST = 0
+    DEVICE = 1
+
+    def __str__(self) -> str:
+        return f"Placement.{self.name}"
+
+
+class Access(Enum):
+    """What peers may do with the regions of a link."""
+
+    READ = "read"
+    READ_WRITE = "read_write"
+
+
+class TransportError(Exception):
+    """Root of everything a transport raises on purpose."""
+
+
+class RegistrationError(TransportError):
+    """Memory could not be allocated, registered or exposed."""
+
+
+class LinkError(TransportError):
+    """A link could not be set up. ``rank`` is the peer it concerns, if one is known."""
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
+class AddressError(TransportError):
+    """A range is outside what the peer offered, or the peer's memory is not accessible."""
+
+
+class Unsupported(TransportError):
+    """This transport does not do what was asked."""
+
+
+class TransferError(TransportError):
+    """A read or write failed. ``link_usable`` tells whether the next one may succeed."""
+
+    def __init__(self, message: str, *, link_usable: bool = False) -> None:
+        super().__init__(message)
+        self.link_usable = link_usable
+
+
+class TransferTimeout(TransferError):
+    """A read or write did not end by its deadline."""
+
+
+class PeerLost(TransferError):
+    """The peer is gone; nothing can be moved over this link and rank any more."""
+
+    def __init__(self, message: str, rank: int) -> None:
+        super().__init__(message, link_usable=False)
+        self.rank = rank
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Answer of :meth:`Transport.probe`: usable here, and the reason or what was found."""
+
+    usable: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a transport can do; core and the conformance kit gate on nothing else."""
+
+    placements: frozenset[Placement]
+    """Placements that :meth:`Transport.allocate` and :meth:`Transport.register` accept."""
+    foreign_memory: bool
+    """Whether :meth:`Transport.register` takes memory that the transport did not allocate."""
+    same_host_only: bool
+    """Whether all ranks of a link must run on one host."""
+    host_addressable: frozenset[Placement] = frozenset({Placement.HOST})
+    """Placements whose memory CPU code can touch (NumPy views, copies by the base class)."""
+    one_sided_write: bool = True
+    """Whether :meth:`Link.write` works."""
+    alignment: int = 1
+    """Alignment in bytes that registered addresses need."""
+    max_registered: Mapping[Placement, int] = field(default_factory=dict)
+    """Bytes that may be registered in all per placement (pool included); absent: no limit."""
+    self_bootstrapping: bool = False
+    """Whether the ranks meet inside :meth:`Link.join` rather than through core's sessions."""
+    passive_target: bool = True
+    """Whether a peer's memory is reached without that peer's CPU making progress."""
+
+
+@dataclass(frozen=True)
+class TransportOptions:
+    """Typed options, from the user's configuration and the environment."""
+
+    device_id: int = 0
+    listen_address: str | None = None
+    traffic_class: int | None = None
+    service_level: int | None = None
+    retry_count: int = 1
+    link_timeout: float = 120.0
+    auth_key: bytes | None = field(default=None, repr=False)
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Options ``datadist.<backend>.<name>`` of the user, under ``<name>``."""
+
+
+class Region:
+    """A range of memory that a transport can reach; plugins may derive from it.
+
+    ``keeper`` is any object that keeps the memory mapped while it is referenced, or None. Core's
+    array views hold it, so that a view outlives :meth:`Transport.release` without a crash.
+    """
+
+    __slots__ = ("address", "keeper", "placement", "size")
+
+    def __init__(
+        self, address: int, size: int, placement: Placement, keeper: object | None = None
+    ) -> None:
+        self.address = address
+        self.size = size
+        self.placement = placement
+        self.keeper = keeper
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address:#x}, {self.size} bytes, {self.placement})"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a peer needs to reach us: bytes, and descriptors that core passes along.
+
+    The giver of an offer keeps its descriptors: core duplicates what it sends. The taker of an
+    offer (:meth:`Link.attach`) owns the descriptors it receives and closes them.
+    """
+
+    data: bytes
+    fds: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A member of a link, as the kernel told core (pid and pidfd only on the same host)."""
+
+    rank: int
+    incarnation: str
+    """Unique to one initialised engine; tells a restarted peer from its predecessor."""
+    pid: int | None = None
+    pidfd: int | None = None
+    """Core's descriptor of the process, valid while the link is open; None for ourselves."""
+    address: str | None = None
+    """Network address, when the peer was met over the network."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The members of one link, equal on all ranks but for ``rank`` and what is local."""
+
+    name: str
+    """At most 127 bytes, equal on all ranks, unique per process and device."""
+    rank: int
+    peers: Mapping[int, Peer]
+    """Every member by rank, ourselves included."""
+    table: RankTable | None
+    """Normal form of the rank table; None where the members met by address."""
+    deadline: float
+    """``time.monotonic()`` by which the link must be ready."""
+
+    @property
+    def size(self) -> int:
+        """Number of members."""
+        return len(self.peers)
+
+    def remaining(self) -> float:
+        """Seconds left for setting up the link, never negative."""
+        return max(0.0, self.deadline - time.monotonic())
+
+
+class Link(ABC):
+    """One communication domain of a transport: this rank's paths to every other rank."""
+
+    @abstractmethod
+    def offer(self, rank: int) -> Offer:
+        """What ``rank`` needs to reach us. Local and quick; called once per peer.
+
+        Raises :class:`LinkError` or :class:`RegistrationError`.
+        """
+
+    @abstractmethod
+    def attach(self, rank: int, offer: Offer) -> None:
+        """Take the offer of ``rank`` and own its descriptors, also when it fails.
+
+        Local work; may be slow (mapping, populating), never waits for the peer. Called on a
+        worker thread. Raises :class:`LinkError`.
+        """
+
+    def join(self, timeout: float) -> None:  # noqa: B027 - optional by design
+        """Meet the peers inside the transport's own library; others have nothing to do.
+
+        Called on a thread of its own; must notice :meth:`close` from another thread within
+        seconds. Raises :class:`LinkError`.
+        """
+
+    def exchange(self, data: bytes) -> list[bytes]:
+        """After :meth:`join`, swap a small blob with every rank; the result is in rank order."""
+        raise Unsupported("this transport does not exchange blobs")
+
+    @abstractmethod
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        """Copy every segment from the memory of ``rank`` into ours, or fail.
+
+        ``local``, ``remote`` and ``length`` are C-contiguous int64 buffers of equal item count
+        n >= 1: our addresses, the owner's addresses, bytes (each > 0). ``timeout`` in seconds.
+
+        No byte moves when a remote range is outside the offer (:class:`AddressError`). Raises
+        :class:`TransferTimeout`, :class:`PeerLost`, :class:`TransferError`; after each of them
+        nothing that this call started touches memory any more.
+        """
+
+    @abstractmethod
+    def write(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        """As :meth:`read`, from our memory into that of ``rank``; needs READ_WRITE access.
+
+        Raises :class:`Unsupported` where the peer granted READ only.
+        """
+
+    @abstractmethod
+    def abort(self, rank: int) -> None:
+        """End operations with ``rank``, for good: one in flight fails within milliseconds.
+
+        From any thread, never blocks, idempotent. Used for unlink, finalize and a peer's death.
+        """
+
+    @abstractmethod
+    def close(self) -> frozenset[int]:
+        """Give up the link: local, idempotent, bounded to seconds even with dead peers.
+
+        After it returns nothing started here touches memory again. Returns the ranks that may
+        still write *our* memory; core keeps that memory until they answer or are gone.
+        """
+
+
+class Transport(ABC):
+    """A way to move memory between processes; core makes one instance per engine."""
+
+    api_version: ClassVar[int]
+    """The :data:`API_VERSION` the plugin was written for."""
+    priority: ClassVar[int] = 0
+    """Orders the choice of ``auto``; the highest usable one wins. Third parties: below 10."""
+
+    @classmethod
+    @abstractmethod
+    def probe(cls) -> Availability:
+        """Whether this machine can use the transport, and why not. Quick; never raises."""
+
+    @abstractmethod
+    def __init__(self, options: TransportOptions) -> None:
+        """Open the device. The first moment at which vendor libraries may load.
+
+        Raises :class:`TransportError` if there is no usable device.
+        """
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What this instance can do; constant."""
+
+    def check_table(self, table: RankTable, rank: int) -> None:  # noqa: B027 - optional
+        """What this transport needs of a rank table; core has checked its structure.
+
+        Raises :class:`LinkError` naming the field. The base class needs nothing.
+        """
+
+    @abstractmethod
+    def allocate(self, size: int, placement: Placement) -> Region:
+        """Zeroed memory of ``size`` bytes that this transport can expose to peers.
+
+        Raises :class:`RegistrationError`, or ``MemoryError`` when there is not enough.
+        """
+
+    @abstractmethod
+    def register(self, address: int, size: int, placement: Placement) -> Region:
+        """Make memory that the user owns reachable; ranges never overlap earlier ones.
+
+        Raises :class:`RegistrationError` when the memory is not what it is said to be.
+        """
+
+    @abstractmethod
+    def release(self, region: Region) -> None:
+        """Undo :meth:`allocate` or :meth:`register`; no open link uses the region."""
+
+    def copy(self, dst: Buffer, src: Buffer, length: Buffer) -> None:
+        """Copy between local regions of any placement: int64 buffers as in :meth:`Link.read`.
+
+        The base class handles memory that the CPU can address.
+        """
+        views = (memoryview(dst).cast("B").cast("q"), memoryview(src).cast("B").cast("q"))
+        for to, frm, n in zip(*views, memoryview(length).cast("B").cast("q"), strict=True):
+            ctypes.memmove(to, frm, n)
+
+    @abstractmethod
+    def open(self, group: Group, regions: Sequence[Region], access: Access) -> Link:
+        """Make this rank's side of a link. Local and quick.
+
+        ``regions`` are those that peers may touch for the link's life, with ``access``.
+        Raises :class:`LinkError` or :class:`RegistrationError`.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free everything, after all links were closed; idempotent."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Facts worth showing to a person (device, library versions); may be empty."""
+        return {}
