@@ -189,8 +189,8 @@ class Region:
 class Offer:
     """What a peer needs to reach us: bytes, and descriptors that core passes along.
 
-    The giver of an offer keeps its descriptors: core duplicates what it sends. The taker of an
-    offer (:meth:`Link.attach`) owns the descriptors it receives and closes them.
+    Descriptors change hands: core owns those of an offer it was given and closes them once sent;
+    :meth:`Link.attach` owns those it receives.
     """
 
     data: bytes

@@ -1,0 +1,43 @@
+# make demo, make test: everything else they need is set up in .venv
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := datadist plugins/shm/datadist_shm plugins/shm/tests tests
+
+.PHONY: help setup demo test lint types check clean
+
+help:
+	@echo "make demo    link a prompt and a decoder and move a KV cache between them"
+	@echo "make test    run all tests"
+	@echo "make check   lint, types and tests"
+	@echo "make clean   remove the virtual environment and what was built"
+	@echo "Variables: PYTHON (default python3), VENV (default .venv), ARGS (of demo and test)"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml plugins/shm/pyproject.toml plugins/shm/datadist_shm/_native.c
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e plugins/shm -e ".[dev]"
+	@touch $@
+
+demo: setup
+	$(BIN)/datadist demo $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: setup
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf plugins/*/build plugins/*/*.egg-info plugins/*/datadist_*/*.so
+	find datadist plugins tests -name __pycache__ -type d -prune -exec rm -rf {} +

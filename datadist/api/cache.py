@@ -1,0 +1,129 @@
+"""Handles of caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from datadist import checks
+from datadist.api.arrays import CacheTensor
+from datadist.status import param_invalid
+from datadist.types import CacheDesc, Placement
+
+__all__ = ["Cache"]
+
+
+class Cache:
+    """A cache of this engine: ``num_tensors`` tensors of one shape, K and V of a layer adjacent.
+
+    Made by :class:`~datadist.api.cache_manager.CacheManager`, never by users, but for
+    :meth:`create_cpu_cache`. Dropping the object frees nothing; ``with`` frees it at the end.
+    """
+
+    def __init__(
+        self,
+        cache_id: int,
+        cache_desc: CacheDesc,
+        tensor_addrs: list[int],
+        is_blocks_cache: bool,
+        keeper: object | None = None,
+        addressable: bool = True,
+        release: Callable[[Cache], None] | None = None,
+    ) -> None:
+        self._cache_id = cache_id
+        self._cache_desc = cache_desc
+        self._tensor_addrs = tensor_addrs
+        self._is_blocks_cache = is_blocks_cache
+        self._keeper = keeper
+        self._addressable = addressable
+        self._release = release
+
+    @property
+    def cache_id(self) -> int:
+        """Id, from 1 in each initialised engine; -1 for a CPU cache."""
+        return self._cache_id
+
+    @property
+    def cache_desc(self) -> CacheDesc:
+        """The description that it was made with."""
+        return self._cache_desc
+
+    @property
+    def tensor_addrs(self) -> list[int]:
+        """Base address per tensor; empty once the cache was deallocated."""
+        return self._tensor_addrs
+
+    @property
+    def is_blocks_cache(self) -> bool:
+        """Whether it is addressed by block (PagedAttention) rather than by batch slot."""
+        return self._is_blocks_cache
+
+    @property
+    def tensors(self) -> list[CacheTensor]:
+        """The tensors for other libraries, without a copy: each speaks DLPack and NumPy.
+
+        ``torch.from_dlpack(cache.tensors[0])`` and ``numpy.from_dlpack`` share the memory; bfloat16
+        arrives as bfloat16. A view keeps pool memory mapped, but not reserved: once the cache is
+        deallocated another cache may use it. Memory that was registered must outlive its views.
+
+        Raises LLMException (LLM_PARAM_INVALID) after deallocation, and for memory that the CPU
+        cannot address.
+        """
+        if not self._tensor_addrs:
+            raise param_invalid(f"{self!r} was deallocated: it has no tensors any more")
+        if not self._addressable:
+            raise param_invalid(f"{self!r} lies in memory of the device, which has no views here")
+        desc = self._cache_desc
+        return [
+            CacheTensor(address, desc.shape, desc.data_type, self._keeper)
+            for address in self._tensor_addrs
+        ]
+
+    def numpy(self) -> list[NDArray[Any]]:
+        """One array per tensor over the cache's memory, of the description's shape and type.
+
+        bfloat16 is ``ml_dtypes.bfloat16`` where that package is installed, else ``uint16``.
+        Raises as :attr:`tensors`.
+        """
+        return [tensor.numpy() for tensor in self.tensors]
+
+    @classmethod
+    def create_cpu_cache(cls, cache_desc: CacheDesc, addrs: list[int]) -> Cache:
+        """A blocks cache over host memory of the caller, known to no engine, with id -1.
+
+        Raises ``TypeError``, or LLMException (LLM_PARAM_INVALID) when the placement is not HOST or
+        there is not one address per tensor.
+        """
+        checks.check_isinstance("cache_desc", cache_desc, CacheDesc)
+        checks.check_list_of_int("addrs", addrs)
+        if cache_desc.placement is not Placement.HOST:
+            raise param_invalid(f"a CPU cache needs placement HOST, not {cache_desc.placement}")
+        if cache_desc.num_tensors != len(addrs):
+            raise param_invalid(
+                f"{cache_desc.num_tensors} tensors need as many addresses, not {len(addrs)}"
+            )
+        return cls(-1, cache_desc, addrs, True)
+
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._release is not None:
+            self._release(self)
+
+    def __repr__(self) -> str:
+        desc = self._cache_desc
+        kind = "blocks" if self._is_blocks_cache else "contiguous"
+        state = "" if self._tensor_addrs else ", deallocated"
+        return (
+            f"Cache(id={self._cache_id}, {kind}, {desc.num_tensors} x {list(desc.shape)} "
+            f"{desc.data_type.name}, {desc.placement.name}{state})"
+        )

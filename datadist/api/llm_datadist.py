@@ -1,0 +1,273 @@
+"""The documented `LLMDataDist`: one engine per process, its links and its caches."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from types import TracebackType
+from typing import ClassVar
+
+from datadist import checks
+from datadist.api.cache_manager import CacheManager
+from datadist.engine.engine import Engine
+from datadist.engine.options import EngineOptions
+from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.types import LLMRole, RegisterMemStatus
+
+__all__ = ["LLMDataDist"]
+
+log = logging.getLogger("datadist")
+
+MAX_MEMBERS = 4
+MAX_NAME = 128
+
+
+class LLMDataDist:
+    """The engine of this process: prompt, decoder or both (a label, which restricts nothing).
+
+    ``cluster_id`` (uint64) must be unique among the engines that are linked together. One object per
+    process can be initialised at a time. ``with`` finalizes at the end of the block.
+
+    Raises ``TypeError``, ``ValueError`` for arguments of a wrong type or range.
+    """
+
+    llm_engine_instance: ClassVar[LLMDataDist | None] = None
+    """The initialised object of this process."""
+
+    def __init__(self, role: LLMRole, cluster_id: int) -> None:
+        checks.check_isinstance("role", role, LLMRole)
+        checks.check_uint64("cluster_id", cluster_id)
+        self._role = role
+        self._cluster_id = cluster_id
+        self._engine: Engine | None = None
+        self._options: EngineOptions | None = None
+        self._cache_manager: CacheManager | None = None
+
+    @property
+    def cluster_id(self) -> int:
+        """The cluster id of this engine."""
+        return self._cluster_id
+
+    @property
+    def backend(self) -> str | None:
+        """Name of the transport in use; None before `init`."""
+        return self._engine.backend.name if self._engine else None
+
+    # -- init and finalize -------------------------------------------------------------------
+
+    def init(self, options: dict[str, str]) -> None:
+        """Start the engine: choose and open the transport, reserve the pools.
+
+        ``options`` come from :meth:`LLMConfig.generate_options` or are made by hand. Does nothing
+        when this object is initialised already. A failure leaves nothing behind and may be retried.
+
+        Raises ``TypeError``, ``ValueError``, ``ModuleNotFoundError`` where cache-manager mode is
+        off, and :class:`LLMException`: LLM_PARAM_INVALID for option values and backends,
+        LLM_OUT_OF_MEMORY for a pool, LLM_FAILED for a second engine in the process or a transport
+        that does not start.
+        """
+        if self._engine is not None:
+            return
+        other = LLMDataDist.llm_engine_instance
+        if other is not None:
+            raise LLMException(
+                f"{other!r} is initialised in this process, and only one can be: finalize it first",
+                status_code=LLMStatusCode.LLM_FAILED,
+            )
+        parsed = EngineOptions.parse(options, self._role, os.environ)
+        engine = Engine(self._cluster_id, parsed, os.environ)
+        self._options, self._engine = parsed, engine
+        self._cache_manager = CacheManager(self._live, parsed.remote_accessible)
+        LLMDataDist.llm_engine_instance = self
+        log.info("%r is ready", self)
+
+    def finalize(self) -> None:
+        """Unlink everything, free pools, caches and keys; no-op when not initialised. Never raises.
+
+        Also called at exit of the process. The object can be initialised again.
+        """
+        engine = self._engine
+        if engine is None:
+            return
+        self._engine = None
+        if LLMDataDist.llm_engine_instance is self:
+            LLMDataDist.llm_engine_instance = None
+        if engine.forked:
+            return
+        try:
+            engine.finalize()
+        except Exception:
+            log.exception("finalize did not end cleanly; please report it")
+
+    def _live(self) -> Engine:
+        """The engine for a cache manager, which may outlive it."""
+        if self._engine is None or self._engine.forked:
+            raise LLMException(
+                f"the engine of cluster {self._cluster_id} was finalized: call init and use its new "
+                "cache_manager",
+                status_code=LLMStatusCode.LLM_FAILED,
+            )
+        return self._engine
+
+    def _initialised(self) -> Engine:
+        if self._engine is None:
+            raise RuntimeError(f"{self!r} is not initialized: call init first")
+        if self._engine.forked:
+            raise RuntimeError(
+                f"{self!r} was initialized before this process forked, and cannot be used here: "
+                "start processes with spawn, or call finalize and init in the child"
+            )
+        return self._engine
+
+    # -- links -------------------------------------------------------------------------------
+
+    def link(self, comm_name: str, cluster_rank_info: dict[int, int], rank_table: str) -> int:
+        """Begin to form a communication domain and return its comm id (>= 1) at once.
+
+        Every member calls with the same name (fewer than 128 characters), a mapping of cluster id
+        to rank with 2 to 4 entries in ascending order of rank, and an equivalent rank table (JSON
+        text, version 1.0 or 1.2; trailing commas are accepted). The members meet in the background:
+        poll :meth:`query_register_mem_status` or call :meth:`wait_link`. At most 512 domains are
+        possible and 16 recommended. A pool must be configured or memory registered first.
+
+        Raises ``RuntimeError`` before `init`, ``TypeError``, ``ValueError``, and
+        :class:`LLMException`: LLM_PARAM_INVALID for wrong arguments and broken constraints,
+        LLM_LINK_FAILED for a rank table that cannot be used (LLM-DataDist API, link).
+        """
+        engine = self._initialised()
+        _check_name(comm_name)
+        _check_mapping(cluster_rank_info)
+        checks.check_isinstance("rank_table", rank_table, str)
+        _check_ranks(cluster_rank_info)
+        if len(comm_name.encode(errors="surrogatepass")) >= MAX_NAME:
+            raise param_invalid(f"comm_name {comm_name!r} has {MAX_NAME} bytes or more in UTF-8")
+        self._refuse_hixl("link")
+        if rank_table is None:
+            raise TypeError("rank_table is None, only support str")
+        comm_id = engine.link(comm_name, cluster_rank_info, rank_table)
+        self.cache_manager.set_is_call_linked()
+        return comm_id
+
+    def unlink(self, comm_id: int) -> None:
+        """Leave a domain; local, the other members each do the same.
+
+        Waits for transfers in progress. Links to the same clusters may be made again at once.
+
+        Raises as :meth:`query_register_mem_status`, and LLMException (LLM_UNLINK_FAILED) when the
+        transport fails to close; the id is gone then, too.
+        """
+        self._check_comm_id(comm_id, "unlink").unlink(comm_id)
+
+    def query_register_mem_status(self, comm_id: int) -> RegisterMemStatus:
+        """PREPARING, then OK or FAILED, which stay; :meth:`link_error` says why it failed.
+
+        Never blocks. Raises ``RuntimeError`` before `init`, ``TypeError``, ``ValueError``, and
+        :class:`LLMException` (LLM_NOT_YET_LINK) for an unknown or unlinked id.
+        """
+        return self._check_comm_id(comm_id, "query_register_mem_status").domain(comm_id).status
+
+    def wait_link(self, comm_id: int, timeout_in_millis: int | None = None) -> None:
+        """Block until the domain is OK; None waits as long as linking may take.
+
+        Raises as :meth:`query_register_mem_status`, and :class:`LLMException`: LLM_LINK_FAILED with
+        the reason, LLM_TIMEOUT when it is still PREPARING after ``timeout_in_millis``.
+        """
+        engine = self._check_comm_id(comm_id, "wait_link")
+        if timeout_in_millis is not None:
+            checks.check_uint32("timeout_in_millis", timeout_in_millis)
+        engine.wait_link(comm_id, None if timeout_in_millis is None else timeout_in_millis / 1000)
+
+    def link_error(self, comm_id: int) -> str | None:
+        """Why a domain FAILED, or which members an OK one has lost; None when all is well.
+
+        Raises as :meth:`query_register_mem_status`.
+        """
+        domain = self._check_comm_id(comm_id, "link_error").domain(comm_id)
+        if domain.reason is not None:
+            return domain.reason
+        gone = domain.attempt.gone if domain.attempt else {}
+        return "; ".join(gone[rank] for rank in sorted(gone)) or None
+
+    def _check_comm_id(self, comm_id: int, method: str) -> Engine:
+        engine = self._initialised()
+        checks.check_isinstance("comm_id", comm_id, int)
+        checks.check_uint64("comm_id", comm_id)
+        self._refuse_hixl(method)
+        return engine
+
+    def _refuse_hixl(self, method: str) -> None:
+        if self._options is not None and self._options.hixl:
+            raise LLMException(
+                f'{method} is not available with transfer_backend "hixl": name a transport '
+                "(`datadist backends` lists them) or leave it unset",
+                status_code=LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
+            )
+
+    # -- caches ------------------------------------------------------------------------------
+
+    @property
+    def cache_manager(self) -> CacheManager:
+        """The caches of this engine. Raises ``RuntimeError`` before `init`."""
+        self._initialised()
+        assert self._cache_manager is not None
+        return self._cache_manager
+
+    def __enter__(self) -> LLMDataDist:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.finalize()
+
+    def __repr__(self) -> str:
+        state = f"backend={self.backend!r}" if self._engine else "not initialized"
+        role = self._role.name if self._role is not None else None
+        return f"LLMDataDist({role}, cluster_id={self._cluster_id}, {state})"
+
+
+def _check_name(name: str) -> None:
+    checks.check_isinstance("comm_name", name, str, allow_none=False)
+    if not name:
+        raise param_invalid("comm_name is empty")
+    if len(name) >= MAX_NAME:
+        raise param_invalid(
+            f"comm_name has {len(name)} characters, it must have fewer than {MAX_NAME}"
+        )
+
+
+def _check_mapping(mapping: dict[int, int]) -> None:
+    checks.check_isinstance("cluster_rank_info", mapping, dict)
+    checks.check_dict("cluster_rank_info", mapping, int, int)
+    if len(mapping) > MAX_MEMBERS:
+        raise param_invalid(
+            f"cluster_rank_info has {len(mapping)} entries: a domain has at most {MAX_MEMBERS} members"
+        )
+    for cluster, rank in mapping.items():
+        checks.check_uint64("a cluster id in cluster_rank_info", cluster)
+        checks.check_uint32(f"the rank of cluster {cluster} in cluster_rank_info", rank)
+
+
+def _check_ranks(mapping: dict[int, int]) -> None:
+    if len(mapping) < 2:
+        raise param_invalid(
+            f"cluster_rank_info is {mapping}: a domain has at least 2 members, this engine included"
+        )
+    ranks = list(mapping.values())
+    if ranks != sorted(ranks):
+        raise param_invalid(
+            f"cluster_rank_info is {mapping}: list the clusters in ascending order of rank"
+        )
+
+
+def _finalize_at_exit() -> None:
+    instance = LLMDataDist.llm_engine_instance
+    if instance is not None:
+        instance.finalize()
+
+
+atexit.register(_finalize_at_exit)

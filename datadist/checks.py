@@ -1,0 +1,93 @@
+"""Checks of argument types and integer ranges at the border of the API.
+
+Rules (LLM-DataDist API, type checking): ``isinstance`` decides, so that bool passes for int; None
+passes unless stated otherwise; range checks refuse None with ``TypeError`` and values out of range
+with ``ValueError``.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+Types: TypeAlias = "type | tuple[type, ...]"
+
+
+def _names(types: Types) -> str:
+    each = types if isinstance(types, tuple) else (types,)
+    return " or ".join(kind.__name__ for kind in each)
+
+
+def check_isinstance(name: str, value: object, types: Types, allow_none: bool = True) -> None:
+    """Raise ``TypeError`` when ``value`` is none of ``types``."""
+    if (value is None and allow_none) or isinstance(value, types):
+        return
+    raise TypeError(f"{name} is a {type(value).__name__} ({value!r}), only support {_names(types)}")
+
+
+def check_sequence_of(name: str, values: object, element: type) -> None:
+    """Raise ``TypeError`` unless ``values`` is a list or tuple of ``element``."""
+    check_isinstance(name, values, (list, tuple), allow_none=False)
+    _check_elements(name, values, element)
+
+
+def check_list_of_int(name: str, values: object) -> None:
+    """Raise ``TypeError`` unless ``values`` is a list (no tuple) of int."""
+    check_isinstance(name, values, list, allow_none=False)
+    _check_elements(name, values, int)
+
+
+def _check_elements(name: str, values: object, element: type) -> None:
+    assert isinstance(values, (list, tuple))
+    if set(map(type, values)) <= {element}:  # the common case, many times faster
+        return
+    for index, value in enumerate(values):
+        check_isinstance(f"{name}[{index}]", value, element, allow_none=False)
+
+
+def check_dict(name: str, values: object, key: type, value: type) -> None:
+    """Raise for anything but a dict of ``key`` to ``value``: ``AttributeError`` for None."""
+    if values is None:
+        raise AttributeError(f"{name} is None, only support dict")
+    check_isinstance(name, values, dict, allow_none=False)
+    assert isinstance(values, dict)
+    for each, item in values.items():
+        check_isinstance(f"a key of {name}", each, key, allow_none=False)
+        check_isinstance(f"{name}[{each!r}]", item, value, allow_none=False)
+
+
+def check_range(name: str, value: object, low: int, high: int) -> None:
+    """Raise ``TypeError`` for what is no int, ``ValueError`` outside of ``[low, high]``."""
+    check_isinstance(name, value, int, allow_none=False)
+    assert isinstance(value, int)
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}, it must be in [{low}, {high}]")
+
+
+def check_uint8(name: str, value: object) -> None:
+    """An unsigned 8-bit integer."""
+    check_range(name, value, 0, 2**8 - 1)
+
+
+def check_uint16(name: str, value: object) -> None:
+    """An unsigned 16-bit integer."""
+    check_range(name, value, 0, 2**16 - 1)
+
+
+def check_uint32(name: str, value: object) -> None:
+    """An unsigned 32-bit integer."""
+    check_range(name, value, 0, 2**32 - 1)
+
+
+def check_uint64(name: str, value: object) -> None:
+    """An unsigned 64-bit integer."""
+    check_range(name, value, 0, 2**64 - 1)
+
+
+def check_int32(name: str, value: object) -> None:
+    """A signed 32-bit integer."""
+    check_range(name, value, -(2**31), 2**31 - 1)
+
+
+def check_int64(name: str, value: object) -> None:
+    """A signed 64-bit integer."""
+    check_range(name, value, -(2**63), 2**63 - 1)

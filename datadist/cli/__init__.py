@@ -1,0 +1,41 @@
+"""The command line: `datadist backends | check | demo`; one module per subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+COMMANDS = {
+    "backends": "list the installed transports, and which one `auto` would choose",
+    "check": "validate a rank table and show the domain that it describes",
+    "demo": "move a KV cache between processes of this host and verify it",
+}
+"""Subcommands and their help; each is a module with ``add_arguments(parser)`` and ``run(args)``."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="datadist", description="KV caches between processes, over interchangeable transports"
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"datadist {metadata.version('datadist')}"
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    modules = {}
+    for name, text in COMMANDS.items():
+        modules[name] = importlib.import_module(f"datadist.cli.{name}")
+        sub = commands.add_parser(name, help=text, description=modules[name].__doc__)
+        modules[name].add_arguments(sub)
+    args = parser.parse_args(argv)
+    try:
+        return int(modules[args.command].run(args))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader has seen enough; nothing more can be printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

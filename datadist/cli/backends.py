@@ -1,0 +1,54 @@
+"""List the installed transports, whether they can be used here, and what `auto` would choose."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+
+from datadist.cli.tables import render
+from datadist.engine.loader import BackendError, choose_backend, survey, wanted
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """No options."""
+
+
+def run(_args: argparse.Namespace) -> int:
+    """Print the table; 1 where no transport can be used."""
+    logging.getLogger("datadist.backend").setLevel(logging.CRITICAL)  # the table says it all
+    rows = survey()
+    chosen = next((row.backend.name for row in rows if row.usable), None)
+    if rows:
+        print(
+            render(
+                ("", "BACKEND", "DISTRIBUTION", "VERSION", "PRIORITY", "USABLE", "REASON"),
+                [
+                    (
+                        "*" if row.usable and row.backend.name == chosen else "",
+                        row.backend.name,
+                        row.backend.distribution,
+                        row.backend.version,
+                        "-" if row.priority is None else row.priority,
+                        "yes" if row.usable else "no",
+                        row.reason,
+                    )
+                    for row in rows
+                ],
+            )
+        )
+    return _verdict(chosen)
+
+
+def _verdict(chosen: str | None) -> int:
+    name, origin = wanted(os.environ)
+    if name != "auto":
+        print(f"{origin} names {name}: engines without transfer_backend use that")
+    try:
+        choice = choose_backend(None, os.environ)
+    except BackendError as error:
+        print(error)
+        return 1
+    if name == "auto":
+        print(f"* auto chooses {chosen}: {choice.why}")
+    return 0

@@ -1,0 +1,128 @@
+"""Validate a rank table, and the mapping of clusters to ranks, before linking."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from datadist.cli.tables import render
+from datadist.engine.loader import BackendError, choose_backend
+from datadist.rank_table import RankTable, RankTableError, parse_rank_table
+from datadist.transport import TransportError, TransportOptions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the subcommand."""
+    parser.add_argument(
+        "table", metavar="rank_table.json", help="the table; - reads standard input"
+    )
+    parser.add_argument("--mapping", metavar="JSON",
+                        help='cluster id to rank, such as \'{"1": 0, "2": 1}\'')  # fmt: skip
+    parser.add_argument("--backend", metavar="NAME",
+                        help="also check what this transport needs of the table")  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when all is well, 1 with every problem, 2 where something could not be read."""
+    try:
+        text = sys.stdin.read() if args.table == "-" else Path(args.table).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        print(f"cannot read {args.table}: {error}", file=sys.stderr)
+        return 2
+    problems: list[str] = []
+    mapping = _mapping(args.mapping, problems)
+    table = None
+    try:
+        table = parse_rank_table(text)
+    except RankTableError as error:
+        problems = error.problems + problems
+    if table is not None:
+        if mapping:
+            problems += table.check_ranks(mapping.values())
+        if args.backend:
+            problems += _backend_problems(args.backend, table)
+    if problems or table is None:
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        print(f"{len(problems)} problem(s)", file=sys.stderr)
+        return 1
+    print(_picture(table, mapping))
+    checked = f"structure and {args.backend}" if args.backend else "structure only (see --backend)"
+    print(f"rank table {table.version}: {len(table.devices)} ranks; checked: {checked}")
+    return 0
+
+
+def _mapping(text: str | None, problems: list[str]) -> dict[int, int]:
+    if text is None:
+        return {}
+    try:
+        raw = json.loads(text)
+        mapping = {int(cluster): rank for cluster, rank in raw.items()}
+    except (ValueError, AttributeError):
+        problems.append(f'--mapping is {text!r}, expected JSON such as {{"1": 0, "2": 1}}')
+        return {}
+    for cluster, rank in mapping.items():
+        if not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank < 2**32:
+            problems.append(
+                f"--mapping: the rank of cluster {cluster} is {rank!r}, expected a number"
+            )
+        if not 0 <= cluster < 2**64:
+            problems.append(f"--mapping: {cluster} is not a cluster id in [0, 2^64)")
+    if not 2 <= len(mapping) <= 4:
+        problems.append(f"--mapping names {len(mapping)} clusters, a domain has 2 to 4")
+    elif not problems and list(mapping.values()) != sorted(mapping.values()):
+        problems.append(f"--mapping is {text}: list the clusters in ascending order of rank")
+    return {} if problems else mapping
+
+
+def _backend_problems(name: str, table: RankTable) -> list[str]:
+    try:
+        choice = choose_backend(name, os.environ)
+        transport = choice.transport_class(TransportOptions())
+    except (BackendError, TransportError) as error:
+        return [f"backend {name}: {error}"]
+    problems = []
+    try:
+        for rank in table.ranks:
+            try:
+                transport.check_table(table, rank)
+            except TransportError as error:
+                problems.append(f"backend {name}, rank {rank}: {error}")
+    finally:
+        transport.close()
+    return problems
+
+
+def _picture(table: RankTable, mapping: dict[int, int]) -> str:
+    clusters = {rank: cluster for cluster, rank in mapping.items()}
+    optional = {
+        "HOST_IP": "host_ip",
+        "DEVICE_IP": "device_ip",
+        "DEVICE_PORT": "device_port",
+        "HOST_PORT": "host_port",
+        "SUPER_POD": "super_pod_id",
+        "SUPER_DEVICE": "super_device_id",
+    }
+    shown = {
+        title: name
+        for title, name in optional.items()
+        if any(getattr(device, name) is not None for device in table.devices)
+    }
+    header = ["RANK", *(["CLUSTER"] if mapping else []), "SERVER", "DEVICE", *shown]
+    rows = [
+        [
+            device.rank,
+            *([clusters[device.rank]] if mapping else []),
+            device.server_id,
+            device.device_id,
+            *(
+                "-" if (value := getattr(device, name)) is None else value
+                for name in shown.values()
+            ),
+        ]
+        for device in table.devices
+    ]
+    return render(header, rows)

@@ -1,0 +1,264 @@
+"""How engines of one host come to have exactly one session per pair.
+
+Each engine listens under its own name from `init` to `finalize`. Of a pair, the engine with the
+smaller incarnation dials; the other one, when it wants to talk, knocks (connects, says who it is,
+hangs up) and is dialled back. So no pair ever has two sessions, whoever starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from datadist.control.messages import WIRE_VERSION, Goodbye, Hello, Idle, Message
+from datadist.control.reactor import READ, Reactor, Timer
+from datadist.control.runtime_dir import Address, RuntimeDir
+from datadist.control.session import Session
+
+log = logging.getLogger("datadist.control")
+
+HANDSHAKE_SECONDS = 5.0
+MAX_HANDSHAKES = 256
+RETRY_SECONDS = 0.05
+
+
+class Meeting:
+    """Sessions by peer incarnation; every method but the constructor runs on the reactor.
+
+    The owner sets ``on_session(session)``, ``on_message(session, message, fds)`` and
+    ``on_lost(session, reason, orderly)``.
+    """
+
+    def __init__(self, reactor: Reactor, cluster_id: int, path: Path) -> None:
+        self._reactor = reactor
+        self._dir = RuntimeDir(path)
+        self.address = Address(cluster_id, secrets.token_hex(16))
+        try:
+            self._dir.sweep()
+            self._listener = self._dir.listen(self.address)
+        except BaseException:
+            self._dir.close()
+            raise
+        self.sessions: dict[str, Session] = {}
+        self._dialling: set[str] = set()
+        self._handshakes: dict[Session, Timer] = {}
+        self._holds: dict[str, set[object]] = {}
+        self._idle: set[str] = set()
+        self._peer_idle: set[str] = set()
+        self.on_session: Callable[[Session], None] = lambda _s: None
+        self.on_message: Callable[[Session, Message, list[int]], None] = lambda _s, _m, _f: None
+        self.on_lost: Callable[[Session, str, bool], None] = lambda _s, _r, _o: None
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._reactor.watch(self._listener.fileno(), READ, self._on_accept)
+
+    def seek(self, cluster_id: int) -> None:
+        """Get in touch with every engine of that cluster id which is there now.
+
+        One that comes later gets in touch with us: it looks for us when it links.
+        """
+        for address in list(self._dir.engines()):
+            if address.cluster_id == cluster_id:
+                self.contact(address)
+
+    def contact(self, address: Address) -> None:
+        """Get a session with the engine, by dialling or knocking; ends in ``on_session``."""
+        peer = address.incarnation
+        if peer in self.sessions or peer in self._dialling or peer == self.address.incarnation:
+            return
+        try:
+            sock = self._dir.connect(address)
+        except BlockingIOError:  # its backlog is full
+            self._reactor.later(RETRY_SECONDS, lambda: self.contact(address))
+            return
+        except OSError as error:
+            log.warning("cannot connect to cluster %d: %s", address.cluster_id, error)
+            return
+        if sock is None:
+            return
+        if self.address.incarnation < peer:
+            self._dialling.add(peer)
+            self._begin(sock, peer)
+        else:
+            self._knock(sock)
+
+    def hold(self, session: Session, holder: object) -> None:
+        """Keep the session until :meth:`release` with the same holder."""
+        self._holds.setdefault(session.incarnation, set()).add(holder)
+        self._idle.discard(session.incarnation)
+
+    def release(self, session: Session, holder: object) -> None:
+        """Undo :meth:`hold`; a session that neither end holds is closed."""
+        holders = self._holds.get(session.incarnation, set())
+        if holder in holders:
+            holders.discard(holder)
+            self._check_idle(session)
+
+    def close(self) -> None:
+        """Stop listening, take our name away, say goodbye to everyone."""
+        self._reactor.unwatch(self._listener.fileno())
+        self._dir.remove(self.address)
+        self._listener.close()
+        for session in list(self.sessions.values()):
+            session.send(Goodbye())
+            session.close("this engine was finalized")
+        for session in list(self._handshakes):
+            session.close("this engine was finalized")
+        self._dir.close()
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptors without a word to anyone."""
+        self._listener.close()
+        for session in (*self.sessions.values(), *self._handshakes):
+            session.on_closed = None
+            session.close("forked")
+        self._dir.close()
+
+    # -- handshake -------------------------------------------------------------------------
+
+    def _hello(self, knock: bool = False) -> Hello:
+        return Hello(
+            wire=WIRE_VERSION,
+            incarnation=self.address.incarnation,
+            cluster_id=self.address.cluster_id,
+            knock=knock,
+        )
+
+    def _knock(self, sock: socket.socket) -> None:
+        try:
+            session = Session(self._reactor, sock)
+        except OSError:
+            sock.close()
+            return
+        session.send(self._hello(knock=True))
+        session.close("knocked")
+
+    def _begin(self, sock: socket.socket, dialled: str | None) -> None:
+        try:
+            session = Session(self._reactor, sock)
+        except OSError as error:  # the peer is gone already, or no descriptor is left
+            log.warning("cannot start a session: %s", error)
+            sock.close()
+            self._dialling.discard(dialled or "")
+            return
+        session.incarnation = dialled or ""
+        session.on_message = self._on_hello
+        session.on_closed = self._on_failed_handshake
+        timer = self._reactor.later(
+            HANDSHAKE_SECONDS, lambda: session.close("it did not say hello in time")
+        )
+        self._handshakes[session] = timer
+        if session.peer_uid != os.geteuid():
+            log.warning("refused pid %d of user %d", session.peer_pid, session.peer_uid)
+            session.close("it belongs to another user")
+            return
+        if dialled:
+            session.send(self._hello())
+        session.start()
+
+    def _on_accept(self, _events: int) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                log.warning("cannot accept a connection: %s", error)
+                self._pause_accepting()
+                return
+            if len(self._handshakes) >= MAX_HANDSHAKES:
+                sock.close()
+            else:
+                self._begin(sock, None)
+
+    def _pause_accepting(self) -> None:
+        self._reactor.unwatch(self._listener.fileno())
+        self._reactor.later(RETRY_SECONDS, self._resume_accepting)
+
+    def _resume_accepting(self) -> None:
+        if self._listener.fileno() >= 0:
+            self.start()
+
+    def _on_failed_handshake(self, session: Session, reason: str) -> None:
+        self._handshakes.pop(session).cancel()
+        self._dialling.discard(session.incarnation)
+        log.debug("no session with pid %d: %s", session.peer_pid, reason)
+
+    def _on_hello(self, session: Session, message: Message, _fds: list[int]) -> None:
+        if not isinstance(message, Hello):
+            session.close(f"it said {message.kind} before hello")
+        elif message.wire != WIRE_VERSION:
+            log.warning(
+                "cluster %d (pid %d) speaks control protocol %d, this engine %d: install the same "
+                "datadist release at both ends",
+                message.cluster_id, session.peer_pid, message.wire, WIRE_VERSION,
+            )  # fmt: skip
+            session.close("it speaks another protocol version")
+        elif message.knock:
+            session.close("knocked")
+            self.contact(Address(message.cluster_id, message.incarnation))
+        elif session.incarnation and session.incarnation != message.incarnation:
+            session.close("another engine answered than the one dialled")
+        else:
+            self._establish(session, message)
+
+    def _establish(self, session: Session, hello: Hello) -> None:
+        dialled = bool(session.incarnation)
+        if not dialled:
+            if hello.incarnation >= self.address.incarnation:
+                session.close("it dialled although it should have knocked")
+                return
+            earlier = self.sessions.get(hello.incarnation)
+            if earlier is not None:  # it said goodbye and came again
+                earlier.drain()
+                earlier.close("it connected again")
+        self._handshakes.pop(session).cancel()
+        self._dialling.discard(hello.incarnation)
+        session.incarnation, session.cluster_id = hello.incarnation, hello.cluster_id
+        session.on_message, session.on_closed = self._on_session_message, self._on_session_closed
+        self.sessions[session.incarnation] = session
+        if not dialled:
+            session.send(self._hello())
+        self.on_session(session)
+        self._check_idle(session)
+
+    # -- life of a session -----------------------------------------------------------------
+
+    def _on_session_message(self, session: Session, message: Message, fds: list[int]) -> None:
+        peer = session.incarnation
+        if isinstance(message, Idle):
+            self._peer_idle.add(peer)
+            self._check_idle(session)
+        elif isinstance(message, Goodbye):
+            session.orderly = True
+            session.close("it said goodbye")
+        else:
+            if message.kind == "announce":
+                self._peer_idle.discard(peer)
+            self.on_message(session, message, fds)
+
+    def _check_idle(self, session: Session) -> None:
+        peer = session.incarnation
+        if session.closed or self._holds.get(peer):
+            return
+        if peer not in self._idle:
+            self._idle.add(peer)
+            session.send(Idle())
+        if peer in self._peer_idle and self.address.incarnation < peer:
+            session.send(Goodbye())
+            session.orderly = True
+            session.close("neither end needs it")
+
+    def _on_session_closed(self, session: Session, reason: str) -> None:
+        peer = session.incarnation
+        if self.sessions.get(peer) is session:
+            del self.sessions[peer]
+        self._holds.pop(peer, None)
+        self._idle.discard(peer)
+        self._peer_idle.discard(peer)
+        self.on_lost(session, reason, session.orderly)

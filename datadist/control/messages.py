@@ -1,0 +1,251 @@
+"""The control protocol: every message two engines exchange, and its frame on the wire.
+
+A frame is a 4-byte big-endian length and that many bytes of JSON, an object whose ``kind`` names
+one of the models below. Nothing is ever unpickled; what does not validate ends the connection.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated, Literal
+
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, TypeAdapter
+
+WIRE_VERSION = 1
+"""Version of this protocol; engines of different versions refuse each other by name."""
+
+MAX_FRAME = 16 << 20
+"""Largest frame in bytes; a longer one ends the connection."""
+
+MAX_FDS = 16
+"""Most descriptors that one frame may carry."""
+
+HEADER = struct.Struct(">I")
+
+UInt64 = Annotated[int, Field(ge=0, lt=1 << 64)]
+Rank = Annotated[int, Field(ge=0, lt=1 << 32)]
+Text = Annotated[str, Field(max_length=4096)]
+Token = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Hello(_Message):
+    """First message of either side. A ``knock`` asks the receiver to dial back instead."""
+
+    kind: Literal["hello"] = "hello"
+    wire: int
+    incarnation: Token
+    cluster_id: UInt64
+    knock: bool = False
+
+
+class Announce(_Message):
+    """The sender waits in ``link`` for the domain described here."""
+
+    kind: Literal["announce"] = "announce"
+    link: UInt64
+    name: Text
+    ranks: Annotated[list[tuple[UInt64, Rank]], Field(max_length=4)]
+    table: Annotated[str, Field(max_length=1 << 20)]
+    backend: Text
+    one_sided: bool
+
+
+class Withdraw(_Message):
+    """The sender gave up its ``link`` before the domain was formed."""
+
+    kind: Literal["withdraw"] = "withdraw"
+    link: UInt64
+
+
+class Mismatch(_Message):
+    """The receiver's ``link`` can never match the sender's: ``reason`` says what differs."""
+
+    kind: Literal["mismatch"] = "mismatch"
+    link: UInt64
+    reason: Text
+
+
+class Member(_Message):
+    """One engine of a domain being formed."""
+
+    rank: Rank
+    cluster_id: UInt64
+    incarnation: Token
+    link: UInt64
+
+
+class Form(_Message):
+    """Rank 0 found every member: each member's ``link`` now builds ``domain``."""
+
+    kind: Literal["form"] = "form"
+    domain: Token
+    members: Annotated[list[Member], Field(min_length=2, max_length=4)]
+
+
+class Dissolve(_Message):
+    """A member left while the domain was built: go back to waiting."""
+
+    kind: Literal["dissolve"] = "dissolve"
+    domain: Token
+    reason: Text
+
+
+class Fail(_Message):
+    """Building the domain failed for good."""
+
+    kind: Literal["fail"] = "fail"
+    domain: Token
+    reason: Text
+
+
+class OfferMessage(_Message):
+    """The transport's offer to the receiver, with ``fds`` descriptors riding on the frame."""
+
+    kind: Literal["offer"] = "offer"
+    domain: Token
+    data: Base64Bytes
+    fds: Annotated[int, Field(ge=0, le=MAX_FDS)]
+    regions: list[UInt64]
+
+
+class Attached(_Message):
+    """The receiver's offer was taken."""
+
+    kind: Literal["attached"] = "attached"
+    domain: Token
+
+
+class Ready(_Message):
+    """The sender has attached every offer of the domain."""
+
+    kind: Literal["ready"] = "ready"
+    domain: Token
+
+
+class Left(_Message):
+    """The sender unlinked the domain; acknowledged like a directory update."""
+
+    kind: Literal["left"] = "left"
+    domain: Token
+    seq: UInt64
+
+
+class Binding(_Message):
+    """A key on one slot of a cache; ``id`` is never reused by its owner."""
+
+    id: UInt64
+    slot: UInt64
+    space: Literal["request", "prefix", "blocks"]
+    key: UInt64
+    model: UInt64
+
+
+class Entry(_Message):
+    """What peers need to know of one cache: where it lies and which keys name it."""
+
+    cache_id: UInt64
+    blocks: bool
+    bases: Annotated[list[UInt64], Field(min_length=1, max_length=1 << 16)]
+    stride: UInt64
+    count: UInt64
+    tensor_size: UInt64
+    placement: Annotated[int, Field(ge=0, le=1)]
+    pooled: bool
+    """Whether pulls consume its keys (in two-sided mode)."""
+    accessible: bool
+    regions: list[UInt64]
+    bindings: list[Binding]
+
+
+class Directory(_Message):
+    """Changes of the sender's key directory, or with ``reset`` all of it; answered by :class:`Ack`."""
+
+    kind: Literal["directory"] = "directory"
+    seq: UInt64
+    reset: bool = False
+    upsert: list[Entry] = []
+    remove: list[UInt64] = []
+
+
+class Ack(_Message):
+    """Nothing of the sender touches what was revoked up to ``seq`` any more."""
+
+    kind: Literal["ack"] = "ack"
+    seq: UInt64
+
+
+class Sync(_Message):
+    """Ask for :class:`Synced` after everything that was published before."""
+
+    kind: Literal["sync"] = "sync"
+    id: UInt64
+
+
+class Synced(_Message):
+    """Answer to :class:`Sync`."""
+
+    kind: Literal["synced"] = "synced"
+    id: UInt64
+
+
+class Consume(_Message):
+    """The sender has pulled tensors ``[start, stop)`` of the cache slot that ``binding`` names."""
+
+    kind: Literal["consume"] = "consume"
+    cache_id: UInt64
+    binding: UInt64
+    start: UInt64
+    stop: UInt64
+
+
+class Idle(_Message):
+    """The sender needs this session no more, until it says otherwise."""
+
+    kind: Literal["idle"] = "idle"
+
+
+class Goodbye(_Message):
+    """The sender closes the session in an orderly way."""
+
+    kind: Literal["goodbye"] = "goodbye"
+
+
+Message = (
+    Hello
+    | Announce
+    | Withdraw
+    | Mismatch
+    | Form
+    | Dissolve
+    | Fail
+    | OfferMessage
+    | Attached
+    | Ready
+    | Left
+    | Directory
+    | Ack
+    | Sync
+    | Synced
+    | Consume
+    | Idle
+    | Goodbye
+)
+
+_adapter: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+
+
+def encode(message: Message) -> bytes:
+    """The frame of ``message``. Raises ``ValueError`` when it is larger than a frame may be."""
+    body = message.model_dump_json().encode()
+    if len(body) > MAX_FRAME:
+        raise ValueError(f"a {message.kind} message of {len(body)} bytes exceeds {MAX_FRAME}")
+    return HEADER.pack(len(body)) + body
+
+
+def decode(body: bytes | bytearray | memoryview) -> Message:
+    """The message in a frame's body. Raises ``ValueError`` (pydantic's) when it is none."""
+    return _adapter.validate_json(bytes(body))

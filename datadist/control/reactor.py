@@ -1,0 +1,144 @@
+"""The one thread per engine that waits for sockets, timers and posted calls.
+
+All control-plane state is changed on this thread only, so it needs no locks.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import os
+import selectors
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+log = logging.getLogger("datadist.control")
+T = TypeVar("T")
+
+READ = selectors.EVENT_READ
+WRITE = selectors.EVENT_WRITE
+
+
+class Timer:
+    """A call to come; :meth:`cancel` from the reactor's thread."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        """Make it do nothing when its time comes."""
+        self.call = None
+
+
+class Reactor:
+    """Event loop on a daemon thread; started by the constructor, ended by :meth:`stop`."""
+
+    def __init__(self, name: str) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._selector.register(self._wake, READ, self._drain_wake)
+        self._posted: deque[Callable[[], None]] = deque()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def inside(self) -> bool:
+        """Whether the caller is on the reactor's thread."""
+        return threading.current_thread() is self._thread
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Run ``call`` soon on the reactor; from any thread."""
+        self._posted.append(call)
+        if not self.inside():
+            try:
+                os.eventfd_write(self._wake, 1)
+            except OSError:  # stopped meanwhile: nobody is left to run it
+                log.debug("call posted after the reactor stopped")
+
+    def call(self, function: Callable[[], T], timeout: float) -> T:
+        """Run ``function`` on the reactor and return its result or raise its exception.
+
+        Raises ``TimeoutError`` when the reactor does not come to it within ``timeout`` seconds.
+        """
+        if self.inside():
+            return function()
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self.post(run)
+        return future.result(timeout)
+
+    def later(self, delay: float, call: Callable[[], None]) -> Timer:
+        """Run ``call`` in ``delay`` seconds; from the reactor's thread."""
+        timer = Timer(call)
+        heapq.heappush(self._timers, (time.monotonic() + delay, next(self._order), timer))
+        return timer
+
+    def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
+        """Call ``callback(events)`` when ``fd`` is ready; again to change the events."""
+        try:
+            self._selector.modify(fd, events, callback)
+        except KeyError:
+            self._selector.register(fd, events, callback)
+
+    def unwatch(self, fd: int) -> None:
+        """Forget ``fd``; harmless when it is not watched. Call before closing it."""
+        try:
+            self._selector.unregister(fd)
+        except (KeyError, ValueError):
+            return
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """End the thread and close what the reactor owns; from another thread."""
+        self._stopping = True
+        self.post(lambda: None)
+        self._thread.join(timeout)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the descriptors without waiting for the thread (as in a forked child)."""
+        self._selector.close()
+        os.close(self._wake)
+
+    def _drain_wake(self, _events: int) -> None:
+        os.eventfd_read(self._wake)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            for key, events in self._selector.select(self._timeout()):
+                self._guard(lambda key=key, events=events: key.data(events))  # type: ignore[misc]
+            self._run_timers()
+            for _ in range(len(self._posted)):
+                self._guard(self._posted.popleft())
+
+    def _timeout(self) -> float | None:
+        if self._posted:
+            return 0
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+
+    def _run_timers(self) -> None:
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            timer = heapq.heappop(self._timers)[2]
+            if timer.call is not None:
+                self._guard(timer.call)
+
+    @staticmethod
+    def _guard(call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception:
+            log.exception("unexpected error in the control plane; please report it")

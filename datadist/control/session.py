@@ -1,0 +1,217 @@
+"""One connection to one peer engine: framed messages with descriptors, and its end."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import logging
+import os
+import socket
+import struct
+import termios
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from datadist.control.messages import HEADER, MAX_FDS, MAX_FRAME, Message, decode, encode
+from datadist.control.reactor import READ, WRITE, Reactor
+
+log = logging.getLogger("datadist.control")
+
+MAX_QUEUED = 256 << 20
+"""Bytes that may wait for a peer that does not read; above, the session is given up."""
+_CREDENTIALS = struct.Struct("3i")
+_CHUNK = 1 << 18
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close every descriptor."""
+    for fd in fds:
+        os.close(fd)
+
+
+class Session:
+    """A connected socket, read on the reactor; :meth:`send` works from any thread.
+
+    ``peer_pid`` and ``peer_uid`` are the kernel's word (SO_PEERCRED). ``on_message(session,
+    message, fds)`` owns the descriptors it is given; ``on_closed(session, reason)`` comes once.
+    """
+
+    def __init__(self, reactor: Reactor, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._reactor = reactor
+        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        self.peer_pid, self.peer_uid, _gid = _CREDENTIALS.unpack(raw)
+        self.pidfd = os.pidfd_open(self.peer_pid)
+        self.incarnation = ""
+        self.cluster_id = -1
+        self.closed = False
+        self.orderly = False
+        self.on_message: Callable[[Session, Message, list[int]], None] | None = None
+        self.on_closed: Callable[[Session, str], None] | None = None
+        self._dispatching = False
+        self._inbox = bytearray()
+        self._fds: deque[int] = deque()
+        self._outbox: deque[tuple[memoryview, list[int]]] = deque()
+        self._queued = 0
+        self._send_lock = threading.Lock()
+
+    def start(self) -> None:
+        """Begin to read; on the reactor's thread."""
+        self._reactor.watch(self._sock.fileno(), READ, self._on_events)
+        self._reactor.watch(self.pidfd, READ, self._on_exit)
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send or queue; never blocks. Owns ``fds`` from now on. Silent on a closed session."""
+        data = memoryview(encode(message))
+        with self._send_lock:
+            if self.closed:
+                close_all(fds)
+                return
+            self._outbox.append((data, list(fds)))
+            self._queued += len(data)
+            broken = self._flush()
+            waiting = bool(self._outbox)
+        if broken or self._queued > MAX_QUEUED:
+            why = broken or f"it left {self._queued} bytes unread"
+            self._reactor.post(lambda: self.close(why))
+        elif waiting:
+            self._reactor.post(self._update_events)
+
+    def settled(self) -> bool:
+        """Whether everything that arrived so far has been handled; from any thread."""
+        if self.closed:
+            return True
+        count = array.array("i", [0])
+        try:
+            fcntl.ioctl(self._sock, termios.FIONREAD, count, True)
+        except (OSError, ValueError):
+            return True
+        return count[0] == 0 and not self._dispatching
+
+    def drain(self) -> None:
+        """Handle what has arrived, on the reactor's thread."""
+        if not self.closed:
+            self._on_events(READ)
+
+    def close(self, reason: str) -> None:
+        """Close and report once, on the reactor's thread; unsent frames are dropped."""
+        with self._send_lock:
+            if self.closed:
+                return
+            self.closed = True
+            pending = [fd for _, fds in self._outbox for fd in fds]
+            self._outbox.clear()
+        self._reactor.unwatch(self._sock.fileno())
+        self._reactor.unwatch(self.pidfd)
+        self._sock.close()
+        close_all([*pending, *self._fds, self.pidfd])
+        self._fds.clear()
+        if self.on_closed is not None:
+            self.on_closed(self, reason)
+
+    def unsent(self) -> bool:
+        """Whether frames wait for the peer to read."""
+        return bool(self._outbox)
+
+    def _flush(self) -> str | None:
+        while self._outbox:
+            data, fds = self._outbox[0]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            try:
+                sent = self._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                return f"sending failed: {error}"
+            close_all(fds)
+            self._queued -= sent
+            if sent < len(data):
+                self._outbox[0] = (data[sent:], [])
+            else:
+                self._outbox.popleft()
+        return None
+
+    def _update_events(self) -> None:
+        if not self.closed:
+            events = READ | WRITE if self._outbox else READ
+            self._reactor.watch(self._sock.fileno(), events, self._on_events)
+
+    def _on_events(self, events: int) -> None:
+        if events & WRITE:
+            with self._send_lock:
+                broken = self._flush()
+            if broken:
+                self.close(broken)
+                return
+            self._update_events()
+        if events & READ:
+            self._dispatching = True
+            try:
+                self._receive()
+            finally:
+                self._dispatching = False
+
+    def _on_exit(self, _events: int) -> None:
+        self.drain()  # what the peer said before it ended still counts
+        self.close("its process ended")
+
+    def _receive(self) -> None:
+        reason: str | None = None
+        while reason is None:
+            try:
+                data, fds, flags, _ = socket.recv_fds(
+                    self._sock, _CHUNK, MAX_FDS, socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                break
+            except OSError as error:
+                reason = f"receiving failed: {error}"
+                break
+            self._fds.extend(fds)
+            if flags & socket.MSG_CTRUNC:
+                reason = "descriptors it sent were lost (is the descriptor limit reached here?)"
+            elif not data:
+                reason = "it closed the connection"
+            else:
+                self._inbox += data
+                reason = self._dispatch()
+            if self.closed:
+                return
+        if reason is not None:
+            self.close(reason)
+
+    def _dispatch(self) -> str | None:
+        start = 0
+        view = self._inbox
+        while len(view) - start >= HEADER.size:
+            (size,) = HEADER.unpack_from(view, start)
+            if size > MAX_FRAME:
+                return f"it sent a frame of {size} bytes, more than {MAX_FRAME}"
+            end = start + HEADER.size + size
+            if len(view) < end:
+                break
+            try:
+                message = decode(view[start + HEADER.size : end])
+            except ValueError as error:
+                return f"it sent a frame that is not valid: {error}"
+            start = end
+            fds = self._take_fds(message)
+            if fds is None:
+                return "it sent fewer descriptors than it said"
+            if self.on_message is not None:
+                self.on_message(self, message, fds)
+            if self.closed:
+                return None
+        del self._inbox[:start]
+        return None
+
+    def _take_fds(self, message: Message) -> list[int] | None:
+        count = message.fds if message.kind == "offer" else 0
+        if len(self._fds) < count:
+            return None
+        return [self._fds.popleft() for _ in range(count)]
+
+    def __repr__(self) -> str:
+        return f"Session(cluster {self.cluster_id}, pid {self.peer_pid})"

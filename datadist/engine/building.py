@@ -1,0 +1,444 @@
+"""Building a formed domain: open the transport's link, swap offers, attach, agree on readiness.
+
+Runs on the reactor; the steps that may take long (open, attach, join, close) run on workers. A
+member that leaves before it was ready dissolves the attempt, and the domain waits anew; an error
+of a transport fails the domain on every rank.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from datadist.control.meeting import Meeting
+from datadist.control.messages import (
+    Attached,
+    Dissolve,
+    Fail,
+    Left,
+    Member,
+    Message,
+    OfferMessage,
+    Ready,
+)
+from datadist.control.reactor import Reactor
+from datadist.control.runtime_dir import Address
+from datadist.control.session import close_all
+from datadist.engine.domain import Attempt, Domain
+from datadist.engine.memory import Memory
+from datadist.engine.owned import OwnDirectory
+from datadist.engine.peers import PeerView
+from datadist.engine.workers import Workers
+from datadist.transport import (
+    Access,
+    Group,
+    Link,
+    Offer,
+    Peer,
+    Transport,
+    TransportError,
+)
+
+log = logging.getLogger("datadist.link")
+
+EARLY_SECONDS = 10.0
+MAX_EARLY = 64
+CLOSE_SECONDS = 5.0
+ACKS = "acknowledgements"
+"""Holder of sessions on which a revocation is under way."""
+
+
+class Builder:
+    """Attempts by token; ``on_ok``, ``on_failed`` and ``on_dissolved`` are the way back."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        meeting: Meeting,
+        views: dict[str, PeerView],
+        workers: Workers,
+        transport: Transport,
+        memory: Memory,
+        owned: OwnDirectory,
+        access: Access,
+    ) -> None:
+        self._reactor = reactor
+        self._meeting = meeting
+        self._views = views
+        self._workers = workers
+        self._transport = transport
+        self._memory = memory
+        self._owned = owned
+        self._access = access
+        self._active: dict[str, Domain] = {}
+        self.on_ok: Callable[[Domain], None] = lambda _d: None
+        self.on_failed: Callable[[Domain, str], None] = lambda _d, _r: None
+        self.on_dissolved: Callable[[Domain], None] = lambda _d: None
+
+    # -- beginning and ending an attempt -----------------------------------------------------
+
+    def begin(self, domain: Domain, token: str, members: dict[int, Member]) -> None:
+        """Start an attempt with these members, dropping an earlier one."""
+        if domain.attempt is not None:
+            self.drop(domain)
+        attempt = domain.attempt = Attempt(token, domain.rank, members)
+        self._active[token] = domain
+        for rank in attempt.others:
+            member = members[rank]
+            view = self._views.get(member.incarnation)
+            if view is None:
+                self._meeting.contact(Address(member.cluster_id, member.incarnation))
+            else:
+                self._adopt(attempt, view)
+        self._advance(domain, attempt)
+
+    def _adopt(self, attempt: Attempt, view: PeerView) -> None:
+        self._meeting.hold(view.session, attempt)
+        early = view.early.pop(attempt.token, None)
+        if early is not None:
+            rank = attempt.rank_of(view.incarnation)
+            assert rank is not None
+            attempt.offers[rank] = early
+
+    def drop(self, domain: Domain) -> None:
+        """Give up the attempt of a domain that is not OK; its link is closed by a worker."""
+        attempt = domain.attempt
+        if attempt is None:
+            return
+        self._retire(domain, attempt)
+        attempt.dropped = True
+        if attempt.link is not None:
+            for rank in attempt.others:
+                attempt.link.abort(rank)
+        self._close_when_quiet(attempt)
+
+    def leave(self, domain: Domain, attempt: Attempt) -> None:
+        """Tell the members that we unlink; the caller shuts the attempt down itself."""
+        for rank in attempt.others:
+            view = self._views.get(attempt.members[rank].incarnation)
+            if view is not None and rank not in attempt.gone:
+                self._meeting.hold(view.session, ACKS)
+                self._owned.send_revocation(view, lambda seq: Left(domain=attempt.token, seq=seq))
+        self._retire(domain, attempt)
+
+    def _retire(self, domain: Domain, attempt: Attempt) -> None:
+        attempt.dead = True
+        domain.attempt = None
+        self._active.pop(attempt.token, None)
+        for _, fds in attempt.offers.values():
+            close_all(fds)
+        attempt.offers.clear()
+        for rank in attempt.others:
+            view = self._views.get(attempt.members[rank].incarnation)
+            if view is not None:
+                self._owned.unsubscribe_unless(view, self._linked(view))
+                self._meeting.release(view.session, attempt)
+
+    def _linked(self, view: PeerView) -> bool:
+        return any(
+            domain.attempt is not None and domain.attempt.rank_of(view.incarnation) is not None
+            for domain in self._active.values()
+        )
+
+    def _close_when_quiet(self, attempt: Attempt) -> None:
+        if attempt.jobs == 0:
+            self._workers.submit(lambda: self.close(attempt, 0.0))
+
+    def close(self, attempt: Attempt, patience: float) -> None:
+        """Shut an attempt down that was left or dropped; not on the reactor."""
+        try:
+            risky = attempt.shut_down(patience, CLOSE_SECONDS)
+        finally:
+            self._memory.conceal(attempt.regions)
+            attempt.regions = []
+        if risky:
+            log.warning(
+                "%s may still write our memory; what it could write is kept until it answers",
+                ", ".join(f"cluster {attempt.members[r].cluster_id}" for r in sorted(risky)),
+            )
+
+    # -- the steps ---------------------------------------------------------------------------
+
+    def _advance(self, domain: Domain, attempt: Attempt) -> None:
+        if attempt.dead:
+            return
+        if not attempt.opening:
+            self._try_open(domain, attempt)
+        if attempt.link is None:
+            return
+        for rank in [r for r in attempt.offers if r not in attempt.attaching]:
+            self._attach(domain, attempt, rank)
+        if attempt.attached.issuperset(attempt.others) and not attempt.told_ready:
+            attempt.told_ready = True
+            if self._transport.capabilities.self_bootstrapping:
+                self._join(domain, attempt)
+            else:
+                self._tell_ready(domain, attempt)
+
+    def _try_open(self, domain: Domain, attempt: Attempt) -> None:
+        views = {r: self._views.get(attempt.members[r].incarnation) for r in attempt.others}
+        present = {rank: view for rank, view in views.items() if view is not None}
+        if len(present) < len(views):
+            return
+        attempt.opening = True
+        exposed = self._memory.expose()
+        attempt.regions = sorted(exposed)
+        group = self._group(domain, attempt, present)
+
+        def opened(link: Link) -> None:
+            attempt.link = link
+            if attempt.dead:
+                return
+            for rank, view in present.items():
+                self._owned.subscribe(view)
+                view.queue_offer(self._giver(domain, attempt, rank))
+            self._advance(domain, attempt)
+
+        self._job(
+            domain, attempt, "opening the transport",
+            lambda: self._transport.open(group, list(exposed.values()), self._access), opened,
+        )  # fmt: skip
+
+    def _group(self, domain: Domain, attempt: Attempt, views: dict[int, PeerView]) -> Group:
+        own = attempt.members[attempt.rank]
+        peers = {own.rank: Peer(own.rank, own.incarnation)}
+        for rank, view in views.items():
+            session = view.session
+            peers[rank] = Peer(rank, view.incarnation, session.peer_pid, session.pidfd)
+        name = f"{domain.name.encode()[:90].decode(errors='ignore')}.{attempt.token}"
+        return Group(
+            name=name,
+            rank=attempt.rank,
+            peers=dict(sorted(peers.items())),
+            table=domain.table,
+            deadline=domain.deadline,
+        )
+
+    def _giver(self, domain: Domain, attempt: Attempt, rank: int) -> Callable[[], bool]:
+        def give() -> bool:
+            view = self._views.get(attempt.members[rank].incarnation)
+            if attempt.dead or attempt.link is None or view is None:
+                return False
+            try:
+                offer = attempt.link.offer(rank)
+            except Exception as error:
+                self._failed(
+                    domain, attempt, self._blame(f"making the offer for rank {rank}", error)
+                )
+                return False
+            message = OfferMessage.model_construct(
+                domain=attempt.token, data=offer.data, fds=len(offer.fds), regions=attempt.regions
+            )
+            view.session.send(message, offer.fds)
+            return True
+
+        return give
+
+    def _attach(self, domain: Domain, attempt: Attempt, rank: int) -> None:
+        message, fds = attempt.offers.pop(rank)
+        attempt.attaching.add(rank)
+        link = attempt.link
+        assert link is not None
+
+        def attached(_: None) -> None:
+            self._send_attached(attempt, rank)
+            if not attempt.dead:
+                attempt.attached.add(rank)
+                attempt.exposed[rank] = frozenset(message.regions)
+                self._advance(domain, attempt)
+
+        self._job(
+            domain, attempt, f"attaching the memory of rank {rank}",
+            lambda: link.attach(rank, Offer(message.data, fds)), attached,
+        )  # fmt: skip
+
+    def _send_attached(self, attempt: Attempt, rank: int) -> None:
+        view = self._views.get(attempt.members[rank].incarnation)
+        if view is not None:
+            view.send(Attached(domain=attempt.token))
+
+    def _join(self, domain: Domain, attempt: Attempt) -> None:
+        link = attempt.link
+        assert link is not None
+
+        def joined(_: None) -> None:
+            self._tell_ready(domain, attempt)
+
+        timeout = domain.deadline - domain.created
+        self._job(
+            domain, attempt, "joining the peers in the transport's library",
+            lambda: link.join(timeout), joined, own_thread=True,
+        )  # fmt: skip
+
+    def _tell_ready(self, domain: Domain, attempt: Attempt) -> None:
+        if not attempt.dead:
+            self.tell(attempt, Ready(domain=attempt.token))
+            self._check_ok(domain, attempt)
+
+    def _check_ok(self, domain: Domain, attempt: Attempt) -> None:
+        if domain.waiting and attempt.told_ready and attempt.ready.issuperset(attempt.others):
+            self.on_ok(domain)
+
+    def _job(
+        self,
+        domain: Domain,
+        attempt: Attempt,
+        stage: str,
+        work: Callable[[], object],
+        done: Callable[..., None],
+        own_thread: bool = False,
+    ) -> None:
+        attempt.jobs += 1
+        attempt.quiet.clear()
+
+        def run() -> None:
+            try:
+                result = work()
+            except BaseException as error:
+                reason = self._blame(stage, error)
+                self._reactor.post(lambda: finish(lambda: self._failed(domain, attempt, reason)))
+            else:
+                self._reactor.post(lambda: finish(lambda: done(result)))
+
+        def finish(then: Callable[[], None]) -> None:
+            try:
+                then()
+            finally:
+                attempt.jobs -= 1
+                if attempt.jobs == 0:
+                    attempt.quiet.set()
+                if attempt.dropped:
+                    self._close_when_quiet(attempt)
+
+        if own_thread:
+            threading.Thread(target=run, name="datadist-join", daemon=True).start()
+        else:
+            self._workers.submit(run)
+
+    def _failed(self, domain: Domain, attempt: Attempt, reason: str) -> None:
+        if not attempt.dead:
+            self.on_failed(domain, reason)
+
+    def _blame(self, stage: str, error: BaseException) -> str:
+        if isinstance(error, TransportError):
+            return f"{stage} failed: {error}"
+        plugin = type(self._transport)
+        log.error(
+            "defect of transport %s.%s (it raised what the interface does not allow)",
+            plugin.__module__, plugin.__qualname__, exc_info=error,
+        )  # fmt: skip
+        return f"{stage} failed: {type(error).__name__}: {error}"
+
+    # -- from peers --------------------------------------------------------------------------
+
+    def tell(self, attempt: Attempt, message: Message) -> None:
+        """Send ``message`` to every member that is still there."""
+        for rank in attempt.others:
+            view = self._views.get(attempt.members[rank].incarnation)
+            if view is not None:
+                view.send(message)
+
+    def refuse(self, view: PeerView, token: str, reason: str) -> None:
+        """Tell the sender of a `Form` that it can not be."""
+        view.send(Dissolve(domain=token, reason=reason))
+
+    def on_session(self, view: PeerView) -> None:
+        """A member that an attempt waited for can be talked to."""
+        for domain in list(self._active.values()):
+            attempt = domain.attempt
+            if attempt is not None and attempt.rank_of(view.incarnation) is not None:
+                self._adopt(attempt, view)
+                self._advance(domain, attempt)
+
+    def on_offer(self, view: PeerView, message: OfferMessage, fds: list[int]) -> None:
+        """A member's offer; it may come before we heard of the domain."""
+        domain = self._active.get(message.domain)
+        attempt = domain.attempt if domain else None
+        rank = attempt.rank_of(view.incarnation) if attempt else None
+        if domain is None or attempt is None:
+            self._keep_early(view, message, fds)
+        elif rank is None or rank in attempt.offers or rank in attempt.attaching:
+            close_all(fds)
+        else:
+            attempt.offers[rank] = (message, fds)
+            self._advance(domain, attempt)
+
+    def _keep_early(self, view: PeerView, message: OfferMessage, fds: list[int]) -> None:
+        token = message.domain
+        if token in view.early or len(view.early) >= MAX_EARLY:
+            close_all(fds)
+            return
+        view.early[token] = (message, fds)
+
+        def forget() -> None:
+            late = view.early.pop(token, None)
+            if late is not None:
+                close_all(late[1])
+                view.send(Attached(domain=token))
+
+        self._reactor.later(EARLY_SECONDS, forget)
+
+    def on_ready(self, view: PeerView, token: str) -> None:
+        """A member has attached everybody."""
+        domain = self._active.get(token)
+        attempt = domain.attempt if domain else None
+        if domain is not None and attempt is not None:
+            rank = attempt.rank_of(view.incarnation)
+            if rank is not None:
+                attempt.ready.add(rank)
+                self._check_ok(domain, attempt)
+
+    def on_fail(self, view: PeerView, message: Fail) -> None:
+        """A member failed: so do we."""
+        domain = self._active.get(message.domain)
+        if domain is not None and domain.waiting:
+            self.on_failed(domain, f"cluster {view.session.cluster_id} reported: {message.reason}")
+
+    def on_dissolve(self, view: PeerView, message: Dissolve) -> None:
+        """A member went back to waiting: so do we."""
+        domain = self._active.get(message.domain)
+        if domain is not None and domain.waiting:
+            self._dissolve(domain, message.reason)
+
+    def on_left(self, view: PeerView, message: Left) -> None:
+        """A member unlinked."""
+        domain = self._active.get(message.domain)
+        if domain is not None:
+            cluster = view.session.cluster_id
+            self._member_gone(domain, view, f"cluster {cluster} has unlinked", left=True)
+        view.acknowledge(message.seq)
+
+    def on_lost(self, view: PeerView, reason: str) -> None:
+        """A member's process is gone, or closed its session."""
+        for domain in list(self._active.values()):
+            attempt = domain.attempt
+            if attempt is not None and attempt.rank_of(view.incarnation) is not None:
+                cluster = view.session.cluster_id
+                self._member_gone(domain, view, f"cluster {cluster} is gone: {reason}")
+        for _, fds in view.early.values():
+            close_all(fds)
+        view.early.clear()
+
+    def _member_gone(self, domain: Domain, view: PeerView, reason: str, left: bool = False) -> None:
+        attempt = domain.attempt
+        assert attempt is not None
+        rank = attempt.rank_of(view.incarnation)
+        if rank is None:
+            return
+        if domain.waiting and rank not in attempt.ready:
+            self._dissolve(domain, reason)
+            return
+        attempt.gone.setdefault(rank, reason)
+        if attempt.link is not None:
+            attempt.link.abort(rank)
+        if not left and domain.status.name == "OK":
+            log.warning("%s: %s", domain, reason)
+
+    def _dissolve(self, domain: Domain, reason: str) -> None:
+        attempt = domain.attempt
+        assert attempt is not None
+        log.info("%s: waiting again: %s", domain, reason)
+        self.tell(attempt, Dissolve(domain=attempt.token, reason=reason[:4000]))
+        self.drop(domain)
+        self.on_dissolved(domain)

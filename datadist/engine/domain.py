@@ -1,0 +1,148 @@
+"""Our side of one communication domain, and of one attempt to build it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from datadist.control.messages import Announce, Member, OfferMessage
+from datadist.rank_table import RankTable
+from datadist.transport import Link
+from datadist.types import RegisterMemStatus
+
+
+@dataclass(eq=False)
+class Attempt:
+    """Building a domain with known members; dropped and begun anew when a member leaves."""
+
+    token: str
+    rank: int
+    members: dict[int, Member]
+    link: Link | None = None
+    opening: bool = False
+    regions: list[int] = field(default_factory=list)
+    """Ids of our regions that this link exposes."""
+    offers: dict[int, tuple[OfferMessage, list[int]]] = field(default_factory=dict)
+    attaching: set[int] = field(default_factory=set)
+    attached: set[int] = field(default_factory=set)
+    ready: set[int] = field(default_factory=set)
+    told_ready: bool = False
+    gone: dict[int, str] = field(default_factory=dict)
+    """Ranks that can not be reached any more, and why."""
+    exposed: dict[int, frozenset[int]] = field(default_factory=dict)
+    """Region ids of each peer that this link reaches."""
+    locks: dict[int, threading.Lock] = field(default_factory=dict)
+    dead: bool = False
+    """Whether it was given up."""
+    dropped: bool = False
+    """Whether a worker closes it, rather than the thread that unlinks."""
+    jobs: int = 0
+    quiet: threading.Event = field(default_factory=threading.Event)
+    """Set while no worker is busy with this attempt."""
+
+    def __post_init__(self) -> None:
+        self.quiet.set()
+        self.locks = {rank: threading.Lock() for rank in self.others}
+
+    @property
+    def others(self) -> list[int]:
+        """Ranks of the peers."""
+        return [rank for rank in self.members if rank != self.rank]
+
+    def rank_of(self, incarnation: str) -> int | None:
+        """The rank that an engine has in this attempt."""
+        for rank, member in self.members.items():
+            if member.incarnation == incarnation:
+                return rank
+        return None
+
+    def stage(self) -> str:
+        """What is being waited for, for people."""
+        if not self.opening:
+            return "meeting the members"
+        if self.link is None:
+            return "opening the transport"
+        for rank in self.others:
+            if rank not in self.attached:
+                verb = "attaching" if rank in self.attaching else "waiting for"
+                return f"{verb} the offer of rank {rank}"
+        missing = [rank for rank in self.others if rank not in self.ready]
+        return f"waiting until rank {', '.join(map(str, missing))} is ready"
+
+    def shut_down(self, patience: float, limit: float) -> frozenset[int]:
+        """Close the transport's link; not on the reactor.
+
+        Waits ``patience`` seconds for transfers in flight, then aborts them, and ``limit`` more for
+        whatever else is busy. Returns the ranks that may still write our memory.
+        """
+        self.dead = True
+        held = self._acquire(self.locks.values(), time.monotonic() + patience)
+        link = self.link
+        if link is not None:
+            for rank in self.others:
+                link.abort(rank)
+        deadline = time.monotonic() + limit
+        self.quiet.wait(limit)
+        held += self._acquire((k for k in self.locks.values() if k not in held), deadline)
+        try:
+            return self.link.close() if self.link is not None else frozenset()
+        finally:
+            for lock in held:
+                lock.release()
+
+    @staticmethod
+    def _acquire(locks: Iterable[threading.Lock], deadline: float) -> list[threading.Lock]:
+        return [k for k in locks if k.acquire(timeout=max(0.0, deadline - time.monotonic()))]
+
+
+@dataclass(eq=False)
+class Domain:
+    """A domain that the user linked, from `link` until `unlink`."""
+
+    comm_id: int
+    name: str
+    ranks: dict[int, int]
+    """Cluster id to rank."""
+    own_cluster: int
+    table: RankTable
+    announce: Announce
+    deadline: float
+    created: float = field(default_factory=time.monotonic)
+    status: RegisterMemStatus = RegisterMemStatus.PREPARING
+    reason: str | None = None
+    """Why it failed."""
+    settled: threading.Event = field(default_factory=threading.Event)
+    """Set once the status is OK or FAILED, or the domain is unlinked."""
+    closed: bool = False
+    attempt: Attempt | None = None
+    announced: set[str] = field(default_factory=set)
+    """Incarnations that heard of it."""
+
+    @property
+    def rank(self) -> int:
+        """Our rank."""
+        return self.ranks[self.own_cluster]
+
+    @property
+    def others(self) -> dict[int, int]:
+        """The peers: cluster id to rank."""
+        return {c: r for c, r in self.ranks.items() if c != self.own_cluster}
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it still looks for its members."""
+        return not self.closed and self.status is RegisterMemStatus.PREPARING
+
+    def same_as(self, other: Announce) -> bool:
+        """Whether a peer's announcement means this domain."""
+        mine = self.announce
+        return (
+            mine.name == other.name
+            and sorted(mine.ranks) == sorted(other.ranks)
+            and mine.table == other.table
+        )
+
+    def __repr__(self) -> str:
+        return f"link {self.name!r} (comm id {self.comm_id})"

@@ -1,0 +1,325 @@
+"""One initialised engine: its parts, put together and taken apart in order."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+
+from datadist.control.meeting import Meeting
+from datadist.control.messages import Announce
+from datadist.control.reactor import Reactor
+from datadist.control.runtime_dir import RuntimeDirError, default_path
+from datadist.control.session import Session
+from datadist.engine.building import Builder
+from datadist.engine.domain import Domain
+from datadist.engine.inbox import Inbox
+from datadist.engine.links import Links
+from datadist.engine.loader import BackendError, Choice, choose_backend
+from datadist.engine.memory import Memory
+from datadist.engine.options import EngineOptions
+from datadist.engine.owned import OwnDirectory
+from datadist.engine.peers import PeerView
+from datadist.engine.transfer import Transfers
+from datadist.engine.workers import Workers
+from datadist.rank_table import RankTable, RankTableError, parse_rank_table
+from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.transport import (
+    Access,
+    Placement,
+    Transport,
+    TransportError,
+    TransportOptions,
+)
+from datadist.types import RegisterMemStatus
+
+log = logging.getLogger("datadist.engine")
+
+MAX_DOMAINS = 512
+RECOMMENDED_DOMAINS = 16
+FLUSH_SECONDS = 1.0
+CONTROL_SECONDS = 30.0
+"""Longest wait for our own reactor, which never blocks; reaching it is a defect."""
+
+_live: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def comm_ids() -> Iterator[int]:
+    """Ids of domains: from 1, without the numbers of status codes.
+
+    Programs compare what ``link`` returns with status codes, which are integers too.
+    """
+    taken = {int(code) for code in LLMStatusCode}
+    return (number for number in itertools.count(1) if number not in taken)
+
+
+class Engine:
+    """Everything between `init` and `finalize`.
+
+    Raises LLMException: LLM_FAILED where the backend, the device or the meeting place can not be
+    used, and the codes of the memory pools.
+    """
+
+    def __init__(self, cluster_id: int, options: EngineOptions, environ: Mapping[str, str]) -> None:
+        self.cluster_id = cluster_id
+        self.options = options
+        self.forked = False
+        self._link_lock = threading.Lock()
+        self._comm_ids = comm_ids()
+        self._warned = False
+        with ExitStack() as stack:
+            self.backend, self.transport = _start_transport(options, environ)
+            stack.callback(self.transport.close)
+            self.memory = Memory(self.transport)
+            stack.callback(self.memory.close)
+            self._add_pools()
+            self.owned = OwnDirectory(self.memory)
+            self._start_control(environ, stack)
+            self._closing = stack.pop_all()
+        _live.add(self)
+
+    def _add_pools(self) -> None:
+        pools = {
+            Placement.DEVICE: self.options.device_pool,
+            Placement.HOST: self.options.host_pool,
+        }
+        for placement, config in pools.items():
+            if config is not None:
+                self.memory.add_pool(placement, config)
+
+    def _start_control(self, environ: Mapping[str, str], stack: ExitStack) -> None:
+        self._workers = Workers(max(2, min(4, os.cpu_count() or 2)), "datadist-worker")
+        stack.callback(self._workers.stop)
+        self._reactor = Reactor("datadist-control")
+        stack.callback(self._reactor.stop)
+        try:
+            self._meeting = Meeting(self._reactor, self.cluster_id, default_path(environ))
+        except RuntimeDirError as error:
+            raise LLMException(str(error), status_code=LLMStatusCode.LLM_FAILED) from error
+        stack.callback(lambda: self._call(self._meeting.close))
+        self.views: dict[str, PeerView] = {}
+        access = Access.READ_WRITE if self.options.remote_accessible else Access.READ
+        self._builder = Builder(
+            self._reactor,
+            self._meeting,
+            self.views,
+            self._workers,
+            self.transport,
+            self.memory,
+            self.owned,
+            access,
+        )
+        self._links = Links(self._reactor, self._meeting, self.views, self._builder)
+        Inbox(self._meeting, self.views, self._links, self._builder, self.owned)
+        self.transfers = Transfers(
+            self.cluster_id,
+            self.options.remote_accessible,
+            self.options.sync_timeout,
+            self._links.domains,
+            self.views,
+            self.owned,
+            self._drain,
+        )
+        self._call(self._meeting.start)
+
+    def _call(self, function: Callable[[], object]) -> None:
+        self._reactor.call(function, CONTROL_SECONDS)
+
+    def _drain(self, session: Session, timeout: float) -> None:
+        try:
+            self._reactor.call(session.drain, timeout)
+        except TimeoutError:
+            log.debug("the control thread is busy; looking keys up as they are known")
+
+    # -- links -------------------------------------------------------------------------------
+
+    def link(self, name: str, ranks: Mapping[int, int], table_text: str) -> int:
+        """Begin to form a domain and return its comm id (LLM-DataDist API, link).
+
+        Raises LLM_PARAM_INVALID, or LLM_LINK_FAILED for a rank table that cannot be used.
+        """
+        with self._link_lock:
+            self._check_link(ranks)
+            table = self._read_table(ranks, table_text)
+            comm_id = next(self._comm_ids)
+            domain = Domain(
+                comm_id=comm_id,
+                name=name,
+                ranks=dict(ranks),
+                own_cluster=self.cluster_id,
+                table=table,
+                announce=Announce(
+                    link=comm_id,
+                    name=name,
+                    ranks=sorted(ranks.items()),
+                    table=table.canonical,
+                    backend=self.backend.name,
+                    one_sided=self.options.remote_accessible,
+                ),
+                deadline=time.monotonic() + self.options.link_total_time,
+            )
+            self._call(lambda: self._links.add(domain))
+            return comm_id
+
+    def _check_link(self, ranks: Mapping[int, int]) -> None:
+        if self.cluster_id not in ranks:
+            raise param_invalid(
+                f"cluster_rank_info {dict(ranks)} does not contain this engine's cluster id "
+                f"{self.cluster_id}"
+            )
+        held = len(self._links.domains)
+        if held >= MAX_DOMAINS:
+            raise param_invalid(
+                f"{held} communication domains are linked and at most {MAX_DOMAINS} are possible: "
+                "unlink some (FAILED ones count until they are unlinked)"
+            )
+        if self.memory.empty():
+            raise param_invalid(
+                "there is no memory that a link could use: configure a pool (mem_pool_cfg, for "
+                'example {"memory_size": 1073741824}) or register a cache before link'
+            )
+        if held >= RECOMMENDED_DOMAINS and not self._warned:
+            self._warned = True
+            log.warning(
+                "more than %d communication domains are linked: each costs memory and slows "
+                "linking (at most %d are possible)",
+                RECOMMENDED_DOMAINS,
+                MAX_DOMAINS,
+            )
+
+    def _read_table(self, ranks: Mapping[int, int], text: str) -> RankTable:
+        try:
+            table = parse_rank_table(text)
+            problems = table.check_ranks(list(ranks.values()))
+            if not problems:
+                self.transport.check_table(table, ranks[self.cluster_id])
+        except RankTableError as error:
+            problems = list(error.problems)
+        except TransportError as error:
+            problems = [str(error)]
+        if problems:
+            raise LLMException(
+                "the rank table cannot be used: " + "; ".join(problems),
+                status_code=LLMStatusCode.LLM_LINK_FAILED,
+            )
+        return table
+
+    def unlink(self, comm_id: int) -> None:
+        """Leave a domain; transfers over it may end first, for as long as they may take.
+
+        Raises LLM_NOT_YET_LINK for an unknown id.
+        """
+        domain = self.domain(comm_id)
+        with self._link_lock:
+            self._leave(domain, patience=self.options.sync_timeout)
+
+    def _leave(self, domain: Domain, patience: float) -> None:
+        attempt = self._reactor.call(lambda: self._links.remove(domain), CONTROL_SECONDS)
+        if attempt is not None:
+            try:
+                self._builder.close(attempt, patience)
+            except (TransportError, LLMException) as error:
+                raise LLMException(
+                    f"{domain} is unlinked, but closing it failed: {error}",
+                    status_code=LLMStatusCode.LLM_UNLINK_FAILED,
+                ) from error
+
+    def domain(self, comm_id: int) -> Domain:
+        """The domain of a comm id. Raises LLM_NOT_YET_LINK."""
+        domain = self._links.domains.get(comm_id)
+        if domain is None:
+            raise LLMException(
+                f"comm id {comm_id} is not linked: link never returned it, or it was unlinked",
+                status_code=LLMStatusCode.LLM_NOT_YET_LINK,
+            )
+        return domain
+
+    def wait_link(self, comm_id: int, timeout: float | None) -> None:
+        """Block until a domain is OK.
+
+        Raises LLM_LINK_FAILED with the reason, LLM_TIMEOUT after ``timeout`` seconds,
+        LLM_NOT_YET_LINK for an unknown id or when it is unlinked meanwhile.
+        """
+        domain = self.domain(comm_id)
+        limit = domain.deadline - time.monotonic() + CONTROL_SECONDS
+        if not domain.settled.wait(limit if timeout is None else timeout):
+            raise LLMException(
+                f"{domain} is still PREPARING: {self._missing(domain)}",
+                status_code=LLMStatusCode.LLM_TIMEOUT,
+            )
+        if domain.closed:
+            self.domain(comm_id)
+        if domain.status is RegisterMemStatus.FAILED:
+            raise LLMException(
+                f"{domain} FAILED: {domain.reason}", status_code=LLMStatusCode.LLM_LINK_FAILED
+            )
+
+    def _missing(self, domain: Domain) -> str:
+        return self._reactor.call(lambda: self._links.missing(domain), CONTROL_SECONDS)
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def finalize(self) -> None:
+        """Unlink everything and free everything; bounded to seconds, logs what goes wrong."""
+        _live.discard(self)
+        with self._link_lock:
+            for domain in list(self._links.domains.values()):
+                try:
+                    self._leave(domain, patience=0.0)
+                except LLMException as error:
+                    log.warning("finalize: %s", error)
+            self._flush()
+            self.owned.clear()
+            self._closing.close()
+
+    def _flush(self) -> None:
+        deadline = time.monotonic() + FLUSH_SECONDS
+        while time.monotonic() < deadline:
+            if not any(view.session.unsent() for view in list(self.views.values())):
+                return
+            time.sleep(0.002)
+
+    def abandon(self) -> None:
+        """In a forked child: the threads are gone; close descriptors, touch nothing shared."""
+        self.forked = True
+        self._reactor.abandon()
+        self._meeting.abandon()
+
+
+def _start_transport(
+    options: EngineOptions, environ: Mapping[str, str]
+) -> tuple[Choice, Transport]:
+    try:
+        choice = choose_backend(options.backend, environ)
+    except BackendError as error:
+        raise param_invalid(str(error)) from error
+    settings = TransportOptions(
+        device_id=options.device_id,
+        listen_address=options.listen_ip,
+        traffic_class=options.traffic_class,
+        service_level=options.service_level,
+        retry_count=options.link_retry_count,
+        link_timeout=options.link_total_time,
+        auth_key=options.auth_key,
+        extra=options.extra.get(choice.name, {}),
+    )
+    try:
+        return choice, choice.transport_class(settings)
+    except TransportError as error:
+        raise LLMException(
+            f"backend {choice.name} ({choice.why}) does not start: {error}",
+            status_code=LLMStatusCode.LLM_FAILED,
+        ) from error
+
+
+def _after_fork_in_child() -> None:
+    for engine in list(_live):
+        engine.abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

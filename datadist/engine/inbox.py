@@ -1,0 +1,117 @@
+"""Where each message of a peer goes. Everything here runs on the reactor's thread."""
+
+from __future__ import annotations
+
+import logging
+
+from datadist.control.meeting import Meeting
+from datadist.control.messages import (
+    Ack,
+    Announce,
+    Attached,
+    Consume,
+    Directory,
+    Dissolve,
+    Fail,
+    Form,
+    Left,
+    Message,
+    Mismatch,
+    OfferMessage,
+    Ready,
+    Sync,
+    Synced,
+    Withdraw,
+)
+from datadist.control.session import Session, close_all
+from datadist.engine.building import ACKS, Builder
+from datadist.engine.links import Links
+from datadist.engine.owned import OwnDirectory
+from datadist.engine.peers import Announcement, PeerView
+
+log = logging.getLogger("datadist.control")
+
+
+class Inbox:
+    """Connects the meeting place with the parts that act on what peers say."""
+
+    def __init__(
+        self,
+        meeting: Meeting,
+        views: dict[str, PeerView],
+        links: Links,
+        builder: Builder,
+        owned: OwnDirectory,
+    ) -> None:
+        self._meeting = meeting
+        self._views = views
+        self._links = links
+        self._builder = builder
+        self._owned = owned
+        meeting.on_session = self._on_session
+        meeting.on_message = self._on_message
+        meeting.on_lost = self._on_lost
+
+    def _on_session(self, session: Session) -> None:
+        view = self._views[session.incarnation] = PeerView(session)
+        self._links.on_session(view)
+
+    def _on_lost(self, session: Session, reason: str, orderly: bool) -> None:
+        view = self._views.get(session.incarnation)
+        if view is not None and view.session is session:
+            del self._views[session.incarnation]
+            view.end_all_syncs()
+            self._links.on_lost(view, reason, orderly)
+            self._owned.on_gone(view)
+
+    def _on_message(self, session: Session, message: Message, fds: list[int]) -> None:
+        view = self._views.get(session.incarnation)
+        if view is None or view.session is not session:
+            close_all(fds)
+            return
+        if isinstance(message, OfferMessage):
+            self._builder.on_offer(view, message, fds)
+        elif not (self._on_matching(view, message) or self._on_directory(view, message)):
+            session.close(f"it sent {message.kind} where that has no meaning")
+
+    def _on_matching(self, view: PeerView, message: Message) -> bool:
+        match message:
+            case Announce():
+                self._links.on_announce(view, Announcement(message))
+            case Withdraw():
+                view.announcements.pop(message.link, None)
+            case Mismatch():
+                self._links.on_mismatch(view, message)
+            case Form():
+                self._links.on_form(view, message)
+            case Dissolve():
+                self._builder.on_dissolve(view, message)
+            case Fail():
+                self._builder.on_fail(view, message)
+            case Attached():
+                view.offer_taken()
+            case Ready():
+                self._builder.on_ready(view, message.domain)
+            case Left():
+                self._builder.on_left(view, message)
+            case _:
+                return False
+        return True
+
+    def _on_directory(self, view: PeerView, message: Message) -> bool:
+        match message:
+            case Directory():
+                view.apply(message)
+            case Ack():
+                self._owned.revocations.on_ack(view, message.seq)
+                if view.seq_acked >= view.seq_sent:
+                    self._meeting.release(view.session, ACKS)
+            case Consume():
+                self._owned.consumed(message.cache_id, message.binding, message.start, message.stop)
+            case Sync():
+                view.send(Synced(id=message.id))
+            case Synced():
+                view.end_sync(message.id)
+            case _:
+                return False
+        return True

@@ -1,0 +1,288 @@
+"""Forming communication domains: who waits for whom, who is matched with whom.
+
+Every rank announces its wish to every peer it can find. Rank 0 of a domain decides: once it holds
+an announcement of every other rank that means the same domain, it names the members (`Form`), and
+each member builds its side (see :mod:`datadist.engine.building`). Announcements that never can
+match fail both ends, with the difference. Everything here runs on the reactor's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+
+from datadist.control.meeting import Meeting
+from datadist.control.messages import Fail, Form, Member, Mismatch, Withdraw
+from datadist.control.reactor import Reactor
+from datadist.engine.building import Builder
+from datadist.engine.domain import Attempt, Domain
+from datadist.engine.matching import differences, disagreement, mutual
+from datadist.engine.peers import Announcement, PeerView
+from datadist.types import RegisterMemStatus
+
+log = logging.getLogger("datadist.link")
+
+GRACE_SECONDS = 1.0
+"""How long announcements that differ may wait for a better match before both fail."""
+
+
+class Links:
+    """The domains of one engine while they look for their members."""
+
+    def __init__(
+        self, reactor: Reactor, meeting: Meeting, views: dict[str, PeerView], builder: Builder
+    ) -> None:
+        self._reactor = reactor
+        self._meeting = meeting
+        self._views = views
+        self._builder = builder
+        self.domains: dict[int, Domain] = {}
+        builder.on_ok = self._on_ok
+        builder.on_failed = self.fail
+        builder.on_dissolved = self._on_dissolved
+
+    # -- from the API ------------------------------------------------------------------------
+
+    def add(self, domain: Domain) -> None:
+        """Begin to look for the members of a new domain."""
+        self.domains[domain.comm_id] = domain
+        for view in list(self._views.values()):
+            if view.session.cluster_id in domain.others:
+                self._announce(domain, view)
+        for cluster in domain.others:
+            self._meeting.seek(cluster)
+        self._reactor.later(domain.deadline - time.monotonic(), lambda: self._expire(domain))
+        self._reactor.later(GRACE_SECONDS, self._compare)
+        self._consider(domain)
+
+    def remove(self, domain: Domain) -> Attempt | None:
+        """Take a domain out; the caller closes the attempt that is returned."""
+        self.domains.pop(domain.comm_id, None)
+        domain.closed = True
+        self._withdraw(domain)
+        attempt = domain.attempt
+        if attempt is not None:
+            self._builder.leave(domain, attempt)
+        domain.settled.set()
+        return attempt
+
+    # -- from peers --------------------------------------------------------------------------
+
+    def on_session(self, view: PeerView) -> None:
+        """A peer can be talked to: tell it what we wait for, and go on where it was missing."""
+        for domain in list(self.domains.values()):
+            if domain.waiting and view.session.cluster_id in domain.others:
+                self._announce(domain, view)
+        self._builder.on_session(view)
+
+    def on_lost(self, view: PeerView, reason: str, orderly: bool) -> None:
+        """A session ended; after an orderly end the peer may be there still."""
+        self._builder.on_lost(view, reason)
+        for domain in list(self.domains.values()):
+            domain.announced.discard(view.incarnation)
+            if domain.waiting and orderly and view.session.cluster_id in domain.others:
+                self._meeting.seek(view.session.cluster_id)
+
+    def on_announce(self, view: PeerView, announcement: Announcement) -> None:
+        """A peer waits for a domain."""
+        view.announcements[announcement.message.link] = announcement
+        for domain in list(self.domains.values()):
+            if domain.same_as(announcement.message):
+                self._consider(domain)
+        self._reactor.later(GRACE_SECONDS, self._compare)
+
+    def on_mismatch(self, view: PeerView, message: Mismatch) -> None:
+        """A peer found that our domain can not match its own."""
+        domain = self.domains.get(message.link)
+        if domain is not None and domain.waiting:
+            self.fail(domain, message.reason)
+
+    def on_form(self, view: PeerView, form: Form) -> None:
+        """Rank 0 named the members of a domain of ours."""
+        members = {member.rank: member for member in form.members}
+        mine = next(
+            (m for m in form.members if m.incarnation == self._meeting.address.incarnation), None
+        )
+        domain = self.domains.get(mine.link) if mine else None
+        expected = {} if domain is None else {r: c for c, r in domain.ranks.items()}
+        if (
+            domain is None
+            or not domain.waiting
+            or {r: m.cluster_id for r, m in members.items()} != expected
+            or members[min(members)].incarnation != view.incarnation
+        ):
+            self._builder.refuse(view, form.domain, "a member is not waiting any more")
+            return
+        self._builder.begin(domain, form.domain, members)
+
+    # -- announcing --------------------------------------------------------------------------
+
+    def _announce(self, domain: Domain, view: PeerView) -> None:
+        if domain.waiting and view.incarnation not in domain.announced:
+            domain.announced.add(view.incarnation)
+            self._meeting.hold(view.session, domain)
+            view.send(domain.announce)
+
+    def _withdraw(self, domain: Domain) -> None:
+        for incarnation in domain.announced:
+            view = self._views.get(incarnation)
+            if view is not None:
+                view.send(Withdraw(link=domain.comm_id))
+                self._meeting.release(view.session, domain)
+        domain.announced.clear()
+
+    # -- matching ----------------------------------------------------------------------------
+
+    def _taken(self) -> set[tuple[str, int]]:
+        return {
+            (member.incarnation, member.link)
+            for domain in self.domains.values()
+            if domain.attempt is not None
+            for member in domain.attempt.members.values()
+        }
+
+    def _candidate(
+        self, domain: Domain, cluster: int, taken: set[tuple[str, int]]
+    ) -> tuple[PeerView, Announcement] | None:
+        for view in self._views.values():
+            if view.session.cluster_id != cluster:
+                continue
+            for link, announcement in view.announcements.items():
+                if (view.incarnation, link) not in taken and domain.same_as(announcement.message):
+                    return view, announcement
+        return None
+
+    def _consider(self, domain: Domain) -> None:
+        """As rank 0: form the domain when everybody is there."""
+        if not domain.waiting or domain.attempt or domain.rank != min(domain.ranks.values()):
+            return
+        taken = self._taken()
+        found: dict[int, tuple[PeerView, Announcement]] = {}
+        for cluster, rank in domain.others.items():
+            candidate = self._candidate(domain, cluster, taken)
+            if candidate is None:
+                return
+            found[rank] = candidate
+        choices = {rank: a.message for rank, (_, a) in found.items()}
+        why = disagreement(
+            {**choices, domain.rank: domain.announce}, {r: c for c, r in domain.ranks.items()}
+        )
+        if why is not None:
+            self.fail(domain, why)
+        else:
+            self._form(domain, found)
+
+    def _form(self, domain: Domain, found: dict[int, tuple[PeerView, Announcement]]) -> None:
+        own = self._meeting.address
+        members = {
+            domain.rank: Member(
+                rank=domain.rank,
+                cluster_id=own.cluster_id,
+                incarnation=own.incarnation,
+                link=domain.comm_id,
+            )
+        }
+        for rank, (view, announcement) in found.items():
+            members[rank] = Member(
+                rank=rank,
+                cluster_id=view.session.cluster_id,
+                incarnation=view.incarnation,
+                link=announcement.message.link,
+            )
+        form = Form(domain=secrets.token_hex(16), members=[members[r] for r in sorted(members)])
+        for view, _ in found.values():
+            view.send(form)
+        self._builder.begin(domain, form.domain, members)
+
+    def _compare(self) -> None:
+        """Fail what waited long enough beside a wish of the same name that differs."""
+        now = time.monotonic()
+        for domain in list(self.domains.values()):
+            if domain.waiting and domain.attempt is None and now - domain.created >= GRACE_SECONDS:
+                self._compare_one(domain, now)
+
+    def _compare_one(self, domain: Domain, now: float) -> None:
+        own = domain.own_cluster
+        for view in list(self._views.values()):
+            theirs = view.session.cluster_id
+            if any(domain.same_as(a.message) for a in view.announcements.values()):
+                continue
+            for announcement in view.announcements.values():
+                message = announcement.message
+                if (
+                    now - announcement.at >= GRACE_SECONDS * 0.9
+                    and mutual(domain.announce, own, message, theirs)
+                    and not any(d.same_as(message) for d in self.domains.values())
+                ):
+                    text = "ranks disagree: " + differences(domain.announce, own, message, theirs)
+                    view.send(Mismatch(link=message.link, reason=text[:4000]))
+                    self.fail(domain, text)
+                    return
+
+    # -- ends --------------------------------------------------------------------------------
+
+    def _on_ok(self, domain: Domain) -> None:
+        attempt = domain.attempt
+        assert attempt is not None
+        domain.status = RegisterMemStatus.OK
+        for member in attempt.members.values():
+            view = self._views.get(member.incarnation)
+            if view is not None:
+                view.announcements.pop(member.link, None)
+        self._withdraw(domain)
+        log.info(
+            "%s: linked rank %d with %s", domain, domain.rank,
+            ", ".join(f"cluster {c} (rank {r})" for c, r in domain.others.items()),
+        )  # fmt: skip
+        domain.settled.set()
+
+    def _on_dissolved(self, domain: Domain) -> None:
+        self._consider(domain)
+
+    def fail(self, domain: Domain, reason: str) -> None:
+        """End the linking of a domain for good; peers that wait for it fail with it."""
+        if not domain.waiting:
+            return
+        waiting = [] if domain.attempt is not None else self._wishes_like(domain)
+        self._end(domain, reason)
+        for view, link in waiting:
+            view.send(Mismatch(link=link, reason=reason[:4000]))
+
+    def _expire(self, domain: Domain) -> None:
+        """Fail a domain that ran out of time, naming who is missing; its peers wait on."""
+        if domain.waiting:
+            waited = domain.deadline - domain.created
+            self._end(domain, f"not complete after {waited:.6g} s: {self.missing(domain)}")
+
+    def _end(self, domain: Domain, reason: str) -> None:
+        domain.status, domain.reason = RegisterMemStatus.FAILED, reason
+        log.error("%s: FAILED: %s", domain, reason)
+        if domain.attempt is not None:
+            attempt = domain.attempt
+            self._builder.tell(attempt, Fail(domain=attempt.token, reason=reason[:4000]))
+            self._builder.drop(domain)
+        self._withdraw(domain)
+        domain.settled.set()
+
+    def missing(self, domain: Domain) -> str:
+        """Who or what a domain waits for, for people."""
+        if domain.attempt is not None:
+            return f"stage: {domain.attempt.stage()}"
+        present = {view.session.cluster_id for view, _ in self._wishes_like(domain)}
+        missing = [
+            f"cluster {cluster} (rank {rank}) has not called link with this name, mapping and table"
+            for cluster, rank in sorted(domain.others.items(), key=lambda item: item[1])
+            if cluster not in present
+        ]
+        return "; ".join(missing) or (
+            "every cluster is there, but rank 0 has not begun (is it stopped or busy?)"
+        )
+
+    def _wishes_like(self, domain: Domain) -> list[tuple[PeerView, int]]:
+        return [
+            (view, link)
+            for view in self._views.values()
+            for link, announcement in view.announcements.items()
+            if domain.same_as(announcement.message)
+        ]

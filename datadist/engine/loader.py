@@ -1,0 +1,257 @@
+"""Finding, loading and choosing transports; stevedore does the loading.
+
+Names are listed from the metadata of installed distributions, without importing anything. Stevedore's
+cache of entry points on disk is bypassed: it keys the times of files coarsely, so that a plugin
+installed a moment ago could stay invisible.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+
+from datadist.transport import API_VERSION, ENTRY_POINT_GROUP, Availability, Transport
+
+__all__ = ["Backend", "BackendError", "Choice", "Row", "choose_backend", "list_backends", "survey"]
+
+log = logging.getLogger("datadist.backend")
+
+ENVIRONMENT = "DATADIST_BACKEND"
+KNOWN = {"hccl": "datadist-hccl", "rdma": "datadist-rdma", "shm": "datadist-shm"}
+"""Distributions of the transports that belong to this project, for hints."""
+
+
+class BackendError(Exception):
+    """No transport could be chosen or loaded; the text says why and names the alternatives."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An installed entry point."""
+
+    name: str
+    distribution: str
+    version: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.distribution} {self.version})"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The transport to use, and why."""
+
+    backend: Backend
+    transport_class: type[Transport]
+    why: str
+
+    @property
+    def name(self) -> str:
+        """Name of the backend."""
+        return self.backend.name
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the survey of backends."""
+
+    backend: Backend
+    usable: bool
+    reason: str
+    priority: int | None
+    """None where the plugin could not be loaded."""
+
+
+def list_backends() -> list[Backend]:
+    """Every installed transport by name, without importing any of them."""
+    found: dict[tuple[str, str, str], Backend] = {}
+    for distribution in metadata.distributions():
+        for point in distribution.entry_points:
+            if point.group == ENTRY_POINT_GROUP:
+                name = str(distribution.metadata["Name"])
+                backend = Backend(point.name, name, distribution.version, point.value)
+                # The first on the path wins, as in imports; an editable install shows up twice.
+                found.setdefault((point.name, name, point.value), backend)
+    return sorted(found.values(), key=lambda backend: (backend.name, backend.distribution))
+
+
+def load_transport(name: str) -> tuple[Backend, type[Transport]]:
+    """The entry point of that name and its class.
+
+    Raises :class:`BackendError` when it is not installed, is installed twice, cannot be imported,
+    is no transport or was written for another version of the interface.
+    """
+    backend = _only(name)
+    loaded = _import(backend)
+    if not (isinstance(loaded, type) and issubclass(loaded, Transport)):
+        raise BackendError(
+            f"backend {backend}: {backend.target} is {loaded!r}, expected a class derived from "
+            "datadist.transport.Transport"
+        )
+    version = getattr(loaded, "api_version", None)
+    if version != API_VERSION:
+        raise BackendError(
+            f"backend {backend} was written for version {version} of the transport interface, this "
+            f"datadist has version {API_VERSION}: install matching releases"
+        )
+    return backend, loaded
+
+
+def choose_backend(requested: str | None, environ: Mapping[str, str]) -> Choice:
+    """The transport that was asked for, or the usable one of highest priority.
+
+    ``requested`` (the option transfer_backend) comes before ``DATADIST_BACKEND``; neither, or
+    "auto", means any. There is no fallback from a name.
+
+    Raises :class:`BackendError`.
+    """
+    name, origin = _wanted(requested, environ)
+    choice = _best() if name == "auto" else _named(name, origin)
+    log.info("backend %s: %s", choice.backend, choice.why)
+    return choice
+
+
+def survey() -> list[Row]:
+    """Every installed transport with its state, in the order in which `auto` tries them."""
+    rows = []
+    for backend in _unique_names():
+        try:
+            _, loaded = load_transport(backend)
+        except BackendError as error:
+            rows += [Row(b, False, str(error), None) for b in list_backends() if b.name == backend]
+        else:
+            state = _probe(_only(backend), loaded)
+            rows.append(Row(_only(backend), state.usable, state.reason, loaded.priority))
+    return sorted(rows, key=_order)
+
+
+def wanted(environ: Mapping[str, str]) -> tuple[str, str]:
+    """What an engine without transfer_backend would ask for, and where that is set."""
+    return _wanted(None, environ)
+
+
+def _wanted(requested: str | None, environ: Mapping[str, str]) -> tuple[str, str]:
+    if requested:
+        return requested, "transfer_backend"
+    if environ.get(ENVIRONMENT):
+        return environ[ENVIRONMENT], ENVIRONMENT
+    return "auto", "default"
+
+
+def _order(row: Row) -> tuple[int, str]:
+    return (-(row.priority if row.priority is not None else -1), row.backend.name)
+
+
+def _unique_names() -> list[str]:
+    return sorted({backend.name for backend in list_backends()})
+
+
+def _only(name: str) -> Backend:
+    found = [backend for backend in list_backends() if backend.name == name]
+    if not found:
+        raise BackendError(f"backend {name!r} is not installed. {_alternatives(name)}")
+    if len(found) > 1:
+        owners = " and ".join(f"{b.distribution} {b.version}" for b in found)
+        raise BackendError(
+            f"backend {name!r} is provided by {owners}: uninstall all but one of them"
+        )
+    return found[0]
+
+
+def _alternatives(name: str) -> str:
+    hint = f"Install it with `pip install {KNOWN[name]}`. " if name in KNOWN else ""
+    installed = [str(backend) for backend in list_backends() if backend.name != name]
+    if installed:
+        return f"{hint}Installed: {', '.join(installed)}; `datadist backends` says which are usable"
+    return f"{hint}No other transport is installed; `pip install datadist-shm` serves one host"
+
+
+def _import(backend: Backend) -> object:
+    from stevedore.driver import DriverManager
+
+    try:
+        manager = _UncachedDriverManager()(DriverManager, backend.name)
+    except BackendError:
+        raise
+    except Exception as error:
+        raise BackendError(
+            f"backend {backend} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    return manager
+
+
+class _UncachedDriverManager:
+    """Builds a stevedore manager that reads the installed metadata now, and returns its driver."""
+
+    def __call__(self, manager_class: type, name: str) -> object:
+        def list_entry_points(_manager: object) -> list[metadata.EntryPoint]:
+            points = metadata.entry_points(group=ENTRY_POINT_GROUP)
+            return list({(p.name, p.value): p for p in points}.values())
+
+        uncached = type(
+            "UncachedDriverManager", (manager_class,), {"list_entry_points": list_entry_points}
+        )
+        manager = uncached(
+            ENTRY_POINT_GROUP,
+            name,
+            invoke_on_load=False,
+            on_load_failure_callback=_raise,
+            warn_on_missing_entrypoint=False,
+        )
+        return manager.driver
+
+
+def _raise(_manager: object, _entry_point: object, error: Exception) -> None:
+    raise error
+
+
+def _probe(backend: Backend, loaded: type[Transport]) -> Availability:
+    try:
+        return loaded.probe()
+    except Exception as error:
+        log.warning(
+            "defect of backend %s: its probe raised %s: %s", backend, type(error).__name__, error
+        )
+        return Availability(False, f"its probe raised {type(error).__name__}: {error}")
+
+
+def _named(name: str, origin: str) -> Choice:
+    backend, loaded = load_transport(name)
+    state = _probe(backend, loaded)
+    if not state.usable:
+        raise BackendError(
+            f"backend {backend} (from {origin}) cannot be used here: {state.reason}. "
+            f"{_alternatives(name)}"
+        )
+    return Choice(backend, loaded, f"named by {origin}; {state.reason}")
+
+
+def _best() -> Choice:
+    passed_over: list[str] = []
+    for backend, loaded in _candidates(passed_over):
+        state = _probe(backend, loaded)
+        if state.usable:
+            why = f"highest priority ({loaded.priority}) of what is usable; {state.reason}"
+            return Choice(backend, loaded, "; ".join([why, *passed_over]))
+        passed_over.append(f"{backend} is not: {state.reason}")
+    if not passed_over:
+        raise BackendError(
+            "no transport is installed: `pip install datadist-shm` serves one host, datadist-rdma "
+            "RoCE, datadist-hccl Ascend NPUs"
+        )
+    raise BackendError("no installed transport is usable here: " + "; ".join(passed_over))
+
+
+def _candidates(passed_over: list[str]) -> Iterator[tuple[Backend, type[Transport]]]:
+    """Loadable transports by falling priority; what is broken is logged and passed over."""
+    loaded = []
+    for name in _unique_names():
+        try:
+            loaded.append(load_transport(name))
+        except BackendError as error:
+            log.warning("skipped: %s", error)
+            passed_over.append(str(error))
+    yield from sorted(loaded, key=lambda item: (-item[1].priority, item[0].name))

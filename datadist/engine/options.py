@@ -1,0 +1,261 @@
+"""The options of `init`: text by documented keys in, typed values out."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from datadist import checks
+from datadist.status import param_invalid
+from datadist.types import LLMRole
+
+__all__ = ["EngineOptions", "PoolConfig"]
+
+log = logging.getLogger("datadist.options")
+
+DEFAULT_LINK_SECONDS = 120.0
+CONNECT_RANGE = (120, 7200)
+
+
+class PoolConfig(BaseModel):
+    """A memory pool: bytes, and the page size as a power of two (64 KiB by default)."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    memory_size: int = Field(gt=0)
+    page_shift: int = Field(default=16, ge=10, lt=31)
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page."""
+        return 1 << self.page_shift
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What an engine needs to know; made by :meth:`parse`."""
+
+    device_id: int = 0
+    device_pool: PoolConfig | None = None
+    host_pool: PoolConfig | None = None
+    remote_accessible: bool = False
+    sync_timeout: float = 1.0
+    """Seconds that one pull or push may take."""
+    listen_ip: str | None = None
+    listen_port: int | None = None
+    backend: str | None = None
+    hixl: bool = False
+    link_total_time: float = DEFAULT_LINK_SECONDS
+    """Seconds."""
+    link_retry_count: int = 1
+    traffic_class: int | None = None
+    service_level: int | None = None
+    local_comm_res: str | None = None
+    auth_key: bytes | None = field(default=None, repr=False)
+    extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Options ``datadist.<backend>.<name>``, by backend and name."""
+
+    @classmethod
+    def parse(
+        cls, options: dict[str, str], role: LLMRole, environ: Mapping[str, str]
+    ) -> EngineOptions:
+        """Check and convert, in the documented order (LLM-DataDist API, init; options).
+
+        Raises ``TypeError``, ``AttributeError`` for what is no dict of text, ``ValueError`` for a
+        port that is no number, ``KeyError`` for a role of None, ``ModuleNotFoundError`` where
+        cache-manager mode is off, LLMException (LLM_PARAM_INVALID) for wrong values.
+        """
+        checks.check_isinstance("options", options, dict)
+        _check_flow_graph_size(options)
+        given = dict(options)
+        if role is None:
+            raise KeyError("role is None: construct LLMDataDist with a member of LLMRole")
+        _apply_local_comm_res(given)
+        _apply_transfer_backend(given)
+        listen = _listen_info(given)
+        _require_cache_manager(given)
+        for key, value in given.items():
+            checks.check_isinstance(f"option {key}", value, str, allow_none=False)
+        backend = given.get("llm.TransferBackend")
+        return cls(
+            backend="auto" if backend == "hixl" else backend,
+            hixl=backend == "hixl",
+            remote_accessible=_flag(given, "llm.EnableRemoteCacheAccessible"),
+            device_id=_device_id(given),
+            traffic_class=_number(given, "llm.RdmaTrafficClass", 0, 2**32 - 1),
+            service_level=_number(given, "llm.RdmaServiceLevel", 0, 2**32 - 1),
+            link_total_time=_link_time(given, environ),
+            link_retry_count=_number(given, "llm.LinkRetryCount", 1, 100) or 1,
+            listen_ip=listen[0],
+            listen_port=listen[1],
+            sync_timeout=(_number(given, "llm.SyncKvCacheWaitTime", 1, 2**31 - 1) or 1000) / 1000,
+            device_pool=_pool(given, "llm.MemPoolConfig"),
+            host_pool=_pool(given, "llm.HostMemPoolConfig"),
+            local_comm_res=given.get("llm.LocalCommRes"),
+            auth_key=environ.get("DATADIST_AUTH_KEY", "").encode() or None,
+            extra=_extra(given),
+        )
+
+
+def _check_flow_graph_size(options: dict[str, str]) -> None:
+    size = options.get("ge.flowGraphMemMaxSize")
+    if size is None:
+        return
+    checks.check_isinstance("option ge.flowGraphMemMaxSize", size, str)
+    if not size.isdecimal():
+        raise param_invalid(f"option ge.flowGraphMemMaxSize is {size!r}, it must be one number")
+
+
+def _apply_local_comm_res(given: dict[str, str]) -> None:
+    if "llm.LocalCommRes" not in given:
+        return
+    given.setdefault("llm.EnableCacheManager", "1")
+    given.setdefault("llm.EnableRemoteCacheAccessible", "1")
+    if given["llm.EnableCacheManager"] != "1":
+        raise param_invalid(
+            "llm.LocalCommRes (local_comm_res) needs llm.EnableCacheManager (enable_cache_manager) on"
+        )
+
+
+def _apply_transfer_backend(given: dict[str, str]) -> None:
+    """Conditions of the value "hixl"; the name of a transport has none."""
+    if given.get("llm.TransferBackend") == "":
+        raise param_invalid(
+            'llm.TransferBackend (transfer_backend) is empty: name a transport, or "auto"'
+        )
+    if given.get("llm.TransferBackend") != "hixl":
+        return
+    if given.get("llm.EnableCacheManager") != "1":
+        raise param_invalid(
+            'transfer_backend "hixl" needs llm.EnableCacheManager (enable_cache_manager) on'
+        )
+    if given.setdefault("llm.EnableRemoteCacheAccessible", "1") != "1":
+        raise param_invalid(
+            'transfer_backend "hixl" needs llm.EnableRemoteCacheAccessible '
+            "(enable_remote_cache_accessible) on"
+        )
+    if "llm.listenIpInfo" not in given:
+        raise param_invalid('transfer_backend "hixl" needs llm.listenIpInfo (listen_ip_info)')
+
+
+def _listen_info(given: dict[str, str]) -> tuple[str | None, int | None]:
+    if given.get("llm.EnableCacheManager") != "1":
+        return None, None
+    info = given.get("llm.listenIpInfo")
+    if info is None:
+        return _listen_pair(given)
+    checks.check_isinstance("option llm.listenIpInfo", info, str)
+    if info.count(":") != 1:
+        raise param_invalid(
+            f"llm.listenIpInfo is {info!r}, expected IPv4:port such as 10.0.0.1:26000"
+        )
+    ip, port = info.split(":")
+    return _listen_address(ip), _listen_port(port)
+
+
+def _listen_pair(given: dict[str, str]) -> tuple[str | None, int | None]:
+    ip, port = given.get("llm.ListenIp"), given.get("llm.ListenPort")
+    if port is None:
+        return None, None
+    if not ip:
+        raise param_invalid(f"llm.ListenPort is {port!r} without llm.ListenIp")
+    return _listen_address(ip), _listen_port(port)
+
+
+def _listen_address(ip: str) -> str:
+    try:
+        return str(ipaddress.IPv4Address(ip))
+    except ValueError:
+        raise param_invalid(f"the listen address {ip!r} is not an IPv4 address") from None
+
+
+def _listen_port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise ValueError(f"the listen port is {port}, it must be in [0, 65535]")
+    return port
+
+
+def _require_cache_manager(given: dict[str, str]) -> None:
+    if given.get("llm.EnableCacheManager") == "1":
+        return
+    raise ModuleNotFoundError(
+        "cache-manager mode is off: set enable_cache_manager = True, or the option "
+        'llm.EnableCacheManager to "1". Without it upstream uses the separate package '
+        "llm_datadist_v1, which does not exist here",
+        name="llm_datadist_v1",
+    )
+
+
+def _flag(given: dict[str, str], key: str) -> bool:
+    value = given.get(key, "0")
+    if value not in ("0", "1"):
+        raise param_invalid(f'option {key} is {value!r}, it must be "0" or "1"')
+    return value == "1"
+
+
+def _device_id(given: dict[str, str]) -> int:
+    value = given.get("ge.exec.deviceId", "0")
+    if ";" in value:
+        raise param_invalid(f"option ge.exec.deviceId is {value!r}: only one device is possible")
+    return _number(given, "ge.exec.deviceId", 0, 2**31 - 1) or 0
+
+
+def _number(given: dict[str, str], key: str, low: int, high: int) -> int | None:
+    value = given.get(key)
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdecimal()) or not low <= int(value) <= high:
+        raise param_invalid(f"option {key} is {value!r}, it must be a number in [{low}, {high}]")
+    return int(value)
+
+
+def _link_time(given: dict[str, str], environ: Mapping[str, str]) -> float:
+    """Seconds: the option unless it is 0, else HCCL_CONNECT_TIMEOUT, else 120."""
+    chosen = _number(given, "llm.LinkTotalTime", 0, 2**31 - 1)
+    if chosen:
+        return float(chosen)
+    text = environ.get("HCCL_CONNECT_TIMEOUT")
+    if text is None:
+        return DEFAULT_LINK_SECONDS
+    low, high = CONNECT_RANGE
+    if not (text.isascii() and text.isdecimal() and low <= int(text) <= high):
+        log.warning(
+            "HCCL_CONNECT_TIMEOUT is %r, it must be a number in [%d, %d]: using %g s",
+            text, low, high, DEFAULT_LINK_SECONDS,
+        )  # fmt: skip
+        return DEFAULT_LINK_SECONDS
+    return float(text)
+
+
+def _pool(given: dict[str, str], key: str) -> PoolConfig | None:
+    text = given.get(key)
+    if not text:
+        return None
+    try:
+        pool = PoolConfig.model_validate_json(text)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'text'}: {item['msg']}" for item in error.errors()
+        )
+        raise param_invalid(
+            f'option {key} is {text!r}: {problems}; expected for example {{"memory_size": 1073741824}}'
+        ) from None
+    if pool.memory_size >> pool.page_shift >= 2**32 - 1:
+        raise param_invalid(
+            f"option {key}: {pool.memory_size} bytes are too many pages, raise page_shift"
+        )
+    return pool
+
+
+def _extra(given: dict[str, str]) -> dict[str, dict[str, str]]:
+    extra: dict[str, dict[str, str]] = {}
+    for key, value in given.items():
+        parts = key.split(".", 2)
+        if len(parts) == 3 and parts[0] == "datadist":
+            extra.setdefault(parts[1], {})[parts[2]] = value
+    return extra

@@ -1,0 +1,198 @@
+"""What a pull names and where it leads: keys to entries, clusters to links, ranges to tensors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from datadist.control.messages import Binding, Entry
+from datadist.engine.directory import KeyDirectory, KeyName
+from datadist.engine.domain import Attempt, Domain
+from datadist.engine.owned import describe
+from datadist.engine.peers import PeerView
+from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.types import RegisterMemStatus
+
+
+@dataclass(frozen=True)
+class ById:
+    """A slot of a cache by its owner's id."""
+
+    cache_id: int
+    slot: int
+
+
+Source: TypeAlias = KeyName | ById
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a source lies: the owner's entry, the slot, and the key that the pull consumes."""
+
+    entry: Entry
+    slot: int
+    binding: Binding | None
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Which layers to move: ranges of layers of ``per_layer`` tensors each; None means all."""
+
+    source: range | None = None
+    target: range | None = None
+    per_layer: int = 2
+
+
+@dataclass(frozen=True)
+class Route:
+    """A usable way to a peer."""
+
+    domain: Domain
+    attempt: Attempt
+    rank: int
+    view: PeerView
+
+
+def text_of(source: Source) -> str:
+    """A source for people."""
+    if isinstance(source, ById):
+        return f"cache id {source.cache_id}, slot {source.slot}"
+    return describe(source)
+
+
+def find(directory: KeyDirectory, source: Source, consumed: set[int]) -> Found | None:
+    """The entry of a source in a peer's directory, or None.
+
+    An id finds the slot's request key first, which the pull then consumes (LLM-DataDist API,
+    resolution of a pull).
+    """
+    if not isinstance(source, ById):
+        hit = directory.find(source, consumed)
+        return Found(hit[0], hit[1].slot, hit[1]) if hit else None
+    entry = directory.entries.get(source.cache_id)
+    if entry is None or source.slot >= entry.count:
+        return None
+    bound = (b for b in entry.bindings if b.slot == source.slot and b.id not in consumed)
+    return Found(entry, source.slot, next((b for b in bound if b.space == "request"), None))
+
+
+def routes_to(domains: Iterable[Domain], views: dict[str, PeerView], cluster: int) -> list[Route]:
+    """Usable links to a cluster, the newest first."""
+    routes = []
+    for domain in sorted(domains, key=lambda d: -d.comm_id):
+        attempt = domain.attempt
+        if cluster not in domain.others or domain.status is not RegisterMemStatus.OK:
+            continue
+        rank = domain.ranks[cluster]
+        if attempt is None or attempt.dead or rank in attempt.gone:
+            continue
+        view = views.get(attempt.members[rank].incarnation)
+        if view is not None:
+            routes.append(Route(domain, attempt, rank, view))
+    return routes
+
+
+def no_route(domains: Iterable[Domain], cluster: int) -> LLMException:
+    """LLM_NOT_YET_LINK, with the state of the newest link to the cluster and what to do."""
+    newest = max((d for d in domains if cluster in d.others), key=lambda d: d.comm_id, default=None)
+    if newest is None:
+        why = "no link names it; call link on every member and wait for status OK"
+    elif newest.status is RegisterMemStatus.PREPARING:
+        why = f"{newest} is still PREPARING; wait_link waits until it is OK"
+    elif newest.status is RegisterMemStatus.FAILED:
+        why = f"{newest} FAILED ({newest.reason}); unlink it, correct that and link again"
+    else:
+        gone = newest.attempt.gone if newest.attempt else {}
+        reason = gone.get(newest.ranks[cluster], "it was unlinked just now")
+        why = f"{newest} is broken: {reason}; unlink it and link again"
+    return LLMException(
+        f"cluster {cluster} is not linked: {why}", status_code=LLMStatusCode.LLM_NOT_YET_LINK
+    )
+
+
+def reachable(routes: list[Route], first: Route, entry: Entry) -> Route:
+    """The newest route to the same peer whose link covers the cache's memory.
+
+    Raises LLM_PARAM_INVALID when the cache was registered after all of them were linked.
+    """
+    needed = set(entry.regions)
+    for route in routes:
+        if route.view is first.view and needed <= route.attempt.exposed[route.rank]:
+            return route
+    raise param_invalid(
+        f"cache {entry.cache_id} of cluster {first.view.session.cluster_id} was registered after "
+        f"{first.domain} was linked, so this link does not reach its memory: unlink and link again "
+        "(memory from the pool is always reachable)"
+    )
+
+
+def look_up(view: PeerView, source: Source, deadline: float) -> tuple[Found, int]:
+    """The source in the peer's directory, and the token of the pull that has begun.
+
+    Asks the peer when it is not there. Raises LLM_KV_CACHE_NOT_EXIST.
+    """
+    found = _attempt_look_up(view, source)
+    if found is None:
+        _synchronize(view, deadline)
+        found = _attempt_look_up(view, source)
+    if found is None:
+        raise LLMException(
+            f"cluster {view.session.cluster_id} has no cache for {text_of(source)}: it was not "
+            "allocated or registered there, was pulled already, or was freed",
+            status_code=LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+        )
+    return found
+
+
+def _attempt_look_up(view: PeerView, source: Source) -> tuple[Found, int] | None:
+    with view.lock:
+        found = find(view.directory, source, view.consumed)
+        return (found, view.begin_pull()) if found else None
+
+
+def _synchronize(view: PeerView, deadline: float) -> None:
+    """Wait until everything that the peer published before now has come, or the deadline."""
+    sync_id, event = view.start_sync()
+    view.ask(sync_id)
+    event.wait(max(0.0, deadline - time.monotonic()))
+    view.end_sync(sync_id)
+
+
+def tensors_of(layers: Layers, local: int, remote: int) -> tuple[slice, slice]:
+    """Tensors to move to and from (LLM-DataDist API, layer ranges); equal counts.
+
+    Raises LLM_PARAM_INVALID.
+    """
+    per = layers.per_layer
+    target = _tensor_range(layers.target, per, local, "dst_layer_range", "local")
+    source = _tensor_range(layers.source, per, remote, "src_layer_range", "owner's")
+    count = target.stop - target.start
+    if source.stop - source.start != count:
+        raise param_invalid(
+            f"the pull would move {source.stop - source.start} of the owner's {remote} tensors to "
+            f"{count} of the {local} local ones: give layer ranges of equal length"
+        )
+    return target, source
+
+
+def _tensor_range(layers: range | None, per: int, tensors: int, name: str, whose: str) -> slice:
+    if layers is None:
+        return slice(0, tensors)
+    if layers.stop * per > tensors:
+        raise param_invalid(
+            f"{name} ends at layer {layers.stop}, but the {whose} cache has {tensors} tensors, "
+            f"{tensors // per} layers of {per} (tensor_num_per_layer)"
+        )
+    return slice(layers.start * per, layers.stop * per)
+
+
+def check_divisible(layers: Layers, tensors: int) -> None:
+    """With any layer range, the local tensors must make whole layers. Raises LLM_PARAM_INVALID."""
+    given = layers.source is not None or layers.target is not None
+    if given and tensors % layers.per_layer:
+        raise param_invalid(
+            f"the local cache has {tensors} tensors, not a multiple of tensor_num_per_layer "
+            f"{layers.per_layer}"
+        )

@@ -1,0 +1,307 @@
+"""Pulls: check, route, look up, plan, move, consume."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from datadist.control.messages import Consume
+from datadist.control.session import Session
+from datadist.engine import resolve
+from datadist.engine.domain import Domain
+from datadist.engine.owned import OwnCache, OwnDirectory
+from datadist.engine.peers import PeerView
+from datadist.engine.plan import Segments, check_blocks, plan_blocks, plan_scatter, plan_slots
+from datadist.engine.resolve import Found, Layers, Route, Source
+from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.transport import (
+    AddressError,
+    TransferError,
+    TransferTimeout,
+    TransportError,
+    Unsupported,
+)
+
+log = logging.getLogger("datadist.transfer")
+
+STATUS_OF: tuple[tuple[type[TransportError], LLMStatusCode], ...] = (
+    (TransferTimeout, LLMStatusCode.LLM_TIMEOUT),
+    (AddressError, LLMStatusCode.LLM_PARAM_INVALID),
+    (Unsupported, LLMStatusCode.LLM_FEATURE_NOT_ENABLED),
+)
+"""Status of a transport's errors; what is not listed is LLM_FAILED."""
+
+Planner = Callable[[OwnCache, Found, slice, slice], Segments]
+
+
+class Transfers:
+    """Moves caches of linked clusters into our own; every method works from any thread."""
+
+    def __init__(
+        self,
+        own_cluster: int,
+        one_sided: bool,
+        timeout: float,
+        domains: dict[int, Domain],
+        views: dict[str, PeerView],
+        owned: OwnDirectory,
+        drain: Callable[[Session, float], None],
+    ) -> None:
+        self._own_cluster = own_cluster
+        self._one_sided = one_sided
+        self._timeout = timeout
+        self._domains = domains
+        self._views = views
+        self._owned = owned
+        self._drain = drain
+
+    def pull_cache(
+        self, cluster: int, source: Source, cache_id: int, slot: int, size: int, layers: Layers
+    ) -> None:
+        """Pull a slot of a contiguous cache into slot ``slot`` of ours; size -1 is our stride.
+
+        Raises LLMException with the status codes of ``CacheManager.pull_cache``.
+        """
+        self._check_cluster(cluster)
+        with self._owned.pinned(cache_id) as cache:
+            layout = cache.layout
+            if layout.blocks:
+                raise param_invalid(f"cache {cache_id} is a blocks cache: use pull_blocks")
+            if slot >= layout.count:
+                raise param_invalid(
+                    f"batch_index is {slot}: cache {cache_id} has {layout.count} slots"
+                )
+            if size > layout.stride:
+                raise param_invalid(
+                    f"size is {size}: a slot of cache {cache_id} holds {layout.stride} bytes"
+                )
+            nbytes = layout.stride if size == -1 else size
+
+            def plan(local: OwnCache, found: Found, mine: slice, theirs: slice) -> Segments:
+                return _plan_slot(local, found, mine, theirs, slot, nbytes)
+
+            self._pull(cluster, source, cache, layers, plan)
+
+    def pull_blocks(
+        self,
+        cluster: int,
+        source: Source,
+        cache_id: int,
+        src_blocks: Sequence[int],
+        dst_blocks: Sequence[int],
+        layers: Layers,
+    ) -> None:
+        """Pull into blocks of our blocks cache, from blocks or (no ``src_blocks``) from a slot.
+
+        Raises LLMException with the status codes of ``CacheManager.pull_blocks``.
+        """
+        self._check_cluster(cluster)
+        with self._owned.pinned(cache_id) as cache:
+            if not cache.layout.blocks:
+                raise param_invalid(f"cache {cache_id} is not a blocks cache: use pull_cache")
+            if src_blocks and len(src_blocks) != len(dst_blocks):
+                raise param_invalid(
+                    f"src_blocks has {len(src_blocks)} entries and dst_blocks {len(dst_blocks)}: "
+                    "each source block goes to the destination block at the same place"
+                )
+            with _as_param_invalid():
+                targets = check_blocks("dst_blocks", dst_blocks, cache.layout.count)
+
+            def plan(local: OwnCache, found: Found, mine: slice, theirs: slice) -> Segments:
+                if found.entry.blocks:
+                    return _plan_blocks(local, found, mine, theirs, targets, src_blocks)
+                return _plan_scatter(local, found, mine, theirs, targets, src_blocks)
+
+            self._pull(cluster, source, cache, layers, plan)
+
+    # -- the way of every pull ---------------------------------------------------------------
+
+    def _check_cluster(self, cluster: int) -> None:
+        if cluster == self._own_cluster:
+            raise param_invalid(
+                f"the key names cluster {cluster}, which is this engine: name the owner's cluster"
+            )
+
+    def _pull(
+        self, cluster: int, source: Source, cache: OwnCache, layers: Layers, plan: Planner
+    ) -> None:
+        deadline = time.monotonic() + self._timeout
+        resolve.check_divisible(layers, len(cache.layout.bases))
+        if self._one_sided and not cache.accessible:
+            raise param_invalid(
+                f"cache {cache.cache_id} is not remote accessible, which one-sided mode needs at "
+                "both ends: register it with remote_accessible=True before link"
+            )
+        domains = list(self._domains.values())
+        routes = resolve.routes_to(domains, self._views, cluster)
+        if not routes:
+            raise resolve.no_route(domains, cluster)
+        view = routes[0].view
+        if not view.session.settled():
+            self._drain(view.session, max(0.0, deadline - time.monotonic()))
+        found, token = resolve.look_up(view, source, deadline)
+        try:
+            self._check_entry(found)
+            mine, theirs = resolve.tensors_of(
+                layers, len(cache.layout.bases), len(found.entry.bases)
+            )
+            segments = plan(cache, found, mine, theirs)
+            route = resolve.reachable(routes, routes[0], found.entry)
+            self._move(route, segments, deadline)
+            self._consume(view, found, theirs)
+        finally:
+            view.end_pull(token)
+
+    def _check_entry(self, found: Found) -> None:
+        if self._one_sided and not found.entry.accessible:
+            raise param_invalid(
+                f"cache {found.entry.cache_id} of the owner is not remote accessible: it must be "
+                "registered there with remote_accessible=True before link"
+            )
+
+    def _move(self, route: Route, segments: Segments, deadline: float) -> None:
+        attempt, rank = route.attempt, route.rank
+        lock = attempt.locks[rank]
+        if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise LLMException(
+                f"another transfer over {route.domain} took longer than sync_kv_timeout "
+                f"({self._timeout:g} s)",
+                status_code=LLMStatusCode.LLM_TIMEOUT,
+            )
+        try:
+            link = attempt.link
+            if attempt.dead or rank in attempt.gone or link is None:
+                cluster = attempt.members[rank].cluster_id
+                raise resolve.no_route(self._domains.values(), cluster)
+            remaining = max(0.0, deadline - time.monotonic())
+            link.read(rank, segments.local, segments.remote, segments.length, remaining)
+        except LLMException:
+            raise
+        except Exception as error:
+            raise self._failure(route, error) from error
+        finally:
+            lock.release()
+
+    def _failure(self, route: Route, error: Exception) -> LLMException:
+        cluster = route.attempt.members[route.rank].cluster_id
+        text = str(error)
+        if isinstance(error, TransferError) and not error.link_usable:
+            text = route.attempt.gone.setdefault(route.rank, text)
+            text += "; unlink and link again"
+        elif not isinstance(error, TransportError):
+            plugin = type(route.attempt.link)
+            text = f"{type(error).__name__}: {error}"
+            log.error(
+                "defect of transport %s.%s (it raised what the interface does not allow)",
+                plugin.__module__, plugin.__qualname__, exc_info=error,
+            )  # fmt: skip
+        status = next((s for t, s in STATUS_OF if isinstance(error, t)), LLMStatusCode.LLM_FAILED)
+        return LLMException(
+            f"the pull from cluster {cluster} over {route.domain} failed: {text}",
+            status_code=status,
+        )
+
+    def _consume(self, view: PeerView, found: Found, theirs: slice) -> None:
+        binding, entry = found.binding, found.entry
+        if self._one_sided or binding is None or binding.space != "request" or not entry.pooled:
+            return
+        with view.lock:
+            covered = view.covered.setdefault(binding.id, set())
+            covered.update(range(theirs.start, theirs.stop))
+            if len(covered) == len(entry.bases):
+                view.consumed.add(binding.id)
+                del view.covered[binding.id]
+        view.send(
+            Consume(
+                cache_id=entry.cache_id, binding=binding.id, start=theirs.start, stop=theirs.stop
+            )
+        )
+
+
+def _plan_slot(
+    cache: OwnCache, found: Found, mine: slice, theirs: slice, slot: int, nbytes: int
+) -> Segments:
+    entry = found.entry
+    if entry.blocks:
+        raise param_invalid(
+            f"the owner's cache {entry.cache_id} is a blocks cache, which cannot be pulled into a "
+            "contiguous one: use pull_blocks with a blocks cache"
+        )
+    if nbytes > entry.stride:
+        raise param_invalid(
+            f"{nbytes} bytes were asked for, a slot of the owner's cache {entry.cache_id} holds "
+            f"{entry.stride}: give size"
+        )
+    return plan_slots(
+        cache.layout.bases[mine],
+        entry.bases[theirs],
+        slot * cache.layout.stride,
+        found.slot * entry.stride,
+        nbytes,
+    )
+
+
+def _plan_blocks(
+    cache: OwnCache,
+    found: Found,
+    mine: slice,
+    theirs: slice,
+    dst_blocks: Sequence[int],
+    src_blocks: Sequence[int],
+) -> Segments:
+    entry, stride = found.entry, cache.layout.stride
+    if len(src_blocks) == 0:
+        raise param_invalid(
+            f"the owner's cache {entry.cache_id} is a blocks cache: src_blocks must list one block "
+            "per entry of dst_blocks"
+        )
+    if entry.stride != stride:
+        raise param_invalid(
+            f"a block of the owner's cache {entry.cache_id} holds {entry.stride} bytes and one of "
+            f"cache {cache.cache_id} {stride}: they must be equal"
+        )
+    with _as_param_invalid():
+        sources = check_blocks("src_blocks", src_blocks, entry.count)
+    return plan_blocks(
+        cache.layout.bases[mine],
+        entry.bases[theirs],
+        dst_blocks,
+        sources,
+        stride,
+        stride,
+        stride,
+    )
+
+
+def _plan_scatter(
+    cache: OwnCache,
+    found: Found,
+    mine: slice,
+    theirs: slice,
+    dst_blocks: Sequence[int],
+    src_blocks: Sequence[int],
+) -> Segments:
+    entry = found.entry
+    if len(src_blocks):
+        raise param_invalid(
+            f"the owner's cache {entry.cache_id} is contiguous: src_blocks must be empty"
+        )
+    with _as_param_invalid():
+        return plan_scatter(
+            cache.layout.bases[mine],
+            entry.bases[theirs],
+            dst_blocks,
+            cache.layout.stride,
+            found.slot * entry.stride,
+            entry.stride,
+        )
+
+
+@contextmanager
+def _as_param_invalid() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise param_invalid(str(error)) from None

@@ -1,0 +1,325 @@
+"""The rank table, versions 1.0 and 1.2: which device is which rank, and where.
+
+Fields and rules follow the rank table documents of HCCL (``rank_table_config_a2``,
+``rank_table_config_a3``). Only the structure is checked here: real tables repeat placeholders
+(``x.x.x.x``), so addresses and unique ids are for the transports that use them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+__all__ = ["RankDevice", "RankTable", "RankTableError", "parse_rank_table"]
+
+MAX_TEXT = 1 << 20
+
+
+class RankTableError(ValueError):
+    """A rank table that cannot be used; ``problems`` lists everything that is wrong with it."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+def _digits(value: object) -> object:
+    """Numbers are text in the documents; programs also write plain integers."""
+    if isinstance(value, bool):
+        raise ValueError('expected a number as text, such as "0"')
+    if isinstance(value, str):
+        if not value.strip().isdecimal():
+            raise ValueError('expected a number as text, such as "0"')
+        return int(value)
+    return value
+
+
+def _text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Number = Annotated[int, BeforeValidator(_digits), Field(ge=0, lt=2**32)]
+Port = Annotated[int, BeforeValidator(_digits), Field(ge=1, le=65535)]
+Text = Annotated[str, BeforeValidator(_text), Field(min_length=1, max_length=256)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Device(_Model):
+    device_id: Number
+    rank_id: Number
+    device_ip: Text | None = None
+    device_port: Port | None = None
+    host_port: Port | None = None
+    super_device_id: Text | None = None
+    backup_device_ip: Text | None = None
+    backup_device_port: Port | None = None
+
+
+class _Server(_Model):
+    server_id: Annotated[Text, Field(max_length=64)]
+    host_ip: Text | None = None
+    device: Annotated[list[_Device], Field(min_length=1)]
+
+
+class _PodServer(_Model):
+    server_id: Text
+
+
+class _Pod(_Model):
+    super_pod_id: Text
+    server_list: list[_PodServer]
+
+
+class _Table(_Model):
+    version: Literal["1.0", "1.2"]
+    status: Literal["completed"]
+    server_count: Number | None = None
+    server_list: Annotated[list[_Server], Field(min_length=1)]
+    super_pod_list: list[_Pod] | None = None
+
+
+@dataclass(frozen=True, order=True)
+class RankDevice:
+    """One rank of a table: its device, and where that is."""
+
+    rank: int
+    server: int
+    """Number of the server among those of the table, in order of their lowest rank."""
+    server_id: str
+    device_id: int
+    host_ip: str | None = None
+    device_ip: str | None = None
+    device_port: int | None = None
+    host_port: int | None = None
+    super_pod_id: str | None = None
+    super_device_id: str | None = None
+    backup_device_ip: str | None = None
+    backup_device_port: int | None = None
+
+
+@dataclass(frozen=True)
+class RankTable:
+    """A rank table in normal form: equal for tables that mean the same.
+
+    The order of servers and devices, layout, status and ``server_count`` do not matter.
+    """
+
+    version: str
+    devices: tuple[RankDevice, ...]
+    """By rank."""
+
+    @cached_property
+    def canonical(self) -> str:
+        """Strict JSON of this table, identical on all ranks whose tables mean the same."""
+        servers: dict[int, dict[str, Any]] = {}
+        pods: dict[str, list[dict[str, str]]] = {}
+        for device in self.devices:
+            if device.server not in servers:
+                entry: dict[str, Any] = {"server_id": device.server_id, "device": []}
+                if device.host_ip is not None:
+                    entry["host_ip"] = device.host_ip
+                servers[device.server] = entry
+                if device.super_pod_id is not None:
+                    pods.setdefault(device.super_pod_id, []).append({"server_id": device.server_id})
+            servers[device.server]["device"].append(_device_json(device))
+        table: dict[str, Any] = {
+            "version": self.version,
+            "status": "completed",
+            "server_count": str(len(servers)),
+            "server_list": [servers[number] for number in sorted(servers)],
+        }
+        if pods:
+            table["super_pod_list"] = [
+                {"super_pod_id": pod, "server_list": members} for pod, members in pods.items()
+            ]
+        return json.dumps(table, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """All ranks, ascending."""
+        return tuple(device.rank for device in self.devices)
+
+    def device(self, rank: int) -> RankDevice:
+        """The device of a rank. Raises ``KeyError``."""
+        for device in self.devices:
+            if device.rank == rank:
+                return device
+        raise KeyError(rank)
+
+    def check_ranks(self, ranks: Iterable[int]) -> list[str]:
+        """What is wrong with a mapping's ranks: they must be this table's, each once."""
+        counts = Counter(ranks)
+        problems = [
+            f"rank {rank} is given to {count} clusters in cluster_rank_info, expected one each"
+            for rank, count in sorted(counts.items())
+            if count > 1
+        ]
+        missing = sorted(set(counts) - set(self.ranks))
+        extra = sorted(set(self.ranks) - set(counts))
+        if missing:
+            problems.append(
+                f"cluster_rank_info names rank {_list(missing)}, which no device of the rank table has"
+            )
+        if extra:
+            problems.append(
+                f"the rank table has a device with rank_id {_list(extra)}, which cluster_rank_info "
+                "does not name"
+            )
+        return problems
+
+    def differences(self, other: RankTable, here: str, there: str) -> list[str]:
+        """What two tables mean differently; ``here`` and ``there`` say whose they are."""
+        found = []
+        if self.version != other.version:
+            found.append(f"rank table version is {self.version} {here} and {other.version} {there}")
+        mine = {device.rank: asdict(device) for device in self.devices}
+        theirs = {device.rank: asdict(device) for device in other.devices}
+        for rank in sorted({*mine, *theirs}):
+            if rank not in mine or rank not in theirs:
+                place = here if rank not in mine else there
+                found.append(f"the rank table has no rank {rank} {place}")
+                continue
+            found += [
+                f"{name} of rank {rank} in the rank table is {value!r} {here} and "
+                f"{theirs[rank][name]!r} {there}"
+                for name, value in mine[rank].items()
+                if theirs[rank][name] != value
+            ]
+        return found
+
+
+def parse_rank_table(text: str) -> RankTable:
+    """Read the JSON text of a rank table; a trailing comma before ``]`` or ``}`` is accepted.
+
+    Raises :class:`RankTableError` with every problem, each at its field.
+    """
+    if len(text) > MAX_TEXT:
+        raise RankTableError([f"it has {len(text)} characters, more than {MAX_TEXT}"])
+    try:
+        raw = json.loads(_without_trailing_commas(text))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise RankTableError([f"it is not valid JSON: {error}"]) from None
+    if not isinstance(raw, dict):
+        raise RankTableError([f"expected a JSON object, got {type(raw).__name__}"])
+    try:
+        table = _Table.model_validate(raw)
+    except ValidationError as error:
+        raise RankTableError([_describe(item) for item in error.errors()]) from None
+    problems = _problems(table)
+    if problems:
+        raise RankTableError(problems)
+    return _normal(table)
+
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|,(?=\s*[\]}])', re.DOTALL)
+
+
+def _without_trailing_commas(text: str) -> str:
+    return _TOKEN.sub(lambda match: "" if match[0] == "," else match[0], text)
+
+
+def _describe(item: Any) -> str:
+    path = ""
+    for part in item["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    if item["type"] == "missing":
+        return f"{path}: is required"
+    value = repr(item["input"])
+    shown = value if len(value) <= 60 else value[:57] + "..."
+    message = item["msg"].removeprefix("Value error, ")
+    hint = ' ("initializing" tables cannot be used)' if path == "status" else ""
+    return f"{path}: {message[0].lower()}{message[1:]}, got {shown}{hint}"
+
+
+def _problems(table: _Table) -> list[str]:
+    """What is wrong beyond single fields."""
+    problems = []
+    seen: dict[int, str] = {}
+    for s, server in enumerate(table.server_list):
+        for d, device in enumerate(server.device):
+            path = f"server_list[{s}].device[{d}].rank_id"
+            if device.rank_id in seen:
+                problems.append(
+                    f"{path}: expected a rank of its own, but {device.rank_id} is also that of "
+                    f"{seen[device.rank_id]}"
+                )
+            seen.setdefault(device.rank_id, path)
+    if not problems and set(seen) != set(range(len(seen))):
+        problems.append(
+            f"rank_id: expected the ranks 0 to {len(seen) - 1} of {len(seen)} devices, "
+            f"got {_list(sorted(seen))}"
+        )
+    count = table.server_count
+    if count is None and table.version == "1.0":
+        problems.append("server_count: is required in version 1.0")
+    elif count is not None and count != len(table.server_list):
+        problems.append(
+            f"server_count: expected {len(table.server_list)}, the length of server_list, got {count}"
+        )
+    return problems + _pod_problems(table)
+
+
+def _pod_problems(table: _Table) -> list[str]:
+    known = {server.server_id for server in table.server_list}
+    return [
+        f"super_pod_list[{p}].server_list[{s}].server_id: expected the server_id of a server in "
+        f"server_list, got {member.server_id!r}"
+        for p, pod in enumerate(table.super_pod_list or ())
+        for s, member in enumerate(pod.server_list)
+        if member.server_id not in known
+    ]
+
+
+def _normal(table: _Table) -> RankTable:
+    pods = {
+        member.server_id: pod.super_pod_id
+        for pod in table.super_pod_list or ()
+        for member in pod.server_list
+    }
+    servers = sorted(table.server_list, key=lambda server: min(d.rank_id for d in server.device))
+    devices = [
+        RankDevice(
+            rank=device.rank_id,
+            server=number,
+            server_id=server.server_id,
+            host_ip=server.host_ip,
+            super_pod_id=pods.get(server.server_id),
+            **device.model_dump(exclude={"rank_id"}),
+        )
+        for number, server in enumerate(servers)
+        for device in server.device
+    ]
+    return RankTable(table.version, tuple(sorted(devices)))
+
+
+_TEXT_FIELDS = (
+    "device_ip",
+    "device_port",
+    "host_port",
+    "super_device_id",
+    "backup_device_ip",
+    "backup_device_port",
+)
+
+
+def _device_json(device: RankDevice) -> dict[str, str]:
+    fields = {"device_id": str(device.device_id), "rank_id": str(device.rank)}
+    for name in _TEXT_FIELDS:
+        value = getattr(device, name)
+        if value is not None:
+            fields[name] = str(value)
+    return fields
+
+
+def _list(ranks: Iterable[int]) -> str:
+    return ", ".join(map(str, ranks))

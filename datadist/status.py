@@ -1,0 +1,87 @@
+"""Status codes and the exception that carries them (LLM-DataDist API, status codes)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+__all__ = ["LLMException", "LLMStatusCode", "Status", "param_invalid"]
+
+
+class LLMStatusCode(IntEnum):
+    """Result of an operation; the numbers are upstream's, also of those never produced here."""
+
+    LLM_SUCCESS = 0
+    LLM_FAILED = 0xFFFFFFFF
+    LLM_WAIT_PROCESS_TIMEOUT = 0x5010B001
+    LLM_KV_CACHE_NOT_EXIST = 0x5010B002
+    LLM_REPEAT_REQUEST = 0x5010B003
+    LLM_REQUEST_ALREADY_COMPLETED = 0x5010B004
+    LLM_PARAM_INVALID = 0x5010B005
+    LLM_ENGINE_FINALIZED = 0x5010B006
+    LLM_NOT_YET_LINK = 0x5010B007
+    LLM_ALREADY_LINK = 0x5010B008
+    LLM_LINK_FAILED = 0x5010B009
+    LLM_UNLINK_FAILED = 0x5010B00A
+    LLM_NOTIFY_PROMPT_UNLINK_FAILED = 0x5010B00B
+    LLM_CLUSTER_NUM_EXCEED_LIMIT = 0x5010B00C
+    LLM_PROCESSING_LINK = 0x5010B00D
+    LLM_DEVICE_OUT_OF_MEMORY = 0x5010B00E
+    LLM_PREFIX_ALREADY_EXIST = 0x5010B00F
+    LLM_PREFIX_NOT_EXIST = 0x5010B010
+    LLM_SEQ_LENOVERLIMIT = 0x5010B011
+    LLM_NO_FREE_BLOCK = 0x5010B012
+    LLM_BLOCKS_OUT_OF_MEMORY = 0x5010B013
+    LLM_EXIST_LINK = 0x5010B018
+    LLM_FEATURE_NOT_ENABLED = 0x5010B019
+    LLM_TIMEOUT = 0x5010B01A
+    LLM_LINK_BUSY = 0x5010B01B
+    LLM_OUT_OF_MEMORY = 0x5010B01C
+    LLM_DEVICE_MEM_ERROR = 507053
+    LLM_SUSPECT_REMOTE_ERROR = 507057
+    LLM_UNKNOWN_ERROR = -1
+
+
+class LLMException(RuntimeError):
+    """An operation failed; ``status_code`` says how, the text why and what to do."""
+
+    def __init__(
+        self, *args: object, status_code: LLMStatusCode = LLMStatusCode.LLM_SUCCESS
+    ) -> None:
+        super().__init__(*args)
+        self._status_code = status_code
+
+    @property
+    def status_code(self) -> LLMStatusCode:
+        """The code; LLM_SUCCESS where whoever raised it gave none."""
+        return self._status_code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (self.args, self._status_code)
+
+
+def _rebuild(args: tuple[object, ...], status_code: LLMStatusCode) -> LLMException:
+    return LLMException(*args, status_code=status_code)
+
+
+class Status:
+    """A status code as an object."""
+
+    def __init__(self, status: LLMStatusCode) -> None:
+        self._status = status
+
+    def is_ok(self) -> bool:
+        """Whether it is LLM_SUCCESS."""
+        return self._status == LLMStatusCode.LLM_SUCCESS
+
+    @property
+    def status_code(self) -> LLMStatusCode:
+        """The code."""
+        return self._status
+
+    def __repr__(self) -> str:
+        return f"Status({self._status.name})"
+
+
+def param_invalid(text: str) -> LLMException:
+    """The exception for a wrong value, LLM_PARAM_INVALID."""
+    return LLMException(text, status_code=LLMStatusCode.LLM_PARAM_INVALID)

@@ -1,0 +1,318 @@
+"""Types of the API: enumerations, cache descriptions, memory and cluster descriptions."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Sequence
+from enum import Enum, IntEnum
+
+from datadist import checks
+from datadist.keys import INVALID_ID, BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
+from datadist.status import LLMException, param_invalid
+from datadist.transport import Placement
+
+__all__ = [
+    "INVALID_ID",
+    "BlocksCacheKey",
+    "CacheDesc",
+    "CacheKey",
+    "CacheKeyByIdAndIndex",
+    "DataType",
+    "LLMClusterInfo",
+    "LLMRole",
+    "MemInfo",
+    "Memtype",
+    "Placement",
+    "RegisterMemStatus",
+    "element_size",
+]
+
+
+class LLMRole(IntEnum):
+    """What an engine is for; a label, which restricts nothing."""
+
+    PROMPT = 1
+    DECODER = 2
+    MIX = 3
+
+    def __str__(self) -> str:
+        return f"LLMRole.{self.name}"
+
+
+class RegisterMemStatus(Enum):
+    """State of a communication domain."""
+
+    OK = 0
+    PREPARING = 1
+    FAILED = 2
+
+
+class Memtype(Enum):
+    """Where memory lies, in :class:`MemInfo` (numbered the other way round than Placement)."""
+
+    MEM_TYPE_DEVICE = 0
+    MEM_TYPE_HOST = 1
+
+
+class DataType(Enum):
+    """Element types; numbers are those of the graph engine's tensor types."""
+
+    DT_FLOAT = 0
+    DT_FLOAT16 = 1
+    DT_INT8 = 2
+    DT_INT32 = 3
+    DT_UINT8 = 4
+    DT_INT16 = 6
+    DT_UINT16 = 7
+    DT_UINT32 = 8
+    DT_INT64 = 9
+    DT_UINT64 = 10
+    DT_DOUBLE = 11
+    DT_BOOL = 12
+    DT_STRING = 13
+    DT_BF16 = 27
+
+
+_SIZES = {
+    DataType.DT_FLOAT: 4,
+    DataType.DT_FLOAT16: 2,
+    DataType.DT_INT8: 1,
+    DataType.DT_INT32: 4,
+    DataType.DT_UINT8: 1,
+    DataType.DT_INT16: 2,
+    DataType.DT_UINT16: 2,
+    DataType.DT_UINT32: 4,
+    DataType.DT_INT64: 8,
+    DataType.DT_UINT64: 8,
+    DataType.DT_DOUBLE: 8,
+    DataType.DT_BOOL: 1,
+    DataType.DT_STRING: 16,
+    DataType.DT_BF16: 2,
+}
+
+
+def element_size(data_type: DataType) -> int:
+    """Bytes of one element."""
+    return _SIZES[data_type]
+
+
+class CacheDesc:
+    """``num_tensors`` tensors of one ``shape`` and type.
+
+    Dimension 0 counts the batch slots of a contiguous cache or the blocks of a blocks cache.
+    ``batch_dim_index``, ``seq_len_dim_index`` and ``kv_tensor_format`` are kept but mean nothing in
+    cache-manager mode.
+
+    Raises ``TypeError``, ``ValueError``, and LLMException (LLM_PARAM_INVALID) for a dimension index
+    outside of ``shape``.
+    """
+
+    def __init__(
+        self,
+        num_tensors: int,
+        shape: Sequence[int],
+        data_type: DataType,
+        placement: Placement = Placement.DEVICE,
+        batch_dim_index: int = 0,
+        seq_len_dim_index: int = -1,
+        kv_tensor_format: str | None = None,
+    ) -> None:
+        checks.check_uint32("num_tensors", num_tensors)
+        if shape is not None:
+            checks.check_sequence_of("shape", shape, int)
+        checks.check_isinstance("data_type", data_type, DataType)
+        checks.check_isinstance("placement", placement, Placement)
+        checks.check_isinstance("batch_dim_index", batch_dim_index, int)
+        checks.check_int32("seq_len_dim_index", seq_len_dim_index)
+        checks.check_isinstance("kv_tensor_format", kv_tensor_format, str)
+        if not 0 <= batch_dim_index < len(shape):
+            raise param_invalid(
+                f"batch_dim_index is {batch_dim_index}, outside of the shape {list(shape)}"
+            )
+        if seq_len_dim_index != -1 and not 0 <= seq_len_dim_index < len(shape):
+            raise param_invalid(
+                f"seq_len_dim_index is {seq_len_dim_index}, expected -1 or a dimension of the shape "
+                f"{list(shape)}"
+            )
+        for index, dim in enumerate(shape):
+            checks.check_int64(f"shape[{index}]", dim)
+        self._num_tensors = num_tensors
+        self._shape = shape
+        self._data_type = data_type
+        self._placement = placement
+        self._batch_dim = batch_dim_index
+        self._batch_size = shape[batch_dim_index]
+        self._seq_len_dim_index = seq_len_dim_index
+        self._kv_tensor_format = kv_tensor_format
+        self._size: int | None = None
+
+    @property
+    def num_tensors(self) -> int:
+        """Number of tensors."""
+        return self._num_tensors
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Shape of each tensor: the object that was given."""
+        return self._shape
+
+    @property
+    def data_type(self) -> DataType:
+        """Type of the elements."""
+        return self._data_type
+
+    @property
+    def placement(self) -> Placement:
+        """HOST or DEVICE."""
+        return self._placement
+
+    @property
+    def batch_dim(self) -> int:
+        """``batch_dim_index`` as given."""
+        return self._batch_dim
+
+    @property
+    def batch_size(self) -> int:
+        """``shape[batch_dim_index]`` at construction."""
+        return self._batch_size
+
+    @property
+    def seq_len_dim_index(self) -> int:
+        """As given."""
+        return self._seq_len_dim_index
+
+    @property
+    def kv_tensor_format(self) -> str | None:
+        """As given."""
+        return self._kv_tensor_format
+
+    @property
+    def size(self) -> int:
+        """Bytes of one tensor.
+
+        Raises LLMException (without a status code, as upstream) when a dimension is not positive or
+        the size exceeds int64.
+        """
+        if self._size is None:
+            if min(self._shape) <= 0:
+                raise LLMException(
+                    f"shape {list(self._shape)} has a dimension that is not positive"
+                )
+            size = math.prod(self._shape) * element_size(self._data_type)
+            if size >= 2**63:
+                raise LLMException(f"a tensor of shape {list(self._shape)} exceeds int64 bytes")
+            self._size = size
+        return self._size
+
+    def update_dim(self, index: int, value: int) -> None:
+        """Change a dimension of a list shape. Raises ``TypeError`` for a tuple."""
+        if not isinstance(self._shape, list):
+            raise TypeError(f"shape is a {type(self._shape).__name__}, only support list")
+        self._shape[index] = value
+        self._size = None
+
+    def __repr__(self) -> str:
+        return (
+            f"CacheDesc({self._num_tensors} x {list(self._shape)} {self._data_type.name}, "
+            f"{self._placement.name})"
+        )
+
+
+class MemInfo:
+    """A range of memory: type, address, size in bytes. Raises ``TypeError``."""
+
+    def __init__(self, mem_type: Memtype, addr: int, size: int) -> None:
+        checks.check_isinstance("mem_type", mem_type, Memtype)
+        checks.check_isinstance("addr", addr, int)
+        checks.check_isinstance("size", size, int)
+        self._mem_type = mem_type
+        self._addr = addr
+        self._size = size
+
+    @property
+    def mem_type(self) -> Memtype:
+        """Where it lies."""
+        return self._mem_type
+
+    @property
+    def addr(self) -> int:
+        """First byte."""
+        return self._addr
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._size
+
+    def __repr__(self) -> str:
+        return f"MemInfo({self._mem_type}, addr={self._addr}, size={self._size})"
+
+
+class LLMClusterInfo:
+    """A cluster to link with by address: its id, and IP and port of either end."""
+
+    def __init__(self) -> None:
+        self._remote_cluster_id: int | None = None
+        self._remote_role_type: LLMRole | int | None = None
+        self._local_ip_info_list: list[tuple[int, int]] = []
+        self._remote_ip_info_list: list[tuple[int, int]] = []
+
+    @property
+    def remote_cluster_id(self) -> int | None:
+        """Id of the cluster; setting raises ``TypeError``, ``ValueError`` unless it is a uint64."""
+        return self._remote_cluster_id
+
+    @remote_cluster_id.setter
+    def remote_cluster_id(self, value: int) -> None:
+        checks.check_uint64("remote_cluster_id", value)
+        self._remote_cluster_id = value
+
+    @property
+    def remote_role_type(self) -> LLMRole | int | None:
+        """Role of the cluster; has no effect."""
+        return self._remote_role_type
+
+    @remote_role_type.setter
+    def remote_role_type(self, value: LLMRole | int | None) -> None:
+        checks.check_isinstance("remote_role_type", value, (LLMRole, int))
+        self._remote_role_type = value
+
+    @property
+    def local_ip_info_list(self) -> list[tuple[int, int]]:
+        """Local addresses: IPv4 as an integer, first octet least significant, and port."""
+        return self._local_ip_info_list
+
+    @property
+    def remote_ip_info_list(self) -> list[tuple[int, int]]:
+        """Remote addresses, in the same form."""
+        return self._remote_ip_info_list
+
+    def append_local_ip_info(self, ip: str | int, port: int) -> None:
+        """Add a local address.
+
+        Raises ``TypeError``, ``ValueError`` for the port, ``RuntimeError`` for text that is no IPv4
+        address.
+        """
+        self._local_ip_info_list.append(_ip_info(ip, port))
+
+    def append_remote_ip_info(self, ip: str | int, port: int) -> None:
+        """Add a remote address. Raises as :meth:`append_local_ip_info`."""
+        self._remote_ip_info_list.append(_ip_info(ip, port))
+
+    def __repr__(self) -> str:
+        return (
+            f"LLMClusterInfo(remote_cluster_id={self._remote_cluster_id}, "
+            f"local={self._local_ip_info_list}, remote={self._remote_ip_info_list})"
+        )
+
+
+def _ip_info(ip: str | int, port: int) -> tuple[int, int]:
+    checks.check_isinstance("ip", ip, (str, int))
+    checks.check_uint16("port", port)
+    if not isinstance(ip, str):
+        return ip, port
+    try:
+        return int.from_bytes(socket.inet_aton(ip), "little"), port
+    except OSError:
+        raise RuntimeError(f"{ip!r} is not an IPv4 address such as 10.0.0.1") from None

@@ -1,0 +1,28 @@
+from typing_extensions import Buffer
+
+DONE: int
+BAD_ADDRESS: int
+TIMED_OUT: int
+ABORTED: int
+PEER_GONE: int
+REVOKED: int
+FAILED: int
+
+def transfer(
+    write: bool,
+    windows: Buffer,
+    pid: int,
+    pidfd: int,
+    local: Buffer,
+    remote: Buffer,
+    length: Buffer,
+    state: Buffer,
+    fence: int,
+    deadline_ns: int,
+    /,
+) -> tuple[int, int, int]: ...
+def copy(dst: Buffer, src: Buffer, length: Buffer, /) -> None: ...
+def map(fd: int, size: int, writable: bool, populate: bool, /) -> int: ...
+def unmap(address: int, size: int, /) -> None: ...
+def revoke(fence: int, /) -> None: ...
+def active(fence: int, /) -> int: ...

@@ -1,0 +1,56 @@
+"""The fence: how an owner makes sure that nobody writes its memory any more.
+
+Where peers may write, each owner shares one page with each writer of a link. The writer counts itself
+in ("active"), then reads "revoked", and does nothing if it is set; the owner sets "revoked", then
+reads "active". In a total order of these accesses (they are sequentially consistent) either the
+writer sees the revocation or the owner sees the writer. Seals cannot do this: they do not touch
+mappings that exist.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import time
+
+from datadist_shm import _native
+from datadist_shm.memory import RESIZE_SEALS, Mapping
+
+PAGE = mmap.PAGESIZE
+
+
+class Fence:
+    """The owner's end of one fence page."""
+
+    def __init__(self) -> None:
+        self._fd = os.memfd_create("datadist-fence", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self._fd, PAGE)
+            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, RESIZE_SEALS)
+            self._mapping = Mapping(self._fd, PAGE, writable=True, populate=False)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def take_fd(self) -> int:
+        """The descriptor for the writer, which changes hands."""
+        fd, self._fd = self._fd, -1
+        return fd
+
+    def revoke(self) -> None:
+        """Nobody begins to write from now on."""
+        _native.revoke(self._mapping.address)
+
+    def wait_until_empty(self, deadline: float) -> bool:
+        """Whether no writer is inside, by ``deadline`` (time.monotonic)."""
+        while _native.active(self._mapping.address):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.001)
+        return True
+
+    def close(self) -> None:
+        """Close the descriptor if nobody took it."""
+        if self._fd >= 0:
+            os.close(self.take_fd())

@@ -1,0 +1,279 @@
+"""One communication domain over shared memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from datadist.transport import (
+    Access,
+    AddressError,
+    Group,
+    Link,
+    LinkError,
+    Offer,
+    Peer,
+    PeerLost,
+    Region,
+    TransferError,
+    TransferTimeout,
+    Unsupported,
+)
+from datadist_shm import _native
+from datadist_shm.fence import PAGE, Fence
+from datadist_shm.memory import Mapping, PeerMappings, PoolRegion, UserRegion, descriptor_for_peer
+from datadist_shm.offer import OfferData, RegionOffer, check_descriptor, parse_offer
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+log = logging.getLogger("datadist.shm")
+
+CLOSE_SECONDS = 2.0
+FENCE_SECONDS = 1.0
+
+
+class _Path:
+    """Our way to one peer: its memory, and whether we may still use it."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.aborted = array("q", [0])
+        self.windows = array("q")
+        self.keys: list[tuple[str, int, bool]] = []
+        self.mappings: list[Mapping] = []
+        self.writable = False
+        self.fence: Mapping | None = None
+        self.attached = False
+
+
+class ShmLink(Link):
+    """See :class:`datadist.transport.Link`."""
+
+    def __init__(
+        self, group: Group, regions: Sequence[Region], access: Access, mappings: PeerMappings,
+        populate: bool,
+    ) -> None:  # fmt: skip
+        self._group = group
+        self._regions = regions
+        self._writable = access is Access.READ_WRITE
+        self._mappings = mappings
+        self._populate = populate
+        self._paths = {r: _Path(peer) for r, peer in group.peers.items() if r != group.rank}
+        self._fences: dict[int, Fence] = {}
+        self._idle = threading.Condition()
+        self._busy = 0
+        self._closed = False
+        self._result: frozenset[int] = frozenset()
+
+    # -- setting up --------------------------------------------------------------------------
+
+    def offer(self, rank: int) -> Offer:
+        """Descriptors of the pools, addresses of the rest, and a fence where peers may write."""
+        fds: list[int] = []
+        try:
+            regions = [self._offer_region(region, fds) for region in self._regions]
+            fence = self._offer_fence(rank, fds) if self._writable else None
+        except OSError as error:
+            for fd in fds:
+                os.close(fd)
+            raise LinkError(f"cannot make the offer for rank {rank}: {error}", rank) from error
+        data = OfferData(writable=self._writable, regions=regions, fence=fence)
+        return Offer(data.model_dump_json().encode(), fds)
+
+    def _offer_region(self, region: Region, fds: list[int]) -> RegionOffer:
+        assert isinstance(region, (PoolRegion, UserRegion))
+        place = None
+        if isinstance(region, PoolRegion):
+            place = len(fds)
+            fds.append(descriptor_for_peer(region, self._writable))
+        return RegionOffer(id=region.region_id, address=region.address, size=region.size, fd=place)
+
+    def _offer_fence(self, rank: int, fds: list[int]) -> int:
+        fence = self._fences[rank] = Fence()
+        fds.append(fence.take_fd())
+        return len(fds) - 1
+
+    def attach(self, rank: int, offer: Offer) -> None:
+        """Map the peer's pools, once for all links, and note where the rest of its memory lies."""
+        path = self._paths[rank]
+        try:
+            data = parse_offer(rank, offer.data, len(offer.fds))
+            if path.attached:
+                raise LinkError(f"rank {rank} was attached before", rank)
+            self._attach(rank, path, data, offer.fds)
+        except OSError as error:
+            raise LinkError(f"cannot map the memory of rank {rank}: {error}", rank) from error
+        finally:
+            for fd in offer.fds:
+                os.close(fd)
+
+    def _attach(self, rank: int, path: _Path, data: OfferData, fds: Sequence[int]) -> None:
+        with self._idle:
+            if self._closed:
+                raise LinkError("this link is closed", rank)
+            self._busy += 1
+        try:
+            triples = [
+                (region.address, region.size, self._map(rank, path, data.writable, region, fds))
+                for region in data.regions
+            ]
+            if data.fence is not None:
+                check_descriptor(rank, fds[data.fence], PAGE)
+                path.fence = Mapping(fds[data.fence], PAGE, writable=True, populate=False)
+            path.windows = array("q", [number for triple in sorted(triples) for number in triple])
+            path.writable = data.writable
+            path.attached = True
+        finally:
+            self._leave()
+
+    def _map(
+        self, rank: int, path: _Path, writable: bool, region: RegionOffer, fds: Sequence[int]
+    ) -> int:
+        """Where a region is mapped here; 0 for memory that is reached through the process."""
+        if region.fd is None:
+            if path.peer.pid is None:
+                raise LinkError(f"the process of rank {rank} is not known", rank)
+            return 0
+        fd = fds[region.fd]
+        check_descriptor(rank, fd, region.size)
+        key = (path.peer.incarnation, region.id, writable)
+        mapping = self._mappings.take(
+            key, lambda: Mapping(fd, region.size, writable, self._populate)
+        )
+        path.keys.append(key)
+        path.mappings.append(mapping)
+        if mapping.size != region.size:
+            raise LinkError(f"rank {rank} changed the size of region {region.id}", rank)
+        return mapping.address
+
+    # -- moving ------------------------------------------------------------------------------
+
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        """Copy from the peer; checked, chunked, without the GIL."""
+        self._transfer(rank, False, local, remote, length, timeout)
+
+    def write(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        """Copy to the peer, where it granted that."""
+        if self._path(rank).attached and not self._path(rank).writable:
+            raise Unsupported(f"rank {rank} granted read access only")
+        self._transfer(rank, True, local, remote, length, timeout)
+
+    def _path(self, rank: int) -> _Path:
+        try:
+            return self._paths[rank]
+        except KeyError:
+            raise LinkError(f"rank {rank} is no peer of this link", rank) from None
+
+    def _transfer(
+        self, rank: int, write: bool, local: Buffer, remote: Buffer, length: Buffer,
+        timeout: float,
+    ) -> None:  # fmt: skip
+        path = self._path(rank)
+        deadline = time.monotonic_ns() + int(timeout * 1e9)
+        with self._idle:
+            if self._closed or not path.attached:
+                state = "is closed" if self._closed else f"has no offer of rank {rank} yet"
+                raise TransferError(f"this link {state}")
+            self._busy += 1
+        try:
+            fence = path.fence.address if write and path.fence else 0
+            pidfd = -1 if path.peer.pidfd is None else path.peer.pidfd
+            code, index, error = _native.transfer(
+                write, path.windows, path.peer.pid or 0, pidfd, local, remote, length,
+                path.aborted, fence, deadline,
+            )  # fmt: skip
+        finally:
+            self._leave()
+        if code != _native.DONE:
+            segment = tuple(memoryview(b).cast("B").cast("q")[index] for b in (remote, length))
+            raise _error(rank, path, code, segment, error, timeout)
+
+    def _leave(self) -> None:
+        with self._idle:
+            self._busy -= 1
+            self._idle.notify_all()
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def abort(self, rank: int) -> None:
+        """Stop what is in flight with the peer at its next chunk, and all that would follow."""
+        path = self._paths.get(rank)
+        if path is not None:
+            path.aborted[0] = 1
+
+    def close(self) -> frozenset[int]:
+        """Abort, revoke, wait a bounded time, unmap; see the interface."""
+        with self._idle:
+            if self._closed:
+                return self._result
+            self._closed = True
+            for rank in self._paths:
+                self.abort(rank)
+            if not self._idle.wait_for(lambda: self._busy == 0, CLOSE_SECONDS):
+                log.error("a transfer did not end within %g s: its mappings stay", CLOSE_SECONDS)
+                return self._result
+        self._result = self._revoke()
+        for path in self._paths.values():
+            for key in path.keys:
+                self._mappings.give_back(key)
+            path.keys, path.mappings, path.fence = [], [], None
+        return self._result
+
+    def _revoke(self) -> frozenset[int]:
+        """Ranks that may still be writing our memory."""
+        for fence in self._fences.values():
+            fence.revoke()
+        deadline = time.monotonic() + FENCE_SECONDS
+        late = [
+            rank
+            for rank, fence in self._fences.items()
+            if not _gone(self._paths[rank].peer) and not fence.wait_until_empty(deadline)
+        ]
+        self._fences.clear()
+        return frozenset(rank for rank in late if not _gone(self._paths[rank].peer))
+
+
+def _gone(peer: Peer) -> bool:
+    if peer.pidfd is None:
+        return False
+    poller = select.poll()
+    poller.register(peer.pidfd, select.POLLIN)
+    return any(events & (select.POLLIN | select.POLLNVAL) for _, events in poller.poll(0))
+
+
+def _error(
+    rank: int, path: _Path, code: int, segment: Iterable[int], error: int, timeout: float
+) -> Exception:
+    address, size = segment
+    makers: dict[int, Callable[[], Exception]] = {
+        _native.BAD_ADDRESS: lambda: AddressError(
+            f"{size} bytes at {address:#x} are not memory that rank {rank} offered, or are not "
+            "mapped any more"
+        ),
+        _native.TIMED_OUT: lambda: TransferTimeout(
+            f"not complete after {timeout:g} s", link_usable=True
+        ),
+        _native.ABORTED: lambda: TransferError("the link was closed or aborted meanwhile"),
+        _native.PEER_GONE: lambda: PeerLost(f"the process of rank {rank} has ended", rank),
+        _native.REVOKED: lambda: TransferError(f"rank {rank} has unlinked"),
+    }
+    if code in makers:
+        return makers[code]()
+    text = f"cannot reach the memory of rank {rank} (pid {path.peer.pid}): {os.strerror(error)}"
+    if error == 1:  # EPERM
+        text += (
+            "; memory that was registered (not from the pool) needs kernel.yama.ptrace_scope 0 or "
+            "1, and both processes in one container under one user, or CAP_SYS_PTRACE"
+        )
+    return TransferError(text, link_usable=True)

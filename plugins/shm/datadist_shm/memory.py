@@ -1,0 +1,186 @@
+"""Memory of the shm transport: sealed memfds of our own, ranges of the user's, mappings of peers'."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+from datadist.transport import Placement, Region, RegistrationError
+from datadist_shm import _native
+
+F_SEAL_FUTURE_WRITE = 0x10
+"""linux/fcntl.h; not in Python's module."""
+RESIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
+PR_SET_PTRACER = 0x59616D61
+PR_SET_PTRACER_ANY = -1
+
+
+class Mapping:
+    """A shared mapping, undone when the last reference to this object goes."""
+
+    def __init__(self, fd: int, size: int, writable: bool, populate: bool) -> None:
+        self.address = _native.map(fd, size, writable, populate)
+        self.size = size
+        weakref.finalize(self, _native.unmap, self.address, size).atexit = False
+
+
+class PoolRegion(Region):
+    """Memory of our own in a memfd, which peers map."""
+
+    __slots__ = ("fd", "region_id")
+
+    def __init__(self, region_id: int, fd: int, mapping: Mapping, placement: Placement) -> None:
+        super().__init__(mapping.address, mapping.size, placement, keeper=mapping)
+        self.region_id = region_id
+        self.fd = fd
+
+    def close(self) -> None:
+        """Close the descriptor; the mapping goes with its last user."""
+        os.close(self.fd)
+        self.keeper = None
+
+
+class UserRegion(Region):
+    """Memory of the user, which peers reach through our process."""
+
+    __slots__ = ("region_id",)
+
+    def __init__(self, region_id: int, address: int, size: int, placement: Placement) -> None:
+        super().__init__(address, size, placement)
+        self.region_id = region_id
+
+
+def allocate(region_id: int, size: int, placement: Placement, populate: bool) -> PoolRegion:
+    """A zeroed region in a memfd that nobody can resize.
+
+    Raises ``MemoryError`` where there is not enough, :class:`RegistrationError` otherwise.
+    """
+    fd = -1
+    try:
+        fd = os.memfd_create("datadist", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, RESIZE_SEALS)
+        mapping = Mapping(fd, size, writable=True, populate=populate)
+    except OSError as error:
+        if fd >= 0:
+            os.close(fd)
+        text = f"{size} bytes of shared memory: {error.strerror}"
+        if isinstance(error, OSError) and error.errno in (12, 27, 28):  # ENOMEM, EFBIG, ENOSPC
+            raise MemoryError(text) from error
+        raise RegistrationError(f"cannot get {text}") from error
+    return PoolRegion(region_id, fd, mapping, placement)
+
+
+def seal(region: PoolRegion, writable: bool) -> None:
+    """Fix for good whether peers may map a region writable; our own mapping stays so."""
+    seals = fcntl.F_SEAL_SEAL if writable else F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
+    present = fcntl.fcntl(region.fd, fcntl.F_GET_SEALS)
+    if present & fcntl.F_SEAL_SEAL:
+        if bool(present & F_SEAL_FUTURE_WRITE) == writable:
+            raise RegistrationError("peers were given another access to this region before")
+        return
+    fcntl.fcntl(region.fd, fcntl.F_ADD_SEALS, seals)
+
+
+def descriptor_for_peer(region: PoolRegion, writable: bool) -> int:
+    """A new descriptor of a region; read-only unless ``writable``."""
+    if writable:
+        return os.dup(region.fd)
+    return os.open(f"/proc/self/fd/{region.fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def check_user_memory(address: int, size: int) -> None:
+    """Raise :class:`RegistrationError` unless this process maps all of the range for writing."""
+    need, end = address, address + size
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            span, mode = line.split(maxsplit=2)[:2]
+            first, last = (int(part, 16) for part in span.split("-"))
+            if last <= need or first > need:
+                continue
+            if not mode.startswith("rw"):
+                raise RegistrationError(
+                    f"the memory at {need:#x} is mapped {mode!r}, it must be readable and writable"
+                )
+            need = last
+            if need >= end:
+                return
+    raise RegistrationError(
+        f"the {size} bytes at {address:#x} are not memory of this process: nothing is mapped at "
+        f"{need:#x} (device memory of an accelerator cannot be used with this transport)"
+    )
+
+
+def permit_access(allowed: bool) -> None:
+    """Let peers of our user reach this process where Yama restricts that.
+
+    Raises :class:`RegistrationError` where the system, or ``allowed``, forbids it.
+    """
+    scope = _ptrace_scope()
+    if scope == 0:
+        return
+    remedy = "set kernel.yama.ptrace_scope to 0, or use memory of the pool instead of your own"
+    if scope >= 2:
+        raise RegistrationError(f"kernel.yama.ptrace_scope is {scope}: {remedy}")
+    if not allowed:
+        raise RegistrationError(
+            f"kernel.yama.ptrace_scope is 1 and the option datadist.shm.ptracer is off: {remedy}"
+        )
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PTRACER, ctypes.c_ulong(PR_SET_PTRACER_ANY), 0, 0, 0) != 0:
+        raise RegistrationError(
+            f"PR_SET_PTRACER failed: {os.strerror(ctypes.get_errno())}; {remedy}"
+        )
+
+
+def _ptrace_scope() -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return int(YAMA.read_text())
+    return 0
+
+
+class _Shared:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.mapping: Mapping | None = None
+
+
+class PeerMappings:
+    """Mappings of peers' memory, one per region however many links use it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._shared: dict[tuple[str, int, bool], _Shared] = {}
+
+    def take(self, key: tuple[str, int, bool], make: Callable[[], Mapping]) -> Mapping:
+        """The mapping of ``key``, made once; each take needs a :meth:`give_back`."""
+        with self._lock:
+            shared = self._shared.setdefault(key, _Shared())
+            shared.users += 1
+        try:
+            with shared.lock:  # a second link waits here while the first one maps
+                if shared.mapping is None:
+                    shared.mapping = make()
+                return shared.mapping
+        except BaseException:
+            self.give_back(key)
+            raise
+
+    def give_back(self, key: tuple[str, int, bool]) -> None:
+        """Undo one take; the last one unmaps."""
+        with self._lock:
+            shared = self._shared[key]
+            shared.users -= 1
+            if shared.users == 0:
+                del self._shared[key]
+
+    def __len__(self) -> int:
+        return len(self._shared)

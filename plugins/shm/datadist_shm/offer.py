@@ -1,0 +1,83 @@
+"""What an owner tells a peer about its memory: JSON, validated where it arrives."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from datadist.transport import LinkError
+from datadist_shm.memory import RESIZE_SEALS
+
+OFFER_VERSION = 1
+
+Address = Annotated[int, Field(gt=0, lt=1 << 63)]
+
+
+class RegionOffer(BaseModel):
+    """One region: ``fd`` is its descriptor's place in the offer, None for memory of the process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    id: Annotated[int, Field(ge=0, lt=1 << 63)]
+    address: Address
+    size: Address
+    fd: Annotated[int, Field(ge=0)] | None
+
+
+class OfferData(BaseModel):
+    """The whole offer; ``fence`` is the place of the fence page's descriptor."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    version: Literal[1] = OFFER_VERSION
+    writable: bool
+    regions: list[RegionOffer]
+    fence: Annotated[int, Field(ge=0)] | None
+
+
+def parse_offer(rank: int, data: bytes, fds: int) -> OfferData:
+    """Read the offer of ``rank``, which came with ``fds`` descriptors. Raises LinkError."""
+    try:
+        offer = OfferData.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "text"
+        raise LinkError(
+            f"the offer of rank {rank} is not valid: {place}: {first['msg']}", rank
+        ) from None
+    used = [region.fd for region in offer.regions if region.fd is not None]
+    if offer.fence is not None:
+        used.append(offer.fence)
+    if sorted(used) != list(range(fds)):
+        raise LinkError(
+            f"the offer of rank {rank} names descriptors {sorted(used)} and came with {fds}", rank
+        )
+    if (offer.fence is not None) != offer.writable:
+        raise LinkError(
+            f"the offer of rank {rank} must have a fence exactly if it is writable", rank
+        )
+    ranges = sorted((region.address, region.size) for region in offer.regions)
+    for (first, size), (second, _) in itertools.pairwise(ranges):
+        if first + size > second:
+            raise LinkError(f"regions in the offer of rank {rank} overlap at {second:#x}", rank)
+    return offer
+
+
+def check_descriptor(rank: int, fd: int, size: int) -> None:
+    """Raise LinkError unless ``fd`` is sealed memory of ``size`` bytes.
+
+    Without the seals the owner could shrink it and so end this process with SIGBUS.
+    """
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        seals = 0
+    if seals & RESIZE_SEALS != RESIZE_SEALS:
+        raise LinkError(f"rank {rank} offers memory that it could still resize", rank)
+    actual = os.fstat(fd).st_size
+    if actual != size:
+        raise LinkError(f"rank {rank} offers {size} bytes in a file of {actual} bytes", rank)

@@ -1,0 +1,41 @@
+"""Fixtures: nodes in a runtime directory of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import nodes
+from tests.nodes import Node
+
+
+@pytest.fixture
+def runtime_dir(tmp_path: Path) -> Path:
+    """A private meeting place."""
+    path = tmp_path / "run"
+    path.mkdir(mode=0o700)
+    return path
+
+
+@pytest.fixture
+def start_node(runtime_dir: Path) -> Iterator[Callable[..., Node]]:
+    """Start a node; with a cluster id and settings it is initialised too."""
+    started: list[Node] = []
+
+    def start(cluster: int | None = None, **settings: object) -> Node:
+        node = Node({"DATADIST_RUNTIME_DIR": str(runtime_dir)})
+        started.append(node)
+        if cluster is not None:
+            pool = settings.pop("pool", 8 * nodes.MIB)
+            node.do(_init, cluster, pool, settings)
+        return node
+
+    yield start
+    for node in started:
+        node.close()
+
+
+def _init(here: nodes.Here, cluster: int, pool: int, settings: dict[str, object]) -> None:
+    nodes.init(here, cluster, pool, **settings)

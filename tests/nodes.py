@@ -1,0 +1,278 @@
+"""Real processes for tests: a node runs functions of the test module, one after another."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datadist import (
+    Cache,
+    CacheDesc,
+    DataType,
+    LLMConfig,
+    LLMDataDist,
+    LLMRole,
+    Placement,
+    RegisterMemStatus,
+)
+
+MIB = 1 << 20
+SECONDS = 60.0
+
+
+class RemoteError(Exception):
+    """An exception in a node: its type's name, its status code's name, its text."""
+
+    def __init__(self, kind: str, status: str | None, text: str) -> None:
+        super().__init__(f"{kind} ({status}): {text}")
+        self.kind = kind
+        self.status = status
+        self.text = text
+
+
+class Here:
+    """What a node keeps between the functions that it runs."""
+
+    def __init__(self) -> None:
+        self.engine: LLMDataDist | None = None
+        self.caches: dict[str, Cache] = {}
+        self.arrays: dict[str, list[NDArray[Any]]] = {}
+        self.log: list[str] = []
+        self.any: dict[str, Any] = {}
+
+    @property
+    def live(self) -> LLMDataDist:
+        """The engine, which has been initialised."""
+        assert self.engine is not None
+        return self.engine
+
+
+class Node:
+    """The test's side of a process."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, dict(environ)), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._busy = False
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def begin(self, function: Callable[..., Any], *args: Any) -> None:
+        """Start ``function(here, *args)`` in the node."""
+        assert not self._busy
+        self._pipe.send((function, args))
+        self._busy = True
+
+    def result(self, timeout: float = SECONDS) -> Any:
+        """What the function returned. Raises :class:`RemoteError` for what it raised."""
+        if not self._pipe.poll(timeout):
+            raise TimeoutError(f"node {self.pid} did not answer in {timeout} s")
+        self._busy = False
+        ok, value = self._pipe.recv()
+        if not ok:
+            raise RemoteError(*value)
+        return value
+
+    def do(self, function: Callable[..., Any], *args: Any, timeout: float = SECONDS) -> Any:
+        """Run a function and return its result."""
+        self.begin(function, *args)
+        return self.result(timeout)
+
+    def kill(self) -> None:
+        """End the process without a chance to clean up."""
+        self._process.kill()
+        self._process.join(SECONDS)
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        """End the process in order; kill it when it does not end."""
+        self._pipe.close()
+        self._process.join(0 if self._busy else 10)
+        if self._process.is_alive():
+            self.resume()
+            self._process.kill()
+            self._process.join()
+        self._process.close()
+
+
+def _serve(pipe: Connection, environ: dict[str, str]) -> None:
+    os.environ.update(environ)
+    here = Here()
+    _collect_log(here)
+    while True:
+        try:
+            function, args = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer: Any = (True, function(here, *args))
+        except Exception as error:
+            status = getattr(error, "status_code", None)
+            answer = (False, (type(error).__name__, status.name if status else None, str(error)))
+        pipe.send(answer)
+
+
+def _collect_log(here: Here) -> None:
+    import logging
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            here.log.append(f"{record.levelname} {record.getMessage()}")
+
+    logger = logging.getLogger("datadist")
+    logger.addHandler(Collector())
+    logger.setLevel(logging.DEBUG)
+
+
+# -- functions that run in nodes ---------------------------------------------------------------
+
+
+def table_for(mapping: Mapping[int, int]) -> str:
+    """A rank table of one server with one device per rank."""
+    devices = [{"device_id": str(r), "rank_id": str(r)} for r in mapping.values()]
+    server = {"server_id": "host", "device": devices}
+    return json.dumps(
+        {"version": "1.0", "status": "completed", "server_count": "1", "server_list": [server]}
+    )
+
+
+def init(here: Here, cluster: int, pool: int = 8 * MIB, **settings: Any) -> None:
+    """Initialise an engine on shm; ``settings`` are properties of the configuration."""
+    config = LLMConfig()
+    config.enable_cache_manager = True
+    config.transfer_backend = "shm"
+    config.link_total_time = 30
+    config.sync_kv_timeout = 5000
+    if pool:
+        config.mem_pool_cfg = json.dumps({"memory_size": pool, "page_shift": 12})
+    for name, value in settings.items():
+        setattr(config, name, value)
+    here.engine = LLMDataDist(LLMRole.MIX, cluster)
+    here.engine.init(config.generate_options())
+
+
+def link(here: Here, name: str, mapping: dict[int, int], table: str | None = None) -> int:
+    """Call link with a table made for the mapping."""
+    return here.live.link(name, mapping, table_for(mapping) if table is None else table)
+
+
+def wait(here: Here, comm_id: int, timeout: int | None = None) -> None:
+    """Wait until a link is OK."""
+    here.live.wait_link(comm_id, timeout)
+
+
+def link_and_wait(here: Here, name: str, mapping: dict[int, int]) -> int:
+    """Link and wait until it is OK."""
+    comm_id = link(here, name, mapping)
+    here.live.wait_link(comm_id)
+    return comm_id
+
+
+def unlink(here: Here, comm_id: int) -> None:
+    """Unlink."""
+    here.live.unlink(comm_id)
+
+
+def status(here: Here, comm_id: int) -> RegisterMemStatus:
+    """Status of a link."""
+    return here.live.query_register_mem_status(comm_id)
+
+
+def link_error(here: Here, comm_id: int) -> str | None:
+    """Why a link failed or broke."""
+    return here.live.link_error(comm_id)
+
+
+def finalize(here: Here) -> None:
+    """Finalize the engine."""
+    here.live.finalize()
+
+
+def log_of(here: Here, level: str = "") -> list[str]:
+    """What was logged, lines that begin with ``level``."""
+    return [line for line in here.log if line.startswith(level)]
+
+
+def make(
+    here: Here,
+    label: str,
+    kind: str,
+    shape: list[int],
+    tensors: int = 4,
+    keys: Any = None,
+    memory: str = "pool",
+    **options: Any,
+) -> int:
+    """A cache of int32 named ``label``: kind "cache" or "blocks", memory "pool" or "numpy"."""
+    manager = here.live.cache_manager
+    placement = Placement.DEVICE
+    desc = CacheDesc(tensors, shape, DataType.DT_INT32, placement)
+    extra = () if keys is None else (keys,)
+    if memory == "pool":
+        allocate = manager.allocate_cache if kind == "cache" else manager.allocate_blocks_cache
+        cache = allocate(desc, *extra)
+        here.arrays[label] = cache.numpy()
+    else:
+        arrays = [np.zeros(shape, np.int32) for _ in range(tensors)]
+        register = manager.register_cache if kind == "cache" else manager.register_blocks_cache
+        cache = register(desc, [int(a.ctypes.data) for a in arrays], *extra, **options)
+        here.arrays[label] = arrays
+    here.caches[label] = cache
+    return cache.cache_id
+
+
+def fill(here: Here, label: str, seed: int) -> None:
+    """Fill a cache with numbers that :func:`pattern` foretells."""
+    for index, array in enumerate(here.arrays[label]):
+        array[:] = pattern(seed, index, array.shape)
+
+
+def pattern(seed: int, tensor: int, shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """Distinct numbers for every element of every tensor."""
+    count = int(np.prod(shape))
+    start = (seed * 64 + tensor) * 1_000_003 % (1 << 30)
+    return (np.arange(start, start + count) & 0x7FFFFFFF).astype(np.int32).reshape(shape)
+
+
+def read(here: Here, label: str) -> list[NDArray[np.int32]]:
+    """A copy of a cache's tensors."""
+    return [array.copy() for array in here.arrays[label]]
+
+
+def pull_cache(here: Here, key: Any, label: str, *args: Any, **kwargs: Any) -> None:
+    """Pull into a contiguous cache."""
+    here.live.cache_manager.pull_cache(key, here.caches[label], *args, **kwargs)
+
+
+def pull_blocks(here: Here, key: Any, label: str, *args: Any, **kwargs: Any) -> None:
+    """Pull into a blocks cache."""
+    here.live.cache_manager.pull_blocks(key, here.caches[label], *args, **kwargs)
+
+
+def deallocate(here: Here, label: str) -> None:
+    """Free a cache of the pool."""
+    manager, cache = here.live.cache_manager, here.caches.pop(label)
+    here.arrays.pop(label)
+    (manager.deallocate_blocks_cache if cache.is_blocks_cache else manager.deallocate_cache)(cache)
