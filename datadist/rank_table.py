@@ -2,7 +2,8 @@
 
 Fields and rules follow the rank table documents of HCCL (``rank_table_config_a2``,
 ``rank_table_config_a3``). Only the structure is checked here: real tables repeat placeholders
-(``x.x.x.x``), so addresses and unique ids are for the transports that use them.
+(``x.x.x.x``), so addresses, unique ids and the order of ranks among servers are for the transports
+that depend on them.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 __all__ = ["RankDevice", "RankTable", "RankTableError", "parse_rank_table"]
 
 MAX_TEXT = 1 << 20
+MAX_DIGITS = 20
 
 
 class RankTableError(ValueError):
@@ -32,12 +34,12 @@ class RankTableError(ValueError):
 
 def _digits(value: object) -> object:
     """Numbers are text in the documents; programs also write plain integers."""
-    if isinstance(value, bool):
-        raise ValueError('expected a number as text, such as "0"')
     if isinstance(value, str):
-        if not value.strip().isdecimal():
-            raise ValueError('expected a number as text, such as "0"')
-        return int(value)
+        digits = value.strip()
+        if digits.isascii() and digits.isdecimal() and len(digits) <= MAX_DIGITS:
+            return int(digits)
+    if isinstance(value, (str, bool)):
+        raise ValueError('expected a number as text, such as "0"')
     return value
 
 
@@ -168,7 +170,8 @@ class RankTable:
         extra = sorted(set(self.ranks) - set(counts))
         if missing:
             problems.append(
-                f"cluster_rank_info names rank {_list(missing)}, which no device of the rank table has"
+                f"cluster_rank_info names rank {_list(missing)}, which no device of the rank "
+                "table has"
             )
         if extra:
             problems.append(
@@ -203,29 +206,38 @@ def parse_rank_table(text: str) -> RankTable:
 
     Raises :class:`RankTableError` with every problem, each at its field.
     """
-    if len(text) > MAX_TEXT:
-        raise RankTableError([f"it has {len(text)} characters, more than {MAX_TEXT}"])
-    try:
-        raw = json.loads(_without_trailing_commas(text))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise RankTableError([f"it is not valid JSON: {error}"]) from None
-    if not isinstance(raw, dict):
-        raise RankTableError([f"expected a JSON object, got {type(raw).__name__}"])
+    raw = _read_json(text)
+    problems: list[str] = []
+    table = None
     try:
         table = _Table.model_validate(raw)
     except ValidationError as error:
-        raise RankTableError([_describe(item) for item in error.errors()]) from None
-    problems = _problems(table)
-    if problems:
+        problems = [_describe(item) for item in error.errors()]
+    problems += _rank_problems(raw) + _count_problems(raw) + _pod_problems(raw)
+    if problems or table is None:
         raise RankTableError(problems)
     return _normal(table)
 
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|,(?=\s*[\]}])', re.DOTALL)
+# A string that never ends matches up to the end, else each of its quotes would be tried again.
+_TOKEN = re.compile(r'"(?:[^"\\]+|\\.)*"?|,(?=[ \t\r\n]*[\]}])', re.DOTALL)
 
 
 def _without_trailing_commas(text: str) -> str:
-    return _TOKEN.sub(lambda match: "" if match[0] == "," else match[0], text)
+    """Blanks take their place, so that positions in error messages stay true."""
+    return _TOKEN.sub(lambda match: " " if match[0] == "," else match[0], text)
+
+
+def _read_json(text: str) -> dict[str, Any]:
+    if len(text) > MAX_TEXT:
+        raise RankTableError([f"it has {len(text)} characters, more than {MAX_TEXT}"])
+    try:
+        raw = json.loads(_without_trailing_commas(text))
+    except (ValueError, RecursionError) as error:
+        raise RankTableError([f"it is not valid JSON: {error}"]) from None
+    if not isinstance(raw, dict):
+        raise RankTableError([f"expected a JSON object, got {type(raw).__name__}"])
+    return raw
 
 
 def _describe(item: Any) -> str:
@@ -236,54 +248,95 @@ def _describe(item: Any) -> str:
         return f"{path}: is required"
     value = repr(item["input"])
     shown = value if len(value) <= 60 else value[:57] + "..."
-    message = item["msg"].removeprefix("Value error, ")
     hint = ' ("initializing" tables cannot be used)' if path == "status" else ""
-    return f"{path}: {message[0].lower()}{message[1:]}, got {shown}{hint}"
+    return f"{path}: {_expectation(item)}, got {shown}{hint}"
 
 
-def _problems(table: _Table) -> list[str]:
-    """What is wrong beyond single fields."""
+def _expectation(item: Any) -> str:
+    if item["type"] == "model_type":
+        return "expected a JSON object"
+    message: str = item["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should be", "expected")
+    return message[0].lower() + message[1:]
+
+
+# What is wrong beyond single fields. These look at the raw table, and only at its well-formed
+# fields, so that they find their problems beside those of single fields.
+
+_NUMBER: TypeAdapter[int] = TypeAdapter(Number)
+
+
+def _number(value: object) -> int | None:
+    try:
+        return _NUMBER.validate_python(value)
+    except ValidationError:
+        return None
+
+
+def _objects(parent: object, name: str) -> list[tuple[str, dict[str, Any]]]:
+    """The objects in a list field, each with its path below the parent."""
+    values = parent.get(name) if isinstance(parent, dict) else None
+    if not isinstance(values, list):
+        return []
+    return [(f"{name}[{i}]", value) for i, value in enumerate(values) if isinstance(value, dict)]
+
+
+def _rank_problems(raw: dict[str, Any]) -> list[str]:
+    """Ranks must be distinct and without gaps, from 0."""
     problems = []
     seen: dict[int, str] = {}
-    for s, server in enumerate(table.server_list):
-        for d, device in enumerate(server.device):
-            path = f"server_list[{s}].device[{d}].rank_id"
-            if device.rank_id in seen:
+    complete = True
+    for server_path, server in _objects(raw, "server_list"):
+        for device_path, device in _objects(server, "device"):
+            path = f"{server_path}.{device_path}.rank_id"
+            rank = _number(device.get("rank_id"))
+            if rank is None:
+                complete = False
+            elif rank in seen:
                 problems.append(
-                    f"{path}: expected a rank of its own, but {device.rank_id} is also that of "
-                    f"{seen[device.rank_id]}"
+                    f"{path}: expected a rank of its own, but {rank} is also that of {seen[rank]}"
                 )
-            seen.setdefault(device.rank_id, path)
-    if not problems and set(seen) != set(range(len(seen))):
+            else:
+                seen[rank] = path
+    if complete and not problems and set(seen) != set(range(len(seen))):
         problems.append(
             f"rank_id: expected the ranks 0 to {len(seen) - 1} of {len(seen)} devices, "
             f"got {_list(sorted(seen))}"
         )
-    count = table.server_count
-    if count is None and table.version == "1.0":
-        problems.append("server_count: is required in version 1.0")
-    elif count is not None and count != len(table.server_list):
-        problems.append(
-            f"server_count: expected {len(table.server_list)}, the length of server_list, got {count}"
-        )
-    return problems + _pod_problems(table)
+    return problems
 
 
-def _pod_problems(table: _Table) -> list[str]:
-    known = {server.server_id for server in table.server_list}
+def _count_problems(raw: dict[str, Any]) -> list[str]:
+    if raw.get("server_count") is None:
+        required = raw.get("version") == "1.0"
+        return ["server_count: is required in version 1.0"] if required else []
+    count, servers = _number(raw["server_count"]), raw.get("server_list")
+    if count is None or not isinstance(servers, list) or count == len(servers):
+        return []
+    return [f"server_count: expected {len(servers)}, the length of server_list, got {count}"]
+
+
+def _pod_problems(raw: dict[str, Any]) -> list[str]:
+    known = {str(server.get("server_id")) for _, server in _objects(raw, "server_list")}
     return [
-        f"super_pod_list[{p}].server_list[{s}].server_id: expected the server_id of a server in "
-        f"server_list, got {member.server_id!r}"
-        for p, pod in enumerate(table.super_pod_list or ())
-        for s, member in enumerate(pod.server_list)
-        if member.server_id not in known
+        f"{pod_path}.{member_path}.server_id: expected the server_id of a server in server_list, "
+        f"got {member['server_id']!r}"
+        for pod_path, pod in _objects(raw, "super_pod_list")
+        for member_path, member in _objects(pod, "server_list")
+        if "server_id" in member and str(member["server_id"]) not in known
     ]
 
 
+_ONLY_1_2 = {"super_device_id", "backup_device_ip", "backup_device_port"}
+
+
 def _normal(table: _Table) -> RankTable:
+    """Without what the version does not use, which therefore may differ between ranks."""
+    unused = _ONLY_1_2 if table.version == "1.0" else set()
+    listed = table.super_pod_list if table.version != "1.0" else None
     pods = {
         member.server_id: pod.super_pod_id
-        for pod in table.super_pod_list or ()
+        for pod in sorted(listed or (), key=lambda pod: pod.super_pod_id)
         for member in pod.server_list
     }
     servers = sorted(table.server_list, key=lambda server: min(d.rank_id for d in server.device))
@@ -294,7 +347,7 @@ def _normal(table: _Table) -> RankTable:
             server_id=server.server_id,
             host_ip=server.host_ip,
             super_pod_id=pods.get(server.server_id),
-            **device.model_dump(exclude={"rank_id"}),
+            **device.model_dump(exclude={"rank_id", *unused}),
         )
         for number, server in enumerate(servers)
         for device in server.device

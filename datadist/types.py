@@ -26,6 +26,7 @@ __all__ = [
     "Placement",
     "RegisterMemStatus",
     "element_size",
+    "ipv4_number",
 ]
 
 
@@ -93,7 +94,8 @@ _SIZES = {
 
 
 def element_size(data_type: DataType) -> int:
-    """Bytes of one element."""
+    """Bytes of one element. Raises ``TypeError`` for anything but a member of DataType."""
+    checks.check_isinstance("data_type", data_type, DataType, allow_none=False)
     return _SIZES[data_type]
 
 
@@ -126,14 +128,17 @@ class CacheDesc:
         checks.check_isinstance("batch_dim_index", batch_dim_index, int)
         checks.check_int32("seq_len_dim_index", seq_len_dim_index)
         checks.check_isinstance("kv_tensor_format", kv_tensor_format, str)
+        # None passes the checks of types above, and fails only where the values are used.
+        checks.check_isinstance("shape", shape, (list, tuple), allow_none=False)
+        checks.check_isinstance("batch_dim_index", batch_dim_index, int, allow_none=False)
         if not 0 <= batch_dim_index < len(shape):
             raise param_invalid(
                 f"batch_dim_index is {batch_dim_index}, outside of the shape {list(shape)}"
             )
         if seq_len_dim_index != -1 and not 0 <= seq_len_dim_index < len(shape):
             raise param_invalid(
-                f"seq_len_dim_index is {seq_len_dim_index}, expected -1 or a dimension of the shape "
-                f"{list(shape)}"
+                f"seq_len_dim_index is {seq_len_dim_index}, expected -1 or a dimension of the "
+                f"shape {list(shape)}"
             )
         for index, dim in enumerate(shape):
             checks.check_int64(f"shape[{index}]", dim)
@@ -214,8 +219,8 @@ class CacheDesc:
 
     def __repr__(self) -> str:
         return (
-            f"CacheDesc({self._num_tensors} x {list(self._shape)} {self._data_type.name}, "
-            f"{self._placement.name})"
+            f"CacheDesc({self._num_tensors} x {list(self._shape)} "
+            f"{getattr(self._data_type, 'name', None)}, {getattr(self._placement, 'name', None)})"
         )
 
 
@@ -310,9 +315,15 @@ class LLMClusterInfo:
 def _ip_info(ip: str | int, port: int) -> tuple[int, int]:
     checks.check_isinstance("ip", ip, (str, int))
     checks.check_uint16("port", port)
-    if not isinstance(ip, str):
-        return ip, port
+    return (ipv4_number(ip) if isinstance(ip, str) else ip), port
+
+
+def ipv4_number(ip: str) -> int:
+    """A dotted IPv4 address as a number, first octet least significant.
+
+    Raises ``RuntimeError`` for any other text (LLM-DataDist API, LLMClusterInfo).
+    """
     try:
-        return int.from_bytes(socket.inet_aton(ip), "little"), port
-    except OSError:
+        return int.from_bytes(socket.inet_aton(ip), "little")
+    except (OSError, ValueError):
         raise RuntimeError(f"{ip!r} is not an IPv4 address such as 10.0.0.1") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from datadist import checks
@@ -314,7 +315,7 @@ def _utilization(options: dict[str, str], value: Any, _present: bool) -> None:
     options["llm.MemoryUtilization"] = str(0.95 if value is None else value)
 
 
-_EMITTERS = {
+_EMITTERS: dict[str, Callable[[dict[str, str], Any, bool], None]] = {
     "device_id": _device,
     "sync_kv_timeout": _Emit("llm.SyncKvCacheWaitTime"),
     "listen_ip_info": _Emit("llm.listenIpInfo", "truthy"),

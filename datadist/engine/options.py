@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,7 +23,10 @@ CONNECT_RANGE = (120, 7200)
 
 
 class PoolConfig(BaseModel):
-    """A memory pool: bytes, and the page size as a power of two (64 KiB by default)."""
+    """A memory pool: bytes, and the page size as a power of two (64 KiB by default).
+
+    Limits: LLM-DataDist API, memory pools.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
@@ -37,7 +41,10 @@ class PoolConfig(BaseModel):
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What an engine needs to know; made by :meth:`parse`."""
+    """What an engine needs to know; made by :meth:`parse`.
+
+    Keys, limits and defaults: LLM-DataDist API, initialisation options.
+    """
 
     device_id: int = 0
     device_pool: PoolConfig | None = None
@@ -47,8 +54,11 @@ class EngineOptions:
     """Seconds that one pull or push may take."""
     listen_ip: str | None = None
     listen_port: int | None = None
+    """0: an address is given, but nothing listens on it."""
     backend: str | None = None
+    """Name of a transport or "auto"; None where nothing was chosen."""
     hixl: bool = False
+    """Whether the backend was asked for as "hixl", which knows no :meth:`LLMDataDist.link`."""
     link_total_time: float = DEFAULT_LINK_SECONDS
     """Seconds."""
     link_retry_count: int = 1
@@ -65,23 +75,30 @@ class EngineOptions:
     ) -> EngineOptions:
         """Check and convert, in the documented order (LLM-DataDist API, init; options).
 
+        ``options`` are left as they are. ``environ`` gives HCCL_CONNECT_TIMEOUT (seconds, used
+        where the total time is 0) and DATADIST_AUTH_KEY.
+
         Raises ``TypeError``, ``AttributeError`` for what is no dict of text, ``ValueError`` for a
         port that is no number, ``KeyError`` for a role of None, ``ModuleNotFoundError`` where
         cache-manager mode is off, LLMException (LLM_PARAM_INVALID) for wrong values.
         """
         checks.check_isinstance("options", options, dict)
+        if options is None:
+            raise AttributeError("options is None, only support dict")
         _check_flow_graph_size(options)
         given = dict(options)
         if role is None:
             raise KeyError("role is None: construct LLMDataDist with a member of LLMRole")
         _apply_local_comm_res(given)
         _apply_transfer_backend(given)
-        listen = _listen_info(given)
+        _apply_listen_info(given)
         _require_cache_manager(given)
         for key, value in given.items():
+            checks.check_isinstance(f"the option key {key!r}", key, str, allow_none=False)
             checks.check_isinstance(f"option {key}", value, str, allow_none=False)
         backend = given.get("llm.TransferBackend")
         return cls(
+            # Keyword arguments are evaluated in this order, which is that of the checks.
             backend="auto" if backend == "hixl" else backend,
             hixl=backend == "hixl",
             remote_accessible=_flag(given, "llm.EnableRemoteCacheAccessible"),
@@ -90,13 +107,13 @@ class EngineOptions:
             service_level=_number(given, "llm.RdmaServiceLevel", 0, 2**32 - 1),
             link_total_time=_link_time(given, environ),
             link_retry_count=_number(given, "llm.LinkRetryCount", 1, 100) or 1,
-            listen_ip=listen[0],
-            listen_port=listen[1],
+            listen_ip=_listen_ip(given),
+            listen_port=_listen_port(given),
             sync_timeout=(_number(given, "llm.SyncKvCacheWaitTime", 1, 2**31 - 1) or 1000) / 1000,
             device_pool=_pool(given, "llm.MemPoolConfig"),
             host_pool=_pool(given, "llm.HostMemPoolConfig"),
             local_comm_res=given.get("llm.LocalCommRes"),
-            auth_key=environ.get("DATADIST_AUTH_KEY", "").encode() or None,
+            auth_key=os.fsencode(environ.get("DATADIST_AUTH_KEY", "")) or None,
             extra=_extra(given),
         )
 
@@ -117,7 +134,8 @@ def _apply_local_comm_res(given: dict[str, str]) -> None:
     given.setdefault("llm.EnableRemoteCacheAccessible", "1")
     if given["llm.EnableCacheManager"] != "1":
         raise param_invalid(
-            "llm.LocalCommRes (local_comm_res) needs llm.EnableCacheManager (enable_cache_manager) on"
+            "llm.LocalCommRes (local_comm_res) needs llm.EnableCacheManager "
+            "(enable_cache_manager) on"
         )
 
 
@@ -142,42 +160,42 @@ def _apply_transfer_backend(given: dict[str, str]) -> None:
         raise param_invalid('transfer_backend "hixl" needs llm.listenIpInfo (listen_ip_info)')
 
 
-def _listen_info(given: dict[str, str]) -> tuple[str | None, int | None]:
-    if given.get("llm.EnableCacheManager") != "1":
-        return None, None
+def _apply_listen_info(given: dict[str, str]) -> None:
+    """Split llm.listenIpInfo into llm.ListenIp and llm.ListenPort, which may be given as well."""
     info = given.get("llm.listenIpInfo")
-    if info is None:
-        return _listen_pair(given)
+    if info is None or given.get("llm.EnableCacheManager") != "1":
+        return
     checks.check_isinstance("option llm.listenIpInfo", info, str)
     if info.count(":") != 1:
         raise param_invalid(
-            f"llm.listenIpInfo is {info!r}, expected IPv4:port such as 10.0.0.1:26000"
+            f"llm.listenIpInfo (listen_ip_info) is {info!r}, expected IPv4:port such as "
+            "10.0.0.1:26000"
         )
-    ip, port = info.split(":")
-    return _listen_address(ip), _listen_port(port)
+    given["llm.ListenIp"], port = info.split(":")
+    try:
+        given["llm.ListenPort"] = str(int(port))
+    except ValueError:
+        raise ValueError(
+            f"llm.listenIpInfo (listen_ip_info) is {info!r}: the port {port!r} is not a number"
+        ) from None
 
 
-def _listen_pair(given: dict[str, str]) -> tuple[str | None, int | None]:
-    ip, port = given.get("llm.ListenIp"), given.get("llm.ListenPort")
-    if port is None:
-        return None, None
-    if not ip:
-        raise param_invalid(f"llm.ListenPort is {port!r} without llm.ListenIp")
-    return _listen_address(ip), _listen_port(port)
-
-
-def _listen_address(ip: str) -> str:
+def _listen_ip(given: dict[str, str]) -> str | None:
+    """The address to listen on; None where no port is given."""
+    if "llm.ListenPort" not in given:
+        return None
+    ip = given.get("llm.ListenIp", "")
     try:
         return str(ipaddress.IPv4Address(ip))
     except ValueError:
-        raise param_invalid(f"the listen address {ip!r} is not an IPv4 address") from None
+        raise param_invalid(
+            f"the listen address (llm.listenIpInfo, llm.ListenIp) is {ip!r}, expected an IPv4 "
+            "address such as 10.0.0.1"
+        ) from None
 
 
-def _listen_port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise ValueError(f"the listen port is {port}, it must be in [0, 65535]")
-    return port
+def _listen_port(given: dict[str, str]) -> int | None:
+    return _number(given, "llm.ListenPort", 0, 65535)
 
 
 def _require_cache_manager(given: dict[str, str]) -> None:
@@ -209,9 +227,15 @@ def _number(given: dict[str, str], key: str, low: int, high: int) -> int | None:
     value = given.get(key)
     if value is None:
         return None
-    if not (value.isascii() and value.isdecimal()) or not low <= int(value) <= high:
+    number = _digits(value)
+    if number is None or not low <= number <= high:
         raise param_invalid(f"option {key} is {value!r}, it must be a number in [{low}, {high}]")
-    return int(value)
+    return number
+
+
+def _digits(text: str) -> int | None:
+    """A number of at most 20 digits; None for any other text."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 20 else None
 
 
 def _link_time(given: dict[str, str], environ: Mapping[str, str]) -> float:
@@ -223,18 +247,19 @@ def _link_time(given: dict[str, str], environ: Mapping[str, str]) -> float:
     if text is None:
         return DEFAULT_LINK_SECONDS
     low, high = CONNECT_RANGE
-    if not (text.isascii() and text.isdecimal() and low <= int(text) <= high):
+    seconds = _digits(text)
+    if seconds is None or not low <= seconds <= high:
         log.warning(
             "HCCL_CONNECT_TIMEOUT is %r, it must be a number in [%d, %d]: using %g s",
             text, low, high, DEFAULT_LINK_SECONDS,
         )  # fmt: skip
         return DEFAULT_LINK_SECONDS
-    return float(text)
+    return float(seconds)
 
 
 def _pool(given: dict[str, str], key: str) -> PoolConfig | None:
     text = given.get(key)
-    if not text:
+    if text is None:
         return None
     try:
         pool = PoolConfig.model_validate_json(text)
@@ -243,7 +268,8 @@ def _pool(given: dict[str, str], key: str) -> PoolConfig | None:
             f"{'.'.join(map(str, item['loc'])) or 'text'}: {item['msg']}" for item in error.errors()
         )
         raise param_invalid(
-            f'option {key} is {text!r}: {problems}; expected for example {{"memory_size": 1073741824}}'
+            f"option {key} is {text!r}: {problems}; expected for example "
+            '{"memory_size": 1073741824}, or no such option for no pool'
         ) from None
     if pool.memory_size >> pool.page_shift >= 2**32 - 1:
         raise param_invalid(

@@ -32,6 +32,7 @@ Bases: TypeAlias = Sequence[int] | Int64Array
 Blocks: TypeAlias = Sequence[int] | NDArray[np.integer]
 """Block indices: a list, tuple or range of int, or a NumPy array of integers."""
 Vector: TypeAlias = "array[int] | Int64Array"
+"""What holds segments: both are buffers of int64."""
 
 SCALAR_SEGMENTS = 8
 """Up to so many segments plain Python is faster than NumPy (measured: 4 us each at 8 to 16)."""

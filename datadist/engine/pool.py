@@ -14,7 +14,7 @@ from threading import Lock
 __all__ = ["PagePool", "PoolExhausted"]
 
 
-class PoolExhausted(Exception):  # noqa: N818 - says what happened, as the transport errors do
+class PoolExhausted(Exception):
     """The pool has no run of free pages that is long enough.
 
     ``requested``, ``free`` and ``largest_run`` are pages: those of the whole call, those free when

@@ -13,7 +13,14 @@ from datadist.engine import resolve
 from datadist.engine.domain import Domain
 from datadist.engine.owned import OwnCache, OwnDirectory
 from datadist.engine.peers import PeerView
-from datadist.engine.plan import Segments, check_blocks, plan_blocks, plan_scatter, plan_slots
+from datadist.engine.plan import (
+    Blocks,
+    Segments,
+    check_blocks,
+    plan_blocks,
+    plan_scatter,
+    plan_slots,
+)
 from datadist.engine.resolve import Found, Layers, Route, Source
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import (
@@ -248,7 +255,7 @@ def _plan_blocks(
     found: Found,
     mine: slice,
     theirs: slice,
-    dst_blocks: Sequence[int],
+    dst_blocks: Blocks,
     src_blocks: Sequence[int],
 ) -> Segments:
     entry, stride = found.entry, cache.layout.stride
@@ -280,7 +287,7 @@ def _plan_scatter(
     found: Found,
     mine: slice,
     theirs: slice,
-    dst_blocks: Sequence[int],
+    dst_blocks: Blocks,
     src_blocks: Sequence[int],
 ) -> Segments:
     entry = found.entry

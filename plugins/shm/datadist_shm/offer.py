@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from datadist.transport import LinkError
 from datadist_shm.memory import RESIZE_SEALS
 
-OFFER_VERSION = 1
+OFFER_VERSION: Literal[1] = 1
 
 Address = Annotated[int, Field(gt=0, lt=1 << 63)]
 
@@ -61,8 +61,8 @@ def parse_offer(rank: int, data: bytes, fds: int) -> OfferData:
             f"the offer of rank {rank} must have a fence exactly if it is writable", rank
         )
     ranges = sorted((region.address, region.size) for region in offer.regions)
-    for (first, size), (second, _) in itertools.pairwise(ranges):
-        if first + size > second:
+    for (begin, size), (second, _) in itertools.pairwise(ranges):
+        if begin + size > second:
             raise LinkError(f"regions in the offer of rank {rank} overlap at {second:#x}", rank)
     return offer
 
