@@ -42,8 +42,8 @@ class CacheKey:
     """Names a slot of a contiguous cache by request, or by prefix if ``prefix_id`` is valid.
 
     Arguments: ``cluster_id`` (or ``prompt_cluster_id``), ``req_id``, ``model_id`` (0) and
-    ``prefix_id`` (INVALID_ID), each a uint64. The cluster is the owner in a pull; it is ignored when the key is
-    attached to a cache.
+    ``prefix_id`` (INVALID_ID), each a uint64. The cluster is the owner in a pull; it
+    is ignored when the key is attached to a cache.
 
     Raises LLMException (LLM_PARAM_INVALID) for missing or unknown arguments, ``TypeError``,
     ``ValueError``.

@@ -16,7 +16,15 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 __all__ = ["RankDevice", "RankTable", "RankTableError", "parse_rank_table"]
 
@@ -49,7 +57,8 @@ def _text(value: object) -> object:
 
 Number = Annotated[int, BeforeValidator(_digits), Field(ge=0, lt=2**32)]
 Port = Annotated[int, BeforeValidator(_digits), Field(ge=1, le=65535)]
-Text = Annotated[str, BeforeValidator(_text), Field(min_length=1, max_length=256)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=256), BeforeValidator(_text)]
+ServerId = Annotated[str, StringConstraints(min_length=1, max_length=64), BeforeValidator(_text)]
 
 
 class _Model(BaseModel):
@@ -68,13 +77,13 @@ class _Device(_Model):
 
 
 class _Server(_Model):
-    server_id: Annotated[Text, Field(max_length=64)]
+    server_id: ServerId
     host_ip: Text | None = None
     device: Annotated[list[_Device], Field(min_length=1)]
 
 
 class _PodServer(_Model):
-    server_id: Text
+    server_id: ServerId
 
 
 class _Pod(_Model):
@@ -213,7 +222,10 @@ def parse_rank_table(text: str) -> RankTable:
         table = _Table.model_validate(raw)
     except ValidationError as error:
         problems = [_describe(item) for item in error.errors()]
-    problems += _rank_problems(raw) + _count_problems(raw) + _pod_problems(raw)
+    repeated = _rank_problems(raw)
+    if table is not None and not repeated:
+        problems += _gap_problems(table)
+    problems += repeated + _count_problems(raw) + _pod_problems(raw)
     if problems or table is None:
         raise RankTableError(problems)
     return _normal(table)
@@ -282,27 +294,18 @@ def _objects(parent: object, name: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _rank_problems(raw: dict[str, Any]) -> list[str]:
-    """Ranks must be distinct and without gaps, from 0."""
     problems = []
     seen: dict[int, str] = {}
-    complete = True
     for server_path, server in _objects(raw, "server_list"):
         for device_path, device in _objects(server, "device"):
             path = f"{server_path}.{device_path}.rank_id"
             rank = _number(device.get("rank_id"))
-            if rank is None:
-                complete = False
-            elif rank in seen:
+            if rank in seen:
                 problems.append(
                     f"{path}: expected a rank of its own, but {rank} is also that of {seen[rank]}"
                 )
-            else:
+            elif rank is not None:
                 seen[rank] = path
-    if complete and not problems and set(seen) != set(range(len(seen))):
-        problems.append(
-            f"rank_id: expected the ranks 0 to {len(seen) - 1} of {len(seen)} devices, "
-            f"got {_list(sorted(seen))}"
-        )
     return problems
 
 
@@ -324,6 +327,16 @@ def _pod_problems(raw: dict[str, Any]) -> list[str]:
         for pod_path, pod in _objects(raw, "super_pod_list")
         for member_path, member in _objects(pod, "server_list")
         if "server_id" in member and str(member["server_id"]) not in known
+    ]
+
+
+def _gap_problems(table: _Table) -> list[str]:
+    ranks = sorted(device.rank_id for server in table.server_list for device in server.device)
+    if ranks == list(range(len(ranks))):
+        return []
+    return [
+        f"rank_id: expected the ranks 0 to {len(ranks) - 1} of {len(ranks)} devices, "
+        f"got {_list(ranks)}"
     ]
 
 

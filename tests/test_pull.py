@@ -21,7 +21,9 @@ Start = Callable[..., Node]
 Arrays = Sequence[NDArray[np.int32]]
 
 
-def _linked(start: Start, before: Callable[[Node, Node], None], **settings: Any) -> tuple[Node, Node]:
+def _linked(
+    start: Start, before: Callable[[Node, Node], None], **settings: Any
+) -> tuple[Node, Node]:
     """An owner (cluster 1) and a puller (cluster 2); ``before`` makes caches, then they link."""
     owner, puller = start(1, **settings), start(2, **settings)
     before(owner, puller)
@@ -103,7 +105,9 @@ def test_contiguous_to_blocks_with_a_short_last_block(start_node: Start, memory:
             array[number, : len(part)] = part
     _same(puller.do(nodes.read, "dst"), expected)
     with pytest.raises(RemoteError, match="list at most 6") as caught:
-        puller.do(nodes.pull_blocks, CacheKeyByIdAndIndex(1, 1, 1), "dst", [], [0, 1, 2, 3, 4, 5, 6])
+        puller.do(
+            nodes.pull_blocks, CacheKeyByIdAndIndex(1, 1, 1), "dst", [], [0, 1, 2, 3, 4, 5, 6]
+        )
     assert caught.value.status == "LLM_PARAM_INVALID"
 
 
@@ -119,7 +123,11 @@ def test_layer_ranges_move_these_tensors_only(start_node: Start) -> None:
     for moved in range(4):
         expected[4 + moved][0] = pattern(1, 2 + moved, (SLOTS, WIDTH))[0]
     _same(puller.do(nodes.read, "dst"), expected)
-    for source, target in ((range(1, 3), range(2, 5)), (range(3, 5), range(0, 2)), (range(1, 2), None)):
+    for source, target in (
+        (range(1, 3), range(2, 5)),
+        (range(3, 5), range(0, 2)),
+        (range(1, 2), None),
+    ):
         with pytest.raises(RemoteError) as caught:
             puller.do(_pull_layers, CacheKeyByIdAndIndex(1, 1, 0), source, target)
         assert caught.value.status == "LLM_PARAM_INVALID"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Callable
 from typing import Any
 
 from datadist import checks
 from datadist.status import param_invalid
+from datadist.types import ipv4_number
 
 __all__ = ["LLMConfig", "LlmConfig"]
 
@@ -241,7 +241,11 @@ class LLMConfig:
 
     @property
     def cluster_info(self) -> str:
-        """Of the first version of the API; JSON text, ignored by `init`."""
+        """Of the first version of the API; JSON text, ignored by `init`.
+
+        Setting raises also ``json.JSONDecodeError``, and ``RuntimeError`` for an ``ip`` in its
+        ``listen_ip_info`` that is no IPv4 address.
+        """
         return self._get("cluster_info", "") or ""
 
     @cluster_info.setter
@@ -281,10 +285,10 @@ LlmConfig = LLMConfig
 
 def _with_numeric_ips(info: Any) -> Any:
     """Dotted addresses in ``listen_ip_info`` become integers, first octet least significant."""
-    if isinstance(info, dict):
-        for item in info.get("listen_ip_info") or ():
-            if isinstance(item, dict) and isinstance(item.get("ip"), str):
-                item["ip"] = int.from_bytes(socket.inet_aton(item["ip"]), "little")
+    listed = info.get("listen_ip_info") if isinstance(info, dict) else None
+    for item in listed if isinstance(listed, list) else ():
+        if isinstance(item, dict) and isinstance(item.get("ip"), str):
+            item["ip"] = ipv4_number(item["ip"])
     return info
 
 

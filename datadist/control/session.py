@@ -75,7 +75,7 @@ class Session:
             waiting = bool(self._outbox)
         if broken or self._queued > MAX_QUEUED:
             why = broken or f"it left {self._queued} bytes unread"
-            self._reactor.post(lambda: self.close(why))
+            self._reactor.post(lambda: self._give_up(why))
         elif waiting:
             self._reactor.post(self._update_events)
 
@@ -143,7 +143,7 @@ class Session:
             with self._send_lock:
                 broken = self._flush()
             if broken:
-                self.close(broken)
+                self._give_up(broken)
                 return
             self._update_events()
         if events & READ:
@@ -152,6 +152,10 @@ class Session:
                 self._receive()
             finally:
                 self._dispatching = False
+
+    def _give_up(self, reason: str) -> None:
+        self.drain()  # a goodbye that lies there says more than the failure to send
+        self.close(reason)
 
     def _on_exit(self, _events: int) -> None:
         self.drain()  # what the peer said before it ended still counts

@@ -13,7 +13,7 @@ import secrets
 import time
 
 from datadist.control.meeting import Meeting
-from datadist.control.messages import Fail, Form, Member, Mismatch, Withdraw
+from datadist.control.messages import Announce, Fail, Form, Member, Mismatch, Withdraw
 from datadist.control.reactor import Reactor
 from datadist.engine.building import Builder
 from datadist.engine.domain import Attempt, Domain
@@ -23,6 +23,8 @@ from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.link")
 
+RETRY_SECONDS = 0.2
+"""Pause before a peer is sought again whose session broke."""
 GRACE_SECONDS = 1.0
 """How long announcements that differ may wait for a better match before both fail."""
 
@@ -81,8 +83,12 @@ class Links:
         self._builder.on_lost(view, reason)
         for domain in list(self.domains.values()):
             domain.announced.discard(view.incarnation)
-            if domain.waiting and orderly and view.session.cluster_id in domain.others:
-                self._meeting.seek(view.session.cluster_id)
+        delay = 0.0 if orderly else RETRY_SECONDS
+        self._reactor.later(delay, lambda: self._seek_again(view.session.cluster_id))
+
+    def _seek_again(self, cluster: int) -> None:
+        if any(d.waiting and cluster in d.others for d in self.domains.values()):
+            self._meeting.seek(cluster)
 
     def on_announce(self, view: PeerView, announcement: Announcement) -> None:
         """A peer waits for a domain."""
@@ -90,7 +96,21 @@ class Links:
         for domain in list(self.domains.values()):
             if domain.same_as(announcement.message):
                 self._consider(domain)
+                self._repeat_refusal(domain, view, announcement.message)
         self._reactor.later(GRACE_SECONDS, self._compare)
+
+    def _repeat_refusal(self, domain: Domain, view: PeerView, theirs: Announce) -> None:
+        """Tell a peer that comes to a domain which failed because their settings differ."""
+        if (
+            domain.status is not RegisterMemStatus.FAILED
+            or view.session.cluster_id not in domain.others
+        ):
+            return
+        rank = domain.ranks[view.session.cluster_id]
+        clusters = {r: c for c, r in domain.ranks.items()}
+        why = disagreement({domain.rank: domain.announce, rank: theirs}, clusters)
+        if why is not None:
+            view.send(Mismatch(link=theirs.link, reason=why[:4000]))
 
     def on_mismatch(self, view: PeerView, message: Mismatch) -> None:
         """A peer found that our domain can not match its own."""
@@ -244,10 +264,10 @@ class Links:
         """End the linking of a domain for good; peers that wait for it fail with it."""
         if not domain.waiting:
             return
-        waiting = [] if domain.attempt is not None else self._wishes_like(domain)
+        if domain.attempt is None:
+            for view, link in self._wishes_like(domain):
+                view.send(Mismatch(link=link, reason=reason[:4000]))
         self._end(domain, reason)
-        for view, link in waiting:
-            view.send(Mismatch(link=link, reason=reason[:4000]))
 
     def _expire(self, domain: Domain) -> None:
         """Fail a domain that ran out of time, naming who is missing; its peers wait on."""

@@ -1,0 +1,68 @@
+"""Checks of argument types and ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from datadist import checks
+
+RANGES: list[tuple[Callable[[str, object], None], int, int]] = [
+    (checks.check_uint8, 0, 2**8 - 1),
+    (checks.check_uint16, 0, 2**16 - 1),
+    (checks.check_uint32, 0, 2**32 - 1),
+    (checks.check_uint64, 0, 2**64 - 1),
+    (checks.check_int32, -(2**31), 2**31 - 1),
+    (checks.check_int64, -(2**63), 2**63 - 1),
+]
+
+
+@pytest.mark.parametrize(("check", "low", "high"), RANGES)
+def test_ranges_include_their_ends_and_nothing_more(
+    check: Callable[[str, object], None], low: int, high: int
+) -> None:
+    for value in (low, high, True):
+        check("x", value)
+    for value in (low - 1, high + 1):
+        with pytest.raises(ValueError, match=rf"x is {value}, .*\[{low}, {high}\]"):
+            check("x", value)
+    for wrong in (None, "1", 1.0):
+        with pytest.raises(TypeError, match=r"x is a .*only support int"):
+            check("x", wrong)
+
+
+def test_isinstance_lets_bool_and_none_through() -> None:
+    checks.check_isinstance("x", True, int)
+    checks.check_isinstance("x", None, int)
+    with pytest.raises(TypeError, match="x is a NoneType"):
+        checks.check_isinstance("x", None, int, allow_none=False)
+    with pytest.raises(TypeError, match=r"x is a float \(1.5\), only support int or str"):
+        checks.check_isinstance("x", 1.5, (int, str))
+
+
+def test_elements_are_named_by_index() -> None:
+    checks.check_sequence_of("x", (1, True), int)
+    with pytest.raises(TypeError, match=r"x\[1\] is a str"):
+        checks.check_sequence_of("x", [1, "2"], int)
+    for wrong in (None, {1}, "12"):
+        with pytest.raises(TypeError, match="only support list or tuple"):
+            checks.check_sequence_of("x", wrong, int)
+
+
+def test_a_list_of_int_is_no_tuple() -> None:
+    checks.check_list_of_int("x", [1, 2])
+    with pytest.raises(TypeError, match="only support list"):
+        checks.check_list_of_int("x", (1, 2))
+
+
+def test_dicts_are_checked_in_keys_and_values() -> None:
+    checks.check_dict("x", {1: 2}, int, int)
+    with pytest.raises(AttributeError, match="x is None"):
+        checks.check_dict("x", None, int, int)
+    with pytest.raises(TypeError, match="a key of x is a str"):
+        checks.check_dict("x", {"1": 2}, int, int)
+    with pytest.raises(TypeError, match=r"x\[1\] is a NoneType"):
+        checks.check_dict("x", {1: None}, int, int)
+    with pytest.raises(TypeError, match="only support dict"):
+        checks.check_dict("x", [(1, 2)], int, int)

@@ -1,0 +1,67 @@
+"""Status codes, their exception and their holder."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from datadist.status import LLMException, LLMStatusCode, Status, param_invalid
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("LLM_SUCCESS", 0),
+        ("LLM_FAILED", 4294967295),
+        ("LLM_KV_CACHE_NOT_EXIST", 1343270914),
+        ("LLM_PARAM_INVALID", 1343270917),
+        ("LLM_NOT_YET_LINK", 1343270919),
+        ("LLM_ALREADY_LINK", 1343270920),
+        ("LLM_LINK_FAILED", 1343270921),
+        ("LLM_BLOCKS_OUT_OF_MEMORY", 1343270931),
+        ("LLM_EXIST_LINK", 1343270936),
+        ("LLM_FEATURE_NOT_ENABLED", 1343270937),
+        ("LLM_TIMEOUT", 1343270938),
+        ("LLM_OUT_OF_MEMORY", 1343270940),
+        ("LLM_DEVICE_MEM_ERROR", 507053),
+        ("LLM_SUSPECT_REMOTE_ERROR", 507057),
+        ("LLM_UNKNOWN_ERROR", -1),
+    ],
+)
+def test_codes_have_the_documented_numbers(name: str, number: int) -> None:
+    assert LLMStatusCode[name] == number
+    assert LLMStatusCode(number).name == name
+
+
+def test_there_are_29_codes_with_distinct_numbers() -> None:
+    assert len(LLMStatusCode) == len(LLMStatusCode.__members__) == 29
+
+
+def test_an_exception_carries_its_code() -> None:
+    error = LLMException("text", status_code=LLMStatusCode.LLM_TIMEOUT)
+    assert isinstance(error, RuntimeError)
+    assert str(error) == "text"
+    assert error.status_code is LLMStatusCode.LLM_TIMEOUT
+
+
+def test_the_code_of_an_exception_is_read_only_and_success_by_default() -> None:
+    error = LLMException("text")
+    assert error.status_code is LLMStatusCode.LLM_SUCCESS
+    with pytest.raises(AttributeError):
+        error.status_code = LLMStatusCode.LLM_FAILED  # type: ignore[misc]
+
+
+def test_an_exception_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(param_invalid("wrong")))
+    assert type(error) is LLMException
+    assert error.args == ("wrong",)
+    assert error.status_code is LLMStatusCode.LLM_PARAM_INVALID
+
+
+def test_status_holds_a_code() -> None:
+    assert Status(LLMStatusCode.LLM_SUCCESS).is_ok()
+    status = Status(LLMStatusCode.LLM_TIMEOUT)
+    assert not status.is_ok()
+    assert status.status_code is LLMStatusCode.LLM_TIMEOUT
+    assert "LLM_TIMEOUT" in repr(status)
