@@ -59,7 +59,7 @@ def test_the_documented_example(start_node: Start) -> None:
 
 
 def _documented_example(here: nodes.Here, cluster_id: int) -> tuple[int, RegisterMemStatus]:
-    from datadist import LLMDataDist, LlmConfig, LLMRole
+    from datadist import LlmConfig, LLMDataDist, LLMRole
 
     llm_datadist = LLMDataDist(LLMRole.PROMPT if cluster_id == 1 else LLMRole.DECODER, cluster_id)
     here.engine = llm_datadist
@@ -257,15 +257,15 @@ def _limit_descriptors(_here: nodes.Here) -> None:
 def _usage(_here: nodes.Here) -> dict[str, Any]:
     import threading
 
-    with open("/proc/self/smaps_rollup") as smaps:
-        private = sum(int(x.split()[1]) for x in smaps if x.startswith(("Private", "Anonymous")))
+    with open("/proc/self/status") as lines:
+        own = sum(int(x.split()[1]) for x in lines if x.startswith(("RssAnon", "VmPTE")))
     with open("/proc/self/maps") as maps:
         mappings = [line.split()[-1] for line in maps if "memfd:" in line]
     return {
         "fds": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),
         "mappings": len(mappings),
-        "memory": private * 1024,
+        "memory": own * 1024,
         "dev_shm": sorted(os.listdir("/dev/shm")),
     }
 
