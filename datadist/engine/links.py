@@ -145,12 +145,13 @@ class Links:
             view.send(domain.announce)
 
     def _withdraw(self, domain: Domain) -> None:
-        for incarnation in domain.announced:
+        told = sorted(domain.announced)
+        domain.announced.clear()
+        for incarnation in told:
             view = self._views.get(incarnation)
             if view is not None:
                 view.send(Withdraw(link=domain.comm_id))
-                self._meeting.release(view.session, domain)
-        domain.announced.clear()
+                self._meeting.release(view.session, domain)  # may end the session, and call us
 
     # -- matching ----------------------------------------------------------------------------
 

@@ -141,13 +141,8 @@ class Transfers:
                 f"cache {cache.cache_id} is not remote accessible, which one-sided mode needs at "
                 "both ends: register it with remote_accessible=True before link"
             )
-        domains = list(self._domains.values())
-        routes = resolve.routes_to(domains, self._views, cluster)
-        if not routes:
-            raise resolve.no_route(domains, cluster)
+        routes = self._routes(cluster, deadline)
         view = routes[0].view
-        if not view.session.settled():
-            self._drain(view.session, max(0.0, deadline - time.monotonic()))
         found, token = resolve.look_up(view, source, deadline)
         try:
             self._check_entry(found)
@@ -160,6 +155,17 @@ class Transfers:
             self._consume(view, found, theirs)
         finally:
             view.end_pull(token)
+
+    def _routes(self, cluster: int, deadline: float) -> list[Route]:
+        """Usable links to a cluster, after everything that it has said was heard."""
+        domains = list(self._domains.values())
+        routes = resolve.routes_to(domains, self._views, cluster)
+        if routes and not routes[0].view.session.settled():
+            self._drain(routes[0].view.session, max(0.0, deadline - time.monotonic()))
+            routes = resolve.routes_to(domains, self._views, cluster)
+        if not routes:
+            raise resolve.no_route(domains, cluster)
+        return routes
 
     def _check_entry(self, found: Found) -> None:
         if self._one_sided and not found.entry.accessible:
