@@ -199,7 +199,6 @@ class _UncachedDriverManager:
             name,
             invoke_on_load=False,
             on_load_failure_callback=_raise,
-            warn_on_missing_entrypoint=False,
         )
         return manager.driver
 

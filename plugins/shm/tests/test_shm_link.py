@@ -1,0 +1,290 @@
+"""Links of the shm transport between real processes, without core."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from array import array
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from datadist_shm import ShmTransport
+
+from datadist.rank_table import RankTable
+from datadist.transport import (
+    Access,
+    AddressError,
+    Group,
+    LinkError,
+    Offer,
+    Peer,
+    PeerLost,
+    Placement,
+    RegistrationError,
+    TransferError,
+    TransferTimeout,
+    TransportError,
+    TransportOptions,
+    Unsupported,
+)
+
+SIZE = 1 << 20
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def _group(rank: int, pid: int, pidfd: int, name: str) -> Group:
+    other = 1 - rank
+    peers = {rank: Peer(rank, f"engine-{rank}"), other: Peer(other, f"engine-{other}", pid, pidfd)}
+    return Group(
+        name, rank, dict(sorted(peers.items())), RankTable("1.0", ()), time.monotonic() + 60
+    )
+
+
+def _owner(sock: socket.socket, pid: int, access: str, links: int, memory: str) -> None:
+    """The peer: gives one region to ``links`` links, then does as it is told."""
+    transport = ShmTransport(TransportOptions())
+    own = bytearray(SIZE)
+    if memory == "pool":
+        region = transport.allocate(SIZE, Placement.HOST)
+    else:
+        address = ctypes.addressof((ctypes.c_char * SIZE).from_buffer(own))
+        region = transport.register(address, SIZE, Placement.HOST)
+    ctypes.memset(region.address, 7, SIZE)
+    pidfd = os.pidfd_open(pid)
+    opened = []
+    for number in range(links):
+        link = transport.open(_group(1, pid, pidfd, f"l{number}"), [region], Access(access))
+        offer = link.offer(0)
+        socket.send_fds(sock, [offer.data], list(offer.fds))
+        for fd in offer.fds:
+            os.close(fd)
+        opened.append(link)
+        sock.recv(1)
+    while True:
+        order = sock.recv(100).decode()
+        if order == "close":
+            sock.send(json.dumps([sorted(link.close()) for link in opened]).encode())
+        elif order == "sum":
+            data = ctypes.string_at(region.address, SIZE)
+            sock.send(json.dumps([sum(data), data[0]]).encode())
+        else:
+            return
+
+
+class Pair:
+    """A puller in this process and its owner in another one."""
+
+    def __init__(self, access: Access, links: int = 1, memory: str = "pool") -> None:
+        self.sock, theirs = socket.socketpair()
+        args = (theirs, os.getpid(), access.value, links, memory)
+        self.process = SPAWN.Process(target=_owner, args=args, daemon=True)
+        self.process.start()
+        theirs.close()
+        assert self.process.pid is not None
+        self.pid = self.process.pid
+        self.pidfd = os.pidfd_open(self.pid)
+        self.transport = ShmTransport(TransportOptions())
+        self.region = self.transport.allocate(SIZE, Placement.HOST)
+        self.links = []
+        self.sock.settimeout(20)
+        for number in range(links):
+            link = self.transport.open(
+                _group(0, self.pid, self.pidfd, f"l{number}"), [self.region], access
+            )
+            data, fds, _, _ = socket.recv_fds(self.sock, 65536, 16)
+            self.data, self.fds = data, [os.dup(fd) for fd in fds]
+            link.attach(1, Offer(data, fds))
+            self.sock.send(b"k")
+            self.links.append(link)
+        self.remote = json.loads(self.data)["regions"][0]["address"]
+
+    def move(
+        self, offset: int, size: int, timeout: float = 10, write: bool = False, number: int = 0
+    ) -> None:
+        local, remote = array("q", [self.region.address]), array("q", [self.remote + offset])
+        link = self.links[number]
+        (link.write if write else link.read)(1, local, remote, array("q", [size]), timeout)
+
+    def ask(self, order: str) -> Any:
+        self.sock.send(order.encode())
+        return json.loads(self.sock.recv(65536))
+
+    def close(self) -> None:
+        for link in self.links:
+            link.close()
+        for fd in self.fds:
+            os.close(fd)
+        self.transport.release(self.region)
+        self.sock.close()
+        os.kill(self.pid, signal.SIGCONT) if self.process.is_alive() else None
+        self.process.kill()
+        self.process.join()
+        os.close(self.pidfd)
+
+
+@pytest.fixture
+def reading() -> Iterator[Pair]:
+    """A pair with read access."""
+    pair = Pair(Access.READ)
+    yield pair
+    pair.close()
+
+
+@pytest.fixture
+def writing() -> Iterator[Pair]:
+    """A pair with read and write access."""
+    pair = Pair(Access.READ_WRITE)
+    yield pair
+    pair.close()
+
+
+def _own(pair: Pair) -> bytes:
+    return ctypes.string_at(pair.region.address, SIZE)
+
+
+@pytest.mark.parametrize("memory", ["pool", "user"])
+def test_a_read_moves_these_bytes_only(memory: str) -> None:
+    pair = Pair(Access.READ, memory=memory)
+    try:
+        pair.move(10, 1000)
+        assert _own(pair) == b"\7" * 1000 + bytes(SIZE - 1000)
+    finally:
+        pair.close()
+
+
+@pytest.mark.parametrize(("offset", "size"), [(-1, 10), (SIZE - 5, 6), (0, SIZE + 1), (1 << 40, 1)])
+def test_ranges_outside_of_the_offer_move_nothing(reading: Pair, offset: int, size: int) -> None:
+    good, bad = (reading.remote, 16), (reading.remote + offset, size)
+    local = array("q", [reading.region.address] * 2)
+    remote, length = array("q", [good[0], bad[0]]), array("q", [good[1], bad[1]])
+    with pytest.raises(AddressError, match="not memory that rank 1 offered"):
+        reading.links[0].read(1, local, remote, length, 5)
+    assert _own(reading) == bytes(SIZE)
+
+
+def test_read_access_cannot_be_turned_into_write_access(reading: Pair) -> None:
+    with pytest.raises(Unsupported):
+        reading.move(0, 8, write=True)
+    (fd,) = reading.fds
+    with pytest.raises(PermissionError):
+        mmap.mmap(fd, SIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+    with pytest.raises(PermissionError):
+        mmap.mmap(again, SIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    with pytest.raises(PermissionError):
+        os.pwrite(again, b"x", 0)
+    os.close(again)
+
+
+def test_a_write_arrives(writing: Pair) -> None:
+    ctypes.memset(writing.region.address, 9, SIZE)
+    writing.move(0, SIZE, write=True)
+    assert writing.ask("sum") == [9 * SIZE, 9]
+
+
+def test_deadline_abort_and_close(reading: Pair) -> None:
+    with pytest.raises(TransferTimeout):
+        reading.move(0, 8, timeout=0)
+    reading.move(0, 8)
+    reading.links[0].abort(1)
+    with pytest.raises(TransferError, match="aborted"):
+        reading.move(0, 8)
+    assert reading.links[0].close() == frozenset()
+    with pytest.raises(TransferError, match="closed"):
+        reading.move(0, 8)
+
+
+def test_a_dead_owner_is_reported(reading: Pair) -> None:
+    reading.process.kill()
+    reading.process.join()
+    with pytest.raises(PeerLost) as caught:
+        reading.move(0, 8)
+    assert caught.value.rank == 1
+
+
+def test_after_the_owner_closed_nothing_is_written(writing: Pair) -> None:
+    assert writing.ask("close") == [[]]
+    ctypes.memset(writing.region.address, 9, SIZE)
+    with pytest.raises(TransferError, match="unlinked"):
+        writing.move(0, SIZE, write=True)
+    assert writing.ask("sum")[1] == 7
+
+
+def test_a_writer_that_stopped_inside_is_reported(writing: Pair) -> None:
+    fence = writing.links[0]._paths[1].fence
+    assert fence is not None
+    ctypes.c_int64.from_address(fence.address).value = 1  # as if it stopped in mid-copy
+    assert writing.ask("close") == [[0]]
+    ctypes.c_int64.from_address(fence.address).value = 0
+
+
+def test_links_to_one_peer_share_the_mapping() -> None:
+    pair = Pair(Access.READ, links=5)
+    try:
+        assert len(pair.transport._mappings) == 1
+        for link in pair.links[:4]:
+            link.close()
+        pair.move(0, 100, number=4)
+        pair.links[4].close()
+        assert len(pair.transport._mappings) == 0
+    finally:
+        pair.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"version": 2}, "version"),
+        ({"regions": [{"id": 1, "address": 0, "size": 1, "fd": 0}]}, "address"),
+        ({"regions": []}, "names descriptors"),
+        ({"regions": [{"id": 1, "address": 1, "size": SIZE * 2, "fd": 0}]}, "file of"),
+        ({"writable": True}, "fence"),
+    ],
+)
+def test_bad_offers_are_refused(reading: Pair, change: dict[str, Any], match: str) -> None:
+    group = _group(0, reading.pid, reading.pidfd, "bad")
+    link = reading.transport.open(group, [reading.region], Access.READ)
+    data = json.dumps({**json.loads(reading.data), **change}).encode()
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(LinkError, match=match):
+        link.attach(1, Offer(data, [os.dup(reading.fds[0])]))
+    assert len(os.listdir("/proc/self/fd")) == before
+    link.close()
+
+
+def test_memory_that_could_shrink_is_refused(reading: Pair) -> None:
+    group = _group(0, reading.pid, reading.pidfd, "bad")
+    link = reading.transport.open(group, [reading.region], Access.READ)
+    fd = os.memfd_create("loose", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, SIZE)
+    with pytest.raises(LinkError, match="resize"):
+        link.attach(1, Offer(reading.data, [fd]))
+    link.close()
+
+
+def test_memory_that_is_not_ours_is_refused() -> None:
+    transport = ShmTransport(TransportOptions())
+    with pytest.raises(RegistrationError, match="not memory of this process"):
+        transport.register(1 << 46, 4096, Placement.DEVICE)
+    with pytest.raises(MemoryError):
+        transport.allocate(1 << 55, Placement.HOST)
+
+
+def test_options_are_checked() -> None:
+    for extra, match in (
+        ({"nonsense": "1"}, "unknown option"),
+        ({"populate": "yes"}, '"0" or "1"'),
+    ):
+        with pytest.raises(TransportError, match=match):
+            ShmTransport(TransportOptions(extra=extra))
+    transport = ShmTransport(TransportOptions(extra={"populate": "0"}))
+    region = transport.allocate(SIZE, Placement.HOST)
+    assert ctypes.string_at(region.address, 8) == bytes(8)
+    transport.release(region)

@@ -1,0 +1,58 @@
+"""The commands, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from datadist.cli import main
+from tests.nodes import table_for
+
+
+def test_backends_lists_shm(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["backends"]) == 0
+    out = capsys.readouterr().out
+    assert "datadist-shm" in out
+    assert "auto chooses shm" in out
+
+
+def test_check_prints_the_domain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rank_table.json"
+    path.write_text(table_for({1: 0, 2: 1}))
+    assert main(["check", str(path), "--mapping", '{"7": 0, "9": 1}', "--backend", "shm"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["RANK", "CLUSTER", "SERVER", "DEVICE"]
+    assert lines[2].split() == ["1", "9", "host", "1"]
+
+
+def test_check_names_every_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = json.loads(table_for({1: 0, 2: 1}))
+    table["version"] = "3"
+    table["server_list"][0]["device"][1]["rank_id"] = "x"
+    path = tmp_path / "rank_table.json"
+    path.write_text(json.dumps(table))
+    assert main(["check", str(path)]) == 1
+    err = capsys.readouterr().err
+    assert "version:" in err
+    assert "server_list[0].device[1].rank_id:" in err
+    assert main(["check", str(tmp_path / "none.json")]) == 2
+    assert "cannot read" in capsys.readouterr().err
+
+
+def test_demo_verifies_every_cluster() -> None:
+    command = [sys.executable, "-m", "datadist", "demo", "--clusters", "3", "--tokens", "100"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "linked with cluster 1 (rank 0), cluster 2 (rank 1) over shm" in done.stdout
+    assert "every byte arrived" in done.stdout
+
+
+def test_demo_says_why_it_cannot_run() -> None:
+    command = [sys.executable, "-m", "datadist", "demo", "--backend", "nonsense"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "'nonsense' is not installed" in done.stderr

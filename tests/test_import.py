@@ -1,0 +1,26 @@
+"""What `import datadist` loads, and what it costs beside its dependencies."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+DEPENDENCIES = "import numpy, pydantic"
+
+
+def _run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_no_plugin_and_no_vendor_library_is_imported() -> None:
+    loaded = _run(
+        "import sys, datadist; print([m for m in sys.modules if m.startswith('datadist_') or m in ('torch', 'stevedore')])"
+    )
+    assert loaded == "[]"
+
+
+def test_the_environment_variable_of_upstream_is_set_unless_it_is() -> None:
+    code = "import os, datadist; print(os.environ['AUTO_USE_UC_MEMORY'])"
+    assert _run(code) == "0"
+    assert _run("import os; os.environ['AUTO_USE_UC_MEMORY'] = '1'; " + code) == "1"
