@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from datadist import checks
+from datadist.api.arguments import (
+    blocks_name,
+    check_addresses,
+    check_cache,
+    check_desc,
+    check_key_count,
+    check_not_none,
+    check_one_id,
+    check_source_blocks,
+    check_unique,
+    layers_of,
+    layout_of,
+    name_of,
+    slot_names,
+    source_of,
+    tensor_size,
+    tensors_per_layer,
+    without_placeholders,
+)
 from datadist.api.cache import Cache
 from datadist.engine.directory import KeyName
 from datadist.engine.engine import Engine
-from datadist.engine.owned import Layout, OwnCache, describe
-from datadist.engine.resolve import ById, Layers, Source
+from datadist.engine.owned import OwnCache
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import (
-    INVALID_ID,
     BlocksCacheKey,
     CacheDesc,
     CacheKey,
     CacheKeyByIdAndIndex,
     Placement,
-    element_size,
 )
 
 __all__ = ["CacheManager"]
 
-MAX_DIMS = 31
-MAX_TENSORS = 1 << 16
 UNREGISTER_SECONDS = 2.0
 """How long `unregister_cache` waits for peers to confirm that they are out of the memory."""
 
@@ -58,9 +71,9 @@ class CacheManager:
         Raises LLMException: LLM_PARAM_INVALID without a pool, for bad dimensions, for more keys
         than slots or keys that are bound already; LLM_OUT_OF_MEMORY.
         """
-        _check_desc(cache_desc)
+        check_desc(cache_desc)
         checks.check_sequence_of("cache_keys", cache_keys, CacheKey)
-        return self._allocate(cache_desc, _slots(cache_keys), blocks=False)
+        return self._allocate(cache_desc, slot_names(cache_keys), blocks=False)
 
     def allocate_blocks_cache(
         self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None
@@ -69,9 +82,9 @@ class CacheManager:
 
         Raises as :meth:`allocate_cache`.
         """
-        _check_desc(cache_desc)
+        check_desc(cache_desc)
         checks.check_isinstance("blocks_cache_key", blocks_cache_key, BlocksCacheKey)
-        return self._allocate(cache_desc, _blocks_slot(blocks_cache_key), blocks=True)
+        return self._allocate(cache_desc, blocks_name(blocks_cache_key), blocks=True)
 
     def _allocate(self, desc: CacheDesc, keys: list[tuple[int, KeyName]], blocks: bool) -> Cache:
         engine = self._engine()
@@ -84,15 +97,17 @@ class CacheManager:
                 f"no {placement.name} pool is configured: set {option} before init, for example "
                 '{"memory_size": 1073741824}, or register memory of your own'
             )
-        size = _tensor_size(desc)
+        size = tensor_size(desc)
         cache_id = engine.owned.new_id()
         addresses = engine.memory.allocate(placement, [size] * desc.num_tensors)
         region_id, region = engine.memory.pool_region(placement)
-        cache = OwnCache(cache_id, _layout(desc, addresses, size, blocks), True, True, (region_id,))
+        cache = OwnCache(
+            cache_id, layout_of(desc, addresses, size, blocks), True, True, (region_id,)
+        )
         try:
-            _check_key_count(keys, desc)
-            _check_unique(engine, keys)
-            engine.owned.add(cache, _without_placeholders(keys), unique=True)
+            check_key_count(keys, desc)
+            check_unique(engine, keys)
+            engine.owned.add(cache, without_placeholders(keys), unique=True)
         except BaseException:
             engine.memory.free(placement, addresses)
             raise
@@ -115,7 +130,7 @@ class CacheManager:
         self._deallocate(cache, blocks=True)
 
     def _deallocate(self, cache: Cache, blocks: bool) -> None:
-        _check_cache("cache", cache)
+        check_cache("cache", cache)
         if cache.is_blocks_cache is not blocks:
             other = "deallocate_cache" if blocks else "deallocate_blocks_cache"
             raise param_invalid(f"{cache!r} is freed by {other}")
@@ -131,11 +146,11 @@ class CacheManager:
 
         Raises LLMException (LLM_FEATURE_NOT_ENABLED) where no pool is configured.
         """
-        _check_not_none("cache_key", cache_key)
+        check_not_none("cache_key", cache_key)
         checks.check_isinstance("cache_key", cache_key, CacheKey)
         engine = self._engine()
         self._require_pool(engine)
-        engine.owned.remove_key(_name_of(cache_key))
+        engine.owned.remove_key(name_of(cache_key))
 
     @staticmethod
     def _require_pool(engine: Engine) -> None:
@@ -167,7 +182,7 @@ class CacheManager:
         self._check_register(cache_desc, addrs, remote_accessible)
         checks.check_sequence_of("cache_keys", cache_keys, CacheKey)
         self._check_accessible(remote_accessible)
-        return self._register(cache_desc, addrs, _slots(cache_keys), remote_accessible, False)
+        return self._register(cache_desc, addrs, slot_names(cache_keys), remote_accessible, False)
 
     def register_blocks_cache(
         self,
@@ -181,7 +196,7 @@ class CacheManager:
         checks.check_isinstance("blocks_cache_key", blocks_cache_key, BlocksCacheKey)
         self._check_accessible(remote_accessible)
         return self._register(
-            cache_desc, addrs, _blocks_slot(blocks_cache_key), remote_accessible, True
+            cache_desc, addrs, blocks_name(blocks_cache_key), remote_accessible, True
         )
 
     def unregister_cache(self, cache_id: int) -> None:
@@ -194,7 +209,7 @@ class CacheManager:
 
     @staticmethod
     def _check_register(desc: CacheDesc, addrs: list[int], remote_accessible: bool | None) -> None:
-        _check_desc(desc)
+        check_desc(desc)
         checks.check_list_of_int("addrs", addrs)
         checks.check_isinstance("remote_accessible", remote_accessible, bool)
 
@@ -213,10 +228,10 @@ class CacheManager:
         remote_accessible: bool | None,
         blocks: bool,
     ) -> Cache:
-        _check_addresses(desc, addrs)
+        check_addresses(desc, addrs)
         engine = self._engine()
-        size = _tensor_size(desc)
-        _check_key_count(keys, desc)
+        size = tensor_size(desc)
+        check_key_count(keys, desc)
         accessible = remote_accessible
         if accessible is None:
             accessible = desc.placement is Placement.DEVICE and not self._linked
@@ -225,9 +240,9 @@ class CacheManager:
         if accessible or not self._one_sided:
             regions = engine.memory.register(addrs, size, desc.placement)
         cache = OwnCache(
-            cache_id, _layout(desc, addrs, size, blocks), False, accessible, tuple(regions)
+            cache_id, layout_of(desc, addrs, size, blocks), False, accessible, tuple(regions)
         )
-        engine.owned.add(cache, _without_placeholders(keys), unique=False)
+        engine.owned.add(cache, without_placeholders(keys), unique=False)
         addressable = desc.placement in engine.transport.capabilities.host_addressable
         return Cache(
             cache_id,
@@ -263,20 +278,20 @@ class CacheManager:
         """
         kinds = (CacheKeyByIdAndIndex,) if self._one_sided else (CacheKey, CacheKeyByIdAndIndex)
         checks.check_isinstance("cache_key", cache_key, kinds)
-        _check_cache("cache", cache)
+        check_cache("cache", cache)
         checks.check_uint32("batch_index", batch_index)
         checks.check_int64("size", size)
         if cache.is_blocks_cache:
             raise param_invalid(f"{cache!r} is a blocks cache: use pull_blocks")
         if size != -1 and size <= 0:
             raise param_invalid(f"size is {size}: it must be -1 (the whole slot) or positive")
-        per_layer = _per_layer(kwargs)
-        _check_not_none("cache_key", cache_key)
+        per_layer = tensors_per_layer(kwargs)
+        check_not_none("cache_key", cache_key)
         if isinstance(cache_key, CacheKey):
-            _check_one_id(cache_key)
-        layers = _layers(kwargs, per_layer)
+            check_one_id(cache_key)
+        layers = layers_of(kwargs, per_layer)
         self._engine().transfers.pull_cache(
-            cache_key.cluster_id, _source(cache_key), cache.cache_id, batch_index, size, layers
+            cache_key.cluster_id, source_of(cache_key), cache.cache_id, batch_index, size, layers
         )
 
     def pull_blocks(
@@ -295,176 +310,18 @@ class CacheManager:
         """
         kinds = (CacheKey, CacheKeyByIdAndIndex, BlocksCacheKey)
         checks.check_isinstance("src_cache_key", src_cache_key, kinds)
-        _check_cache("dst_cache", dst_cache)
+        check_cache("dst_cache", dst_cache)
         checks.check_sequence_of("src_blocks", src_blocks, int)
         checks.check_sequence_of("dst_blocks", dst_blocks, int)
         if not dst_cache.is_blocks_cache:
             raise param_invalid(f"{dst_cache!r} is not a blocks cache: use pull_cache")
         if not dst_blocks:
             raise param_invalid("dst_blocks is empty: list the blocks to pull into")
-        per_layer = _per_layer(kwargs)
-        _check_not_none("src_cache_key", src_cache_key)
-        _check_source_blocks(src_cache_key, src_blocks)
-        layers = _layers(kwargs, per_layer)
+        per_layer = tensors_per_layer(kwargs)
+        check_not_none("src_cache_key", src_cache_key)
+        check_source_blocks(src_cache_key, src_blocks)
+        layers = layers_of(kwargs, per_layer)
         cluster = src_cache_key.cluster_id
         self._engine().transfers.pull_blocks(
-            cluster, _source(src_cache_key), dst_cache.cache_id, src_blocks, dst_blocks, layers
+            cluster, source_of(src_cache_key), dst_cache.cache_id, src_blocks, dst_blocks, layers
         )
-
-
-# -- checks and conversions --------------------------------------------------------------------
-
-
-def _check_not_none(name: str, value: object) -> None:
-    if value is None:
-        raise AttributeError(f"{name} is None")
-
-
-def _check_desc(desc: CacheDesc) -> None:
-    checks.check_isinstance("cache_desc", desc, CacheDesc)
-    _check_not_none("cache_desc", desc)
-
-
-def _check_cache(name: str, cache: Cache) -> None:
-    checks.check_isinstance(name, cache, Cache)
-    _check_not_none(name, cache)
-
-
-def _check_addresses(desc: CacheDesc, addrs: list[int]) -> None:
-    if not addrs:
-        raise param_invalid("addrs is empty: give one address per tensor")
-    if len(addrs) != desc.num_tensors:
-        raise param_invalid(f"{desc.num_tensors} tensors need as many addrs, not {len(addrs)}")
-    for index, address in enumerate(addrs):
-        if not 0 < address < 1 << 63:
-            raise param_invalid(f"addrs[{index}] is {address:#x}, which is not a valid address")
-
-
-def _tensor_size(desc: CacheDesc) -> int:
-    """Bytes of one tensor. Raises LLM_PARAM_INVALID for dimensions that make no tensor."""
-    shape = desc.shape
-    if desc.num_tensors > MAX_TENSORS:
-        raise param_invalid(f"num_tensors is {desc.num_tensors}, more than {MAX_TENSORS}")
-    if not 1 <= len(shape) <= MAX_DIMS:
-        raise param_invalid(f"shape has {len(shape)} dimensions, expected 1 to {MAX_DIMS}")
-    if min(shape) <= 0:
-        raise param_invalid(f"shape is {list(shape)}: every dimension must be positive")
-    size = math.prod(shape) * element_size(desc.data_type)
-    if size >= 1 << 63:
-        raise param_invalid(f"a tensor of shape {list(shape)} would hold {size} bytes, over int64")
-    return size
-
-
-def _layout(desc: CacheDesc, addresses: Sequence[int], size: int, blocks: bool) -> Layout:
-    count = desc.shape[0]
-    return Layout(blocks, tuple(addresses), size // count, count, size, desc.placement)
-
-
-def _name_of(key: CacheKey | BlocksCacheKey) -> KeyName:
-    if isinstance(key, BlocksCacheKey):
-        checks.check_uint64("model_id", key.model_id)
-        return KeyName("blocks", INVALID_ID, key.model_id)
-    if key.prefix_id != INVALID_ID:
-        return KeyName("prefix", key.prefix_id, key.model_id)
-    return KeyName("request", key.req_id, key.model_id)
-
-
-def _slots(keys: Sequence[CacheKey]) -> list[tuple[int, KeyName]]:
-    return [(slot, _name_of(key)) for slot, key in enumerate(keys)]
-
-
-def _blocks_slot(key: BlocksCacheKey | None) -> list[tuple[int, KeyName]]:
-    return [] if key is None else [(0, _name_of(key))]
-
-
-def _without_placeholders(keys: list[tuple[int, KeyName]]) -> list[tuple[int, KeyName]]:
-    return [(slot, name) for slot, name in keys if not _is_placeholder(name)]
-
-
-def _is_placeholder(name: KeyName) -> bool:
-    return name.space == "request" and name.key == INVALID_ID
-
-
-def _check_key_count(keys: list[tuple[int, KeyName]], desc: CacheDesc) -> None:
-    if len(keys) > desc.shape[0]:
-        raise param_invalid(f"{len(keys)} cache keys for {desc.shape[0]} batch slots")
-
-
-def _check_unique(engine: Engine, keys: list[tuple[int, KeyName]]) -> None:
-    """Uniqueness of the keys of a new cache (LLM-DataDist API, keys and indexes).
-
-    A placeholder, ``CacheKey(cluster, INVALID_ID)``, has the identity of a blocks key.
-    """
-    seen: dict[KeyName, int] = {}
-    for slot, name in keys:
-        if name in seen:
-            hint = "give placeholders distinct model_ids" if _is_placeholder(name) else "drop one"
-            raise param_invalid(
-                f"identical keys {seen[name]} and {slot} ({describe(name)}): {hint}"
-            )
-        seen[name] = slot
-        if _is_placeholder(name) and engine.owned.bound(KeyName("blocks", INVALID_ID, name.model)):
-            raise param_invalid(
-                f"placeholder key {slot} has model_id {name.model}, which a blocks cache of this "
-                "engine is keyed with: use another model_id"
-            )
-
-
-def _check_one_id(key: CacheKey) -> None:
-    if (key.req_id != INVALID_ID) == (key.prefix_id != INVALID_ID):
-        raise param_invalid(
-            f"exactly one of req_id and prefix_id must be valid in a pull, got {key!r}"
-        )
-
-
-def _check_source_blocks(
-    key: CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey, src_blocks: Sequence[int]
-) -> None:
-    if isinstance(key, BlocksCacheKey):
-        if not src_blocks:
-            raise param_invalid(
-                "src_blocks is empty: with a BlocksCacheKey list the owner's blocks"
-            )
-        return
-    if isinstance(key, CacheKey):
-        _check_one_id(key)
-    if src_blocks:
-        raise param_invalid(
-            f"src_blocks must be empty with a {type(key).__name__}: a contiguous slot has no blocks"
-        )
-
-
-def _per_layer(kwargs: dict[str, Any]) -> int:
-    value = kwargs.get("tensor_num_per_layer", 2)
-    checks.check_uint32("tensor_num_per_layer", value)
-    if value <= 0:
-        raise param_invalid("tensor_num_per_layer is 0: it must be positive")
-    return int(value)
-
-
-def _layers(kwargs: dict[str, Any], per_layer: int) -> Layers:
-    return Layers(
-        _layer_range("src_layer_range", kwargs.get("src_layer_range")),
-        _layer_range("dst_layer_range", kwargs.get("dst_layer_range")),
-        per_layer,
-    )
-
-
-def _layer_range(name: str, value: Any) -> range | None:
-    if value is None:
-        return None
-    checks.check_isinstance(name, value, range)
-    if value.step != 1:
-        raise param_invalid(f"{name} is {value}: its step must be 1")
-    if len(value) == 0:
-        return None
-    if value.start < 0:
-        raise param_invalid(f"{name} is {value}: it must not start below 0")
-    checks.check_uint32(f"the last layer of {name}", value.stop - 1)
-    return range(value.start, value.stop)
-
-
-def _source(key: CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey) -> Source:
-    if isinstance(key, CacheKeyByIdAndIndex):
-        return ById(key.cache_id, key.batch_index)
-    return _name_of(key)

@@ -1,0 +1,196 @@
+"""Arguments of the cache manager: what is checked, and what it becomes for the engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from datadist import checks
+from datadist.api.cache import Cache
+from datadist.engine.directory import KeyName
+from datadist.engine.engine import Engine
+from datadist.engine.owned import Layout, describe
+from datadist.engine.resolve import ById, Layers, Source
+from datadist.status import param_invalid
+from datadist.types import (
+    INVALID_ID,
+    BlocksCacheKey,
+    CacheDesc,
+    CacheKey,
+    CacheKeyByIdAndIndex,
+    element_size,
+)
+
+MAX_DIMS = 31
+MAX_TENSORS = 1 << 16
+
+
+def check_not_none(name: str, value: object) -> None:
+    """Raise ``AttributeError`` for None, as upstream does."""
+    if value is None:
+        raise AttributeError(f"{name} is None")
+
+
+def check_desc(desc: CacheDesc) -> None:
+    """A description, not None."""
+    checks.check_isinstance("cache_desc", desc, CacheDesc)
+    check_not_none("cache_desc", desc)
+
+
+def check_cache(name: str, cache: Cache) -> None:
+    """A cache, not None."""
+    checks.check_isinstance(name, cache, Cache)
+    check_not_none(name, cache)
+
+
+def check_addresses(desc: CacheDesc, addrs: list[int]) -> None:
+    """One address per tensor. Raises LLM_PARAM_INVALID."""
+    if not addrs:
+        raise param_invalid("addrs is empty: give one address per tensor")
+    if len(addrs) != desc.num_tensors:
+        raise param_invalid(f"{desc.num_tensors} tensors need as many addrs, not {len(addrs)}")
+    for index, address in enumerate(addrs):
+        if not 0 < address < 1 << 63:
+            raise param_invalid(f"addrs[{index}] is {address:#x}, which is not a valid address")
+
+
+def tensor_size(desc: CacheDesc) -> int:
+    """Bytes of one tensor. Raises LLM_PARAM_INVALID for dimensions that make no tensor."""
+    shape = desc.shape
+    if desc.num_tensors > MAX_TENSORS:
+        raise param_invalid(f"num_tensors is {desc.num_tensors}, more than {MAX_TENSORS}")
+    if not 1 <= len(shape) <= MAX_DIMS:
+        raise param_invalid(f"shape has {len(shape)} dimensions, expected 1 to {MAX_DIMS}")
+    if min(shape) <= 0:
+        raise param_invalid(f"shape is {list(shape)}: every dimension must be positive")
+    size = math.prod(shape) * element_size(desc.data_type)
+    if size >= 1 << 63:
+        raise param_invalid(f"a tensor of shape {list(shape)} would hold {size} bytes, over int64")
+    return size
+
+
+def layout_of(desc: CacheDesc, addresses: Sequence[int], size: int, blocks: bool) -> Layout:
+    """Where the cache lies."""
+    count = desc.shape[0]
+    return Layout(blocks, tuple(addresses), size // count, count, size, desc.placement)
+
+
+def name_of(key: CacheKey | BlocksCacheKey) -> KeyName:
+    """What identifies the key on its owner."""
+    if isinstance(key, BlocksCacheKey):
+        checks.check_uint64("model_id", key.model_id)
+        return KeyName("blocks", INVALID_ID, key.model_id)
+    if key.prefix_id != INVALID_ID:
+        return KeyName("prefix", key.prefix_id, key.model_id)
+    return KeyName("request", key.req_id, key.model_id)
+
+
+def slot_names(keys: Sequence[CacheKey]) -> list[tuple[int, KeyName]]:
+    """Slot and name of each key."""
+    return [(slot, name_of(key)) for slot, key in enumerate(keys)]
+
+
+def blocks_name(key: BlocksCacheKey | None) -> list[tuple[int, KeyName]]:
+    """The key of a blocks cache, if any."""
+    return [] if key is None else [(0, name_of(key))]
+
+
+def without_placeholders(keys: list[tuple[int, KeyName]]) -> list[tuple[int, KeyName]]:
+    """The keys that bind something."""
+    return [(slot, name) for slot, name in keys if not _is_placeholder(name)]
+
+
+def _is_placeholder(name: KeyName) -> bool:
+    return name.space == "request" and name.key == INVALID_ID
+
+
+def check_key_count(keys: list[tuple[int, KeyName]], desc: CacheDesc) -> None:
+    """No more keys than slots. Raises LLM_PARAM_INVALID."""
+    if len(keys) > desc.shape[0]:
+        raise param_invalid(f"{len(keys)} cache keys for {desc.shape[0]} batch slots")
+
+
+def check_unique(engine: Engine, keys: list[tuple[int, KeyName]]) -> None:
+    """Uniqueness of the keys of a new cache (LLM-DataDist API, keys and indexes).
+
+    A placeholder, ``CacheKey(cluster, INVALID_ID)``, has the identity of a blocks key.
+    """
+    seen: dict[KeyName, int] = {}
+    for slot, name in keys:
+        if name in seen:
+            hint = "give placeholders distinct model_ids" if _is_placeholder(name) else "drop one"
+            raise param_invalid(
+                f"identical keys {seen[name]} and {slot} ({describe(name)}): {hint}"
+            )
+        seen[name] = slot
+        if _is_placeholder(name) and engine.owned.bound(KeyName("blocks", INVALID_ID, name.model)):
+            raise param_invalid(
+                f"placeholder key {slot} has model_id {name.model}, which a blocks cache of this "
+                "engine is keyed with: use another model_id"
+            )
+
+
+def check_one_id(key: CacheKey) -> None:
+    """Exactly one id in a pull. Raises LLM_PARAM_INVALID."""
+    if (key.req_id != INVALID_ID) == (key.prefix_id != INVALID_ID):
+        raise param_invalid(
+            f"exactly one of req_id and prefix_id must be valid in a pull, got {key!r}"
+        )
+
+
+def check_source_blocks(
+    key: CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey, src_blocks: Sequence[int]
+) -> None:
+    """Source blocks exactly with a blocks key. Raises LLM_PARAM_INVALID."""
+    if isinstance(key, BlocksCacheKey):
+        if not src_blocks:
+            raise param_invalid(
+                "src_blocks is empty: with a BlocksCacheKey list the owner's blocks"
+            )
+        return
+    if isinstance(key, CacheKey):
+        check_one_id(key)
+    if src_blocks:
+        raise param_invalid(
+            f"src_blocks must be empty with a {type(key).__name__}: a contiguous slot has no blocks"
+        )
+
+
+def tensors_per_layer(kwargs: dict[str, Any]) -> int:
+    """The keyword ``tensor_num_per_layer``, default 2."""
+    value = kwargs.get("tensor_num_per_layer", 2)
+    checks.check_uint32("tensor_num_per_layer", value)
+    if value <= 0:
+        raise param_invalid("tensor_num_per_layer is 0: it must be positive")
+    return int(value)
+
+
+def layers_of(kwargs: dict[str, Any], per_layer: int) -> Layers:
+    """The layer ranges among the keywords."""
+    return Layers(
+        _layer_range("src_layer_range", kwargs.get("src_layer_range")),
+        _layer_range("dst_layer_range", kwargs.get("dst_layer_range")),
+        per_layer,
+    )
+
+
+def _layer_range(name: str, value: Any) -> range | None:
+    if value is None:
+        return None
+    checks.check_isinstance(name, value, range)
+    if value.step != 1:
+        raise param_invalid(f"{name} is {value}: its step must be 1")
+    if len(value) == 0:
+        return None
+    if value.start < 0:
+        raise param_invalid(f"{name} is {value}: it must not start below 0")
+    checks.check_uint32(f"the last layer of {name}", value.stop - 1)
+    return range(value.start, value.stop)
+
+
+def source_of(key: CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey) -> Source:
+    """What a key names."""
+    if isinstance(key, CacheKeyByIdAndIndex):
+        return ById(key.cache_id, key.batch_index)
+    return name_of(key)
