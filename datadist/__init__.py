@@ -4,7 +4,15 @@ import os
 
 from datadist.api.cache import Cache
 from datadist.api.config import LLMConfig, LlmConfig
+from datadist.api.kv_cache import KvCache
 from datadist.api.llm_datadist import LLMDataDist
+from datadist.api.tasks import (
+    CacheTask,
+    LayerSynchronizer,
+    TransferConfig,
+    TransferWithCacheKeyConfig,
+)
+from datadist.drop_in import install_as_llm_datadist
 from datadist.status import LLMException, LLMStatusCode, Status
 from datadist.types import (
     BlocksCacheKey,
@@ -26,19 +34,25 @@ __all__ = [
     "CacheDesc",
     "CacheKey",
     "CacheKeyByIdAndIndex",
+    "CacheTask",
     "DataType",
+    "KvCache",
     "LLMClusterInfo",
     "LLMConfig",
     "LLMDataDist",
     "LLMException",
     "LLMRole",
     "LLMStatusCode",
+    "LayerSynchronizer",
     "LlmConfig",
     "MemInfo",
     "Memtype",
     "Placement",
     "RegisterMemStatus",
     "Status",
+    "TransferConfig",
+    "TransferWithCacheKeyConfig",
+    "install_as_llm_datadist",
 ]
 
 os.environ.setdefault("AUTO_USE_UC_MEMORY", "0")

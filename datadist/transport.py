@@ -361,6 +361,14 @@ class Transport(ABC):
         for to, frm, n in zip(*views, memoryview(length).cast("B").cast("q"), strict=True):
             ctypes.memmove(to, frm, n)
 
+    def remap(self, regions: Sequence[Region]) -> None:
+        """Make device memory reachable again that was made anew at the same addresses.
+
+        ``regions`` are ranges inside registered memory. Raises :class:`Unsupported`, as the base
+        class does, where the transport cannot do that.
+        """
+        raise Unsupported("this transport does not remap registered memory")
+
     @abstractmethod
     def open(self, group: Group, regions: Sequence[Region], access: Access) -> Link:
         """Make this rank's side of a link. Local and quick.

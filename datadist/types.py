@@ -27,6 +27,7 @@ __all__ = [
     "RegisterMemStatus",
     "element_size",
     "ipv4_number",
+    "ipv4_text",
 ]
 
 
@@ -327,3 +328,13 @@ def ipv4_number(ip: str) -> int:
         return int.from_bytes(socket.inet_aton(ip), "little")
     except (OSError, ValueError):
         raise RuntimeError(f"{ip!r} is not an IPv4 address such as 10.0.0.1") from None
+
+
+def ipv4_text(number: int) -> str:
+    """The dotted form of an address made by :func:`ipv4_number`.
+
+    Raises ``TypeError`` for a number that is no IPv4 address.
+    """
+    if not 0 <= number < 1 << 32:
+        raise TypeError(f"ip is {number}, which is not an IPv4 address of 32 bits")
+    return socket.inet_ntoa(number.to_bytes(4, "little"))

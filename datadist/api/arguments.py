@@ -160,10 +160,15 @@ def check_source_blocks(
 def tensors_per_layer(kwargs: dict[str, Any]) -> int:
     """The keyword ``tensor_num_per_layer``, default 2."""
     value = kwargs.get("tensor_num_per_layer", 2)
+    check_per_layer(value)
+    return int(value)
+
+
+def check_per_layer(value: int) -> None:
+    """A positive uint32. Raises ``TypeError``, ``ValueError``, LLM_PARAM_INVALID."""
     checks.check_uint32("tensor_num_per_layer", value)
     if value <= 0:
         raise param_invalid("tensor_num_per_layer is 0: it must be positive")
-    return int(value)
 
 
 def layers_of(kwargs: dict[str, Any], per_layer: int) -> Layers:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+from collections.abc import Sequence
 from types import TracebackType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from datadist import checks
 from datadist.api.cache_manager import CacheManager
+from datadist.engine.cluster_calls import Target, summary
 from datadist.engine.engine import Engine
-from datadist.engine.options import EngineOptions
+from datadist.engine.options import EngineOptions, parse_listen_info
 from datadist.status import LLMException, LLMStatusCode, param_invalid
-from datadist.types import LLMRole, RegisterMemStatus
+from datadist.types import LLMClusterInfo, LLMRole, RegisterMemStatus, ipv4_text
 
 __all__ = ["LLMDataDist"]
 
@@ -204,6 +206,110 @@ class LLMDataDist:
                 status_code=LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
             )
 
+    # -- links by address --------------------------------------------------------------------
+
+    def link_clusters(
+        self, clusters: Sequence[LLMClusterInfo], timeout: int = 3000
+    ) -> tuple[LLMStatusCode, list[LLMStatusCode]]:
+        """Link with engines that listen (``listen_ip_info``), all at once, within ``timeout`` ms.
+
+        No rank table, no call at the other end; the link works in both directions once this
+        returns. Each cluster needs a local address (unless ``local_comm_res`` is not empty) and
+        exactly one remote one. Up to 16 clusters a call are recommended.
+
+        Returns the last failure, or LLM_SUCCESS, and one status per cluster in order:
+        LLM_LINK_FAILED (nobody listens there), LLM_ALREADY_LINK, LLM_TIMEOUT, LLM_PARAM_INVALID.
+        The reasons are logged. Raises ``RuntimeError`` before `init`, ``TypeError``,
+        ``ValueError``, LLMException (LLM_PARAM_INVALID) for arguments.
+        """
+        engine = self._initialised()
+        _check_timeout(timeout)
+        checks.check_sequence_of("clusters", clusters, LLMClusterInfo)
+        assert self._options is not None
+        for cluster in clusters:
+            if not cluster.local_ip_info_list and not self._options.local_comm_res:
+                raise param_invalid(
+                    f"local_ip_info_list is empty in {cluster!r}: call append_local_ip_info, or set "
+                    "local_comm_res"
+                )
+            checks.check_uint64("remote_cluster_id", cluster.remote_cluster_id)
+        if not clusters:
+            return LLMStatusCode.LLM_PARAM_INVALID, []
+        results = engine.clusters.link([_target(c) for c in clusters], timeout / 1000)
+        return summary(results), results
+
+    def unlink_clusters(
+        self, clusters: Sequence[LLMClusterInfo], timeout: int = 3000, force: bool = False
+    ) -> tuple[LLMStatusCode, list[LLMStatusCode]]:
+        """End links by address; from either end. Clusters that are not linked are a success.
+
+        Without ``force`` exactly one remote address is needed (not with backend "hixl"), and the
+        other end's half is gone, too, when this returns. With ``force`` nothing is waited for.
+
+        Returns as :meth:`link_clusters`: LLM_UNLINK_FAILED when the peer cannot be told,
+        LLM_TIMEOUT when it did not confirm. Raises likewise.
+        """
+        engine = self._initialised()
+        _check_timeout(timeout)
+        checks.check_sequence_of("clusters", clusters, LLMClusterInfo)
+        checks.check_isinstance("force", force, bool, allow_none=False)
+        for cluster in clusters:
+            checks.check_uint64("remote_cluster_id", cluster.remote_cluster_id)
+        if not clusters:
+            return LLMStatusCode.LLM_PARAM_INVALID, []
+        assert self._options is not None
+        results = engine.clusters.unlink(
+            [_target(c) for c in clusters], timeout / 1000, force, not self._options.hixl
+        )
+        return summary(results), results
+
+    def switch_role(self, role: LLMRole, switch_options: dict[str, str] | None = None) -> None:
+        """Change the role, and with ``llm.listenIpInfo`` in the options what is listened on.
+
+        Without it listening ends; the port that is listened on already is left as it is. Other
+        options do not matter.
+
+        Raises ``RuntimeError`` before `init`, ``TypeError``, ``ValueError``, ``KeyError`` for None,
+        LLMException: LLM_PARAM_INVALID, LLM_EXIST_LINK while something is linked, LLM_FAILED where
+        the address cannot be used, LLM_FEATURE_NOT_ENABLED for another address with "hixl".
+        """
+        engine = self._initialised()
+        checks.check_isinstance("role", role, LLMRole)
+        checks.check_isinstance("switch_options", switch_options, dict)
+        listen = parse_listen_info(switch_options or {})
+        if role is None:
+            raise KeyError("role is None: give a member of LLMRole")
+        assert self._options is not None
+        present = (self._options.listen_ip, self._options.listen_port)
+        if self._options.hixl:
+            if listen is not None and listen != present:
+                raise LLMException(
+                    'another listen_ip_info than at init is not possible with backend "hixl"',
+                    status_code=LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
+                )
+        else:
+            linked = engine.linked()
+            if linked:
+                raise LLMException(
+                    f"the role cannot change while something is linked: {', '.join(linked)}",
+                    status_code=LLMStatusCode.LLM_EXIST_LINK,
+                )
+            engine.listen(*(listen or (None, None)))
+        self._role = role
+
+    # -- first version only ------------------------------------------------------------------
+
+    @property
+    def kv_cache_manager(self) -> Any:
+        """Belongs to the first version: LLMException (LLM_PARAM_INVALID) in cache-manager mode."""
+        self._initialised()
+        raise _first_version("kv_cache_manager", "cache_manager")
+
+    def check_link_status(self, remote_cluster_id: int) -> None:
+        """Belongs to the first version: raises as :attr:`kv_cache_manager`."""
+        self._initialised()
+        raise _first_version("check_link_status", "query_register_mem_status")
+
     # -- caches ------------------------------------------------------------------------------
 
     @property
@@ -228,6 +334,24 @@ class LLMDataDist:
         state = f"backend={self.backend!r}" if self._engine else "not initialized"
         role = self._role.name if self._role is not None else None
         return f"LLMDataDist({role}, cluster_id={self._cluster_id}, {state})"
+
+
+def _check_timeout(timeout: int) -> None:
+    checks.check_int32("timeout", timeout)
+    if timeout <= 0:
+        raise param_invalid(f"timeout is {timeout}, it must be positive (milliseconds)")
+
+
+def _target(cluster: LLMClusterInfo) -> Target:
+    assert cluster.remote_cluster_id is not None
+    return Target(
+        cluster.remote_cluster_id,
+        tuple((ipv4_text(ip), port) for ip, port in cluster.remote_ip_info_list),
+    )
+
+
+def _first_version(name: str, instead: str) -> LLMException:
+    return param_invalid(f"{name} is not available with EnableCacheManager on: use {instead}")
 
 
 def _check_name(name: str) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `datadist backends | check | demo`; one module per subcommand."""
+"""The command line: `datadist backends | check | demo | run`; one module per subcommand."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ COMMANDS = {
     "backends": "list the installed transports, and which one `auto` would choose",
     "check": "validate a rank table and show the domain that it describes",
     "demo": "move a KV cache between processes of this host and verify it",
+    "run": "run a program that imports llm_datadist on datadist",
 }
 """Subcommands and their help; each is a module with ``add_arguments(parser)`` and ``run(args)``."""
 

@@ -14,10 +14,13 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from datadist.control.endpoint import Endpoint, EndpointError, find
 from datadist.control.messages import WIRE_VERSION, Goodbye, Hello, Idle, Message
 from datadist.control.reactor import READ, Reactor, Timer
 from datadist.control.runtime_dir import Address, RuntimeDir
 from datadist.control.session import Session
+
+__all__ = ["EndpointError", "Meeting"]
 
 log = logging.getLogger("datadist.control")
 
@@ -43,6 +46,7 @@ class Meeting:
         except BaseException:
             self._dir.close()
             raise
+        self._endpoint: Endpoint | None = None
         self.sessions: dict[str, Session] = {}
         self._dialling: set[str] = set()
         self._handshakes: dict[Session, Timer] = {}
@@ -66,26 +70,48 @@ class Meeting:
             if address.cluster_id == cluster_id:
                 self.contact(address)
 
-    def contact(self, address: Address) -> None:
-        """Get a session with the engine, by dialling or knocking; ends in ``on_session``."""
+    def listen_at(self, ip: str | None, port: int | None) -> None:
+        """Let peers find this engine at ``ip:port``, and there only; None or 0 for nowhere.
+
+        An endpoint with the same port stays as it is (LLM-DataDist API, switch_role).
+        Raises :class:`EndpointError`; the engine listens nowhere then.
+        """
+        if self._endpoint is not None:
+            if self._endpoint.port == port:
+                return
+            self._endpoint.close()
+            self._endpoint = None
+        if ip and port:
+            self._endpoint = Endpoint(self._dir, self.address, ip, port)
+
+    def find(self, ip: str, port: int) -> Address | None:
+        """The engine of this host that listens at ``ip:port``, or None."""
+        return find(self._dir, ip, port)
+
+    def contact(self, address: Address) -> bool:
+        """Get a session with the engine, by dialling or knocking; ends in ``on_session``.
+
+        False when it is certain that nobody is there.
+        """
         peer = address.incarnation
         if peer in self.sessions or peer in self._dialling or peer == self.address.incarnation:
-            return
+            return True
         try:
             sock = self._dir.connect(address)
         except BlockingIOError:  # its backlog is full
             self._reactor.later(RETRY_SECONDS, lambda: self.contact(address))
-            return
+            return True
         except OSError as error:
             log.warning("cannot connect to cluster %d: %s", address.cluster_id, error)
-            return
+            return False
         if sock is None:
-            return
+            return False
         if self.address.incarnation < peer:
             self._dialling.add(peer)
             self._begin(sock, peer)
         else:
             self._knock(sock)
+        return True
 
     def hold(self, session: Session, holder: object) -> None:
         """Keep the session until :meth:`release` with the same holder."""
@@ -102,6 +128,7 @@ class Meeting:
     def close(self) -> None:
         """Stop listening, take our name away, say goodbye to everyone."""
         self._reactor.unwatch(self._listener.fileno())
+        self.listen_at(None, None)
         self._dir.remove(self.address)
         self._listener.close()
         for session in list(self.sessions.values()):
@@ -114,6 +141,8 @@ class Meeting:
     def abandon(self) -> None:
         """In a forked child: close the descriptors without a word to anyone."""
         self._listener.close()
+        if self._endpoint is not None:
+            self._endpoint.abandon()
         for session in (*self.sessions.values(), *self._handshakes):
             session.on_closed = None
             session.close("forked")
@@ -238,7 +267,7 @@ class Meeting:
             session.orderly = True
             session.close("it said goodbye")
         else:
-            if message.kind == "announce":
+            if message.kind in ("announce", "dial"):
                 self._peer_idle.discard(peer)
             self.on_message(session, message, fds)
 

@@ -134,6 +134,26 @@ class Left(_Message):
     seq: UInt64
 
 
+class Dial(_Message):
+    """The sender asks the receiver for a link of the two (`link_clusters`); answered by Form."""
+
+    kind: Literal["dial"] = "dial"
+    link: UInt64
+    backend: Text
+    one_sided: bool
+    seconds: Annotated[float, Field(gt=0, le=2**31)]
+    """How long the sender waits."""
+
+
+class Refused(_Message):
+    """The receiver's :class:`Dial` cannot be answered by a link."""
+
+    kind: Literal["refused"] = "refused"
+    link: UInt64
+    status: Annotated[int, Field(ge=0, lt=1 << 32)]
+    reason: Text
+
+
 class Binding(_Message):
     """A key on one slot of a cache; ``id`` is never reused by its owner."""
 
@@ -202,6 +222,31 @@ class Consume(_Message):
     stop: UInt64
 
 
+class Fetch(_Message):
+    """Ask the receiver to read memory of the sender into its own caches; answered by Fetched.
+
+    ``source``, ``target`` and ``length`` are equal numbers of int64: addresses at the sender, at the
+    receiver, and bytes.
+    """
+
+    kind: Literal["fetch"] = "fetch"
+    id: UInt64
+    domain: Token
+    source: Base64Bytes
+    target: Base64Bytes
+    length: Base64Bytes
+    seconds: Annotated[float, Field(gt=0, le=2**31)]
+
+
+class Fetched(_Message):
+    """Answer to :class:`Fetch`: a status code, and why."""
+
+    kind: Literal["fetched"] = "fetched"
+    id: UInt64
+    status: Annotated[int, Field(ge=0, lt=1 << 32)]
+    reason: Text
+
+
 class Idle(_Message):
     """The sender needs this session no more, until it says otherwise."""
 
@@ -226,11 +271,15 @@ Message = (
     | Attached
     | Ready
     | Left
+    | Dial
+    | Refused
     | Directory
     | Ack
     | Sync
     | Synced
     | Consume
+    | Fetch
+    | Fetched
     | Idle
     | Goodbye
 )

@@ -29,8 +29,8 @@ class Timer:
 
     __slots__ = ("call",)
 
-    def __init__(self, call: Callable[[], None]) -> None:
-        self.call: Callable[[], None] | None = call
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call: Callable[[], object] | None = call
 
     def cancel(self) -> None:
         """Make it do nothing when its time comes."""
@@ -44,7 +44,7 @@ class Reactor:
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector.register(self._wake, READ, self._drain_wake)
-        self._posted: deque[Callable[[], None]] = deque()
+        self._posted: deque[Callable[[], object]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._stopping = False
@@ -55,7 +55,7 @@ class Reactor:
         """Whether the caller is on the reactor's thread."""
         return threading.current_thread() is self._thread
 
-    def post(self, call: Callable[[], None]) -> None:
+    def post(self, call: Callable[[], object]) -> None:
         """Run ``call`` soon on the reactor; from any thread."""
         self._posted.append(call)
         if not self.inside():
@@ -82,7 +82,7 @@ class Reactor:
         self.post(run)
         return future.result(timeout)
 
-    def later(self, delay: float, call: Callable[[], None]) -> Timer:
+    def later(self, delay: float, call: Callable[[], object]) -> Timer:
         """Run ``call`` in ``delay`` seconds; from the reactor's thread."""
         timer = Timer(call)
         heapq.heappush(self._timers, (time.monotonic() + delay, next(self._order), timer))
@@ -137,7 +137,7 @@ class Reactor:
                 self._guard(timer.call)
 
     @staticmethod
-    def _guard(call: Callable[[], None]) -> None:
+    def _guard(call: Callable[[], object]) -> None:
         try:
             call()
         except Exception:

@@ -1,6 +1,7 @@
 """The per-user directory where engines of one host find each other's sockets.
 
-One socket per engine, ``<cluster id>-<incarnation>.sock``; nothing else is ever put there.
+One socket per engine, ``<cluster id>-<incarnation>.sock``, and for one that listens on an address a
+symbolic link ``<ip>:<port>`` to it; nothing else is ever put there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _NAME = re.compile(r"^(\d{1,20})-([0-9a-f]{32})\.sock$")
+_LISTENING = re.compile(r"^[0-9.]{7,15}:\d{1,5}$")
 
 
 class RuntimeDirError(Exception):
@@ -106,6 +108,26 @@ class RuntimeDir:
             if match:
                 yield Address(int(match[1]), match[2])
 
+    def publish(self, ip: str, port: int, address: Address) -> None:
+        """Let ``ip:port`` lead to an engine; replaces what a crashed process left. Raises OSError."""
+        hidden = f".{address.incarnation}-{port}"
+        os.symlink(address.file_name, hidden, dir_fd=self._fd)
+        os.rename(hidden, f"{ip}:{port}", src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def published(self, ip: str, port: int) -> Address | None:
+        """The engine that ``ip:port`` leads to, alive or not; None where there is no such name."""
+        try:
+            match = _NAME.match(os.readlink(f"{ip}:{port}", dir_fd=self._fd))
+        except OSError:
+            return None
+        return Address(int(match[1]), match[2]) if match else None
+
+    def retract(self, ip: str, port: int, address: Address) -> None:
+        """Undo :meth:`publish` unless another engine has the name now."""
+        if self.published(ip, port) == address:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{ip}:{port}", dir_fd=self._fd)
+
     def sweep(self) -> None:
         """Remove the names that crashed processes left behind."""
         for address in self.engines():
@@ -113,6 +135,17 @@ class RuntimeDir:
                 sock = self.connect(address)
                 if sock is not None:
                     sock.close()
+        for name in os.listdir(self._fd):
+            if _LISTENING.match(name) and not self._leads_somewhere(name):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=self._fd)
+
+    def _leads_somewhere(self, name: str) -> bool:
+        try:
+            os.stat(name, dir_fd=self._fd)
+        except FileNotFoundError:
+            return False
+        return True
 
     def close(self) -> None:
         """Close the descriptor of the directory; the directory stays."""

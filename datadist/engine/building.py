@@ -50,7 +50,7 @@ ACKS = "acknowledgements"
 
 
 class Builder:
-    """Attempts by token; ``on_ok``, ``on_failed`` and ``on_dissolved`` are the way back."""
+    """Attempts by token; what becomes of them goes to the domain's owner."""
 
     def __init__(
         self,
@@ -72,9 +72,6 @@ class Builder:
         self._owned = owned
         self._access = access
         self._active: dict[str, Domain] = {}
-        self.on_ok: Callable[[Domain], None] = lambda _d: None
-        self.on_failed: Callable[[Domain, str], None] = lambda _d, _r: None
-        self.on_dissolved: Callable[[Domain], None] = lambda _d: None
 
     # -- beginning and ending an attempt -----------------------------------------------------
 
@@ -113,14 +110,24 @@ class Builder:
                 attempt.link.abort(rank)
         self._close_when_quiet(attempt)
 
-    def leave(self, domain: Domain, attempt: Attempt) -> None:
-        """Tell the members that we unlink; the caller shuts the attempt down itself."""
+    def leave(self, domain: Domain, attempt: Attempt) -> dict[PeerView, int]:
+        """Tell the members that we unlink; the caller shuts the attempt down itself.
+
+        Returns what each member acknowledges once it is done with the domain.
+        """
+        targets = {}
         for rank in attempt.others:
             view = self._views.get(attempt.members[rank].incarnation)
             if view is not None and rank not in attempt.gone:
                 self._meeting.hold(view.session, ACKS)
                 self._owned.send_revocation(view, lambda seq: Left(domain=attempt.token, seq=seq))
+                targets[view] = view.seq_sent
         self._retire(domain, attempt)
+        return targets
+
+    def fail(self, attempt: Attempt, reason: str) -> None:
+        """Tell the members that the attempt failed for good."""
+        self.tell(attempt, Fail(domain=attempt.token, reason=reason[:4000]))
 
     def _retire(self, domain: Domain, attempt: Attempt) -> None:
         attempt.dead = True
@@ -278,7 +285,7 @@ class Builder:
 
     def _check_ok(self, domain: Domain, attempt: Attempt) -> None:
         if domain.waiting and attempt.told_ready and attempt.ready.issuperset(attempt.others):
-            self.on_ok(domain)
+            domain.owner.on_ok(domain)
 
     def _job(
         self,
@@ -318,7 +325,7 @@ class Builder:
 
     def _failed(self, domain: Domain, attempt: Attempt, reason: str) -> None:
         if not attempt.dead:
-            self.on_failed(domain, reason)
+            domain.owner.on_failed(domain, reason)
 
     def _blame(self, stage: str, error: BaseException) -> str:
         if isinstance(error, TransportError):
@@ -393,7 +400,9 @@ class Builder:
         """A member failed: so do we."""
         domain = self._active.get(message.domain)
         if domain is not None and domain.waiting:
-            self.on_failed(domain, f"cluster {view.session.cluster_id} reported: {message.reason}")
+            domain.owner.on_failed(
+                domain, f"cluster {view.session.cluster_id} reported: {message.reason}"
+            )
 
     def on_dissolve(self, view: PeerView, message: Dissolve) -> None:
         """A member went back to waiting: so do we."""
@@ -434,6 +443,7 @@ class Builder:
             attempt.link.abort(rank)
         if not left and domain.status.name == "OK":
             log.warning("%s: %s", domain, reason)
+        domain.owner.on_member_gone(domain, left)
 
     def _dissolve(self, domain: Domain, reason: str) -> None:
         attempt = domain.attempt
@@ -441,4 +451,4 @@ class Builder:
         log.info("%s: waiting again: %s", domain, reason)
         self.tell(attempt, Dissolve(domain=attempt.token, reason=reason[:4000]))
         self.drop(domain)
-        self.on_dissolved(domain)
+        domain.owner.on_dissolved(domain)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from datadist.control.messages import Announce, Member, OfferMessage
 from datadist.rank_table import RankTable
@@ -97,18 +99,39 @@ class Attempt:
         return [k for k in locks if k.acquire(timeout=max(0.0, deadline - time.monotonic()))]
 
 
-@dataclass(eq=False)
-class Domain:
-    """A domain that the user linked, from `link` until `unlink`."""
+class Owner(Protocol):
+    """Who formed a domain and hears what becomes of it; called on the reactor."""
 
-    comm_id: int
+    def on_ok(self, domain: Any) -> None:
+        """Every member is ready."""
+
+    def on_failed(self, domain: Any, reason: str) -> None:
+        """Building it failed for good."""
+
+    def on_dissolved(self, domain: Any) -> None:
+        """A member left before it was ready; the attempt was given up."""
+
+    def on_member_gone(self, domain: Any, unlinked: bool) -> None:
+        """A member was lost after it was ready; or it ``unlinked``."""
+
+
+_serials = itertools.count(1)
+
+
+@dataclass(eq=False, kw_only=True)
+class Domain:
+    """Members that are linked, or on their way to it, from our side."""
+
+    owner: Owner
     name: str
     ranks: dict[int, int]
     """Cluster id to rank."""
     own_cluster: int
-    table: RankTable
-    announce: Announce
+    table: RankTable | None
+    """None where the members met by address."""
     deadline: float
+    serial: int = field(default_factory=lambda: next(_serials))
+    """Newer domains have higher numbers."""
     created: float = field(default_factory=time.monotonic)
     status: RegisterMemStatus = RegisterMemStatus.PREPARING
     reason: str | None = None
@@ -117,8 +140,6 @@ class Domain:
     """Set once the status is OK or FAILED, or the domain is unlinked."""
     closed: bool = False
     attempt: Attempt | None = None
-    announced: set[str] = field(default_factory=set)
-    """Incarnations that heard of it."""
 
     @property
     def rank(self) -> int:
@@ -134,6 +155,19 @@ class Domain:
     def waiting(self) -> bool:
         """Whether it still looks for its members."""
         return not self.closed and self.status is RegisterMemStatus.PREPARING
+
+    def __repr__(self) -> str:
+        return f"link {self.name!r}"
+
+
+@dataclass(eq=False, kw_only=True, repr=False)
+class TableDomain(Domain):
+    """A domain of `link`, from there until `unlink`."""
+
+    comm_id: int
+    announce: Announce
+    announced: set[str] = field(default_factory=set)
+    """Incarnations that heard of it."""
 
     def same_as(self, other: Announce) -> bool:
         """Whether a peer's announcement means this domain."""

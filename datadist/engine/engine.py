@@ -11,13 +11,17 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 
-from datadist.control.meeting import Meeting
+from datadist.control.meeting import EndpointError, Meeting
 from datadist.control.messages import Announce
 from datadist.control.reactor import Reactor
 from datadist.control.runtime_dir import RuntimeDirError, default_path
 from datadist.control.session import Session
 from datadist.engine.building import Builder
-from datadist.engine.domain import Domain
+from datadist.engine.cluster_calls import ClusterCalls
+from datadist.engine.clusters import Clusters
+from datadist.engine.copies import Copies
+from datadist.engine.domain import Domain, TableDomain
+from datadist.engine.fetch import Fetches
 from datadist.engine.inbox import Inbox
 from datadist.engine.links import Links
 from datadist.engine.loader import BackendError, Choice, choose_backend
@@ -25,6 +29,7 @@ from datadist.engine.memory import Memory
 from datadist.engine.options import EngineOptions
 from datadist.engine.owned import OwnDirectory
 from datadist.engine.peers import PeerView
+from datadist.engine.push import Pushes
 from datadist.engine.transfer import Transfers
 from datadist.engine.workers import Workers
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
@@ -115,20 +120,65 @@ class Engine:
             access,
         )
         self._links = Links(self._reactor, self._meeting, self.views, self._builder)
-        Inbox(self._meeting, self.views, self._links, self._builder, self.owned)
+        self._clusters = Clusters(
+            self._reactor,
+            self._meeting,
+            self.views,
+            self._builder,
+            self.backend.name,
+            self.options.remote_accessible,
+        )
+        self.clusters = ClusterCalls(
+            self._reactor, self._clusters, self._builder, self.owned.revocations
+        )
+        self._start_transfers(stack)
+        Inbox(
+            self._meeting,
+            self.views,
+            self._links,
+            self._clusters,
+            self._builder,
+            self.fetches,
+            self.owned,
+        )
+        self._call(self._meeting.start)
+        self.listen(self.options.listen_ip, self.options.listen_port)
+
+    def _start_transfers(self, stack: ExitStack) -> None:
         self.transfers = Transfers(
             self.cluster_id,
             self.options.remote_accessible,
             self.options.sync_timeout,
-            self._links.domains,
+            self._all_domains,
             self.views,
             self.owned,
             self._drain,
         )
-        self._call(self._meeting.start)
+        self.pushes = Pushes(self.transfers, self.owned)
+        self.fetches = Fetches(self.transfers, self.owned)
+        stack.callback(self.fetches.close)
+        self.copies = Copies(self.transport, self.owned)
+
+    def _all_domains(self) -> list[Domain]:
+        return [*list(self._links.domains.values()), *list(self._clusters.pairs.values())]
 
     def _call(self, function: Callable[[], object]) -> None:
         self._reactor.call(function, CONTROL_SECONDS)
+
+    def listen(self, ip: str | None, port: int | None) -> None:
+        """Let `link_clusters` of others find us at ``ip:port``, there only; no port is nowhere.
+
+        Raises LLM_FAILED where the address cannot be used.
+        """
+        try:
+            self._call(lambda: self._meeting.listen_at(ip, port))
+        except EndpointError as error:
+            raise LLMException(str(error), status_code=LLMStatusCode.LLM_FAILED) from error
+
+    def linked(self) -> list[str]:
+        """Every domain and pair that is held, but for pairs whose peer is gone."""
+        pairs = [pair for pair in self._clusters.pairs.values() if pair.usable or pair.waiting]
+        return [repr(domain) for domain in [*list(self._links.domains.values()), *pairs]]
 
     def _drain(self, session: Session, timeout: float) -> None:
         try:
@@ -147,7 +197,8 @@ class Engine:
             self._check_link(ranks)
             table = self._read_table(ranks, table_text)
             comm_id = next(self._comm_ids)
-            domain = Domain(
+            domain = TableDomain(
+                owner=self._links,
                 comm_id=comm_id,
                 name=name,
                 ranks=dict(ranks),
@@ -218,7 +269,7 @@ class Engine:
         with self._link_lock:
             self._leave(domain, patience=self.options.sync_timeout)
 
-    def _leave(self, domain: Domain, patience: float) -> None:
+    def _leave(self, domain: TableDomain, patience: float) -> None:
         attempt = self._reactor.call(lambda: self._links.remove(domain), CONTROL_SECONDS)
         if attempt is not None:
             try:
@@ -229,7 +280,7 @@ class Engine:
                     status_code=LLMStatusCode.LLM_UNLINK_FAILED,
                 ) from error
 
-    def domain(self, comm_id: int) -> Domain:
+    def domain(self, comm_id: int) -> TableDomain:
         """The domain of a comm id. Raises LLM_NOT_YET_LINK."""
         domain = self._links.domains.get(comm_id)
         if domain is None:
@@ -259,7 +310,7 @@ class Engine:
                 f"{domain} FAILED: {domain.reason}", status_code=LLMStatusCode.LLM_LINK_FAILED
             )
 
-    def _missing(self, domain: Domain) -> str:
+    def _missing(self, domain: TableDomain) -> str:
         return self._reactor.call(lambda: self._links.missing(domain), CONTROL_SECONDS)
 
     # -- the end -----------------------------------------------------------------------------
@@ -273,6 +324,7 @@ class Engine:
                     self._leave(domain, patience=0.0)
                 except LLMException as error:
                     log.warning("finalize: %s", error)
+            self.clusters.close_all()
             self._flush()
             self.owned.clear()
             self._closing.close()

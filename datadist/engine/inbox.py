@@ -10,21 +10,27 @@ from datadist.control.messages import (
     Announce,
     Attached,
     Consume,
+    Dial,
     Directory,
     Dissolve,
     Fail,
+    Fetch,
+    Fetched,
     Form,
     Left,
     Message,
     Mismatch,
     OfferMessage,
     Ready,
+    Refused,
     Sync,
     Synced,
     Withdraw,
 )
 from datadist.control.session import Session, close_all
 from datadist.engine.building import ACKS, Builder
+from datadist.engine.clusters import Clusters
+from datadist.engine.fetch import Fetches
 from datadist.engine.links import Links
 from datadist.engine.owned import OwnDirectory
 from datadist.engine.peers import Announcement, PeerView
@@ -40,13 +46,17 @@ class Inbox:
         meeting: Meeting,
         views: dict[str, PeerView],
         links: Links,
+        clusters: Clusters,
         builder: Builder,
+        fetches: Fetches,
         owned: OwnDirectory,
     ) -> None:
         self._meeting = meeting
         self._views = views
         self._links = links
+        self._clusters = clusters
         self._builder = builder
+        self._fetches = fetches
         self._owned = owned
         meeting.on_session = self._on_session
         meeting.on_message = self._on_message
@@ -55,13 +65,18 @@ class Inbox:
     def _on_session(self, session: Session) -> None:
         view = self._views[session.incarnation] = PeerView(session)
         self._links.on_session(view)
+        self._clusters.on_session(view)
+        self._builder.on_session(view)
 
     def _on_lost(self, session: Session, reason: str, orderly: bool) -> None:
         view = self._views.get(session.incarnation)
         if view is not None and view.session is session:
             del self._views[session.incarnation]
             view.end_all_syncs()
-            self._links.on_lost(view, reason, orderly)
+            self._builder.on_lost(view, reason)
+            self._links.on_lost(view, orderly)
+            self._clusters.on_lost(view, reason, orderly)
+            self._fetches.on_gone(view)
             self._owned.on_gone(view)
 
     def _on_message(self, session: Session, message: Message, fds: list[int]) -> None:
@@ -83,7 +98,11 @@ class Inbox:
             case Mismatch():
                 self._links.on_mismatch(view, message)
             case Form():
-                self._links.on_form(view, message)
+                self._on_form(view, message)
+            case Dial():
+                self._clusters.on_dial(view, message)
+            case Refused():
+                self._clusters.on_refused(view, message)
             case Dissolve():
                 self._builder.on_dissolve(view, message)
             case Fail():
@@ -97,6 +116,10 @@ class Inbox:
             case _:
                 return False
         return True
+
+    def _on_form(self, view: PeerView, form: Form) -> None:
+        if not (self._links.on_form(view, form) or self._clusters.on_form(view, form)):
+            self._builder.refuse(view, form.domain, "a member is not waiting any more")
 
     def _on_directory(self, view: PeerView, message: Message) -> bool:
         match message:
@@ -112,6 +135,10 @@ class Inbox:
                 view.send(Synced(id=message.id))
             case Synced():
                 view.end_sync(message.id)
+            case Fetch():
+                self._fetches.on_fetch(view, message)
+            case Fetched():
+                self._fetches.on_fetched(message)
             case _:
                 return False
         return True

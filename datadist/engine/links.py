@@ -13,10 +13,10 @@ import secrets
 import time
 
 from datadist.control.meeting import Meeting
-from datadist.control.messages import Announce, Fail, Form, Member, Mismatch, Withdraw
+from datadist.control.messages import Announce, Form, Member, Mismatch, Withdraw
 from datadist.control.reactor import Reactor
 from datadist.engine.building import Builder
-from datadist.engine.domain import Attempt, Domain
+from datadist.engine.domain import Attempt, TableDomain
 from datadist.engine.matching import differences, disagreement, mutual
 from datadist.engine.peers import Announcement, PeerView
 from datadist.types import RegisterMemStatus
@@ -39,14 +39,11 @@ class Links:
         self._meeting = meeting
         self._views = views
         self._builder = builder
-        self.domains: dict[int, Domain] = {}
-        builder.on_ok = self._on_ok
-        builder.on_failed = self.fail
-        builder.on_dissolved = self._on_dissolved
+        self.domains: dict[int, TableDomain] = {}
 
     # -- from the API ------------------------------------------------------------------------
 
-    def add(self, domain: Domain) -> None:
+    def add(self, domain: TableDomain) -> None:
         """Begin to look for the members of a new domain."""
         self.domains[domain.comm_id] = domain
         for view in list(self._views.values()):
@@ -58,7 +55,7 @@ class Links:
         self._reactor.later(GRACE_SECONDS, self._compare)
         self._consider(domain)
 
-    def remove(self, domain: Domain) -> Attempt | None:
+    def remove(self, domain: TableDomain) -> Attempt | None:
         """Take a domain out; the caller closes the attempt that is returned."""
         self.domains.pop(domain.comm_id, None)
         domain.closed = True
@@ -76,11 +73,9 @@ class Links:
         for domain in list(self.domains.values()):
             if domain.waiting and view.session.cluster_id in domain.others:
                 self._announce(domain, view)
-        self._builder.on_session(view)
 
-    def on_lost(self, view: PeerView, reason: str, orderly: bool) -> None:
+    def on_lost(self, view: PeerView, orderly: bool) -> None:
         """A session ended; after an orderly end the peer may be there still."""
-        self._builder.on_lost(view, reason)
         for domain in list(self.domains.values()):
             domain.announced.discard(view.incarnation)
         delay = 0.0 if orderly else RETRY_SECONDS
@@ -99,7 +94,7 @@ class Links:
                 self._repeat_refusal(domain, view, announcement.message)
         self._reactor.later(GRACE_SECONDS, self._compare)
 
-    def _repeat_refusal(self, domain: Domain, view: PeerView, theirs: Announce) -> None:
+    def _repeat_refusal(self, domain: TableDomain, view: PeerView, theirs: Announce) -> None:
         """Tell a peer that comes to a domain which failed because their settings differ."""
         if (
             domain.status is not RegisterMemStatus.FAILED
@@ -118,33 +113,32 @@ class Links:
         if domain is not None and domain.waiting:
             self.fail(domain, message.reason)
 
-    def on_form(self, view: PeerView, form: Form) -> None:
-        """Rank 0 named the members of a domain of ours."""
+    def on_form(self, view: PeerView, form: Form) -> bool:
+        """Rank 0 named the members of a domain of ours; False when no domain waits for that."""
         members = {member.rank: member for member in form.members}
-        mine = next(
-            (m for m in form.members if m.incarnation == self._meeting.address.incarnation), None
-        )
+        own = self._meeting.address.incarnation
+        mine = next((m for m in form.members if m.incarnation == own), None)
         domain = self.domains.get(mine.link) if mine else None
-        expected = {} if domain is None else {r: c for c, r in domain.ranks.items()}
         if (
             domain is None
             or not domain.waiting
-            or {r: m.cluster_id for r, m in members.items()} != expected
+            or {r: m.cluster_id for r, m in members.items()}
+            != {r: c for c, r in domain.ranks.items()}
             or members[min(members)].incarnation != view.incarnation
         ):
-            self._builder.refuse(view, form.domain, "a member is not waiting any more")
-            return
+            return False
         self._builder.begin(domain, form.domain, members)
+        return True
 
     # -- announcing --------------------------------------------------------------------------
 
-    def _announce(self, domain: Domain, view: PeerView) -> None:
+    def _announce(self, domain: TableDomain, view: PeerView) -> None:
         if domain.waiting and view.incarnation not in domain.announced:
             domain.announced.add(view.incarnation)
             self._meeting.hold(view.session, domain)
             view.send(domain.announce)
 
-    def _withdraw(self, domain: Domain) -> None:
+    def _withdraw(self, domain: TableDomain) -> None:
         told = sorted(domain.announced)
         domain.announced.clear()
         for incarnation in told:
@@ -164,7 +158,7 @@ class Links:
         }
 
     def _candidate(
-        self, domain: Domain, cluster: int, taken: set[tuple[str, int]]
+        self, domain: TableDomain, cluster: int, taken: set[tuple[str, int]]
     ) -> tuple[PeerView, Announcement] | None:
         for view in self._views.values():
             if view.session.cluster_id != cluster:
@@ -174,7 +168,7 @@ class Links:
                     return view, announcement
         return None
 
-    def _consider(self, domain: Domain) -> None:
+    def _consider(self, domain: TableDomain) -> None:
         """As rank 0: form the domain when everybody is there."""
         if not domain.waiting or domain.attempt or domain.rank != min(domain.ranks.values()):
             return
@@ -194,7 +188,7 @@ class Links:
         else:
             self._form(domain, found)
 
-    def _form(self, domain: Domain, found: dict[int, tuple[PeerView, Announcement]]) -> None:
+    def _form(self, domain: TableDomain, found: dict[int, tuple[PeerView, Announcement]]) -> None:
         own = self._meeting.address
         members = {
             domain.rank: Member(
@@ -223,7 +217,7 @@ class Links:
             if domain.waiting and domain.attempt is None and now - domain.created >= GRACE_SECONDS:
                 self._compare_one(domain, now)
 
-    def _compare_one(self, domain: Domain, now: float) -> None:
+    def _compare_one(self, domain: TableDomain, now: float) -> None:
         own = domain.own_cluster
         for view in list(self._views.values()):
             theirs = view.session.cluster_id
@@ -243,7 +237,8 @@ class Links:
 
     # -- ends --------------------------------------------------------------------------------
 
-    def _on_ok(self, domain: Domain) -> None:
+    def on_ok(self, domain: TableDomain) -> None:
+        """See :class:`~datadist.engine.domain.Owner`."""
         attempt = domain.attempt
         assert attempt is not None
         domain.status = RegisterMemStatus.OK
@@ -258,10 +253,18 @@ class Links:
         )  # fmt: skip
         domain.settled.set()
 
-    def _on_dissolved(self, domain: Domain) -> None:
+    def on_dissolved(self, domain: TableDomain) -> None:
+        """See :class:`~datadist.engine.domain.Owner`."""
         self._consider(domain)
 
-    def fail(self, domain: Domain, reason: str) -> None:
+    def on_failed(self, domain: TableDomain, reason: str) -> None:
+        """See :class:`~datadist.engine.domain.Owner`."""
+        self.fail(domain, reason)
+
+    def on_member_gone(self, domain: TableDomain, unlinked: bool) -> None:
+        """An OK domain stays until unlink, whoever leaves it."""
+
+    def fail(self, domain: TableDomain, reason: str) -> None:
         """End the linking of a domain for good; peers that wait for it fail with it."""
         if not domain.waiting:
             return
@@ -270,23 +273,22 @@ class Links:
                 view.send(Mismatch(link=link, reason=reason[:4000]))
         self._end(domain, reason)
 
-    def _expire(self, domain: Domain) -> None:
+    def _expire(self, domain: TableDomain) -> None:
         """Fail a domain that ran out of time, naming who is missing; its peers wait on."""
         if domain.waiting:
             waited = domain.deadline - domain.created
             self._end(domain, f"not complete after {waited:.6g} s: {self.missing(domain)}")
 
-    def _end(self, domain: Domain, reason: str) -> None:
+    def _end(self, domain: TableDomain, reason: str) -> None:
         domain.status, domain.reason = RegisterMemStatus.FAILED, reason
         log.error("%s: FAILED: %s", domain, reason)
         if domain.attempt is not None:
-            attempt = domain.attempt
-            self._builder.tell(attempt, Fail(domain=attempt.token, reason=reason[:4000]))
+            self._builder.fail(domain.attempt, reason)
             self._builder.drop(domain)
         self._withdraw(domain)
         domain.settled.set()
 
-    def missing(self, domain: Domain) -> str:
+    def missing(self, domain: TableDomain) -> str:
         """Who or what a domain waits for, for people."""
         if domain.attempt is not None:
             return f"stage: {domain.attempt.stage()}"
@@ -300,7 +302,7 @@ class Links:
             "every cluster is there, but rank 0 has not begun (is it stopped or busy?)"
         )
 
-    def _wishes_like(self, domain: Domain) -> list[tuple[PeerView, int]]:
+    def _wishes_like(self, domain: TableDomain) -> list[tuple[PeerView, int]]:
         return [
             (view, link)
             for view in self._views.values()

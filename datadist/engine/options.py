@@ -165,15 +165,36 @@ def _apply_listen_info(given: dict[str, str]) -> None:
     info = given.get("llm.listenIpInfo")
     if info is None or given.get("llm.EnableCacheManager") != "1":
         return
-    checks.check_isinstance("option llm.listenIpInfo", info, str)
+    given["llm.ListenIp"], port = _split_listen_info(info)
+    given["llm.ListenPort"] = str(port)
+
+
+def parse_listen_info(options: dict[str, str]) -> tuple[str, int] | None:
+    """Address and port of ``llm.listenIpInfo`` in options of `switch_role`; None without it.
+
+    Raises ``TypeError``, ``ValueError`` for a port that is no number, LLM_PARAM_INVALID.
+    """
+    info = options.get("llm.listenIpInfo")
+    if info is None:
+        return None
+    ip, port = _split_listen_info(info)
+    parts = {"llm.ListenIp": ip, "llm.ListenPort": str(port)}
+    checked_ip, checked_port = _listen_ip(parts), _listen_port(parts)
+    assert checked_ip is not None
+    assert checked_port is not None
+    return checked_ip, checked_port
+
+
+def _split_listen_info(info: str) -> tuple[str, int]:
+    checks.check_isinstance("option llm.listenIpInfo", info, str, allow_none=False)
     if info.count(":") != 1:
         raise param_invalid(
             f"llm.listenIpInfo (listen_ip_info) is {info!r}, expected IPv4:port such as "
             "10.0.0.1:26000"
         )
-    given["llm.ListenIp"], port = info.split(":")
+    ip, port = info.split(":")
     try:
-        given["llm.ListenPort"] = str(int(port))
+        return ip, int(port)
     except ValueError:
         raise ValueError(
             f"llm.listenIpInfo (listen_ip_info) is {info!r}: the port {port!r} is not a number"

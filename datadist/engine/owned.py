@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from datadist.control.messages import Binding, Directory, Entry, Message
 from datadist.engine.directory import KeyDirectory, KeyName
 from datadist.engine.memory import Memory
@@ -154,6 +157,30 @@ class OwnDirectory:
             with self._lock:
                 cache.pins -= 1
                 self._free_if_unused(cache)
+
+    def caches_at(self, addresses: NDArray[np.int64], lengths: NDArray[np.int64]) -> set[int]:
+        """The live caches that hold these ranges, each range within one tensor.
+
+        Raises LLM_PARAM_INVALID for the first range that no tensor holds.
+        """
+        with self._lock:
+            tensors = sorted(
+                (base, cache.layout.tensor_size, cache.cache_id)
+                for cache in self._caches.values()
+                if cache.held
+                for base in cache.layout.bases
+            )
+        table = np.array(tensors or [(0, 0, 0)], np.int64)
+        place = np.searchsorted(table[:, 0], addresses, side="right") - 1
+        offset = addresses - table[place, 0]
+        good = (place >= 0) & (lengths > 0) & (offset <= table[place, 1] - lengths)
+        if not good.all():
+            bad = int(np.flatnonzero(~good)[0])
+            raise param_invalid(
+                f"the {int(lengths[bad])} bytes at {int(addresses[bad]):#x} are not inside one tensor "
+                "of a live cache of this engine"
+            )
+        return {int(cache_id) for cache_id in np.unique(table[place, 2])}
 
     def deallocate(self, cache_id: int) -> None:
         """Drop the id's reference to a pool-owned cache; blocks caches lose their key with it."""

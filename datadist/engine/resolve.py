@@ -81,7 +81,7 @@ def find(directory: KeyDirectory, source: Source, consumed: set[int]) -> Found |
 def routes_to(domains: Iterable[Domain], views: dict[str, PeerView], cluster: int) -> list[Route]:
     """Usable links to a cluster, the newest first."""
     routes = []
-    for domain in sorted(domains, key=lambda d: -d.comm_id):
+    for domain in sorted(domains, key=lambda d: -d.serial):
         attempt = domain.attempt
         if cluster not in domain.others or domain.status is not RegisterMemStatus.OK:
             continue
@@ -96,9 +96,9 @@ def routes_to(domains: Iterable[Domain], views: dict[str, PeerView], cluster: in
 
 def no_route(domains: Iterable[Domain], cluster: int) -> LLMException:
     """LLM_NOT_YET_LINK, with the state of the newest link to the cluster and what to do."""
-    newest = max((d for d in domains if cluster in d.others), key=lambda d: d.comm_id, default=None)
+    newest = max((d for d in domains if cluster in d.others), key=lambda d: d.serial, default=None)
     if newest is None:
-        why = "no link names it; call link on every member and wait for status OK"
+        why = "no link names it; call link on every member and wait for status OK, or link_clusters"
     elif newest.status is RegisterMemStatus.PREPARING:
         why = f"{newest} is still PREPARING; wait_link waits until it is OK"
     elif newest.status is RegisterMemStatus.FAILED:
@@ -166,8 +166,8 @@ def tensors_of(layers: Layers, local: int, remote: int) -> tuple[slice, slice]:
     Raises LLM_PARAM_INVALID.
     """
     per = layers.per_layer
-    target = _tensor_range(layers.target, per, local, "dst_layer_range", "local")
-    source = _tensor_range(layers.source, per, remote, "src_layer_range", "owner's")
+    target = tensor_range(layers.target, per, local, "dst_layer_range", "local")
+    source = tensor_range(layers.source, per, remote, "src_layer_range", "owner's")
     count = target.stop - target.start
     if source.stop - source.start != count:
         raise param_invalid(
@@ -177,7 +177,8 @@ def tensors_of(layers: Layers, local: int, remote: int) -> tuple[slice, slice]:
     return target, source
 
 
-def _tensor_range(layers: range | None, per: int, tensors: int, name: str, whose: str) -> slice:
+def tensor_range(layers: range | None, per: int, tensors: int, name: str, whose: str) -> slice:
+    """The tensors of a range of layers; None means all. Raises LLM_PARAM_INVALID."""
     if layers is None:
         return slice(0, tensors)
     if layers.stop * per > tensors:

@@ -1,4 +1,4 @@
-"""Pulls: check, route, look up, plan, move, consume."""
+"""Pulls (check, route, look up, plan, move, consume), and how every transfer is moved."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Transfers:
         own_cluster: int,
         one_sided: bool,
         timeout: float,
-        domains: dict[int, Domain],
+        domains: Callable[[], list[Domain]],
         views: dict[str, PeerView],
         owned: OwnDirectory,
         drain: Callable[[Session, float], None],
@@ -71,7 +71,7 @@ class Transfers:
 
         Raises LLMException with the status codes of ``CacheManager.pull_cache``.
         """
-        self._check_cluster(cluster)
+        self.check_cluster(cluster)
         with self._owned.pinned(cache_id) as cache:
             layout = cache.layout
             if layout.blocks:
@@ -104,7 +104,7 @@ class Transfers:
 
         Raises LLMException with the status codes of ``CacheManager.pull_blocks``.
         """
-        self._check_cluster(cluster)
+        self.check_cluster(cluster)
         with self._owned.pinned(cache_id) as cache:
             if not cache.layout.blocks:
                 raise param_invalid(f"cache {cache_id} is not a blocks cache: use pull_cache")
@@ -113,7 +113,7 @@ class Transfers:
                     f"src_blocks has {len(src_blocks)} entries and dst_blocks {len(dst_blocks)}: "
                     "each source block goes to the destination block at the same place"
                 )
-            with _as_param_invalid():
+            with as_param_invalid():
                 targets = check_blocks("dst_blocks", dst_blocks, cache.layout.count)
 
             def plan(local: OwnCache, found: Found, mine: slice, theirs: slice) -> Segments:
@@ -125,7 +125,8 @@ class Transfers:
 
     # -- the way of every pull ---------------------------------------------------------------
 
-    def _check_cluster(self, cluster: int) -> None:
+    def check_cluster(self, cluster: int) -> None:
+        """Raise LLM_PARAM_INVALID for our own cluster."""
         if cluster == self._own_cluster:
             raise param_invalid(
                 f"the key names cluster {cluster}, which is this engine: name the owner's cluster"
@@ -136,29 +137,35 @@ class Transfers:
     ) -> None:
         deadline = time.monotonic() + self._timeout
         resolve.check_divisible(layers, len(cache.layout.bases))
-        if self._one_sided and not cache.accessible:
-            raise param_invalid(
-                f"cache {cache.cache_id} is not remote accessible, which one-sided mode needs at "
-                "both ends: register it with remote_accessible=True before link"
-            )
-        routes = self._routes(cluster, deadline)
+        if self._one_sided:
+            check_accessible(cache)
+        routes = self.routes(cluster, deadline)
         view = routes[0].view
         found, token = resolve.look_up(view, source, deadline)
         try:
-            self._check_entry(found)
+            if self._one_sided:
+                check_entry_accessible(found)
             mine, theirs = resolve.tensors_of(
                 layers, len(cache.layout.bases), len(found.entry.bases)
             )
             segments = plan(cache, found, mine, theirs)
             route = resolve.reachable(routes, routes[0], found.entry)
-            self._move(route, segments, deadline)
+            self.move(route, segments, deadline)
             self._consume(view, found, theirs)
         finally:
             view.end_pull(token)
 
-    def _routes(self, cluster: int, deadline: float) -> list[Route]:
-        """Usable links to a cluster, after everything that it has said was heard."""
-        domains = list(self._domains.values())
+    @property
+    def timeout(self) -> float:
+        """Seconds that one transfer may take."""
+        return self._timeout
+
+    def routes(self, cluster: int, deadline: float) -> list[Route]:
+        """Usable links to a cluster, after everything that it has said was heard.
+
+        Raises LLM_NOT_YET_LINK.
+        """
+        domains = self._domains()
         routes = resolve.routes_to(domains, self._views, cluster)
         if routes and not routes[0].view.session.settled():
             self._drain(routes[0].view.session, max(0.0, deadline - time.monotonic()))
@@ -167,14 +174,12 @@ class Transfers:
             raise resolve.no_route(domains, cluster)
         return routes
 
-    def _check_entry(self, found: Found) -> None:
-        if self._one_sided and not found.entry.accessible:
-            raise param_invalid(
-                f"cache {found.entry.cache_id} of the owner is not remote accessible: it must be "
-                "registered there with remote_accessible=True before link"
-            )
+    def move(self, route: Route, segments: Segments, deadline: float, write: bool = False) -> None:
+        """Read the segments from a peer, or ``write`` them to it, alone on this link and rank.
 
-    def _move(self, route: Route, segments: Segments, deadline: float) -> None:
+        Raises LLMException: the status of :data:`STATUS_OF` for what the transport raises,
+        LLM_TIMEOUT when others keep the link busy, LLM_NOT_YET_LINK when it ended meanwhile.
+        """
         attempt, rank = route.attempt, route.rank
         lock = attempt.locks[rank]
         if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
@@ -187,17 +192,18 @@ class Transfers:
             link = attempt.link
             if attempt.dead or rank in attempt.gone or link is None:
                 cluster = attempt.members[rank].cluster_id
-                raise resolve.no_route(self._domains.values(), cluster)
+                raise resolve.no_route(self._domains(), cluster)
             remaining = max(0.0, deadline - time.monotonic())
-            link.read(rank, segments.local, segments.remote, segments.length, remaining)
+            operate = link.write if write else link.read
+            operate(rank, segments.local, segments.remote, segments.length, remaining)
         except LLMException:
             raise
         except Exception as error:
-            raise self._failure(route, error) from error
+            raise self._failure(route, error, "push to" if write else "pull from") from error
         finally:
             lock.release()
 
-    def _failure(self, route: Route, error: Exception) -> LLMException:
+    def _failure(self, route: Route, error: Exception, what: str) -> LLMException:
         cluster = route.attempt.members[route.rank].cluster_id
         text = str(error)
         if isinstance(error, TransferError) and not error.link_usable:
@@ -212,8 +218,7 @@ class Transfers:
             )  # fmt: skip
         status = next((s for t, s in STATUS_OF if isinstance(error, t)), LLMStatusCode.LLM_FAILED)
         return LLMException(
-            f"the pull from cluster {cluster} over {route.domain} failed: {text}",
-            status_code=status,
+            f"the {what} cluster {cluster} over {route.domain} failed: {text}", status_code=status
         )
 
     def _consume(self, view: PeerView, found: Found, theirs: slice) -> None:
@@ -275,7 +280,7 @@ def _plan_blocks(
             f"a block of the owner's cache {entry.cache_id} holds {entry.stride} bytes and one of "
             f"cache {cache.cache_id} {stride}: they must be equal"
         )
-    with _as_param_invalid():
+    with as_param_invalid():
         sources = check_blocks("src_blocks", src_blocks, entry.count)
     return plan_blocks(
         cache.layout.bases[mine],
@@ -301,7 +306,7 @@ def _plan_scatter(
         raise param_invalid(
             f"the owner's cache {entry.cache_id} is contiguous: src_blocks must be empty"
         )
-    with _as_param_invalid():
+    with as_param_invalid():
         return plan_scatter(
             cache.layout.bases[mine],
             entry.bases[theirs],
@@ -312,8 +317,27 @@ def _plan_scatter(
         )
 
 
+def check_accessible(cache: OwnCache) -> None:
+    """Raise LLM_PARAM_INVALID for a local cache that peers must not reach (one-sided mode)."""
+    if not cache.accessible:
+        raise param_invalid(
+            f"cache {cache.cache_id} is not remote accessible, which one-sided mode needs at both "
+            "ends: register it with remote_accessible=True before link"
+        )
+
+
+def check_entry_accessible(found: Found) -> None:
+    """Raise LLM_PARAM_INVALID for a peer's cache that must not be reached (one-sided mode)."""
+    if not found.entry.accessible:
+        raise param_invalid(
+            f"cache {found.entry.cache_id} of the owner is not remote accessible: it must be "
+            "registered there with remote_accessible=True before link"
+        )
+
+
 @contextmanager
-def _as_param_invalid() -> Iterator[None]:
+def as_param_invalid() -> Iterator[None]:
+    """Turn ``ValueError`` into LLM_PARAM_INVALID."""
     try:
         yield
     except ValueError as error:

@@ -1,0 +1,228 @@
+"""The cache manager's part that makes and frees caches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from datadist import checks
+from datadist.api.arguments import (
+    blocks_name,
+    check_addresses,
+    check_cache,
+    check_desc,
+    check_key_count,
+    check_not_none,
+    check_unique,
+    layout_of,
+    name_of,
+    slot_names,
+    tensor_size,
+    without_placeholders,
+)
+from datadist.api.cache import Cache
+from datadist.api.manager_part import ManagerPart
+from datadist.engine.directory import KeyName
+from datadist.engine.engine import Engine
+from datadist.engine.owned import OwnCache
+from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.types import BlocksCacheKey, CacheDesc, CacheKey, Placement
+
+UNREGISTER_SECONDS = 2.0
+"""How long `unregister_cache` waits for peers to confirm that they are out of the memory."""
+
+
+class Allocation(ManagerPart):
+    """Caches from the pools and over memory of the caller."""
+
+    # -- allocate ----------------------------------------------------------------------------
+
+    def allocate_cache(self, cache_desc: CacheDesc, cache_keys: Sequence[CacheKey] = ()) -> Cache:
+        """A contiguous cache from the pool of its placement; ``cache_keys[i]`` names slot ``i``.
+
+        The tensors hold what was in the pool before; a fresh pool is zeroed.
+
+        Raises LLMException: LLM_PARAM_INVALID without a pool, for bad dimensions, for more keys
+        than slots or keys that are bound already; LLM_OUT_OF_MEMORY.
+        """
+        check_desc(cache_desc)
+        checks.check_sequence_of("cache_keys", cache_keys, CacheKey)
+        return self._allocate(cache_desc, slot_names(cache_keys), blocks=False)
+
+    def allocate_blocks_cache(
+        self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None
+    ) -> Cache:
+        """A blocks cache (PagedAttention) from the pool; dimension 0 counts the blocks.
+
+        Raises as :meth:`allocate_cache`.
+        """
+        check_desc(cache_desc)
+        checks.check_isinstance("blocks_cache_key", blocks_cache_key, BlocksCacheKey)
+        return self._allocate(cache_desc, blocks_name(blocks_cache_key), blocks=True)
+
+    def _allocate(self, desc: CacheDesc, keys: list[tuple[int, KeyName]], blocks: bool) -> Cache:
+        engine = self._engine()
+        if desc.num_tensors <= 0:
+            raise param_invalid("num_tensors is 0: a cache has at least one tensor")
+        placement = desc.placement
+        if not engine.memory.has_pool(placement):
+            option = "mem_pool_cfg" if placement is Placement.DEVICE else "host_mem_pool_cfg"
+            raise param_invalid(
+                f"no {placement.name} pool is configured: set {option} before init, for example "
+                '{"memory_size": 1073741824}, or register memory of your own'
+            )
+        size = tensor_size(desc)
+        cache_id = engine.owned.new_id()
+        addresses = engine.memory.allocate(placement, [size] * desc.num_tensors)
+        region_id, region = engine.memory.pool_region(placement)
+        cache = OwnCache(
+            cache_id, layout_of(desc, addresses, size, blocks), True, True, (region_id,)
+        )
+        try:
+            check_key_count(keys, desc)
+            check_unique(engine, keys)
+            engine.owned.add(cache, without_placeholders(keys), unique=True)
+        except BaseException:
+            engine.memory.free(placement, addresses)
+            raise
+        release = self.deallocate_blocks_cache if blocks else self.deallocate_cache
+        addressable = placement in engine.transport.capabilities.host_addressable
+        return Cache(cache_id, desc, addresses, blocks, region.keeper, addressable, release)
+
+    def deallocate_cache(self, cache: Cache) -> None:
+        """Give up a contiguous cache; its memory returns when its last key is gone.
+
+        Freed, unknown and registered caches are left alone. ``tensor_addrs`` is empty afterwards.
+
+        Raises LLMException: LLM_PARAM_INVALID for a blocks cache, LLM_FEATURE_NOT_ENABLED where no
+        pool is configured.
+        """
+        self._deallocate(cache, blocks=False)
+
+    def deallocate_blocks_cache(self, cache: Cache) -> None:
+        """Give up a blocks cache together with its key. Raises as :meth:`deallocate_cache`."""
+        self._deallocate(cache, blocks=True)
+
+    def _deallocate(self, cache: Cache, blocks: bool) -> None:
+        check_cache("cache", cache)
+        if cache.is_blocks_cache is not blocks:
+            other = "deallocate_cache" if blocks else "deallocate_blocks_cache"
+            raise param_invalid(f"{cache!r} is freed by {other}")
+        engine = self._engine()
+        self._require_pool(engine)
+        engine.owned.deallocate(cache.cache_id)
+        cache.tensor_addrs.clear()
+
+    def remove_cache_key(self, cache_key: CacheKey) -> None:
+        """Unbind a key from a cache of the pool; unknown and pulled keys are left alone.
+
+        The prefix id counts if it is valid, else the request id; the cluster id does not.
+
+        Raises LLMException (LLM_FEATURE_NOT_ENABLED) where no pool is configured.
+        """
+        check_not_none("cache_key", cache_key)
+        checks.check_isinstance("cache_key", cache_key, CacheKey)
+        engine = self._engine()
+        self._require_pool(engine)
+        engine.owned.remove_key(name_of(cache_key))
+
+    @staticmethod
+    def _require_pool(engine: Engine) -> None:
+        if not engine.memory.has_pool():
+            raise LLMException(
+                "no memory pool is configured (mem_pool_cfg, host_mem_pool_cfg): there is nothing "
+                "that could be freed; use unregister_cache for registered memory",
+                status_code=LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
+            )
+
+    # -- register ----------------------------------------------------------------------------
+
+    def register_cache(
+        self,
+        cache_desc: CacheDesc,
+        addrs: list[int],
+        cache_keys: Sequence[CacheKey] = (),
+        remote_accessible: bool | None = None,
+    ) -> Cache:
+        """A contiguous cache over memory of the caller: one address per tensor, ``size`` bytes each.
+
+        Peers reach it through links made afterwards. ``remote_accessible`` matters in one-sided
+        mode; None means True for DEVICE and False for HOST, and False for both after `link`.
+
+        Raises LLMException: LLM_PARAM_INVALID for ``remote_accessible=True`` after `link`, a wrong
+        number of addresses, address 0, or a range that overlaps another in part; LLM_FAILED where
+        the transport refuses the memory.
+        """
+        self._check_register(cache_desc, addrs, remote_accessible)
+        checks.check_sequence_of("cache_keys", cache_keys, CacheKey)
+        self._check_accessible(remote_accessible)
+        return self._register(cache_desc, addrs, slot_names(cache_keys), remote_accessible, False)
+
+    def register_blocks_cache(
+        self,
+        cache_desc: CacheDesc,
+        addrs: list[int],
+        blocks_cache_key: BlocksCacheKey | None = None,
+        remote_accessible: bool | None = None,
+    ) -> Cache:
+        """A blocks cache over memory of the caller. Arguments, errors as :meth:`register_cache`."""
+        self._check_register(cache_desc, addrs, remote_accessible)
+        checks.check_isinstance("blocks_cache_key", blocks_cache_key, BlocksCacheKey)
+        self._check_accessible(remote_accessible)
+        return self._register(
+            cache_desc, addrs, blocks_name(blocks_cache_key), remote_accessible, True
+        )
+
+    def unregister_cache(self, cache_id: int) -> None:
+        """Forget a cache with its keys; the id of an allocated one is freed. Unknown ids pass.
+
+        Raises LLMException (LLM_FAILED), and keeps the cache, while a peer may be writing into it.
+        """
+        checks.check_int64("cache_id", cache_id)
+        self._engine().owned.unregister(cache_id, UNREGISTER_SECONDS, certain=self._one_sided)
+
+    @staticmethod
+    def _check_register(desc: CacheDesc, addrs: list[int], remote_accessible: bool | None) -> None:
+        check_desc(desc)
+        checks.check_list_of_int("addrs", addrs)
+        checks.check_isinstance("remote_accessible", remote_accessible, bool)
+
+    def _check_accessible(self, remote_accessible: bool | None) -> None:
+        if remote_accessible and self._linked:
+            raise param_invalid(
+                "remote_accessible=True after link: the links that exist do not reach this memory; "
+                "register before link (finalize and init to start over)"
+            )
+
+    def _register(
+        self,
+        desc: CacheDesc,
+        addrs: list[int],
+        keys: list[tuple[int, KeyName]],
+        remote_accessible: bool | None,
+        blocks: bool,
+    ) -> Cache:
+        check_addresses(desc, addrs)
+        engine = self._engine()
+        size = tensor_size(desc)
+        check_key_count(keys, desc)
+        accessible = remote_accessible
+        if accessible is None:
+            accessible = desc.placement is Placement.DEVICE and not self._linked
+        cache_id = engine.owned.new_id()
+        regions: list[int] = []
+        if accessible or not self._one_sided:
+            regions = engine.memory.register(addrs, size, desc.placement)
+        cache = OwnCache(
+            cache_id, layout_of(desc, addrs, size, blocks), False, accessible, tuple(regions)
+        )
+        engine.owned.add(cache, without_placeholders(keys), unique=False)
+        addressable = desc.placement in engine.transport.capabilities.host_addressable
+        return Cache(
+            cache_id,
+            desc,
+            list(addrs),
+            blocks,
+            None,
+            addressable,
+            lambda handle: self.unregister_cache(handle.cache_id),
+        )

@@ -1,0 +1,154 @@
+"""The cache manager's part that copies inside the engine, and the remapping of memory."""
+
+from __future__ import annotations
+
+from datadist import checks
+from datadist.api.arguments import check_cache
+from datadist.api.cache import Cache
+from datadist.api.manager_part import ManagerPart
+from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.transport import Placement, Region, TransportError, Unsupported
+from datadist.types import MemInfo, Memtype
+
+
+class Copying(ManagerPart):
+    """Local copies, synchronous, between any placements that the transport can reach."""
+
+    def copy_cache(
+        self,
+        dst: Cache,
+        src: Cache,
+        dst_batch_index: int = 0,
+        src_batch_index: int = 0,
+        offset: int = 0,
+        size: int = -1,
+        req_id: int | None = None,
+    ) -> None:
+        """Copy ``size`` bytes at ``offset`` of a slot of ``src`` to the same offset in ``dst``.
+
+        Per tensor; ``size`` -1 means the rest of the source slot. Shapes and types need not match,
+        the numbers of tensors must. ``req_id`` has no effect.
+
+        Raises LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST, LLM_FAILED.
+        """
+        checks.check_isinstance("dst", dst, Cache, allow_none=False)
+        checks.check_isinstance("src", src, Cache, allow_none=False)
+        checks.check_uint32("dst_batch_index", dst_batch_index)
+        checks.check_uint32("src_batch_index", src_batch_index)
+        checks.check_uint64("offset", offset)
+        checks.check_int64("size", size)
+        for cache in (src, dst):
+            if cache.is_blocks_cache:
+                raise param_invalid(f"{cache!r} is a blocks cache: use copy_blocks or swap_blocks")
+        if size != -1 and size <= 0:
+            raise param_invalid(f"size is {size}: it must be -1 (the rest of the slot) or positive")
+        if req_id is not None:
+            checks.check_uint64("req_id", req_id)
+        self._engine().copies.copy_cache(
+            dst.cache_id, src.cache_id, dst_batch_index, src_batch_index, offset, size
+        )
+
+    def copy_blocks(self, cache: Cache, copy_block_info: dict[int, list[int]]) -> None:
+        """Copy block ``a`` to each block of ``copy_block_info[a]``, in every tensor, in order.
+
+        Raises LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST, LLM_FAILED.
+        """
+        check_cache("cache", cache)
+        checks.check_isinstance("copy_block_info", copy_block_info, dict, allow_none=False)
+        checks.check_dict("copy_block_info", copy_block_info, int, list)
+        for source, targets in copy_block_info.items():
+            checks.check_list_of_int(f"copy_block_info[{source}]", targets)
+        if not cache.is_blocks_cache:
+            raise param_invalid(f"{cache!r} is not a blocks cache: use copy_cache")
+        pairs = [(a, b) for a, targets in copy_block_info.items() for b in targets]
+        self._engine().copies.copy_blocks(cache.cache_id, pairs)
+
+    def swap_blocks(self, src_cache: Cache, dst_cache: Cache, src_to_dst: dict[int, int]) -> None:
+        """Copy block ``a`` of ``src_cache`` to block ``src_to_dst[a]`` of ``dst_cache``.
+
+        One way, in spite of the name. One of the two has placement HOST and the other one DEVICE;
+        either may come from :meth:`Cache.create_cpu_cache`.
+
+        Raises LLMException: LLM_PARAM_INVALID, LLM_FAILED.
+        """
+        check_cache("src_cache", src_cache)
+        check_cache("dst_cache", dst_cache)
+        for cache in (src_cache, dst_cache):
+            if not cache.is_blocks_cache:
+                raise param_invalid(f"{cache!r} is not a blocks cache, which swap_blocks needs")
+        checks.check_isinstance("src_to_dst", src_to_dst, dict, allow_none=False)
+        checks.check_dict("src_to_dst", src_to_dst, int, int)
+        stride = _check_alike(src_cache, dst_cache)
+        _check_in_range(src_cache, dst_cache, src_to_dst)
+        if {src_cache.cache_desc.placement, dst_cache.cache_desc.placement} != set(Placement):
+            raise param_invalid(
+                "swap_blocks copies between HOST and DEVICE, got "
+                f"{src_cache.cache_desc.placement} and {dst_cache.cache_desc.placement}"
+            )
+        for cache in (src_cache, dst_cache):
+            if not cache.tensor_addrs:
+                raise param_invalid(f"{cache!r} has no tensors any more")
+        engine = self._engine()
+        owned = {c.cache_id for c in (src_cache, dst_cache) if engine.owned.get(c.cache_id)}
+        engine.copies.swap_blocks(
+            src_cache.tensor_addrs, dst_cache.tensor_addrs, stride, src_to_dst, sorted(owned)
+        )
+
+    def remap_registered_memory(self, mem_infos: MemInfo | list[MemInfo]) -> None:
+        """Have the transport make registered DEVICE memory reachable again after a device fault.
+
+        Raises LLMException: LLM_PARAM_INVALID, LLM_NOT_YET_LINK without any link,
+        LLM_FEATURE_NOT_ENABLED where the transport cannot do it, LLM_FAILED.
+        """
+        infos = [mem_infos] if isinstance(mem_infos, MemInfo) else mem_infos
+        if not isinstance(infos, list) or not all(isinstance(i, MemInfo) for i in infos):
+            raise param_invalid(f"mem_infos is {mem_infos!r}, only support MemInfo or a list of it")
+        regions = [_region_of(info) for info in infos]
+        if not regions:
+            raise param_invalid("mem_infos is empty: list the memory to remap")
+        engine = self._engine()
+        if not engine.linked():
+            raise LLMException(
+                "remap_registered_memory needs a link: nothing is linked",
+                status_code=LLMStatusCode.LLM_NOT_YET_LINK,
+            )
+        try:
+            engine.transport.remap(regions)
+        except Unsupported as error:
+            raise LLMException(
+                f"backend {engine.backend.name}: {error}",
+                status_code=LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
+            ) from error
+        except TransportError as error:
+            raise LLMException(
+                f"remapping failed: {error}", status_code=LLMStatusCode.LLM_FAILED
+            ) from error
+
+
+def _check_alike(src: Cache, dst: Cache) -> int:
+    """Equal block sizes and numbers of tensors; returns the bytes of a block."""
+    blocks = [cache.cache_desc.size // cache.cache_desc.shape[0] for cache in (src, dst)]
+    if blocks[0] != blocks[1]:
+        raise param_invalid(
+            f"a block of {src!r} holds {blocks[0]} bytes and one of {dst!r} {blocks[1]}: they must "
+            "be equal"
+        )
+    if src.cache_desc.num_tensors != dst.cache_desc.num_tensors:
+        raise param_invalid(f"{src!r} and {dst!r} differ in their number of tensors")
+    return blocks[0]
+
+
+def _check_in_range(src: Cache, dst: Cache, pairs: dict[int, int]) -> None:
+    for cache, blocks in ((src, pairs.keys()), (dst, pairs.values())):
+        count = cache.cache_desc.shape[0]
+        for block in blocks:
+            if not 0 <= block < count:
+                raise param_invalid(f"src_to_dst names block {block}: {cache!r} has {count} blocks")
+
+
+def _region_of(info: MemInfo) -> Region:
+    if info.mem_type is not Memtype.MEM_TYPE_DEVICE:
+        raise param_invalid(f"{info!r}: only support MEM_TYPE_DEVICE")
+    if not info.addr or not info.size or info.size <= 0:
+        raise param_invalid(f"{info!r}: addr must not be 0 and size must be positive")
+    return Region(info.addr, info.size, Placement.DEVICE)

@@ -1,0 +1,95 @@
+"""The cache manager's part that pulls from other clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from datadist import checks
+from datadist.api.arguments import (
+    check_cache,
+    check_not_none,
+    check_one_id,
+    check_source_blocks,
+    layers_of,
+    source_of,
+    tensors_per_layer,
+)
+from datadist.api.cache import Cache
+from datadist.api.manager_part import ManagerPart
+from datadist.status import param_invalid
+from datadist.types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
+
+
+class Pulling(ManagerPart):
+    """Pulls, in both modes."""
+
+    def pull_cache(
+        self,
+        cache_key: CacheKey | CacheKeyByIdAndIndex,
+        cache: Cache,
+        batch_index: int = 0,
+        size: int = -1,
+        **kwargs: Any,
+    ) -> None:
+        """Pull the slot that a key names on its cluster into slot ``batch_index`` of ``cache``.
+
+        ``size`` is bytes from the start of the slot in each tensor; -1 means all of the local slot.
+        Keywords: ``src_layer_range``, ``dst_layer_range`` (``range``, step 1; None or empty means
+        all) and ``tensor_num_per_layer`` (default 2).
+
+        In two-sided mode a request key, also one found by id and slot, is consumed once all tensors
+        were pulled. In one-sided mode only :class:`CacheKeyByIdAndIndex` is accepted.
+
+        Raises LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST (unknown cache or key),
+        LLM_NOT_YET_LINK (no usable link), LLM_TIMEOUT (``sync_kv_timeout``), LLM_FAILED.
+        """
+        kinds = (CacheKeyByIdAndIndex,) if self._one_sided else (CacheKey, CacheKeyByIdAndIndex)
+        checks.check_isinstance("cache_key", cache_key, kinds)
+        check_cache("cache", cache)
+        checks.check_uint32("batch_index", batch_index)
+        checks.check_int64("size", size)
+        if cache.is_blocks_cache:
+            raise param_invalid(f"{cache!r} is a blocks cache: use pull_blocks")
+        if size != -1 and size <= 0:
+            raise param_invalid(f"size is {size}: it must be -1 (the whole slot) or positive")
+        per_layer = tensors_per_layer(kwargs)
+        check_not_none("cache_key", cache_key)
+        if isinstance(cache_key, CacheKey):
+            check_one_id(cache_key)
+        layers = layers_of(kwargs, per_layer)
+        self._engine().transfers.pull_cache(
+            cache_key.cluster_id, source_of(cache_key), cache.cache_id, batch_index, size, layers
+        )
+
+    def pull_blocks(
+        self,
+        src_cache_key: CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey,
+        dst_cache: Cache,
+        src_blocks: Sequence[int] = (),
+        dst_blocks: Sequence[int] = (),
+        **kwargs: Any,
+    ) -> None:
+        """Pull into blocks of ``dst_cache``.
+
+        With a :class:`BlocksCacheKey` ``src_blocks[i]`` of the owner goes to ``dst_blocks[i]``.
+        With the other keys ``src_blocks`` is empty and the contiguous slot is spread over
+        ``dst_blocks`` in order. Keywords and errors as :meth:`pull_cache`.
+        """
+        kinds = (CacheKey, CacheKeyByIdAndIndex, BlocksCacheKey)
+        checks.check_isinstance("src_cache_key", src_cache_key, kinds)
+        check_cache("dst_cache", dst_cache)
+        checks.check_sequence_of("src_blocks", src_blocks, int)
+        checks.check_sequence_of("dst_blocks", dst_blocks, int)
+        if not dst_cache.is_blocks_cache:
+            raise param_invalid(f"{dst_cache!r} is not a blocks cache: use pull_cache")
+        if not dst_blocks:
+            raise param_invalid("dst_blocks is empty: list the blocks to pull into")
+        per_layer = tensors_per_layer(kwargs)
+        check_not_none("src_cache_key", src_cache_key)
+        check_source_blocks(src_cache_key, src_blocks)
+        layers = layers_of(kwargs, per_layer)
+        cluster = src_cache_key.cluster_id
+        self._engine().transfers.pull_blocks(
+            cluster, source_of(src_cache_key), dst_cache.cache_id, src_blocks, dst_blocks, layers
+        )

@@ -1,0 +1,110 @@
+"""The cache manager's part that pushes into other clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from datadist import checks
+from datadist.api.arguments import check_cache, check_not_none, check_per_layer, name_of
+from datadist.api.cache import Cache
+from datadist.api.manager_part import ManagerPart
+from datadist.api.tasks import check_layer_range
+from datadist.engine.push import PushLayers, layers_to_push
+from datadist.engine.resolve import ById
+from datadist.status import param_invalid
+from datadist.types import BlocksCacheKey, CacheKeyByIdAndIndex
+
+
+class Pushing(ManagerPart):
+    """Pushes, in one-sided mode only."""
+
+    def push_cache(
+        self,
+        dst_cache_key: CacheKeyByIdAndIndex,
+        src_cache: Cache,
+        src_batch_index: int = 0,
+        src_layer_range: range | None = None,
+        dst_layer_range: range | None = None,
+        size: int = -1,
+        tensor_num_per_layer: int = 2,
+    ) -> None:
+        """Push slot ``src_batch_index`` of ``src_cache`` into the slot that the key names.
+
+        Layer ``src_layer_range[i]`` goes to ``dst_layer_range[i]`` (step 1, equal lengths; None
+        means all layers of the source). ``size`` must be -1: the whole local slot, which must not
+        be larger than the remote one. Consumes no key.
+
+        Raises LLMException: LLM_PARAM_INVALID (also in two-sided mode), LLM_KV_CACHE_NOT_EXIST
+        (unknown local or remote cache), LLM_NOT_YET_LINK, LLM_TIMEOUT (``sync_kv_timeout`` per
+        layer), LLM_FAILED.
+        """
+        self._require_one_sided("push_cache")
+        checks.check_isinstance(
+            "dst_cache_key", dst_cache_key, CacheKeyByIdAndIndex, allow_none=False
+        )
+        checks.check_isinstance("src_cache", src_cache, Cache, allow_none=False)
+        checks.check_uint32("src_batch_index", src_batch_index)
+        if src_cache.is_blocks_cache:
+            raise param_invalid(f"{src_cache!r} is a blocks cache: use push_blocks")
+        layers = _layers(src_cache, src_layer_range, dst_layer_range, tensor_num_per_layer)
+        checks.check_int64("size", size)
+        if size != -1:
+            raise param_invalid(f"size is {size}, only support -1: the whole slot")
+        target = ById(dst_cache_key.cache_id, dst_cache_key.batch_index)
+        self._engine().pushes.push_cache(
+            dst_cache_key.cluster_id, target, src_cache.cache_id, src_batch_index, layers
+        )
+
+    def push_blocks(
+        self,
+        dst_cache_key: BlocksCacheKey,
+        src_cache: Cache,
+        src_blocks: Sequence[int] = (),
+        dst_blocks: Sequence[int] = (),
+        src_layer_range: range | None = None,
+        dst_layer_range: range | None = None,
+        tensor_num_per_layer: int = 2,
+    ) -> None:
+        """Push ``src_blocks[i]`` of ``src_cache`` into ``dst_blocks[i]`` of the key's blocks cache.
+
+        Layer ranges and errors as :meth:`push_cache`; blocks must be equally large at both ends.
+        """
+        self._require_one_sided("push_blocks")
+        checks.check_isinstance("dst_cache_key", dst_cache_key, BlocksCacheKey)
+        check_not_none("dst_cache_key", dst_cache_key)
+        check_cache("src_cache", src_cache)
+        checks.check_sequence_of("src_blocks", src_blocks, int)
+        checks.check_sequence_of("dst_blocks", dst_blocks, int)
+        if not src_cache.is_blocks_cache:
+            raise param_invalid(f"{src_cache!r} is not a blocks cache: use push_cache")
+        if not dst_blocks:
+            raise param_invalid("dst_blocks is empty: list the blocks to push into")
+        layers = _layers(src_cache, src_layer_range, dst_layer_range, tensor_num_per_layer)
+        if len(src_blocks) != len(dst_blocks):
+            raise param_invalid(
+                f"src_blocks has {len(src_blocks)} entries and dst_blocks {len(dst_blocks)}: each "
+                "source block goes to the destination block at the same place"
+            )
+        self._engine().pushes.push_blocks(
+            dst_cache_key.cluster_id,
+            name_of(dst_cache_key),
+            src_cache.cache_id,
+            src_blocks,
+            dst_blocks,
+            layers,
+        )
+
+    def _require_one_sided(self, method: str) -> None:
+        if not self._one_sided:
+            raise param_invalid(
+                f"{method} needs EnableRemoteCacheAccessible: set enable_remote_cache_accessible = "
+                "True at both ends before init"
+            )
+
+
+def _layers(cache: Cache, source: range | None, target: range | None, per_layer: int) -> PushLayers:
+    check_per_layer(per_layer)
+    for name, layers in (("src_layer_range", source), ("dst_layer_range", target)):
+        if layers is not None:
+            check_layer_range(name, layers)
+    return layers_to_push(source, target, cache.cache_desc.num_tensors, per_layer)

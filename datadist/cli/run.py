@@ -1,0 +1,40 @@
+"""Run a Python program in which `import llm_datadist` means datadist, its children included.
+
+An installed package of that name is shadowed for this program only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from datadist.drop_in import prepend_path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take everything as it is: the program's own options are none of ours."""
+    parser.usage = "datadist run [-m] PROGRAM [ARGUMENT ...]"
+    parser.add_argument("-m", dest="module", action="store_true", help="PROGRAM is a module name")
+    parser.add_argument(
+        "program",
+        nargs=argparse.REMAINDER,
+        metavar="PROGRAM [ARGUMENT ...]",
+        help="a script or, with -m, a module, and its arguments",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replace this process by the program's; returns only when that is impossible."""
+    if not args.program:
+        print("datadist run: name a script, or a module with -m", file=sys.stderr)
+        return 2
+    program = args.program[0]
+    if not args.module and not os.path.exists(program):
+        print(f"datadist run: there is no script {program!r}", file=sys.stderr)
+        return 2
+    environ = dict(os.environ)
+    prepend_path(environ)
+    flags = ["-m"] if args.module else []
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, *flags, *args.program], environ)

@@ -1,0 +1,5 @@
+"""Configuration and roles."""
+
+from datadist import LLMClusterInfo, LLMConfig, LlmConfig, LLMRole
+
+__all__ = ["LLMClusterInfo", "LLMConfig", "LLMRole", "LlmConfig"]

@@ -1,0 +1,5 @@
+"""The engine."""
+
+from datadist import LLMDataDist
+
+__all__ = ["LLMDataDist"]

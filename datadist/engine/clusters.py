@@ -1,0 +1,327 @@
+"""Links of two engines by address (`link_clusters`): asking, answering, and their end.
+
+The caller finds the listener's engine and asks it (`Dial`); whoever is asked names the members
+(`Form`), and both build the link as that of a domain (see :mod:`datadist.engine.building`). When two
+ask each other at once, the one with the smaller incarnation answers. Everything here runs on the
+reactor's thread but what says otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from dataclasses import dataclass
+
+from datadist.control.meeting import Meeting
+from datadist.control.messages import Dial, Form, Member, Refused
+from datadist.control.reactor import Reactor
+from datadist.control.runtime_dir import Address
+from datadist.engine.building import Builder
+from datadist.engine.domain import Attempt, Domain
+from datadist.engine.peers import PeerView
+from datadist.status import LLMStatusCode
+from datadist.types import RegisterMemStatus
+
+log = logging.getLogger("datadist.link")
+
+LINK_IDS = 1 << 63
+"""Added to the serial of a pair: its id in messages, which no comm id equals."""
+
+
+@dataclass(eq=False, kw_only=True, repr=False)
+class PairDomain(Domain):
+    """A link to one cluster; ``code`` is the result for `link_clusters`."""
+
+    cluster: int
+    incarnation: str
+    """The engine at the other end."""
+    code: LLMStatusCode = LLMStatusCode.LLM_SUCCESS
+    asked: bool = False
+    """Whether our `Dial` is on its way."""
+
+    @property
+    def link_id(self) -> int:
+        """Names this pair in messages."""
+        return LINK_IDS + self.serial
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is OK and the peer still there."""
+        return (
+            self.status is RegisterMemStatus.OK
+            and self.attempt is not None
+            and not self.attempt.gone
+        )
+
+    def __repr__(self) -> str:
+        return f"link to cluster {self.cluster}"
+
+
+class Clusters:
+    """The pairs of one engine by cluster id."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        meeting: Meeting,
+        views: dict[str, PeerView],
+        builder: Builder,
+        backend: str,
+        one_sided: bool,
+    ) -> None:
+        self._reactor = reactor
+        self._meeting = meeting
+        self._views = views
+        self._builder = builder
+        self._backend = backend
+        self._one_sided = one_sided
+        self.pairs: dict[int, PairDomain] = {}
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def dial(self, ip: str, port: int, seconds: float) -> PairDomain:
+        """The pair with the engine that listens at ``ip:port``; settled when it is decided.
+
+        Raises :class:`DialError` when it is decided already.
+        """
+        address = self._meeting.find(ip, port)
+        if address is None:
+            raise DialError(LLMStatusCode.LLM_LINK_FAILED, f"nobody listens at {ip}:{port}")
+        if address.cluster_id == self._meeting.address.cluster_id:
+            who = "this engine itself" if address == self._meeting.address else "another engine"
+            raise DialError(
+                LLMStatusCode.LLM_PARAM_INVALID,
+                f"at {ip}:{port} listens {who}, with our own cluster id {address.cluster_id}: give "
+                "every engine a cluster id of its own",
+            )
+        present = self.pairs.get(address.cluster_id)
+        if present is not None and present.waiting:
+            return present  # it asked us at the same moment
+        if present is not None and present.usable:
+            other = "" if present.incarnation == address.incarnation else ", to another engine"
+            raise DialError(
+                LLMStatusCode.LLM_ALREADY_LINK,
+                f"cluster {address.cluster_id} is linked already{other}: unlink_clusters first",
+            )
+        pair = self._new_pair(address.cluster_id, address.incarnation, seconds)
+        pair.asked = True
+        view = self._views.get(address.incarnation)
+        if view is not None:
+            self._ask(pair, view)
+        elif not self._meeting.contact(address):
+            self._end(pair, LLMStatusCode.LLM_LINK_FAILED, f"the listener at {ip}:{port} has ended")
+        return pair
+
+    def _new_pair(self, cluster: int, incarnation: str, seconds: float) -> PairDomain:
+        self._replace(cluster)
+        own = self._meeting.address.cluster_id
+        pair = PairDomain(
+            owner=self,
+            name=f"clusters {min(own, cluster)} and {max(own, cluster)}",
+            ranks={c: rank for rank, c in enumerate(sorted((own, cluster)))},
+            own_cluster=own,
+            table=None,
+            deadline=time.monotonic() + seconds,
+            cluster=cluster,
+            incarnation=incarnation,
+        )
+        self.pairs[cluster] = pair
+        self._reactor.later(seconds, lambda: self._expire(pair))
+        return pair
+
+    def _replace(self, cluster: int) -> None:
+        """Take away a stale pair: its peer has none any more, or is gone."""
+        stale = self.pairs.pop(cluster, None)
+        if stale is not None:
+            log.info("%s: replaced by a new one", stale)
+            self._retire(stale, RegisterMemStatus.FAILED, "replaced by a newer link")
+
+    def _ask(self, pair: PairDomain, view: PeerView) -> None:
+        self._meeting.hold(view.session, pair)
+        view.send(
+            Dial(
+                link=pair.link_id,
+                backend=self._backend,
+                one_sided=self._one_sided,
+                seconds=max(0.001, pair.deadline - time.monotonic()),
+            )
+        )
+
+    def on_session(self, view: PeerView) -> None:
+        """An engine that we wait for can be talked to."""
+        for pair in self._with(view):
+            if pair.waiting and pair.asked:
+                self._ask(pair, view)
+
+    # -- answering ---------------------------------------------------------------------------
+
+    def on_dial(self, view: PeerView, message: Dial) -> None:
+        """A peer asks for a link."""
+        why = self._objection(view, message)
+        if why is not None:
+            log.warning("refused a link to cluster %d: %s", view.session.cluster_id, why)
+            code = LLMStatusCode.LLM_PARAM_INVALID
+            view.send(Refused(link=message.link, status=code, reason=why[:4000]))
+            return
+        pair = self.pairs.get(view.session.cluster_id)
+        crossing = (
+            pair is not None
+            and pair.waiting
+            and pair.asked
+            and pair.attempt is None
+            and pair.incarnation == view.incarnation
+        )
+        if crossing and self._meeting.address.incarnation > view.incarnation:
+            return  # the peer answers ours
+        if not crossing or pair is None:
+            pair = self._new_pair(view.session.cluster_id, view.incarnation, message.seconds)
+        self._form(pair, view, message.link)
+
+    def _objection(self, view: PeerView, message: Dial) -> str | None:
+        cluster, own = view.session.cluster_id, self._meeting.address.cluster_id
+        if cluster == own:
+            return f"both engines have cluster id {own}: give every engine one of its own"
+        if message.backend != self._backend:
+            return (
+                f"cluster {cluster} uses backend {message.backend} and cluster {own} uses "
+                f"{self._backend}: set the same transfer_backend at both ends"
+            )
+        if message.one_sided != self._one_sided:
+            states = {True: "on", False: "off"}
+            return (
+                "enable_remote_cache_accessible must be equal at both ends: it is "
+                f"{states[message.one_sided]} at cluster {cluster} and {states[self._one_sided]} at "
+                f"cluster {own}"
+            )
+        return None
+
+    def _form(self, pair: PairDomain, view: PeerView, their_link: int) -> None:
+        own = self._meeting.address
+        theirs = pair.ranks[pair.cluster]
+        members = {
+            pair.rank: Member(
+                rank=pair.rank,
+                cluster_id=own.cluster_id,
+                incarnation=own.incarnation,
+                link=pair.link_id,
+            ),
+            theirs: Member(
+                rank=theirs, cluster_id=pair.cluster, incarnation=view.incarnation, link=their_link
+            ),
+        }
+        form = Form(domain=secrets.token_hex(16), members=[members[0], members[1]])
+        view.send(form)
+        self._builder.begin(pair, form.domain, members)
+
+    def on_form(self, view: PeerView, form: Form) -> bool:
+        """A peer answers our `Dial`; False when no pair waits for that."""
+        members = {member.rank: member for member in form.members}
+        pair = next((p for p in self._with(view) if p.waiting and p.asked), None)
+        if (
+            pair is None
+            or {r: m.cluster_id for r, m in members.items()}
+            != {r: c for c, r in pair.ranks.items()}
+            or members[pair.rank].link != pair.link_id
+            or members[pair.rank].incarnation != self._meeting.address.incarnation
+            or members[pair.ranks[pair.cluster]].incarnation != view.incarnation
+        ):
+            return False
+        self._builder.begin(pair, form.domain, members)
+        return True
+
+    def on_refused(self, view: PeerView, message: Refused) -> None:
+        """A peer says why it does not link with us."""
+        for pair in self._with(view):
+            if pair.waiting and pair.link_id == message.link:
+                code = LLMStatusCode.LLM_LINK_FAILED
+                if message.status in set(LLMStatusCode):
+                    code = LLMStatusCode(message.status)
+                self._end(pair, code, message.reason)
+
+    # -- ends --------------------------------------------------------------------------------
+
+    def on_ok(self, pair: PairDomain) -> None:
+        """See :class:`~datadist.engine.domain.Owner`."""
+        pair.status = RegisterMemStatus.OK
+        self._release(pair)
+        log.info("linked with cluster %d", pair.cluster)
+        pair.settled.set()
+
+    def on_failed(self, pair: PairDomain, reason: str) -> None:
+        """See :class:`~datadist.engine.domain.Owner`."""
+        self._end(pair, LLMStatusCode.LLM_LINK_FAILED, reason)
+
+    def on_dissolved(self, pair: PairDomain) -> None:
+        """See :class:`~datadist.engine.domain.Owner`."""
+        self._end(pair, LLMStatusCode.LLM_LINK_FAILED, "the peer gave up or ended meanwhile")
+
+    def on_member_gone(self, pair: PairDomain, unlinked: bool) -> None:
+        """Our half goes with the peer's; one that was lost stays, broken, until it is unlinked."""
+        if unlinked and self.pairs.get(pair.cluster) is pair:
+            log.info("cluster %d has unlinked", pair.cluster)
+            del self.pairs[pair.cluster]
+            self._retire(pair, pair.status, None)
+
+    def on_lost(self, view: PeerView, reason: str, orderly: bool) -> None:
+        """The session with a peer that has not answered yet ended; in an orderly way: once more."""
+        for pair in self._with(view):
+            if not pair.waiting or pair.attempt is not None:
+                continue
+            if not (orderly and self._meeting.contact(Address(pair.cluster, pair.incarnation))):
+                self._end(pair, LLMStatusCode.LLM_LINK_FAILED, f"the peer is gone: {reason}")
+
+    def _expire(self, pair: PairDomain) -> None:
+        if pair.waiting:
+            stage = pair.attempt.stage() if pair.attempt else "waiting for the peer to answer"
+            self._end(pair, LLMStatusCode.LLM_TIMEOUT, f"not complete in time, stage: {stage}")
+
+    def _end(self, pair: PairDomain, code: LLMStatusCode, reason: str) -> None:
+        if not pair.waiting:
+            return
+        log.error("%s: %s: %s", pair, code.name, reason)
+        pair.code = code
+        if self.pairs.get(pair.cluster) is pair:
+            del self.pairs[pair.cluster]
+        if pair.attempt is not None:
+            self._builder.fail(pair.attempt, reason)
+        self._retire(pair, RegisterMemStatus.FAILED, reason)
+
+    def _retire(self, pair: PairDomain, status: RegisterMemStatus, reason: str | None) -> None:
+        if pair.waiting and pair.code is LLMStatusCode.LLM_SUCCESS:
+            pair.code = LLMStatusCode.LLM_LINK_FAILED
+        pair.status, pair.reason = status, reason
+        pair.closed = True
+        self._builder.drop(pair)
+        self._release(pair)
+        pair.settled.set()
+
+    def _release(self, pair: PairDomain) -> None:
+        view = self._views.get(pair.incarnation)
+        if view is not None:
+            self._meeting.release(view.session, pair)
+
+    def _with(self, view: PeerView) -> list[PairDomain]:
+        return [pair for pair in self.pairs.values() if pair.incarnation == view.incarnation]
+
+    def remove(self, pair: PairDomain) -> tuple[Attempt | None, dict[PeerView, int]]:
+        """Take a pair out for `unlink_clusters`; the caller closes the attempt.
+
+        Also returns what the peer acknowledges once its half is gone.
+        """
+        if self.pairs.get(pair.cluster) is pair:
+            del self.pairs[pair.cluster]
+        attempt = pair.attempt
+        pair.closed = True
+        targets = self._builder.leave(pair, attempt) if attempt is not None else {}
+        self._release(pair)
+        pair.settled.set()
+        return attempt, targets
+
+
+class DialError(Exception):
+    """A call of `link_clusters` is decided at once."""
+
+    def __init__(self, code: LLMStatusCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code

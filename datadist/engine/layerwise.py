@@ -1,0 +1,124 @@
+"""Layer-wise transfers: one thread waits for each layer to be final, another one moves it.
+
+So layer n moves while the caller's code computes layer n + 1. The first failure stops the job; what
+was not reached keeps no result.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from datadist.status import LLMException, LLMStatusCode
+
+log = logging.getLogger("datadist.transfer")
+
+
+@dataclass(frozen=True)
+class LayerSend:
+    """One destination: the layers that it gets, and what moves one of them.
+
+    ``move(layer)`` raises LLMException.
+    """
+
+    layers: range
+    move: Callable[[int], None]
+    where: str
+    """The destination for people."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    layer: int
+    failure: LLMStatusCode | None
+
+
+class LayerJob:
+    """Runs at once; ``synchronize(layer)`` blocks until a layer is final and says whether it is."""
+
+    def __init__(self, sends: Sequence[LayerSend], synchronize: Callable[[int], object]) -> None:
+        self._sends = sends
+        self._synchronize = synchronize
+        self._results: list[LLMStatusCode | None] = [None] * len(sends)
+        self._steps: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        self._done = threading.Event()
+        mover = threading.Thread(target=self._move_all, name="datadist-layers-move", daemon=True)
+        waiter = threading.Thread(target=self._wait_all, name="datadist-layers-wait")
+        mover.start()
+        waiter.start()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Whether the job has ended, within ``timeout`` seconds."""
+        return self._done.wait(timeout)
+
+    @property
+    def results(self) -> list[LLMStatusCode | None]:
+        """A status per destination; None for one whose last layer was not reached."""
+        return list(self._results)
+
+    # -- waiting -----------------------------------------------------------------------------
+
+    def _wait_all(self) -> None:
+        try:
+            for layer in sorted({layer for send in self._sends for layer in send.layers}):
+                if self._stopped.is_set():
+                    return
+                failure = self._wait_for(layer)
+                self._steps.put(_Step(layer, failure))
+                if failure is not None:
+                    return
+        finally:
+            self._steps.put(None)
+
+    def _wait_for(self, layer: int) -> LLMStatusCode | None:
+        try:
+            final = self._synchronize(layer)
+        except Exception:
+            log.exception("synchronize_layer(%d) raised: the task ends with LLM_FAILED", layer)
+            return LLMStatusCode.LLM_FAILED
+        if final:
+            return None
+        log.error("synchronize_layer(%d) returned a false value: the task ends", layer)
+        return LLMStatusCode.LLM_PARAM_INVALID
+
+    # -- moving ------------------------------------------------------------------------------
+
+    def _move_all(self) -> None:
+        try:
+            while (step := self._steps.get()) is not None:
+                if not self._stopped.is_set():
+                    self._take(step)
+        finally:
+            self._done.set()
+
+    def _take(self, step: _Step) -> None:
+        for index, send in enumerate(self._sends):
+            if step.layer not in send.layers:
+                continue
+            failure = step.failure or self._move(send, step.layer)
+            if failure is not None:
+                self._results[index] = failure
+                self._stopped.set()
+                if step.failure is None:
+                    return
+            elif step.layer == send.layers[-1]:
+                self._results[index] = LLMStatusCode.LLM_SUCCESS
+
+    @staticmethod
+    def _move(send: LayerSend, layer: int) -> LLMStatusCode | None:
+        started = time.monotonic()
+        try:
+            send.move(layer)
+        except LLMException as error:
+            log.error("layer %d to %s: %s", layer, send.where, error)
+            return error.status_code
+        except Exception:
+            log.exception("layer %d to %s failed unexpectedly; please report it", layer, send.where)
+            return LLMStatusCode.LLM_FAILED
+        log.debug("layer %d to %s: %.3g s", layer, send.where, time.monotonic() - started)
+        return None
