@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,20 @@ def runtime_dir(tmp_path: Path) -> Path:
     path = tmp_path / "run"
     path.mkdir(mode=0o700)
     return path
+
+
+@pytest.fixture
+def free_ports() -> Callable[[int], list[int]]:
+    """Ports of loopback that nobody uses now."""
+
+    def find(count: int) -> list[int]:
+        with ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+            for sock in sockets:
+                sock.bind(("127.0.0.1", 0))
+            return [sock.getsockname()[1] for sock in sockets]
+
+    return find
 
 
 @pytest.fixture

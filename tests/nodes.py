@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -17,6 +17,7 @@ from datadist import (
     Cache,
     CacheDesc,
     DataType,
+    LLMClusterInfo,
     LLMConfig,
     LLMDataDist,
     LLMRole,
@@ -72,10 +73,10 @@ class Node:
         assert self._process.pid is not None
         return self._process.pid
 
-    def begin(self, function: Callable[..., Any], *args: Any) -> None:
-        """Start ``function(here, *args)`` in the node."""
+    def begin(self, function: Callable[..., Any], *args: Any, **options: Any) -> None:
+        """Start ``function(here, *args, **options)`` in the node."""
         assert not self._busy
-        self._pipe.send((function, args))
+        self._pipe.send((function, args, options))
         self._busy = True
 
     def result(self, timeout: float = SECONDS) -> Any:
@@ -88,9 +89,11 @@ class Node:
             raise RemoteError(*value)
         return value
 
-    def do(self, function: Callable[..., Any], *args: Any, timeout: float = SECONDS) -> Any:
+    def do(
+        self, function: Callable[..., Any], *args: Any, timeout: float = SECONDS, **options: Any
+    ) -> Any:
         """Run a function and return its result."""
-        self.begin(function, *args)
+        self.begin(function, *args, **options)
         return self.result(timeout)
 
     def kill(self) -> None:
@@ -123,11 +126,11 @@ def _serve(pipe: Connection, environ: dict[str, str]) -> None:
     _collect_log(here)
     while True:
         try:
-            function, args = pipe.recv()
+            function, args, options = pipe.recv()
         except (EOFError, OSError):
             return
         try:
-            answer: Any = (True, function(here, *args))
+            answer: Any = (True, function(here, *args, **options))
         except Exception as error:
             status = getattr(error, "status_code", None)
             answer = (False, (type(error).__name__, status.name if status else None, str(error)))
@@ -269,6 +272,55 @@ def pull_cache(here: Here, key: Any, label: str, *args: Any, **kwargs: Any) -> N
 def pull_blocks(here: Here, key: Any, label: str, *args: Any, **kwargs: Any) -> None:
     """Pull into a blocks cache."""
     here.live.cache_manager.pull_blocks(key, here.caches[label], *args, **kwargs)
+
+
+def push_cache(here: Here, key: Any, label: str, *args: Any, **kwargs: Any) -> None:
+    """Push a contiguous cache."""
+    here.live.cache_manager.push_cache(key, here.caches[label], *args, **kwargs)
+
+
+def push_blocks(here: Here, key: Any, label: str, *args: Any, **kwargs: Any) -> None:
+    """Push a blocks cache."""
+    here.live.cache_manager.push_blocks(key, here.caches[label], *args, **kwargs)
+
+
+def cluster_info(
+    cluster: int, *ports: int, address: str = "127.0.0.1", local: bool = True
+) -> LLMClusterInfo:
+    """A cluster to link with, listening at each port."""
+    info = LLMClusterInfo()
+    info.remote_cluster_id = cluster
+    if local:
+        info.append_local_ip_info("127.0.0.1", 0)
+    for port in ports:
+        info.append_remote_ip_info(address, port)
+    return info
+
+
+def link_clusters(
+    here: Here, clusters: Sequence[tuple[int, int]], timeout: int = 10_000
+) -> tuple[str, list[str]]:
+    """Link with (cluster, port) pairs; the names of the results."""
+    infos = [cluster_info(cluster, port) for cluster, port in clusters]
+    result, results = here.live.link_clusters(infos, timeout)
+    return result.name, [code.name for code in results]
+
+
+def unlink_clusters(
+    here: Here, clusters: Sequence[tuple[int, ...]], timeout: int = 10_000, force: bool = False
+) -> tuple[str, list[str]]:
+    """Unlink (cluster, port...) tuples; the names of the results."""
+    infos = [cluster_info(cluster, *ports) for cluster, *ports in clusters]
+    result, results = here.live.unlink_clusters(infos, timeout, force)
+    return result.name, [code.name for code in results]
+
+
+def switch_role(here: Here, role: LLMRole, port: int | None = None) -> None:
+    """Switch the role, listening on a port."""
+    options = LLMConfig()
+    if port is not None:
+        options.listen_ip_info = f"127.0.0.1:{port}"
+    here.live.switch_role(role, options.generate_options() if port is not None else None)
 
 
 def deallocate(here: Here, label: str) -> None:

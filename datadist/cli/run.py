@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import NoReturn
 
-from datadist.drop_in import prepend_path
+from datadist.drop_in import DropInError, prepend_path, refuse_if_imported
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +34,16 @@ def run(args: argparse.Namespace) -> int:
     if not args.module and not os.path.exists(program):
         print(f"datadist run: there is no script {program!r}", file=sys.stderr)
         return 2
+    try:
+        refuse_if_imported()  # at the start of the interpreter, as by a .pth file
+    except DropInError as error:
+        print(f"datadist run: {error}", file=sys.stderr)
+        return 2
+    return _become([sys.executable, *(["-m"] if args.module else []), *args.program])
+
+
+def _become(command: list[str]) -> NoReturn:
     environ = dict(os.environ)
     prepend_path(environ)
-    flags = ["-m"] if args.module else []
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *flags, *args.program], environ)
+    os.execve(command[0], command, environ)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
-__all__ = ["FOLDER", "DropInError", "install_as_llm_datadist", "prepend_path"]
+__all__ = ["FOLDER", "DropInError", "install_as_llm_datadist", "prepend_path", "refuse_if_imported"]
 
 FOLDER = Path(__file__).resolve().parent
 NAME = "llm_datadist"
@@ -28,15 +28,20 @@ def install_as_llm_datadist() -> None:
 
     Raises :class:`DropInError` (a ``RuntimeError``) when the real package is imported already.
     """
+    refuse_if_imported()
+    if str(FOLDER) not in sys.path:
+        sys.path.insert(0, str(FOLDER))
+    prepend_path(os.environ)
+
+
+def refuse_if_imported() -> None:
+    """Raise :class:`DropInError` when another package `llm_datadist` is imported."""
     present = sys.modules.get(NAME)
     if present is not None and not _is_ours(present):
         raise DropInError(
             f"llm_datadist is imported already, from {getattr(present, '__file__', 'nowhere')}: call "
             "install_as_llm_datadist() before anything imports it, or use `datadist run`"
         )
-    if str(FOLDER) not in sys.path:
-        sys.path.insert(0, str(FOLDER))
-    prepend_path(os.environ)
 
 
 def prepend_path(environ: MutableMapping[str, str]) -> None:

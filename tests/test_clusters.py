@@ -1,0 +1,215 @@
+"""Links by address between real processes: who asks whom, what ends them, what is reported."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+
+import pytest
+
+from datadist import BlocksCacheKey, LLMRole
+from tests import nodes
+from tests.nodes import Node, RemoteError, pattern
+
+Start = Callable[..., Node]
+Ports = Callable[[int], list[int]]
+OK = ("LLM_SUCCESS", ["LLM_SUCCESS"])
+
+
+def _listening(start: Start, cluster: int, port: int, **settings: object) -> Node:
+    node = start(cluster, listen_ip_info=f"127.0.0.1:{port}", local_comm_res="", **settings)
+    node.do(nodes.make, "blocks", "blocks", [8, 100], 4, BlocksCacheKey(cluster, 0))
+    node.do(nodes.fill, "blocks", cluster)
+    return node
+
+
+def _block(node: Node, block: int) -> list[int]:
+    return [int(array[block][0]) for array in node.do(nodes.read, "blocks")]
+
+
+def _expected(cluster: int, block: int) -> list[int]:
+    return [int(pattern(cluster, tensor, (8, 100))[block][0]) for tensor in range(4)]
+
+
+def test_a_link_works_in_both_directions_at_once(start_node: Start, free_ports: Ports) -> None:
+    (port,) = free_ports(1)
+    server, client = _listening(start_node, 1, port), start_node(2, local_comm_res="")
+    client.do(nodes.make, "blocks", "blocks", [8, 100], 4, BlocksCacheKey(2, 0))
+    client.do(nodes.fill, "blocks", 2)
+    assert client.do(nodes.link_clusters, [(1, port)]) == OK
+    client.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "blocks", [3], [5])
+    assert _block(client, 5) == _expected(1, 3)
+    server.do(nodes.push_blocks, BlocksCacheKey(2, 0), "blocks", [1], [7])
+    assert _block(client, 7) == _expected(1, 1)
+    server.do(nodes.pull_blocks, BlocksCacheKey(2, 0), "blocks", [2], [0])
+    assert _block(server, 0) == _expected(2, 2)
+    assert client.do(nodes.unlink_clusters, [(1, port)]) == OK
+    with pytest.raises(RemoteError) as error:
+        server.do(nodes.pull_blocks, BlocksCacheKey(2, 0), "blocks", [2], [0])
+    assert error.value.status == "LLM_NOT_YET_LINK"
+    server.do(nodes.switch_role, LLMRole.DECODER)
+
+
+def test_two_that_link_with_each_other_at_once(start_node: Start, free_ports: Ports) -> None:
+    ports = free_ports(2)
+    first, second = (_listening(start_node, i + 1, port) for i, port in enumerate(ports))
+    for _ in range(10):
+        first.begin(nodes.link_clusters, [(2, ports[1])])
+        second.begin(nodes.link_clusters, [(1, ports[0])])
+        assert (first.result(), second.result()) == (OK, OK)
+        first.do(nodes.pull_blocks, BlocksCacheKey(2, 0), "blocks", [3], [5])
+        second.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "blocks", [3], [5])
+        first.begin(nodes.unlink_clusters, [(2,)], 10_000, True)
+        second.begin(nodes.unlink_clusters, [(1,)], 10_000, True)
+        assert (first.result(), second.result()) == (OK, OK)
+
+
+def test_sixteen_in_one_call_some_absent(start_node: Start, free_ports: Ports) -> None:
+    ports = free_ports(16)
+    for index in range(0, 16, 2):
+        start_node(index + 10, listen_ip_info=f"127.0.0.1:{ports[index]}", pool=1 << 20)
+    client = start_node(1)
+    began = time.monotonic()
+    result, results = client.do(
+        nodes.link_clusters, [(i + 10, port) for i, port in enumerate(ports)], 20_000
+    )
+    assert time.monotonic() - began < 20
+    assert results == ["LLM_SUCCESS", "LLM_LINK_FAILED"] * 8
+    assert result == "LLM_LINK_FAILED"
+    log = client.do(nodes.log_of, "ERROR")
+    assert any(f"nobody listens at 127.0.0.1:{ports[1]}" in line for line in log)
+
+
+def test_a_live_link_is_reported_and_a_stale_half_replaced(
+    start_node: Start, free_ports: Ports
+) -> None:
+    (port,) = free_ports(1)
+    server, client = _listening(start_node, 1, port), start_node(2, local_comm_res="")
+    assert client.do(nodes.link_clusters, [(1, port)]) == OK
+    assert client.do(nodes.link_clusters, [(1, port)])[0] == "LLM_ALREADY_LINK"
+    assert client.do(nodes.unlink_clusters, [(1,)], 10_000, True) == OK
+    assert client.do(nodes.link_clusters, [(1, port)]) == OK
+    client.kill()
+    client = start_node(2, local_comm_res="")
+    assert client.do(nodes.link_clusters, [(1, port)]) == OK
+    server.kill()
+    assert client.do(nodes.unlink_clusters, [(1, port)])[0] == "LLM_UNLINK_FAILED"
+    assert client.do(nodes.unlink_clusters, [(1,)], 10_000, True) == OK
+    assert client.do(nodes.link_clusters, [(1, port)])[0] == "LLM_LINK_FAILED"
+    server = _listening(start_node, 1, port)
+    assert client.do(nodes.link_clusters, [(1, port)]) == OK
+
+
+def test_a_broken_link_needs_no_unlink(start_node: Start, free_ports: Ports) -> None:
+    (port,) = free_ports(1)
+    server, client = _listening(start_node, 1, port), start_node(2, local_comm_res="")
+    client.do(nodes.make, "blocks", "blocks", [8, 100], 4)
+    assert client.do(nodes.link_clusters, [(1, port)]) == OK
+    server.kill()
+    server = _listening(start_node, 1, port)
+    assert client.do(nodes.link_clusters, [(1, port)]) == OK
+    client.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "blocks", [3], [5])
+
+
+def test_unlinking_what_is_not_linked_is_a_success(start_node: Start, free_ports: Ports) -> None:
+    client = start_node(2, local_comm_res="")
+    (port,) = free_ports(1)
+    assert client.do(nodes.unlink_clusters, [(1, port)]) == OK
+    assert client.do(nodes.unlink_clusters, [(1,)], 1000, True) == OK
+    assert client.do(nodes.unlink_clusters, [(1,)])[0] == "LLM_PARAM_INVALID"
+
+
+def test_ends_that_do_not_fit_are_told_why(start_node: Start, free_ports: Ports) -> None:
+    (port,) = free_ports(1)
+    _listening(start_node, 1, port)
+    other_mode = start_node(2)
+    assert other_mode.do(nodes.link_clusters, [(1, port)])[0] == "LLM_PARAM_INVALID"
+    assert (
+        "enable_remote_cache_accessible must be equal" in other_mode.do(nodes.log_of, "ERROR")[-1]
+    )
+    same_id = start_node(1, local_comm_res="")
+    assert same_id.do(nodes.link_clusters, [(1, port)])[0] == "LLM_PARAM_INVALID"
+    assert "own cluster id 1" in same_id.do(nodes.log_of, "ERROR")[-1]
+
+
+def test_a_listener_that_does_not_answer(start_node: Start, free_ports: Ports) -> None:
+    (port,) = free_ports(1)
+    server, client = _listening(start_node, 1, port), start_node(2, local_comm_res="")
+    server.pause()
+    began = time.monotonic()
+    assert client.do(nodes.link_clusters, [(1, port)], 700)[0] == "LLM_TIMEOUT"
+    assert 0.6 < time.monotonic() - began < 5
+    server.resume()
+    assert client.do(nodes.link_clusters, [(1, port)]) == OK
+
+
+def test_another_cluster_id_than_expected_is_filed_as_it_is(
+    start_node: Start, free_ports: Ports
+) -> None:
+    (port,) = free_ports(1)
+    _listening(start_node, 1, port)
+    client = start_node(2, local_comm_res="")
+    client.do(nodes.make, "blocks", "blocks", [8, 100], 4)
+    assert client.do(nodes.link_clusters, [(9, port)]) == OK
+    assert "listens cluster 1" in client.do(nodes.log_of, "WARNING")[-1]
+    client.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "blocks", [3], [5])
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "127.0.0.1"])
+def test_addresses_that_cannot_be_listened_on(start_node: Start, address: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        node = start_node()
+        with pytest.raises(RemoteError) as error:
+            node.do(_init_listening, f"{address}:{port}")
+    assert error.value.status == "LLM_FAILED"
+    expected = "uses this port" if address == "127.0.0.1" else "no such address"
+    assert expected in error.value.text
+    node.do(_init_listening, f"127.0.0.1:{port}")
+
+
+def _init_listening(here: nodes.Here, info: str) -> None:
+    nodes.init(here, 1, listen_ip_info=info)
+
+
+def test_switching_the_role_moves_the_listener(start_node: Start, free_ports: Ports) -> None:
+    first, second = free_ports(2)
+    server, client = _listening(start_node, 1, first), start_node(2, local_comm_res="")
+    assert client.do(nodes.link_clusters, [(1, first)]) == OK
+    with pytest.raises(RemoteError) as error:
+        server.do(nodes.switch_role, LLMRole.DECODER, second)
+    assert error.value.status == "LLM_EXIST_LINK"
+    assert client.do(nodes.unlink_clusters, [(1, first)]) == OK
+    server.do(nodes.switch_role, LLMRole.DECODER, second)
+    assert client.do(nodes.link_clusters, [(1, first)])[0] == "LLM_LINK_FAILED"
+    assert client.do(nodes.link_clusters, [(1, second)]) == OK
+    assert client.do(nodes.unlink_clusters, [(1, second)]) == OK
+    server.do(nodes.switch_role, LLMRole.PROMPT)
+    assert client.do(nodes.link_clusters, [(1, second)])[0] == "LLM_LINK_FAILED"
+
+
+def test_the_port_can_be_had_again_after_finalize(start_node: Start, free_ports: Ports) -> None:
+    (port,) = free_ports(1)
+    server, client = _listening(start_node, 1, port), start_node(2, local_comm_res="")
+    server.do(nodes.finalize)
+    server.do(_init_listening, f"127.0.0.1:{port}")
+    assert client.do(nodes.link_clusters, [(1, port)])[0] == "LLM_PARAM_INVALID"  # other mode
+
+
+def test_a_domain_and_a_link_by_address_to_one_cluster(
+    start_node: Start, free_ports: Ports
+) -> None:
+    (port,) = free_ports(1)
+    server, client = _listening(start_node, 1, port), start_node(2, local_comm_res="")
+    client.do(nodes.make, "blocks", "blocks", [8, 100], 4)
+    server.begin(nodes.link_and_wait, "both", {1: 0, 2: 1})
+    comm_id = client.do(nodes.link_and_wait, "both", {1: 0, 2: 1})
+    server.result()
+    assert client.do(nodes.link_clusters, [(1, port)]) == OK
+    assert client.do(nodes.unlink_clusters, [(1, port)]) == OK
+    client.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "blocks", [3], [5])
+    assert client.do(nodes.link_clusters, [(1, port)]) == OK
+    client.do(nodes.unlink, comm_id)
+    client.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "blocks", [3], [6])

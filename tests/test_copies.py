@@ -1,0 +1,170 @@
+"""Copies inside one engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from datadist import (
+    Cache,
+    CacheDesc,
+    DataType,
+    LLMConfig,
+    LLMDataDist,
+    LLMException,
+    LLMRole,
+    LLMStatusCode,
+    MemInfo,
+    Memtype,
+    Placement,
+)
+from datadist.api.cache_manager import CacheManager
+
+
+@pytest.fixture
+def manager(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CacheManager]:
+    """The cache manager of an engine with both pools."""
+    monkeypatch.setenv("DATADIST_RUNTIME_DIR", str(runtime_dir))
+    config = LLMConfig()
+    config.enable_cache_manager = True
+    config.transfer_backend = "shm"
+    config.mem_pool_cfg = config.host_mem_pool_cfg = json.dumps(
+        {"memory_size": 1 << 20, "page_shift": 12}
+    )
+    with LLMDataDist(LLMRole.MIX, 1) as engine:
+        engine.init(config.generate_options())
+        yield engine.cache_manager
+
+
+def _filled(cache: Cache, start: int) -> list[NDArray[np.int32]]:
+    for index, array in enumerate(cache.numpy()):
+        array[:] = np.arange(array.size).reshape(array.shape) + start + 1000 * index
+    return [array.copy() for array in cache.numpy()]
+
+
+def _status(error: pytest.ExceptionInfo[LLMException]) -> LLMStatusCode:
+    return error.value.status_code
+
+
+@pytest.mark.parametrize("placement", list(Placement))
+def test_slots(manager: CacheManager, placement: Placement) -> None:
+    source = manager.allocate_cache(CacheDesc(2, [3, 10], DataType.DT_INT32))
+    target = manager.allocate_cache(CacheDesc(2, [2, 12], DataType.DT_INT32, placement))
+    values, expected = _filled(source, 1), _filled(target, 50_000)
+    manager.copy_cache(target, source, 1, 2, offset=8, size=16)
+    for value, array in zip(values, expected, strict=True):
+        array[1, 2:6] = value[2, 2:6]
+    np.testing.assert_array_equal(target.numpy(), expected)
+    manager.copy_cache(target, source, 0, 1)
+    for value, array in zip(values, expected, strict=True):
+        array[0, :10] = value[1]
+    np.testing.assert_array_equal(target.numpy(), expected)
+
+
+def test_slots_that_do_not_fit(manager: CacheManager) -> None:
+    small = manager.allocate_cache(CacheDesc(2, [3, 10], DataType.DT_INT32))
+    large = manager.allocate_cache(CacheDesc(2, [2, 12], DataType.DT_INT32))
+    other = manager.allocate_cache(CacheDesc(1, [2, 12], DataType.DT_INT32))
+    before = _filled(small, 1)
+    wrong: list[tuple[Cache, Cache, dict[str, int]]] = [
+        (small, large, {}),
+        (large, other, {}),
+        (large, small, {"src_batch_index": 3}),
+        (large, small, {"dst_batch_index": 2}),
+        (large, small, {"offset": 40}),
+        (large, small, {"offset": 8, "size": 36}),
+        (large, small, {"size": 0}),
+    ]
+    for dst, src, options in wrong:
+        with pytest.raises(LLMException) as error:
+            manager.copy_cache(dst, src, **options)
+        assert _status(error) is LLMStatusCode.LLM_PARAM_INVALID, options
+    np.testing.assert_array_equal(small.numpy(), before)
+    manager.deallocate_cache(other)
+    with pytest.raises(LLMException) as error:
+        manager.copy_cache(large, other)
+    assert _status(error) is LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
+
+
+def test_blocks_are_copied_in_order(manager: CacheManager) -> None:
+    cache = manager.allocate_blocks_cache(CacheDesc(2, [8, 10], DataType.DT_INT32))
+    expected = _filled(cache, 1)
+    manager.copy_blocks(cache, {0: [1, 5], 1: [2], 7: []})
+    for array in expected:
+        array[1] = array[5] = array[0]
+        array[2] = array[1]
+    np.testing.assert_array_equal(cache.numpy(), expected)
+    manager.copy_blocks(cache, {})
+    for wrong in ({8: [0]}, {0: [8]}, {-1: [0]}):
+        with pytest.raises(LLMException) as error:
+            manager.copy_blocks(cache, wrong)
+        assert _status(error) is LLMStatusCode.LLM_PARAM_INVALID
+    with pytest.raises(TypeError):
+        manager.copy_blocks(cache, {0: (1, 2)})  # type: ignore[dict-item]
+    np.testing.assert_array_equal(cache.numpy(), expected)
+
+
+def test_blocks_are_swapped_out_and_in(manager: CacheManager) -> None:
+    desc = CacheDesc(2, [8, 10], DataType.DT_INT32)
+    cache = manager.allocate_blocks_cache(desc)
+    expected = _filled(cache, 1)
+    arrays = [np.zeros((4, 10), np.int32) for _ in range(2)]
+    host = CacheDesc(2, (4, 10), DataType.DT_INT32, Placement.HOST)
+    cpu = Cache.create_cpu_cache(host, [array.ctypes.data for array in arrays])
+    manager.swap_blocks(cache, cpu, {0: 3, 1: 2, 5: 0})
+    for array, value in zip(arrays, expected, strict=True):
+        np.testing.assert_array_equal(array, [value[5], np.zeros(10), value[1], value[0]])
+    manager.swap_blocks(cpu, cache, {3: 7})
+    for value in expected:
+        value[7] = value[0]
+    np.testing.assert_array_equal(cache.numpy(), expected)
+    manager.swap_blocks(cache, cpu, {})
+
+
+def test_swaps_that_cannot_be(manager: CacheManager) -> None:
+    cache = manager.allocate_blocks_cache(CacheDesc(2, [8, 10], DataType.DT_INT32))
+    host = CacheDesc(2, [4, 10], DataType.DT_INT32, Placement.HOST)
+    on_host = manager.allocate_blocks_cache(host)
+    contiguous = manager.allocate_cache(host)
+    other = manager.allocate_blocks_cache(CacheDesc(2, [8, 11], DataType.DT_INT32, Placement.HOST))
+    fewer = manager.allocate_blocks_cache(CacheDesc(1, [8, 10], DataType.DT_INT32, Placement.HOST))
+    wrong: list[tuple[Cache, Cache, dict[int, int]]] = [
+        (contiguous, cache, {}),
+        (cache, other, {}),
+        (cache, fewer, {}),
+        (cache, on_host, {0: 4}),
+        (cache, on_host, {8: 0}),
+        (cache, cache, {0: 1}),
+    ]
+    for src, dst, pairs in wrong:
+        with pytest.raises(LLMException) as error:
+            manager.swap_blocks(src, dst, pairs)
+        assert _status(error) is LLMStatusCode.LLM_PARAM_INVALID, (src, dst)
+    manager.deallocate_blocks_cache(on_host)
+    with pytest.raises(LLMException) as error:
+        manager.swap_blocks(cache, on_host, {0: 0})
+    assert _status(error) is LLMStatusCode.LLM_PARAM_INVALID
+
+
+def test_remapping_is_checked_and_answered(manager: CacheManager) -> None:
+    good = MemInfo(Memtype.MEM_TYPE_DEVICE, 4096, 64)
+    wrong: list[object] = [
+        [],
+        (good,),
+        [1],
+        MemInfo(Memtype.MEM_TYPE_HOST, 4096, 64),
+        MemInfo(Memtype.MEM_TYPE_DEVICE, 0, 64),
+        MemInfo(Memtype.MEM_TYPE_DEVICE, 4096, 0),
+    ]
+    for infos in wrong:
+        with pytest.raises(LLMException) as error:
+            manager.remap_registered_memory(infos)  # type: ignore[arg-type]
+        assert _status(error) is LLMStatusCode.LLM_PARAM_INVALID, infos
+    with pytest.raises(LLMException) as error:
+        manager.remap_registered_memory(good)
+    assert _status(error) is LLMStatusCode.LLM_NOT_YET_LINK
