@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from datadist.rank_table import RankTable
-
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from datadist.rank_table import RankTable
 
 __all__ = [
     "API_VERSION",
@@ -54,6 +54,15 @@ API_VERSION = 1
 """Version of this interface; core loads only plugins whose ``api_version`` equals it."""
 
 ENTRY_POINT_GROUP = "datadist.transports"
+
+
+def __getattr__(name: str) -> Any:
+    """The rank table's class is loaded when somebody asks for it: pydantic makes imports slow."""
+    if name == "RankTable":
+        from datadist.rank_table import RankTable
+
+        return RankTable
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class Placement(IntEnum):

@@ -17,6 +17,12 @@ def test_no_plugin_and_no_vendor_library_is_imported() -> None:
     assert loaded == "[]"
 
 
+def test_the_dependencies_are_loaded_by_init_only() -> None:
+    """So that the import costs less than that of the dependencies by themselves."""
+    code = "import sys, datadist; print([m for m in ('numpy', 'pydantic') if m in sys.modules])"
+    assert _run(code) == "[]"
+
+
 def test_the_environment_variable_of_upstream_is_set_unless_it_is() -> None:
     code = "import os, datadist; print(os.environ['AUTO_USE_UC_MEMORY'])"
     assert _run(code) == "0"

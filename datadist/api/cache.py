@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from datadist import checks
-from datadist.api.arrays import CacheTensor
 from datadist.status import param_invalid
 from datadist.types import CacheDesc, Placement
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from datadist.api.arrays import CacheTensor
 
 __all__ = ["Cache"]
 
@@ -76,6 +78,8 @@ class Cache:
             raise param_invalid(f"{self!r} was deallocated: it has no tensors any more")
         if not self._addressable:
             raise param_invalid(f"{self!r} lies in memory of the device, which has no views here")
+        from datadist.api.arrays import CacheTensor
+
         desc = self._cache_desc
         return [
             CacheTensor(address, desc.shape, desc.data_type, self._keeper)

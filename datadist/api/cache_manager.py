@@ -30,3 +30,7 @@ class CacheManager(Allocation, Pulling, Pushing, LayerWise, Copying):
     def set_is_call_linked(self) -> None:
         """Note that `link` was called: registered memory is not remote accessible from now on."""
         self._linked = True
+
+    def __repr__(self) -> str:
+        mode = "one-sided" if self._one_sided else "two-sided"
+        return f"CacheManager({mode})"

@@ -7,15 +7,17 @@ import logging
 import os
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadist import checks
-from datadist.api.cache_manager import CacheManager
-from datadist.engine.cluster_calls import Target, summary
-from datadist.engine.engine import Engine
-from datadist.engine.options import EngineOptions, parse_listen_info
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import LLMClusterInfo, LLMRole, RegisterMemStatus, ipv4_text
+
+if TYPE_CHECKING:  # loaded by init: what they need makes imports slow
+    from datadist.api.cache_manager import CacheManager
+    from datadist.engine.cluster_calls import Target
+    from datadist.engine.engine import Engine
+    from datadist.engine.options import EngineOptions
 
 __all__ = ["LLMDataDist"]
 
@@ -77,6 +79,10 @@ class LLMDataDist:
                 f"{other!r} is initialised in this process, and only one can be: finalize it first",
                 status_code=LLMStatusCode.LLM_FAILED,
             )
+        from datadist.api.cache_manager import CacheManager
+        from datadist.engine.engine import Engine
+        from datadist.engine.options import EngineOptions
+
         parsed = EngineOptions.parse(options, self._role, os.environ)
         engine = Engine(self._cluster_id, parsed, os.environ)
         self._options, self._engine = parsed, engine
@@ -142,8 +148,7 @@ class LLMDataDist:
         _check_mapping(cluster_rank_info)
         checks.check_isinstance("rank_table", rank_table, str)
         _check_ranks(cluster_rank_info)
-        if len(comm_name.encode(errors="surrogatepass")) >= MAX_NAME:
-            raise param_invalid(f"comm_name {comm_name!r} has {MAX_NAME} bytes or more in UTF-8")
+        _check_name_bytes(comm_name)
         self._refuse_hixl("link")
         if rank_table is None:
             raise TypeError("rank_table is None, only support str")
@@ -236,7 +241,7 @@ class LLMDataDist:
         if not clusters:
             return LLMStatusCode.LLM_PARAM_INVALID, []
         results = engine.clusters.link([_target(c) for c in clusters], timeout / 1000)
-        return summary(results), results
+        return _last_failure(results), results
 
     def unlink_clusters(
         self, clusters: Sequence[LLMClusterInfo], timeout: int = 3000, force: bool = False
@@ -261,7 +266,7 @@ class LLMDataDist:
         results = engine.clusters.unlink(
             [_target(c) for c in clusters], timeout / 1000, force, not self._options.hixl
         )
-        return summary(results), results
+        return _last_failure(results), results
 
     def switch_role(self, role: LLMRole, switch_options: dict[str, str] | None = None) -> None:
         """Change the role, and with ``llm.listenIpInfo`` in the options what is listened on.
@@ -276,6 +281,8 @@ class LLMDataDist:
         engine = self._initialised()
         checks.check_isinstance("role", role, LLMRole)
         checks.check_isinstance("switch_options", switch_options, dict)
+        from datadist.engine.options import parse_listen_info
+
         listen = parse_listen_info(switch_options or {})
         if role is None:
             raise KeyError("role is None: give a member of LLMRole")
@@ -342,7 +349,14 @@ def _check_timeout(timeout: int) -> None:
         raise param_invalid(f"timeout is {timeout}, it must be positive (milliseconds)")
 
 
+def _last_failure(results: Sequence[LLMStatusCode]) -> LLMStatusCode:
+    failures = [code for code in results if code is not LLMStatusCode.LLM_SUCCESS]
+    return failures[-1] if failures else LLMStatusCode.LLM_SUCCESS
+
+
 def _target(cluster: LLMClusterInfo) -> Target:
+    from datadist.engine.cluster_calls import Target
+
     assert cluster.remote_cluster_id is not None
     return Target(
         cluster.remote_cluster_id,
@@ -361,6 +375,17 @@ def _check_name(name: str) -> None:
     if len(name) >= MAX_NAME:
         raise param_invalid(
             f"comm_name has {len(name)} characters, it must have fewer than {MAX_NAME}"
+        )
+
+
+def _check_name_bytes(name: str) -> None:
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError as error:
+        raise param_invalid(f"comm_name {name!r} is not text: {error.reason}") from None
+    if len(encoded) >= MAX_NAME or 0 in encoded:
+        raise param_invalid(
+            f"comm_name {name!r} must have fewer than {MAX_NAME} bytes in UTF-8, none of them 0"
         )
 
 

@@ -39,11 +39,10 @@ def run(args: argparse.Namespace) -> int:
         table = parse_rank_table(text)
     except RankTableError as error:
         problems = error.problems + problems
-    if table is not None:
-        if mapping:
-            problems += table.check_ranks(mapping.values())
-        if args.backend:
-            problems += _backend_problems(args.backend, table)
+    if table is not None and mapping:
+        problems += table.check_ranks(mapping.values())
+    if args.backend:
+        problems += _backend_problems(args.backend, table)
     if problems or table is None:
         for problem in problems:
             print(problem, file=sys.stderr)
@@ -78,7 +77,7 @@ def _mapping(text: str | None, problems: list[str]) -> dict[int, int]:
     return {} if problems else mapping
 
 
-def _backend_problems(name: str, table: RankTable) -> list[str]:
+def _backend_problems(name: str, table: RankTable | None) -> list[str]:
     try:
         choice = choose_backend(name, os.environ)
         transport = choice.transport_class(TransportOptions())
@@ -86,7 +85,8 @@ def _backend_problems(name: str, table: RankTable) -> list[str]:
         return [f"backend {name}: {error}"]
     problems = []
     try:
-        for rank in table.ranks:
+        for rank in table.ranks if table is not None else ():
+            assert table is not None
             try:
                 transport.check_table(table, rank)
             except TransportError as error:

@@ -144,8 +144,7 @@ class Meeting:
         if self._endpoint is not None:
             self._endpoint.abandon()
         for session in (*self.sessions.values(), *self._handshakes):
-            session.on_closed = None
-            session.close("forked")
+            session.abandon()
         self._dir.close()
 
     # -- handshake -------------------------------------------------------------------------

@@ -113,7 +113,7 @@ class OfferMessage(_Message):
 
 
 class Attached(_Message):
-    """The receiver's offer was taken."""
+    """The sender is done with one offer of the receiver, whether it took it or not."""
 
     kind: Literal["attached"] = "attached"
     domain: Token
@@ -187,6 +187,8 @@ class Directory(_Message):
     kind: Literal["directory"] = "directory"
     seq: UInt64
     reset: bool = False
+    last: bool = True
+    """Whether nothing more of what ``reset`` began is to come."""
     upsert: list[Entry] = []
     remove: list[UInt64] = []
 

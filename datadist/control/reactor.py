@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
 log = logging.getLogger("datadist.control")
@@ -22,6 +23,8 @@ T = TypeVar("T")
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
+CROWDED = 64
+"""From so many timers on it is worth to look for cancelled ones."""
 
 
 class Timer:
@@ -47,6 +50,7 @@ class Reactor:
         self._posted: deque[Callable[[], object]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
+        self._crowded = CROWDED
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -80,13 +84,29 @@ class Reactor:
                 future.set_exception(error)
 
         self.post(run)
-        return future.result(timeout)
+        try:
+            return future.result(timeout)
+        except FutureTimeout:  # not the builtin before Python 3.11
+            if future.done():
+                raise
+            raise TimeoutError(
+                f"the control thread of this engine did not answer within {timeout:g} s"
+            ) from None
 
     def later(self, delay: float, call: Callable[[], object]) -> Timer:
         """Run ``call`` in ``delay`` seconds; from the reactor's thread."""
+        self._forget_cancelled()
         timer = Timer(call)
         heapq.heappush(self._timers, (time.monotonic() + delay, next(self._order), timer))
         return timer
+
+    def _forget_cancelled(self) -> None:
+        """Cancelled timers would otherwise stay until their time comes."""
+        if len(self._timers) < self._crowded:
+            return
+        self._timers = [item for item in self._timers if item[2].call is not None]
+        heapq.heapify(self._timers)
+        self._crowded = max(CROWDED, 2 * len(self._timers))
 
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
         """Call ``callback(events)`` when ``fd`` is ready; again to change the events."""

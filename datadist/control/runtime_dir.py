@@ -11,12 +11,15 @@ import os
 import re
 import socket
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 _NAME = re.compile(r"^(\d{1,20})-([0-9a-f]{32})\.sock$")
 _LISTENING = re.compile(r"^[0-9.]{7,15}:\d{1,5}$")
+_HIDDEN = re.compile(r"^\.[0-9a-f]{32}(-\d{1,5})?$")
+HIDDEN_SECONDS = 60.0
 
 
 class RuntimeDirError(Exception):
@@ -136,16 +139,17 @@ class RuntimeDir:
                 if sock is not None:
                     sock.close()
         for name in os.listdir(self._fd):
-            if _LISTENING.match(name) and not self._leads_somewhere(name):
-                with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):
+                if self._is_left_over(name):
                     os.unlink(name, dir_fd=self._fd)
 
-    def _leads_somewhere(self, name: str) -> bool:
-        try:
-            os.stat(name, dir_fd=self._fd)
-        except FileNotFoundError:
-            return False
-        return True
+    def _is_left_over(self, name: str) -> bool:
+        """Whether a name leads nowhere, or is hidden for longer than any engine hides one."""
+        if _LISTENING.match(name):
+            target = os.readlink(name, dir_fd=self._fd)
+            return target not in os.listdir(self._fd)
+        age = time.time() - os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mtime
+        return bool(_HIDDEN.match(name)) and age > HIDDEN_SECONDS
 
     def close(self) -> None:
         """Close the descriptor of the directory; the directory stays."""

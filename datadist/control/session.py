@@ -30,6 +30,16 @@ def close_all(fds: Iterable[int]) -> None:
         os.close(fd)
 
 
+class Descriptor:
+    """A descriptor that closes with the last reference to this object."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
 class Session:
     """A connected socket, read on the reactor; :meth:`send` works from any thread.
 
@@ -43,7 +53,8 @@ class Session:
         self._reactor = reactor
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         self.peer_pid, self.peer_uid, _gid = _CREDENTIALS.unpack(raw)
-        self.pidfd = os.pidfd_open(self.peer_pid)
+        self.process: Descriptor | None = Descriptor(os.pidfd_open(self.peer_pid))
+        """Of the peer's process, until the session is closed; links keep a reference for longer."""
         self.incarnation = ""
         self.cluster_id = -1
         self.closed = False
@@ -60,7 +71,8 @@ class Session:
     def start(self) -> None:
         """Begin to read; on the reactor's thread."""
         self._reactor.watch(self._sock.fileno(), READ, self._on_events)
-        self._reactor.watch(self.pidfd, READ, self._on_exit)
+        if self.process is not None:
+            self._reactor.watch(self.process.fd, READ, self._on_exit)
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Send or queue; never blocks. Owns ``fds`` from now on. Silent on a closed session."""
@@ -104,12 +116,19 @@ class Session:
             pending = [fd for _, fds in self._outbox for fd in fds]
             self._outbox.clear()
         self._reactor.unwatch(self._sock.fileno())
-        self._reactor.unwatch(self.pidfd)
+        if self.process is not None:
+            self._reactor.unwatch(self.process.fd)
+            self.process = None
         self._sock.close()
-        close_all([*pending, *self._fds, self.pidfd])
+        close_all([*pending, *self._fds])
         self._fds.clear()
         if self.on_closed is not None:
             self.on_closed(self, reason)
+
+    def abandon(self) -> None:
+        """In a forked child: close the socket, without locks, which other threads may have held."""
+        self.closed = True
+        self._sock.close()
 
     def unsent(self) -> bool:
         """Whether frames wait for the peer to read."""

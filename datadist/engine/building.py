@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from datadist.control.meeting import Meeting
@@ -39,6 +40,7 @@ from datadist.transport import (
     Transport,
     TransportError,
 )
+from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.link")
 
@@ -72,6 +74,10 @@ class Builder:
         self._owned = owned
         self._access = access
         self._active: dict[str, Domain] = {}
+        self._taken: set[tuple[str, int]] = set()
+        """Incarnation and link id of every member of an attempt."""
+        self._dropped: set[Attempt] = set()
+        """Given up, and not closed yet."""
 
     # -- beginning and ending an attempt -----------------------------------------------------
 
@@ -81,6 +87,7 @@ class Builder:
             self.drop(domain)
         attempt = domain.attempt = Attempt(token, domain.rank, members)
         self._active[token] = domain
+        self._taken |= attempt.taken
         for rank in attempt.others:
             member = members[rank]
             view = self._views.get(member.incarnation)
@@ -89,6 +96,10 @@ class Builder:
             else:
                 self._adopt(attempt, view)
         self._advance(domain, attempt)
+
+    def is_taken(self, incarnation: str, link: int) -> bool:
+        """Whether a wish is part of an attempt of ours."""
+        return (incarnation, link) in self._taken
 
     def _adopt(self, attempt: Attempt, view: PeerView) -> None:
         self._meeting.hold(view.session, attempt)
@@ -99,12 +110,19 @@ class Builder:
             attempt.offers[rank] = early
 
     def drop(self, domain: Domain) -> None:
-        """Give up the attempt of a domain that is not OK; its link is closed by a worker."""
+        """Give up the attempt of a domain; its link is closed by a worker.
+
+        A member that heard that we are ready may read our memory: it confirms that it stopped.
+        """
         attempt = domain.attempt
         if attempt is None:
             return
-        self._retire(domain, attempt)
+        if attempt.told_ready:
+            self.leave(domain, attempt)
+        else:
+            self._retire(domain, attempt)
         attempt.dropped = True
+        self._dropped.add(attempt)
         if attempt.link is not None:
             for rank in attempt.others:
                 attempt.link.abort(rank)
@@ -133,14 +151,17 @@ class Builder:
         attempt.dead = True
         domain.attempt = None
         self._active.pop(attempt.token, None)
+        self._taken -= attempt.taken
         for _, fds in attempt.offers.values():
             close_all(fds)
-        attempt.offers.clear()
         for rank in attempt.others:
             view = self._views.get(attempt.members[rank].incarnation)
             if view is not None:
+                if rank in attempt.offers:
+                    _answer(view, attempt.token)
                 self._owned.unsubscribe_unless(view, self._linked(view))
                 self._meeting.release(view.session, attempt)
+        attempt.offers.clear()
 
     def _linked(self, view: PeerView) -> bool:
         return any(
@@ -157,6 +178,8 @@ class Builder:
         try:
             risky = attempt.shut_down(patience, CLOSE_SECONDS)
         finally:
+            attempt.processes.clear()
+            self._dropped.discard(attempt)
             self._memory.conceal(attempt.regions)
             attempt.regions = []
         if risky:
@@ -164,6 +187,12 @@ class Builder:
                 "%s may still write our memory; what it could write is kept until it answers",
                 ", ".join(f"cluster {attempt.members[r].cluster_id}" for r in sorted(risky)),
             )
+
+    def wait_for_dropped(self, timeout: float) -> None:
+        """Let the links that were given up be closed, for at most ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        while self._dropped and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     # -- the steps ---------------------------------------------------------------------------
 
@@ -212,7 +241,11 @@ class Builder:
         peers = {own.rank: Peer(own.rank, own.incarnation)}
         for rank, view in views.items():
             session = view.session
-            peers[rank] = Peer(rank, view.incarnation, session.peer_pid, session.pidfd)
+            pidfd = None
+            if session.process is not None:
+                attempt.processes.append(session.process)
+                pidfd = session.process.fd
+            peers[rank] = Peer(rank, view.incarnation, session.peer_pid, pidfd)
         name = f"{domain.name.encode()[:90].decode(errors='ignore')}.{attempt.token}"
         return Group(
             name=name,
@@ -248,22 +281,24 @@ class Builder:
         link = attempt.link
         assert link is not None
 
+        def take() -> None:
+            try:
+                link.attach(rank, Offer(message.data, fds))
+            finally:
+                self._reactor.post(answer)
+
+        def answer() -> None:
+            view = self._views.get(attempt.members[rank].incarnation)
+            if view is not None:
+                _answer(view, attempt.token)
+
         def attached(_: None) -> None:
-            self._send_attached(attempt, rank)
             if not attempt.dead:
                 attempt.attached.add(rank)
                 attempt.exposed[rank] = frozenset(message.regions)
                 self._advance(domain, attempt)
 
-        self._job(
-            domain, attempt, f"attaching the memory of rank {rank}",
-            lambda: link.attach(rank, Offer(message.data, fds)), attached,
-        )  # fmt: skip
-
-    def _send_attached(self, attempt: Attempt, rank: int) -> None:
-        view = self._views.get(attempt.members[rank].incarnation)
-        if view is not None:
-            view.send(Attached(domain=attempt.token))
+        self._job(domain, attempt, f"attaching the memory of rank {rank}", take, attached)
 
     def _join(self, domain: Domain, attempt: Attempt) -> None:
         link = attempt.link
@@ -367,6 +402,7 @@ class Builder:
             self._keep_early(view, message, fds)
         elif rank is None or rank in attempt.offers or rank in attempt.attaching:
             close_all(fds)
+            _answer(view, message.domain)
         else:
             attempt.offers[rank] = (message, fds)
             self._advance(domain, attempt)
@@ -375,6 +411,7 @@ class Builder:
         token = message.domain
         if token in view.early or len(view.early) >= MAX_EARLY:
             close_all(fds)
+            _answer(view, token)
             return
         view.early[token] = (message, fds)
 
@@ -382,7 +419,7 @@ class Builder:
             late = view.early.pop(token, None)
             if late is not None:
                 close_all(late[1])
-                view.send(Attached(domain=token))
+                _answer(view, token)
 
         self._reactor.later(EARLY_SECONDS, forget)
 
@@ -406,30 +443,45 @@ class Builder:
 
     def on_dissolve(self, view: PeerView, message: Dissolve) -> None:
         """A member went back to waiting: so do we."""
-        domain = self._active.get(message.domain)
-        if domain is not None and domain.waiting:
-            self._dissolve(domain, message.reason)
+        self._on_end(view, message.domain, message.reason, final=False)
+
+    def _on_end(self, view: PeerView, token: str, reason: str, final: bool) -> None:
+        domain = self._active.get(token)
+        if domain is None or domain.attempt is None:
+            return
+        if domain.attempt.rank_of(view.incarnation) is None:
+            return
+        cluster = view.session.cluster_id
+        if not domain.waiting:  # it gave up just when we saw that everybody was ready
+            self._member_gone(domain, view, f"cluster {cluster} gave up: {reason}", logging.WARNING)
+        elif final:
+            domain.owner.on_failed(domain, f"cluster {cluster} reported: {reason}")
+        else:
+            self._dissolve(domain, reason)
 
     def on_left(self, view: PeerView, message: Left) -> None:
         """A member unlinked."""
         domain = self._active.get(message.domain)
         if domain is not None:
             cluster = view.session.cluster_id
-            self._member_gone(domain, view, f"cluster {cluster} has unlinked", left=True)
+            self._member_gone(domain, view, f"cluster {cluster} has unlinked", logging.DEBUG, True)
         view.acknowledge(message.seq)
 
-    def on_lost(self, view: PeerView, reason: str) -> None:
-        """A member's process is gone, or closed its session."""
+    def on_lost(self, view: PeerView, reason: str, orderly: bool) -> None:
+        """A member's process is gone, or closed its session in an orderly way."""
+        level = logging.INFO if orderly else logging.WARNING
         for domain in list(self._active.values()):
             attempt = domain.attempt
             if attempt is not None and attempt.rank_of(view.incarnation) is not None:
                 cluster = view.session.cluster_id
-                self._member_gone(domain, view, f"cluster {cluster} is gone: {reason}")
+                self._member_gone(domain, view, f"cluster {cluster} is gone: {reason}", level)
         for _, fds in view.early.values():
             close_all(fds)
         view.early.clear()
 
-    def _member_gone(self, domain: Domain, view: PeerView, reason: str, left: bool = False) -> None:
+    def _member_gone(
+        self, domain: Domain, view: PeerView, reason: str, level: int, unlinked: bool = False
+    ) -> None:
         attempt = domain.attempt
         assert attempt is not None
         rank = attempt.rank_of(view.incarnation)
@@ -441,9 +493,9 @@ class Builder:
         attempt.gone.setdefault(rank, reason)
         if attempt.link is not None:
             attempt.link.abort(rank)
-        if not left and domain.status.name == "OK":
-            log.warning("%s: %s", domain, reason)
-        domain.owner.on_member_gone(domain, left)
+        if domain.status is RegisterMemStatus.OK:
+            log.log(level, "%s: %s", domain, reason)
+        domain.owner.on_member_gone(domain, unlinked)
 
     def _dissolve(self, domain: Domain, reason: str) -> None:
         attempt = domain.attempt
@@ -452,3 +504,8 @@ class Builder:
         self.tell(attempt, Dissolve(domain=attempt.token, reason=reason[:4000]))
         self.drop(domain)
         domain.owner.on_dissolved(domain)
+
+
+def _answer(view: PeerView, token: str) -> None:
+    """Tell a peer, once for each offer that it sent, that we are done with it."""
+    view.send(Attached(domain=token))

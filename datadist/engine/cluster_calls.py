@@ -132,9 +132,3 @@ def _needs_one_address(target: Target) -> str:
     return (
         f"exactly one remote address is needed (append_remote_ip_info), not {len(target.addresses)}"
     )
-
-
-def summary(results: Sequence[LLMStatusCode]) -> LLMStatusCode:
-    """The last failure of several results, or success (LLM-DataDist API, link_clusters)."""
-    failures = [code for code in results if code is not LLMStatusCode.LLM_SUCCESS]
-    return failures[-1] if failures else LLMStatusCode.LLM_SUCCESS

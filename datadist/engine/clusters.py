@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from datadist.control.meeting import Meeting
 from datadist.control.messages import Dial, Form, Member, Refused
-from datadist.control.reactor import Reactor
+from datadist.control.reactor import Reactor, Timer
 from datadist.control.runtime_dir import Address
 from datadist.engine.building import Builder
 from datadist.engine.domain import Attempt, Domain
@@ -39,6 +39,8 @@ class PairDomain(Domain):
     code: LLMStatusCode = LLMStatusCode.LLM_SUCCESS
     asked: bool = False
     """Whether our `Dial` is on its way."""
+    expiry: Timer | None = None
+    """Ends the waiting."""
 
     @property
     def link_id(self) -> int:
@@ -127,7 +129,7 @@ class Clusters:
             incarnation=incarnation,
         )
         self.pairs[cluster] = pair
-        self._reactor.later(seconds, lambda: self._expire(pair))
+        pair.expiry = self._reactor.later(seconds, lambda: self._expire(pair))
         return pair
 
     def _replace(self, cluster: int) -> None:
@@ -297,6 +299,8 @@ class Clusters:
         pair.settled.set()
 
     def _release(self, pair: PairDomain) -> None:
+        if pair.expiry is not None:
+            pair.expiry.cancel()
         view = self._views.get(pair.incarnation)
         if view is not None:
             self._meeting.release(view.session, pair)

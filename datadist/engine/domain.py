@@ -7,9 +7,13 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from datadist.control.messages import Announce, Member, OfferMessage
+from datadist.control.reactor import Timer
+from datadist.control.session import Descriptor
+from datadist.engine.peers import Meaning, meaning
 from datadist.rank_table import RankTable
 from datadist.transport import Link
 from datadist.types import RegisterMemStatus
@@ -40,6 +44,8 @@ class Attempt:
     """Whether it was given up."""
     dropped: bool = False
     """Whether a worker closes it, rather than the thread that unlinks."""
+    processes: list[Descriptor] = field(default_factory=list)
+    """Of the members, kept open until the link is closed."""
     jobs: int = 0
     quiet: threading.Event = field(default_factory=threading.Event)
     """Set while no worker is busy with this attempt."""
@@ -52,6 +58,11 @@ class Attempt:
     def others(self) -> list[int]:
         """Ranks of the peers."""
         return [rank for rank in self.members if rank != self.rank]
+
+    @property
+    def taken(self) -> set[tuple[str, int]]:
+        """Incarnation and link id of every member."""
+        return {(member.incarnation, member.link) for member in self.members.values()}
 
     def rank_of(self, incarnation: str) -> int | None:
         """The rank that an engine has in this attempt."""
@@ -169,14 +180,13 @@ class TableDomain(Domain):
     announced: set[str] = field(default_factory=set)
     """Incarnations that heard of it."""
 
-    def same_as(self, other: Announce) -> bool:
-        """Whether a peer's announcement means this domain."""
-        mine = self.announce
-        return (
-            mine.name == other.name
-            and sorted(mine.ranks) == sorted(other.ranks)
-            and mine.table == other.table
-        )
+    expiry: Timer | None = None
+    """Ends the waiting."""
+
+    @cached_property
+    def meaning(self) -> Meaning:
+        """Equal to that of a peer's announcement which means this domain."""
+        return meaning(self.announce)
 
     def __repr__(self) -> str:
         return f"link {self.name!r} (comm id {self.comm_id})"

@@ -9,7 +9,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 from datadist.control.meeting import EndpointError, Meeting
 from datadist.control.messages import Announce
@@ -44,6 +45,7 @@ from datadist.transport import (
 from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.engine")
+T = TypeVar("T")
 
 MAX_DOMAINS = 512
 RECOMMENDED_DOMAINS = 16
@@ -77,7 +79,7 @@ class Engine:
         self._link_lock = threading.Lock()
         self._comm_ids = comm_ids()
         self._warned = False
-        with ExitStack() as stack:
+        with _system_errors(), ExitStack() as stack:
             self.backend, self.transport = _start_transport(options, environ)
             stack.callback(self.transport.close)
             self.memory = Memory(self.transport)
@@ -162,8 +164,12 @@ class Engine:
     def _all_domains(self) -> list[Domain]:
         return [*list(self._links.domains.values()), *list(self._clusters.pairs.values())]
 
-    def _call(self, function: Callable[[], object]) -> None:
-        self._reactor.call(function, CONTROL_SECONDS)
+    def _call(self, function: Callable[[], T]) -> T:
+        """Run a function on the reactor. Raises LLM_FAILED when that does not answer."""
+        try:
+            return self._reactor.call(function, CONTROL_SECONDS)
+        except TimeoutError as error:
+            raise LLMException(str(error), status_code=LLMStatusCode.LLM_FAILED) from error
 
     def listen(self, ip: str | None, port: int | None) -> None:
         """Let `link_clusters` of others find us at ``ip:port``, there only; no port is nowhere.
@@ -265,12 +271,12 @@ class Engine:
 
         Raises LLM_NOT_YET_LINK for an unknown id.
         """
-        domain = self.domain(comm_id)
         with self._link_lock:
+            domain = self.domain(comm_id)
             self._leave(domain, patience=self.options.sync_timeout)
 
     def _leave(self, domain: TableDomain, patience: float) -> None:
-        attempt = self._reactor.call(lambda: self._links.remove(domain), CONTROL_SECONDS)
+        attempt = self._call(lambda: self._links.remove(domain))
         if attempt is not None:
             try:
                 self._builder.close(attempt, patience)
@@ -311,7 +317,7 @@ class Engine:
             )
 
     def _missing(self, domain: TableDomain) -> str:
-        return self._reactor.call(lambda: self._links.missing(domain), CONTROL_SECONDS)
+        return self._call(lambda: self._links.missing(domain))
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -326,6 +332,7 @@ class Engine:
                     log.warning("finalize: %s", error)
             self.clusters.close_all()
             self._flush()
+            self._builder.wait_for_dropped(FLUSH_SECONDS)
             self.owned.clear()
             self._closing.close()
 
@@ -341,6 +348,18 @@ class Engine:
         self.forked = True
         self._reactor.abandon()
         self._meeting.abandon()
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """What the system refuses while an engine starts, descriptors above all, as LLM_FAILED."""
+    try:
+        yield
+    except OSError as error:
+        raise LLMException(
+            f"the engine cannot start: {error} (see `ulimit -n` for descriptors)",
+            status_code=LLMStatusCode.LLM_FAILED,
+        ) from error
 
 
 def _start_transport(

@@ -33,7 +33,7 @@ from datadist.engine.clusters import Clusters
 from datadist.engine.fetch import Fetches
 from datadist.engine.links import Links
 from datadist.engine.owned import OwnDirectory
-from datadist.engine.peers import Announcement, PeerView
+from datadist.engine.peers import PeerView
 
 log = logging.getLogger("datadist.control")
 
@@ -73,7 +73,7 @@ class Inbox:
         if view is not None and view.session is session:
             del self._views[session.incarnation]
             view.end_all_syncs()
-            self._builder.on_lost(view, reason)
+            self._builder.on_lost(view, reason, orderly)
             self._links.on_lost(view, orderly)
             self._clusters.on_lost(view, reason, orderly)
             self._fetches.on_gone(view)
@@ -92,9 +92,9 @@ class Inbox:
     def _on_matching(self, view: PeerView, message: Message) -> bool:
         match message:
             case Announce():
-                self._links.on_announce(view, Announcement(message))
+                self._links.on_announce(view, message)
             case Withdraw():
-                view.announcements.pop(message.link, None)
+                view.announcements.pop(message.link)
             case Mismatch():
                 self._links.on_mismatch(view, message)
             case Form():

@@ -14,11 +14,11 @@ import time
 
 from datadist.control.meeting import Meeting
 from datadist.control.messages import Announce, Form, Member, Mismatch, Withdraw
-from datadist.control.reactor import Reactor
+from datadist.control.reactor import Reactor, Timer
 from datadist.engine.building import Builder
 from datadist.engine.domain import Attempt, TableDomain
 from datadist.engine.matching import differences, disagreement, mutual
-from datadist.engine.peers import Announcement, PeerView
+from datadist.engine.peers import Announcement, Meaning, PeerView, meaning
 from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.link")
@@ -40,26 +40,34 @@ class Links:
         self._views = views
         self._builder = builder
         self.domains: dict[int, TableDomain] = {}
+        self._by_meaning: dict[Meaning, list[TableDomain]] = {}
+        self._comparing: Timer | None = None
 
     # -- from the API ------------------------------------------------------------------------
 
     def add(self, domain: TableDomain) -> None:
         """Begin to look for the members of a new domain."""
         self.domains[domain.comm_id] = domain
+        self._by_meaning.setdefault(domain.meaning, []).append(domain)
         for view in list(self._views.values()):
             if view.session.cluster_id in domain.others:
                 self._announce(domain, view)
         for cluster in domain.others:
             self._meeting.seek(cluster)
-        self._reactor.later(domain.deadline - time.monotonic(), lambda: self._expire(domain))
-        self._reactor.later(GRACE_SECONDS, self._compare)
+        left = domain.deadline - time.monotonic()
+        domain.expiry = self._reactor.later(left, lambda: self._expire(domain))
+        self._compare_later()
         self._consider(domain)
 
     def remove(self, domain: TableDomain) -> Attempt | None:
         """Take a domain out; the caller closes the attempt that is returned."""
-        self.domains.pop(domain.comm_id, None)
+        if self.domains.pop(domain.comm_id, None) is None:
+            return None
+        self._by_meaning[domain.meaning].remove(domain)
+        if not self._by_meaning[domain.meaning]:
+            del self._by_meaning[domain.meaning]
         domain.closed = True
-        self._withdraw(domain)
+        self._stop_waiting(domain)
         attempt = domain.attempt
         if attempt is not None:
             self._builder.leave(domain, attempt)
@@ -85,14 +93,13 @@ class Links:
         if any(d.waiting and cluster in d.others for d in self.domains.values()):
             self._meeting.seek(cluster)
 
-    def on_announce(self, view: PeerView, announcement: Announcement) -> None:
+    def on_announce(self, view: PeerView, message: Announce) -> None:
         """A peer waits for a domain."""
-        view.announcements[announcement.message.link] = announcement
-        for domain in list(self.domains.values()):
-            if domain.same_as(announcement.message):
-                self._consider(domain)
-                self._repeat_refusal(domain, view, announcement.message)
-        self._reactor.later(GRACE_SECONDS, self._compare)
+        view.announcements.put(message)
+        for domain in list(self._by_meaning.get(meaning(message), ())):
+            self._consider(domain)
+            self._repeat_refusal(domain, view, message)
+        self._compare_later()
 
     def _repeat_refusal(self, domain: TableDomain, view: PeerView, theirs: Announce) -> None:
         """Tell a peer that comes to a domain which failed because their settings differ."""
@@ -138,6 +145,11 @@ class Links:
             self._meeting.hold(view.session, domain)
             view.send(domain.announce)
 
+    def _stop_waiting(self, domain: TableDomain) -> None:
+        if domain.expiry is not None:
+            domain.expiry.cancel()
+        self._withdraw(domain)
+
     def _withdraw(self, domain: TableDomain) -> None:
         told = sorted(domain.announced)
         domain.announced.clear()
@@ -149,22 +161,12 @@ class Links:
 
     # -- matching ----------------------------------------------------------------------------
 
-    def _taken(self) -> set[tuple[str, int]]:
-        return {
-            (member.incarnation, member.link)
-            for domain in self.domains.values()
-            if domain.attempt is not None
-            for member in domain.attempt.members.values()
-        }
-
-    def _candidate(
-        self, domain: TableDomain, cluster: int, taken: set[tuple[str, int]]
-    ) -> tuple[PeerView, Announcement] | None:
+    def _candidate(self, domain: TableDomain, cluster: int) -> tuple[PeerView, Announcement] | None:
         for view in self._views.values():
             if view.session.cluster_id != cluster:
                 continue
-            for link, announcement in view.announcements.items():
-                if (view.incarnation, link) not in taken and domain.same_as(announcement.message):
+            for link, announcement in view.announcements.meaning(domain.meaning).items():
+                if not self._builder.is_taken(view.incarnation, link):
                     return view, announcement
         return None
 
@@ -172,10 +174,9 @@ class Links:
         """As rank 0: form the domain when everybody is there."""
         if not domain.waiting or domain.attempt or domain.rank != min(domain.ranks.values()):
             return
-        taken = self._taken()
         found: dict[int, tuple[PeerView, Announcement]] = {}
         for cluster, rank in domain.others.items():
-            candidate = self._candidate(domain, cluster, taken)
+            candidate = self._candidate(domain, cluster)
             if candidate is None:
                 return
             found[rank] = candidate
@@ -210,30 +211,52 @@ class Links:
             view.send(form)
         self._builder.begin(domain, form.domain, members)
 
+    def _compare_later(self) -> None:
+        if self._comparing is None:
+            self._comparing = self._reactor.later(GRACE_SECONDS, self._compare)
+
     def _compare(self) -> None:
         """Fail what waited long enough beside a wish of the same name that differs."""
-        now = time.monotonic()
-        for domain in list(self.domains.values()):
-            if domain.waiting and domain.attempt is None and now - domain.created >= GRACE_SECONDS:
-                self._compare_one(domain, now)
-
-    def _compare_one(self, domain: TableDomain, now: float) -> None:
-        own = domain.own_cluster
-        for view in list(self._views.values()):
-            theirs = view.session.cluster_id
-            if any(domain.same_as(a.message) for a in view.announcements.values()):
-                continue
-            for announcement in view.announcements.values():
+        self._comparing = None
+        waiting = [d for d in self.domains.values() if d.waiting and d.attempt is None]
+        names = {domain.name for domain in waiting}
+        strange: dict[str, list[tuple[PeerView, Announcement]]] = {}
+        for view in self._views.values():
+            for announcement in view.announcements:
                 message = announcement.message
-                if (
-                    now - announcement.at >= GRACE_SECONDS * 0.9
-                    and mutual(domain.announce, own, message, theirs)
-                    and not any(d.same_as(message) for d in self.domains.values())
-                ):
-                    text = "ranks disagree: " + differences(domain.announce, own, message, theirs)
-                    view.send(Mismatch(link=message.link, reason=text[:4000]))
-                    self.fail(domain, text)
-                    return
+                if message.name in names and meaning(message) not in self._by_meaning:
+                    strange.setdefault(message.name, []).append((view, announcement))
+        if not strange:
+            return
+        now = time.monotonic()
+        young = False
+        for domain in waiting:
+            if now - domain.created < GRACE_SECONDS * 0.9:
+                young = young or domain.name in strange
+            else:
+                young = self._compare_one(domain, strange.get(domain.name, []), now) or young
+        if young:
+            self._compare_later()
+
+    def _compare_one(
+        self, domain: TableDomain, strange: list[tuple[PeerView, Announcement]], now: float
+    ) -> bool:
+        """Compare a domain with wishes that mean none of ours; whether one was too young."""
+        own, young = domain.own_cluster, False
+        for view, announcement in strange:
+            theirs, message = view.session.cluster_id, announcement.message
+            if not mutual(domain.announce, own, message, theirs):
+                continue
+            if view.announcements.meaning(domain.meaning):
+                continue
+            if now - announcement.at < GRACE_SECONDS * 0.9:
+                young = True
+                continue
+            text = "ranks disagree: " + differences(domain.announce, own, message, theirs)
+            view.send(Mismatch(link=message.link, reason=text[:4000]))
+            self.fail(domain, text)
+            return False
+        return young
 
     # -- ends --------------------------------------------------------------------------------
 
@@ -245,8 +268,8 @@ class Links:
         for member in attempt.members.values():
             view = self._views.get(member.incarnation)
             if view is not None:
-                view.announcements.pop(member.link, None)
-        self._withdraw(domain)
+                view.announcements.pop(member.link)
+        self._stop_waiting(domain)
         log.info(
             "%s: linked rank %d with %s", domain, domain.rank,
             ", ".join(f"cluster {c} (rank {r})" for c, r in domain.others.items()),
@@ -285,7 +308,7 @@ class Links:
         if domain.attempt is not None:
             self._builder.fail(domain.attempt, reason)
             self._builder.drop(domain)
-        self._withdraw(domain)
+        self._stop_waiting(domain)
         domain.settled.set()
 
     def missing(self, domain: TableDomain) -> str:
@@ -306,6 +329,5 @@ class Links:
         return [
             (view, link)
             for view in self._views.values()
-            for link, announcement in view.announcements.items()
-            if domain.same_as(announcement.message)
+            for link in view.announcements.meaning(domain.meaning)
         ]

@@ -272,9 +272,9 @@ class OwnDirectory:
                 return
             view.subscribed = True
             self._views.add(view)
-            entries = [cache.entry() for cache in self._caches.values()]
-            for number, part in enumerate(_parts(entries)):
-                self._send(view, part, [], reset=number == 0)
+            parts = list(_parts([cache.entry() for cache in self._caches.values()]))
+            for number, part in enumerate(parts, 1):
+                self._send(view, part, [], reset=number == 1, last=number == len(parts))
 
     def unsubscribe_unless(self, view: PeerView, linked: bool) -> None:
         """Stop sending changes to a peer that no link needs them for."""
@@ -341,10 +341,18 @@ class OwnDirectory:
         return targets
 
     @staticmethod
-    def _send(view: PeerView, upsert: list[Entry], remove: list[int], reset: bool = False) -> None:
+    def _send(
+        view: PeerView,
+        upsert: list[Entry],
+        remove: list[int],
+        reset: bool = False,
+        last: bool = True,
+    ) -> None:
         view.seq_sent += 1
         view.send(
-            Directory.model_construct(seq=view.seq_sent, reset=reset, upsert=upsert, remove=remove)
+            Directory.model_construct(
+                seq=view.seq_sent, reset=reset, last=last, upsert=upsert, remove=remove
+            )
         )
 
 

@@ -6,12 +6,22 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from datadist.control.messages import Ack, Announce, Directory, Message, OfferMessage, Sync
 from datadist.control.session import Session
 from datadist.engine.directory import KeyDirectory
+
+Meaning: TypeAlias = "tuple[str, tuple[tuple[int, int], ...], str]"
+"""What must be equal for two to want the same domain: name, mapping, table."""
+
+
+def meaning(message: Announce) -> Meaning:
+    """What a wish means."""
+    return message.name, tuple(sorted(message.ranks)), message.table
+
 
 OFFER_WINDOW = 8
 """Offers on their way to one peer; bounds the descriptors in flight."""
@@ -25,6 +35,36 @@ class Announcement:
     at: float = field(default_factory=time.monotonic)
 
 
+class Announcements:
+    """A peer's wishes, by its link id and by what they mean."""
+
+    def __init__(self) -> None:
+        self._by_link: dict[int, Announcement] = {}
+        self._by_meaning: dict[Meaning, dict[int, Announcement]] = {}
+
+    def put(self, message: Announce) -> None:
+        """Take a wish; a later one of the same link id replaces it."""
+        self.pop(message.link)
+        announcement = self._by_link[message.link] = Announcement(message)
+        self._by_meaning.setdefault(meaning(message), {})[message.link] = announcement
+
+    def pop(self, link: int) -> None:
+        """Forget a wish; harmless when it is not there."""
+        announcement = self._by_link.pop(link, None)
+        if announcement is not None:
+            key = meaning(announcement.message)
+            del self._by_meaning[key][link]
+            if not self._by_meaning[key]:
+                del self._by_meaning[key]
+
+    def meaning(self, key: Meaning) -> dict[int, Announcement]:
+        """The wishes that mean ``key``, by link id, oldest first."""
+        return self._by_meaning.get(key, {})
+
+    def __iter__(self) -> Iterator[Announcement]:
+        return iter(list(self._by_link.values()))
+
+
 class PeerView:
     """A peer: what it announced, its directory, and what it has acknowledged of ours.
 
@@ -33,7 +73,7 @@ class PeerView:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.announcements: dict[int, Announcement] = {}
+        self.announcements = Announcements()
         self.early: dict[str, tuple[OfferMessage, list[int]]] = {}
         self.subscribed = False
         self.seq_sent = 0
@@ -71,8 +111,10 @@ class PeerView:
                     self.directory.remove(cache_id)
                 for entry in update.upsert:
                     self.directory.put(entry)
-            self.consumed &= self.directory.binding_ids() if self.consumed else set()
-            self.covered = {k: v for k, v in self.covered.items() if k not in self.consumed}
+            if update.last and (self.consumed or self.covered):
+                bound = self.directory.binding_ids()
+                self.consumed &= bound
+                self.covered = {k: v for k, v in self.covered.items() if k in bound}
         self.acknowledge(update.seq)
 
     def acknowledge(self, seq: int) -> None:
@@ -102,18 +144,22 @@ class PeerView:
 
     # -- look-ups that miss ------------------------------------------------------------------
 
-    def ask(self, sync_id: int) -> None:
-        """Ask the peer to answer once everything published before was sent."""
-        self.send(Sync(id=sync_id))
+    def synchronize(self, timeout: float) -> bool:
+        """Wait until everything that the peer published before now has come; False: no answer.
 
-    def start_sync(self) -> tuple[int, threading.Event]:
-        """A new id for a Sync message and the event that its answer sets."""
-        sync_id = next(self._sync_ids)
-        event = self._syncs[sync_id] = threading.Event()
-        return sync_id, event
+        Returns at once when the peer is gone (``session.closed`` tells).
+        """
+        sync_id, event = next(self._sync_ids), threading.Event()
+        self._syncs[sync_id] = event
+        self.send(Sync(id=sync_id))
+        if self.session.closed:
+            event.set()
+        answered = event.wait(timeout)
+        self._syncs.pop(sync_id, None)
+        return answered and not self.session.closed
 
     def end_sync(self, sync_id: int) -> None:
-        """The answer has come, or is not wanted any more."""
+        """The answer has come."""
         event = self._syncs.pop(sync_id, None)
         if event is not None:
             event.set()
@@ -131,7 +177,7 @@ class PeerView:
         self._give_offers()
 
     def offer_taken(self) -> None:
-        """The peer attached one of our offers."""
+        """The peer is done with one of our offers."""
         self._offers_out = max(0, self._offers_out - 1)
         self._give_offers()
 

@@ -131,33 +131,44 @@ def reachable(routes: list[Route], first: Route, entry: Entry) -> Route:
 def look_up(view: PeerView, source: Source, deadline: float) -> tuple[Found, int]:
     """The source in the peer's directory, and the token of the pull that has begun.
 
-    Asks the peer when it is not there. Raises LLM_KV_CACHE_NOT_EXIST.
+    Asks the peer when it is not there. Raises LLM_KV_CACHE_NOT_EXIST, LLM_TIMEOUT when the peer did
+    not answer, LLM_NOT_YET_LINK when it is gone.
     """
     found = _attempt_look_up(view, source)
-    if found is None:
-        _synchronize(view, deadline)
-        found = _attempt_look_up(view, source)
-    if found is None:
+    if found is not None:
+        return found
+    answered = view.synchronize(max(0.0, deadline - time.monotonic()))
+    found = _attempt_look_up(view, source)
+    if found is not None:
+        return found
+    cluster = view.session.cluster_id
+    if answered:
+        raise not_there(view, source)
+    if view.session.closed:
         raise LLMException(
-            f"cluster {view.session.cluster_id} has no cache for {text_of(source)}: it was not "
-            "allocated or registered there, was pulled already, or was freed",
-            status_code=LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+            f"cluster {cluster} is gone; unlink and link again",
+            status_code=LLMStatusCode.LLM_NOT_YET_LINK,
         )
-    return found
+    raise LLMException(
+        f"cluster {cluster} did not say within sync_kv_timeout whether it has a cache for "
+        f"{text_of(source)} (is it stopped?)",
+        status_code=LLMStatusCode.LLM_TIMEOUT,
+    )
+
+
+def not_there(view: PeerView, source: Source) -> LLMException:
+    """LLM_KV_CACHE_NOT_EXIST for a source that the peer does not have."""
+    return LLMException(
+        f"cluster {view.session.cluster_id} has no cache for {text_of(source)}: it was not allocated "
+        "or registered there, was pulled already, or was freed",
+        status_code=LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+    )
 
 
 def _attempt_look_up(view: PeerView, source: Source) -> tuple[Found, int] | None:
     with view.lock:
         found = find(view.directory, source, view.consumed)
         return (found, view.begin_pull()) if found else None
-
-
-def _synchronize(view: PeerView, deadline: float) -> None:
-    """Wait until everything that the peer published before now has come, or the deadline."""
-    sync_id, event = view.start_sync()
-    view.ask(sync_id)
-    event.wait(max(0.0, deadline - time.monotonic()))
-    view.end_sync(sync_id)
 
 
 def tensors_of(layers: Layers, local: int, remote: int) -> tuple[slice, slice]:

@@ -150,8 +150,13 @@ class Transfers:
             )
             segments = plan(cache, found, mine, theirs)
             route = resolve.reachable(routes, routes[0], found.entry)
-            self.move(route, segments, deadline)
-            self._consume(view, found, theirs)
+            self.move(
+                route,
+                segments,
+                deadline,
+                before=lambda: self._check_unconsumed(view, found, source),
+                after=lambda: self._consume(view, found, theirs),
+            )
         finally:
             view.end_pull(token)
 
@@ -174,8 +179,18 @@ class Transfers:
             raise resolve.no_route(domains, cluster)
         return routes
 
-    def move(self, route: Route, segments: Segments, deadline: float, write: bool = False) -> None:
+    def move(
+        self,
+        route: Route,
+        segments: Segments,
+        deadline: float,
+        write: bool = False,
+        before: Callable[[], None] = lambda: None,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
         """Read the segments from a peer, or ``write`` them to it, alone on this link and rank.
+
+        ``before`` and ``after`` are called while nobody else uses the link; ``after`` on success.
 
         Raises LLMException: the status of :data:`STATUS_OF` for what the transport raises,
         LLM_TIMEOUT when others keep the link busy, LLM_NOT_YET_LINK when it ended meanwhile.
@@ -193,9 +208,11 @@ class Transfers:
             if attempt.dead or rank in attempt.gone or link is None:
                 cluster = attempt.members[rank].cluster_id
                 raise resolve.no_route(self._domains(), cluster)
+            before()
             remaining = max(0.0, deadline - time.monotonic())
             operate = link.write if write else link.read
             operate(rank, segments.local, segments.remote, segments.length, remaining)
+            after()
         except LLMException:
             raise
         except Exception as error:
@@ -220,6 +237,16 @@ class Transfers:
         return LLMException(
             f"the {what} cluster {cluster} over {route.domain} failed: {text}", status_code=status
         )
+
+    @staticmethod
+    def _check_unconsumed(view: PeerView, found: Found, source: Source) -> None:
+        """Another thread may have pulled the key while this one waited for the link."""
+        if found.binding is None:
+            return
+        with view.lock:
+            again = resolve.find(view.directory, source, view.consumed)
+        if again is None or again.binding is None or again.binding.id != found.binding.id:
+            raise resolve.not_there(view, source)
 
     def _consume(self, view: PeerView, found: Found, theirs: slice) -> None:
         binding, entry = found.binding, found.entry

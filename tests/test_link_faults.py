@@ -1,0 +1,205 @@
+"""Links under faults: transports that fail, ranks that give up or hang, forks, many at once."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from datadist import CacheKey, CacheKeyByIdAndIndex, RegisterMemStatus
+from datadist.transport import LinkError, Offer
+from tests import nodes
+from tests.nodes import Node, RemoteError
+
+Start = Callable[..., Node]
+PAIR = {1: 0, 2: 1}
+
+
+def _link(first: Node, second: Node, name: str) -> tuple[int, int]:
+    first.begin(nodes.link_and_wait, name, PAIR)
+    theirs = second.do(nodes.link_and_wait, name, PAIR)
+    return first.result(), theirs
+
+
+def _break_attach(here: nodes.Here, broken: bool) -> None:
+    from datadist_shm.link import ShmLink
+
+    if broken:
+
+        def attach(self: ShmLink, rank: int, offer: Offer) -> None:
+            for fd in offer.fds:
+                os.close(fd)
+            raise LinkError("sabotage", rank)
+
+        here.any["attach"] = ShmLink.attach
+        ShmLink.attach = attach  # type: ignore[method-assign]
+    else:
+        ShmLink.attach = here.any["attach"]  # type: ignore[method-assign]
+
+
+def _try(here: nodes.Here, name: str) -> str:
+    comm_id = nodes.link(here, name, PAIR)
+    try:
+        here.live.wait_link(comm_id)
+    except Exception as error:
+        return str(error)
+    finally:
+        here.live.unlink(comm_id)
+    return "OK"
+
+
+def test_links_that_failed_do_not_hold_up_later_ones(start_node: Start) -> None:
+    first, second = start_node(1), start_node(2)
+    _link(first, second, "keeps the session")
+    second.do(_break_attach, True)
+    for number in range(20):
+        first.begin(_try, f"bad {number}")
+        assert "sabotage" in second.do(_try, f"bad {number}")
+        assert "sabotage" in first.result()
+    second.do(_break_attach, False)
+    _link(first, second, "good")
+
+
+def _link_and_unlink(here: nodes.Here, times: int) -> None:
+    for number in range(times):
+        here.live.unlink(nodes.link(here, f"short {number}", PAIR))
+
+
+def test_links_that_were_given_up_do_not_hold_up_later_ones(start_node: Start) -> None:
+    first, second = start_node(1), start_node(2)
+    _link(first, second, "keeps the session")
+    first.begin(_link_and_unlink, 80)
+    second.do(_link_and_unlink, 80)
+    first.result()
+    _link(first, second, "good")
+
+
+def _wait_for_many(here: nodes.Here, count: int) -> None:
+    for number in range(count):
+        nodes.link(here, f"waiting {number}", {1: 0, 2: 1, 3: 2})
+
+
+def test_hundreds_that_wait_for_a_third_do_not_hold_up_a_pair(start_node: Start) -> None:
+    first, second = start_node(1, link_total_time=60), start_node(2, link_total_time=60)
+    first.begin(_wait_for_many, 300)
+    second.do(_wait_for_many, 300)
+    first.result()
+    time.sleep(1.5)  # until differing wishes would be compared
+    _link(first, second, "pair")
+    first.begin(nodes.link, "different", PAIR)
+    other = second.do(
+        nodes.link, "different", PAIR, nodes.table_for(PAIR).replace("host", "elsewhere")
+    )
+    first.result()
+    with pytest.raises(RemoteError) as error:
+        second.do(nodes.wait, other)
+    assert "ranks disagree" in error.value.text
+
+
+def _ignore_ready(here: nodes.Here) -> None:
+    engine = here.live._engine
+    assert engine is not None
+    engine._builder.on_ready = lambda *_: None  # type: ignore[method-assign]
+
+
+def test_a_member_that_gives_up_when_we_are_ok_breaks_the_link(start_node: Start) -> None:
+    first, second = start_node(1), start_node(2, link_total_time=1)
+    second.do(nodes.make, "c", "cache", [1, 8], 2, [CacheKey(2, 1)])
+    first.do(nodes.make, "c", "cache", [1, 8], 2)
+    second.do(_ignore_ready)
+    first.begin(nodes.link_and_wait, "pair", PAIR)
+    theirs = second.do(nodes.link, "pair", PAIR)
+    ours = first.result()
+    with pytest.raises(RemoteError):
+        second.do(nodes.wait, theirs)
+    deadline = time.monotonic() + 10
+    while first.do(nodes.link_error, ours) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert first.do(nodes.status, ours) is RegisterMemStatus.OK
+    with pytest.raises(RemoteError) as error:
+        first.do(nodes.pull_cache, CacheKeyByIdAndIndex(2, 1), "c")
+    assert error.value.status == "LLM_NOT_YET_LINK"
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"), [("stop", "LLM_TIMEOUT"), ("kill", "LLM_NOT_YET_LINK")]
+)
+def test_a_look_up_that_is_not_answered(start_node: Start, fault: str, status: str) -> None:
+    owner, puller = start_node(1), start_node(2, sync_kv_timeout=1500)
+    puller.do(nodes.make, "c", "cache", [1, 8], 2)
+    _link(owner, puller, "pair")
+    owner.pause()
+    puller.begin(nodes.pull_cache, CacheKey(1, 77), "c")
+    if fault == "kill":
+        time.sleep(0.3)
+        owner.kill()
+    with pytest.raises(RemoteError) as error:
+        puller.result()
+    assert error.value.status == status, error.value.text
+
+
+def _pull_in_threads(here: nodes.Here, threads: int) -> list[str]:
+    results: list[str] = []
+
+    def pull() -> None:
+        try:
+            nodes.pull_cache(here, CacheKey(1, 5), "c")
+            results.append("OK")
+        except Exception as error:
+            results.append(getattr(error, "status_code").name)  # noqa: B009
+
+    workers = [threading.Thread(target=pull) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    return sorted(results)
+
+
+def test_a_request_key_is_pulled_once_however_many_try(start_node: Start) -> None:
+    owner, puller = start_node(1, pool=64 << 20), start_node(2, pool=64 << 20)
+    shape = [1, 4 << 20]
+    owner.do(nodes.make, "c", "cache", shape, 2, [CacheKey(1, 5)])
+    puller.do(nodes.make, "c", "cache", shape, 2)
+    _link(owner, puller, "pair")
+    assert puller.do(_pull_in_threads, 4) == ["LLM_KV_CACHE_NOT_EXIST"] * 3 + ["OK"]
+
+
+def _fork_while_sending(here: nodes.Here) -> int:
+    engine = here.live._engine
+    assert engine is not None
+    held, release = threading.Event(), threading.Event()
+    session = next(iter(engine.views.values())).session
+
+    def hold() -> None:
+        with session._send_lock:
+            held.set()
+            release.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(5)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(7)
+    release.set()
+    holder.join()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    return -9
+
+
+def test_a_fork_while_another_thread_sends(start_node: Start) -> None:
+    first, second = start_node(1), start_node(2)
+    _link(first, second, "pair")
+    assert first.do(_fork_while_sending) == 7
