@@ -1,8 +1,9 @@
-"""How engines of one host come to have exactly one session per pair.
+"""How engines come to have exactly one session per pair; here those of one host.
 
 Each engine listens under its own name from `init` to `finalize`. Of a pair, the engine with the
 smaller incarnation dials; the other one, when it wants to talk, knocks (connects, says who it is,
 hangs up) and is dialled back. So no pair ever has two sessions, whoever starts.
+For engines of other hosts see :mod:`datadist.control.remote`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from pathlib import Path
 from datadist.control.endpoint import Endpoint, EndpointError, find
 from datadist.control.messages import WIRE_VERSION, Goodbye, Hello, Idle, Message
 from datadist.control.reactor import READ, Reactor, Timer
+from datadist.control.remote import Remote
 from datadist.control.runtime_dir import Address, RuntimeDir
 from datadist.control.session import Session
+from datadist.control.tcp import NetworkSettings
 
 __all__ = ["EndpointError", "Meeting"]
 
@@ -33,10 +36,17 @@ class Meeting:
     """Sessions by peer incarnation; every method but the constructor runs on the reactor.
 
     The owner sets ``on_session(session)``, ``on_message(session, message, fds)`` and
-    ``on_lost(session, reason, orderly)``.
+    ``on_lost(session, reason, orderly)``. ``remote`` reaches other hosts; it is None without
+    ``network``, and then no network socket is ever opened.
     """
 
-    def __init__(self, reactor: Reactor, cluster_id: int, path: Path) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        cluster_id: int,
+        path: Path,
+        network: NetworkSettings | None = None,
+    ) -> None:
         self._reactor = reactor
         self._dir = RuntimeDir(path)
         self.address = Address(cluster_id, secrets.token_hex(16))
@@ -47,6 +57,7 @@ class Meeting:
             self._dir.close()
             raise
         self._endpoint: Endpoint | None = None
+        self.remote = None if network is None else Remote(reactor, self, network)
         self.sessions: dict[str, Session] = {}
         self._dialling: set[str] = set()
         self._handshakes: dict[Session, Timer] = {}
@@ -113,6 +124,20 @@ class Meeting:
             self._knock(sock)
         return True
 
+    def sees(self, address: Address) -> bool:
+        """Whether the engine listens in our runtime directory."""
+        if address not in self._dir.engines():
+            return False
+        try:
+            sock = self._dir.connect(address)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if sock is not None:
+            sock.close()
+        return sock is not None
+
     def hold(self, session: Session, holder: object) -> None:
         """Keep the session until :meth:`release` with the same holder."""
         self._holds.setdefault(session.incarnation, set()).add(holder)
@@ -131,6 +156,8 @@ class Meeting:
         self.listen_at(None, None)
         self._dir.remove(self.address)
         self._listener.close()
+        if self.remote is not None:
+            self.remote.close()
         for session in list(self.sessions.values()):
             session.send(Goodbye())
             session.close("this engine was finalized")
@@ -143,13 +170,16 @@ class Meeting:
         self._listener.close()
         if self._endpoint is not None:
             self._endpoint.abandon()
+        if self.remote is not None:
+            self.remote.abandon()
         for session in (*self.sessions.values(), *self._handshakes):
             session.abandon()
         self._dir.close()
 
     # -- handshake -------------------------------------------------------------------------
 
-    def _hello(self, knock: bool = False) -> Hello:
+    def hello(self, knock: bool = False) -> Hello:
+        """The message that says who we are."""
         return Hello(
             wire=WIRE_VERSION,
             incarnation=self.address.incarnation,
@@ -163,7 +193,7 @@ class Meeting:
         except OSError:
             sock.close()
             return
-        session.send(self._hello(knock=True))
+        session.send(self.hello(knock=True))
         session.close("knocked")
 
     def _begin(self, sock: socket.socket, dialled: str | None) -> None:
@@ -186,7 +216,7 @@ class Meeting:
             session.close("it belongs to another user")
             return
         if dialled:
-            session.send(self._hello())
+            session.send(self.hello())
         session.start()
 
     def _on_accept(self, _events: int) -> None:
@@ -215,7 +245,7 @@ class Meeting:
     def _on_failed_handshake(self, session: Session, reason: str) -> None:
         self._handshakes.pop(session).cancel()
         self._dialling.discard(session.incarnation)
-        log.debug("no session with pid %d: %s", session.peer_pid, reason)
+        log.debug("no session with %s: %s", session.peer, reason)
 
     def _on_hello(self, session: Session, message: Message, _fds: list[int]) -> None:
         if not isinstance(message, Hello):
@@ -241,17 +271,20 @@ class Meeting:
             if hello.incarnation >= self.address.incarnation:
                 session.close("it dialled although it should have knocked")
                 return
-            earlier = self.sessions.get(hello.incarnation)
-            if earlier is not None:  # it said goodbye and came again
-                earlier.drain()
-                earlier.close("it connected again")
+            session.send(self.hello())
         self._handshakes.pop(session).cancel()
         self._dialling.discard(hello.incarnation)
+        self.adopt(session, hello)
+
+    def adopt(self, session: Session, hello: Hello) -> None:
+        """Make a connection the session with the engine that said ``hello`` over it."""
+        earlier = self.sessions.get(hello.incarnation)
+        if earlier is not None:  # it said goodbye and came again
+            earlier.drain()
+            earlier.close("it connected again")
         session.incarnation, session.cluster_id = hello.incarnation, hello.cluster_id
         session.on_message, session.on_closed = self._on_session_message, self._on_session_closed
         self.sessions[session.incarnation] = session
-        if not dialled:
-            session.send(self._hello())
         self.on_session(session)
         self._check_idle(session)
 

@@ -33,7 +33,10 @@ class _Message(BaseModel):
 
 
 class Hello(_Message):
-    """First message of either side. A ``knock`` asks the receiver to dial back instead."""
+    """First message of either side. After a ``knock`` the sender hangs up: dial back instead.
+
+    Over TCP the listener's ``knock`` says that the two shall meet in their runtime directory.
+    """
 
     kind: Literal["hello"] = "hello"
     wire: int
@@ -42,8 +45,17 @@ class Hello(_Message):
     knock: bool = False
 
 
+class Welcome(_Message):
+    """Over TCP: the dialler has heard the listener's hello, and takes this connection as theirs."""
+
+    kind: Literal["welcome"] = "welcome"
+
+
 class Announce(_Message):
-    """The sender waits in ``link`` for the domain described here."""
+    """The sender waits in ``link`` for the domain described here.
+
+    ``endpoint`` is where members on other hosts can dial the sender.
+    """
 
     kind: Literal["announce"] = "announce"
     link: UInt64
@@ -52,6 +64,7 @@ class Announce(_Message):
     table: Annotated[str, Field(max_length=1 << 20)]
     backend: Text
     one_sided: bool
+    endpoint: Text | None = None
 
 
 class Withdraw(_Message):
@@ -76,6 +89,7 @@ class Member(_Message):
     cluster_id: UInt64
     incarnation: Token
     link: UInt64
+    endpoint: Text | None = None
 
 
 class Form(_Message):
@@ -263,6 +277,7 @@ class Goodbye(_Message):
 
 Message = (
     Hello
+    | Welcome
     | Announce
     | Withdraw
     | Mismatch

@@ -21,7 +21,8 @@ log = logging.getLogger("datadist.control")
 MAX_QUEUED = 256 << 20
 """Bytes that may wait for a peer that does not read; above, the session is given up."""
 _CREDENTIALS = struct.Struct("3i")
-_CHUNK = 1 << 18
+CHUNK = 1 << 18
+"""Bytes read at once."""
 
 
 def close_all(fds: Iterable[int]) -> None:
@@ -45,16 +46,23 @@ class Session:
 
     ``peer_pid`` and ``peer_uid`` are the kernel's word (SO_PEERCRED). ``on_message(session,
     message, fds)`` owns the descriptors it is given; ``on_closed(session, reason)`` comes once.
+
+    This is the session of two processes on one host. :class:`~datadist.control.tcp.TcpSession` is
+    the one over the network: no pid, no descriptors, an ``address``.
     """
+
+    peer_pid: int | None = None
+    peer_uid: int | None = None
+    process: Descriptor | None = None
+    """The peer's process, until the session is closed; links keep a reference for longer."""
+    address: str | None = None
+    """The peer's network address, where it was met over the network."""
 
     def __init__(self, reactor: Reactor, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._reactor = reactor
-        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        self.peer_pid, self.peer_uid, _gid = _CREDENTIALS.unpack(raw)
-        self.process: Descriptor | None = Descriptor(os.pidfd_open(self.peer_pid))
-        """Of the peer's process, until the session is closed; links keep a reference for longer."""
+        self._identify()
         self.incarnation = ""
         self.cluster_id = -1
         self.closed = False
@@ -68,6 +76,21 @@ class Session:
         self._queued = 0
         self._send_lock = threading.Lock()
 
+    @property
+    def peer(self) -> str:
+        """The process at the other end, for people."""
+        return f"pid {self.peer_pid}"
+
+    @property
+    def takes_descriptors(self) -> bool:
+        """Whether :meth:`send` can pass descriptors."""
+        return True
+
+    def _identify(self) -> None:
+        raw = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        self.peer_pid, self.peer_uid, _gid = _CREDENTIALS.unpack(raw)
+        self.process = Descriptor(os.pidfd_open(self.peer_pid))
+
     def start(self) -> None:
         """Begin to read; on the reactor's thread."""
         self._reactor.watch(self._sock.fileno(), READ, self._on_events)
@@ -76,11 +99,12 @@ class Session:
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Send or queue; never blocks. Owns ``fds`` from now on. Silent on a closed session."""
-        data = memoryview(encode(message))
+        frame = encode(message)
         with self._send_lock:
             if self.closed:
                 close_all(fds)
                 return
+            data = memoryview(self._seal(frame))
             self._outbox.append((data, list(fds)))
             self._queued += len(data)
             broken = self._flush()
@@ -143,7 +167,7 @@ class Session:
             except BlockingIOError:
                 return None
             except OSError as error:
-                return f"sending failed: {error}"
+                return self._explain("sending", error)
             close_all(fds)
             self._queued -= sent
             if sent < len(data):
@@ -184,13 +208,11 @@ class Session:
         reason: str | None = None
         while reason is None:
             try:
-                data, fds, flags, _ = socket.recv_fds(
-                    self._sock, _CHUNK, MAX_FDS, socket.MSG_CMSG_CLOEXEC
-                )
+                data, fds, flags = self._receive_some()
             except BlockingIOError:
                 break
             except OSError as error:
-                reason = f"receiving failed: {error}"
+                reason = self._explain("receiving", error)
                 break
             self._fds.extend(fds)
             if flags & socket.MSG_CTRUNC:
@@ -205,6 +227,10 @@ class Session:
         if reason is not None:
             self.close(reason)
 
+    def _receive_some(self) -> tuple[bytes, list[int], int]:
+        data, fds, flags, _ = socket.recv_fds(self._sock, CHUNK, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+        return data, fds, flags
+
     def _dispatch(self) -> str | None:
         start = 0
         view = self._inbox
@@ -213,13 +239,15 @@ class Session:
             if size > MAX_FRAME:
                 return f"it sent a frame of {size} bytes, more than {MAX_FRAME}"
             end = start + HEADER.size + size
-            if len(view) < end:
+            if len(view) < end + self._tag_size:
                 break
+            if not self._unseal(view, start, end):
+                return "a frame was changed, repeated or lost on the way (its MAC is wrong)"
             try:
                 message = decode(view[start + HEADER.size : end])
             except ValueError as error:
                 return f"it sent a frame that is not valid: {error}"
-            start = end
+            start = end + self._tag_size
             fds = self._take_fds(message)
             if fds is None:
                 return "it sent fewer descriptors than it said"
@@ -236,5 +264,18 @@ class Session:
             return None
         return [self._fds.popleft() for _ in range(count)]
 
+    # What a session over the network does differently: see TcpSession.
+
+    _tag_size = 0
+
+    def _seal(self, frame: bytes) -> bytes:
+        return frame
+
+    def _unseal(self, inbox: bytearray, start: int, end: int) -> bool:
+        return True
+
+    def _explain(self, doing: str, error: OSError) -> str:
+        return f"{doing} failed: {error}"
+
     def __repr__(self) -> str:
-        return f"Session(cluster {self.cluster_id}, pid {self.peer_pid})"
+        return f"Session(cluster {self.cluster_id}, {self.peer})"

@@ -245,7 +245,7 @@ class Builder:
             if session.process is not None:
                 attempt.processes.append(session.process)
                 pidfd = session.process.fd
-            peers[rank] = Peer(rank, view.incarnation, session.peer_pid, pidfd)
+            peers[rank] = Peer(rank, view.incarnation, session.peer_pid, pidfd, session.address)
         name = f"{domain.name.encode()[:90].decode(errors='ignore')}.{attempt.token}"
         return Group(
             name=name,
@@ -266,6 +266,14 @@ class Builder:
                 self._failed(
                     domain, attempt, self._blame(f"making the offer for rank {rank}", error)
                 )
+                return False
+            if offer.fds and not view.session.takes_descriptors:
+                close_all(offer.fds)
+                why = (
+                    f"the transport offers descriptors, which cannot leave the host, to rank "
+                    f"{rank} at {view.session.address}"
+                )
+                self._failed(domain, attempt, why)
                 return False
             message = OfferMessage.model_construct(
                 domain=attempt.token, data=offer.data, fds=len(offer.fds), regions=attempt.regions

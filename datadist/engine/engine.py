@@ -17,6 +17,7 @@ from datadist.control.messages import Announce
 from datadist.control.reactor import Reactor
 from datadist.control.runtime_dir import RuntimeDirError, default_path
 from datadist.control.session import Session
+from datadist.control.tcp import NetworkSettings
 from datadist.engine.building import Builder
 from datadist.engine.cluster_calls import ClusterCalls
 from datadist.engine.clusters import Clusters
@@ -31,6 +32,7 @@ from datadist.engine.options import EngineOptions
 from datadist.engine.owned import OwnDirectory
 from datadist.engine.peers import PeerView
 from datadist.engine.push import Pushes
+from datadist.engine.rendezvous import Rendezvous
 from datadist.engine.transfer import Transfers
 from datadist.engine.workers import Workers
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
@@ -104,8 +106,11 @@ class Engine:
         stack.callback(self._workers.stop)
         self._reactor = Reactor("datadist-control")
         stack.callback(self._reactor.stop)
+        capabilities = self.transport.capabilities
+        far = not capabilities.same_host_only and not capabilities.self_bootstrapping
+        network = self._network_settings() if far else None
         try:
-            self._meeting = Meeting(self._reactor, self.cluster_id, default_path(environ))
+            self._meeting = Meeting(self._reactor, self.cluster_id, default_path(environ), network)
         except RuntimeDirError as error:
             raise LLMException(str(error), status_code=LLMStatusCode.LLM_FAILED) from error
         stack.callback(lambda: self._call(self._meeting.close))
@@ -121,7 +126,8 @@ class Engine:
             self.owned,
             access,
         )
-        self._links = Links(self._reactor, self._meeting, self.views, self._builder)
+        rendezvous = Rendezvous(self._reactor, self._meeting, self.options.rendezvous, far)
+        self._links = Links(self._reactor, self._meeting, self.views, self._builder, rendezvous)
         self._clusters = Clusters(
             self._reactor,
             self._meeting,
@@ -163,6 +169,10 @@ class Engine:
 
     def _all_domains(self) -> list[Domain]:
         return [*list(self._links.domains.values()), *list(self._clusters.pairs.values())]
+
+    def _network_settings(self) -> NetworkSettings | None:
+        key = self.options.auth_key
+        return None if key is None else NetworkSettings(key, self.options.peer_timeout)
 
     def _call(self, function: Callable[[], T]) -> T:
         """Run a function on the reactor. Raises LLM_FAILED when that does not answer."""

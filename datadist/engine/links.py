@@ -19,6 +19,7 @@ from datadist.engine.building import Builder
 from datadist.engine.domain import Attempt, TableDomain
 from datadist.engine.matching import differences, disagreement, mutual
 from datadist.engine.peers import Announcement, Meaning, PeerView, meaning
+from datadist.engine.rendezvous import Rendezvous
 from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.link")
@@ -33,12 +34,18 @@ class Links:
     """The domains of one engine while they look for their members."""
 
     def __init__(
-        self, reactor: Reactor, meeting: Meeting, views: dict[str, PeerView], builder: Builder
+        self,
+        reactor: Reactor,
+        meeting: Meeting,
+        views: dict[str, PeerView],
+        builder: Builder,
+        rendezvous: Rendezvous,
     ) -> None:
         self._reactor = reactor
         self._meeting = meeting
         self._views = views
         self._builder = builder
+        self._rendezvous = rendezvous
         self.domains: dict[int, TableDomain] = {}
         self._by_meaning: dict[Meaning, list[TableDomain]] = {}
         self._comparing: Timer | None = None
@@ -54,6 +61,7 @@ class Links:
                 self._announce(domain, view)
         for cluster in domain.others:
             self._meeting.seek(cluster)
+        self._rendezvous.begin(domain)
         left = domain.deadline - time.monotonic()
         domain.expiry = self._reactor.later(left, lambda: self._expire(domain))
         self._compare_later()
@@ -135,6 +143,7 @@ class Links:
         ):
             return False
         self._builder.begin(domain, form.domain, members)
+        self._rendezvous.meet(domain, members)
         return True
 
     # -- announcing --------------------------------------------------------------------------
@@ -143,11 +152,12 @@ class Links:
         if domain.waiting and view.incarnation not in domain.announced:
             domain.announced.add(view.incarnation)
             self._meeting.hold(view.session, domain)
-            view.send(domain.announce)
+            view.send(self._rendezvous.announcement(domain, view))
 
     def _stop_waiting(self, domain: TableDomain) -> None:
         if domain.expiry is not None:
             domain.expiry.cancel()
+        self._rendezvous.end(domain)
         self._withdraw(domain)
 
     def _withdraw(self, domain: TableDomain) -> None:
@@ -205,6 +215,7 @@ class Links:
                 cluster_id=view.session.cluster_id,
                 incarnation=view.incarnation,
                 link=announcement.message.link,
+                endpoint=announcement.message.endpoint,
             )
         form = Form(domain=secrets.token_hex(16), members=[members[r] for r in sorted(members)])
         for view, _ in found.values():
@@ -313,6 +324,10 @@ class Links:
 
     def missing(self, domain: TableDomain) -> str:
         """Who or what a domain waits for, for people."""
+        waiting, network = self._waiting_for(domain), self._rendezvous.explain(domain)
+        return waiting if network is None else f"{waiting}; network: {network}"
+
+    def _waiting_for(self, domain: TableDomain) -> str:
         if domain.attempt is not None:
             return f"stage: {domain.attempt.stage()}"
         present = {view.session.cluster_id for view, _ in self._wishes_like(domain)}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datadist import checks
+from datadist.control.hostport import HostPort
 from datadist.status import param_invalid
 from datadist.types import LLMRole
 
@@ -20,6 +21,8 @@ log = logging.getLogger("datadist.options")
 
 DEFAULT_LINK_SECONDS = 120.0
 CONNECT_RANGE = (120, 7200)
+DEFAULT_PEER_SECONDS = 10.0
+PEER_RANGE = (2, 600)
 
 
 class PoolConfig(BaseModel):
@@ -66,6 +69,10 @@ class EngineOptions:
     service_level: int | None = None
     local_comm_res: str | None = None
     auth_key: bytes | None = field(default=None, repr=False)
+    rendezvous: HostPort | None = None
+    """Where rank 0 listens; None: where the rank table says."""
+    peer_timeout: float = DEFAULT_PEER_SECONDS
+    """Seconds of silence after which a peer's host counts as dead."""
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Options ``datadist.<backend>.<name>``, by backend and name."""
 
@@ -76,7 +83,8 @@ class EngineOptions:
         """Check and convert, in the documented order (LLM-DataDist API, init; options).
 
         ``options`` are left as they are. ``environ`` gives HCCL_CONNECT_TIMEOUT (seconds, used
-        where the total time is 0) and DATADIST_AUTH_KEY.
+        where the total time is 0), DATADIST_AUTH_KEY, DATADIST_RENDEZVOUS and
+        DATADIST_PEER_TIMEOUT.
 
         Raises ``TypeError``, ``AttributeError`` for what is no dict of text, ``ValueError`` for a
         port that is no number, ``KeyError`` for a role of None, ``ModuleNotFoundError`` where
@@ -114,6 +122,8 @@ class EngineOptions:
             host_pool=_pool(given, "llm.HostMemPoolConfig"),
             local_comm_res=given.get("llm.LocalCommRes"),
             auth_key=os.fsencode(environ.get("DATADIST_AUTH_KEY", "")) or None,
+            rendezvous=_rendezvous(environ),
+            peer_timeout=_peer_timeout(environ),
             extra=_extra(given),
         )
 
@@ -275,6 +285,27 @@ def _link_time(given: dict[str, str], environ: Mapping[str, str]) -> float:
             text, low, high, DEFAULT_LINK_SECONDS,
         )  # fmt: skip
         return DEFAULT_LINK_SECONDS
+    return float(seconds)
+
+
+def _rendezvous(environ: Mapping[str, str]) -> HostPort | None:
+    text = environ.get("DATADIST_RENDEZVOUS", "")
+    try:
+        return HostPort.parse(text) if text else None
+    except ValueError as error:
+        raise param_invalid(f"DATADIST_RENDEZVOUS is {error}") from None
+
+
+def _peer_timeout(environ: Mapping[str, str]) -> float:
+    text = environ.get("DATADIST_PEER_TIMEOUT", "")
+    if not text:
+        return DEFAULT_PEER_SECONDS
+    low, high = PEER_RANGE
+    seconds = _digits(text)
+    if seconds is None or not low <= seconds <= high:
+        raise param_invalid(
+            f"DATADIST_PEER_TIMEOUT is {text!r}, it must be a number of seconds in [{low}, {high}]"
+        )
     return float(seconds)
 
 

@@ -231,7 +231,7 @@ class OwnDirectory:
 
     def _restore(self, cache: OwnCache, targets: dict[PeerView, int]) -> None:
         late = [
-            f"cluster {view.session.cluster_id} (pid {view.session.peer_pid})"
+            f"cluster {view.session.cluster_id} ({view.session.peer})"
             for view, seq in targets.items()
             if view.seq_acked < seq and not view.session.closed
         ]

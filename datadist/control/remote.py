@@ -1,0 +1,218 @@
+"""How engines of different hosts come to have exactly one session per pair.
+
+Either end may dial: often only one of them can be reached. Whoever dialled says hello, the listener
+answers with its own, and the dialler, who now knows whom it has met, takes the connection with
+`Welcome` or hangs up. It hangs up when the two have a session already. Of two connections that are
+under way in both directions, the one dialled by the smaller incarnation wins. Engines that see each
+other in one runtime directory meet there instead.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from datadist.control.hostport import HostPort
+from datadist.control.messages import WIRE_VERSION, Hello, Message, Welcome
+from datadist.control.reactor import Reactor, Timer
+from datadist.control.runtime_dir import Address
+from datadist.control.session import Session
+from datadist.control.tcp import HANDSHAKE_SECONDS, Dial, Listener, NetworkSettings, TcpSession
+
+if TYPE_CHECKING:
+    from datadist.control.meeting import Meeting
+
+log = logging.getLogger("datadist.control")
+
+Done = Callable[[str | None], None]
+
+
+@dataclass
+class _Acquaintance:
+    """A proved connection that is no session yet."""
+
+    timer: Timer
+    done: Done | None
+    """Of the caller of :meth:`Remote.contact`; None where the peer dialled."""
+    cluster_id: int | None
+    hello: Hello | None = None
+    """The peer's, where it dialled."""
+
+
+class Remote:
+    """The network half of :class:`~datadist.control.meeting.Meeting`; runs on the reactor."""
+
+    def __init__(self, reactor: Reactor, meeting: Meeting, settings: NetworkSettings) -> None:
+        self._reactor = reactor
+        self._meeting = meeting
+        self._settings = settings
+        self._listeners: dict[HostPort, tuple[Listener, int]] = {}
+        self._dials: set[Dial] = set()
+        self._met: dict[Session, _Acquaintance] = {}
+
+    # -- listening ---------------------------------------------------------------------------
+
+    def listen(self, endpoint: HostPort) -> Listener:
+        """The listener at an address, opened once and counted; give it back with :meth:`unlisten`.
+
+        Raises :class:`~datadist.control.tcp.NetworkError`.
+        """
+        found = self._listeners.get(endpoint)
+        if found is None:
+            listener = Listener(self._reactor, endpoint, self._settings, self._accepted)
+            log.info("listening at %s", listener.endpoint)
+            found = (listener, 0)
+        self._listeners[endpoint] = (found[0], found[1] + 1)
+        return found[0]
+
+    def unlisten(self, endpoint: HostPort) -> None:
+        """Undo one :meth:`listen` with the same argument; the last one closes."""
+        listener, users = self._listeners.pop(endpoint)
+        if users > 1:
+            self._listeners[endpoint] = (listener, users - 1)
+        else:
+            listener.close()
+
+    # -- dialling ----------------------------------------------------------------------------
+
+    def contact(self, endpoint: HostPort, cluster_id: int | None, done: Done) -> None:
+        """Dial once; ``done(None)`` when the two have met or will, else ``done(reason)``.
+
+        A session arrives by the meeting's ``on_session``. An engine of another cluster than
+        ``cluster_id`` is not wanted, if that is given.
+        """
+
+        def connected(session: TcpSession) -> None:
+            self._dials.discard(dial)
+            self._meet(session, done, cluster_id)
+            session.send(self._meeting.hello())
+
+        def failed(reason: str) -> None:
+            self._dials.discard(dial)
+            done(reason)
+
+        dial = Dial(self._reactor, endpoint, self._settings, connected, failed)
+        self._dials.add(dial)
+
+    def close(self) -> None:
+        """Stop everything but the sessions."""
+        for listener, _ in self._listeners.values():
+            listener.close()
+        self._listeners.clear()
+        for dial in self._dials:
+            dial.cancel()
+        self._dials.clear()
+        for session in list(self._met):
+            self._part(session, "this engine was finalized")
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptors."""
+        for listener, _ in self._listeners.values():
+            listener.abandon()
+        for dial in self._dials:
+            dial.abandon()
+        for session in self._met:
+            session.on_closed = None
+            session.close("forked")
+
+    # -- getting acquainted --------------------------------------------------------------------
+
+    def _accepted(self, session: TcpSession) -> None:
+        self._meet(session, None, None)
+
+    def _meet(self, session: TcpSession, done: Done | None, cluster_id: int | None) -> None:
+        timer = self._reactor.later(
+            HANDSHAKE_SECONDS, lambda: session.close("it did not say hello in time")
+        )
+        self._met[session] = _Acquaintance(timer, done, cluster_id)
+        session.on_message = self._on_message
+        session.on_closed = self._on_closed
+        session.start()
+
+    def _forget(self, session: Session) -> _Acquaintance:
+        met = self._met.pop(session)
+        met.timer.cancel()
+        return met
+
+    def _part(self, session: Session, reason: str, outcome: str | None = None) -> None:
+        """Hang up before there was a session; ``outcome`` is what the dialler is told."""
+        met = self._forget(session)
+        session.on_closed = None
+        session.close(reason)
+        log.debug("no session with %s: %s", session.peer, reason)
+        if met.done is not None:
+            met.done(outcome)
+
+    def _on_closed(self, session: Session, reason: str) -> None:
+        met = self._forget(session)
+        log.debug("no session with %s: %s", session.peer, reason)
+        if met.done is not None:
+            met.done(reason)
+
+    def _on_message(self, session: Session, message: Message, _fds: list[int]) -> None:
+        met = self._met[session]
+        if isinstance(message, Hello) and met.hello is None:
+            problem = self._problem(session, message, met)
+            if problem is not None:
+                self._part(session, problem, problem)
+            elif met.done is None:
+                self._answer(session, met, message)
+            else:
+                self._decide(session, message)
+        elif isinstance(message, Welcome) and met.hello is not None:
+            self._take(session, met.hello)
+        else:
+            self._part(session, f"it said {message.kind} out of turn", "it breaks the protocol")
+
+    def _problem(self, session: Session, hello: Hello, met: _Acquaintance) -> str | None:
+        if hello.wire != WIRE_VERSION:
+            problem = (
+                f"cluster {hello.cluster_id} ({session.peer}) speaks control protocol "
+                f"{hello.wire}, this engine {WIRE_VERSION}: install the same datadist release at "
+                "both ends"
+            )
+            log.warning("%s", problem)
+            if met.done is None:
+                session.send(self._meeting.hello())  # so that the other end can say so too
+            return problem
+        if hello.incarnation == self._meeting.address.incarnation:
+            return "this engine itself answers there"
+        if met.cluster_id not in (None, hello.cluster_id):
+            return f"cluster {hello.cluster_id} answers there, not cluster {met.cluster_id}"
+        return None
+
+    def _answer(self, session: Session, met: _Acquaintance, hello: Hello) -> None:
+        """As the listener: say who we are, and leave the decision to the dialler."""
+        address = Address(hello.cluster_id, hello.incarnation)
+        met.hello = hello
+        session.incarnation = hello.incarnation
+        if self._meeting.sees(address):
+            session.send(self._meeting.hello(knock=True))
+            self._part(session, "it is on this host: meeting in the runtime directory")
+            self._meeting.contact(address)
+        else:
+            session.send(self._meeting.hello())
+
+    def _decide(self, session: Session, hello: Hello) -> None:
+        """As the dialler: take the connection, or leave it for another one."""
+        peer = hello.incarnation
+        rivals = [s for s, met in self._met.items() if met.hello and s.incarnation == peer]
+        if hello.knock:
+            self._part(session, "it meets us in the runtime directory")
+        elif peer in self._meeting.sessions:
+            self._part(session, "there is a session already")
+        elif rivals and self._meeting.address.incarnation > peer:
+            self._part(session, "its own connection comes first")
+        else:
+            for rival in rivals:
+                self._part(rival, "our own connection comes first")
+            session.send(Welcome())
+            self._take(session, hello)
+
+    def _take(self, session: Session, hello: Hello) -> None:
+        met = self._forget(session)
+        self._meeting.adopt(session, hello)
+        if met.done is not None:
+            met.done(None)

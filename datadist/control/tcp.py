@@ -1,0 +1,467 @@
+"""Sessions over TCP: listening, dialling, and the handshake in front of every one of them.
+
+A connection becomes a :class:`TcpSession` only after both ends have proved that they know the key
+(see :mod:`datadist.control.channel`). Everything here runs on the reactor's thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from datadist.control.channel import TAG_SIZE, Handshake, HandshakeError, Seals
+from datadist.control.hostport import HostPort, is_address
+from datadist.control.reactor import READ, WRITE, Reactor
+from datadist.control.session import CHUNK, Session
+
+Address = tuple[socket.AddressFamily, Any]
+
+log = logging.getLogger("datadist.control")
+
+HANDSHAKE_SECONDS = 5.0
+"""For connecting, and again for the handshake."""
+MAX_HANDSHAKES = 64
+"""Connections of one listener that have not proved themselves yet."""
+MAX_HANDSHAKES_PER_HOST = 16
+ACCEPTS_PER_SECOND = 100
+"""More than these wait in the kernel's queue."""
+REPORT_SECONDS = 10.0
+"""Pause between two log lines about the same host."""
+REFUSED = "connection refused (nothing listens there yet, or the port is another one)"
+_PAUSE_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """What sessions over TCP need to know."""
+
+    key: bytes = field(repr=False)
+    """The secret that all engines share."""
+    peer_timeout: float = 10.0
+    """Seconds of silence of the peer's host after which it counts as dead."""
+
+
+class NetworkError(Exception):
+    """An address cannot be listened on; the text says why and what to do."""
+
+
+class TcpSession(Session):
+    """A session over a connection whose handshake is done; passes no descriptors."""
+
+    _tag_size = TAG_SIZE
+
+    def __init__(
+        self, reactor: Reactor, sock: socket.socket, seals: Seals, settings: NetworkSettings
+    ) -> None:
+        self._seals = seals
+        self._settings = settings
+        super().__init__(reactor, sock)
+
+    def _identify(self) -> None:
+        self.address, port = self._sock.getpeername()[:2]
+        self.local_address: str = self._sock.getsockname()[0]
+        self._peer = str(HostPort(self.address, port))
+        _keep_alive(self._sock, self._settings.peer_timeout)
+
+    @property
+    def peer(self) -> str:
+        """Address and port of the other end."""
+        return self._peer
+
+    @property
+    def takes_descriptors(self) -> bool:
+        """Never: they cannot leave the host."""
+        return False
+
+    def _seal(self, frame: bytes) -> bytes:
+        return frame + self._seals.sending.next(frame)
+
+    def _unseal(self, inbox: bytearray, start: int, end: int) -> bool:
+        genuine = self._seals.receiving.check(
+            inbox[start:end], bytes(inbox[end : end + self._tag_size])
+        )
+        if not genuine:
+            log.warning("%s: a frame with a wrong MAC; the connection is closed", self.peer)
+        return genuine
+
+    def _receive_some(self) -> tuple[bytes, list[int], int]:
+        return self._sock.recv(CHUNK), [], 0
+
+    def _explain(self, doing: str, error: OSError) -> str:
+        if error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH):
+            return (
+                f"no sign of life from {self.peer} for {self._settings.peer_timeout:.6g} s (its "
+                f"host is down, or the network is cut): {error.strerror}"
+            )
+        return super()._explain(doing, error)
+
+
+def _keep_alive(sock: socket.socket, timeout: float) -> None:
+    """Have the kernel end the connection when the peer's host is silent for ``timeout`` seconds."""
+    probe = max(1, int(timeout / 4))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, probe)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, probe)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout * 1000))
+
+
+class _Proving:
+    """A connected socket until its handshake is done or has failed."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        settings: NetworkSettings,
+        dialled: bool,
+        on_session: Callable[[TcpSession], None],
+        on_failed: Callable[[str], None],
+    ) -> None:
+        self._reactor = reactor
+        self._sock = sock
+        self._settings = settings
+        self._handshake = Handshake(settings.key, dialled)
+        self._on_session = on_session
+        self._on_failed = on_failed
+        self._timer = reactor.later(
+            HANDSHAKE_SECONDS,
+            lambda: self._fail(f"it did not finish the handshake in {HANDSHAKE_SECONDS:g} s"),
+        )
+        self._open = True
+        reactor.watch(sock.fileno(), READ, self._on_readable)
+        self._say(self._handshake.begin())
+
+    def cancel(self) -> None:
+        """Close without a word."""
+        if self._open:
+            self._detach()
+            self._sock.close()
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptor."""
+        self._sock.close()
+
+    def _detach(self) -> None:
+        self._open = False
+        self._timer.cancel()
+        self._reactor.unwatch(self._sock.fileno())
+
+    def _fail(self, reason: str) -> None:
+        self.cancel()
+        self._on_failed(reason)
+
+    def _say(self, data: bytes) -> None:
+        """Send a few bytes, which always fit into the buffer of a new connection."""
+        try:
+            if data and self._sock.send(data, socket.MSG_NOSIGNAL) < len(data):
+                self._fail("it does not read")
+        except OSError as error:
+            self._fail(f"sending failed: {error.strerror}")
+
+    def _on_readable(self, _events: int) -> None:
+        while self._open and self._handshake.wanted:
+            try:
+                data = self._sock.recv(self._handshake.wanted)
+                answer = self._handshake.feed(data) if data else b""
+            except BlockingIOError:
+                return
+            except OSError as error:
+                reset = error.errno == errno.ECONNRESET
+                self._fail(self._handshake.closed() if reset else str(error.strerror))
+                return
+            except HandshakeError as error:
+                self._fail(str(error))
+                return
+            if not data:
+                self._fail(self._handshake.closed())
+                return
+            self._say(answer)
+        if self._open:
+            self._finish()
+
+    def _finish(self) -> None:
+        seals = self._handshake.seals
+        assert seals is not None
+        self._detach()
+        try:
+            session = TcpSession(self._reactor, self._sock, seals, self._settings)
+        except OSError as error:  # the peer has gone already
+            self._sock.close()
+            self._on_failed(str(error.strerror))
+            return
+        self._on_session(session)
+
+
+def look_up(
+    reactor: Reactor,
+    endpoint: HostPort,
+    found: Callable[[list[Address]], None],
+    failed: Callable[[str], None],
+) -> None:
+    """Find the socket addresses of an endpoint; one of the calls comes later, on the reactor."""
+
+    def run() -> None:
+        try:
+            addresses = endpoint.resolve()
+        except OSError as error:
+            reason = f"the name {endpoint.host!r} cannot be looked up: {error.strerror or error}"
+            reactor.post(lambda: failed(reason))
+        else:
+            reactor.post(lambda: found(addresses))
+
+    if is_address(endpoint.host):
+        run()
+    else:  # a name server may take longer than anyone wants to wait
+        threading.Thread(target=run, name="datadist-look-up", daemon=True).start()
+
+
+class Dial:
+    """One try to connect: ends in ``on_session(session)`` or ``on_failed(reason)``, once."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        endpoint: HostPort,
+        settings: NetworkSettings,
+        on_session: Callable[[TcpSession], None],
+        on_failed: Callable[[str], None],
+    ) -> None:
+        self._reactor = reactor
+        self._endpoint = endpoint
+        self._settings = settings
+        self._on_session = on_session
+        self._on_failed = on_failed
+        self._addresses: list[Address] = []
+        self._sock: socket.socket | None = None
+        self._proving: _Proving | None = None
+        self._cancelled = False
+        self._timer = reactor.later(HANDSHAKE_SECONDS, self._too_late)
+        look_up(reactor, endpoint, self._try, self._fail)
+
+    def cancel(self) -> None:
+        """Give up without a word."""
+        self._cancelled = True
+        self._timer.cancel()
+        self._drop()
+        if self._proving is not None:
+            self._proving.cancel()
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptor."""
+        if self._sock is not None:
+            self._sock.close()
+        if self._proving is not None:
+            self._proving.abandon()
+
+    def _try(self, addresses: list[Address]) -> None:
+        self._addresses = addresses
+        self._next("it has no address")
+
+    def _next(self, reason: str) -> None:
+        """Connect to the next address, or fail with what was wrong with the last one."""
+        self._drop()
+        if self._cancelled:
+            return
+        if not self._addresses:
+            self._fail(reason)
+            return
+        family, address = self._addresses.pop(0)
+        sock = self._sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        sock.setblocking(False)
+        error = sock.connect_ex(address)
+        if error in (0, errno.EINPROGRESS):
+            self._reactor.watch(sock.fileno(), WRITE, self._on_connected)
+        else:
+            self._next(_connect_problem(error))
+
+    def _on_connected(self, _events: int) -> None:
+        sock = self._sock
+        assert sock is not None
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self._next(_connect_problem(error))
+            return
+        self._reactor.unwatch(sock.fileno())
+        self._timer.cancel()
+        self._sock = None
+        self._proving = _Proving(
+            self._reactor, sock, self._settings, True, self._on_session, self._fail
+        )
+
+    def _too_late(self) -> None:
+        self._fail(
+            f"connecting timed out after {HANDSHAKE_SECONDS:g} s (the host is down, the address is "
+            "wrong, or a firewall drops the packets)"
+        )
+
+    def _fail(self, reason: str) -> None:
+        if not self._cancelled:
+            self.cancel()
+            self._on_failed(reason)
+
+    def _drop(self) -> None:
+        if self._sock is not None:
+            self._reactor.unwatch(self._sock.fileno())
+            self._sock.close()
+            self._sock = None
+
+
+def _connect_problem(error: int) -> str:
+    if error == errno.ECONNREFUSED:
+        return REFUSED
+    if error in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+        return f"{os.strerror(error).lower()} (the address is wrong, or the network is down)"
+    return os.strerror(error)
+
+
+class Listener:
+    """A listening socket; engines that prove the key arrive by ``on_session``.
+
+    The endpoint's host must be an address (see :func:`look_up`); port 0 takes any free one. Raises
+    :class:`NetworkError`. ``refusals`` remembers, by host, why the last one was refused.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        endpoint: HostPort,
+        settings: NetworkSettings,
+        on_session: Callable[[TcpSession], None],
+    ) -> None:
+        self._reactor = reactor
+        self._settings = settings
+        self._on_session = on_session
+        self._sock = _listening_socket(endpoint)
+        self.endpoint = HostPort(endpoint.host, self._sock.getsockname()[1])
+        """Where it listens: the port is the real one where 0 was asked for."""
+        self.refusals: dict[str, str] = {}
+        self._reported: dict[str, float] = {}
+        self._proving: set[_Proving] = set()
+        self._hosts: Counter[str] = Counter()
+        self._allowance = float(ACCEPTS_PER_SECOND)
+        self._counted_at = time.monotonic()
+        self._resume()
+
+    def close(self) -> None:
+        """Stop listening; sessions live on."""
+        self._reactor.unwatch(self._sock.fileno())
+        self._sock.close()
+        for proving in list(self._proving):
+            proving.cancel()
+        self._proving.clear()
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptors."""
+        self._sock.close()
+        for proving in self._proving:
+            proving.abandon()
+
+    def _resume(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._reactor.watch(self._sock.fileno(), READ, self._on_accept)
+
+    def _pause(self) -> None:
+        self._reactor.unwatch(self._sock.fileno())
+        self._reactor.later(_PAUSE_SECONDS, self._resume)
+
+    def _may_accept(self) -> bool:
+        now = time.monotonic()
+        earned = (now - self._counted_at) * ACCEPTS_PER_SECOND
+        self._allowance = min(self._allowance + earned, float(ACCEPTS_PER_SECOND))
+        self._counted_at = now
+        return self._allowance >= 1 and len(self._proving) < MAX_HANDSHAKES
+
+    def _on_accept(self, _events: int) -> None:
+        while True:
+            if not self._may_accept():
+                self._pause()
+                return
+            try:
+                sock, address = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                log.warning("cannot accept a connection at %s: %s", self.endpoint, error)
+                self._pause()
+                return
+            self._allowance -= 1
+            self._prove(sock, str(address[0]))
+
+    def _prove(self, sock: socket.socket, host: str) -> None:
+        if self._hosts[host] >= MAX_HANDSHAKES_PER_HOST:
+            sock.close()
+            self._refuse(host, f"it has {MAX_HANDSHAKES_PER_HOST} unproved connections already")
+            return
+
+        def over() -> None:
+            self._proving.discard(proving)
+            self._hosts[host] -= 1
+            if not self._hosts[host]:
+                del self._hosts[host]
+
+        def proved(session: TcpSession) -> None:
+            over()
+            self.refusals.pop(host, None)
+            self._on_session(session)
+
+        def failed(reason: str) -> None:
+            over()
+            self._refuse(host, reason)
+
+        self._hosts[host] += 1
+        sock.setblocking(False)
+        proving = _Proving(self._reactor, sock, self._settings, False, proved, failed)
+        self._proving.add(proving)
+
+    def _refuse(self, host: str, reason: str) -> None:
+        if len(self.refusals) > MAX_HANDSHAKES:
+            self.refusals.clear()
+        self.refusals[host] = reason
+        now = time.monotonic()
+        if now - self._reported.get(host, -REPORT_SECONDS) < REPORT_SECONDS:
+            return
+        if len(self._reported) > MAX_HANDSHAKES:
+            self._reported.clear()
+        self._reported[host] = now
+        log.warning("refused a connection of %s at %s: %s", host, self.endpoint, reason)
+
+
+def _listening_socket(endpoint: HostPort) -> socket.socket:
+    try:
+        family, address = endpoint.resolve()[0]
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    except OSError as error:
+        raise NetworkError(f"cannot listen at {endpoint}: {error.strerror}") from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen(128)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise NetworkError(_listen_problem(endpoint, error)) from error
+    return sock
+
+
+def _listen_problem(endpoint: HostPort, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"cannot listen at {endpoint}: the port is in use (by another program, or by another "
+            "engine that is rank 0 here: each needs a port of its own)"
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return (
+            f"cannot listen at {endpoint}: it is not an address of this host, on which rank 0 runs"
+        )
+    return f"cannot listen at {endpoint}: {error.strerror}"
