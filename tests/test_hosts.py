@@ -12,7 +12,7 @@ import pytest
 from datadist import BlocksCacheKey
 from tests import hosts, netcopy, nodes
 from tests.hosts import KEY, Network
-from tests.nodes import Node
+from tests.nodes import Node, RemoteError
 
 REASON = hosts.missing()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
@@ -72,6 +72,13 @@ def _check_pull(owner: Node, cluster: int, puller: Node) -> None:
         np.testing.assert_array_equal(here, expected)
 
 
+def _why(node: Node, timeout: int | None = None) -> str:
+    """Why the first link of a node does not come up."""
+    with pytest.raises(RemoteError) as caught:
+        node.do(nodes.wait, 1, timeout)
+    return caught.value.text
+
+
 def _link_all(members: list[Node], name: str, mapping: dict[int, int], table: str) -> list[int]:
     ids = [node.do(nodes.link, name, mapping, table) for node in members]
     for node, comm_id in zip(members, ids, strict=True):
@@ -89,3 +96,52 @@ def test_two_hosts_link_and_pull(start_on: Start, net: Network, version: int) ->
     two.do(nodes.unlink, ids[1])
     one.do(nodes.unlink, ids[0])
     assert not one.do(nodes.log_of, "WARNING")
+
+
+def test_three_hosts_link_through_rank_0(start_on: Start, net: Network) -> None:
+    mapping = {1: 0, 2: 1, 3: 2}
+    members = [start_on(number, number + 1) for number in range(3)]
+    _link_all(members, "trio", mapping, hosts.table([h.ipv4 for h in net.hosts]))
+    _check_pull(members[0], 1, members[1])
+    _check_pull(members[1], 2, members[2])
+    _check_pull(members[2], 3, members[0])
+    for host in net.hosts:
+        assert not host.run("ss", "-Hltn"), "something listens although the link is complete"
+
+
+def test_ranks_that_share_a_host_meet_there(start_on: Start, net: Network) -> None:
+    mapping = {1: 0, 2: 1, 3: 2, 4: 3}
+    members = [start_on(number, cluster) for number, cluster in ((0, 1), (0, 2), (1, 3), (1, 4))]
+    addresses = [net.hosts[n].ipv4 for n in (0, 0, 1, 1)]
+    _link_all(members, "quad", mapping, hosts.table(addresses))
+    _check_pull(members[0], 1, members[3])
+    _check_pull(members[3], 4, members[1])
+    connections = net.hosts[0].run("ss", "-Htn").splitlines()
+    assert len(connections) == 4, "one session per pair of engines on different hosts"
+
+
+@pytest.mark.parametrize("key", [None, "another key"])
+def test_a_wrong_key_lets_nobody_in(start_on: Start, net: Network, key: str | None) -> None:
+    one, two = start_on(0, 1, link_total_time=4), start_on(1, 2, key=key, link_total_time=3)
+    table = hosts.table([h.ipv4 for h in net.hosts[:2]])
+    for node in (one, two):
+        node.do(nodes.link, "pair", PAIR, table)
+    theirs, ours = _why(two), _why(one)
+    assert "DATADIST_AUTH_KEY" in theirs
+    assert len([w for w in two.do(nodes.log_of, "WARNING") if "DATADIST_AUTH_KEY" in w]) == 1
+    if key is not None:
+        assert net.hosts[1].ipv4 in ours
+        assert "DATADIST_AUTH_KEY" in ours
+
+
+def test_no_address_names_the_variable(start_on: Start) -> None:
+    one = start_on(0, 1, link_total_time=1)
+    one.do(nodes.link, "pair", PAIR, hosts.table(["x.x.x.x", "y.y.y.y"]))
+    assert "DATADIST_RENDEZVOUS" in _why(one)
+
+
+def test_the_variable_replaces_the_table(start_on: Start, net: Network) -> None:
+    environ = {"DATADIST_RENDEZVOUS": f"[{net.hosts[0].ipv6}]:7000"}
+    one, two = start_on(0, 1, environ=environ), start_on(1, 2, environ=environ)
+    _link_all([one, two], "pair", PAIR, hosts.table(["x.x.x.x", "y.y.y.y"]))
+    _check_pull(one, 1, two)
