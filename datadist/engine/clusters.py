@@ -316,6 +316,8 @@ class Clusters:
         if self.pairs.get(pair.cluster) is pair:
             del self.pairs[pair.cluster]
         attempt = pair.attempt
+        if pair.waiting:
+            pair.code = LLMStatusCode.LLM_LINK_FAILED
         pair.closed = True
         targets = self._builder.leave(pair, attempt) if attempt is not None else {}
         self._release(pair)
