@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from datadist import checks
 from datadist.api.arguments import (
     blocks_name,
     check_addresses,
-    check_cache,
-    check_desc,
     check_key_count,
+    check_kind,
     check_not_none,
     check_unique,
     layout_of,
@@ -30,6 +29,9 @@ from datadist.types import BlocksCacheKey, CacheDesc, CacheKey, Placement
 UNREGISTER_SECONDS = 2.0
 """How long `unregister_cache` waits for peers to confirm that they are out of the memory."""
 
+Names = Callable[[], list[tuple[int, KeyName]]]
+"""Slot and name of each key of a new cache, made only once what comes before was checked."""
+
 
 class Allocation(ManagerPart):
     """Caches from the pools and over memory of the caller."""
@@ -44,9 +46,9 @@ class Allocation(ManagerPart):
         Raises LLMException: LLM_PARAM_INVALID without a pool, for bad dimensions, for more keys
         than slots or keys that are bound already; LLM_OUT_OF_MEMORY.
         """
-        check_desc(cache_desc)
+        checks.check_isinstance("cache_desc", cache_desc, CacheDesc)
         checks.check_sequence_of("cache_keys", cache_keys, CacheKey)
-        return self._allocate(cache_desc, slot_names(cache_keys), blocks=False)
+        return self._allocate(cache_desc, lambda: slot_names(cache_keys), blocks=False)
 
     def allocate_blocks_cache(
         self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None
@@ -55,14 +57,15 @@ class Allocation(ManagerPart):
 
         Raises as :meth:`allocate_cache`.
         """
-        check_desc(cache_desc)
+        checks.check_isinstance("cache_desc", cache_desc, CacheDesc)
         checks.check_isinstance("blocks_cache_key", blocks_cache_key, BlocksCacheKey)
-        return self._allocate(cache_desc, blocks_name(blocks_cache_key), blocks=True)
+        return self._allocate(cache_desc, lambda: blocks_name(blocks_cache_key), blocks=True)
 
-    def _allocate(self, desc: CacheDesc, keys: list[tuple[int, KeyName]], blocks: bool) -> Cache:
-        engine = self._engine()
+    def _allocate(self, desc: CacheDesc, names: Names, blocks: bool) -> Cache:
+        check_not_none("cache_desc", desc)
         if desc.num_tensors <= 0:
             raise param_invalid("num_tensors is 0: a cache has at least one tensor")
+        engine = self._engine_with_memory()
         placement = desc.placement
         if not engine.memory.has_pool(placement):
             option = "mem_pool_cfg" if placement is Placement.DEVICE else "host_mem_pool_cfg"
@@ -70,6 +73,7 @@ class Allocation(ManagerPart):
                 f"no {placement.name} pool is configured: set {option} before init, for example "
                 '{"memory_size": 1073741824}, or register memory of your own'
             )
+        keys = names()
         size = tensor_size(desc)
         cache_id = engine.owned.new_id()
         addresses = engine.memory.allocate(placement, [size] * desc.num_tensors)
@@ -103,10 +107,9 @@ class Allocation(ManagerPart):
         self._deallocate(cache, blocks=True)
 
     def _deallocate(self, cache: Cache, blocks: bool) -> None:
-        check_cache("cache", cache)
-        if cache.is_blocks_cache is not blocks:
-            other = "deallocate_cache" if blocks else "deallocate_blocks_cache"
-            raise param_invalid(f"{cache!r} is freed by {other}")
+        checks.check_isinstance("cache", cache, Cache)
+        other = "deallocate_cache" if blocks else "deallocate_blocks_cache"
+        check_kind("cache", cache, blocks, f"use {other}")
         engine = self._engine()
         self._require_pool(engine)
         engine.owned.deallocate(cache.cache_id)
@@ -152,10 +155,12 @@ class Allocation(ManagerPart):
         number of addresses, address 0, or a range that overlaps another in part; LLM_FAILED where
         the transport refuses the memory.
         """
-        self._check_register(cache_desc, addrs, remote_accessible)
+        _check_memory(cache_desc, addrs)
         checks.check_sequence_of("cache_keys", cache_keys, CacheKey)
         self._check_accessible(remote_accessible)
-        return self._register(cache_desc, addrs, slot_names(cache_keys), remote_accessible, False)
+        return self._register(
+            cache_desc, addrs, lambda: slot_names(cache_keys), remote_accessible, False
+        )
 
     def register_blocks_cache(
         self,
@@ -165,11 +170,11 @@ class Allocation(ManagerPart):
         remote_accessible: bool | None = None,
     ) -> Cache:
         """A blocks cache over memory of the caller. Arguments, errors as :meth:`register_cache`."""
-        self._check_register(cache_desc, addrs, remote_accessible)
+        _check_memory(cache_desc, addrs)
         checks.check_isinstance("blocks_cache_key", blocks_cache_key, BlocksCacheKey)
         self._check_accessible(remote_accessible)
         return self._register(
-            cache_desc, addrs, blocks_name(blocks_cache_key), remote_accessible, True
+            cache_desc, addrs, lambda: blocks_name(blocks_cache_key), remote_accessible, True
         )
 
     def unregister_cache(self, cache_id: int) -> None:
@@ -178,15 +183,11 @@ class Allocation(ManagerPart):
         Raises LLMException (LLM_FAILED), and keeps the cache, while a peer may be writing into it.
         """
         checks.check_int64("cache_id", cache_id)
-        self._engine().owned.unregister(cache_id, UNREGISTER_SECONDS, certain=self._one_sided)
-
-    @staticmethod
-    def _check_register(desc: CacheDesc, addrs: list[int], remote_accessible: bool | None) -> None:
-        check_desc(desc)
-        checks.check_list_of_int("addrs", addrs)
-        checks.check_isinstance("remote_accessible", remote_accessible, bool)
+        engine = self._engine_with_memory()
+        engine.owned.unregister(cache_id, UNREGISTER_SECONDS, certain=self._one_sided)
 
     def _check_accessible(self, remote_accessible: bool | None) -> None:
+        checks.check_isinstance("remote_accessible", remote_accessible, bool)
         if remote_accessible and self._linked:
             raise param_invalid(
                 "remote_accessible=True after link: the links that exist do not reach this memory; "
@@ -197,12 +198,13 @@ class Allocation(ManagerPart):
         self,
         desc: CacheDesc,
         addrs: list[int],
-        keys: list[tuple[int, KeyName]],
+        names: Names,
         remote_accessible: bool | None,
         blocks: bool,
     ) -> Cache:
         check_addresses(desc, addrs)
-        engine = self._engine()
+        engine = self._engine_with_memory()
+        keys = names()
         size = tensor_size(desc)
         check_key_count(keys, desc)
         accessible = remote_accessible
@@ -226,3 +228,9 @@ class Allocation(ManagerPart):
             addressable,
             lambda handle: self.unregister_cache(handle.cache_id),
         )
+
+
+def _check_memory(desc: CacheDesc, addrs: list[int]) -> None:
+    checks.check_isinstance("cache_desc", desc, CacheDesc)
+    if addrs is not None:  # None fails where the addresses are used
+        checks.check_list_of_int("addrs", addrs)

@@ -32,22 +32,20 @@ def check_not_none(name: str, value: object) -> None:
         raise AttributeError(f"{name} is None")
 
 
-def check_desc(desc: CacheDesc) -> None:
-    """A description, not None."""
-    checks.check_isinstance("cache_desc", desc, CacheDesc)
-    check_not_none("cache_desc", desc)
-
-
-def check_cache(name: str, cache: Cache) -> None:
-    """A cache, not None."""
-    checks.check_isinstance(name, cache, Cache)
+def check_kind(name: str, cache: Cache, blocks: bool, hint: str) -> None:
+    """A cache, not None, of the kind that the method is for. Raises LLM_PARAM_INVALID."""
     check_not_none(name, cache)
+    if cache.is_blocks_cache is not blocks:
+        state = "is not" if blocks else "is"
+        raise param_invalid(f"{cache!r} {state} a blocks cache: {hint}")
 
 
 def check_addresses(desc: CacheDesc, addrs: list[int]) -> None:
-    """One address per tensor. Raises LLM_PARAM_INVALID."""
+    """One address per tensor. Raises ``TypeError`` for None, LLM_PARAM_INVALID."""
+    checks.check_isinstance("addrs", addrs, list, allow_none=False)
     if not addrs:
         raise param_invalid("addrs is empty: give one address per tensor")
+    check_not_none("cache_desc", desc)
     if len(addrs) != desc.num_tensors:
         raise param_invalid(f"{desc.num_tensors} tensors need as many addrs, not {len(addrs)}")
     for index, address in enumerate(addrs):
@@ -77,13 +75,29 @@ def layout_of(desc: CacheDesc, addresses: Sequence[int], size: int, blocks: bool
 
 
 def name_of(key: CacheKey | BlocksCacheKey) -> KeyName:
-    """What identifies the key on its owner."""
+    """What identifies the key on its owner. Raises ``TypeError`` as :func:`cluster_of`."""
     if isinstance(key, BlocksCacheKey):
-        checks.check_uint64("model_id", key.model_id)
+        _check_fits("model_id", key.model_id)
         return KeyName("blocks", INVALID_ID, key.model_id)
     if key.prefix_id != INVALID_ID:
         return KeyName("prefix", key.prefix_id, key.model_id)
     return KeyName("request", key.req_id, key.model_id)
+
+
+def cluster_of(key: CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey) -> int:
+    """The cluster that a key names.
+
+    Raises ``TypeError`` unless it is a uint64: a blocks key takes any int, and is refused when it
+    is used (LLM-DataDist API, keys).
+    """
+    _check_fits("cluster_id", key.cluster_id)
+    return key.cluster_id
+
+
+def _check_fits(name: str, value: int) -> None:
+    checks.check_isinstance(name, value, int, allow_none=False)
+    if not 0 <= value < 1 << 64:
+        raise TypeError(f"{name} is {value}, only support an unsigned 64-bit integer")
 
 
 def slot_names(keys: Sequence[CacheKey]) -> list[tuple[int, KeyName]]:
@@ -186,10 +200,10 @@ def _layer_range(name: str, value: Any) -> range | None:
     checks.check_isinstance(name, value, range)
     if value.step != 1:
         raise param_invalid(f"{name} is {value}: its step must be 1")
-    if len(value) == 0:
-        return None
     if value.start < 0:
         raise param_invalid(f"{name} is {value}: it must not start below 0")
+    if len(value) == 0:
+        return None
     checks.check_uint32(f"the last layer of {name}", value.stop - 1)
     return range(value.start, value.stop)
 

@@ -53,10 +53,12 @@ class LLMConfig:
     @device_id.setter
     def device_id(self, value: int | list[int] | tuple[int, ...]) -> None:
         checks.check_isinstance("device_id", value, (int, list, tuple), allow_none=False)
-        for each in value if isinstance(value, (list, tuple)) else (value,):
-            checks.check_isinstance("device_id", each, int, allow_none=False)
+        ids = value if isinstance(value, (list, tuple)) else (value,)
+        checks.check_sequence_of("device_id", ids, int)
+        for each in ids:
             if each < 0:
                 raise param_invalid(f"device_id is {each}, it must not be negative")
+        for each in ids:
             checks.check_int32("device_id", each)
         self._set["device_id"] = value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datadist import checks
-from datadist.api.arguments import check_cache
+from datadist.api.arguments import check_kind
 from datadist.api.cache import Cache
 from datadist.api.manager_part import ManagerPart
 from datadist.status import LLMException, LLMStatusCode, param_invalid
@@ -31,15 +31,14 @@ class Copying(ManagerPart):
 
         Raises LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST, LLM_FAILED.
         """
-        checks.check_isinstance("dst", dst, Cache, allow_none=False)
-        checks.check_isinstance("src", src, Cache, allow_none=False)
+        checks.check_isinstance("dst", dst, Cache)
+        checks.check_isinstance("src", src, Cache)
         checks.check_uint32("dst_batch_index", dst_batch_index)
         checks.check_uint32("src_batch_index", src_batch_index)
         checks.check_uint64("offset", offset)
         checks.check_int64("size", size)
-        for cache in (src, dst):
-            if cache.is_blocks_cache:
-                raise param_invalid(f"{cache!r} is a blocks cache: use copy_blocks or swap_blocks")
+        check_kind("src", src, False, "use copy_blocks or swap_blocks")
+        check_kind("dst", dst, False, "use copy_blocks or swap_blocks")
         if size != -1 and size <= 0:
             raise param_invalid(f"size is {size}: it must be -1 (the rest of the slot) or positive")
         if req_id is not None:
@@ -53,13 +52,12 @@ class Copying(ManagerPart):
 
         Raises LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST, LLM_FAILED.
         """
-        check_cache("cache", cache)
+        checks.check_isinstance("cache", cache, Cache)
         checks.check_isinstance("copy_block_info", copy_block_info, dict, allow_none=False)
         checks.check_dict("copy_block_info", copy_block_info, int, list)
         for source, targets in copy_block_info.items():
             checks.check_list_of_int(f"copy_block_info[{source}]", targets)
-        if not cache.is_blocks_cache:
-            raise param_invalid(f"{cache!r} is not a blocks cache: use copy_cache")
+        check_kind("cache", cache, True, "use copy_cache")
         pairs = [(a, b) for a, targets in copy_block_info.items() for b in targets]
         self._engine().copies.copy_blocks(cache.cache_id, pairs)
 
@@ -71,11 +69,10 @@ class Copying(ManagerPart):
 
         Raises LLMException: LLM_PARAM_INVALID, LLM_FAILED.
         """
-        check_cache("src_cache", src_cache)
-        check_cache("dst_cache", dst_cache)
-        for cache in (src_cache, dst_cache):
-            if not cache.is_blocks_cache:
-                raise param_invalid(f"{cache!r} is not a blocks cache, which swap_blocks needs")
+        checks.check_isinstance("src_cache", src_cache, Cache)
+        checks.check_isinstance("dst_cache", dst_cache, Cache)
+        check_kind("src_cache", src_cache, True, "use copy_cache")
+        check_kind("dst_cache", dst_cache, True, "use copy_cache")
         checks.check_isinstance("src_to_dst", src_to_dst, dict, allow_none=False)
         checks.check_dict("src_to_dst", src_to_dst, int, int)
         stride = _check_alike(src_cache, dst_cache)

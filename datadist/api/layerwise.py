@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from datadist import checks
-from datadist.api.arguments import source_of
+from datadist.api.arguments import cluster_of, source_of
 from datadist.api.cache import Cache
 from datadist.api.manager_part import ManagerPart
 from datadist.api.tasks import (
@@ -153,7 +153,7 @@ def _push_move(
     """Writes one layer into the cache that the config names (one-sided mode)."""
     key, cluster, target = (
         config.cache_key,
-        config.cache_key.cluster_id,
+        cluster_of(config.cache_key),
         source_of(config.cache_key),
     )
     slot, shift = (

@@ -108,25 +108,30 @@ class LLMDataDist:
         except Exception:
             log.exception("finalize did not end cleanly; please report it")
 
-    def _live(self) -> Engine:
-        """The engine for a cache manager, which may outlive it."""
-        if self._engine is None or self._engine.forked:
+    def _live(self, code: LLMStatusCode) -> Engine:
+        """The engine for a cache manager, which may outlive it. Raises LLMException with ``code``."""
+        if self._engine is None:
             raise LLMException(
                 f"the engine of cluster {self._cluster_id} was finalized: call init and use its new "
                 "cache_manager",
-                status_code=LLMStatusCode.LLM_FAILED,
+                status_code=code,
             )
+        if self._engine.forked:
+            raise LLMException(self._forked(), status_code=code)
         return self._engine
 
     def _initialised(self) -> Engine:
         if self._engine is None:
             raise RuntimeError(f"{self!r} is not initialized: call init first")
         if self._engine.forked:
-            raise RuntimeError(
-                f"{self!r} was initialized before this process forked, and cannot be used here: "
-                "start processes with spawn, or call finalize and init in the child"
-            )
+            raise RuntimeError(self._forked())
         return self._engine
+
+    def _forked(self) -> str:
+        return (
+            f"{self!r} was initialized before this process forked, and cannot be used here: start "
+            "processes with spawn, or call finalize and init in the child"
+        )
 
     # -- links -------------------------------------------------------------------------------
 
@@ -148,10 +153,9 @@ class LLMDataDist:
         _check_mapping(cluster_rank_info)
         checks.check_isinstance("rank_table", rank_table, str)
         _check_ranks(cluster_rank_info)
+        checks.check_isinstance("rank_table", rank_table, str, allow_none=False)
         _check_name_bytes(comm_name)
         self._refuse_hixl("link")
-        if rank_table is None:
-            raise TypeError("rank_table is None, only support str")
         comm_id = engine.link(comm_name, cluster_rank_info, rank_table)
         self.cache_manager.set_is_call_linked()
         return comm_id

@@ -7,10 +7,11 @@ from typing import Any
 
 from datadist import checks
 from datadist.api.arguments import (
-    check_cache,
+    check_kind,
     check_not_none,
     check_one_id,
     check_source_blocks,
+    cluster_of,
     layers_of,
     source_of,
     tensors_per_layer,
@@ -46,11 +47,10 @@ class Pulling(ManagerPart):
         """
         kinds = (CacheKeyByIdAndIndex,) if self._one_sided else (CacheKey, CacheKeyByIdAndIndex)
         checks.check_isinstance("cache_key", cache_key, kinds)
-        check_cache("cache", cache)
+        checks.check_isinstance("cache", cache, Cache)
         checks.check_uint32("batch_index", batch_index)
         checks.check_int64("size", size)
-        if cache.is_blocks_cache:
-            raise param_invalid(f"{cache!r} is a blocks cache: use pull_blocks")
+        check_kind("cache", cache, False, "use pull_blocks")
         if size != -1 and size <= 0:
             raise param_invalid(f"size is {size}: it must be -1 (the whole slot) or positive")
         per_layer = tensors_per_layer(kwargs)
@@ -58,8 +58,9 @@ class Pulling(ManagerPart):
         if isinstance(cache_key, CacheKey):
             check_one_id(cache_key)
         layers = layers_of(kwargs, per_layer)
+        cluster, source = cluster_of(cache_key), source_of(cache_key)
         self._engine().transfers.pull_cache(
-            cache_key.cluster_id, source_of(cache_key), cache.cache_id, batch_index, size, layers
+            cluster, source, cache.cache_id, batch_index, size, layers
         )
 
     def pull_blocks(
@@ -78,18 +79,17 @@ class Pulling(ManagerPart):
         """
         kinds = (CacheKey, CacheKeyByIdAndIndex, BlocksCacheKey)
         checks.check_isinstance("src_cache_key", src_cache_key, kinds)
-        check_cache("dst_cache", dst_cache)
+        checks.check_isinstance("dst_cache", dst_cache, Cache)
         checks.check_sequence_of("src_blocks", src_blocks, int)
         checks.check_sequence_of("dst_blocks", dst_blocks, int)
-        if not dst_cache.is_blocks_cache:
-            raise param_invalid(f"{dst_cache!r} is not a blocks cache: use pull_cache")
+        check_kind("dst_cache", dst_cache, True, "use pull_cache")
         if not dst_blocks:
             raise param_invalid("dst_blocks is empty: list the blocks to pull into")
         per_layer = tensors_per_layer(kwargs)
         check_not_none("src_cache_key", src_cache_key)
         check_source_blocks(src_cache_key, src_blocks)
         layers = layers_of(kwargs, per_layer)
-        cluster = src_cache_key.cluster_id
+        cluster, source = cluster_of(src_cache_key), source_of(src_cache_key)
         self._engine().transfers.pull_blocks(
-            cluster, source_of(src_cache_key), dst_cache.cache_id, src_blocks, dst_blocks, layers
+            cluster, source, dst_cache.cache_id, src_blocks, dst_blocks, layers
         )

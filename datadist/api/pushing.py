@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from datadist import checks
-from datadist.api.arguments import check_cache, check_not_none, check_per_layer, name_of
+from datadist.api.arguments import (
+    check_kind,
+    check_not_none,
+    check_per_layer,
+    cluster_of,
+    name_of,
+)
 from datadist.api.cache import Cache
 from datadist.api.manager_part import ManagerPart
 from datadist.api.tasks import check_layer_range
@@ -44,8 +50,7 @@ class Pushing(ManagerPart):
         )
         checks.check_isinstance("src_cache", src_cache, Cache, allow_none=False)
         checks.check_uint32("src_batch_index", src_batch_index)
-        if src_cache.is_blocks_cache:
-            raise param_invalid(f"{src_cache!r} is a blocks cache: use push_blocks")
+        check_kind("src_cache", src_cache, False, "use push_blocks")
         layers = _layers(src_cache, src_layer_range, dst_layer_range, tensor_num_per_layer)
         checks.check_int64("size", size)
         if size != -1:
@@ -71,22 +76,21 @@ class Pushing(ManagerPart):
         """
         self._require_one_sided("push_blocks")
         checks.check_isinstance("dst_cache_key", dst_cache_key, BlocksCacheKey)
-        check_not_none("dst_cache_key", dst_cache_key)
-        check_cache("src_cache", src_cache)
+        checks.check_isinstance("src_cache", src_cache, Cache)
         checks.check_sequence_of("src_blocks", src_blocks, int)
         checks.check_sequence_of("dst_blocks", dst_blocks, int)
-        if not src_cache.is_blocks_cache:
-            raise param_invalid(f"{src_cache!r} is not a blocks cache: use push_cache")
+        check_kind("src_cache", src_cache, True, "use push_cache")
         if not dst_blocks:
             raise param_invalid("dst_blocks is empty: list the blocks to push into")
         layers = _layers(src_cache, src_layer_range, dst_layer_range, tensor_num_per_layer)
+        check_not_none("dst_cache_key", dst_cache_key)
         if len(src_blocks) != len(dst_blocks):
             raise param_invalid(
                 f"src_blocks has {len(src_blocks)} entries and dst_blocks {len(dst_blocks)}: each "
                 "source block goes to the destination block at the same place"
             )
         self._engine().pushes.push_blocks(
-            dst_cache_key.cluster_id,
+            cluster_of(dst_cache_key),
             name_of(dst_cache_key),
             src_cache.cache_id,
             src_blocks,

@@ -117,7 +117,8 @@ class TransferWithCacheKeyConfig:
             ("src_layer_range", src_layer_range),
             ("dst_layer_range", dst_layer_range),
         ):
-            checks.check_isinstance(name, value, range, allow_none=False)
+            if value is None:
+                raise TypeError(f"{name} is None: give a range of layers")
         self.src_layer_range = src_layer_range
         self.dst_layer_range = dst_layer_range
         if len(self._src_layer_range) != len(self._dst_layer_range):

@@ -172,7 +172,8 @@ def check_blocks(name: str, blocks: Blocks, count: int) -> Blocks:
     """``blocks`` in the form that the planning functions take fastest, all in ``[0, count)``.
 
     Raises :class:`ValueError` naming the first bad index, its position and the limit (``name``
-    begins the text), :class:`TypeError` for something that is not a flat list of integers.
+    begins the text), :class:`TypeError` for a negative one (LLM-DataDist API, pull_blocks) and for
+    something that is not a flat list of integers.
     """
     if isinstance(blocks, np.ndarray) and (blocks.dtype.kind not in "iu" or blocks.ndim != 1):
         raise TypeError(
@@ -197,8 +198,10 @@ def check_blocks(name: str, blocks: Blocks, count: int) -> Blocks:
     return vector
 
 
-def _out_of_range(name: str, blocks: Blocks, count: int) -> ValueError:
+def _out_of_range(name: str, blocks: Blocks, count: int) -> Exception:
     place, block = next((i, b) for i, b in enumerate(blocks) if not 0 <= b < count)
+    if block < 0:
+        return TypeError(f"{name}[{place}] is {int(block)}, only support unsigned integers")
     limit = (
         f"the cache has {count} blocks, 0 to {count - 1}" if count else "the cache has no blocks"
     )

@@ -59,12 +59,13 @@ class Pushes:
                 raise param_invalid(
                     f"cache {entry.cache_id} of cluster {cluster} is a blocks cache: use push_blocks"
                 )
+            theirs = pushing.theirs()
             if target.slot >= entry.count:
                 raise param_invalid(
                     f"batch_index is {target.slot}: cache {entry.cache_id} of cluster {cluster} has "
                     f"{entry.count} slots"
                 )
-            theirs, mine = pushing.theirs(), pushing.mine()
+            mine = pushing.mine()
             if slot >= local.layout.count:
                 raise param_invalid(
                     f"src_batch_index is {slot}: cache {cache_id} has {local.layout.count} slots"
@@ -100,9 +101,10 @@ class Pushes:
         """
         with self._found(cluster, target, cache_id, layers) as pushing:
             local, entry = pushing.local, pushing.found.entry
+            theirs = pushing.theirs()
             with as_param_invalid():
                 targets = check_blocks("dst_blocks", dst_blocks, entry.count)
-            theirs, mine = pushing.theirs(), pushing.mine()
+            mine = pushing.mine()
             stride = local.layout.stride
             if stride != entry.stride:
                 raise param_invalid(

@@ -200,11 +200,25 @@ def tensor_range(layers: range | None, per: int, tensors: int, name: str, whose:
     return slice(layers.start * per, layers.stop * per)
 
 
-def check_divisible(layers: Layers, tensors: int) -> None:
-    """With any layer range, the local tensors must make whole layers. Raises LLM_PARAM_INVALID."""
-    given = layers.source is not None or layers.target is not None
-    if given and tensors % layers.per_layer:
+def check_local(layers: Layers, tensors: int) -> None:
+    """What the local tensors alone say of layer ranges (LLM-DataDist API, layer ranges).
+
+    With any range they make whole layers; the range of the destination lies inside of them; both
+    ranges are equally long, and that of the source alone covers all of them.
+
+    Raises LLM_PARAM_INVALID.
+    """
+    source, target, per = layers.source, layers.target, layers.per_layer
+    if source is None and target is None:
+        return
+    if tensors % per:
         raise param_invalid(
-            f"the local cache has {tensors} tensors, not a multiple of tensor_num_per_layer "
-            f"{layers.per_layer}"
+            f"the local cache has {tensors} tensors, not a multiple of tensor_num_per_layer {per}"
+        )
+    mine = tensor_range(target, per, tensors, "dst_layer_range", "local")
+    if source is not None and len(source) * per != mine.stop - mine.start:
+        raise param_invalid(
+            f"src_layer_range {source} has {len(source)} layers, and "
+            f"{(mine.stop - mine.start) // per} local ones are to be written: give layer ranges of "
+            "equal length"
         )

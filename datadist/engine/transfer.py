@@ -136,10 +136,10 @@ class Transfers:
         self, cluster: int, source: Source, cache: OwnCache, layers: Layers, plan: Planner
     ) -> None:
         deadline = time.monotonic() + self._timeout
-        resolve.check_divisible(layers, len(cache.layout.bases))
+        resolve.check_local(layers, len(cache.layout.bases))
+        routes = self.routes(cluster, deadline)
         if self._one_sided:
             check_accessible(cache)
-        routes = self.routes(cluster, deadline)
         view = routes[0].view
         found, token = resolve.look_up(view, source, deadline)
         try:
