@@ -225,14 +225,14 @@ def cases(tables: list[Table]) -> list[Any]:
     return [
         pytest.param(table, world, id=f"{table.method}-{world}")
         for table in tables
-        for world in sorted({world for world, *_ in _calls(table)})
+        for world in sorted({world for world, *_ in calls(table)})
     ]
 
 
 def verify(table: Table, name: str = "two-sided", worlds: Worlds | None = None) -> None:
     """Make every call of the table that belongs to a world."""
     world = None if worlds is None else worlds.get(name)
-    for needed, broken, number, later in _calls(table):
+    for needed, broken, number, later in calls(table):
         if needed != name:
             continue
         given = {**table.good, **broken}
@@ -245,7 +245,7 @@ def verify(table: Table, name: str = "two-sided", worlds: Worlds | None = None) 
             raise AssertionError(f"{table.checks[number]} {beside}: {error}") from error
 
 
-def _calls(table: Table) -> Iterator[tuple[str, dict[str, Any], int, int | None]]:
+def calls(table: Table) -> Iterator[tuple[str, dict[str, Any], int, int | None]]:
     """The world, the arguments, the check that counts, and the later one that is broken, too."""
     for number, check in enumerate(table.checks):
         yield check.world or table.world, dict(check.broken), number, None
