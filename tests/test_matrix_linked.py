@@ -1,6 +1,7 @@
 """Every check of transfers against a linked peer, in the documented order.
 
-Source of the rows: LLM-DataDist API, CacheManager. Cluster 1 calls, cluster 2 owns what is pulled from and pushed into.
+Cluster 1 calls, cluster 2 owns what is pulled from and pushed into. Source of the rows: LLM-DataDist API,
+CacheManager.
 """
 
 from __future__ import annotations

@@ -1,0 +1,141 @@
+"""What tools see of the API: docstrings, annotations, and the marker that the package is typed."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import datadist
+from datadist.api.arrays import CacheTensor
+from datadist.api.cache_manager import CacheManager
+
+ROOT = Path(__file__).parents[1]
+DROP_IN = (
+    "llm_datadist",
+    "llm_datadist.configs",
+    "llm_datadist.data_type",
+    "llm_datadist.status",
+    "llm_datadist.v2",
+    "llm_datadist.v2.cache_manager",
+    "llm_datadist.v2.llm_datadist",
+    "llm_datadist.v2.llm_types",
+)
+
+
+def _public() -> dict[str, Any]:
+    """Names that users import or reach, those of the transport interface included."""
+    transport = importlib.import_module("datadist.transport")
+    own = {n: v for n, v in vars(transport).items() if _is_own(v, transport.__name__, n)}
+    assert len(own) > 10
+    exported = {name: getattr(datadist, name) for name in datadist.__all__}
+    return own | exported | {"CacheManager": CacheManager, "CacheTensor": CacheTensor}
+
+
+def _is_own(value: object, module: str, name: str) -> bool:
+    defined = inspect.isclass(value) or inspect.isfunction(value)
+    return defined and getattr(value, "__module__", "") == module and not name.startswith("_")
+
+
+def _callables() -> Iterator[tuple[str, Callable[..., Any], bool]]:
+    """Every function and method that users may call; whether it must have a docstring of its own."""
+    for name, value in _public().items():
+        if not inspect.isclass(value):
+            yield name, value, True
+            continue
+        for base in value.__mro__:
+            if base.__module__.startswith("datadist"):
+                yield from _methods(base)
+
+
+def _methods(kind: type) -> Iterator[tuple[str, Callable[..., Any], bool]]:
+    for name, member in vars(kind).items():
+        label = f"{kind.__name__}.{name}"
+        special = name.startswith("__") and name.endswith("__")
+        if name.startswith("_") and not special:
+            continue
+        if isinstance(member, property):
+            yield label, member.fget, True  # type: ignore[misc]
+            if member.fset is not None:
+                yield f"{label} (setter)", member.fset, False
+            continue
+        function = getattr(member, "__func__", member)
+        ours = inspect.isfunction(function) and function.__module__.startswith("datadist")
+        if ours and not _is_generated(function):
+            yield label, function, not special
+
+
+def _is_generated(function: Callable[..., Any]) -> bool:
+    """Whether dataclass made it."""
+    return bool(inspect.unwrap(function).__code__.co_filename == "<string>")
+
+
+CALLABLES = {name: (function, documented) for name, function, documented in _callables()}
+
+
+def test_all_of_the_api_is_looked_at() -> None:
+    for name in (
+        "LLMDataDist.link",
+        "Pulling.pull_cache",
+        "Cache.create_cpu_cache",
+        "Transport.open",
+    ):
+        assert name in CALLABLES
+    assert "LLMConfig.device_id (setter)" in CALLABLES
+    assert len(CALLABLES) > 150
+
+
+def test_annotations_are_complete() -> None:
+    missing = []
+    for name, (function, _) in CALLABLES.items():
+        names = [p for p in inspect.signature(function).parameters if p not in ("self", "cls")]
+        annotated = inspect.get_annotations(function)
+        missing += [(name, each) for each in [*names, "return"] if each not in annotated]
+    assert missing == []
+
+
+def test_docstrings_say_something() -> None:
+    functions = {name: function for name, (function, documented) in CALLABLES.items() if documented}
+    assert [
+        name for name, function in functions.items() if not (function.__doc__ or "").strip()
+    ] == []
+
+
+def test_classes_and_modules_have_docstrings() -> None:
+    for name, value in _public().items():
+        assert value.__doc__, name
+        if inspect.isclass(value) and not issubclass(value, Enum):
+            assert not value.__doc__.startswith(f"{name}("), f"{name}: made by dataclass"
+    for name in DROP_IN:
+        assert importlib.import_module(f"datadist.drop_in.{name}").__doc__, name
+
+
+def test_the_wheel_says_that_it_is_typed_and_has_the_drop_in(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", minversion="77", reason="building needs setuptools 77")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree / name)
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "datadist", tree / "datadist", ignore=ignore)
+    code = f"from setuptools.build_meta import build_wheel; build_wheel({str(tmp_path)!r})"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "datadist/py.typed" in names
+    sources = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "datadist").rglob("*.py") if path.is_file()
+    }
+    assert sources <= set(names)
+    assert not [name for name in names if name.startswith(("llm_datadist", "tests"))]
