@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
-from datadist.drop_in import DropInError, prepend_path, refuse_if_imported
+from datadist.drop_in import DropInError, prepend_path, refuse_if_beside, refuse_if_imported
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
     try:
         refuse_if_imported()  # at the start of the interpreter, as by a .pth file
+        refuse_if_beside(Path.cwd() if args.module else Path(program).resolve().parent)
     except DropInError as error:
         print(f"datadist run: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,14 @@ import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
-__all__ = ["FOLDER", "DropInError", "install_as_llm_datadist", "prepend_path", "refuse_if_imported"]
+__all__ = [
+    "FOLDER",
+    "DropInError",
+    "install_as_llm_datadist",
+    "prepend_path",
+    "refuse_if_beside",
+    "refuse_if_imported",
+]
 
 FOLDER = Path(__file__).resolve().parent
 NAME = "llm_datadist"
@@ -29,8 +36,7 @@ def install_as_llm_datadist() -> None:
     Raises :class:`DropInError` (a ``RuntimeError``) when the real package is imported already.
     """
     refuse_if_imported()
-    if str(FOLDER) not in sys.path:
-        sys.path.insert(0, str(FOLDER))
+    sys.path[:] = [str(FOLDER), *(entry for entry in sys.path if entry != str(FOLDER))]
     prepend_path(os.environ)
 
 
@@ -44,11 +50,25 @@ def refuse_if_imported() -> None:
         )
 
 
+def refuse_if_beside(folder: Path) -> None:
+    """Raise :class:`DropInError` when a package of the name lies where Python looks before our folder.
+
+    That is the folder of a script, or the working directory of a module.
+    """
+    found = [folder / NAME / "__init__.py", folder / f"{NAME}.py"]
+    present = next((path for path in found if path.exists()), None)
+    if present is not None and folder.resolve() != FOLDER and not os.environ.get("PYTHONSAFEPATH"):
+        raise DropInError(
+            f"{present} lies beside the program, so that Python would import it first: start the "
+            "program from another folder, or set PYTHONSAFEPATH=1 (Python 3.11 and later)"
+        )
+
+
 def prepend_path(environ: MutableMapping[str, str]) -> None:
     """Put the folder first on the module path of processes that are given ``environ``."""
-    rest = [part for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-    if str(FOLDER) not in rest:
-        environ["PYTHONPATH"] = os.pathsep.join([str(FOLDER), *rest])
+    given = [part for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    rest = [part for part in given if part != str(FOLDER)]
+    environ["PYTHONPATH"] = os.pathsep.join([str(FOLDER), *rest])
 
 
 def _is_ours(module: object) -> bool:
