@@ -327,3 +327,9 @@ def test_the_default_of_remote_accessible_follows_placement_and_link(worlds: Wor
             assert own is not None
             assert own.accessible is expected, (name, desc)
             world.manager.unregister_cache(cache.cache_id)
+
+
+def test_shared_memory_cannot_remap(worlds: Worlds) -> None:
+    with pytest.raises(LLMException, match="backend shm") as caught:
+        worlds.get("linking").manager.remap_registered_memory([_memory()])
+    assert caught.value.status_code is NOT_ENABLED
