@@ -279,6 +279,14 @@ def test_checks(worlds: Worlds, table: Table, world: str) -> None:
     verify(table, world, worlds)
 
 
+def test_lists_of_keys_are_no_none(worlds: Worlds) -> None:
+    world = worlds.get("two-sided")
+    with pytest.raises(TypeError, match="cache_keys is a NoneType"):
+        world.manager.allocate_cache(DESC, None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="cache_keys is a NoneType"):
+        world.manager.register_cache(DESC, world.addrs, None)  # type: ignore[arg-type]
+
+
 # -- what is no failure --------------------------------------------------------------------------
 
 
