@@ -27,6 +27,8 @@ from datadist import (
 
 MIB = 1 << 20
 SECONDS = 60.0
+MARGIN, EDGE = 1024, 0x5A5A5A5A
+"""Numbers around registered arrays that nobody may change."""
 
 
 class RemoteError(Exception):
@@ -238,7 +240,11 @@ def make(
         cache = allocate(desc, *extra)
         here.arrays[label] = cache.numpy()
     else:
-        arrays = [np.zeros(shape, np.int32) for _ in range(tensors)]
+        around = [np.full(int(np.prod(shape)) + 2 * MARGIN, EDGE, np.int32) for _ in range(tensors)]
+        here.any.setdefault("edges", []).extend(around)
+        arrays = [each[MARGIN:-MARGIN].reshape(shape) for each in around]
+        for array in arrays:
+            array[:] = 0
         register = manager.register_cache if kind == "cache" else manager.register_blocks_cache
         cache = register(desc, [int(a.ctypes.data) for a in arrays], *extra, **options)
         here.arrays[label] = arrays
@@ -260,7 +266,10 @@ def pattern(seed: int, tensor: int, shape: tuple[int, ...]) -> NDArray[np.int32]
 
 
 def read(here: Here, label: str) -> list[NDArray[np.int32]]:
-    """A copy of a cache's tensors."""
+    """A copy of a cache's tensors; checks the numbers before and behind registered arrays, too."""
+    for each in here.any.get("edges", ()):
+        assert (each[:MARGIN] == EDGE).all(), "written before a tensor"
+        assert (each[-MARGIN:] == EDGE).all(), "written behind a tensor"
     return [array.copy() for array in here.arrays[label]]
 
 

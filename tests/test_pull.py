@@ -85,13 +85,14 @@ def test_blocks_to_blocks(start_node: Start, memory: str) -> None:
     _same(puller.do(nodes.read, "dst"), expected)
 
 
-@pytest.mark.parametrize("memory", ["pool", "numpy"])
+@pytest.mark.parametrize("memory", ["pool pool", "numpy numpy", "pool numpy", "numpy pool"])
 def test_contiguous_to_blocks_with_a_short_last_block(start_node: Start, memory: str) -> None:
     width, block = 44, 8  # a slot fills five blocks and a half
+    theirs, mine = memory.split()
 
     def before(owner: Node, puller: Node) -> None:
-        owner.do(nodes.make, "src", "cache", [2, width], TENSORS, None, "pool")
-        puller.do(nodes.make, "dst", "blocks", [BLOCKS, block], TENSORS, None, memory)
+        owner.do(nodes.make, "src", "cache", [2, width], TENSORS, None, theirs)
+        puller.do(nodes.make, "dst", "blocks", [BLOCKS, block], TENSORS, None, mine)
 
     owner, puller = _linked(start_node, before)
     owner.do(nodes.fill, "src", 1)
@@ -131,6 +132,31 @@ def test_layer_ranges_move_these_tensors_only(start_node: Start) -> None:
         with pytest.raises(RemoteError) as caught:
             puller.do(_pull_layers, CacheKeyByIdAndIndex(1, 1, 0), source, target)
         assert caught.value.status == "LLM_PARAM_INVALID"
+    _same(puller.do(nodes.read, "dst"), expected)
+
+
+@pytest.mark.parametrize("memory", ["pool", "numpy"])
+def test_layer_ranges_of_blocks(start_node: Start, memory: str) -> None:
+    def before(owner: Node, puller: Node) -> None:
+        key = BlocksCacheKey(1, 0)
+        owner.do(nodes.make, "src", "blocks", [BLOCKS, WIDTH], 6, key, memory)
+        puller.do(nodes.make, "dst", "blocks", [BLOCKS, WIDTH], 6, None, memory)
+
+    owner, puller = _linked(start_node, before)
+    owner.do(nodes.fill, "src", 1)
+    expected = _guard(puller, "dst")
+    ranges: dict[str, Any] = {"src_layer_range": range(1, 2), "dst_layer_range": range(0, 1)}
+    puller.do(
+        nodes.pull_blocks,
+        BlocksCacheKey(1, 0),
+        "dst",
+        [3, 4],
+        [7, 0],
+        tensor_num_per_layer=3,
+        **ranges,
+    )
+    for tensor in range(3):
+        expected[tensor][[7, 0]] = pattern(1, tensor + 3, (BLOCKS, WIDTH))[[3, 4]]
     _same(puller.do(nodes.read, "dst"), expected)
 
 
