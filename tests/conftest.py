@@ -6,10 +6,12 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests import nodes
+from tests import hosts, netcopy, nodes
+from tests.hosts import Network
 from tests.nodes import Node
 
 
@@ -55,3 +57,36 @@ def start_node(runtime_dir: Path) -> Iterator[Callable[..., Node]]:
 
 def _init(here: nodes.Here, cluster: int, pool: int, settings: dict[str, object]) -> None:
     nodes.init(here, cluster, pool, **settings)
+
+
+@pytest.fixture
+def net() -> Iterator[Network]:
+    """Three hosts on a switch."""
+    with hosts.network(3) as network:
+        yield network
+
+
+@pytest.fixture
+def start_on(net: Network, tmp_path: Path) -> Iterator[Callable[..., Node]]:
+    """Start a node on a host; each host has a runtime directory of its own."""
+    netcopy.publish(tmp_path)
+    started: list[Node] = []
+
+    def start(number: int, cluster: int, *, key: str | None = hosts.KEY, **options: Any) -> Node:
+        run = tmp_path / f"run{number}"
+        run.mkdir(mode=0o700, exist_ok=True)
+        environ = {"DATADIST_RUNTIME_DIR": str(run), **options.pop("environ", {})}
+        if key is not None:
+            environ["DATADIST_AUTH_KEY"] = key
+        node = hosts.start(net.hosts[number], environ, str(tmp_path))
+        started.append(node)
+        node.do(_init_netcopy, cluster, options)
+        return node
+
+    yield start
+    for node in started:
+        node.close()
+
+
+def _init_netcopy(here: nodes.Here, cluster: int, options: dict[str, Any]) -> None:
+    hosts.init(here, cluster, **options)

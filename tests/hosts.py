@@ -11,6 +11,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import pytest
+
+from datadist import BlocksCacheKey
 from tests import nodes
 from tests.nodes import Node
 
@@ -30,6 +34,11 @@ def missing() -> str | None:
     except (OSError, subprocess.SubprocessError) as error:
         return f"network namespaces cannot be made: {error}"
     return None
+
+
+_reason = missing()
+needed = pytest.mark.skipif(_reason is not None, reason=_reason or "")
+"""Mark of tests that need hosts."""
 
 
 class Host:
@@ -158,3 +167,19 @@ def table(addresses: list[str], **of_rank_0: Any) -> str:
     return json.dumps(
         {"version": "1.0", "status": "completed", "server_count": count, "server_list": servers}
     )
+
+
+def check_pull(owner: Node, cluster: int, puller: Node) -> None:
+    """Pull blocks of every tensor and compare all bytes, also those that must not change."""
+    key, label = BlocksCacheKey(cluster, 0), f"from {cluster}"
+    for node, keys in ((owner, key), (puller, None)):
+        if not node.do(nodes.has, label):
+            node.do(nodes.make, label, "blocks", [8, 64], 4, keys)
+        node.do(nodes.clear, label)
+    owner.do(nodes.fill, label, cluster)
+    puller.do(nodes.pull_blocks, key, label, [1, 2, 5], [0, 3, 4])
+    theirs, ours = owner.do(nodes.read, label), puller.do(nodes.read, label)
+    for there, here in zip(theirs, ours, strict=True):
+        expected = np.zeros_like(here)
+        expected[[0, 3, 4]] = there[[1, 2, 5]]
+        np.testing.assert_array_equal(here, expected)

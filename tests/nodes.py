@@ -252,6 +252,17 @@ def make(
     return cache.cache_id
 
 
+def has(here: Here, label: str) -> bool:
+    """Whether there is a cache of that name."""
+    return label in here.arrays
+
+
+def clear(here: Here, label: str) -> None:
+    """Fill a cache with zeros."""
+    for array in here.arrays[label]:
+        array[:] = 0
+
+
 def fill(here: Here, label: str, seed: int) -> None:
     """Fill a cache with numbers that :func:`pattern` foretells."""
     for index, array in enumerate(here.arrays[label]):
@@ -307,10 +318,13 @@ def cluster_info(
 
 
 def link_clusters(
-    here: Here, clusters: Sequence[tuple[int, int]], timeout: int = 10_000
+    here: Here,
+    clusters: Sequence[tuple[int, int]],
+    timeout: int = 10_000,
+    address: str = "127.0.0.1",
 ) -> tuple[str, list[str]]:
     """Link with (cluster, port) pairs; the names of the results."""
-    infos = [cluster_info(cluster, port) for cluster, port in clusters]
+    infos = [cluster_info(cluster, port, address=address) for cluster, port in clusters]
     result, results = here.live.link_clusters(infos, timeout)
     return result.name, [code.name for code in results]
 

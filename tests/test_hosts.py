@@ -2,74 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-import numpy as np
 import pytest
 
-from datadist import BlocksCacheKey
-from tests import hosts, netcopy, nodes
-from tests.hosts import KEY, Network
+from tests import hosts, nodes
+from tests.hosts import Network
 from tests.nodes import Node, RemoteError
 
-REASON = hosts.missing()
-pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
+pytestmark = hosts.needed
 
 PAIR = {1: 0, 2: 1}
 Start = Callable[..., Node]
-
-
-@pytest.fixture
-def net() -> Iterator[Network]:
-    """Three hosts."""
-    with hosts.network(3) as network:
-        yield network
-
-
-@pytest.fixture
-def start_on(net: Network, tmp_path: Path) -> Iterator[Start]:
-    """Start a node on a host; each host has a runtime directory of its own."""
-    netcopy.publish(tmp_path)
-    started: list[Node] = []
-
-    def start(number: int, cluster: int, *, key: str | None = KEY, **options: Any) -> Node:
-        run = tmp_path / f"run{number}"
-        run.mkdir(mode=0o700, exist_ok=True)
-        environ = {"DATADIST_RUNTIME_DIR": str(run), **options.pop("environ", {})}
-        if key is not None:
-            environ["DATADIST_AUTH_KEY"] = key
-        node = hosts.start(net.hosts[number], environ, str(tmp_path))
-        started.append(node)
-        node.do(_init, cluster, options)
-        return node
-
-    yield start
-    for node in started:
-        node.close()
-
-
-def _init(here: nodes.Here, cluster: int, options: dict[str, Any]) -> None:
-    hosts.init(here, cluster, **options)
-
-
-def _pull(here: nodes.Here, key: Any, label: str, src: list[int], dst: list[int]) -> None:
-    nodes.pull_blocks(here, key, label, src, dst)
-
-
-def _check_pull(owner: Node, cluster: int, puller: Node) -> None:
-    """Pull blocks of every tensor and compare all bytes, also those that must not change."""
-    label = f"from {cluster}"
-    owner.do(nodes.make, label, "blocks", [8, 64], 4, BlocksCacheKey(cluster, 0))
-    owner.do(nodes.fill, label, cluster)
-    puller.do(nodes.make, label, "blocks", [8, 64])
-    puller.do(_pull, BlocksCacheKey(cluster, 0), label, [1, 2, 5], [0, 3, 4])
-    theirs, ours = owner.do(nodes.read, label), puller.do(nodes.read, label)
-    for there, here in zip(theirs, ours, strict=True):
-        expected = np.zeros_like(here)
-        expected[[0, 3, 4]] = there[[1, 2, 5]]
-        np.testing.assert_array_equal(here, expected)
 
 
 def _why(node: Node, timeout: int | None = None) -> str:
@@ -91,8 +35,8 @@ def test_two_hosts_link_and_pull(start_on: Start, net: Network, version: int) ->
     addresses = [h.ipv4 if version == 4 else h.ipv6 for h in net.hosts[:2]]
     one, two = start_on(0, 1), start_on(1, 2)
     ids = _link_all([one, two], "pair", PAIR, hosts.table(addresses))
-    _check_pull(one, 1, two)
-    _check_pull(two, 2, one)
+    hosts.check_pull(one, 1, two)
+    hosts.check_pull(two, 2, one)
     two.do(nodes.unlink, ids[1])
     one.do(nodes.unlink, ids[0])
     assert not one.do(nodes.log_of, "WARNING")
@@ -102,9 +46,9 @@ def test_three_hosts_link_through_rank_0(start_on: Start, net: Network) -> None:
     mapping = {1: 0, 2: 1, 3: 2}
     members = [start_on(number, number + 1) for number in range(3)]
     _link_all(members, "trio", mapping, hosts.table([h.ipv4 for h in net.hosts]))
-    _check_pull(members[0], 1, members[1])
-    _check_pull(members[1], 2, members[2])
-    _check_pull(members[2], 3, members[0])
+    hosts.check_pull(members[0], 1, members[1])
+    hosts.check_pull(members[1], 2, members[2])
+    hosts.check_pull(members[2], 3, members[0])
     for host in net.hosts:
         assert not host.run("ss", "-Hltn"), "something listens although the link is complete"
 
@@ -114,8 +58,8 @@ def test_ranks_that_share_a_host_meet_there(start_on: Start, net: Network) -> No
     members = [start_on(number, cluster) for number, cluster in ((0, 1), (0, 2), (1, 3), (1, 4))]
     addresses = [net.hosts[n].ipv4 for n in (0, 0, 1, 1)]
     _link_all(members, "quad", mapping, hosts.table(addresses))
-    _check_pull(members[0], 1, members[3])
-    _check_pull(members[3], 4, members[1])
+    hosts.check_pull(members[0], 1, members[3])
+    hosts.check_pull(members[3], 4, members[1])
     connections = net.hosts[0].run("ss", "-Htn").splitlines()
     assert len(connections) == 4, "one session per pair of engines on different hosts"
 
@@ -144,4 +88,4 @@ def test_the_variable_replaces_the_table(start_on: Start, net: Network) -> None:
     environ = {"DATADIST_RENDEZVOUS": f"[{net.hosts[0].ipv6}]:7000"}
     one, two = start_on(0, 1, environ=environ), start_on(1, 2, environ=environ)
     _link_all([one, two], "pair", PAIR, hosts.table(["x.x.x.x", "y.y.y.y"]))
-    _check_pull(one, 1, two)
+    hosts.check_pull(one, 1, two)

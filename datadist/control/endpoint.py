@@ -1,15 +1,17 @@
 """The address that an engine listens on for `link_clusters`, and how peers of this host find it.
 
-The port is bound, so that nobody else can take it, and a symbolic link in the runtime directory,
-named after the address, leads to the engine's socket there. The port itself is not opened to the
-network here.
+The port is taken, so that nobody else can have it, and a symbolic link in the runtime directory,
+named after the address, leads to the engine's socket there. Only an engine that may talk over the
+network opens the port to it.
 """
 
 from __future__ import annotations
 
-import errno
 import socket
 
+from datadist.control.hostport import HostPort
+from datadist.control.listener import NetworkError, listen_problem
+from datadist.control.remote import Remote
 from datadist.control.runtime_dir import Address, RuntimeDir
 
 ANY = "0.0.0.0"
@@ -20,31 +22,57 @@ class EndpointError(Exception):
 
 
 class Endpoint:
-    """A bound address, listed in the runtime directory from construction until :meth:`close`.
+    """A taken address, listed in the runtime directory from construction until :meth:`close`.
 
-    ``address`` is IPv4 text, ``port`` 1 to 65535. Raises :class:`EndpointError`.
+    ``address`` is IPv4 text, ``port`` 1 to 65535; with ``remote`` engines of other hosts can dial
+    it. Raises :class:`EndpointError`.
     """
 
-    def __init__(self, directory: RuntimeDir, engine: Address, address: str, port: int) -> None:
-        self.address = address
+    def __init__(
+        self,
+        directory: RuntimeDir,
+        engine: Address,
+        address: str,
+        port: int,
+        remote: Remote | None = None,
+    ) -> None:
         self.port = port
+        self._place = HostPort(address, port)
         self._directory = directory
         self._engine = engine
-        self._socket = _bind(address, port)
+        self._remote = remote
+        self._socket: socket.socket | None = None
+        self._take_port()
         try:
             directory.publish(address, port, engine)
         except OSError as error:
-            self._socket.close()
-            raise EndpointError(f"cannot list {address}:{port}: {error}") from error
+            self._give_back()
+            raise EndpointError(f"cannot list {self._place}: {error}") from error
 
     def close(self) -> None:
         """Take the address out of the directory and give the port back."""
-        self._directory.retract(self.address, self.port, self._engine)
-        self._socket.close()
+        self._directory.retract(*self._place, self._engine)
+        self._give_back()
 
     def abandon(self) -> None:
         """In a forked child: close the descriptor, leave the directory alone."""
-        self._socket.close()
+        if self._socket is not None:
+            self._socket.close()
+
+    def _take_port(self) -> None:
+        try:
+            if self._remote is None:
+                self._socket = _bind(self._place)
+            else:
+                self._remote.listen(self._place)
+        except NetworkError as error:
+            raise EndpointError(str(error)) from error
+
+    def _give_back(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        elif self._remote is not None:
+            self._remote.unlisten(self._place)
 
 
 def find(directory: RuntimeDir, address: str, port: int) -> Address | None:
@@ -55,19 +83,14 @@ def find(directory: RuntimeDir, address: str, port: int) -> Address | None:
     return found
 
 
-def _bind(address: str, port: int) -> socket.socket:
+def _bind(place: HostPort) -> socket.socket:
+    """Take the port without listening: only this host's engines come, by the directory."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        sock.bind((address, port))
+        sock.bind(place)
     except OSError as error:
         sock.close()
-        hints = {
-            errno.EADDRINUSE: "another process uses this port: choose another one, or end it",
-            errno.EADDRNOTAVAIL: "this host has no such address: use one that `ip addr` shows",
-            errno.EACCES: "this user may not use it: choose a port above 1023",
-        }
-        hint = hints.get(error.errno or 0, error.strerror)
-        raise EndpointError(f"cannot listen on {address}:{port}: {hint}") from error
+        raise NetworkError(listen_problem(place, error)) from error
     return sock
 
 

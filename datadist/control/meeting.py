@@ -84,6 +84,7 @@ class Meeting:
     def listen_at(self, ip: str | None, port: int | None) -> None:
         """Let peers find this engine at ``ip:port``, and there only; None or 0 for nowhere.
 
+        With a ``remote`` they may be on other hosts.
         An endpoint with the same port stays as it is (LLM-DataDist API, switch_role).
         Raises :class:`EndpointError`; the engine listens nowhere then.
         """
@@ -93,7 +94,7 @@ class Meeting:
             self._endpoint.close()
             self._endpoint = None
         if ip and port:
-            self._endpoint = Endpoint(self._dir, self.address, ip, port)
+            self._endpoint = Endpoint(self._dir, self.address, ip, port, self.remote)
 
     def find(self, ip: str, port: int) -> Address | None:
         """The engine of this host that listens at ``ip:port``, or None."""

@@ -15,18 +15,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from datadist.control.hostport import HostPort
+from datadist.control.listener import Listener
 from datadist.control.messages import WIRE_VERSION, Hello, Message, Welcome
 from datadist.control.reactor import Reactor, Timer
 from datadist.control.runtime_dir import Address
 from datadist.control.session import Session
-from datadist.control.tcp import HANDSHAKE_SECONDS, Dial, Listener, NetworkSettings, TcpSession
+from datadist.control.tcp import HANDSHAKE_SECONDS, Dial, NetworkSettings, TcpSession
 
 if TYPE_CHECKING:
     from datadist.control.meeting import Meeting
 
 log = logging.getLogger("datadist.control")
 
-Done = Callable[[str | None], None]
+Done = Callable[[Address | str], None]
+"""Hears which engine a dial met, or why none."""
+
+AGAIN_SECONDS = 0.05
 
 
 @dataclass
@@ -37,6 +41,8 @@ class _Acquaintance:
     done: Done | None
     """Of the caller of :meth:`Remote.contact`; None where the peer dialled."""
     cluster_id: int | None
+    again: Callable[[], None] | None = None
+    """Dials once more."""
     hello: Hello | None = None
     """The peer's, where it dialled."""
 
@@ -51,13 +57,14 @@ class Remote:
         self._listeners: dict[HostPort, tuple[Listener, int]] = {}
         self._dials: set[Dial] = set()
         self._met: dict[Session, _Acquaintance] = {}
+        self._closed = False
 
     # -- listening ---------------------------------------------------------------------------
 
     def listen(self, endpoint: HostPort) -> Listener:
         """The listener at an address, opened once and counted; give it back with :meth:`unlisten`.
 
-        Raises :class:`~datadist.control.tcp.NetworkError`.
+        Raises :class:`~datadist.control.listener.NetworkError`.
         """
         found = self._listeners.get(endpoint)
         if found is None:
@@ -77,27 +84,42 @@ class Remote:
 
     # -- dialling ----------------------------------------------------------------------------
 
-    def contact(self, endpoint: HostPort, cluster_id: int | None, done: Done) -> None:
-        """Dial once; ``done(None)`` when the two have met or will, else ``done(reason)``.
+    def contact(
+        self,
+        endpoint: HostPort,
+        cluster_id: int | None,
+        done: Done,
+        seconds: float = HANDSHAKE_SECONDS,
+        again: bool = True,
+    ) -> None:
+        """Dial an address; ``done(engine)`` when the two have met or will, else ``done(reason)``.
 
-        A session arrives by the meeting's ``on_session``. An engine of another cluster than
-        ``cluster_id`` is not wanted, if that is given.
+        A session that is new arrives by the meeting's ``on_session``, after ``done``. An engine of
+        another cluster than ``cluster_id`` is not wanted, if that is given. Connecting may take
+        ``seconds``, and so may the handshake. An engine that hangs up once it has proved itself
+        may have preferred its own connection, and is dialled ``again``.
         """
+        if self._closed:
+            return
+
+        def once_more() -> None:
+            self.contact(endpoint, cluster_id, done, seconds, again=False)
 
         def connected(session: TcpSession) -> None:
             self._dials.discard(dial)
-            self._meet(session, done, cluster_id)
+            self._meet(session, done, cluster_id, once_more if again else None)
             session.send(self._meeting.hello())
 
         def failed(reason: str) -> None:
             self._dials.discard(dial)
             done(reason)
 
-        dial = Dial(self._reactor, endpoint, self._settings, connected, failed)
+        dial = Dial(self._reactor, endpoint, self._settings, connected, failed, seconds)
         self._dials.add(dial)
 
     def close(self) -> None:
         """Stop everything but the sessions."""
+        self._closed = True
         for listener, _ in self._listeners.values():
             listener.close()
         self._listeners.clear()
@@ -120,13 +142,19 @@ class Remote:
     # -- getting acquainted --------------------------------------------------------------------
 
     def _accepted(self, session: TcpSession) -> None:
-        self._meet(session, None, None)
+        self._meet(session, None, None, None)
 
-    def _meet(self, session: TcpSession, done: Done | None, cluster_id: int | None) -> None:
+    def _meet(
+        self,
+        session: TcpSession,
+        done: Done | None,
+        cluster_id: int | None,
+        again: Callable[[], None] | None,
+    ) -> None:
         timer = self._reactor.later(
             HANDSHAKE_SECONDS, lambda: session.close("it did not say hello in time")
         )
-        self._met[session] = _Acquaintance(timer, done, cluster_id)
+        self._met[session] = _Acquaintance(timer, done, cluster_id, again)
         session.on_message = self._on_message
         session.on_closed = self._on_closed
         session.start()
@@ -136,19 +164,21 @@ class Remote:
         met.timer.cancel()
         return met
 
-    def _part(self, session: Session, reason: str, outcome: str | None = None) -> None:
-        """Hang up before there was a session; ``outcome`` is what the dialler is told."""
+    def _part(self, session: Session, reason: str, met_engine: Address | None = None) -> None:
+        """Hang up before there was a session; who dialled hears ``met_engine``, else the reason."""
         met = self._forget(session)
         session.on_closed = None
         session.close(reason)
         log.debug("no session with %s: %s", session.peer, reason)
         if met.done is not None:
-            met.done(outcome)
+            met.done(reason if met_engine is None else met_engine)
 
     def _on_closed(self, session: Session, reason: str) -> None:
         met = self._forget(session)
         log.debug("no session with %s: %s", session.peer, reason)
-        if met.done is not None:
+        if met.again is not None:
+            self._reactor.later(AGAIN_SECONDS, met.again)
+        elif met.done is not None:
             met.done(reason)
 
     def _on_message(self, session: Session, message: Message, _fds: list[int]) -> None:
@@ -156,7 +186,7 @@ class Remote:
         if isinstance(message, Hello) and met.hello is None:
             problem = self._problem(session, message, met)
             if problem is not None:
-                self._part(session, problem, problem)
+                self._part(session, problem)
             elif met.done is None:
                 self._answer(session, met, message)
             else:
@@ -164,7 +194,7 @@ class Remote:
         elif isinstance(message, Welcome) and met.hello is not None:
             self._take(session, met.hello)
         else:
-            self._part(session, f"it said {message.kind} out of turn", "it breaks the protocol")
+            self._part(session, f"it breaks the protocol: it said {message.kind} out of turn")
 
     def _problem(self, session: Session, hello: Hello, met: _Acquaintance) -> str | None:
         if hello.wire != WIRE_VERSION:
@@ -197,14 +227,14 @@ class Remote:
 
     def _decide(self, session: Session, hello: Hello) -> None:
         """As the dialler: take the connection, or leave it for another one."""
-        peer = hello.incarnation
+        peer, engine = hello.incarnation, Address(hello.cluster_id, hello.incarnation)
         rivals = [s for s, met in self._met.items() if met.hello and s.incarnation == peer]
         if hello.knock:
-            self._part(session, "it meets us in the runtime directory")
+            self._part(session, "it meets us in the runtime directory", engine)
         elif peer in self._meeting.sessions:
-            self._part(session, "there is a session already")
+            self._part(session, "there is a session already", engine)
         elif rivals and self._meeting.address.incarnation > peer:
-            self._part(session, "its own connection comes first")
+            self._part(session, "its own connection comes first", engine)
         else:
             for rival in rivals:
                 self._part(rival, "our own connection comes first")
@@ -213,6 +243,6 @@ class Remote:
 
     def _take(self, session: Session, hello: Hello) -> None:
         met = self._forget(session)
+        if met.done is not None:  # first, or nobody would hold the session yet
+            met.done(Address(hello.cluster_id, hello.incarnation))
         self._meeting.adopt(session, hello)
-        if met.done is not None:
-            met.done(None)

@@ -1,4 +1,4 @@
-"""Sessions over TCP: listening, dialling, and the handshake in front of every one of them.
+"""Sessions over TCP: dialling, and the handshake in front of every one of them.
 
 A connection becomes a :class:`TcpSession` only after both ends have proved that they know the key
 (see :mod:`datadist.control.channel`). Everything here runs on the reactor's thread.
@@ -11,8 +11,6 @@ import logging
 import os
 import socket
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,15 +26,7 @@ log = logging.getLogger("datadist.control")
 
 HANDSHAKE_SECONDS = 5.0
 """For connecting, and again for the handshake."""
-MAX_HANDSHAKES = 64
-"""Connections of one listener that have not proved themselves yet."""
-MAX_HANDSHAKES_PER_HOST = 16
-ACCEPTS_PER_SECOND = 100
-"""More than these wait in the kernel's queue."""
-REPORT_SECONDS = 10.0
-"""Pause between two log lines about the same host."""
 REFUSED = "connection refused (nothing listens there yet, or the port is another one)"
-_PAUSE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -47,10 +37,6 @@ class NetworkSettings:
     """The secret that all engines share."""
     peer_timeout: float = 10.0
     """Seconds of silence of the peer's host after which it counts as dead."""
-
-
-class NetworkError(Exception):
-    """An address cannot be listened on; the text says why and what to do."""
 
 
 class TcpSession(Session):
@@ -114,7 +100,7 @@ def _keep_alive(sock: socket.socket, timeout: float) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout * 1000))
 
 
-class _Proving:
+class Proving:
     """A connected socket until its handshake is done or has failed."""
 
     def __init__(
@@ -125,6 +111,7 @@ class _Proving:
         dialled: bool,
         on_session: Callable[[TcpSession], None],
         on_failed: Callable[[str], None],
+        seconds: float = HANDSHAKE_SECONDS,
     ) -> None:
         self._reactor = reactor
         self._sock = sock
@@ -133,8 +120,11 @@ class _Proving:
         self._on_session = on_session
         self._on_failed = on_failed
         self._timer = reactor.later(
-            HANDSHAKE_SECONDS,
-            lambda: self._fail(f"it did not finish the handshake in {HANDSHAKE_SECONDS:g} s"),
+            seconds,
+            lambda: self._fail(
+                f"it did not finish the handshake in {seconds:g} s (is it stopped, or no datadist "
+                "engine?)"
+            ),
         )
         self._open = True
         reactor.watch(sock.fileno(), READ, self._on_readable)
@@ -225,7 +215,10 @@ def look_up(
 
 
 class Dial:
-    """One try to connect: ends in ``on_session(session)`` or ``on_failed(reason)``, once."""
+    """One try to connect: ends in ``on_session(session)`` or ``on_failed(reason)``, once.
+
+    ``seconds`` are for connecting, and again for the handshake.
+    """
 
     def __init__(
         self,
@@ -234,7 +227,9 @@ class Dial:
         settings: NetworkSettings,
         on_session: Callable[[TcpSession], None],
         on_failed: Callable[[str], None],
+        seconds: float = HANDSHAKE_SECONDS,
     ) -> None:
+        self._seconds = seconds
         self._reactor = reactor
         self._endpoint = endpoint
         self._settings = settings
@@ -242,9 +237,9 @@ class Dial:
         self._on_failed = on_failed
         self._addresses: list[Address] = []
         self._sock: socket.socket | None = None
-        self._proving: _Proving | None = None
+        self._proving: Proving | None = None
         self._cancelled = False
-        self._timer = reactor.later(HANDSHAKE_SECONDS, self._too_late)
+        self._timer = reactor.later(seconds, self._too_late)
         look_up(reactor, endpoint, self._try, self._fail)
 
     def cancel(self) -> None:
@@ -293,13 +288,13 @@ class Dial:
         self._reactor.unwatch(sock.fileno())
         self._timer.cancel()
         self._sock = None
-        self._proving = _Proving(
-            self._reactor, sock, self._settings, True, self._on_session, self._fail
+        self._proving = Proving(
+            self._reactor, sock, self._settings, True, self._on_session, self._fail, self._seconds
         )
 
     def _too_late(self) -> None:
         self._fail(
-            f"connecting timed out after {HANDSHAKE_SECONDS:g} s (the host is down, the address is "
+            f"connecting timed out after {self._seconds:g} s (the host is down, the address is "
             "wrong, or a firewall drops the packets)"
         )
 
@@ -321,147 +316,3 @@ def _connect_problem(error: int) -> str:
     if error in (errno.EHOSTUNREACH, errno.ENETUNREACH):
         return f"{os.strerror(error).lower()} (the address is wrong, or the network is down)"
     return os.strerror(error)
-
-
-class Listener:
-    """A listening socket; engines that prove the key arrive by ``on_session``.
-
-    The endpoint's host must be an address (see :func:`look_up`); port 0 takes any free one. Raises
-    :class:`NetworkError`. ``refusals`` remembers, by host, why the last one was refused.
-    """
-
-    def __init__(
-        self,
-        reactor: Reactor,
-        endpoint: HostPort,
-        settings: NetworkSettings,
-        on_session: Callable[[TcpSession], None],
-    ) -> None:
-        self._reactor = reactor
-        self._settings = settings
-        self._on_session = on_session
-        self._sock = _listening_socket(endpoint)
-        self.endpoint = HostPort(endpoint.host, self._sock.getsockname()[1])
-        """Where it listens: the port is the real one where 0 was asked for."""
-        self.refusals: dict[str, str] = {}
-        self._reported: dict[str, float] = {}
-        self._proving: set[_Proving] = set()
-        self._hosts: Counter[str] = Counter()
-        self._allowance = float(ACCEPTS_PER_SECOND)
-        self._counted_at = time.monotonic()
-        self._resume()
-
-    def close(self) -> None:
-        """Stop listening; sessions live on."""
-        self._reactor.unwatch(self._sock.fileno())
-        self._sock.close()
-        for proving in list(self._proving):
-            proving.cancel()
-        self._proving.clear()
-
-    def abandon(self) -> None:
-        """In a forked child: close the descriptors."""
-        self._sock.close()
-        for proving in self._proving:
-            proving.abandon()
-
-    def _resume(self) -> None:
-        if self._sock.fileno() >= 0:
-            self._reactor.watch(self._sock.fileno(), READ, self._on_accept)
-
-    def _pause(self) -> None:
-        self._reactor.unwatch(self._sock.fileno())
-        self._reactor.later(_PAUSE_SECONDS, self._resume)
-
-    def _may_accept(self) -> bool:
-        now = time.monotonic()
-        earned = (now - self._counted_at) * ACCEPTS_PER_SECOND
-        self._allowance = min(self._allowance + earned, float(ACCEPTS_PER_SECOND))
-        self._counted_at = now
-        return self._allowance >= 1 and len(self._proving) < MAX_HANDSHAKES
-
-    def _on_accept(self, _events: int) -> None:
-        while True:
-            if not self._may_accept():
-                self._pause()
-                return
-            try:
-                sock, address = self._sock.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                log.warning("cannot accept a connection at %s: %s", self.endpoint, error)
-                self._pause()
-                return
-            self._allowance -= 1
-            self._prove(sock, str(address[0]))
-
-    def _prove(self, sock: socket.socket, host: str) -> None:
-        if self._hosts[host] >= MAX_HANDSHAKES_PER_HOST:
-            sock.close()
-            self._refuse(host, f"it has {MAX_HANDSHAKES_PER_HOST} unproved connections already")
-            return
-
-        def over() -> None:
-            self._proving.discard(proving)
-            self._hosts[host] -= 1
-            if not self._hosts[host]:
-                del self._hosts[host]
-
-        def proved(session: TcpSession) -> None:
-            over()
-            self.refusals.pop(host, None)
-            self._on_session(session)
-
-        def failed(reason: str) -> None:
-            over()
-            self._refuse(host, reason)
-
-        self._hosts[host] += 1
-        sock.setblocking(False)
-        proving = _Proving(self._reactor, sock, self._settings, False, proved, failed)
-        self._proving.add(proving)
-
-    def _refuse(self, host: str, reason: str) -> None:
-        if len(self.refusals) > MAX_HANDSHAKES:
-            self.refusals.clear()
-        self.refusals[host] = reason
-        now = time.monotonic()
-        if now - self._reported.get(host, -REPORT_SECONDS) < REPORT_SECONDS:
-            return
-        if len(self._reported) > MAX_HANDSHAKES:
-            self._reported.clear()
-        self._reported[host] = now
-        log.warning("refused a connection of %s at %s: %s", host, self.endpoint, reason)
-
-
-def _listening_socket(endpoint: HostPort) -> socket.socket:
-    try:
-        family, address = endpoint.resolve()[0]
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    except OSError as error:
-        raise NetworkError(f"cannot listen at {endpoint}: {error.strerror}") from error
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(address)
-        sock.listen(128)
-        sock.setblocking(False)
-    except OSError as error:
-        sock.close()
-        raise NetworkError(_listen_problem(endpoint, error)) from error
-    return sock
-
-
-def _listen_problem(endpoint: HostPort, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return (
-            f"cannot listen at {endpoint}: the port is in use (by another program, or by another "
-            "engine that is rank 0 here: each needs a port of its own)"
-        )
-    if error.errno == errno.EADDRNOTAVAIL:
-        return (
-            f"cannot listen at {endpoint}: it is not an address of this host, on which rank 0 runs"
-        )
-    return f"cannot listen at {endpoint}: {error.strerror}"

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from datadist.control.reactor import Reactor
 from datadist.engine.building import Builder
-from datadist.engine.clusters import Clusters, DialError, PairDomain
+from datadist.engine.clusters import Call, Clusters
+from datadist.engine.domain import PairDomain
 from datadist.engine.revocations import Revocations
 from datadist.status import LLMException, LLMStatusCode
 from datadist.transport import TransportError
@@ -46,27 +47,14 @@ class ClusterCalls:
 
     def link(self, targets: Sequence[Target], seconds: float) -> list[LLMStatusCode]:
         """Link with every target, all at once; a status each, within ``seconds``."""
-        started: list[PairDomain | LLMStatusCode] = [self._dial(t, seconds) for t in targets]
-        return [item if isinstance(item, LLMStatusCode) else _settle(item) for item in started]
+        started = [(target, self._dial(target, seconds)) for target in targets]
+        return [_settle(target, call) for target, call in started]
 
-    def _dial(self, target: Target, seconds: float) -> PairDomain | LLMStatusCode:
+    def _dial(self, target: Target, seconds: float) -> Call | None:
         if len(target.addresses) != 1:
-            return _refuse(
-                target, "link", LLMStatusCode.LLM_PARAM_INVALID, _needs_one_address(target)
-            )
+            return None
         ip, port = target.addresses[0]
-        try:
-            pair = self._reactor.call(
-                lambda: self._clusters.dial(ip, port, seconds), CONTROL_SECONDS
-            )
-        except DialError as error:
-            return _refuse(target, "link", error.code, str(error))
-        if pair.cluster != target.cluster:
-            log.warning(
-                "remote_cluster_id is %d, but at %s:%d listens cluster %d: linking with that",
-                target.cluster, ip, port, pair.cluster,
-            )  # fmt: skip
-        return pair
+        return self._reactor.call(lambda: self._clusters.dial(ip, port, seconds), CONTROL_SECONDS)
 
     # -- unlink ------------------------------------------------------------------------------
 
@@ -84,7 +72,8 @@ class ClusterCalls:
             return _refuse(
                 target, "unlink", LLMStatusCode.LLM_PARAM_INVALID, _needs_one_address(target)
             )
-        pair = self._clusters.pairs.get(target.cluster)
+        # asked of the reactor, which first handles what has arrived: that the peer died, say
+        pair = self._reactor.call(lambda: self._clusters.pairs.get(target.cluster), CONTROL_SECONDS)
         if pair is None:
             return LLMStatusCode.LLM_SUCCESS
         if not force and not pair.usable and not pair.waiting:
@@ -114,13 +103,31 @@ class ClusterCalls:
 
     def close_all(self) -> None:
         """End every pair without waiting for peers (finalize)."""
+        self._reactor.call(self._clusters.end_calls, CONTROL_SECONDS)
         for pair in list(self._clusters.pairs.values()):
             self.close(pair, 0.0, wait=False)
 
 
-def _settle(pair: PairDomain) -> LLMStatusCode:
-    left = pair.deadline - time.monotonic() + GRACE_SECONDS
-    return pair.code if pair.settled.wait(max(0.0, left)) else LLMStatusCode.LLM_TIMEOUT
+def _settle(target: Target, call: Call | None) -> LLMStatusCode:
+    """Wait for what comes of a call."""
+    if call is None:
+        return _refuse(target, "link", LLMStatusCode.LLM_PARAM_INVALID, _needs_one_address(target))
+    call.met.wait(_left(call.deadline))
+    if call.error is not None:
+        return _refuse(target, "link", call.error.code, str(call.error))
+    pair = call.pair
+    if pair is None:
+        return LLMStatusCode.LLM_TIMEOUT
+    if pair.cluster != target.cluster:
+        log.warning(
+            "remote_cluster_id is %d, but at %s listens cluster %d: linking with that",
+            target.cluster, call.place, pair.cluster,
+        )  # fmt: skip
+    return pair.code if pair.settled.wait(_left(pair.deadline)) else LLMStatusCode.LLM_TIMEOUT
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic() + GRACE_SECONDS)
 
 
 def _refuse(target: Target, verb: str, code: LLMStatusCode, reason: str) -> LLMStatusCode:

@@ -10,54 +10,48 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from datadist.control.hostport import HostPort
 from datadist.control.meeting import Meeting
 from datadist.control.messages import Dial, Form, Member, Refused
 from datadist.control.reactor import Reactor, Timer
 from datadist.control.runtime_dir import Address
 from datadist.engine.building import Builder
-from datadist.engine.domain import Attempt, Domain
+from datadist.engine.domain import Attempt, PairDomain
 from datadist.engine.peers import PeerView
+from datadist.engine.rendezvous import NO_KEY
 from datadist.status import LLMStatusCode
 from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.link")
 
-LINK_IDS = 1 << 63
-"""Added to the serial of a pair: its id in messages, which no comm id equals."""
+
+class DialError(Exception):
+    """A call of `link_clusters` that is decided before there is a pair."""
+
+    def __init__(self, code: LLMStatusCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
-@dataclass(eq=False, kw_only=True, repr=False)
-class PairDomain(Domain):
-    """A link to one cluster; ``code`` is the result for `link_clusters`."""
+@dataclass(eq=False)
+class Call:
+    """One address of `link_clusters`; once ``met`` is set there is a pair, or an error."""
 
-    cluster: int
-    incarnation: str
-    """The engine at the other end."""
-    code: LLMStatusCode = LLMStatusCode.LLM_SUCCESS
-    asked: bool = False
-    """Whether our `Dial` is on its way."""
-    expiry: Timer | None = None
-    """Ends the waiting."""
+    place: HostPort
+    deadline: float
+    began: float = field(default_factory=time.monotonic)
+    met: threading.Event = field(default_factory=threading.Event)
+    pair: PairDomain | None = None
+    error: DialError | None = None
 
-    @property
-    def link_id(self) -> int:
-        """Names this pair in messages."""
-        return LINK_IDS + self.serial
-
-    @property
-    def usable(self) -> bool:
-        """Whether it is OK and the peer still there."""
-        return (
-            self.status is RegisterMemStatus.OK
-            and self.attempt is not None
-            and not self.attempt.gone
-        )
-
-    def __repr__(self) -> str:
-        return f"link to cluster {self.cluster}"
+    def refuse(self, code: LLMStatusCode, reason: str) -> None:
+        """There will be no pair."""
+        self.error = DialError(code, reason)
+        self.met.set()
 
 
 class Clusters:
@@ -71,6 +65,7 @@ class Clusters:
         builder: Builder,
         backend: str,
         one_sided: bool,
+        far: bool,
     ) -> None:
         self._reactor = reactor
         self._meeting = meeting
@@ -78,27 +73,76 @@ class Clusters:
         self._builder = builder
         self._backend = backend
         self._one_sided = one_sided
+        self._far = far
         self.pairs: dict[int, PairDomain] = {}
+        self._calls: dict[Call, Timer] = {}
+        """Those that the network has not answered."""
 
     # -- asking ------------------------------------------------------------------------------
 
-    def dial(self, ip: str, port: int, seconds: float) -> PairDomain:
-        """The pair with the engine that listens at ``ip:port``; settled when it is decided.
-
-        Raises :class:`DialError` when it is decided already.
-        """
+    def dial(self, ip: str, port: int, seconds: float) -> Call:
+        """Link with the engine that listens at ``ip:port``: on this host, else over the network."""
+        call = Call(HostPort(ip, port), time.monotonic() + seconds)
         address = self._meeting.find(ip, port)
-        if address is None:
-            raise DialError(LLMStatusCode.LLM_LINK_FAILED, f"nobody listens at {ip}:{port}")
+        if address is not None:
+            self._on_met(call, address, None)
+        elif self._meeting.remote is not None:
+            self._calls[call] = self._reactor.later(seconds, lambda: self._too_late(call))
+            self._meeting.remote.contact(
+                call.place, None, lambda met: self._on_reached(call, met), seconds
+            )
+        elif self._far:
+            why = f"nobody listens at {call.place} on this host; {NO_KEY}"
+            call.refuse(LLMStatusCode.LLM_LINK_FAILED, why)
+        else:
+            call.refuse(LLMStatusCode.LLM_LINK_FAILED, f"nobody listens at {call.place}")
+        return call
+
+    def _on_reached(self, call: Call, met: Address | str) -> None:
+        """What came of a call over the network."""
+        timer = self._calls.pop(call, None)
+        if timer is None:
+            return
+        timer.cancel()
+        if isinstance(met, str):
+            why = f"nobody to link with at {call.place}: {met}"
+            call.refuse(LLMStatusCode.LLM_LINK_FAILED, why)
+        else:
+            self._on_met(call, met, call.place)
+
+    def _too_late(self, call: Call) -> None:
+        del self._calls[call]
+        call.refuse(
+            LLMStatusCode.LLM_TIMEOUT,
+            f"{call.place} did not answer in time (the host is down, the address is wrong, a firewall "
+            "drops the packets, or the process there is stopped)",
+        )
+
+    def end_calls(self) -> None:
+        """Wake those who wait for an answer from the network: this engine ends."""
+        for call, timer in self._calls.items():
+            timer.cancel()
+            call.refuse(LLMStatusCode.LLM_LINK_FAILED, "this engine was finalized")
+        self._calls.clear()
+
+    def _on_met(self, call: Call, address: Address, place: HostPort | None) -> None:
+        try:
+            call.pair = self._link(address, call, place)
+        except DialError as error:
+            call.error = error
+        call.met.set()
+
+    def _link(self, address: Address, call: Call, place: HostPort | None) -> PairDomain:
+        """The pair with an engine, which is asked for it; raises :class:`DialError`."""
         if address.cluster_id == self._meeting.address.cluster_id:
             who = "this engine itself" if address == self._meeting.address else "another engine"
             raise DialError(
                 LLMStatusCode.LLM_PARAM_INVALID,
-                f"at {ip}:{port} listens {who}, with our own cluster id {address.cluster_id}: give "
+                f"at {call.place} listens {who}, with our own cluster id {address.cluster_id}: give "
                 "every engine a cluster id of its own",
             )
         present = self.pairs.get(address.cluster_id)
-        if present is not None and present.waiting:
+        if present is not None and (present.waiting or present.created >= call.began):
             return present  # it asked us at the same moment
         if present is not None and present.usable:
             other = "" if present.incarnation == address.incarnation else ", to another engine"
@@ -106,13 +150,15 @@ class Clusters:
                 LLMStatusCode.LLM_ALREADY_LINK,
                 f"cluster {address.cluster_id} is linked already{other}: unlink_clusters first",
             )
-        pair = self._new_pair(address.cluster_id, address.incarnation, seconds)
-        pair.asked = True
+        left = max(0.0, call.deadline - time.monotonic())
+        pair = self._new_pair(address.cluster_id, address.incarnation, left)
+        pair.asked, pair.place = True, place
         view = self._views.get(address.incarnation)
         if view is not None:
             self._ask(pair, view)
-        elif not self._meeting.contact(address):
-            self._end(pair, LLMStatusCode.LLM_LINK_FAILED, f"the listener at {ip}:{port} has ended")
+        elif place is None and not self._meeting.contact(address):
+            why = f"the listener at {call.place} has ended"
+            self._end(pair, LLMStatusCode.LLM_LINK_FAILED, why)
         return pair
 
     def _new_pair(self, cluster: int, incarnation: str, seconds: float) -> PairDomain:
@@ -270,8 +316,24 @@ class Clusters:
         for pair in self._with(view):
             if not pair.waiting or pair.attempt is not None:
                 continue
-            if not (orderly and self._meeting.contact(Address(pair.cluster, pair.incarnation))):
+            if not (orderly and self._contact_again(pair)):
                 self._end(pair, LLMStatusCode.LLM_LINK_FAILED, f"the peer is gone: {reason}")
+
+    def _contact_again(self, pair: PairDomain) -> bool:
+        """Whether a peer whose session ended is, or may be, there."""
+        peer = Address(pair.cluster, pair.incarnation)
+        if self._meeting.contact(peer):
+            return True
+        if pair.place is None or self._meeting.remote is None:
+            return False
+
+        def reached(met: Address | str) -> None:
+            if met != peer:
+                why = met if isinstance(met, str) else "another engine listens there now"
+                self._end(pair, LLMStatusCode.LLM_LINK_FAILED, f"the peer is gone: {why}")
+
+        self._meeting.remote.contact(pair.place, pair.cluster, reached)
+        return True
 
     def _expire(self, pair: PairDomain) -> None:
         if pair.waiting:
@@ -323,11 +385,3 @@ class Clusters:
         self._release(pair)
         pair.settled.set()
         return attempt, targets
-
-
-class DialError(Exception):
-    """A call of `link_clusters` is decided at once."""
-
-    def __init__(self, code: LLMStatusCode, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code

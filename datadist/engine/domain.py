@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+from datadist.control.hostport import HostPort
 from datadist.control.messages import Announce, Member, OfferMessage
 from datadist.control.reactor import Timer
 from datadist.control.session import Descriptor
 from datadist.engine.peers import Meaning, meaning
 from datadist.rank_table import RankTable
+from datadist.status import LLMStatusCode
 from datadist.transport import Link
 from datadist.types import RegisterMemStatus
 
@@ -190,3 +192,40 @@ class TableDomain(Domain):
 
     def __repr__(self) -> str:
         return f"link {self.name!r} (comm id {self.comm_id})"
+
+
+LINK_IDS = 1 << 63
+"""Added to the serial of a pair: its id in messages, which no comm id equals."""
+
+
+@dataclass(eq=False, kw_only=True, repr=False)
+class PairDomain(Domain):
+    """A link to one cluster; ``code`` is the result for `link_clusters`."""
+
+    cluster: int
+    incarnation: str
+    """The engine at the other end."""
+    code: LLMStatusCode = LLMStatusCode.LLM_SUCCESS
+    place: HostPort | None = None
+    """Where it was met over the network."""
+    asked: bool = False
+    """Whether our `Dial` is on its way."""
+    expiry: Timer | None = None
+    """Ends the waiting."""
+
+    @property
+    def link_id(self) -> int:
+        """Names this pair in messages."""
+        return LINK_IDS + self.serial
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is OK and the peer still there."""
+        return (
+            self.status is RegisterMemStatus.OK
+            and self.attempt is not None
+            and not self.attempt.gone
+        )
+
+    def __repr__(self) -> str:
+        return f"link to cluster {self.cluster}"

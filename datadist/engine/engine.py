@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import logging
 import os
@@ -135,7 +136,9 @@ class Engine:
             self._builder,
             self.backend.name,
             self.options.remote_accessible,
+            far,
         )
+        self._far = far
         self.clusters = ClusterCalls(
             self._reactor, self._clusters, self._builder, self.owned.revocations
         )
@@ -190,6 +193,14 @@ class Engine:
             self._call(lambda: self._meeting.listen_at(ip, port))
         except EndpointError as error:
             raise LLMException(str(error), status_code=LLMStatusCode.LLM_FAILED) from error
+        near = not (ip and port) or ipaddress.ip_address(ip).is_loopback
+        if self._far and self.options.auth_key is None and not near:
+            log.warning(
+                "DATADIST_AUTH_KEY is not set, so %s:%s is not opened to other hosts, and only "
+                "engines of this host can link with this one: set it to the same secret everywhere",
+                ip,
+                port,
+            )
 
     def linked(self) -> list[str]:
         """Every domain and pair that is held, but for pairs whose peer is gone."""

@@ -15,11 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from datadist.control.hostport import BASE_PORT, HostPort, is_address
+from datadist.control.listener import Listener, NetworkError
 from datadist.control.meeting import Meeting
 from datadist.control.messages import Announce, Member
 from datadist.control.reactor import Reactor
 from datadist.control.remote import Remote
-from datadist.control.tcp import REFUSED, Listener, NetworkError, TcpSession, look_up
+from datadist.control.runtime_dir import Address
+from datadist.control.tcp import REFUSED, TcpSession, look_up
 from datadist.control.tcp import Address as SocketAddress
 from datadist.engine.domain import TableDomain
 from datadist.engine.peers import PeerView
@@ -222,9 +224,10 @@ class Rendezvous:
             pursuit.delay, pursuit.problem = FIRST_RETRY_SECONDS, None
             self._reactor.later(RETRY_SECONDS, lambda: self._dial(pursuit))
             return
-        remote.contact(pursuit.endpoint, pursuit.cluster, lambda why: self._dialled(pursuit, why))
+        remote.contact(pursuit.endpoint, pursuit.cluster, lambda met: self._dialled(pursuit, met))
 
-    def _dialled(self, pursuit: _Pursuit, problem: str | None) -> None:
+    def _dialled(self, pursuit: _Pursuit, met: Address | str) -> None:
+        problem = met if isinstance(met, str) else None
         if problem not in (None, pursuit.problem) and pursuit.domains:
             level = logging.DEBUG if problem == REFUSED else logging.WARNING
             log.log(level, "cluster %d at %s: %s", pursuit.cluster, pursuit.endpoint, problem)
