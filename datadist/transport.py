@@ -153,7 +153,12 @@ class Capabilities:
     max_registered: Mapping[Placement, int] = field(default_factory=dict)
     """Bytes that may be registered in all per placement (pool included); absent: no limit."""
     self_bootstrapping: bool = False
-    """Whether the ranks meet inside :meth:`Link.join` rather than through core's sessions."""
+    """Whether the ranks meet inside :meth:`Link.join` rather than through core's sessions.
+
+    Ranks that have one server in the rank table meet through core first, and join last. With
+    several servers the order is open, :meth:`Link.join`, :meth:`Link.exchange`, offer, attach: core
+    finds out by the exchange who the peers are.
+    """
     passive_target: bool = True
     """Whether a peer's memory is reached without that peer's CPU making progress."""
 
@@ -212,7 +217,11 @@ class Peer:
 
     rank: int
     incarnation: str
-    """Unique to one initialised engine; tells a restarted peer from its predecessor."""
+    """Unique to one initialised engine; tells a restarted peer from its predecessor.
+
+    Empty for a peer that core does not know when it opens a link, because the library of a
+    self-bootstrapping transport has yet to find it; then pid, pidfd and address are None as well.
+    """
     pid: int | None = None
     pidfd: int | None = None
     """Core's descriptor of the process, valid while the link is open; None for ourselves."""
@@ -225,7 +234,11 @@ class Group:
     """The members of one link, equal on all ranks but for ``rank`` and what is local."""
 
     name: str
-    """At most 127 bytes, equal on all ranks, unique per process and device."""
+    """At most 127 bytes, equal on all ranks, unique per process and device among open links.
+
+    Where a self-bootstrapping transport has to find the peers, the name comes again when the same
+    ranks link by the same name and table after they unlinked.
+    """
     rank: int
     peers: Mapping[int, Peer]
     """Every member by rank, ourselves included."""
@@ -265,12 +278,18 @@ class Link(ABC):
     def join(self, timeout: float) -> None:  # noqa: B027 - optional by design
         """Meet the peers inside the transport's own library; others have nothing to do.
 
-        Called on a thread of its own; must notice :meth:`close` from another thread within
-        seconds. Raises :class:`LinkError`.
+        Only for self-bootstrapping transports, before or after the offers were swapped
+        (:attr:`Capabilities.self_bootstrapping`). Called on a thread of its own; must notice
+        :meth:`close` from another thread within seconds. Raises :class:`LinkError`.
         """
 
     def exchange(self, data: bytes) -> list[bytes]:
-        """After :meth:`join`, swap a small blob with every rank; the result is in rank order."""
+        """After :meth:`join`, swap a small blob with every rank; the result is in rank order.
+
+        A blob has at most 8 KiB; ours is part of the result. Called on the thread of :meth:`join`,
+        and like that must end by the group's deadline and notice :meth:`close`. Raises
+        :class:`LinkError`.
+        """
         raise Unsupported("this transport does not exchange blobs")
 
     @abstractmethod

@@ -75,7 +75,11 @@ def start_on(net: Network, tmp_path: Path) -> Iterator[Callable[..., Node]]:
     def start(number: int, cluster: int, *, key: str | None = hosts.KEY, **options: Any) -> Node:
         run = tmp_path / f"run{number}"
         run.mkdir(mode=0o700, exist_ok=True)
-        environ = {"DATADIST_RUNTIME_DIR": str(run), **options.pop("environ", {})}
+        environ = {
+            "DATADIST_RUNTIME_DIR": str(run),
+            "NETJOIN_DIRECTORY": str(tmp_path),
+            **options.pop("environ", {}),
+        }
         if key is not None:
             environ["DATADIST_AUTH_KEY"] = key
         node = hosts.start(net.hosts[number], environ, str(tmp_path))

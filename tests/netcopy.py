@@ -55,6 +55,7 @@ def publish(directory: Path) -> None:
         "[datadist.transports]\n"
         "netcopy = tests.netcopy:NetCopy\n"
         "netcopy-fds = tests.netcopy:NetCopyWithDescriptors\n"
+        "netjoin = tests.netjoin:NetJoin\n"
     )
 
 

@@ -26,6 +26,7 @@ UInt64 = Annotated[int, Field(ge=0, lt=1 << 64)]
 Rank = Annotated[int, Field(ge=0, lt=1 << 32)]
 Text = Annotated[str, Field(max_length=4096)]
 Token = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Endpoints = Annotated[list[Text], Field(max_length=16)]
 
 
 class _Message(BaseModel):
@@ -54,7 +55,7 @@ class Welcome(_Message):
 class Announce(_Message):
     """The sender waits in ``link`` for the domain described here.
 
-    ``endpoint`` is where members on other hosts can dial the sender.
+    ``endpoints`` are where members on other hosts can dial the sender.
     """
 
     kind: Literal["announce"] = "announce"
@@ -64,7 +65,7 @@ class Announce(_Message):
     table: Annotated[str, Field(max_length=1 << 20)]
     backend: Text
     one_sided: bool
-    endpoint: Text | None = None
+    endpoints: Endpoints = []
 
 
 class Withdraw(_Message):
@@ -89,7 +90,7 @@ class Member(_Message):
     cluster_id: UInt64
     incarnation: Token
     link: UInt64
-    endpoint: Text | None = None
+    endpoints: Endpoints = []
 
 
 class Form(_Message):

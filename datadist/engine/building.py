@@ -2,15 +2,18 @@
 
 Runs on the reactor; the steps that may take long (open, attach, join, close) run on workers. A
 member that leaves before it was ready dissolves the attempt, and the domain waits anew; an error
-of a transport fails the domain on every rank.
+of a transport fails the domain on every rank. Where the transport's library brings the members
+together, opening and joining come first, and then they get in touch.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeAlias, TypeVar
 
 from datadist.control.meeting import Meeting
 from datadist.control.messages import (
@@ -43,6 +46,9 @@ from datadist.transport import (
 from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.link")
+
+Joined = TypeVar("Joined")
+Introduced: TypeAlias = "Callable[[list[bytes]], tuple[str, dict[int, Member]]]"
 
 EARLY_SECONDS = 10.0
 MAX_EARLY = 64
@@ -85,17 +91,57 @@ class Builder:
         """Start an attempt with these members, dropping an earlier one."""
         if domain.attempt is not None:
             self.drop(domain)
-        attempt = domain.attempt = Attempt(token, domain.rank, members)
-        self._active[token] = domain
+        attempt = domain.attempt = Attempt(token, domain.rank, sorted(members), members)
+        self._meet(domain, attempt)
+
+    def begin_by_library(self, domain: Domain, name: str, blob: bytes, met: Introduced) -> None:
+        """Start an attempt whose members the transport's library brings together.
+
+        They join under ``name`` and swap blobs; ``met`` makes a token and the members of those, or
+        raises ``ValueError``.
+        """
+        attempt = Attempt(secrets.token_hex(16), domain.rank, sorted(domain.ranks.values()), {})
+        domain.attempt = attempt
+        self._active[attempt.token] = domain
+        own = self._meeting.address.incarnation
+        peers = {r: Peer(r, own if r == attempt.rank else "") for r in attempt.ranks}
+        group = self._group(domain, attempt, peers, name)
+
+        def introduced(blobs: list[bytes]) -> None:
+            if attempt.dead:
+                return
+            try:
+                token, attempt.members = met(blobs)
+            except ValueError as error:
+                self._failed(domain, attempt, str(error))
+                return
+            del self._active[attempt.token]
+            attempt.token = token
+            self._meet(domain, attempt)
+
+        def opened(link: Link) -> None:
+            attempt.link = link
+            if not attempt.dead:
+                self._join(domain, attempt, lambda: link.exchange(blob), introduced)
+
+        self._open(domain, attempt, group, opened)
+
+    def _meet(self, domain: Domain, attempt: Attempt) -> None:
+        """Go on with an attempt whose members are known now."""
+        self._active[attempt.token] = domain
         self._taken |= attempt.taken
         for rank in attempt.others:
-            member = members[rank]
-            view = self._views.get(member.incarnation)
+            view = self._view(attempt, rank)
             if view is None:
+                member = attempt.members[rank]
                 self._meeting.contact(Address(member.cluster_id, member.incarnation))
             else:
                 self._adopt(attempt, view)
         self._advance(domain, attempt)
+
+    def _view(self, attempt: Attempt, rank: int) -> PeerView | None:
+        member = attempt.members.get(rank)
+        return None if member is None else self._views.get(member.incarnation)
 
     def is_taken(self, incarnation: str, link: int) -> bool:
         """Whether a wish is part of an attempt of ours."""
@@ -135,7 +181,7 @@ class Builder:
         """
         targets = {}
         for rank in attempt.others:
-            view = self._views.get(attempt.members[rank].incarnation)
+            view = self._view(attempt, rank)
             if view is not None and rank not in attempt.gone:
                 self._meeting.hold(view.session, ACKS)
                 self._owned.send_revocation(view, lambda seq: Left(domain=attempt.token, seq=seq))
@@ -155,7 +201,7 @@ class Builder:
         for _, fds in attempt.offers.values():
             close_all(fds)
         for rank in attempt.others:
-            view = self._views.get(attempt.members[rank].incarnation)
+            view = self._view(attempt, rank)
             if view is not None:
                 if rank in attempt.offers:
                     _answer(view, attempt.token)
@@ -170,8 +216,10 @@ class Builder:
         )
 
     def _close_when_quiet(self, attempt: Attempt) -> None:
-        if attempt.jobs == 0:
-            self._workers.submit(lambda: self.close(attempt, 0.0))
+        if attempt.closing or (attempt.jobs and not attempt.joining):
+            return
+        attempt.closing = True
+        self._workers.submit(lambda: self.close(attempt, 0.0))
 
     def close(self, attempt: Attempt, patience: float) -> None:
         """Shut an attempt down that was left or dropped; not on the reactor."""
@@ -185,7 +233,7 @@ class Builder:
         if risky:
             log.warning(
                 "%s may still write our memory; what it could write is kept until it answers",
-                ", ".join(f"cluster {attempt.members[r].cluster_id}" for r in sorted(risky)),
+                ", ".join(f"rank {rank}" for rank in sorted(risky)),
             )
 
     def wait_for_dropped(self, timeout: float) -> None:
@@ -201,54 +249,64 @@ class Builder:
             return
         if not attempt.opening:
             self._try_open(domain, attempt)
-        if attempt.link is None:
+        if attempt.link is None or attempt.joining:
             return
+        self._greet(domain, attempt)
         for rank in [r for r in attempt.offers if r not in attempt.attaching]:
             self._attach(domain, attempt, rank)
         if attempt.attached.issuperset(attempt.others) and not attempt.told_ready:
-            attempt.told_ready = True
-            if self._transport.capabilities.self_bootstrapping:
-                self._join(domain, attempt)
+            if self._transport.capabilities.self_bootstrapping and not attempt.joined:
+                self._join(
+                    domain, attempt, lambda: None, lambda _: self._tell_ready(domain, attempt)
+                )
             else:
                 self._tell_ready(domain, attempt)
+
+    def _greet(self, domain: Domain, attempt: Attempt) -> None:
+        """Give our directory and our offer to the members that can be talked to."""
+        for rank in attempt.others:
+            view = self._view(attempt, rank)
+            if view is not None and rank not in attempt.greeted and not attempt.dead:
+                attempt.greeted.add(rank)
+                self._owned.subscribe(view)
+                view.queue_offer(self._giver(domain, attempt, rank))
 
     def _try_open(self, domain: Domain, attempt: Attempt) -> None:
         views = {r: self._views.get(attempt.members[r].incarnation) for r in attempt.others}
         present = {rank: view for rank, view in views.items() if view is not None}
         if len(present) < len(views):
             return
-        attempt.opening = True
-        exposed = self._memory.expose()
-        attempt.regions = sorted(exposed)
-        group = self._group(domain, attempt, present)
+        peers = {attempt.rank: Peer(attempt.rank, self._meeting.address.incarnation)}
+        for rank, view in present.items():
+            session = view.session
+            pidfd = None if session.process is None else session.process.fd
+            peers[rank] = Peer(rank, view.incarnation, session.peer_pid, pidfd, session.address)
 
         def opened(link: Link) -> None:
             attempt.link = link
-            if attempt.dead:
-                return
-            for rank, view in present.items():
-                self._owned.subscribe(view)
-                view.queue_offer(self._giver(domain, attempt, rank))
             self._advance(domain, attempt)
 
+        group = self._group(domain, attempt, peers, attempt.token)
+        for view in present.values():
+            if view.session.process is not None:
+                attempt.processes.append(view.session.process)
+        self._open(domain, attempt, group, opened)
+
+    def _open(
+        self, domain: Domain, attempt: Attempt, group: Group, opened: Callable[[Link], None]
+    ) -> None:
+        attempt.opening = True
+        exposed = self._memory.expose()
+        attempt.regions = sorted(exposed)
         self._job(
             domain, attempt, "opening the transport",
             lambda: self._transport.open(group, list(exposed.values()), self._access), opened,
         )  # fmt: skip
 
-    def _group(self, domain: Domain, attempt: Attempt, views: dict[int, PeerView]) -> Group:
-        own = attempt.members[attempt.rank]
-        peers = {own.rank: Peer(own.rank, own.incarnation)}
-        for rank, view in views.items():
-            session = view.session
-            pidfd = None
-            if session.process is not None:
-                attempt.processes.append(session.process)
-                pidfd = session.process.fd
-            peers[rank] = Peer(rank, view.incarnation, session.peer_pid, pidfd, session.address)
-        name = f"{domain.name.encode()[:90].decode(errors='ignore')}.{attempt.token}"
+    @staticmethod
+    def _group(domain: Domain, attempt: Attempt, peers: dict[int, Peer], suffix: str) -> Group:
         return Group(
-            name=name,
+            name=f"{domain.name.encode()[:90].decode(errors='ignore')}.{suffix}",
             rank=attempt.rank,
             peers=dict(sorted(peers.items())),
             table=domain.table,
@@ -257,7 +315,7 @@ class Builder:
 
     def _giver(self, domain: Domain, attempt: Attempt, rank: int) -> Callable[[], bool]:
         def give() -> bool:
-            view = self._views.get(attempt.members[rank].incarnation)
+            view = self._view(attempt, rank)
             if attempt.dead or attempt.link is None or view is None:
                 return False
             try:
@@ -296,7 +354,7 @@ class Builder:
                 self._reactor.post(answer)
 
         def answer() -> None:
-            view = self._views.get(attempt.members[rank].incarnation)
+            view = self._view(attempt, rank)
             if view is not None:
                 _answer(view, attempt.token)
 
@@ -308,21 +366,34 @@ class Builder:
 
         self._job(domain, attempt, f"attaching the memory of rank {rank}", take, attached)
 
-    def _join(self, domain: Domain, attempt: Attempt) -> None:
+    def _join(
+        self,
+        domain: Domain,
+        attempt: Attempt,
+        then: Callable[[], Joined],
+        done: Callable[[Joined], None],
+    ) -> None:
+        """Meet the members in the transport's library, and do what comes next on that thread."""
         link = attempt.link
         assert link is not None
+        attempt.joining = True
 
-        def joined(_: None) -> None:
-            self._tell_ready(domain, attempt)
+        def join() -> Joined:
+            link.join(max(0.0, domain.deadline - time.monotonic()))
+            return then()
 
-        timeout = domain.deadline - domain.created
+        def joined(result: Joined) -> None:
+            attempt.joining, attempt.joined = False, True
+            done(result)
+
         self._job(
-            domain, attempt, "joining the peers in the transport's library",
-            lambda: link.join(timeout), joined, own_thread=True,
+            domain, attempt, "joining the peers in the transport's library", join, joined,
+            own_thread=True,
         )  # fmt: skip
 
     def _tell_ready(self, domain: Domain, attempt: Attempt) -> None:
         if not attempt.dead:
+            attempt.told_ready = True
             self.tell(attempt, Ready(domain=attempt.token))
             self._check_ok(domain, attempt)
 
@@ -385,7 +456,7 @@ class Builder:
     def tell(self, attempt: Attempt, message: Message) -> None:
         """Send ``message`` to every member that is still there."""
         for rank in attempt.others:
-            view = self._views.get(attempt.members[rank].incarnation)
+            view = self._view(attempt, rank)
             if view is not None:
                 view.send(message)
 

@@ -27,7 +27,10 @@ class Attempt:
 
     token: str
     rank: int
+    ranks: list[int]
+    """Of all members, ourselves included."""
     members: dict[int, Member]
+    """Those that are known: all, or none until the transport's library brought them together."""
     link: Link | None = None
     opening: bool = False
     regions: list[int] = field(default_factory=list)
@@ -44,6 +47,12 @@ class Attempt:
     locks: dict[int, threading.Lock] = field(default_factory=dict)
     dead: bool = False
     """Whether it was given up."""
+    greeted: set[int] = field(default_factory=set)
+    """Ranks for which our offer was prepared."""
+    joining: bool = False
+    """Whether the transport's library is bringing the members together."""
+    joined: bool = False
+    closing: bool = False
     dropped: bool = False
     """Whether a worker closes it, rather than the thread that unlinks."""
     processes: list[Descriptor] = field(default_factory=list)
@@ -59,7 +68,7 @@ class Attempt:
     @property
     def others(self) -> list[int]:
         """Ranks of the peers."""
-        return [rank for rank in self.members if rank != self.rank]
+        return [rank for rank in self.ranks if rank != self.rank]
 
     @property
     def taken(self) -> set[tuple[str, int]]:
@@ -79,6 +88,8 @@ class Attempt:
             return "meeting the members"
         if self.link is None:
             return "opening the transport"
+        if self.joining:
+            return "joining the peers in the transport's library"
         for rank in self.others:
             if rank not in self.attached:
                 verb = "attaching" if rank in self.attaching else "waiting for"
@@ -99,7 +110,8 @@ class Attempt:
             for rank in self.others:
                 link.abort(rank)
         deadline = time.monotonic() + limit
-        self.quiet.wait(limit)
+        if not self.joining:  # which ends when the link is closed
+            self.quiet.wait(limit)
         held += self._acquire((k for k in self.locks.values() if k not in held), deadline)
         try:
             return self.link.close() if self.link is not None else frozenset()
@@ -179,6 +191,8 @@ class TableDomain(Domain):
 
     comm_id: int
     announce: Announce
+    by_library: bool = False
+    """Whether the transport's library brings the members together, before they know each other."""
     announced: set[str] = field(default_factory=set)
     """Incarnations that heard of it."""
 

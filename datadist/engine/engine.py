@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
@@ -108,7 +108,7 @@ class Engine:
         self._reactor = Reactor("datadist-control")
         stack.callback(self._reactor.stop)
         capabilities = self.transport.capabilities
-        far = not capabilities.same_host_only and not capabilities.self_bootstrapping
+        far = not capabilities.same_host_only
         network = self._network_settings() if far else None
         try:
             self._meeting = Meeting(self._reactor, self.cluster_id, default_path(environ), network)
@@ -127,7 +127,13 @@ class Engine:
             self.owned,
             access,
         )
-        rendezvous = Rendezvous(self._reactor, self._meeting, self.options.rendezvous, far)
+        rendezvous = Rendezvous(
+            self._reactor,
+            self._meeting,
+            self.options.rendezvous,
+            far,
+            capabilities.self_bootstrapping,
+        )
         self._links = Links(self._reactor, self._meeting, self.views, self._builder, rendezvous)
         self._clusters = Clusters(
             self._reactor,
@@ -239,10 +245,17 @@ class Engine:
                     backend=self.backend.name,
                     one_sided=self.options.remote_accessible,
                 ),
+                by_library=self._met_by_library(table, ranks.values()),
                 deadline=time.monotonic() + self.options.link_total_time,
             )
             self._call(lambda: self._links.add(domain))
             return comm_id
+
+    def _met_by_library(self, table: RankTable, ranks: Iterable[int]) -> bool:
+        """Whether the transport brings the members together: it can, and they have several servers."""
+        several = len({table.device(rank).server for rank in ranks}) > 1
+        capabilities = self.transport.capabilities
+        return several and capabilities.self_bootstrapping and not capabilities.same_host_only
 
     def _check_link(self, ranks: Mapping[int, int]) -> None:
         if self.cluster_id not in ranks:

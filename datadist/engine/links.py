@@ -15,6 +15,7 @@ import time
 from datadist.control.meeting import Meeting
 from datadist.control.messages import Announce, Form, Member, Mismatch, Withdraw
 from datadist.control.reactor import Reactor, Timer
+from datadist.engine import introduction
 from datadist.engine.building import Builder
 from datadist.engine.domain import Attempt, TableDomain
 from datadist.engine.matching import differences, disagreement, mutual
@@ -54,18 +55,45 @@ class Links:
 
     def add(self, domain: TableDomain) -> None:
         """Begin to look for the members of a new domain."""
+        double = domain.meaning in self._by_meaning
         self.domains[domain.comm_id] = domain
         self._by_meaning.setdefault(domain.meaning, []).append(domain)
+        self._rendezvous.begin(domain)
+        left = domain.deadline - time.monotonic()
+        domain.expiry = self._reactor.later(left, lambda: self._expire(domain))
+        if domain.by_library:
+            self._join(domain, double)
+        else:
+            self._look_for_members(domain)
+
+    def _look_for_members(self, domain: TableDomain) -> None:
         for view in list(self._views.values()):
             if view.session.cluster_id in domain.others:
                 self._announce(domain, view)
         for cluster in domain.others:
             self._meeting.seek(cluster)
-        self._rendezvous.begin(domain)
-        left = domain.deadline - time.monotonic()
-        domain.expiry = self._reactor.later(left, lambda: self._expire(domain))
         self._compare_later()
         self._consider(domain)
+
+    def _join(self, domain: TableDomain, double: bool) -> None:
+        """Let the transport's library bring the members together."""
+        if double:
+            self.fail(
+                domain,
+                "a domain of this name, mapping and rank table is held already, and the transport's "
+                "library cannot tell two of them apart: unlink that first, or use another name",
+            )
+            return
+
+        def met(blobs: list[bytes]) -> tuple[str, dict[int, Member]]:
+            token, members = introduction.read(domain, blobs)
+            self._rendezvous.meet(domain, members)
+            return token, members
+
+        blob = introduction.introduce(
+            domain, self._meeting.address, self._rendezvous.endpoints(domain)
+        )
+        self._builder.begin_by_library(domain, introduction.digest(domain), blob, met)
 
     def remove(self, domain: TableDomain) -> Attempt | None:
         """Take a domain out; the caller closes the attempt that is returned."""
@@ -149,6 +177,8 @@ class Links:
     # -- announcing --------------------------------------------------------------------------
 
     def _announce(self, domain: TableDomain, view: PeerView) -> None:
+        if domain.by_library:
+            return
         if domain.waiting and view.incarnation not in domain.announced:
             domain.announced.add(view.incarnation)
             self._meeting.hold(view.session, domain)
@@ -182,7 +212,9 @@ class Links:
 
     def _consider(self, domain: TableDomain) -> None:
         """As rank 0: form the domain when everybody is there."""
-        if not domain.waiting or domain.attempt or domain.rank != min(domain.ranks.values()):
+        if not domain.waiting or domain.attempt or domain.by_library:
+            return
+        if domain.rank != min(domain.ranks.values()):
             return
         found: dict[int, tuple[PeerView, Announcement]] = {}
         for cluster, rank in domain.others.items():
@@ -215,7 +247,7 @@ class Links:
                 cluster_id=view.session.cluster_id,
                 incarnation=view.incarnation,
                 link=announcement.message.link,
-                endpoint=announcement.message.endpoint,
+                endpoints=announcement.message.endpoints,
             )
         form = Form(domain=secrets.token_hex(16), members=[members[r] for r in sorted(members)])
         for view, _ in found.values():
@@ -229,7 +261,9 @@ class Links:
     def _compare(self) -> None:
         """Fail what waited long enough beside a wish of the same name that differs."""
         self._comparing = None
-        waiting = [d for d in self.domains.values() if d.waiting and d.attempt is None]
+        waiting = [
+            d for d in self.domains.values() if d.waiting and d.attempt is None and not d.by_library
+        ]
         names = {domain.name for domain in waiting}
         strange: dict[str, list[tuple[PeerView, Announcement]]] = {}
         for view in self._views.values():
@@ -289,6 +323,8 @@ class Links:
 
     def on_dissolved(self, domain: TableDomain) -> None:
         """See :class:`~datadist.engine.domain.Owner`."""
+        if domain.by_library:
+            self.fail(domain, "a member left before the link was complete: unlink, and link again")
         self._consider(domain)
 
     def on_failed(self, domain: TableDomain, reason: str) -> None:

@@ -3,8 +3,11 @@
 Rank 0 listens at an address that every rank knows, the others dial it until the domain is formed
 or its time is over. In a domain of more than two, each of those others listens as well, at the
 address by which it reaches rank 0, and rank 0 passes that on. Listeners and dials belong to domains
-that are being formed: when the last of them is done, nothing listens any more. Everything here
-runs on the reactor's thread.
+that are being formed: when the last of them is done, nothing listens any more.
+
+Where the transport's library brings the members together, every one listens at all addresses of its
+host, and they tell each other by :mod:`datadist.engine.introduction`. Everything here runs on the
+reactor's thread.
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from datadist.control.hostport import BASE_PORT, HostPort, is_address
+from datadist.control.interfaces import addresses
 from datadist.control.listener import Listener, NetworkError
 from datadist.control.meeting import Meeting
 from datadist.control.messages import Announce, Member
 from datadist.control.reactor import Reactor
 from datadist.control.remote import Remote
-from datadist.control.runtime_dir import Address
+from datadist.control.runtime_dir import Address as EngineAddress
 from datadist.control.tcp import REFUSED, TcpSession, look_up
 from datadist.control.tcp import Address as SocketAddress
 from datadist.engine.domain import TableDomain
@@ -67,24 +71,34 @@ class Rendezvous:
     """The searches of one engine; does nothing for a transport that stays on its host."""
 
     def __init__(
-        self, reactor: Reactor, meeting: Meeting, chosen: HostPort | None, wanted: bool
+        self,
+        reactor: Reactor,
+        meeting: Meeting,
+        chosen: HostPort | None,
+        wanted: bool,
+        library: bool,
     ) -> None:
         self._reactor = reactor
         self._meeting = meeting
         self._chosen = chosen
         self._wanted = wanted
+        self._library = library
+        """Whether members on other hosts are brought together by the transport's library."""
         self._searches: dict[TableDomain, _Search] = {}
         self._pursuits: dict[tuple[HostPort, int], _Pursuit] = {}
         self._warned = False
 
     def begin(self, domain: TableDomain) -> None:
         """Look for the members of a new domain on other hosts."""
-        if not self._wanted:
+        if not self._wanted or (self._library and not domain.by_library):
             return
         search = self._searches[domain] = _Search()
         if self._meeting.remote is None:
             search.problem = NO_KEY
             self._reactor.later(GRACE_SECONDS, lambda: self._warn_no_key(domain))
+            return
+        if domain.by_library:
+            self._open_everywhere(search, self._meeting.remote)
             return
         place = _place(domain, self._chosen)
         if isinstance(place, str):
@@ -143,29 +157,78 @@ class Rendezvous:
                 search.problem = str(error)
                 log.warning("%s: %s", domain, error)
                 return domain.announce
-        return domain.announce.model_copy(update={"endpoint": str(search.listening[here].endpoint)})
+        place = str(search.listening[here].endpoint)
+        return domain.announce.model_copy(update={"endpoints": [place]})
 
     def meet(self, domain: TableDomain, members: Mapping[int, Member]) -> None:
-        """Dial the members that a formed domain names and that we do not know yet."""
+        """Dial the members that a formed domain names and that we do not know yet.
+
+        Raises ``ValueError`` where a library brought them together and there is no way to one.
+        """
         search = self._searches.get(domain)
-        if search is None or self._meeting.remote is None:
+        if search is None:
+            return
+        if domain.by_library:
+            self._check_ways(members)
+        if self._meeting.remote is None:
             return
         stale = [p for p in search.pursuits if p.cluster != self._first_cluster(domain)]
         self._give_up(domain, stale)
         search.pursuits = [p for p in search.pursuits if p not in stale]
         for member in members.values():
-            if member.endpoint is None or member.incarnation in self._meeting.sessions:
+            if self._is_near(member):
                 continue
-            try:
-                self._pursue(domain, HostPort.parse(member.endpoint), member.cluster_id)
-            except ValueError as error:
-                log.warning("%s: the address of cluster %d: %s", domain, member.cluster_id, error)
+            for text in member.endpoints:
+                try:
+                    self._pursue(domain, HostPort.parse(text), member.cluster_id)
+                except ValueError as error:
+                    log.warning(
+                        "%s: the address of cluster %d: %s", domain, member.cluster_id, error
+                    )
+
+    def _is_near(self, member: Member) -> bool:
+        """Whether the network is not needed to talk to a member."""
+        engine = EngineAddress(member.cluster_id, member.incarnation)
+        return (
+            engine == self._meeting.address
+            or engine.incarnation in self._meeting.sessions
+            or self._meeting.sees(engine)
+        )
+
+    def _check_ways(self, members: Mapping[int, Member]) -> None:
+        for member in members.values():
+            if self._is_near(member) or (member.endpoints and self._meeting.remote is not None):
+                continue
+            who = f"cluster {member.cluster_id} (rank {member.rank}) is not on this host"
+            if self._meeting.remote is None:
+                raise ValueError(f"{who}, and {NO_KEY}")
+            raise ValueError(f"{who} and listens nowhere: set DATADIST_AUTH_KEY there as well")
 
     @staticmethod
     def _first_cluster(domain: TableDomain) -> int:
         return next(c for c, rank in domain.ranks.items() if rank == _first(domain))
 
-    # -- listening as rank 0 -----------------------------------------------------------------
+    # -- listening ---------------------------------------------------------------------------
+
+    def endpoints(self, domain: TableDomain) -> list[str]:
+        """Where members that the library brings together find us, those of the table first."""
+        search = self._searches.get(domain)
+        if search is None or domain.table is None:
+            return []
+        device = domain.table.device(domain.rank)
+        listed = (device.host_ip, device.server_id)
+        families = {":" in place.host: x.endpoint.port for place, x in search.listening.items()}
+        found = [HostPort(a, families[":" in a]) for a in addresses() if (":" in a) in families]
+        return [str(p) for p in sorted(found, key=lambda p: p.host not in listed)]
+
+    def _open_everywhere(self, search: _Search, remote: Remote) -> None:
+        """Listen at all addresses of this host: the rank table need not say which one counts."""
+        for host in ("0.0.0.0", "::"):
+            place = HostPort(host, 0)
+            try:
+                search.listening[place] = remote.listen(place)
+            except NetworkError as error:  # a host may lack IPv6, or IPv4
+                log.info("%s", error)
 
     def _open(self, domain: TableDomain, remote: Remote, place: HostPort) -> None:
         """Listen, trying again while that fails: a predecessor may still be ending."""
@@ -226,7 +289,7 @@ class Rendezvous:
             return
         remote.contact(pursuit.endpoint, pursuit.cluster, lambda met: self._dialled(pursuit, met))
 
-    def _dialled(self, pursuit: _Pursuit, met: Address | str) -> None:
+    def _dialled(self, pursuit: _Pursuit, met: EngineAddress | str) -> None:
         problem = met if isinstance(met, str) else None
         if problem not in (None, pursuit.problem) and pursuit.domains:
             level = logging.DEBUG if problem == REFUSED else logging.WARNING
