@@ -72,8 +72,8 @@ class Inbox:
         view = self._views.get(session.incarnation)
         if view is not None and view.session is session:
             del self._views[session.incarnation]
-            view.end_all_syncs()
             self._builder.on_lost(view, reason, orderly)
+            view.end_all_syncs()  # who wakes up sees that the peer is gone
             self._links.on_lost(view, orderly)
             self._clusters.on_lost(view, reason, orderly)
             self._fetches.on_gone(view)
