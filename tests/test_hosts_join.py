@@ -114,6 +114,16 @@ def test_ranks_that_disagree_are_told(join_on: Start) -> None:
         assert "enable_remote_cache_accessible" in _why(node, comm_id)
 
 
+def test_tables_that_differ_are_compared_where_ranks_share_a_host(join_on: Start) -> None:
+    members = [join_on(0, 1), join_on(0, 2)]
+    other = hosts.table([NOWHERE[0], "another"])
+    ids = [*_begin(members[:1], PAIR), *_begin(members[1:], PAIR, other)]
+    began = time.monotonic()
+    for node, comm_id in zip(members, ids, strict=True):
+        assert "'another'" in _why(node, comm_id)
+    assert time.monotonic() - began < 15
+
+
 def test_a_rank_that_never_comes(join_on: Start) -> None:
     one = join_on(0, 1, link_total_time=2)
     _begin([one], PAIR)

@@ -199,6 +199,11 @@ class TableDomain(Domain):
     expiry: Timer | None = None
     """Ends the waiting."""
 
+    @property
+    def searching(self) -> bool:
+        """Whether it does not know its members yet."""
+        return self.waiting and not (self.attempt and self.attempt.members)
+
     @cached_property
     def meaning(self) -> Meaning:
         """Equal to that of a peer's announcement which means this domain."""

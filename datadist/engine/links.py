@@ -63,8 +63,7 @@ class Links:
         domain.expiry = self._reactor.later(left, lambda: self._expire(domain))
         if domain.by_library:
             self._join(domain, double)
-        else:
-            self._look_for_members(domain)
+        self._look_for_members(domain)
 
     def _look_for_members(self, domain: TableDomain) -> None:
         for view in list(self._views.values()):
@@ -76,9 +75,12 @@ class Links:
         self._consider(domain)
 
     def _join(self, domain: TableDomain, double: bool) -> None:
-        """Let the transport's library bring the members together."""
+        """Let the transport's library bring the members together.
+
+        They are looked for on this host as well, but only to find out where wishes differ.
+        """
         if double:
-            self.fail(
+            self._end(
                 domain,
                 "a domain of this name, mapping and rank table is held already, and the transport's "
                 "library cannot tell two of them apart: unlink that first, or use another name",
@@ -177,8 +179,6 @@ class Links:
     # -- announcing --------------------------------------------------------------------------
 
     def _announce(self, domain: TableDomain, view: PeerView) -> None:
-        if domain.by_library:
-            return
         if domain.waiting and view.incarnation not in domain.announced:
             domain.announced.add(view.incarnation)
             self._meeting.hold(view.session, domain)
@@ -261,9 +261,7 @@ class Links:
     def _compare(self) -> None:
         """Fail what waited long enough beside a wish of the same name that differs."""
         self._comparing = None
-        waiting = [
-            d for d in self.domains.values() if d.waiting and d.attempt is None and not d.by_library
-        ]
+        waiting = [d for d in self.domains.values() if d.searching]
         names = {domain.name for domain in waiting}
         strange: dict[str, list[tuple[PeerView, Announcement]]] = {}
         for view in self._views.values():

@@ -144,6 +144,7 @@ class Rendezvous:
         if (
             remote is None
             or search is None
+            or domain.by_library
             or len(domain.ranks) < 3
             or not isinstance(session, TcpSession)
             or domain.ranks.get(session.cluster_id) != _first(domain)
