@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := datadist plugins/shm/datadist_shm plugins/shm/tests tests
+SOURCES := datadist plugins/shm/datadist_shm plugins/shm/tests tests \
+	plugins/hccl/datadist_hccl plugins/hccl/tests
 
 .PHONY: help setup demo test lint types check clean
 
@@ -16,10 +17,10 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml plugins/shm/pyproject.toml plugins/shm/datadist_shm/_native.c
+$(STAMP): pyproject.toml plugins/hccl/pyproject.toml plugins/shm/pyproject.toml plugins/shm/datadist_shm/_native.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e plugins/shm -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -e plugins/shm -e plugins/hccl -e ".[dev]"
 	@touch $@
 
 demo: setup

@@ -1,0 +1,185 @@
+"""One communicator of HCCL: made, prepared with the peers, used from several threads, destroyed.
+
+Calls of the library cannot be interrupted. Who closes a communicator while a thread is inside waits
+a bounded time; if that is not enough, the last thread that comes out destroys it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from datadist.transport import LinkError
+from datadist_hccl import abi
+from datadist_hccl.acl import AclError, Device
+from datadist_hccl.memory import HcclRegion, Memory
+from datadist_hccl.one_sided import Hccl, HcclError
+
+log = logging.getLogger("datadist.hccl")
+
+SLICE_SECONDS = 10
+"""Longest single attempt to meet the peers: an unlink is noticed between two."""
+PAUSE = 0.2
+QUICK_SECONDS = 1.0
+SPARE_ATTEMPTS = 2
+"""Failures that are forgiven: a peer whose attempt ends looks like one that failed."""
+FINAL = frozenset({abi.HCCL_PARA, abi.HCCL_PTR, abi.HCCL_NOT_SUPPORT, abi.HCCL_NOT_FOUND})
+"""Results of an attempt that another one would not change."""
+
+
+class Closed(Exception):
+    """The communicator was closed meanwhile."""
+
+
+class Communicator:
+    """A communicator and the regions that it exposes."""
+
+    def __init__(self, device: Device, hccl: Hccl, memory: Memory, name: str) -> None:
+        self.name = name
+        self.hccl = hccl
+        self._device = device
+        self._memory = memory
+        self._state = threading.Condition()
+        self._inside = 0
+        self._closed = False
+        self._handle: int | None = None
+        self._streams: list[int] = []
+        self._regions: Sequence[HcclRegion] = ()
+        self._bound: list[int] = []
+        self.shared = False
+        """After the end: whether other links still expose some of the regions."""
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[int]:
+        """Use the communicator, with the device's context current; gives its handle (0 before
+        :meth:`create`). Raises :class:`Closed`.
+        """
+        with self._state:
+            if self._closed:
+                raise Closed
+            self._inside += 1
+        try:
+            with self._device.bound():
+                yield self._handle or 0
+        finally:
+            with self._state:
+                self._inside -= 1
+                last = self._closed and self._inside == 0
+                self._state.notify_all()
+            if last:
+                self._end()
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was closed and nothing is left of it."""
+        return self._closed and self._handle is None and not self._streams
+
+    # -- the beginning -----------------------------------------------------------------------
+
+    def create(
+        self, table: str, rank: int, regions: Sequence[HcclRegion],
+        traffic_class: int | None, service_level: int | None,
+    ) -> None:  # fmt: skip
+        """Make it and bind the regions, which peers reach once they are met; inside only."""
+        handles = self._memory.take(regions)
+        self._regions = regions
+        try:
+            self._handle = self.hccl.create(table, rank, self.name, traffic_class, service_level)
+            for handle in handles:
+                self.hccl.call("HcclCommBindMem", self._handle, handle)
+                self._bound.append(handle)
+        except HcclError as error:
+            raise LinkError(
+                f"HCCL cannot make the communicator {self.name!r}: {error} (the environment variables "
+                "HCCL_* and the rank table are what it checks)"
+            ) from error
+
+    def prepare(self, deadline: float, attempts: int) -> None:
+        """Meet all peers; inside only. Raises :class:`LinkError`, :class:`Closed`."""
+        assert self._handle is not None
+        forgiven = attempts - 1 + SPARE_ATTEMPTS
+        while True:
+            began = time.monotonic()
+            seconds = max(1, min(SLICE_SECONDS, int(deadline - began)))
+            try:
+                self.hccl.prepare(self._handle, seconds)
+                return
+            except HcclError as error:
+                now = time.monotonic()
+                if error.code != abi.HCCL_TIMEOUT and now - began < QUICK_SECONDS:
+                    forgiven -= 1
+                if self._closed:
+                    raise Closed from error
+                if error.code in FINAL or forgiven < 0 or now >= deadline:
+                    raise LinkError(_why_not_prepared(error)) from error
+                log.debug("%s: %s; trying again", self.name, error)
+            time.sleep(min(PAUSE, max(0.0, deadline - time.monotonic())))
+
+    def create_stream(self) -> int:
+        """A stream that ends with the communicator; inside only."""
+        stream = self._device.runtime.create_stream()
+        self._streams.append(stream)
+        return stream
+
+    def destroy_stream(self, stream: int) -> None:
+        """Drop what is queued on a stream, and the stream; inside only."""
+        self._device.runtime.call("aclrtStreamAbort", stream)
+        self._device.runtime.call("aclrtDestroyStream", stream)
+        self._streams.remove(stream)
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def close(self, patience: float) -> bool:
+        """Destroy it, or let the last thread inside do that after ``patience`` seconds.
+
+        Returns whether it is gone.
+        """
+        with self._state:
+            first, self._closed = not self._closed, True
+            quiet = self._state.wait_for(lambda: self._inside == 0, patience)
+        if quiet and (first or not self.ended):
+            self._end()
+        return self.ended
+
+    def _end(self) -> None:
+        with self._state, self._device.bound():
+            for stream in list(self._streams):
+                self._try(self.destroy_stream, stream)
+            for memory in list(self._bound):
+                if self._try(self.hccl.call, "HcclCommUnbindMem", self._handle, memory):
+                    self._bound.remove(memory)
+            if self._handle is not None and self._try(self.hccl.destroy, self._handle):
+                self._handle = None
+            if self._handle is None and self._regions:
+                regions, self._regions = self._regions, ()
+                self.shared = self._memory.give_back(regions)
+
+    def _try(self, step: Callable[..., object], *args: object) -> bool:
+        try:
+            step(*args)
+        except (AclError, HcclError) as error:
+            log.error("closing the communicator %r: %s", self.name, error)
+            return False
+        return True
+
+
+def _why_not_prepared(error: HcclError) -> str:
+    text = f"HCCL did not meet all ranks: {error}"
+    if error.code == abi.HCCL_TIMEOUT:
+        return text + "; a rank did not link in time, or its rank table differs"
+    if error.code == abi.HCCL_INTERNAL:
+        return text + (
+            "; registered memory may be unfit: DEVICE memory needs 2 MiB alignment and huge pages "
+            "over HCCS, HOST memory over RDMA must come from the pool or aclrtMallocHost"
+        )
+    if error.code == abi.HCCL_NOT_SUPPORT:
+        return text + "; these chips have no HCCS connection: set HCCL_INTRA_ROCE_ENABLE=1"
+    return text

@@ -1,0 +1,350 @@
+"""One communication domain over HCCL."""
+
+from __future__ import annotations
+
+import logging
+import select
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from datadist.transport import (
+    Access,
+    AddressError,
+    Group,
+    Link,
+    LinkError,
+    Offer,
+    Peer,
+    PeerLost,
+    Placement,
+    TransferError,
+    TransferTimeout,
+    Unsupported,
+)
+from datadist_hccl import abi, blobs
+from datadist_hccl.acl import AclError, Device
+from datadist_hccl.communicator import Closed, Communicator
+from datadist_hccl.memory import HcclRegion
+from datadist_hccl.offer import OfferData, RegionOffer, parse_offer
+from datadist_hccl.one_sided import HcclError
+from datadist_hccl.segments import ITEM_BYTES, Int64Array, Outside, Windows, items, pieces
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+log = logging.getLogger("datadist.hccl")
+
+CLOSE_SECONDS = 2.0
+QUEUED_ITEMS = 4 * abi.MAX_BATCH
+"""Items on a stream before it is waited for, so that its queue never fills up."""
+
+
+class _Path:
+    """Our way to one peer: its stream, its memory, and why it can not be used any more."""
+
+    def __init__(self, peer: Peer, rdma: bool) -> None:
+        self.peer = peer
+        self.rdma = rdma
+        self.stream = 0
+        self.windows: Windows | None = None
+        self.host_windows = Windows(())
+        """The peer's memory that HCCS can not reach."""
+        self.writable = False
+        self.lock = threading.Lock()
+        self.stream_lock = threading.Lock()
+        """Held while the stream is aborted or replaced."""
+        self.aborted = False
+        self.moving = False
+        self.broken: str | None = None
+
+
+class HcclLink(Link):
+    """See :class:`datadist.transport.Link`."""
+
+    def __init__(
+        self, group: Group, regions: Sequence[HcclRegion], access: Access, device: Device,
+        communicator: Communicator, rdma: dict[int, bool], attempts: int,
+        traffic_class: int | None, service_level: int | None,
+    ) -> None:  # fmt: skip
+        self._group = group
+        self._regions = regions
+        self._access = access
+        self._device = device
+        self._communicator = communicator
+        self._attempts = attempts
+        self._traffic_class = traffic_class
+        self._service_level = service_level
+        self._windows = Windows((region.address, region.size) for region in regions)
+        self._paths = {
+            rank: _Path(peer, rdma[rank])
+            for rank, peer in group.peers.items()
+            if rank != group.rank
+        }
+        self._joined = False
+        self._ruined: str | None = None
+        """Why the communicator had to go before the link was closed."""
+
+    # -- setting up --------------------------------------------------------------------------
+
+    def offer(self, rank: int) -> Offer:
+        """Where our regions lie, so that the peer can check ranges before it moves anything."""
+        regions = [
+            RegionOffer(address=region.address, size=region.size, placement=int(region.placement))
+            for region in self._regions
+        ]
+        writable = self._access is Access.READ_WRITE
+        return Offer(OfferData(writable=writable, regions=regions).model_dump_json().encode())
+
+    def attach(self, rank: int, offer: Offer) -> None:
+        """Note where the peer's regions lie; over HCCS only those of its device are reachable."""
+        path = self._path(rank)
+        data = parse_offer(rank, offer)
+        if path.windows is not None:
+            raise LinkError(f"rank {rank} was attached before", rank)
+        host = [] if path.rdma else [r for r in data.regions if r.placement == Placement.HOST]
+        path.host_windows = Windows((region.address, region.size) for region in host)
+        path.writable = data.writable
+        path.windows = Windows(
+            (region.address, region.size) for region in data.regions if region not in host
+        )
+
+    def join(self, timeout: float) -> None:
+        """Make the communicator and meet all peers inside HCCL."""
+        deadline = min(self._group.deadline, time.monotonic() + timeout)
+        table = self._group.table
+        assert table is not None
+        try:
+            with self._communicator.entered():
+                self._communicator.create(
+                    table.canonical, self._group.rank, self._regions, self._traffic_class,
+                    self._service_level,
+                )  # fmt: skip
+                for path in self._paths.values():
+                    path.stream = self._communicator.create_stream()
+                self._communicator.prepare(deadline, self._attempts)
+        except Closed:
+            raise LinkError("the link was closed meanwhile") from None
+        except AclError as error:
+            raise LinkError(f"the device cannot serve another link: {error}") from error
+        self._joined = True
+
+    def exchange(self, data: bytes) -> list[bytes]:
+        """Swap a blob with every rank by HCCL's exchange of descriptors; after :meth:`join`.
+
+        At most :data:`blobs.MAX_BYTES` bytes. A peer that does not answer is waited for as long as
+        HCCL_CONNECT_TIMEOUT says (120 s): the library has no other limit there.
+        """
+        received = {self._group.rank: data}
+        try:
+            with self._communicator.entered() as handle:
+                for rank in sorted(self._paths):
+                    seconds = max(1, int(self._group.remaining()))
+                    received[rank] = blobs.swap(
+                        self._communicator.hccl, handle, self._group.rank, rank, data, seconds
+                    )
+        except Closed:
+            raise LinkError("the link was closed meanwhile") from None
+        except HcclError as error:
+            raise LinkError(
+                f"HCCL did not exchange data with rank {rank}: {error}", rank
+            ) from error
+        return [received[rank] for rank in sorted(received)]
+
+    def _path(self, rank: int) -> _Path:
+        try:
+            return self._paths[rank]
+        except KeyError:
+            raise LinkError(f"rank {rank} is no peer of this link", rank) from None
+
+    # -- moving ------------------------------------------------------------------------------
+
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        """Batches of HcclBatchGet on the peer's stream, then a timed wait for it."""
+        self._transfer(rank, False, local, remote, length, timeout)
+
+    def write(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        """Batches of HcclBatchPut, where the peer granted that."""
+        path = self._path(rank)
+        if path.windows is not None and not path.writable:
+            raise Unsupported(f"rank {rank} granted read access only")
+        self._transfer(rank, True, local, remote, length, timeout)
+
+    def _transfer(
+        self, rank: int, write: bool, local: Buffer, remote: Buffer, length: Buffer,
+        timeout: float,
+    ) -> None:  # fmt: skip
+        deadline = time.monotonic() + timeout
+        path = self._path(rank)
+        segments = self._pieces(path, rank, local, remote, length)
+        try:
+            with self._communicator.entered() as handle:
+                self._begin(path, rank)
+                try:
+                    self._move(path, rank, handle, write, segments, deadline, timeout)
+                finally:
+                    with path.lock:
+                        path.moving = False
+        except Closed:
+            raise TransferError(self._ruined or "this link is closed") from None
+        except AclError as error:
+            raise TransferError(str(error)) from error
+        finally:
+            if self._ruined is not None:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        """Destroy the communicator before a failed transfer is reported; with all other ranks'."""
+        for rank in self._paths:
+            self.abort(rank)
+        if not self._communicator.close(CLOSE_SECONDS):
+            log.error("%s: %s, but HCCL does not let go", self._group.name, self._ruined)
+
+    def _pieces(
+        self, path: _Path, rank: int, local: Buffer, remote: Buffer, length: Buffer
+    ) -> tuple[Int64Array, Int64Array, Int64Array]:
+        if not self._joined or path.windows is None:
+            raise TransferError(f"this link has not met rank {rank} yet")
+        try:
+            return pieces(local, remote, length, self._windows, path.windows)
+        except Outside as error:
+            raise AddressError(self._explain(path, rank, error)) from None
+
+    def _explain(self, path: _Path, rank: int, error: Outside) -> str:
+        if error.local:
+            return (
+                f"the local memory at {error.address:#x} was not registered when this link was made: "
+                "unlink and link again"
+            )
+        if path.host_windows.holds(error.address):
+            return (
+                f"the memory of rank {rank} at {error.address:#x} is memory of its host, which HCCS "
+                "does not reach: use DEVICE memory, or HCCL_INTRA_ROCE_ENABLE=1 on all ranks"
+            )
+        return f"the memory at {error.address:#x} is not what rank {rank} offered"
+
+    def _begin(self, path: _Path, rank: int) -> None:
+        with path.lock:
+            if path.aborted:
+                raise TransferError(f"the link to rank {rank} was aborted")
+            if path.broken is not None:
+                raise TransferError(path.broken)
+            path.moving = True
+        if _gone(path.peer):
+            raise PeerLost(f"the process of rank {rank} has ended", rank)
+
+    def _move(
+        self, path: _Path, rank: int, handle: int, write: bool,
+        segments: tuple[Int64Array, Int64Array, Int64Array], deadline: float, timeout: float,
+    ) -> None:  # fmt: skip
+        table = items(*segments)
+        base, count, hccl = table.ctypes.data, len(table), self._communicator.hccl
+        for first in range(0, count, abi.MAX_BATCH):
+            size = min(abi.MAX_BATCH, count - first)
+            try:
+                hccl.batch(write, handle, rank, base + first * ITEM_BYTES, size, path.stream)
+            except HcclError as error:
+                path.broken = f"HCCL refused a batch for rank {rank}: {error}"
+                self._stop_queued(path)
+                raise TransferError(path.broken) from error
+            end = first + size
+            if end == count or end % QUEUED_ITEMS == 0:
+                self._wait(path, rank, deadline, timeout)
+
+    def _wait(self, path: _Path, rank: int, deadline: float, timeout: float) -> None:
+        runtime, code = self._device.runtime, abi.ACL_STREAM_ABORT
+        if not path.aborted:
+            code = runtime.synchronize(path.stream, deadline - time.monotonic())
+        if code == abi.ACL_SUCCESS and not path.aborted:
+            return
+        text = f"{code} ({abi.ACL_NAMES.get(code, 'unknown error')}){runtime.recent()}"
+        if code == abi.ACL_STREAM_TIMEOUT and not path.aborted:
+            usable = self._stop_queued(path)
+            raise TransferTimeout(f"not complete after {timeout:g} s", link_usable=usable)
+        path.broken = f"the link to rank {rank} broke: {text}"
+        self._stop_queued(path)
+        if code in abi.ACL_PEER_SUSPECT or _gone(path.peer):
+            raise PeerLost(f"rank {rank} does not answer: {text}", rank)
+        if path.aborted:
+            raise TransferError("the link was closed or aborted meanwhile")
+        raise TransferError(path.broken)
+
+    def _stop_queued(self, path: _Path) -> bool:
+        """Make sure that nothing that was queued moves any more; whether the path can be used.
+
+        A new stream does that over HCCS. Over RDMA requests may be with the network device already,
+        and nothing but the end of the communicator takes them back, unless their target is dead.
+        """
+        if path.rdma and not _gone(path.peer):
+            self._ruined = (
+                "a transfer over RDMA did not end in order, and only the end of the link stopped it"
+            )
+        try:
+            with path.stream_lock:
+                stream, path.stream = path.stream, 0
+                self._communicator.destroy_stream(stream)
+                path.stream = self._communicator.create_stream()
+        except AclError as error:
+            path.broken = f"the stream cannot be replaced: {error}"
+        return path.broken is None and self._ruined is None
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def abort(self, rank: int) -> None:
+        """Refuse further operations; stop the stream of one in flight, on a thread of its own."""
+        path = self._paths.get(rank)
+        if path is None:
+            return
+        with path.lock:
+            path.aborted = True
+            moving = path.moving
+        if moving:
+            threading.Thread(
+                target=self._stop, args=(path,), name="datadist-hccl-abort", daemon=True
+            ).start()
+
+    def _stop(self, path: _Path) -> None:
+        try:
+            with self._communicator.entered(), path.stream_lock:
+                if path.moving and path.stream:
+                    self._device.runtime.call("aclrtStreamAbort", path.stream)
+        except Closed:
+            pass
+        except AclError as error:
+            log.error("cannot abort the transfer with rank %d: %s", path.peer.rank, error)
+
+    def close(self) -> frozenset[int]:
+        """Stop everything, destroy the communicator and take the memory away from peers.
+
+        What cannot be destroyed yet, because a call of the library has not come back, is destroyed
+        when it does; the memory is kept until then. Ranks are returned if that is so, or if HCCL
+        still knows memory that they could write, because other links expose it.
+        """
+        for rank in self._paths:
+            self.abort(rank)
+        gone = self._communicator.close(CLOSE_SECONDS)
+        if not gone:
+            log.error(
+                "%s: HCCL did not let go of the link in %g s; its memory is kept until it does",
+                self._group.name, CLOSE_SECONDS,
+            )  # fmt: skip
+        if self._access is Access.READ or (gone and not self._communicator.shared):
+            return frozenset()
+        return frozenset(
+            rank
+            for rank, path in self._paths.items()
+            if not (gone and path.rdma) and not _gone(path.peer)
+        )
+
+
+def _gone(peer: Peer) -> bool:
+    if peer.pidfd is None:
+        return False
+    poller = select.poll()
+    poller.register(peer.pidfd, select.POLLIN)
+    return any(events & (select.POLLIN | select.POLLNVAL) for _, events in poller.poll(0))

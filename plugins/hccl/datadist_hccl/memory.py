@@ -1,0 +1,251 @@
+"""Memory of one device and its host: regions, what HCCL knows of them, and local copies.
+
+HCCL's registration of a region lives exactly as long as communicators use it. Undoing it is what
+takes the memory away from peers: destroying a communicator does not, where they have mapped it.
+Memory that is released while a communicator still uses it is kept until that one is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datadist.transport import Placement, Region, RegistrationError, TransferError
+from datadist_hccl import abi
+from datadist_hccl.acl import AclError, Device
+from datadist_hccl.one_sided import Hccl, HcclError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+log = logging.getLogger("datadist.hccl")
+
+MAX_REGIONS = 4096
+HCCS_ALIGNMENT = 2 << 20
+
+Int64Array = NDArray[np.int64]
+
+
+class _PinnedMemory:
+    """Pinned memory of the host, which goes with its last view."""
+
+    def __init__(self, device: Device, size: int) -> None:
+        self.address = device.runtime.malloc_host(size)
+        device.hold()
+        weakref.finalize(self, _free_pinned, device, self.address).atexit = False
+
+
+def _free_pinned(device: Device, address: int) -> None:
+    try:
+        with device.bound():
+            device.runtime.call("aclrtFreeHost", address)
+        device.drop()
+    except AclError as error:
+        log.error("cannot free pinned memory: %s", error)
+
+
+class HcclRegion(Region):
+    """A region, HCCL's handle of it while communicators use it, and how many do."""
+
+    __slots__ = ("handle", "links", "owned", "released")
+
+    def __init__(
+        self, address: int, size: int, placement: Placement, owned: bool, keeper: object | None
+    ) -> None:
+        super().__init__(address, size, placement, keeper)
+        self.owned = owned
+        self.handle: int | None = None
+        self.links = 0
+        self.released = False
+
+
+class Memory:
+    """All regions of a transport; every method works from any thread."""
+
+    def __init__(self, device: Device, hccl: Hccl) -> None:
+        self._device = device
+        self._hccl = hccl
+        self._lock = threading.Lock()
+        self._regions: list[HcclRegion] = []
+
+    # -- regions -----------------------------------------------------------------------------
+
+    def allocate(self, size: int, placement: Placement) -> HcclRegion:
+        """Zeroed memory of the device in huge pages, or pinned memory of the host."""
+        runtime = self._device.runtime
+        with self._device.bound():
+            try:
+                if placement is Placement.HOST:
+                    pinned = _PinnedMemory(self._device, size)
+                    ctypes.memset(pinned.address, 0, size)
+                    return self._add(HcclRegion(pinned.address, size, placement, True, pinned))
+                address = runtime.malloc(size)
+            except AclError as error:
+                if error.code in abi.ACL_OUT_OF_MEMORY:
+                    raise MemoryError(str(error)) from error
+                raise RegistrationError(str(error)) from error
+            try:
+                runtime.call("aclrtMemset", address, size, 0, size)
+                return self._add(HcclRegion(address, size, placement, True, None))
+            except (AclError, RegistrationError) as error:
+                runtime.call("aclrtFree", address)
+                raise RegistrationError(str(error)) from error
+
+    def register(self, address: int, size: int, placement: Placement) -> HcclRegion:
+        """Memory of the user, which must lie where it is said to lie."""
+        if placement is Placement.DEVICE:
+            self._check_device_memory(address, size)
+        else:
+            check_host_memory(address, size)
+        return self._add(HcclRegion(address, size, placement, False, None))
+
+    def _check_device_memory(self, address: int, size: int) -> None:
+        """Copy the first and the last byte out, which fails for what is no memory of the device."""
+        byte = ctypes.create_string_buffer(1)
+        try:
+            with self._device.bound():
+                for place in (address, address + size - 1):
+                    self._device.runtime.copy(ctypes.addressof(byte), place, 1, abi.DEVICE_TO_HOST)
+        except AclError as error:
+            raise RegistrationError(
+                f"the {size} bytes at {address:#x} are not memory of device {self._device.number}: "
+                f"{error}"
+            ) from error
+
+    def _add(self, region: HcclRegion) -> HcclRegion:
+        with self._lock:
+            if len(self._regions) >= MAX_REGIONS:
+                raise RegistrationError(
+                    f"{MAX_REGIONS} ranges are registered and HCCL takes no more: register larger "
+                    "ranges that hold several tensors"
+                )
+            self._regions.append(region)
+        return region
+
+    def release(self, region: HcclRegion) -> None:
+        """Give a region up: now, or when the last communicator that uses it is gone."""
+        with self._lock:
+            region.released = True
+            self._free_unused([region])
+
+    def take(self, regions: Sequence[HcclRegion]) -> list[int]:
+        """HCCL's handles of regions for a communicator; undone by :meth:`give_back`.
+
+        Needs the device's context. Raises :class:`RegistrationError`.
+        """
+        with self._lock:
+            taken = []
+            try:
+                for region in regions:
+                    if region.handle is None:
+                        region.handle = self._hccl.register(
+                            region.address, region.size, region.placement is Placement.DEVICE
+                        )
+                    region.links += 1
+                    taken.append(region)
+            except HcclError as error:
+                self._give_back(taken)
+                raise RegistrationError(
+                    f"cannot register {regions[len(taken)]!r}: {error}"
+                ) from error
+            return [region.handle for region in taken if region.handle is not None]
+
+    def give_back(self, regions: Iterable[HcclRegion]) -> bool:
+        """Undo :meth:`take`. Returns whether HCCL still knows some, as other links use them."""
+        with self._lock:
+            return self._give_back(regions)
+
+    def _give_back(self, regions: Iterable[HcclRegion]) -> bool:
+        regions = list(regions)
+        for region in regions:
+            region.links -= 1
+            if region.links == 0 and region.handle is not None:
+                self._deregister(region, region.handle)
+        self._free_unused([region for region in regions if region.released])
+        return any(region.handle is not None for region in regions)
+
+    def _deregister(self, region: HcclRegion, handle: int) -> None:
+        try:
+            self._hccl.call("HcclDeregisterGlobalMem", handle)
+            region.handle = None
+        except HcclError as error:
+            log.error("%r stays registered, its memory is kept: %s", region, error)
+
+    def _free_unused(self, regions: Iterable[HcclRegion]) -> None:
+        for region in regions:
+            if region.links or region.handle is not None:
+                continue
+            self._regions.remove(region)
+            region.keeper = None
+            if not region.owned or region.placement is Placement.HOST:
+                continue
+            try:
+                with self._device.bound():
+                    self._device.runtime.call("aclrtFree", region.address)
+            except AclError as error:
+                log.error("cannot free %r: %s", region, error)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is left."""
+        return not self._regions
+
+    # -- copies ------------------------------------------------------------------------------
+
+    def copy(self, dst: Buffer, src: Buffer, length: Buffer) -> None:
+        """Copy between any local memory; what is in no region of the device is the host's.
+
+        Raises :class:`TransferError`.
+        """
+        to, frm, size = (np.frombuffer(buffer, np.int64) for buffer in (dst, src, length))
+        kinds = 2 * self._on_device(frm) + self._on_device(to)
+        try:
+            with self._device.bound():
+                for d, s, n, kind in zip(
+                    to.tolist(), frm.tolist(), size.tolist(), kinds.tolist(), strict=True
+                ):
+                    if kind == abi.HOST_TO_HOST:
+                        ctypes.memmove(d, s, n)
+                    else:
+                        self._device.runtime.copy(d, s, n, kind)
+        except AclError as error:
+            raise TransferError(f"a local copy failed: {error}", link_usable=True) from error
+
+    def _on_device(self, addresses: Int64Array) -> Int64Array:
+        with self._lock:
+            ranges = sorted(
+                (region.address, region.address + region.size)
+                for region in self._regions
+                if region.placement is Placement.DEVICE
+            )
+        if not ranges:
+            return np.zeros(len(addresses), np.int64)
+        starts, ends = np.array(ranges, np.int64).T
+        place = np.searchsorted(starts, addresses, side="right") - 1
+        inside: Int64Array = ((place >= 0) & (addresses < ends[place])).astype(np.int64)
+        return inside
+
+
+def check_host_memory(address: int, size: int) -> None:
+    """Raise :class:`RegistrationError` unless this process maps all of the range for writing."""
+    need, end = address, address + size
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            span, mode = line.split(maxsplit=2)[:2]
+            first, last = (int(part, 16) for part in span.split("-"))
+            if last <= need or first > need or not mode.startswith("rw"):
+                continue
+            need = last
+            if need >= end:
+                return
+    raise RegistrationError(
+        f"the {size} bytes at {address:#x} are not writable memory of this process: nothing of that "
+        f"kind is mapped at {need:#x} (say Placement.DEVICE for memory of the NPU)"
+    )

@@ -1,0 +1,43 @@
+"""What an owner tells a peer about its memory: JSON, validated where it arrives."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from datadist.transport import LinkError, Offer
+
+Address = Annotated[int, Field(gt=0, lt=1 << 63)]
+
+
+class RegionOffer(BaseModel):
+    """One region; ``placement`` is a number of :class:`datadist.transport.Placement`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    address: Address
+    size: Address
+    placement: Annotated[int, Field(ge=0, le=1)]
+
+
+class OfferData(BaseModel):
+    """The whole offer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    version: Literal[1] = 1
+    writable: bool
+    regions: list[RegionOffer]
+
+
+def parse_offer(rank: int, offer: Offer) -> OfferData:
+    """Read the offer of ``rank``. Raises :class:`LinkError`."""
+    try:
+        return OfferData.model_validate_json(offer.data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "text"
+        raise LinkError(
+            f"the offer of rank {rank} is not valid: {place}: {first['msg']}", rank
+        ) from None

@@ -1,0 +1,240 @@
+"""The transport class: what `datadist` finds by the entry point ``hccl``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from datadist.rank_table import RankTable
+from datadist.transport import (
+    Access,
+    Availability,
+    Capabilities,
+    Group,
+    LinkError,
+    Placement,
+    Region,
+    Transport,
+    TransportError,
+    TransportOptions,
+)
+from datadist_hccl import environment, table
+from datadist_hccl.acl import AclError, Device, Runtime
+from datadist_hccl.communicator import Communicator
+from datadist_hccl.libraries import load
+from datadist_hccl.link import HcclLink
+from datadist_hccl.memory import HCCS_ALIGNMENT, HcclRegion, Memory
+from datadist_hccl.one_sided import Hccl
+from datadist_hccl.table import Family, family_of, uses_rdma
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+log = logging.getLogger("datadist.hccl")
+
+GIB = 1 << 30
+MAX_DEVICE_BYTES = 50 * GIB
+MAX_HOST_BYTES = 20 * GIB
+MAX_HOST_BYTES_SINCE_25_5 = 1024 * GIB
+DRIVER_VERSION = Path("/usr/local/Ascend/driver/version.info")
+MAX_NAME_BYTES = 127
+
+
+class HcclTransport(Transport):
+    """Ascend NPUs (Atlas A2 and A3) through HCCL's one-sided operations.
+
+    It has no options ``datadist.hccl.*``; HCCL's own environment variables apply.
+    """
+
+    api_version: ClassVar[int] = 1
+    priority: ClassVar[int] = 30
+
+    @classmethod
+    def probe(cls) -> Availability:
+        """Usable where the libraries load, have every function, and show a supported device."""
+        try:
+            vendor = load()
+            runtime = Runtime(vendor)
+            runtime.initialise()
+            count, soc = runtime.device_count(), runtime.soc_name()
+        except (TransportError, AclError) as error:
+            return Availability(False, str(error))
+        except Exception as error:
+            return Availability(False, f"{type(error).__name__}: {error}")
+        if count == 0:
+            return Availability(False, "no NPU is visible to this process")
+        if family_of(soc) is None:
+            return Availability(False, _unsupported(soc))
+        return Availability(True, f"{count} x {soc}, {', '.join(vendor.libraries)}")
+
+    def __init__(self, options: TransportOptions) -> None:
+        if options.extra:
+            raise TransportError(
+                f"unknown option datadist.hccl.{min(options.extra)}; there are none"
+            )
+        _check_quality(options)
+        self._options = options
+        self._roce = environment.settle(os.environ)
+        self._vendor = load()
+        runtime = Runtime(self._vendor)
+        try:
+            runtime.initialise()
+            self._soc = runtime.soc_name()
+            self._family = _supported(self._soc)
+            count = runtime.device_count()
+            if options.device_id >= count:
+                raise TransportError(
+                    f"device_id is {options.device_id} and {count} NPUs are visible to this process "
+                    "(ASCEND_RT_VISIBLE_DEVICES renumbers them from 0)"
+                )
+            self._device = Device(runtime, options.device_id)
+        except AclError as error:
+            raise TransportError(f"device {options.device_id} cannot be used: {error}") from error
+        self._hccl = Hccl(self._vendor, runtime)
+        self._memory = Memory(self._device, self._hccl)
+        self._communicators: list[Communicator] = []
+        self._closed = False
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Documented limits of LLM-DataDist on NPUs; alignment is that of HCCS."""
+        return Capabilities(
+            placements=frozenset(Placement),
+            foreign_memory=True,
+            same_host_only=False,
+            host_addressable=frozenset({Placement.HOST}),
+            alignment=1 if self._roce else HCCS_ALIGNMENT,
+            max_registered={
+                Placement.DEVICE: MAX_DEVICE_BYTES,
+                Placement.HOST: host_limit(DRIVER_VERSION),
+            },
+            self_bootstrapping=True,
+        )
+
+    def check_table(self, rank_table: RankTable, rank: int) -> None:
+        """Addresses, ids and order as HCCL needs them, and the variables of one server."""
+        table.check(rank_table, rank, self._device.physical_id, self._family, self._roce)
+
+    def allocate(self, size: int, placement: Placement) -> Region:
+        """Memory of the device in huge pages of 2 MiB, or pinned memory of the host."""
+        return self._memory.allocate(size, placement)
+
+    def register(self, address: int, size: int, placement: Placement) -> Region:
+        """Memory of the user: of the device (torch_npu), or of the host."""
+        return self._memory.register(address, size, placement)
+
+    def release(self, region: Region) -> None:
+        """Give it up, at once or with the last communicator that HCCL has not let go of."""
+        assert isinstance(region, HcclRegion)
+        self._memory.release(region)
+
+    def copy(self, dst: Buffer, src: Buffer, length: Buffer) -> None:
+        """Local copies; each address is memory of the device if one of our regions says so."""
+        self._memory.copy(dst, src, length)
+
+    def open(self, group: Group, regions: Sequence[Region], access: Access) -> HcclLink:
+        """Check what HCCL would refuse later, less clearly; the work is in :meth:`HcclLink.join`."""
+        if group.table is None:
+            raise LinkError(
+                "HCCL needs a rank table, and members that met by address have none: link with a "
+                "rank table, or give local_comm_res on both ends"
+            )
+        if len(group.name.encode()) > MAX_NAME_BYTES:
+            raise LinkError(f"the name {group.name!r} has more than {MAX_NAME_BYTES} bytes")
+        self.check_table(group.table, group.rank)
+        own = [region for region in regions if isinstance(region, HcclRegion)]
+        rdma = {
+            rank: uses_rdma(
+                self._family,
+                bool(self._roce),
+                group.table.device(group.rank),
+                group.table.device(rank),
+            )
+            for rank in group.peers
+            if rank != group.rank
+        }
+        if not all(rdma.values()):
+            _check_alignment(own)
+        communicator = Communicator(self._device, self._hccl, self._memory, group.name)
+        self._communicators = [c for c in self._communicators if not c.ended] + [communicator]
+        return HcclLink(
+            group, own, access, self._device, communicator, rdma, self._options.retry_count,
+            self._options.traffic_class, self._options.service_level,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Destroy what links could not, and give the device back unless views need it."""
+        if self._closed:
+            return
+        self._closed = True
+        stuck = [c.name for c in self._communicators if not c.close(0.0)]
+        if stuck or not self._memory.empty:
+            log.error(
+                "device %d stays open: HCCL has not let go of %s",
+                self._device.number, ", ".join(stuck) or "registered memory",
+            )  # fmt: skip
+            return
+        try:
+            self._device.drop()
+        except AclError as error:
+            log.error("device %d is not given back in order: %s", self._device.number, error)
+
+    def describe(self) -> Mapping[str, Any]:
+        """The device, and where the functions came from."""
+        return {
+            "soc": self._soc,
+            "device": self._device.number,
+            "physical device": self._device.physical_id,
+            "libraries": self._vendor.libraries,
+            "RoCE inside a server": self._roce,
+        }
+
+
+def host_limit(version_file: Path) -> int:
+    """Bytes of host memory that may be registered: more since release 25.5 of the driver."""
+    try:
+        found = re.search(r"^Version\s*=\s*(\d+)\.(\d+)", version_file.read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found and (int(found[1]), int(found[2])) >= (25, 5):
+        return MAX_HOST_BYTES_SINCE_25_5
+    return MAX_HOST_BYTES
+
+
+def _supported(soc: str) -> Family:
+    family = family_of(soc)
+    if family is None:
+        raise TransportError(_unsupported(soc))
+    return family
+
+
+def _unsupported(soc: str) -> str:
+    return (
+        f"the chip {soc or 'of unknown name'} is not supported: Atlas A2 (Ascend910B) and A3 "
+        "(Ascend910_93) are"
+    )
+
+
+def _check_quality(options: TransportOptions) -> None:
+    traffic, service = options.traffic_class, options.service_level
+    if traffic is not None and (traffic > 255 or traffic % 4):
+        raise TransportError(
+            f"rdma_traffic_class is {traffic}, it must be a multiple of 4 in [0, 255]"
+        )
+    if service is not None and service > 7:
+        raise TransportError(f"rdma_service_level is {service}, it must be in [0, 7]")
+
+
+def _check_alignment(regions: Sequence[HcclRegion]) -> None:
+    for region in regions:
+        if region.placement is Placement.DEVICE and region.address % HCCS_ALIGNMENT:
+            raise LinkError(
+                f"the {region.size} bytes at {region.address:#x} are not aligned to 2 MiB, which "
+                "HCCS needs: align the memory of the cache, allocate it from the pool, or use RDMA "
+                f"({environment.ROCE}=1)"
+            )
+
