@@ -158,7 +158,7 @@ class Communicator:
                     self._bound.remove(memory)
             if self._handle is not None and self._try(self.hccl.destroy, self._handle):
                 self._handle = None
-            if self._handle is None and self._regions:
+            if self.ended and self._regions:
                 regions, self._regions = self._regions, ()
                 self.shared = self._memory.give_back(regions)
 

@@ -14,6 +14,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static Allocation *allocations;
 static size_t used[MAX_DEVICES];
 static int set_counts[MAX_DEVICES];
+static _Atomic int own_contexts[MAX_DEVICES];
 static Context *defaults[MAX_DEVICES];
 static bool initialised;
 static __thread Context *current;
@@ -77,7 +78,10 @@ static Context *new_context(int device, bool is_default) {
     context->magic = CONTEXT_MAGIC;
     context->device = device;
     context->is_default = is_default;
-    if (!is_default) sim_live_count[LIVE_CONTEXTS]++;
+    if (!is_default) {
+        sim_live_count[LIVE_CONTEXTS]++;
+        own_contexts[device]++;
+    }
     return context;
 }
 
@@ -105,7 +109,7 @@ EXPORT int32_t aclrtResetDevice(int32_t device) {
     } else if (--set_counts[device] == 0) {
         for (Allocation *a = allocations; a; a = a->next)
             if (a->device == device) sim_violation("device reset with memory at %p", (void *)a->user);
-        if (sim_live_count[LIVE_CONTEXTS]) sim_violation("device reset with contexts of one's own");
+        if (own_contexts[device]) sim_violation("device reset with contexts of one's own");
         defaults[device]->magic = 0;
         sim_live_count[LIVE_DEVICES]--;
     }
@@ -141,6 +145,7 @@ EXPORT int32_t aclrtDestroyContext(void *pointer) {
         LEAVE(sim_error(107000, "no context that was created"));
     if (context->streams) sim_violation("context destroyed before its streams");
     context->magic = 0;
+    own_contexts[context->device]--;
     sim_live_count[LIVE_CONTEXTS]--;
     LEAVE(0);
 }

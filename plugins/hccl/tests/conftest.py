@@ -1,0 +1,52 @@
+"""Fixtures: ranks of the hccl transport in processes of their own, on the simulator."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+
+import hccl_sim
+import pytest
+from hccl_sim.ranks import Ranks
+
+from tests.nodes import Node
+
+
+@pytest.fixture
+def meeting() -> Iterator[str]:
+    """A directory for the sockets of the simulator; its path must be short."""
+    path = tempfile.mkdtemp(prefix="hccl-sim-", dir="/tmp")
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def start_node(meeting: str) -> Iterator[Callable[..., Node]]:
+    """Start a process on the simulator; keywords are the simulator's settings."""
+    started: list[Node] = []
+
+    def start(environ: dict[str, str] | None = None, **settings: object) -> Node:
+        own = {"DATADIST_RUNTIME_DIR": f"{meeting}/run"}
+        node = Node(hccl_sim.environment(meeting, **settings) | own | (environ or {}))
+        started.append(node)
+        return node
+
+    yield start
+    for node in started:
+        node.close()
+
+
+@pytest.fixture
+def start_ranks(start_node: Callable[..., Node]) -> Callable[..., Ranks]:
+    """Start ranks that have a transport each; see :class:`hccl_sim.ranks.Ranks`."""
+
+    def start(
+        count: int = 2,
+        servers: int | None = None,
+        environ: dict[str, str] | None = None,
+        **settings: object,
+    ) -> Ranks:
+        return Ranks([start_node(environ, **settings) for _ in range(count)], servers)
+
+    return start

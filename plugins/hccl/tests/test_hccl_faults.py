@@ -1,0 +1,512 @@
+"""What goes wrong: every fault gives its documented error, leaks nothing, and ends in time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+from hccl_sim import ranks
+from hccl_sim.ranks import MIB, Ranks
+
+from tests.nodes import Here, RemoteError
+
+Start = Callable[..., Ranks]
+
+HCCS = {"HCCL_INTRA_ROCE_ENABLE": "0", "HCCL_INTRA_PCIE_ENABLE": "1"}
+ONE = [(0, 0, MIB)]
+SOON = 3.0
+"""Seconds within which everything ends that must not wait."""
+
+WHILE_STARTING = [
+    ("aclInit", 100000),
+    ("aclrtGetDeviceCount", 507000),
+    ("aclrtSetDevice", 107001),
+    ("aclrtGetPhyDevIdByLogicDevId", 507000),
+    ("aclrtCreateContext", 507000),
+]
+
+
+@pytest.mark.parametrize(("symbol", "code"), WHILE_STARTING)
+def test_a_device_that_does_not_start(start_ranks: Start, symbol: str, code: int) -> None:
+    group = start_ranks(1, 1)
+    assert group[0].do(_fail_to_start, symbol, code) == ("TransportError", True)
+    group[0].do(ranks.start, 0, {})
+    assert not any(group[0].do(ranks.finish).values())
+
+
+def _fail_to_start(_here: Here, symbol: str, code: int) -> tuple[str, bool]:
+    import os
+
+    import hccl_sim
+    from datadist_hccl import HcclTransport
+
+    from datadist.transport import TransportError, TransportOptions
+
+    sim = hccl_sim.Simulator(os.environ["DATADIST_HCCL_LIBRARIES"])
+    sim.fault(symbol, code)
+    try:
+        HcclTransport(TransportOptions())
+    except TransportError as error:
+        assert not any(sim.live().values())
+        return type(error).__name__, str(code) in str(error)
+    raise AssertionError("it started")
+
+
+MEMORY = [
+    ("aclrtMalloc", 207001, "MemoryError", ranks.Placement.DEVICE),
+    ("aclrtMalloc", 207018, "MemoryError", ranks.Placement.DEVICE),
+    ("aclrtMalloc", 507000, "RegistrationError", ranks.Placement.DEVICE),
+    ("aclrtMemset", 507000, "RegistrationError", ranks.Placement.DEVICE),
+    ("aclrtMallocHost", 207001, "MemoryError", ranks.Placement.HOST),
+]
+
+
+def test_memory_that_cannot_be_allocated(start_ranks: Start) -> None:
+    group = start_ranks(1, 1)
+    group[0].do(ranks.start, 0, {})
+    before = group[0].do(ranks.sim, "live")
+    for symbol, code, kind, placement in MEMORY:
+        group[0].do(ranks.sim, "clear")
+        group[0].do(ranks.sim, "fault", symbol, code)
+        with pytest.raises(RemoteError, match=str(code)) as caught:
+            group[0].do(_allocate, placement)
+        assert caught.value.kind == kind
+        assert group[0].do(ranks.sim, "live") == before
+    assert not any(group[0].do(ranks.finish).values())
+
+
+def _allocate(here: Here, placement: ranks.Placement) -> None:
+    ranks.of(here).transport.allocate(MIB, placement)
+
+
+def test_memory_that_is_not_what_it_is_said_to_be(start_ranks: Start) -> None:
+    group = start_ranks(1, 1)
+    group[0].do(ranks.start, 0, {})
+    for where, placement in (("host", 1), ("numpy", 1), ("device", 0), ("nowhere", 0), ("nowhere", 1)):
+        with pytest.raises(RemoteError, match="are not") as caught:
+            group[0].do(_register, where, placement)
+        assert caught.value.kind == "RegistrationError"
+    assert not any(group[0].do(ranks.finish).values())
+
+
+def _register(here: Here, where: str, placement: int) -> None:
+    import numpy as np
+
+    own = ranks.of(here)
+    array = here.any["array"] = np.zeros(4096, np.int8)
+    address = {"numpy": array.ctypes.data, "nowhere": 4096}.get(where) or own.regions[where].address
+    own.transport.register(address, 4096, ranks.Placement(placement))
+
+
+def test_device_memory_has_an_end(start_ranks: Start) -> None:
+    group = start_ranks(1, 1, None, capacity=6 * MIB)
+    group[0].do(ranks.start, 0, {})
+    with pytest.raises(RemoteError, match="207001"):
+        group[0].do(_allocate_large)
+    assert not any(group[0].do(ranks.finish).values())
+
+
+def _allocate_large(here: Here) -> None:
+    ranks.of(here).transport.allocate(4 * MIB, ranks.Placement.DEVICE)
+
+
+LINKING = [
+    ("HcclRegisterGlobalMem", 1, "RegistrationError"),
+    ("HcclCommInitClusterInfoMemConfig", 1, "LinkError"),
+    ("HcclCommInitClusterInfoMemConfig", 15, "LinkError"),
+    ("HcclCommBindMem", 1, "LinkError"),
+    ("aclrtCreateStreamWithConfig", 207008, "LinkError"),
+    ("HcclCommPrepare", 1, "LinkError"),
+    ("HcclCommPrepare", 5, "LinkError"),
+    ("HcclCommPrepare", 6, "LinkError"),
+]
+
+
+def test_a_link_that_cannot_be_made(start_ranks: Start) -> None:
+    group = start_ranks().start()
+    quiet = group.sim("live")
+    for number, (symbol, code, kind) in enumerate(LINKING):
+        for nth in (1, 2) if symbol in ("HcclRegisterGlobalMem", "HcclCommBindMem") else (1,):
+            name = f"link-{number}-{nth}"
+            group.open(name)
+            group[0].do(partial(ranks.sim, first=nth, last=nth), "fault", symbol, code)
+            with pytest.raises(RemoteError, match=rf"returned {code} \(") as caught:
+                group[0].do(ranks.join, name, 10.0)
+            assert caught.value.kind == kind, symbol
+            group[0].do(ranks.sim, "clear")
+            assert all(took < SOON for _, took in group.close(name))
+            assert group.sim("live") == quiet, symbol
+    group.link("again")
+    group[0].do(ranks.move, "again", 1, ONE)
+    group.finish()
+
+
+@pytest.mark.parametrize("code", [4, 11])
+def test_attempts_to_meet_that_fail_are_repeated(start_ranks: Start, code: int) -> None:
+    group = start_ranks()
+    group.options = {"retry_count": 2}
+    group.start()
+    group[0].do(partial(ranks.sim, last=2), "fault", "HcclCommPrepare", code)
+    group.link()
+    group[0].do(ranks.move, "link", 1, ONE)
+    group.close()
+    group[0].do(partial(ranks.sim, last=99), "fault", "HcclCommPrepare", code)
+    group.open("never", seconds=2)
+    group[1].begin(ranks.join, "never", 2.0)
+    with pytest.raises(RemoteError, match=rf"returned {code} \("):
+        group[0].do(ranks.join, "never", 2.0)
+    with pytest.raises(RemoteError, match="did not link in time"):
+        group[1].result()
+    group[0].do(ranks.sim, "clear")
+    group.finish()
+
+
+def test_a_rank_that_comes_late(start_ranks: Start) -> None:
+    group = start_ranks(3).start()
+    group.open(seconds=40)
+    group[0].begin(ranks.join, "link", 40.0)
+    group[1].begin(ranks.join, "link", 40.0)
+    time.sleep(11.0)  # later than a slice
+    assert group[2].do(ranks.join, "link", 40.0) < 20
+    for node in group.nodes[:2]:
+        assert 10 < node.result() < 30
+    group[0].do(ranks.move, "link", 2, ONE)
+    group.finish()
+
+
+def test_a_rank_that_never_comes(start_ranks: Start) -> None:
+    group = start_ranks().start()
+    group.open(seconds=3)
+    began = time.monotonic()
+    with pytest.raises(RemoteError, match="did not link in time, or its rank table differs"):
+        group[0].do(ranks.join, "link", 3.0)
+    assert 2 < time.monotonic() - began < 8
+    group.finish()
+
+
+def test_unlink_while_the_peers_are_awaited(start_ranks: Start) -> None:
+    group = start_ranks().start()
+    before = group[0].do(ranks.sim, "live")
+    group.open(seconds=60)
+    took, text, left = group[0].do(_close_while_joining)
+    assert took < SOON
+    assert "closed meanwhile" in text
+    assert left == before
+    group.link("again")
+    group.finish()
+
+
+def _close_while_joining(here: Here) -> tuple[float, str, dict[str, int]]:
+    import threading
+
+    from datadist.transport import LinkError
+
+    own = ranks.of(here)
+    link = own.links.pop("link")
+    errors: list[str] = []
+
+    def joining() -> None:
+        try:
+            link.join(60)
+        except LinkError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=joining)
+    thread.start()
+    time.sleep(0.3)
+    began = time.monotonic()
+    link.close()
+    took = time.monotonic() - began
+    held = own.sim.live()
+    assert held["communicators"] == 1, "it was destroyed while the library was inside"
+    region = own.regions.pop("device")
+    own.transport.release(region)
+    assert own.sim.live()["allocations"] == held["allocations"], "memory freed under the library"
+    thread.join(35)
+    own.regions["device"] = own.transport.allocate(ranks.SIZE, ranks.Placement.DEVICE)
+    return took, errors[0], own.sim.live()
+
+
+MOVING = [
+    ("HcclBatchGet", 1, "TransferError"),
+    ("HcclBatchGet", 4, "TransferError"),
+    ("aclrtSynchronizeStreamWithTimeout", 507057, "PeerLost"),
+    ("aclrtSynchronizeStreamWithTimeout", 507056, "PeerLost"),
+    ("aclrtSynchronizeStreamWithTimeout", 507013, "TransferError"),
+    ("aclrtSynchronizeStreamWithTimeout", 507046, "TransferTimeout"),
+]
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_transfer_that_fails(start_ranks: Start, servers: int) -> None:
+    group = start_ranks(2, servers, HCCS).start()
+    quiet = group.sim("live")
+    many = [(4096 * i, 4096 * i, 4000) for i in range(600)]
+    for number, (symbol, code, kind) in enumerate(MOVING):
+        name = f"link-{number}"
+        group.link(name)
+        nth = 2 if symbol == "HcclBatchGet" else 1  # an earlier batch is queued already
+        group[0].do(partial(ranks.sim, first=nth, last=nth), "fault", symbol, code)
+        found, usable, _, text = group[0].do(ranks.try_move, name, 1, many)
+        assert (found, str(code) in text or "not complete" in text) == (kind, True), symbol
+        assert usable is (code == 507046 and servers == 1)
+        again = group[0].do(ranks.move if usable else ranks.try_move, name, 1, ONE)
+        assert usable or again[0] == "TransferError"
+        group[0].do(ranks.sim, "clear")
+        assert all(took < SOON for _, took in group.close(name))
+        assert group.sim("live") == quiet, symbol
+    group.finish()
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_stuck_transfer_times_out_and_moves_nothing_later(
+    start_ranks: Start, servers: int
+) -> None:
+    group = start_ranks(2, servers, HCCS).start()
+    group.link()
+    group[1].do(ranks.put, "device", b"\1" * ranks.SIZE)
+    group[0].do(partial(ranks.sim, stuck=True), "tasks")
+    kind, usable, took, text = group[0].do(partial(ranks.try_move, timeout=0.5), "link", 1, ONE)
+    assert (kind, usable) == ("TransferTimeout", servers == 1)
+    assert 0.5 <= took < 1.5
+    assert "not complete after 0.5 s" in text
+    group[0].do(ranks.sim, "clear")
+    assert group[0].do(ranks.get, "device") == bytes(ranks.SIZE)
+    if usable:
+        group[0].do(ranks.move, "link", 1, ONE)
+    else:
+        kind, _, _, text = group[0].do(ranks.try_move, "link", 1, ONE)
+        assert "only the end of the link stopped it" in text
+    assert all(took < SOON for _, took in group.close())
+    group.link("again")
+    group[0].do(ranks.move, "again", 1, ONE)
+    assert group[0].do(ranks.get, "device", MIB) == b"\1" * MIB
+    group.finish()
+
+
+@pytest.mark.parametrize("end", ["abort", "close"])
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_stuck_transfer_is_ended_from_another_thread(
+    start_ranks: Start, servers: int, end: str
+) -> None:
+    group = start_ranks(2, servers, HCCS).start()
+    group.link()
+    kind, text, took = group[0].do(_end_stuck, end)
+    assert kind == "TransferError"
+    assert "closed or aborted" in text
+    assert took < 0.5
+    group[0].do(ranks.sim, "clear")
+    group.finish()
+
+
+def _end_stuck(here: Here, end: str) -> tuple[str, str, float]:
+    import threading
+
+    own = ranks.of(here)
+    own.sim.tasks(stuck=True)
+    result: list[Any] = []
+
+    def moving() -> None:
+        result.extend(ranks.try_move(here, "link", 1, ONE, timeout=30))
+        result.append(time.monotonic())
+
+    thread = threading.Thread(target=moving)
+    thread.start()
+    time.sleep(0.3)
+    began = time.monotonic()
+    if end == "abort":
+        own.links["link"].abort(1)
+    else:
+        own.links.pop("link").close()
+    thread.join(20)
+    return result[0], result[3], result[4] - began
+
+
+def test_an_aborted_rank_leaves_the_others_usable(start_ranks: Start) -> None:
+    group = start_ranks(3).start()
+    group.link()
+    group[0].do(ranks.abort, "link", 1)
+    assert group[0].do(ranks.try_move, "link", 1, ONE)[0] == "TransferError"
+    group[0].do(ranks.move, "link", 2, ONE)
+    group.finish()
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+@pytest.mark.parametrize("code", [507057, 507056, 0])
+def test_a_peer_that_dies(start_ranks: Start, servers: int, code: int) -> None:
+    for idle in (True, False):
+        group = start_ranks(2, servers, HCCS).start()
+        quiet = group[0].do(ranks.sim, "live")
+        group.link()
+        group[0].do(ranks.sim, "peer_code", code)
+        if idle:
+            group[1].kill()
+            outcome = group[0].do(ranks.try_move, "link", 1, ONE)
+        else:
+            group[0].do(partial(ranks.sim, stuck=True), "tasks")
+            group[0].begin(partial(ranks.try_move, timeout=3.0), "link", 1, ONE)
+            time.sleep(0.3)
+            group[1].kill()
+            outcome = group[0].result()
+        kind, usable, took, _ = outcome
+        assert kind == ("TransferTimeout" if code == 0 and not idle else "PeerLost")
+        assert took < 4.0
+        if kind == "PeerLost":
+            assert usable is False
+        group[0].do(ranks.sim, "clear")
+        assert group[0].do(ranks.close_link, "link")[1] < SOON
+        assert group[0].do(ranks.sim, "live") == quiet
+        assert not any(group[0].do(ranks.finish).values())
+
+
+CLOSING = ["aclrtStreamAbort", "aclrtDestroyStream", "HcclCommUnbindMem", "HcclCommDestroy"]
+
+
+def test_a_busy_communicator_is_destroyed_when_it_is_idle(start_ranks: Start) -> None:
+    group = start_ranks().start()
+    quiet = group.sim("live")
+    group.link()
+    group[0].do(partial(ranks.sim, last=10), "fault", "HcclCommDestroy", 20)
+    assert all(took < SOON for _, took in group.close())
+    assert group.sim("live") == quiet
+    group.finish()
+
+
+@pytest.mark.parametrize("symbol", CLOSING)
+def test_what_cannot_be_closed_keeps_its_memory_and_is_closed_later(
+    start_ranks: Start, symbol: str
+) -> None:
+    group = start_ranks().start()
+    group.link()
+    code = 20 if symbol == "HcclCommDestroy" else 1
+    group[0].do(partial(ranks.sim, last=60), "fault", symbol, code)
+    reported, took = group[0].do(ranks.close_link, "link")
+    assert took < SOON
+    assert reported == [1], "rank 1 may still write"
+    allocations = group[0].do(ranks.sim, "live")["allocations"]
+    group[0].do(_release, "device")
+    assert group[0].do(ranks.sim, "live")["allocations"] == allocations
+    group[0].do(ranks.sim, "clear")
+    group.finish()
+
+
+def _release(here: Here, label: str) -> None:
+    own = ranks.of(here)
+    own.transport.release(own.regions.pop(label))
+
+
+# -- the fence ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_after_close_peers_cannot_reach_the_memory(start_ranks: Start, servers: int) -> None:
+    group = start_ranks(2, servers, HCCS).start()
+    group.link()
+    assert group[0].do(ranks.close_link, "link")[0] == []
+    write = partial(ranks.try_move, write=True)
+    kind, usable, _, _ = group[1].do(write, "link", 0, ONE)
+    assert (kind, usable) == ("PeerLost", False)
+    assert group[0].do(ranks.get, "device") == bytes(ranks.SIZE)
+    group.finish()
+
+
+def test_memory_that_another_link_exposes_may_still_be_written_over_hccs(
+    start_ranks: Start,
+) -> None:
+    group = start_ranks(2, 1, HCCS).start()
+    group.link("one")
+    group.link("two")
+    assert group[0].do(ranks.close_link, "one")[0] == [1]
+    group[1].do(partial(ranks.move, write=True), "one", 0, ONE)
+    assert group[0].do(ranks.close_link, "two")[0] == []
+    assert group[1].do(partial(ranks.try_move, write=True), "one", 0, ONE)[0] == "PeerLost"
+    group.finish()
+
+
+# -- the GIL -----------------------------------------------------------------------------------
+
+BLOCKING = {
+    "HcclCommInitClusterInfoMemConfig": "link",
+    "HcclCommPrepare": "link",
+    "HcclCommBindMem": "link",
+    "HcclRegisterGlobalMem": "link",
+    "HcclBatchGet": "move",
+    "aclrtSynchronizeStreamWithTimeout": "move",
+    "aclrtMemcpy": "copy",
+    "aclrtMalloc": "allocate",
+    "aclrtMemset": "allocate",
+    "HcclExchangeMemDesc": "exchange",
+    "aclrtStreamAbort": "close",
+    "aclrtDestroyStream": "close",
+    "HcclCommUnbindMem": "close",
+    "HcclCommDestroy": "close",
+    "HcclDeregisterGlobalMem": "close",
+}
+
+
+def test_a_ticking_thread_keeps_ticking_in_every_blocking_call(start_ranks: Start) -> None:
+    group = start_ranks().start()
+    for number, (symbol, stage) in enumerate(BLOCKING.items()):
+        name = f"link-{number}"
+        group.open(name)
+        group[1].begin(_all_stages, name)
+        gaps = group[0].do(_ticking, name, symbol)
+        group[1].result()
+        assert gaps[stage] < 0.25, f"{symbol}: no tick for {gaps[stage]:.2f} s"
+        assert gaps["total"] > 0.5, symbol
+        group[0].do(ranks.sim, "clear")
+    group.finish()
+
+
+def _all_stages(here: Here, name: str) -> None:
+    for _, step in _stages(here, name):
+        step()
+
+
+def _stages(here: Here, name: str) -> list[tuple[str, Callable[[], object]]]:
+    own = ranks.of(here)
+    return [
+        ("link", lambda: ranks.join(here, name, 20.0)),
+        ("exchange", lambda: ranks.exchange(here, name, b"x")),
+        ("move", lambda: ranks.move(here, name, 1, ONE) if 1 in own.remote[name] else None),
+        ("allocate", lambda: _allocate_and_release(own)),
+        ("copy", lambda: ranks.put(here, "device", b"x" * 100)),
+        ("exchange", lambda: ranks.exchange(here, name, b"x")),
+        ("close", lambda: ranks.close_link(here, name)),
+    ]
+
+
+def _allocate_and_release(own: ranks.Rank) -> None:
+    own.transport.release(own.transport.allocate(MIB, ranks.Placement.DEVICE))
+
+
+def _ticking(here: Here, name: str, symbol: str) -> dict[str, float]:
+    """The longest gap between two ticks per stage, while calls of a function take 0.6 s."""
+    import threading
+
+    stop = threading.Event()
+    gap = [0.0]
+
+    def tick() -> None:
+        last = time.monotonic()
+        while not stop.is_set():
+            time.sleep(0.002)
+            now = time.monotonic()
+            gap[0], last = max(gap[0], now - last), now
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    ranks.of(here).sim.fault(symbol, ms=600)
+    began, gaps = time.monotonic(), dict[str, float]()
+    try:
+        for stage, step in _stages(here, name):
+            gap[0] = 0.0
+            step()
+            gaps[stage] = max(gaps.get(stage, 0.0), gap[0])
+    finally:
+        stop.set()
+        ticker.join()
+    return gaps | {"total": time.monotonic() - began}
