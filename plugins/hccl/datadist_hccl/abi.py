@@ -218,6 +218,8 @@ HCCL: dict[str, Signature] = {
     "HcclBatchPut": (_ERROR, (c_void_p, c_uint32, c_void_p, c_uint32, c_void_p)),
     "HcclBatchGet": (_ERROR, (c_void_p, c_uint32, c_void_p, c_uint32, c_void_p)),
     "HcclCommDestroy": (_ERROR, (c_void_p,)),
+    "HcclRemapRegistedMemory": (_ERROR, (_OUT, POINTER(CommMem), c_uint64, c_uint64)),
     "HcclGetErrorString": (c_char_p, (_ERROR,)),
 }
-"""The arrays of the batch calls are passed as plain addresses of :class:`OpDesc` items."""
+"""The arrays of the batch calls are passed as plain addresses of :class:`OpDesc` items. "Registed"
+is how the library spells it."""

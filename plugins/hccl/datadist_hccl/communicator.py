@@ -123,6 +123,17 @@ class Communicator:
                 log.debug("%s: %s; trying again", self.name, error)
             time.sleep(min(PAUSE, max(0.0, deadline - time.monotonic())))
 
+    def remap(self, ranges: list[tuple[int, int]]) -> None:
+        """Make those of the ranges (address, size) that it exposes reachable anew."""
+        exposed = {region.address for region in self._regions}
+        mine = [(address, size) for address, size in ranges if address in exposed]
+        try:
+            with self.entered() as handle:
+                if handle and mine:
+                    self.hccl.remap(handle, mine)
+        except Closed:
+            return
+
     def create_stream(self) -> int:
         """A stream that ends with the communicator; inside only."""
         stream = self._device.runtime.create_stream()

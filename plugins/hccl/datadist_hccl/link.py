@@ -265,7 +265,7 @@ class HcclLink(Link):
         text = f"{code} ({abi.ACL_NAMES.get(code, 'unknown error')}){runtime.recent()}"
         if code == abi.ACL_STREAM_TIMEOUT and not path.aborted:
             usable = self._stop_queued(path)
-            raise TransferTimeout(f"not complete after {timeout:g} s", link_usable=usable)
+            raise TransferTimeout(f"not complete after {timeout:.3g} s", link_usable=usable)
         path.broken = f"the link to rank {rank} broke: {text}"
         self._stop_queued(path)
         if code in abi.ACL_PEER_SUSPECT or _gone(path.peer):

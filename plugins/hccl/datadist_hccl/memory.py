@@ -192,6 +192,29 @@ class Memory:
             except AclError as error:
                 log.error("cannot free %r: %s", region, error)
 
+    def holding(self, regions: Iterable[Region]) -> list[tuple[int, int]]:
+        """Address and size of what is registered of the device around ``regions``, each once.
+
+        Raises :class:`RegistrationError` for a range that lies in nothing registered.
+        """
+        found = {}
+        with self._lock:
+            for wanted in regions:
+                end = wanted.address + wanted.size
+                holders = [
+                    region
+                    for region in self._regions
+                    if region.placement is Placement.DEVICE
+                    and region.address <= wanted.address
+                    and end <= region.address + region.size
+                ]
+                if not holders:
+                    raise RegistrationError(
+                        f"{wanted!r} lies in no registered memory of the device"
+                    )
+                found[holders[0].address] = holders[0].size
+        return sorted(found.items())
+
     @property
     def empty(self) -> bool:
         """Whether nothing is left."""

@@ -102,6 +102,14 @@ class Hccl:
         name = "HcclBatchPut" if write else "HcclBatchGet"
         self.call(name, communicator, rank, items, count, stream)
 
+    def remap(self, communicator: int, ranges: list[tuple[int, int]]) -> None:
+        """Make the keys of registered device memory (address, size) anew; only RDMA has such."""
+        memories = (abi.CommMem * len(ranges))()
+        for memory, (address, size) in zip(memories, ranges, strict=True):
+            memory.type, memory.address, memory.size = abi.MEM_DEVICE, address, size
+        handles = (ctypes.c_void_p * 1)(communicator)
+        self.call("HcclRemapRegistedMemory", handles, memories, 1, len(ranges))
+
     def destroy(self, communicator: int) -> None:
         """Destroy a communicator without bound memory; while it is busy, try for a second."""
         for attempt in range(DESTROY_ATTEMPTS):

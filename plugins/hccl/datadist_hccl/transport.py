@@ -18,6 +18,7 @@ from datadist.transport import (
     LinkError,
     Placement,
     Region,
+    RegistrationError,
     Transport,
     TransportError,
     TransportOptions,
@@ -28,7 +29,7 @@ from datadist_hccl.communicator import Communicator
 from datadist_hccl.libraries import load
 from datadist_hccl.link import HcclLink
 from datadist_hccl.memory import HCCS_ALIGNMENT, HcclRegion, Memory
-from datadist_hccl.one_sided import Hccl
+from datadist_hccl.one_sided import Hccl, HcclError
 from datadist_hccl.table import Family, family_of, uses_rdma
 
 if TYPE_CHECKING:
@@ -136,6 +137,18 @@ class HcclTransport(Transport):
         """Local copies; each address is memory of the device if one of our regions says so."""
         self._memory.copy(dst, src, length)
 
+    def remap(self, regions: Sequence[Region]) -> None:
+        """HCCL's recovery after a fault of device memory: new keys for every open link.
+
+        The keys are those of RDMA; over HCCS HCCL does nothing and reports success.
+        """
+        ranges = self._memory.holding(regions)
+        for communicator in list(self._communicators):
+            try:
+                communicator.remap(ranges)
+            except HcclError as error:
+                raise RegistrationError(f"HCCL cannot remap memory: {error}") from error
+
     def open(self, group: Group, regions: Sequence[Region], access: Access) -> HcclLink:
         """Check what HCCL would refuse later, less clearly; the work is in :meth:`HcclLink.join`."""
         if group.table is None:
@@ -237,4 +250,3 @@ def _check_alignment(regions: Sequence[HcclRegion]) -> None:
                 "HCCS needs: align the memory of the cache, allocate it from the pool, or use RDMA "
                 f"({environment.ROCE}=1)"
             )
-

@@ -11,6 +11,7 @@ import pytest
 from hccl_sim import ranks
 from hccl_sim.ranks import MIB, Ranks
 
+from datadist.transport import Placement
 from tests.nodes import Here, RemoteError
 
 Start = Callable[..., Ranks]
@@ -56,11 +57,11 @@ def _fail_to_start(_here: Here, symbol: str, code: int) -> tuple[str, bool]:
 
 
 MEMORY = [
-    ("aclrtMalloc", 207001, "MemoryError", ranks.Placement.DEVICE),
-    ("aclrtMalloc", 207018, "MemoryError", ranks.Placement.DEVICE),
-    ("aclrtMalloc", 507000, "RegistrationError", ranks.Placement.DEVICE),
-    ("aclrtMemset", 507000, "RegistrationError", ranks.Placement.DEVICE),
-    ("aclrtMallocHost", 207001, "MemoryError", ranks.Placement.HOST),
+    ("aclrtMalloc", 207001, "MemoryError", Placement.DEVICE),
+    ("aclrtMalloc", 207018, "MemoryError", Placement.DEVICE),
+    ("aclrtMalloc", 507000, "RegistrationError", Placement.DEVICE),
+    ("aclrtMemset", 507000, "RegistrationError", Placement.DEVICE),
+    ("aclrtMallocHost", 207001, "MemoryError", Placement.HOST),
 ]
 
 
@@ -78,14 +79,20 @@ def test_memory_that_cannot_be_allocated(start_ranks: Start) -> None:
     assert not any(group[0].do(ranks.finish).values())
 
 
-def _allocate(here: Here, placement: ranks.Placement) -> None:
+def _allocate(here: Here, placement: Placement) -> None:
     ranks.of(here).transport.allocate(MIB, placement)
 
 
 def test_memory_that_is_not_what_it_is_said_to_be(start_ranks: Start) -> None:
     group = start_ranks(1, 1)
     group[0].do(ranks.start, 0, {})
-    for where, placement in (("host", 1), ("numpy", 1), ("device", 0), ("nowhere", 0), ("nowhere", 1)):
+    for where, placement in (
+        ("host", 1),
+        ("numpy", 1),
+        ("device", 0),
+        ("nowhere", 0),
+        ("nowhere", 1),
+    ):
         with pytest.raises(RemoteError, match="are not") as caught:
             group[0].do(_register, where, placement)
         assert caught.value.kind == "RegistrationError"
@@ -98,7 +105,7 @@ def _register(here: Here, where: str, placement: int) -> None:
     own = ranks.of(here)
     array = here.any["array"] = np.zeros(4096, np.int8)
     address = {"numpy": array.ctypes.data, "nowhere": 4096}.get(where) or own.regions[where].address
-    own.transport.register(address, 4096, ranks.Placement(placement))
+    own.transport.register(address, 4096, Placement(placement))
 
 
 def test_device_memory_has_an_end(start_ranks: Start) -> None:
@@ -110,7 +117,7 @@ def test_device_memory_has_an_end(start_ranks: Start) -> None:
 
 
 def _allocate_large(here: Here) -> None:
-    ranks.of(here).transport.allocate(4 * MIB, ranks.Placement.DEVICE)
+    ranks.of(here).transport.allocate(4 * MIB, Placement.DEVICE)
 
 
 LINKING = [
@@ -226,7 +233,7 @@ def _close_while_joining(here: Here) -> tuple[float, str, dict[str, int]]:
     own.transport.release(region)
     assert own.sim.live()["allocations"] == held["allocations"], "memory freed under the library"
     thread.join(35)
-    own.regions["device"] = own.transport.allocate(ranks.SIZE, ranks.Placement.DEVICE)
+    own.regions["device"] = own.transport.allocate(ranks.SIZE, Placement.DEVICE)
     return took, errors[0], own.sim.live()
 
 
@@ -480,7 +487,7 @@ def _stages(here: Here, name: str) -> list[tuple[str, Callable[[], object]]]:
 
 
 def _allocate_and_release(own: ranks.Rank) -> None:
-    own.transport.release(own.transport.allocate(MIB, ranks.Placement.DEVICE))
+    own.transport.release(own.transport.allocate(MIB, Placement.DEVICE))
 
 
 def _ticking(here: Here, name: str, symbol: str) -> dict[str, float]:

@@ -11,6 +11,8 @@ import pytest
 from hccl_sim import ranks
 from hccl_sim.ranks import MIB, SIZE, Ranks
 
+from datadist.rank_table import parse_rank_table
+from datadist.transport import Placement, Region
 from tests.nodes import Here, RemoteError
 
 Start = Callable[..., Ranks]
@@ -97,7 +99,7 @@ def _register_halves(here: Here) -> None:
     own.sim.use_device()
     base = here.any["base"] = own.sim.malloc(SIZE)
     for label, place in (("low", base), ("high", base + SIZE // 2)):
-        own.regions[label] = own.transport.register(place, SIZE // 2, ranks.Placement.DEVICE)
+        own.regions[label] = own.transport.register(place, SIZE // 2, Placement.DEVICE)
     assert own.transport.capabilities.foreign_memory
 
 
@@ -131,10 +133,15 @@ def test_wrong_addresses_move_nothing(start_ranks: Start) -> None:
         assert caught.value.kind == "AddressError"
     for side in ("local", "remote"):
         with pytest.raises(RemoteError) as caught:
-            group[0].do(partial(ranks.move, **{side: "host"}), "link", 1, [good])
+            group[0].do(_move_between, side, good)
         assert caught.value.kind == "AddressError"
     assert group[0].do(ranks.get, "device") == _bytes(1)
     group.finish()
+
+
+def _move_between(here: Here, side: str, segment: tuple[int, int, int]) -> None:
+    local, remote = ("host", "device") if side == "local" else ("device", "host")
+    ranks.move(here, "link", 1, [segment], local=local, remote=remote)
 
 
 def test_host_memory_is_reached_over_rdma_and_not_over_hccs(start_ranks: Start) -> None:
@@ -145,7 +152,9 @@ def test_host_memory_is_reached_over_rdma_and_not_over_hccs(start_ranks: Start) 
     for local in ("device", "host"):
         group[0].do(partial(ranks.move, local=local, remote="host"), "link", 2, ONE)
         assert group[0].do(ranks.get, local, MIB) == _bytes(2)[:MIB]
-    with pytest.raises(RemoteError, match="memory of its host, which HCCS does not reach") as caught:
+    with pytest.raises(
+        RemoteError, match="memory of its host, which HCCS does not reach"
+    ) as caught:
         group[0].do(partial(ranks.move, remote="host"), "link", 1, ONE)
     assert caught.value.kind == "AddressError"
     group[1].do(ranks.put, "device", _bytes(7))
@@ -174,13 +183,13 @@ def test_physical_numbers_of_devices_need_not_be_the_logical_ones(start_ranks: S
     group.link()
     group[0].do(ranks.move, "link", 1, ONE)
     group.finish()
+    group[0].do(ranks.start, 1, {})
     with pytest.raises(RemoteError, match="runs on physical device 3"):
-        group[0].do(ranks.start, 1, {})
         group[0].do(_check_table, group.table)
 
 
 def _check_table(here: Here, table: str) -> None:
-    ranks.of(here).transport.check_table(ranks.parse_rank_table(table), 0)
+    ranks.of(here).transport.check_table(parse_rank_table(table), 0)
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -289,3 +298,22 @@ def _limits(_here: Here, _pid: int) -> None:
 
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
+
+
+def test_device_memory_is_remapped_for_every_link(start_ranks: Start) -> None:
+    group = start_ranks().start()
+    for name in ("one", "two"):
+        group.link(name)
+    group[0].do(_remap, 4096, MIB)
+    assert group[0].do(ranks.sim, "calls", "HcclRemapRegistedMemory") == 2
+    with pytest.raises(RemoteError, match="in no registered memory") as caught:
+        group[0].do(_remap, SIZE - 1, 2)
+    assert caught.value.kind == "RegistrationError"
+    group[0].do(ranks.move, "one", 1, ONE)
+    group.finish()
+
+
+def _remap(here: Here, offset: int, size: int) -> None:
+    own = ranks.of(here)
+    address = own.regions["device"].address + offset
+    own.transport.remap([Region(address, size, Placement.DEVICE)])

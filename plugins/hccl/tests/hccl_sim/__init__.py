@@ -17,7 +17,16 @@ from datadist_hccl.libraries import OVERRIDE
 
 CSRC = Path(__file__).parent / "csrc"
 BUILD = Path(__file__).parents[2] / "build" / "simulator"
-FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden", "-pthread", "-shared")
+FLAGS = (
+    "-O2",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-pthread",
+    "-shared",
+)
 
 CONTEXTS, STREAMS, COMMUNICATORS, REGISTRATIONS, ALLOCATIONS, DEVICES = range(6)
 
@@ -58,7 +67,9 @@ def environment(meeting: str, **settings: object) -> dict[str, str]:
 def table(ranks: int = 2, servers: int | None = None, **changes: object) -> str:
     """A rank table of A2: rank r is device 0 of server r, or one of several on fewer servers."""
     count = ranks if servers is None else servers
-    hosts: list[dict[str, Any]] = [{"server_id": f"10.0.0.{s + 1}", "device": []} for s in range(count)]
+    hosts: list[dict[str, Any]] = [
+        {"server_id": f"10.0.0.{s + 1}", "device": []} for s in range(count)
+    ]
     for rank in range(ranks):
         devices = hosts[rank * count // ranks]["device"]
         devices.append(
@@ -68,7 +79,12 @@ def table(ranks: int = 2, servers: int | None = None, **changes: object) -> str:
                 "rank_id": str(rank),
             }
         )
-    text = {"version": "1.0", "status": "completed", "server_count": str(count), "server_list": hosts}
+    text = {
+        "version": "1.0",
+        "status": "completed",
+        "server_count": str(count),
+        "server_list": hosts,
+    }
     return json.dumps(text | changes)
 
 
@@ -85,7 +101,13 @@ class Simulator:
                 function.restype, function.argtypes = restype, argtypes
 
     def fault(
-        self, symbol: str, code: int = 0, first: int = 1, last: int = 1, after: bool = False, ms: int = 0
+        self,
+        symbol: str,
+        code: int = 0,
+        first: int = 1,
+        last: int = 1,
+        after: bool = False,
+        ms: int = 0,
     ) -> None:
         """Calls ``first`` to ``last`` of a function from now on fail, or take ``ms`` longer."""
         self.library.sim_fault(symbol.encode(), first, last, code, int(after), ms)
@@ -143,5 +165,3 @@ class Simulator:
         data = ctypes.create_string_buffer(size)
         assert self.library.aclrtMemcpy(data, size, address, size, 2) == 0
         return data.raw
-
-

@@ -10,9 +10,9 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-import hccl_sim
 from datadist_hccl import HcclTransport
 
+import hccl_sim
 from datadist.rank_table import parse_rank_table
 from datadist.transport import (
     Access,

@@ -399,6 +399,22 @@ EXPORT int32_t HcclExchangeMemDesc(void *pointer, uint32_t rank, const MemDescs 
     LEAVE(swap(comm, comm->peers[rank], mine, theirs, count));
 }
 
+EXPORT int32_t HcclRemapRegistedMemory(void **handles, const CommMem *memories, uint64_t comm_count,
+                                       uint64_t count) {
+    ENTER();
+    if (!handles || !memories) LEAVE(PTR);
+    if (!comm_count || !count) LEAVE(sim_error(PARA, "nothing to remap"));
+    for (uint64_t i = 0; i < comm_count; i++) check_comm(handles[i]);
+    for (uint64_t i = 0; i < count; i++) {
+        pthread_mutex_lock(&lock);
+        Registration *r = registrations;
+        while (r && (r->address != memories[i].address || r->size != memories[i].size)) r = r->next;
+        pthread_mutex_unlock(&lock);
+        if (!r) LEAVE(sim_error(PARA, "%p is not registered", memories[i].address));
+    }
+    LEAVE(OK);
+}
+
 EXPORT const char *HcclGetErrorString(int32_t code) {
     static const char *const names[] = {"success", "parameter error", "empty pointer", "memory error",
         "internal error", "not supported", "not found", "not available", "system call error",
