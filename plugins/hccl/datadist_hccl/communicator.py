@@ -94,16 +94,19 @@ class Communicator:
         try:
             self._handle = self.hccl.create(table, rank, self.name, traffic_class, service_level)
             for handle in handles:
-                self.hccl.call("HcclCommBindMem", self._handle, handle)
                 self._bound.append(handle)
+                self.hccl.call("HcclCommBindMem", self._handle, handle)
         except HcclError as error:
             raise LinkError(
                 f"HCCL cannot make the communicator {self.name!r}: {error} (the environment variables "
                 "HCCL_* and the rank table are what it checks)"
             ) from error
 
-    def prepare(self, deadline: float, attempts: int) -> None:
-        """Meet all peers; inside only. Raises :class:`LinkError`, :class:`Closed`."""
+    def prepare(self, deadline: float, attempts: int, unwanted: Callable[[], bool]) -> None:
+        """Meet all peers; inside only. Given up between slices when it is ``unwanted``.
+
+        Raises :class:`LinkError`, :class:`Closed`.
+        """
         assert self._handle is not None
         forgiven = attempts - 1 + SPARE_ATTEMPTS
         while True:
@@ -116,7 +119,7 @@ class Communicator:
                 now = time.monotonic()
                 if error.code != abi.HCCL_TIMEOUT and now - began < QUICK_SECONDS:
                     forgiven -= 1
-                if self._closed:
+                if self._closed or unwanted():
                     raise Closed from error
                 if error.code in FINAL or forgiven < 0 or now >= deadline:
                     raise LinkError(_why_not_prepared(error)) from error
@@ -165,13 +168,20 @@ class Communicator:
             for stream in list(self._streams):
                 self._try(self.destroy_stream, stream)
             for memory in list(self._bound):
-                if self._try(self.hccl.call, "HcclCommUnbindMem", self._handle, memory):
+                if self._try(self._unbind, memory):
                     self._bound.remove(memory)
             if self._handle is not None and self._try(self.hccl.destroy, self._handle):
                 self._handle = None
             if self.ended and self._regions:
                 regions, self._regions = self._regions, ()
                 self.shared = self._memory.give_back(regions)
+
+    def _unbind(self, memory: int) -> None:
+        try:
+            self.hccl.call("HcclCommUnbindMem", self._handle, memory)
+        except HcclError as error:
+            if error.code != abi.HCCL_PARA:  # PARA: it was not bound, as binding it had failed
+                raise
 
     def _try(self, step: Callable[..., object], *args: object) -> bool:
         try:

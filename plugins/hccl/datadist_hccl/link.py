@@ -123,9 +123,13 @@ class HcclLink(Link):
                 )  # fmt: skip
                 for path in self._paths.values():
                     path.stream = self._communicator.create_stream()
-                self._communicator.prepare(deadline, self._attempts)
+                self._communicator.prepare(
+                    deadline,
+                    self._attempts,
+                    lambda: any(path.aborted for path in self._paths.values()),
+                )
         except Closed:
-            raise LinkError("the link was closed meanwhile") from None
+            raise LinkError("the link was closed or aborted meanwhile") from None
         except AclError as error:
             raise LinkError(f"the device cannot serve another link: {error}") from error
         self._joined = True

@@ -380,6 +380,48 @@ def _pull_for_long(here: Here) -> None:
         time.sleep(0.02)
 
 
+def test_a_peer_that_dies_while_hccl_meets_it_can_come_back(start_node: Start) -> None:
+    group = [start_node(), start_node()]
+    for cluster, node in enumerate(group, 1):
+        node.do(_paged_engine, cluster, "hccl", BlocksCacheKey(cluster, 0))
+    group[0].do(_delay_meeting, 60_000)
+    group[0].begin(_link, CONTRACT_TABLE)
+    group[1].begin(_link, CONTRACT_TABLE)
+    time.sleep(2)
+    group[0].kill()
+    again = start_node()
+    again.do(_paged_engine, 1, "hccl", BlocksCacheKey(1, 0))
+    again.do(_link, CONTRACT_TABLE)
+    group[1].result()
+    group[1].do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", SOURCE, TARGET)
+    time.sleep(12)  # the attempt with the dead process has ended by now
+    assert group[1].do(_live)["communicators"] == 1
+
+
+def _delay_meeting(here: Here, ms: int) -> None:
+    here.any["framework"].sim.fault("HcclCommPrepare", ms=ms)
+
+
+def test_unlink_while_hccl_meets_the_peers(start_node: Start) -> None:
+    group = [start_node(), start_node()]
+    for cluster, node in enumerate(group, 1):
+        node.do(_paged_engine, cluster, "hccl", BlocksCacheKey(cluster, 0))
+    group[0].do(_delay_meeting, 60_000)
+    for node in group:
+        node.do(_begin_link)
+    time.sleep(2)
+    began = time.monotonic()
+    group[1].do(nodes.unlink, 1)
+    assert time.monotonic() - began < 9
+    began = time.monotonic()
+    group[1].do(nodes.finalize)
+    assert time.monotonic() - began < 9
+
+
+def _begin_link(here: Here) -> None:
+    here.live.link("pair", PAIR, CONTRACT_TABLE)
+
+
 def test_a_transfer_that_takes_too_long(start_node: Start) -> None:
     _, two = _paged_pair(start_node, "hccl", sync_kv_timeout=300)
     two.do(_stick, True)

@@ -45,6 +45,10 @@ def _set(server: int, device: int, **fields: str) -> Change:
     return lambda raw: _device(raw, server, device).update(fields)
 
 
+def _second_server(**fields: str) -> Change:
+    return lambda raw: raw["server_list"][1].update(fields)
+
+
 def _all(*changes: Change) -> Change:
     return lambda raw: [change(raw) for change in changes]
 
@@ -103,13 +107,13 @@ def test_tables_that_can_be_used(table: RankTable, family: Family, roce: bool | 
         (_table(2, 2, _set(0, 0, device_id="3")), Family.A2, None, "physical device 0"),
         (_table(2, 1, _set(0, 1, device_id="0")), Family.A2, True, "device_port of its own"),
         (
-            _table(2, 2, lambda raw: raw["server_list"][1].update(server_id=ONE)),
+            _table(2, 2, _second_server(server_id=ONE)),
             Family.A2,
             True,
             "must be unique",
         ),
         (
-            _table(2, 2, lambda raw: raw["server_list"][1].update(host_ip="node-2")),
+            _table(2, 2, _second_server(host_ip="node-2")),
             Family.A2,
             None,
             "host_ip of server",

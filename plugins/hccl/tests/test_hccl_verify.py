@@ -1,0 +1,70 @@
+"""The checklist for people with NPUs, on the simulator."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hccl_sim
+import pytest
+from datadist_hccl.libraries import OVERRIDE
+
+TITLES = (
+    "libraries and device", "link 'first'", "pull: scattered", "push: scattered", "exchange of blobs",
+    "pull: rates", "push: rates", "timeout", "link 'second'", "after the timeout", "fence",
+)  # fmt: skip
+
+
+def _environ(meeting: str) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k != OVERRIDE} | hccl_sim.environment(meeting)
+
+
+def _verify(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "datadist_hccl.verify", "--mib", "16", *arguments],
+        env=environ, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("addresses", [(), ("--device-ips", "192.168.0.1,192.168.0.2")])
+def test_one_machine(meeting: str, addresses: tuple[str, ...]) -> None:
+    done = _verify(_environ(meeting), "--devices", "2,5", *addresses)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for rank in (0, 1):
+        lines = [x for x in done.stdout.splitlines() if x.startswith(f"[rank {rank}]")]
+        for title in TITLES:
+            assert any(f"- [x] {title}" in line for line in lines), (rank, title)
+        assert any("- [x] pull from host memory" in line for line in lines) is bool(addresses)
+        assert lines[-1].endswith("all checks passed")
+    assert "a write failed after" in done.stdout
+    assert "- [x] a rank that never comes" in done.stdout
+
+
+def test_two_machines(meeting: str, tmp_path: Path) -> None:
+    table = tmp_path / "ranks.json"
+    table.write_text(hccl_sim.table(2))
+    environ = _environ(meeting)
+    arguments = [sys.executable, "-m", "datadist_hccl.verify", "--mib", "16", "--table", str(table)]
+    with subprocess.Popen(
+        [*arguments, "--rank", "1"], env=environ, stdout=subprocess.PIPE
+    ) as other:
+        done = _verify(environ, "--table", str(table), "--rank", "0")
+        output, _ = other.communicate(timeout=60)
+    assert (done.returncode, other.returncode) == (0, 0), done.stdout + output.decode()
+
+
+def test_without_cann_it_says_why() -> None:
+    environ = {k: v for k, v in os.environ.items() if k != OVERRIDE}
+    done = _verify(environ)
+    assert done.returncode == 2
+    assert "libhcomm.so: cannot open shared object file" in done.stderr
+
+
+def test_a_fault_is_a_failed_line(meeting: str) -> None:
+    environ = _environ(meeting) | {"ASCEND_SIM_PHYSICAL": "0,0"}
+    done = _verify(environ, "--device-ips", "192.168.0.1,192.168.0.2")
+    assert done.returncode == 1
+    assert "device_port of its own" in done.stdout
+    assert "FAILED" in done.stdout
