@@ -6,7 +6,8 @@ import logging
 import select
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from datadist.transport import (
@@ -29,7 +30,8 @@ from datadist_hccl.communicator import Closed, Communicator
 from datadist_hccl.memory import HcclRegion
 from datadist_hccl.offer import OfferData, RegionOffer, parse_offer
 from datadist_hccl.one_sided import HcclError
-from datadist_hccl.segments import ITEM_BYTES, Int64Array, Outside, Windows, items, pieces
+from datadist_hccl.segments import ITEM_BYTES, Outside, Segments, Windows, items, pieces
+from datadist_hccl.staging import Staging
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -60,12 +62,23 @@ class _Path:
         self.broken: str | None = None
 
 
+@dataclass(frozen=True)
+class _Order:
+    """One transfer: with whom, in which direction, and by when."""
+
+    path: _Path
+    rank: int
+    write: bool
+    deadline: float
+    timeout: float
+
+
 class HcclLink(Link):
     """See :class:`datadist.transport.Link`."""
 
     def __init__(
         self, group: Group, regions: Sequence[HcclRegion], access: Access, device: Device,
-        communicator: Communicator, rdma: dict[int, bool], attempts: int,
+        communicator: Communicator, staging: Staging, rdma: dict[int, bool], attempts: int,
         traffic_class: int | None, service_level: int | None,
     ) -> None:  # fmt: skip
         self._group = group
@@ -73,6 +86,7 @@ class HcclLink(Link):
         self._access = access
         self._device = device
         self._communicator = communicator
+        self._staging = staging
         self._attempts = attempts
         self._traffic_class = traffic_class
         self._service_level = service_level
@@ -118,8 +132,8 @@ class HcclLink(Link):
         try:
             with self._communicator.entered():
                 self._communicator.create(
-                    table.canonical, self._group.rank, self._regions, self._traffic_class,
-                    self._service_level,
+                    table.canonical, self._group.rank, [*self._regions, self._staging.region],
+                    self._traffic_class, self._service_level,
                 )  # fmt: skip
                 for path in self._paths.values():
                     path.stream = self._communicator.create_stream()
@@ -185,15 +199,23 @@ class HcclLink(Link):
     ) -> None:  # fmt: skip
         deadline = time.monotonic() + timeout
         path = self._path(rank)
-        segments = self._pieces(path, rank, local, remote, length)
+        segments, staged = self._pieces(path, rank, local, remote, length)
+        order = _Order(path, rank, write, deadline, timeout)
+        if not staged:
+            self._run(order, lambda handle: self._move(order, handle, segments))
+            return
+        with self._staging.claimed(deadline):
+            self._run(order, lambda handle: self._move_staged(order, handle, segments))
+
+    def _run(self, order: _Order, work: Callable[[int], None]) -> None:
         try:
             with self._communicator.entered() as handle:
-                self._begin(path, rank)
+                self._begin(order.path, order.rank)
                 try:
-                    self._move(path, rank, handle, write, segments, deadline, timeout)
+                    work(handle)
                 finally:
-                    with path.lock:
-                        path.moving = False
+                    with order.path.lock:
+                        order.path.moving = False
         except Closed:
             raise TransferError(self._ruined or "this link is closed") from None
         except AclError as error:
@@ -211,26 +233,18 @@ class HcclLink(Link):
 
     def _pieces(
         self, path: _Path, rank: int, local: Buffer, remote: Buffer, length: Buffer
-    ) -> tuple[Int64Array, Int64Array, Int64Array]:
+    ) -> tuple[Segments, bool]:
+        """What to move, and whether local memory is involved that this link does not expose."""
         if not self._joined or path.windows is None:
             raise TransferError(f"this link has not met rank {rank} yet")
-        try:
-            return pieces(local, remote, length, self._windows, path.windows)
-        except Outside as error:
-            raise AddressError(self._explain(path, rank, error)) from None
-
-    def _explain(self, path: _Path, rank: int, error: Outside) -> str:
-        if error.local:
-            return (
-                f"the local memory at {error.address:#x} was not registered when this link was made: "
-                "unlink and link again"
-            )
-        if path.host_windows.holds(error.address):
-            return (
-                f"the memory of rank {rank} at {error.address:#x} is memory of its host, which HCCS "
-                "does not reach: use DEVICE memory, or HCCL_INTRA_ROCE_ENABLE=1 on all ranks"
-            )
-        return f"the memory at {error.address:#x} is not what rank {rank} offered"
+        for windows in (self._windows, None):
+            everywhere = windows or self._staging.memory.windows(*Placement)
+            try:
+                return pieces(local, remote, length, everywhere, path.windows), windows is None
+            except Outside as error:
+                if windows is None or not error.local:
+                    raise AddressError(_explain(path, rank, error)) from None
+        raise AssertionError("unreachable")
 
     def _begin(self, path: _Path, rank: int) -> None:
         with path.lock:
@@ -242,34 +256,42 @@ class HcclLink(Link):
         if _gone(path.peer):
             raise PeerLost(f"the process of rank {rank} has ended", rank)
 
-    def _move(
-        self, path: _Path, rank: int, handle: int, write: bool,
-        segments: tuple[Int64Array, Int64Array, Int64Array], deadline: float, timeout: float,
-    ) -> None:  # fmt: skip
+    def _move(self, order: _Order, handle: int, segments: Segments) -> None:
+        path, rank, hccl = order.path, order.rank, self._communicator.hccl
         table = items(*segments)
-        base, count, hccl = table.ctypes.data, len(table), self._communicator.hccl
+        base, count = table.ctypes.data, len(table)
         for first in range(0, count, abi.MAX_BATCH):
             size = min(abi.MAX_BATCH, count - first)
             try:
-                hccl.batch(write, handle, rank, base + first * ITEM_BYTES, size, path.stream)
+                hccl.batch(order.write, handle, rank, base + first * ITEM_BYTES, size, path.stream)
             except HcclError as error:
                 path.broken = f"HCCL refused a batch for rank {rank}: {error}"
                 self._stop_queued(path)
                 raise TransferError(path.broken) from error
             end = first + size
             if end == count or end % QUEUED_ITEMS == 0:
-                self._wait(path, rank, deadline, timeout)
+                self._wait(order)
 
-    def _wait(self, path: _Path, rank: int, deadline: float, timeout: float) -> None:
+    def _move_staged(self, order: _Order, handle: int, segments: Segments) -> None:
+        copy = self._staging.memory.copy
+        for local, staged, remote, length in self._staging.rounds(*segments):
+            if order.write:
+                copy(staged, local, length)
+            self._move(order, handle, (staged, remote, length))
+            if not order.write:
+                copy(local, staged, length)
+
+    def _wait(self, order: _Order) -> None:
+        path, rank = order.path, order.rank
         runtime, code = self._device.runtime, abi.ACL_STREAM_ABORT
         if not path.aborted:
-            code = runtime.synchronize(path.stream, deadline - time.monotonic())
+            code = runtime.synchronize(path.stream, order.deadline - time.monotonic())
         if code == abi.ACL_SUCCESS and not path.aborted:
             return
         text = f"{code} ({abi.ACL_NAMES.get(code, 'unknown error')}){runtime.recent()}"
         if code == abi.ACL_STREAM_TIMEOUT and not path.aborted:
             usable = self._stop_queued(path)
-            raise TransferTimeout(f"not complete after {timeout:.3g} s", link_usable=usable)
+            raise TransferTimeout(f"not complete after {order.timeout:.3g} s", link_usable=usable)
         path.broken = f"the link to rank {rank} broke: {text}"
         self._stop_queued(path)
         if code in abi.ACL_PEER_SUSPECT or _gone(path.peer):
@@ -344,6 +366,17 @@ class HcclLink(Link):
             for rank, path in self._paths.items()
             if not (gone and path.rdma) and not _gone(path.peer)
         )
+
+
+def _explain(path: _Path, rank: int, error: Outside) -> str:
+    if error.local:
+        return f"the local memory at {error.address:#x} is not registered"
+    if path.host_windows.holds(error.address):
+        return (
+            f"the memory of rank {rank} at {error.address:#x} is memory of its host, which HCCS does "
+            "not reach: use DEVICE memory, or HCCL_INTRA_ROCE_ENABLE=1 on all ranks"
+        )
+    return f"the memory at {error.address:#x} is not what rank {rank} offered"
 
 
 def _gone(peer: Peer) -> bool:

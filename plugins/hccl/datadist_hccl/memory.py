@@ -15,12 +15,12 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from datadist.transport import Placement, Region, RegistrationError, TransferError
 from datadist_hccl import abi
 from datadist_hccl.acl import AclError, Device
 from datadist_hccl.one_sided import Hccl, HcclError
+from datadist_hccl.segments import Int64Array, Windows
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -30,16 +30,15 @@ log = logging.getLogger("datadist.hccl")
 MAX_REGIONS = 4096
 HCCS_ALIGNMENT = 2 << 20
 
-Int64Array = NDArray[np.int64]
-
 
 class _PinnedMemory:
-    """Pinned memory of the host, which goes with its last view."""
+    """Pinned memory of the host, aligned as that of the device, which goes with its last view."""
 
     def __init__(self, device: Device, size: int) -> None:
-        self.address = device.runtime.malloc_host(size)
+        allocated = device.runtime.malloc_host(size + HCCS_ALIGNMENT)
+        self.address = -(-allocated // HCCS_ALIGNMENT) * HCCS_ALIGNMENT
         device.hold()
-        weakref.finalize(self, _free_pinned, device, self.address).atexit = False
+        weakref.finalize(self, _free_pinned, device, allocated).atexit = False
 
 
 def _free_pinned(device: Device, address: int) -> None:
@@ -215,6 +214,15 @@ class Memory:
                 found[holders[0].address] = holders[0].size
         return sorted(found.items())
 
+    def windows(self, *placements: Placement) -> Windows:
+        """All memory of these placements that was not given up, or is still kept."""
+        with self._lock:
+            return Windows(
+                (region.address, region.size)
+                for region in self._regions
+                if region.placement in placements
+            )
+
     @property
     def empty(self) -> bool:
         """Whether nothing is left."""
@@ -242,17 +250,9 @@ class Memory:
             raise TransferError(f"a local copy failed: {error}", link_usable=True) from error
 
     def _on_device(self, addresses: Int64Array) -> Int64Array:
-        with self._lock:
-            ranges = sorted(
-                (region.address, region.address + region.size)
-                for region in self._regions
-                if region.placement is Placement.DEVICE
-            )
-        if not ranges:
-            return np.zeros(len(addresses), np.int64)
-        starts, ends = np.array(ranges, np.int64).T
-        place = np.searchsorted(starts, addresses, side="right") - 1
-        inside: Int64Array = ((place >= 0) & (addresses < ends[place])).astype(np.int64)
+        inside: Int64Array = (self.windows(Placement.DEVICE).room_at(addresses) > 0).astype(
+            np.int64
+        )
         return inside
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 Int64Array = NDArray[np.int64]
+Segments = tuple[Int64Array, Int64Array, Int64Array]
+"""Local addresses, remote addresses, lengths."""
 
 ITEM_BYTES = 32
 
@@ -34,29 +36,29 @@ class Windows:
         table = np.array(found, np.int64).reshape(len(found), 2)
         self._starts, self._ends = table[:, 0].copy(), table[:, 1].copy()
 
-    def ends_of(self, addresses: Int64Array) -> Int64Array:
-        """Where the window of each address ends; 0 for addresses in none."""
-        if not len(self._starts):
-            return np.zeros(len(addresses), np.int64)
-        place = np.searchsorted(self._starts, addresses, side="right") - 1
-        ends = self._ends[place]
-        ends[(place < 0) | (addresses >= ends)] = 0
-        return ends
+    def room_at(self, addresses: Int64Array) -> Int64Array:
+        """Bytes from each address to the end of its window; 0 for addresses in none."""
+        room = np.zeros(len(addresses), np.int64)
+        if len(self._starts):
+            place = np.searchsorted(self._starts, addresses, side="right") - 1
+            inside = (place >= 0) & (addresses < self._ends[place])
+            room[inside] = self._ends[place[inside]] - addresses[inside]
+        return room
 
     def holds(self, address: int) -> bool:
         """Whether an address lies in one of them."""
-        return bool(self.ends_of(np.array([address], np.int64))[0])
+        return bool(self.room_at(np.array([address], np.int64))[0])
 
 
 def pieces(
     local: Buffer, remote: Buffer, length: Buffer, ours: Windows, theirs: Windows
-) -> tuple[Int64Array, Int64Array, Int64Array]:
+) -> Segments:
     """The segments, each inside one window on either side.
 
     Raises :class:`Outside` for the first segment that is not covered.
     """
     mine, other, size = (np.frombuffer(buffer, np.int64) for buffer in (local, remote, length))
-    fits = (mine + size <= ours.ends_of(mine)) & (other + size <= theirs.ends_of(other))
+    fits = (size <= ours.room_at(mine)) & (size <= theirs.room_at(other))
     if fits.all():
         return mine, other, size
     rows = []
@@ -73,10 +75,10 @@ def _split(
     while size:
         room = size
         for address, windows in ((mine, ours), (other, theirs)):
-            end = int(windows.ends_of(np.array([address], np.int64))[0])
-            if not end:
+            here = int(windows.room_at(np.array([address], np.int64))[0])
+            if not here:
                 raise Outside(windows is ours, address)
-            room = min(room, end - address)
+            room = min(room, here)
         rows.append((mine, other, room))
         mine, other, size = mine + room, other + room, size - room
     return rows

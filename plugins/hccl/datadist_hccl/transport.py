@@ -30,6 +30,7 @@ from datadist_hccl.libraries import load
 from datadist_hccl.link import HcclLink
 from datadist_hccl.memory import HCCS_ALIGNMENT, HcclRegion, Memory
 from datadist_hccl.one_sided import Hccl, HcclError
+from datadist_hccl.staging import Staging
 from datadist_hccl.table import Family, family_of, uses_rdma
 
 if TYPE_CHECKING:
@@ -97,6 +98,13 @@ class HcclTransport(Transport):
             raise TransportError(f"device {options.device_id} cannot be used: {error}") from error
         self._hccl = Hccl(self._vendor, runtime)
         self._memory = Memory(self._device, self._hccl)
+        try:
+            self._staging = Staging(self._memory)
+        except (MemoryError, RegistrationError) as error:
+            self._device.drop()
+            raise TransportError(
+                f"device {options.device_id} has no memory left: {error}"
+            ) from error
         self._communicators: list[Communicator] = []
         self._closed = False
 
@@ -175,7 +183,8 @@ class HcclTransport(Transport):
         communicator = Communicator(self._device, self._hccl, self._memory, group.name)
         self._communicators = [c for c in self._communicators if not c.ended] + [communicator]
         return HcclLink(
-            group, own, access, self._device, communicator, rdma, self._options.retry_count,
+            group, own, access, self._device, communicator, self._staging, rdma,
+            self._options.retry_count,
             self._options.traffic_class, self._options.service_level,
         )  # fmt: skip
 
@@ -184,6 +193,7 @@ class HcclTransport(Transport):
         if self._closed:
             return
         self._closed = True
+        self._memory.release(self._staging.region)
         stuck = [c.name for c in self._communicators if not c.close(0.0)]
         if stuck or not self._memory.empty:
             log.error(

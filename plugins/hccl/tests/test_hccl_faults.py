@@ -109,7 +109,7 @@ def _register(here: Here, where: str, placement: int) -> None:
 
 
 def test_device_memory_has_an_end(start_ranks: Start) -> None:
-    group = start_ranks(1, 1, None, capacity=6 * MIB)
+    group = start_ranks(1, 1, None, capacity=10 * MIB)
     group[0].do(ranks.start, 0, {})
     with pytest.raises(RemoteError, match="207001"):
         group[0].do(_allocate_large)

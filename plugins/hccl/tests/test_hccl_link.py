@@ -131,17 +131,35 @@ def test_wrong_addresses_move_nothing(start_ranks: Start) -> None:
         with pytest.raises(RemoteError) as caught:
             group[0].do(ranks.move, "link", 1, [good, bad])
         assert caught.value.kind == "AddressError"
-    for side in ("local", "remote"):
-        with pytest.raises(RemoteError) as caught:
-            group[0].do(_move_between, side, good)
-        assert caught.value.kind == "AddressError"
+    with pytest.raises(RemoteError) as caught:
+        group[0].do(ranks.move, "link", 1, [good], remote="host")
+    assert caught.value.kind == "AddressError"
     assert group[0].do(ranks.get, "device") == _bytes(1)
     group.finish()
 
 
-def _move_between(here: Here, side: str, segment: tuple[int, int, int]) -> None:
-    local, remote = ("host", "device") if side == "local" else ("device", "host")
-    ranks.move(here, "link", 1, [segment], local=local, remote=remote)
+@pytest.mark.parametrize("kind", ["device", "host"])
+def test_local_memory_that_the_link_does_not_expose(start_ranks: Start, kind: str) -> None:
+    group = start_ranks().start()
+    group.link(labels=["device"])
+    for node in group.nodes:
+        node.do(_allocate_late, kind)
+    segments = [(0, 5, SIZE - 1000), *_segments(300)]
+    mine, theirs = _bytes(1, 2 * SIZE), _bytes(2)
+    group[0].do(ranks.put, "late", mine)
+    group[1].do(ranks.put, "device", theirs)
+    group[0].do(ranks.move, "link", 1, segments, local="late")
+    pulled = _moved(mine, theirs, segments, True)
+    assert group[0].do(ranks.get, "late", 2 * SIZE) == pulled
+    group[0].do(ranks.move, "link", 1, [(SIZE - 7, 3, SIZE - 3)], write=True, local="late")
+    pushed = _moved(theirs, pulled, [(SIZE - 7, 3, SIZE - 3)], False)
+    assert group[1].do(ranks.get, "device") == pushed
+    group.finish()
+
+
+def _allocate_late(here: Here, kind: str) -> None:
+    own = ranks.of(here)
+    own.regions["late"] = own.transport.allocate(2 * SIZE, Placement[kind.upper()])
 
 
 def test_host_memory_is_reached_over_rdma_and_not_over_hccs(start_ranks: Start) -> None:

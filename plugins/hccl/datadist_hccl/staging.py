@@ -1,0 +1,68 @@
+"""A way for local memory that a link does not expose, as HCCL moves only what was bound before.
+
+Its bytes go through a range of the device that every link binds: one local copy more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from datadist.transport import Placement, TransferTimeout
+from datadist_hccl.memory import Memory
+from datadist_hccl.segments import Int64Array
+
+STAGING_BYTES = 4 << 20
+
+
+class Staging:
+    """The range, which one transfer uses at a time."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.region = memory.allocate(STAGING_BYTES, Placement.DEVICE)
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def claimed(self, deadline: float) -> Iterator[None]:
+        """Have the range for oneself. Raises :class:`TransferTimeout`."""
+        if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise TransferTimeout(
+                "other transfers with memory that their links do not expose took too long; link "
+                "again to expose it",
+                link_usable=True,
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def rounds(
+        self, local: Int64Array, remote: Int64Array, length: Int64Array
+    ) -> Iterator[tuple[Int64Array, Int64Array, Int64Array, Int64Array]]:
+        """Parts that fit at once: local, staged and remote addresses, and lengths."""
+        base, rows, used = self.region.address, list[tuple[int, int, int, int]](), 0
+        for mine, theirs, size in zip(
+            local.tolist(), remote.tolist(), length.tolist(), strict=True
+        ):
+            done = 0
+            while done < size:
+                part = min(size - done, STAGING_BYTES - used)
+                rows.append((mine + done, base + used, theirs + done, part))
+                done, used = done + part, used + part
+                if used == STAGING_BYTES:
+                    yield _columns(rows)
+                    rows, used = [], 0
+        if rows:
+            yield _columns(rows)
+
+
+def _columns(
+    rows: list[tuple[int, int, int, int]],
+) -> tuple[Int64Array, Int64Array, Int64Array, Int64Array]:
+    local, staged, remote, length = np.array(rows, np.int64).T.copy()
+    return local, staged, remote, length
