@@ -49,8 +49,8 @@ class Communicator:
         self._streams: list[int] = []
         self._regions: Sequence[HcclRegion] = ()
         self._bound: list[int] = []
-        self.shared = False
-        """After the end: whether other links still expose some of the regions."""
+        self.shared: list[HcclRegion] = []
+        """After the end: those of the regions that other links still expose."""
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[int]:

@@ -359,7 +359,8 @@ class HcclLink(Link):
                 "%s: HCCL did not let go of the link in %g s; its memory is kept until it does",
                 self._group.name, CLOSE_SECONDS,
             )  # fmt: skip
-        if self._access is Access.READ or (gone and not self._communicator.shared):
+        shared = any(region in self._regions for region in self._communicator.shared)
+        if self._access is Access.READ or (gone and not shared):
             return frozenset()
         return frozenset(
             rank

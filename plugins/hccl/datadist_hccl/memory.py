@@ -12,6 +12,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +30,9 @@ log = logging.getLogger("datadist.hccl")
 
 MAX_REGIONS = 4096
 HCCS_ALIGNMENT = 2 << 20
+
+
+_Range = tuple[Placement, int, int]
 
 
 class _PinnedMemory:
@@ -51,18 +55,30 @@ def _free_pinned(device: Device, address: int) -> None:
 
 
 class HcclRegion(Region):
-    """A region, HCCL's handle of it while communicators use it, and how many do."""
+    """A region, and how many communicators use it."""
 
-    __slots__ = ("handle", "links", "owned", "released")
+    __slots__ = ("links", "owned", "released")
 
     def __init__(
         self, address: int, size: int, placement: Placement, owned: bool, keeper: object | None
     ) -> None:
         super().__init__(address, size, placement, keeper)
         self.owned = owned
-        self.handle: int | None = None
         self.links = 0
         self.released = False
+
+    @property
+    def range(self) -> _Range:
+        """What HCCL tells registrations apart by."""
+        return self.placement, self.address, self.size
+
+
+@dataclass
+class _Registration:
+    """HCCL's handle of a range, and how many uses of it by communicators there are."""
+
+    handle: int
+    uses: int = 0
 
 
 class Memory:
@@ -73,6 +89,7 @@ class Memory:
         self._hccl = hccl
         self._lock = threading.Lock()
         self._regions: list[HcclRegion] = []
+        self._registered: dict[_Range, _Registration] = {}
 
     # -- regions -----------------------------------------------------------------------------
 
@@ -140,46 +157,52 @@ class Memory:
         Needs the device's context. Raises :class:`RegistrationError`.
         """
         with self._lock:
-            taken = []
+            taken: list[HcclRegion] = []
             try:
                 for region in regions:
-                    if region.handle is None:
-                        region.handle = self._hccl.register(
-                            region.address, region.size, region.placement is Placement.DEVICE
-                        )
-                    region.links += 1
+                    self._use(region)
                     taken.append(region)
             except HcclError as error:
                 self._give_back(taken)
-                raise RegistrationError(
-                    f"cannot register {regions[len(taken)]!r}: {error}"
-                ) from error
-            return [region.handle for region in taken if region.handle is not None]
+                raise RegistrationError(f"cannot register {regions[len(taken)]!r}: {error}") from error
+            return [self._registered[region.range].handle for region in taken]
 
-    def give_back(self, regions: Iterable[HcclRegion]) -> bool:
-        """Undo :meth:`take`. Returns whether HCCL still knows some, as other links use them."""
+    def _use(self, region: HcclRegion) -> None:
+        """HCCL has one handle per range, also when it is registered again before its last end."""
+        found = self._registered.get(region.range)
+        if found is None:
+            on_device = region.placement is Placement.DEVICE
+            handle = self._hccl.register(region.address, region.size, on_device)
+            found = self._registered[region.range] = _Registration(handle)
+        found.uses += 1
+        region.links += 1
+
+    def give_back(self, regions: Iterable[HcclRegion]) -> list[HcclRegion]:
+        """Undo :meth:`take`. Returns those that HCCL still knows, as other links use them."""
         with self._lock:
-            return self._give_back(regions)
+            return self._give_back(list(regions))
 
-    def _give_back(self, regions: Iterable[HcclRegion]) -> bool:
-        regions = list(regions)
+    def _give_back(self, regions: Sequence[HcclRegion]) -> list[HcclRegion]:
         for region in regions:
             region.links -= 1
-            if region.links == 0 and region.handle is not None:
-                self._deregister(region, region.handle)
+            registration = self._registered[region.range]
+            registration.uses -= 1
+            if registration.uses == 0:
+                self._deregister(region, registration.handle)
         self._free_unused([region for region in regions if region.released])
-        return any(region.handle is not None for region in regions)
+        return [region for region in regions if region.range in self._registered]
 
     def _deregister(self, region: HcclRegion, handle: int) -> None:
         try:
             self._hccl.call("HcclDeregisterGlobalMem", handle)
-            region.handle = None
+            del self._registered[region.range]
         except HcclError as error:
             log.error("%r stays registered, its memory is kept: %s", region, error)
 
     def _free_unused(self, regions: Iterable[HcclRegion]) -> None:
         for region in regions:
-            if region.links or region.handle is not None:
+            kept = self._registered.get(region.range)
+            if region.links or (kept is not None and kept.uses == 0):
                 continue
             self._regions.remove(region)
             region.keeper = None

@@ -435,6 +435,45 @@ def test_memory_that_another_link_exposes_may_still_be_written_over_hccs(
     group.finish()
 
 
+def test_memory_that_no_other_link_exposes_is_out_of_reach(start_ranks: Start) -> None:
+    group = start_ranks(2, 1, HCCS).start()
+    group.link("one", labels=["device"])
+    group.link("two", labels=["host"])
+    assert group[0].do(ranks.close_link, "one")[0] == []
+    assert group[1].do(partial(ranks.try_move, write=True), "one", 0, ONE)[0] == "PeerLost"
+    group.finish()
+
+
+def test_a_range_is_registered_again_before_the_last_link_lets_go_of_it(start_ranks: Start) -> None:
+    group = start_ranks().start()
+    group.all(lambda _rank: (_register_own,))
+    group.link("one", labels=["own"])
+    group[0].do(_release, "own")
+    group[0].do(_register_own)
+    group.link("two", labels=["own"])
+    group.close("one")
+    group[0].do(partial(ranks.move, local="own", remote="own"), "two", 1, ONE)
+    for node in group.nodes:
+        node.do(ranks.close_link, "two")
+        node.do(_release, "own")
+        node.do(_free_own)
+    group.finish()
+
+
+def _register_own(here: Here) -> None:
+    own = ranks.of(here)
+    if "base" not in here.any:
+        own.sim.use_device()
+        here.any["base"] = own.sim.malloc(MIB)
+    own.regions["own"] = own.transport.register(here.any["base"], MIB, Placement.DEVICE)
+
+
+def _free_own(here: Here) -> None:
+    own = ranks.of(here)
+    own.sim.free(here.any["base"])
+    own.sim.library.aclrtResetDevice(0)
+
+
 # -- the GIL -----------------------------------------------------------------------------------
 
 BLOCKING = {
@@ -464,8 +503,8 @@ def test_a_ticking_thread_keeps_ticking_in_every_blocking_call(start_ranks: Star
         group[1].begin(_all_stages, name)
         gaps = group[0].do(_ticking, name, symbol)
         group[1].result()
-        assert gaps[stage] < 0.25, f"{symbol}: no tick for {gaps[stage]:.2f} s"
-        assert gaps["total"] > 0.5, symbol
+        assert gaps[stage] < 0.9, f"{symbol}: no tick for {gaps[stage]:.2f} s"
+        assert gaps["total"] > 0.9, symbol
         group[0].do(ranks.sim, "clear")
     group.finish()
 
@@ -493,7 +532,7 @@ def _allocate_and_release(own: ranks.Rank) -> None:
 
 
 def _ticking(here: Here, name: str, symbol: str) -> dict[str, float]:
-    """The longest gap between two ticks per stage, while calls of a function take 0.6 s."""
+    """The longest gap between two ticks per stage, while a call of a function takes a second."""
     import threading
 
     stop = threading.Event()
@@ -508,7 +547,7 @@ def _ticking(here: Here, name: str, symbol: str) -> dict[str, float]:
 
     ticker = threading.Thread(target=tick)
     ticker.start()
-    ranks.of(here).sim.fault(symbol, ms=600)
+    ranks.of(here).sim.fault(symbol, ms=1000)
     began, gaps = time.monotonic(), dict[str, float]()
     try:
         for stage, step in _stages(here, name):

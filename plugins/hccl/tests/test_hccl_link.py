@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Callable
 from functools import partial
 
 import pytest
+from datadist_hccl.offer import parse_offer
 from hccl_sim import ranks
 from hccl_sim.ranks import MIB, SIZE, Ranks
 
 from datadist.rank_table import parse_rank_table
-from datadist.transport import Placement, Region
+from datadist.transport import LinkError, Offer, Placement, Region
 from tests.nodes import Here, RemoteError
 
 Start = Callable[..., Ranks]
@@ -335,3 +337,36 @@ def _remap(here: Here, offset: int, size: int) -> None:
     own = ranks.of(here)
     address = own.regions["device"].address + offset
     own.transport.remap([Region(address, size, Placement.DEVICE)])
+
+
+@pytest.mark.parametrize("pods", [[["10.0.0.1", "10.0.0.2"]], [["10.0.0.1"], ["10.0.0.2"]]])
+def test_super_nodes_of_a3(start_ranks: Start, pods: list[list[str]]) -> None:
+    group = start_ranks(2, 2, None, soc="Ascend910_9391")
+    table = json.loads(group.table) | {"version": "1.2"}
+    table["super_pod_list"] = [
+        {"super_pod_id": str(number), "server_list": [{"server_id": name} for name in names]}
+        for number, names in enumerate(pods)
+    ]
+    for number, server in enumerate(table["server_list"]):
+        server["device"][0]["super_device_id"] = str(number)
+    group.table = json.dumps(table)
+    group.start()
+    group.link()
+    group[1].do(ranks.put, "device", _bytes(1))
+    group[0].do(ranks.move, "link", 1, ONE)
+    assert group[0].do(ranks.get, "device", MIB) == _bytes(1)[:MIB]
+    if len(pods) == 2:  # RDMA
+        group[0].do(ranks.move, "link", 1, ONE, remote="host")
+    else:
+        with pytest.raises(RemoteError, match="which HCCS does not reach"):
+            group[0].do(ranks.move, "link", 1, ONE, remote="host")
+    group.finish()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"\xff\x00", b"{}", b'{"writable": true, "regions": [{"address": 0}]}']
+)
+def test_offers_that_are_none_are_refused(data: bytes) -> None:
+    with pytest.raises(LinkError, match="the offer of rank 1 is not valid") as caught:
+        parse_offer(1, Offer(data))
+    assert caught.value.rank == 1
