@@ -174,6 +174,9 @@ class TransportOptions:
     retry_count: int = 1
     link_timeout: float = 120.0
     auth_key: bytes | None = field(default=None, repr=False)
+    local_comm_res: str | None = None
+    """JSON of the user about this engine's device (``llm.LocalCommRes``), for links without a rank
+    table; None or empty where the transport finds that out."""
     extra: Mapping[str, str] = field(default_factory=dict)
     """Options ``datadist.<backend>.<name>`` of the user, under ``<name>``."""
 

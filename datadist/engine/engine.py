@@ -411,6 +411,7 @@ def _start_transport(
         retry_count=options.link_retry_count,
         link_timeout=options.link_total_time,
         auth_key=options.auth_key,
+        local_comm_res=options.local_comm_res,
         extra=options.extra.get(choice.name, {}),
     )
     try:
