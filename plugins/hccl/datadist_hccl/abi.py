@@ -9,7 +9,17 @@ is called, so that no pointer is ever cut to 32 bits by a default type.
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char, c_char_p, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    c_char,
+    c_char_p,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from typing import Any
 
 # -- structs -----------------------------------------------------------------------------------
@@ -185,6 +195,7 @@ ACL: dict[str, Signature] = {
     "aclrtSetDevice": (_ERROR, (c_int32,)),
     "aclrtResetDevice": (_ERROR, (c_int32,)),
     "aclrtGetPhyDevIdByLogicDevId": (_ERROR, (c_int32, POINTER(c_int32))),
+    "aclrtGetDeviceInfo": (_ERROR, (c_uint32, c_int32, POINTER(c_int64))),
     "aclrtCreateContext": (_ERROR, (_OUT, c_int32)),
     "aclrtDestroyContext": (_ERROR, (c_void_p,)),
     "aclrtSetCurrentContext": (_ERROR, (c_void_p,)),

@@ -158,6 +158,13 @@ class Device:
         finally:
             self._restore(before)
 
+    def info(self, attribute: int) -> int:
+        """A fact of the device by the number of its attribute."""
+        value = ctypes.c_int64()
+        with self.bound():
+            self.runtime.call("aclrtGetDeviceInfo", self.number, attribute, ctypes.byref(value))
+        return value.value
+
     def hold(self) -> None:
         """Keep the device open until :meth:`drop`."""
         with self._lock:

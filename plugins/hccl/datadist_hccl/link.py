@@ -20,8 +20,10 @@ from datadist.transport import (
     Peer,
     PeerLost,
     Placement,
+    RankTable,
     TransferError,
     TransferTimeout,
+    TransportOptions,
     Unsupported,
 )
 from datadist_hccl import abi, blobs
@@ -30,6 +32,7 @@ from datadist_hccl.communicator import Closed, Communicator
 from datadist_hccl.memory import HcclRegion
 from datadist_hccl.offer import OfferData, RegionOffer, parse_offer
 from datadist_hccl.one_sided import HcclError
+from datadist_hccl.resource import Resource, merge
 from datadist_hccl.segments import ITEM_BYTES, Outside, Segments, Windows, items, pieces
 from datadist_hccl.staging import Staging
 
@@ -43,12 +46,17 @@ QUEUED_ITEMS = 4 * abi.MAX_BATCH
 """Items on a stream before it is waited for, so that its queue never fills up."""
 
 
+Judge = Callable[[RankTable], "dict[int, bool]"]
+
+
 class _Path:
     """Our way to one peer: its stream, its memory, and why it can not be used any more."""
 
-    def __init__(self, peer: Peer, rdma: bool) -> None:
+    def __init__(self, peer: Peer) -> None:
         self.peer = peer
-        self.rdma = rdma
+        self.rdma: bool | None = None
+        """None until there is a rank table."""
+        self.offered: OfferData | None = None
         self.stream = 0
         self.windows: Windows | None = None
         self.host_windows = Windows(())
@@ -60,6 +68,17 @@ class _Path:
         self.aborted = False
         self.moving = False
         self.broken: str | None = None
+
+    def settle(self) -> None:
+        """Once the offer and the kind of connection are known: what of the offer is reachable."""
+        if self.offered is None or self.rdma is None:
+            return
+        regions = self.offered.regions
+        host = [] if self.rdma else [r for r in regions if r.placement == Placement.HOST]
+        self.host_windows = Windows((region.address, region.size) for region in host)
+        self.windows = Windows(
+            (region.address, region.size) for region in regions if region not in host
+        )
 
 
 @dataclass(frozen=True)
@@ -78,27 +97,33 @@ class HcclLink(Link):
 
     def __init__(
         self, group: Group, regions: Sequence[HcclRegion], access: Access, device: Device,
-        communicator: Communicator, staging: Staging, rdma: dict[int, bool], attempts: int,
-        traffic_class: int | None, service_level: int | None,
+        communicator: Communicator, staging: Staging, judge: Judge, resource: Resource | None,
+        options: TransportOptions,
     ) -> None:  # fmt: skip
+        """``judge`` checks a rank table and tells which ranks it connects by RDMA; ``resource`` is
+        ours where the group has no table.
+        """
         self._group = group
         self._regions = regions
         self._access = access
         self._device = device
         self._communicator = communicator
         self._staging = staging
-        self._attempts = attempts
-        self._traffic_class = traffic_class
-        self._service_level = service_level
+        self._judge = judge
+        self._resource = resource
+        self._options = options
         self._windows = Windows((region.address, region.size) for region in regions)
-        self._paths = {
-            rank: _Path(peer, rdma[rank])
-            for rank, peer in group.peers.items()
-            if rank != group.rank
-        }
+        self._paths = {r: _Path(peer) for r, peer in group.peers.items() if r != group.rank}
         self._joined = False
         self._ruined: str | None = None
         """Why the communicator had to go before the link was closed."""
+        if group.table is not None:
+            self._settle(group.table)
+
+    def _settle(self, table: RankTable) -> None:
+        for rank, rdma in self._judge(table).items():
+            self._paths[rank].rdma = rdma
+            self._paths[rank].settle()
 
     # -- setting up --------------------------------------------------------------------------
 
@@ -109,37 +134,34 @@ class HcclLink(Link):
             for region in self._regions
         ]
         writable = self._access is Access.READ_WRITE
-        return Offer(OfferData(writable=writable, regions=regions).model_dump_json().encode())
+        data = OfferData(writable=writable, regions=regions, resource=self._resource)
+        return Offer(data.model_dump_json().encode())
 
     def attach(self, rank: int, offer: Offer) -> None:
         """Note where the peer's regions lie; over HCCS only those of its device are reachable."""
         path = self._path(rank)
         data = parse_offer(rank, offer)
-        if path.windows is not None:
+        if path.offered is not None:
             raise LinkError(f"rank {rank} was attached before", rank)
-        host = [] if path.rdma else [r for r in data.regions if r.placement == Placement.HOST]
-        path.host_windows = Windows((region.address, region.size) for region in host)
         path.writable = data.writable
-        path.windows = Windows(
-            (region.address, region.size) for region in data.regions if region not in host
-        )
+        path.offered = data
+        path.settle()
 
     def join(self, timeout: float) -> None:
         """Make the communicator and meet all peers inside HCCL."""
         deadline = min(self._group.deadline, time.monotonic() + timeout)
-        table = self._group.table
-        assert table is not None
+        table = self._group.table or self._merged_table()
         try:
             with self._communicator.entered():
                 self._communicator.create(
                     table.canonical, self._group.rank, [*self._regions, self._staging.region],
-                    self._traffic_class, self._service_level,
+                    self._options.traffic_class, self._options.service_level,
                 )  # fmt: skip
                 for path in self._paths.values():
                     path.stream = self._communicator.create_stream()
                 self._communicator.prepare(
                     deadline,
-                    self._attempts,
+                    self._options.retry_count,
                     lambda: any(path.aborted for path in self._paths.values()),
                 )
         except Closed:
@@ -147,6 +169,18 @@ class HcclLink(Link):
         except AclError as error:
             raise LinkError(f"the device cannot serve another link: {error}") from error
         self._joined = True
+
+    def _merged_table(self) -> RankTable:
+        """The table that the offers of all ranks make; the same everywhere."""
+        assert self._resource is not None
+        resources = {self._group.rank: self._resource}
+        for rank, path in self._paths.items():
+            if path.offered is None or path.offered.resource is None:
+                raise LinkError(f"rank {rank} has a rank table, this rank has none", rank)
+            resources[rank] = path.offered.resource
+        table = merge(resources)
+        self._settle(table)
+        return table
 
     def exchange(self, data: bytes) -> list[bytes]:
         """Swap a blob with every rank by HCCL's exchange of descriptors; after :meth:`join`.

@@ -164,7 +164,9 @@ class Memory:
                     taken.append(region)
             except HcclError as error:
                 self._give_back(taken)
-                raise RegistrationError(f"cannot register {regions[len(taken)]!r}: {error}") from error
+                raise RegistrationError(
+                    f"cannot register {regions[len(taken)]!r}: {error}"
+                ) from error
             return [self._registered[region.range].handle for region in taken]
 
     def _use(self, region: HcclRegion) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datadist.transport import LinkError, Offer
+from datadist_hccl.resource import Resource
 
 Address = Annotated[int, Field(gt=0, lt=1 << 63)]
 
@@ -29,6 +30,8 @@ class OfferData(BaseModel):
     version: Literal[1] = 1
     writable: bool
     regions: list[RegionOffer]
+    resource: Resource | None = None
+    """The owner's device, where there is no rank table."""
 
 
 def parse_offer(rank: int, offer: Offer) -> OfferData:

@@ -30,6 +30,7 @@ from datadist_hccl.libraries import load
 from datadist_hccl.link import HcclLink
 from datadist_hccl.memory import HCCS_ALIGNMENT, HcclRegion, Memory
 from datadist_hccl.one_sided import Hccl, HcclError
+from datadist_hccl.resource import Resource, found, given
 from datadist_hccl.staging import Staging
 from datadist_hccl.table import Family, family_of, uses_rdma
 
@@ -159,34 +160,46 @@ class HcclTransport(Transport):
 
     def open(self, group: Group, regions: Sequence[Region], access: Access) -> HcclLink:
         """Check what HCCL would refuse later, less clearly; the work is in :meth:`HcclLink.join`."""
-        if group.table is None:
-            raise LinkError(
-                "HCCL needs a rank table, and members that met by address have none: link with a "
-                "rank table, or give local_comm_res on both ends"
-            )
         if len(group.name.encode()) > MAX_NAME_BYTES:
             raise LinkError(f"the name {group.name!r} has more than {MAX_NAME_BYTES} bytes")
-        self.check_table(group.table, group.rank)
         own = [region for region in regions if isinstance(region, HcclRegion)]
-        rdma = {
-            rank: uses_rdma(
-                self._family,
-                bool(self._roce),
-                group.table.device(group.rank),
-                group.table.device(rank),
-            )
+
+        def judge(rank_table: RankTable) -> dict[int, bool]:
+            self.check_table(rank_table, group.rank)
+            rdma = self._connections(rank_table, group)
+            if not all(rdma.values()):
+                _check_alignment(own)
+            return rdma
+
+        resource = self._resource() if group.table is None else None
+        communicator = Communicator(self._device, self._hccl, self._memory, group.name)
+        link = HcclLink(
+            group, own, access, self._device, communicator, self._staging, judge, resource,
+            self._options,
+        )  # fmt: skip
+        self._communicators = [c for c in self._communicators if not c.ended] + [communicator]
+        return link
+
+    def _connections(self, rank_table: RankTable, group: Group) -> dict[int, bool]:
+        """Which of the other ranks are connected by RDMA."""
+        own, roce = rank_table.device(group.rank), bool(self._roce)
+        return {
+            rank: uses_rdma(self._family, roce, own, rank_table.device(rank))
             for rank in group.peers
             if rank != group.rank
         }
-        if not all(rdma.values()):
-            _check_alignment(own)
-        communicator = Communicator(self._device, self._hccl, self._memory, group.name)
-        self._communicators = [c for c in self._communicators if not c.ended] + [communicator]
-        return HcclLink(
-            group, own, access, self._device, communicator, self._staging, rdma,
-            self._options.retry_count,
-            self._options.traffic_class, self._options.service_level,
-        )  # fmt: skip
+
+    def _resource(self) -> Resource:
+        """What the other ranks are told of our device, where there is no rank table."""
+        text = self._options.local_comm_res
+        try:
+            if text:
+                return given(text, self._device.physical_id)
+            return found(self._device, self._family)
+        except AclError as error:
+            raise LinkError(
+                f"the local resources cannot be found out, give local_comm_res: {error}"
+            ) from error
 
     def close(self) -> None:
         """Destroy what links could not, and give the device back unless views need it."""

@@ -67,6 +67,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "aclrtSetDevice": [c_int32],
     "aclrtResetDevice": [c_int32],
     "aclrtGetPhyDevIdByLogicDevId": [c_int32, POINTER(c_int32)],
+    "aclrtGetDeviceInfo": [c_uint32, c_int32, POINTER(ctypes.c_int64)],
     "aclrtCreateContext": [OUT, c_int32],
     "aclrtDestroyContext": [c_void_p],
     "aclrtSetCurrentContext": [c_void_p],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -492,3 +493,69 @@ def test_more_device_memory_than_documented_is_refused(start_node: Start) -> Non
 def _register_much(here: Here) -> None:
     desc = CacheDesc(1, [50, 1 << 28], DataType.DT_INT32)
     here.live.cache_manager.register_cache(desc, [1 << 40])
+
+
+# -- links by address ------------------------------------------------------------------------------------
+
+
+def _local_resource(cluster: int) -> str:
+    device = {"device_id": "0", "device_ip": f"192.168.1.{cluster}"}
+    server = {"server_id": f"10.172.0.{cluster}", "device": [device]}
+    return json.dumps({"version": "1.0", "server_list": [server]})
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def test_clusters_that_meet_by_address_make_a_rank_table(start_node: Start) -> None:
+    server, client = start_node(), start_node()
+    port = _free_port()
+    for cluster, node in ((1, server), (2, client)):
+        settings: dict[str, Any] = {"local_comm_res": _local_resource(cluster)}
+        if node is server:
+            settings["listen_ip_info"] = f"127.0.0.1:{port}"
+        node.do(_paged_engine, cluster, "hccl", BlocksCacheKey(cluster, 0), **settings)
+    assert client.do(nodes.link_clusters, [(1, port)]) == ("LLM_SUCCESS", ["LLM_SUCCESS"])
+    client.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", SOURCE, TARGET)
+    np.testing.assert_array_equal(client.do(_contents, "paged"), _moved(1, 2))
+    server.do(nodes.push_blocks, BlocksCacheKey(2, 0), "paged", SOURCE, TARGET)
+    np.testing.assert_array_equal(client.do(_contents, "paged"), _moved(1, 2))
+    assert client.do(nodes.unlink_clusters, [(1, port)]) == ("LLM_SUCCESS", ["LLM_SUCCESS"])
+
+
+@pytest.mark.parametrize("soc", ["Ascend910B3", "Ascend910_9391"])
+def test_clusters_of_one_machine_find_their_resources_themselves(
+    start_node: Start, soc: str
+) -> None:
+    environ = {"HCCL_INTRA_ROCE_ENABLE": "0"}
+    server, client = (start_node(environ, soc=soc) for _ in range(2))
+    port = _free_port()
+    settings: dict[str, Any] = {"local_comm_res": ""}
+    server.do(
+        _paged_engine,
+        1,
+        "hccl",
+        BlocksCacheKey(1, 0),
+        listen_ip_info=f"127.0.0.1:{port}",
+        **settings,
+    )
+    client.do(_paged_engine, 2, "hccl", None, device_id=1, **settings)
+    assert client.do(nodes.link_clusters, [(1, port)]) == ("LLM_SUCCESS", ["LLM_SUCCESS"])
+    client.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", SOURCE, TARGET)
+    np.testing.assert_array_equal(client.do(_contents, "paged"), _moved(1, 2))
+
+
+def test_a_local_resource_that_cannot_be_used(start_node: Start) -> None:
+    server, client = start_node(), start_node()
+    port = _free_port()
+    text = _local_resource(1)
+    server.do(
+        _paged_engine, 1, "hccl", None, listen_ip_info=f"127.0.0.1:{port}", local_comm_res=text
+    )
+    client.do(_paged_engine, 2, "hccl", None, local_comm_res=text.replace("192.168.1.1", "nowhere"))
+    assert client.do(nodes.link_clusters, [(1, port)])[1] == ["LLM_LINK_FAILED"]
+    log = client.do(nodes.log_of)
+    assert any("device_ip of rank 1 is 'nowhere', no IP address" in line for line in log)

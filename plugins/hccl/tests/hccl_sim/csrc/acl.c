@@ -73,6 +73,16 @@ EXPORT int32_t aclrtGetPhyDevIdByLogicDevId(int32_t device, int32_t *physical) {
     LEAVE(code);
 }
 
+EXPORT int32_t aclrtGetDeviceInfo(uint32_t device, int32_t attribute, int64_t *value) {
+    ENTER();
+    int32_t code = check_device((int32_t)device);
+    if (code) LEAVE(code);
+    if (!sim_a3() || (attribute != 403 && attribute != 405))
+        LEAVE(sim_error(107000, "attribute %d", attribute));
+    *value = attribute == 403 ? 100 + physical_device((int)device) : sim_number("ASCEND_SIM_POD", 7);
+    LEAVE(0);
+}
+
 static Context *new_context(int device, bool is_default) {
     Context *context = calloc(1, sizeof *context); /* never freed, so that stale ones are noticed */
     context->magic = CONTEXT_MAGIC;
