@@ -51,6 +51,8 @@ class Communicator:
         self._bound: list[int] = []
         self.shared: list[HcclRegion] = []
         """After the end: those of the regions that other links still expose."""
+        self._holding = True
+        device.hold()
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[int]:
@@ -175,6 +177,9 @@ class Communicator:
             if self.ended and self._regions:
                 regions, self._regions = self._regions, ()
                 self.shared = self._memory.give_back(regions)
+            finished, self._holding = self._holding and self.ended, self._holding and not self.ended
+        if finished:
+            self._try(self._device.drop)
 
     def _unbind(self, memory: int) -> None:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import select
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,6 @@ from datadist.transport import (
     Link,
     LinkError,
     Offer,
-    Peer,
     PeerLost,
     Placement,
     RankTable,
@@ -32,6 +30,7 @@ from datadist_hccl.communicator import Closed, Communicator
 from datadist_hccl.memory import HcclRegion
 from datadist_hccl.offer import OfferData, RegionOffer, parse_offer
 from datadist_hccl.one_sided import HcclError
+from datadist_hccl.path import Path, explain, gone
 from datadist_hccl.resource import Resource, merge
 from datadist_hccl.segments import ITEM_BYTES, Outside, Segments, Windows, items, pieces
 from datadist_hccl.staging import Staging
@@ -49,43 +48,11 @@ QUEUED_ITEMS = 4 * abi.MAX_BATCH
 Judge = Callable[[RankTable], "dict[int, bool]"]
 
 
-class _Path:
-    """Our way to one peer: its stream, its memory, and why it can not be used any more."""
-
-    def __init__(self, peer: Peer) -> None:
-        self.peer = peer
-        self.rdma: bool | None = None
-        """None until there is a rank table."""
-        self.offered: OfferData | None = None
-        self.stream = 0
-        self.windows: Windows | None = None
-        self.host_windows = Windows(())
-        """The peer's memory that HCCS can not reach."""
-        self.writable = False
-        self.lock = threading.Lock()
-        self.stream_lock = threading.Lock()
-        """Held while the stream is aborted or replaced."""
-        self.aborted = False
-        self.moving = False
-        self.broken: str | None = None
-
-    def settle(self) -> None:
-        """Once the offer and the kind of connection are known: what of the offer is reachable."""
-        if self.offered is None or self.rdma is None:
-            return
-        regions = self.offered.regions
-        host = [] if self.rdma else [r for r in regions if r.placement == Placement.HOST]
-        self.host_windows = Windows((region.address, region.size) for region in host)
-        self.windows = Windows(
-            (region.address, region.size) for region in regions if region not in host
-        )
-
-
 @dataclass(frozen=True)
 class _Order:
     """One transfer: with whom, in which direction, and by when."""
 
-    path: _Path
+    path: Path
     rank: int
     write: bool
     deadline: float
@@ -113,7 +80,7 @@ class HcclLink(Link):
         self._resource = resource
         self._options = options
         self._windows = Windows((region.address, region.size) for region in regions)
-        self._paths = {r: _Path(peer) for r, peer in group.peers.items() if r != group.rank}
+        self._paths = {r: Path(peer) for r, peer in group.peers.items() if r != group.rank}
         self._joined = False
         self._ruined: str | None = None
         """Why the communicator had to go before the link was closed."""
@@ -204,7 +171,7 @@ class HcclLink(Link):
             ) from error
         return [received[rank] for rank in sorted(received)]
 
-    def _path(self, rank: int) -> _Path:
+    def _path(self, rank: int) -> Path:
         try:
             return self._paths[rank]
         except KeyError:
@@ -266,7 +233,7 @@ class HcclLink(Link):
             log.error("%s: %s, but HCCL does not let go", self._group.name, self._ruined)
 
     def _pieces(
-        self, path: _Path, rank: int, local: Buffer, remote: Buffer, length: Buffer
+        self, path: Path, rank: int, local: Buffer, remote: Buffer, length: Buffer
     ) -> tuple[Segments, bool]:
         """What to move, and whether local memory is involved that this link does not expose."""
         if not self._joined or path.windows is None:
@@ -277,17 +244,17 @@ class HcclLink(Link):
                 return pieces(local, remote, length, everywhere, path.windows), windows is None
             except Outside as error:
                 if windows is None or not error.local:
-                    raise AddressError(_explain(path, rank, error)) from None
+                    raise AddressError(explain(path, rank, error)) from None
         raise AssertionError("unreachable")
 
-    def _begin(self, path: _Path, rank: int) -> None:
+    def _begin(self, path: Path, rank: int) -> None:
         with path.lock:
             if path.aborted:
                 raise TransferError(f"the link to rank {rank} was aborted")
             if path.broken is not None:
                 raise TransferError(path.broken)
             path.moving = True
-        if _gone(path.peer):
+        if gone(path.peer):
             raise PeerLost(f"the process of rank {rank} has ended", rank)
 
     def _move(self, order: _Order, handle: int, segments: Segments) -> None:
@@ -328,19 +295,19 @@ class HcclLink(Link):
             raise TransferTimeout(f"not complete after {order.timeout:.3g} s", link_usable=usable)
         path.broken = f"the link to rank {rank} broke: {text}"
         self._stop_queued(path)
-        if code in abi.ACL_PEER_SUSPECT or _gone(path.peer):
+        if code in abi.ACL_PEER_SUSPECT or gone(path.peer):
             raise PeerLost(f"rank {rank} does not answer: {text}", rank)
         if path.aborted:
             raise TransferError("the link was closed or aborted meanwhile")
         raise TransferError(path.broken)
 
-    def _stop_queued(self, path: _Path) -> bool:
+    def _stop_queued(self, path: Path) -> bool:
         """Make sure that nothing that was queued moves any more; whether the path can be used.
 
         A new stream does that over HCCS. Over RDMA requests may be with the network device already,
         and nothing but the end of the communicator takes them back, unless their target is dead.
         """
-        if path.rdma and not _gone(path.peer):
+        if path.rdma and not gone(path.peer):
             self._ruined = (
                 "a transfer over RDMA did not end in order, and only the end of the link stopped it"
             )
@@ -368,7 +335,7 @@ class HcclLink(Link):
                 target=self._stop, args=(path,), name="datadist-hccl-abort", daemon=True
             ).start()
 
-    def _stop(self, path: _Path) -> None:
+    def _stop(self, path: Path) -> None:
         try:
             with self._communicator.entered(), path.stream_lock:
                 if path.moving and path.stream:
@@ -387,36 +354,17 @@ class HcclLink(Link):
         """
         for rank in self._paths:
             self.abort(rank)
-        gone = self._communicator.close(CLOSE_SECONDS)
-        if not gone:
+        ended = self._communicator.close(CLOSE_SECONDS)
+        if not ended:
             log.error(
                 "%s: HCCL did not let go of the link in %g s; its memory is kept until it does",
                 self._group.name, CLOSE_SECONDS,
             )  # fmt: skip
         shared = any(region in self._regions for region in self._communicator.shared)
-        if self._access is Access.READ or (gone and not shared):
+        if self._access is Access.READ or (ended and not shared):
             return frozenset()
         return frozenset(
             rank
             for rank, path in self._paths.items()
-            if not (gone and path.rdma) and not _gone(path.peer)
+            if not (ended and path.rdma) and not gone(path.peer)
         )
-
-
-def _explain(path: _Path, rank: int, error: Outside) -> str:
-    if error.local:
-        return f"the local memory at {error.address:#x} is not registered"
-    if path.host_windows.holds(error.address):
-        return (
-            f"the memory of rank {rank} at {error.address:#x} is memory of its host, which HCCS does "
-            "not reach: use DEVICE memory, or HCCL_INTRA_ROCE_ENABLE=1 on all ranks"
-        )
-    return f"the memory at {error.address:#x} is not what rank {rank} offered"
-
-
-def _gone(peer: Peer) -> bool:
-    if peer.pidfd is None:
-        return False
-    poller = select.poll()
-    poller.register(peer.pidfd, select.POLLIN)
-    return any(events & (select.POLLIN | select.POLLNVAL) for _, events in poller.poll(0))

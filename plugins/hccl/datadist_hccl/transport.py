@@ -173,10 +173,14 @@ class HcclTransport(Transport):
 
         resource = self._resource() if group.table is None else None
         communicator = Communicator(self._device, self._hccl, self._memory, group.name)
-        link = HcclLink(
-            group, own, access, self._device, communicator, self._staging, judge, resource,
-            self._options,
-        )  # fmt: skip
+        try:
+            link = HcclLink(
+                group, own, access, self._device, communicator, self._staging, judge, resource,
+                self._options,
+            )  # fmt: skip
+        except TransportError:
+            communicator.close(0.0)
+            raise
         self._communicators = [c for c in self._communicators if not c.ended] + [communicator]
         return link
 
@@ -208,11 +212,13 @@ class HcclTransport(Transport):
         self._closed = True
         self._memory.release(self._staging.region)
         stuck = [c.name for c in self._communicators if not c.close(0.0)]
-        if stuck or not self._memory.empty:
+        if stuck:
             log.error(
-                "device %d stays open: HCCL has not let go of %s",
-                self._device.number, ", ".join(stuck) or "registered memory",
+                "device %d stays open until HCCL lets go of %s",
+                self._device.number, ", ".join(stuck),
             )  # fmt: skip
+        elif not self._memory.empty:
+            log.error("device %d stays open: HCCL keeps its memory", self._device.number)
             return
         try:
             self._device.drop()

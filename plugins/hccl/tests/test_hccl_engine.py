@@ -414,9 +414,15 @@ def test_unlink_while_hccl_meets_the_peers(start_node: Start) -> None:
     began = time.monotonic()
     group[1].do(nodes.unlink, 1)
     assert time.monotonic() - began < 9
+    assert group[1].do(_live)["communicators"] == 1, "destroyed while HCCL was inside"
     began = time.monotonic()
     group[1].do(nodes.finalize)
     assert time.monotonic() - began < 9
+    deadline = time.monotonic() + 30
+    while group[1].do(_live)["contexts"] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    left = group[1].do(_live)
+    assert (left["communicators"], left["contexts"], left["registrations"]) == (0, 0, 0)
 
 
 def _begin_link(here: Here) -> None:

@@ -370,3 +370,31 @@ def test_offers_that_are_none_are_refused(data: bytes) -> None:
     with pytest.raises(LinkError, match="the offer of rank 1 is not valid") as caught:
         parse_offer(1, Offer(data))
     assert caught.value.rank == 1
+
+
+def test_memory_that_is_not_aligned_is_refused_where_hccs_needs_it(start_ranks: Start) -> None:
+    group = start_ranks(2, 1, HCCS).start()
+    group.all(lambda _rank: (_register_unaligned,))
+    with pytest.raises(RemoteError, match="not aligned to 2 MiB, which HCCS needs") as caught:
+        group.open(labels=["odd"])
+    assert caught.value.kind == "LinkError"
+    for node in group.nodes[1:]:
+        with pytest.raises(RemoteError):
+            node.result()
+    for node in group.nodes:
+        node.do(_release_unaligned)
+    group.finish()
+
+
+def _register_unaligned(here: Here) -> None:
+    own = ranks.of(here)
+    own.sim.use_device(0)
+    base = here.any["base"] = own.sim.malloc(MIB)
+    own.regions["odd"] = own.transport.register(base + 4096, 4096, Placement.DEVICE)
+
+
+def _release_unaligned(here: Here) -> None:
+    own = ranks.of(here)
+    own.transport.release(own.regions.pop("odd"))
+    own.sim.free(here.any["base"])
+    own.sim.library.aclrtResetDevice(0)
