@@ -154,9 +154,9 @@ class Memory:
     def take(self, regions: Sequence[HcclRegion]) -> list[int]:
         """HCCL's handles of regions for a communicator; undone by :meth:`give_back`.
 
-        Needs the device's context. Raises :class:`RegistrationError`.
+        Raises :class:`RegistrationError`.
         """
-        with self._lock:
+        with self._lock, self._device.bound():
             taken: list[HcclRegion] = []
             try:
                 for region in regions:
@@ -181,7 +181,7 @@ class Memory:
 
     def give_back(self, regions: Iterable[HcclRegion]) -> list[HcclRegion]:
         """Undo :meth:`take`. Returns those that HCCL still knows, as other links use them."""
-        with self._lock:
+        with self._lock, self._device.bound():
             return self._give_back(list(regions))
 
     def _give_back(self, regions: Sequence[HcclRegion]) -> list[HcclRegion]:

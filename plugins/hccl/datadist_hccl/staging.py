@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from datadist.transport import Placement, TransferTimeout
+from datadist.transport import Placement, RegistrationError, TransferTimeout
 from datadist_hccl.memory import Memory
 from datadist_hccl.segments import Int64Array
 
@@ -20,12 +20,26 @@ STAGING_BYTES = 4 << 20
 
 
 class Staging:
-    """The range, which one transfer uses at a time."""
+    """The range, which one transfer uses at a time.
+
+    HCCL knows it from the beginning to the end: with the last registration of a process it would
+    close its network devices, and the next link would wait for them.
+    """
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
         self.region = memory.allocate(STAGING_BYTES, Placement.DEVICE)
         self._lock = threading.Lock()
+        try:
+            memory.take([self.region])
+        except RegistrationError:
+            memory.release(self.region)
+            raise
+
+    def close(self) -> None:
+        """Give the range up, once no link uses it."""
+        self.memory.give_back([self.region])
+        self.memory.release(self.region)
 
     @contextlib.contextmanager
     def claimed(self, deadline: float) -> Iterator[None]:

@@ -210,7 +210,7 @@ class HcclTransport(Transport):
         if self._closed:
             return
         self._closed = True
-        self._memory.release(self._staging.region)
+        self._staging.close()
         stuck = [c.name for c in self._communicators if not c.close(0.0)]
         if stuck:
             log.error(

@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -297,6 +298,23 @@ def _finish_with_a_view(here: Here) -> bytes:
     del keeper
     assert not any(own.sim.live().values())
     return data
+
+
+def test_links_that_are_made_at_the_same_time(start_ranks: Start) -> None:
+    group = start_ranks().start()
+    names = [f"link-{number}" for number in range(12)]
+    for name in names:
+        group.open(name)
+    group.all(lambda rank: (_join_all, names[:: 1 if rank else -1]))
+    for name in names:
+        group[0].do(ranks.move, name, 1, ONE)
+    group.finish()
+
+
+def _join_all(here: Here, names: list[str]) -> None:
+    with ThreadPoolExecutor(len(names)) as pool:
+        for result in [pool.submit(ranks.join, here, name, 20.0) for name in names]:
+            result.result()
 
 
 def test_512_links_of_one_process(start_ranks: Start) -> None:
