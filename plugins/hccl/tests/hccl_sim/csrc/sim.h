@@ -86,6 +86,8 @@ typedef struct Task {
     struct Task *next;
 } Task;
 
+/* Moves a part of a task, unless the peer cannot be reached: 0 or a code (engine.c). */
+int32_t engine_move(const Task *task, size_t offset, size_t size);
 int32_t check_stream(void *stream, Stream **found);
 void enqueue(Stream *stream, const Task *task);
 /* 0, or the code with which a task that touches the peer fails (hccl.c). */

@@ -6,9 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
 #include <time.h>
-#include <unistd.h>
 
 enum { STREAM_MAGIC = 0x57EA57EA, CHUNK = 256 << 10, IDLE_MS = 20 };
 
@@ -33,16 +31,6 @@ static struct timespec after_ms(long ms) {
     return t;
 }
 
-/* By the kernel, which ends a copy before a signal stops this process: an NPU's would end as well. */
-static bool move(const Task *task, size_t done, size_t n) {
-    struct iovec dst = {task->dst + done, n}, src = {task->src + done, n};
-    int pid = task->foreign_pid ? task->foreign_pid : getpid();
-    bool push = !task->foreign_pid || task->foreign_is_dst;
-    ssize_t moved = push ? process_vm_writev(pid, &src, 1, &dst, 1, 0)
-                         : process_vm_readv(pid, &dst, 1, &src, 1, 0);
-    return moved == (ssize_t)n;
-}
-
 static int32_t run(Stream *stream, const Task *task) {
     int32_t code;
     for (int ms = sim_task_delay_ms; (ms > 0 || sim_stuck) && !stream->abort; ms--) {
@@ -50,9 +38,8 @@ static int32_t run(Stream *stream, const Task *task) {
         if (sim_peer_code && (code = peer_state(task->peer, task->region))) return code;
     }
     for (size_t done = 0; done < task->size && !stream->abort; done += CHUNK) {
-        if ((code = peer_state(task->peer, task->region))) return code;
         size_t n = task->size - done < CHUNK ? task->size - done : CHUNK;
-        if (!move(task, done, n)) return 507057;
+        if ((code = engine_move(task, done, n))) return code;
     }
     atomic_thread_fence(memory_order_seq_cst);
     return 0;
