@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ FLAGS = (
     "-shared",
 )
 
+ALIGNMENT = 2 << 20
 CONTEXTS, STREAMS, COMMUNICATORS, REGISTRATIONS, ALLOCATIONS, DEVICES = range(6)
 
 
@@ -165,3 +167,33 @@ class Simulator:
         data = ctypes.create_string_buffer(size)
         assert self.library.aclrtMemcpy(data, size, address, size, 2) == 0
         return data.raw
+
+
+class UserMemory:
+    """Memory as a program with NPUs makes it: of the device, or pinned; freed with this object."""
+
+    def __init__(self, size: int, placement: int) -> None:
+        self.sim = Simulator()
+        self.sim.use_device()
+        device = placement == 1
+        make = self.sim.library.aclrtMalloc if device else self.sim.library.aclrtMallocHost
+        pointer = ctypes.c_void_p()
+        room = size if device else size + ALIGNMENT
+        assert make(ctypes.byref(pointer), room, *([1] if device else [])) == 0
+        self.pointer = pointer.value or 0
+        self.address = -(-self.pointer // ALIGNMENT) * ALIGNMENT
+        free = self.sim.library.aclrtFree if device else self.sim.library.aclrtFreeHost
+        weakref.finalize(self, _free, self.sim, free, self.pointer).atexit = False
+
+
+def _free(sim: Simulator, free: Any, pointer: int) -> None:
+    sim.use_device()
+    assert free(pointer) == 0
+    sim.library.aclrtResetDevice(0)
+    sim.library.aclrtResetDevice(0)
+
+
+def make_memory(size: int, placement: int) -> tuple[int, UserMemory]:
+    """Address and keeper of new memory, for the conformance kit."""
+    memory = UserMemory(size, placement)
+    return memory.address, memory
