@@ -1,4 +1,4 @@
-"""The command line: `datadist backends | check | demo | run`; one module per subcommand."""
+"""The command line: `datadist backends | check | conformance | demo | run`; a module each."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from importlib import metadata
 COMMANDS = {
     "backends": "list the installed transports, and which one `auto` would choose",
     "check": "validate a rank table and show the domain that it describes",
+    "conformance": "test an installed transport against the interface and report",
     "demo": "move a KV cache between processes of this host and verify it",
     "run": "run a program that imports llm_datadist on datadist",
 }

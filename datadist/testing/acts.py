@@ -1,0 +1,466 @@
+"""What processes of the kit do at the interface of transports; each function runs in a process."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import os
+import threading
+import time
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from datadist.engine.loader import load_transport
+from datadist.rank_table import parse_rank_table
+from datadist.testing.child import State, Task, WithFds
+from datadist.testing.pattern import Landed, difference, expected, pattern
+from datadist.transport import (
+    Access,
+    Availability,
+    Capabilities,
+    Group,
+    Link,
+    Offer,
+    Peer,
+    Placement,
+    TransportError,
+    TransportOptions,
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call at the transport ended; only the errors of ``datadist.transport`` get here."""
+
+    kinds: tuple[str, ...] = ()
+    """Names of the error's class and of its bases; empty for success."""
+    text: str = ""
+    rank: int | None = None
+    link_usable: bool | None = None
+    seconds: float = 0.0
+    value: Any = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was raised."""
+        return not self.kinds
+
+    def is_a(self, kind: type[Exception]) -> bool:
+        """Whether it ended with this error or one derived from it."""
+        return kind.__name__ in self.kinds
+
+    def __str__(self) -> str:
+        what = f"{self.kinds[0]}: {self.text}" if self.kinds else "success"
+        return f"{what} (after {self.seconds:.3f} s)"
+
+
+def outcome_of(call: Callable[[], Any]) -> Outcome:
+    """Make a call; other exceptions than a transport's own get through, with their traceback."""
+    begin = time.monotonic()
+    try:
+        value = call()
+    except TransportError as error:
+        return Outcome(
+            kinds=tuple(base.__name__ for base in type(error).__mro__),
+            text=str(error),
+            rank=getattr(error, "rank", None),
+            link_usable=getattr(error, "link_usable", None),
+            seconds=time.monotonic() - begin,
+        )
+    return Outcome(seconds=time.monotonic() - begin, value=value)
+
+
+# -- the transport -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a transport says of itself."""
+
+    distribution: str
+    version: str
+    requirements: tuple[str, ...]
+    qualname: str
+    api_version: object
+    priority: object
+    probe: Availability
+    probe_seconds: float
+
+
+def declared(state: State, name: str) -> Declared:
+    """Load the class and ask it."""
+    backend, loaded = load_transport(name)
+    begin = time.monotonic()
+    probe = loaded.probe()
+    return Declared(
+        distribution=backend.distribution,
+        version=backend.version,
+        requirements=tuple(metadata.requires(backend.distribution) or ()),
+        qualname=f"{loaded.__module__}.{loaded.__qualname__}",
+        api_version=loaded.api_version,
+        priority=loaded.priority,
+        probe=probe,
+        probe_seconds=time.monotonic() - begin,
+    )
+
+
+def set_up(state: State, name: str, options: TransportOptions) -> Capabilities:
+    """Make the transport, unless there is one."""
+    if state.transport is None:
+        state.transport = load_transport(name)[1](options)
+    return state.transport.capabilities
+
+
+def close_transport(state: State) -> None:
+    """Close it, and once more, which must change nothing."""
+    if state.transport is not None:
+        state.transport.close()
+        state.transport.close()
+    state.transport = None
+
+
+def finalize_engine(state: State) -> None:
+    """End what a test of whole engines left."""
+    if state.engine is not None:
+        state.engine.finalize()
+    state.engine = None
+    state.any.clear()
+
+
+def describe(state: State) -> Mapping[str, Any]:
+    """Facts for people."""
+    return dict(state.live.describe())
+
+
+def check_table(state: State, table: str, rank: int) -> Outcome:
+    """What the transport says to a rank table."""
+    return outcome_of(lambda: state.live.check_table(parse_rank_table(table), rank))
+
+
+# -- memory ------------------------------------------------------------------------------------
+
+
+def allocate(state: State, label: str, size: int, placement: Placement) -> Outcome:
+    """A region of the transport; the value is its address, size and placement."""
+    return _keep(state, label, lambda: state.live.allocate(size, placement))
+
+
+def register(state: State, label: str, size: int, placement: Placement, offset: int) -> Outcome:
+    """A region over memory of the kit's own, ``offset`` bytes behind a page's begin."""
+    buffer = state.buffers[label] = mmap.mmap(-1, size + offset + mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(buffer)) + offset
+    return _keep(state, label, lambda: state.live.register(address, size, placement))
+
+
+def register_at(state: State, label: str, address: int, size: int, placement: Placement) -> Outcome:
+    """A region over any address."""
+    return _keep(state, label, lambda: state.live.register(address, size, placement))
+
+
+def allocate_too_much(state: State, size: int, placement: Placement) -> str:
+    """The name of the error that an allocation raises."""
+    try:
+        state.live.release(state.live.allocate(size, placement))
+    except (MemoryError, TransportError) as error:
+        names = [base.__name__ for base in type(error).__mro__]
+        return "RegistrationError" if "RegistrationError" in names else names[0]
+    return f"success: {size} bytes were allocated"
+
+
+def _keep(state: State, label: str, make: Callable[[], Any]) -> Outcome:
+    def call() -> tuple[int, int, int]:
+        region = state.regions[label] = make()
+        return region.address, region.size, int(region.placement)
+
+    return outcome_of(call)
+
+
+def release(state: State, label: str) -> None:
+    """Release a region and the kit's memory behind it."""
+    state.live.release(state.regions.pop(label))
+    state.buffers.pop(label, None)
+
+
+def release_all(state: State) -> None:
+    """Release what is left."""
+    for label in list(state.regions):
+        release(state, label)
+
+
+def touch_after_release(state: State, label: str) -> bytes | None:
+    """Release a region while holding its keeper, as an array view does, and use the memory."""
+    region = state.regions[label]
+    keeper, address = region.keeper, region.address
+    release(state, label)
+    del region
+    gc.collect()
+    return None if keeper is None else ctypes.string_at(address, 16)
+
+
+def _addressable(state: State, label: str) -> bool:
+    return state.regions[label].placement in state.live.capabilities.host_addressable
+
+
+def _put(state: State, label: str, data: bytes) -> None:
+    region = state.regions[label]
+    if _addressable(state, label):
+        ctypes.memmove(region.address, data, len(data))
+    else:
+        _through_staging(state, label, data)
+
+
+def _get(state: State, label: str) -> bytes:
+    region = state.regions[label]
+    if _addressable(state, label):
+        return ctypes.string_at(region.address, region.size)
+    return _through_staging(state, label, None)
+
+
+def _through_staging(state: State, label: str, data: bytes | None) -> bytes:
+    """Into (``data``) or out of memory that the CPU cannot touch, by the transport's own copy."""
+    region = state.regions[label]
+    host = state.live.allocate(region.size, Placement.HOST)
+    try:
+        there, here = array("q", [region.address]), array("q", [host.address])
+        if data is not None:
+            ctypes.memmove(host.address, data, len(data))
+            there, here = here, there
+        state.live.copy(here, there, array("q", [region.size]))
+        return ctypes.string_at(host.address, region.size)
+    finally:
+        state.live.release(host)
+
+
+def fill(state: State, label: str, seed: int) -> None:
+    """Fill a region with the pattern of a seed."""
+    _put(state, label, pattern(seed, state.regions[label].size))
+
+
+def wrong(state: State, label: str, seed: int, landed: Sequence[Landed]) -> str | None:
+    """How a region differs from its pattern with these arrivals; None where all is right."""
+    data = _get(state, label)
+    return difference(data, expected(seed, len(data), landed))
+
+
+def is_zero(state: State, label: str) -> bool:
+    """Whether a region holds nothing but zeros."""
+    data = _get(state, label)
+    return data.count(0) == len(data)
+
+
+def copy(state: State, dst: array[int], src: array[int], length: array[int]) -> Outcome:
+    """A local copy by the transport."""
+    return outcome_of(lambda: state.live.copy(dst, src, length))
+
+
+# -- links -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """What a process needs to know of a link's members; processes are by rank."""
+
+    name: str
+    pids: Mapping[int, int]
+    table: str | None
+    seconds: float
+    addresses: Mapping[int, str] = field(default_factory=dict)
+    """Of peers that were met over the network: their processes are not known."""
+
+
+def open_link(
+    state: State, link: str, plan: GroupPlan, rank: int, labels: Sequence[str], access: Access
+) -> Outcome:
+    """Make this rank's side."""
+    fds = state.pidfds[link] = []
+    peers = {rank: Peer(rank, f"engine-{plan.pids[rank]}")}
+    for other, pid in plan.pids.items():
+        if other in plan.addresses and other != rank:
+            peers[other] = Peer(other, f"engine-{pid}", address=plan.addresses[other])
+        elif other != rank:
+            fds.append(os.pidfd_open(pid))
+            peers[other] = Peer(other, f"engine-{pid}", pid, fds[-1])
+    group = Group(
+        name=plan.name, rank=rank, peers=dict(sorted(peers.items())),
+        table=None if plan.table is None else parse_rank_table(plan.table),
+        deadline=time.monotonic() + plan.seconds,
+    )  # fmt: skip
+    regions = [state.regions[label] for label in labels]
+
+    def call() -> None:
+        state.links[link] = state.live.open(group, regions, access)
+
+    return outcome_of(call)
+
+
+def offer(state: State, link: str, rank: int) -> WithFds:
+    """The offer for a peer: its bytes, with the descriptors."""
+    made = state.links[link].offer(rank)
+    return WithFds(bytes(made.data), list(made.fds))
+
+
+def attach(state: State, link: str, rank: int, data: bytes) -> Outcome:
+    """Take a peer's offer, whose descriptors came with the call."""
+    fds = state.take_fds()
+    return outcome_of(lambda: state.links[link].attach(rank, Offer(data, fds)))
+
+
+def join(state: State, link: str, timeout: float) -> Outcome:
+    """Meet the peers, where the transport does that by itself."""
+    return outcome_of(lambda: state.links[link].join(timeout))
+
+
+def exchange(state: State, link: str, data: bytes) -> list[bytes]:
+    """Swap blobs after join."""
+    return state.links[link].exchange(data)
+
+
+@dataclass(frozen=True)
+class Move:
+    """One read or write."""
+
+    link: str
+    rank: int
+    write: bool
+    local: array[int]
+    remote: array[int]
+    length: array[int]
+    timeout: float
+
+
+def _run(link: Link, order: Move, vectors: Sequence[Any]) -> None:
+    method = link.write if order.write else link.read
+    method(order.rank, vectors[0], vectors[1], vectors[2], order.timeout)
+
+
+def move(state: State, order: Move) -> Outcome:
+    """Read or write."""
+    link = state.links[order.link]
+    vectors = order.local, order.remote, order.length
+    return outcome_of(lambda: _run(link, order, vectors))
+
+
+def move_with(state: State, order: Move, kind: str) -> Outcome:
+    """Read or write with vectors of another type that has the buffer protocol."""
+    makers: dict[str, Callable[[array[int]], Any]] = {
+        "ctypes": lambda v: (ctypes.c_int64 * len(v))(*v),
+        "memoryview": memoryview,
+        "read-only": lambda v: memoryview(v.tobytes()).cast("q"),
+    }
+    vectors = [makers[kind](v) for v in (order.local, order.remote, order.length)]
+    return outcome_of(lambda: _run(state.links[order.link], order, vectors))
+
+
+def move_all(state: State, orders: Sequence[Move]) -> list[Outcome]:
+    """Several at once, each on a thread of its own."""
+    tasks = [Task(lambda order=order: move(state, order)) for order in orders]  # type: ignore[misc]
+    return [t.result(order.timeout + 30) for t, order in zip(tasks, orders, strict=True)]
+
+
+def move_until_failure(state: State, order: Move, seconds: float) -> Outcome:
+    """Repeat a read or write until it fails, or ``seconds`` have passed."""
+    end, count = time.monotonic() + seconds, 0
+    outcome = Outcome()
+    while outcome.ok and time.monotonic() < end:
+        outcome = move(state, order)
+        count += 1
+    return outcome
+
+
+def move_and_tick(state: State, order: Move) -> tuple[Outcome, int]:
+    """A read or write, and how often another thread ran in the meantime (about once per ms)."""
+    stop, ticks = threading.Event(), 0
+
+    def tick() -> None:
+        nonlocal ticks
+        while not stop.wait(0.001):
+            ticks += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    before = ticks
+    outcome = move(state, order)
+    counted = ticks - before
+    stop.set()
+    thread.join()
+    return outcome, counted
+
+
+def start(state: State, task: str, function: Callable[..., Any], *args: Any) -> None:
+    """Run another function of this module on a thread."""
+    state.tasks[task] = Task(lambda: function(state, *args))
+
+
+def finish(state: State, task: str, timeout: float) -> Any:
+    """Its result."""
+    return state.tasks.pop(task).result(timeout)
+
+
+def abort(state: State, link: str, rank: int) -> float:
+    """Abort, twice; returns the seconds it took."""
+    begin = time.monotonic()
+    state.links[link].abort(rank)
+    state.links[link].abort(rank)
+    return time.monotonic() - begin
+
+
+def close_link(state: State, link: str) -> tuple[frozenset[int], float]:
+    """Close, twice; the ranks that may still write our memory, and the seconds it took."""
+    begin = time.monotonic()
+    closing = state.links.pop(link)
+    risky = closing.close()
+    seconds = time.monotonic() - begin
+    assert isinstance(risky, frozenset), f"close returned {risky!r}, expected a frozenset of ranks"
+    again = closing.close()
+    assert again <= risky, f"close said {set(risky)}, and {set(again)} when called again"
+    for fd in state.pidfds.pop(link):
+        os.close(fd)
+    return risky, seconds
+
+
+def move_after_close(state: State, order: Move) -> Outcome:
+    """Read or write on a link that was closed just before."""
+    link = state.links[order.link]
+    close_link(state, order.link)
+    return outcome_of(lambda: _run(link, order, (order.local, order.remote, order.length)))
+
+
+def close_links(state: State) -> None:
+    """Close what is left."""
+    for link in list(state.links):
+        close_link(state, link)
+
+
+# -- what a process holds ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Held:
+    """Descriptors, threads and mappings of a process."""
+
+    descriptors: int
+    threads: int
+    mappings: int
+    details: str = field(compare=False, default="")
+
+
+def held(state: State) -> Held:
+    """Count after a garbage collection."""
+    gc.collect()
+    targets = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            targets.append(os.readlink(f"/proc/self/fd/{name}"))
+        except OSError:
+            continue  # the descriptor of this listing
+    return Held(
+        descriptors=len(targets),
+        threads=len(os.listdir("/proc/self/task")),
+        mappings=len(Path("/proc/self/maps").read_text().splitlines()),
+        details=", ".join(sorted(targets)),
+    )

@@ -1,0 +1,282 @@
+"""What tests of the kit work with: processes, their memory, and links between them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from datadist.testing import acts
+from datadist.testing.acts import GroupPlan, Move, Outcome
+from datadist.testing.pattern import Landed
+from datadist.testing.processes import PeerError, Process
+from datadist.transport import Access, Capabilities, Placement, TransportOptions
+
+MIB = 1 << 20
+LINK_SECONDS = 30.0
+Segments = Sequence[tuple[int, int, int]]
+"""Offset in the local memory, offset in the remote memory, bytes."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a transport needs beyond its capabilities; made by ``TransportConformance``."""
+
+    transport: str
+    scale: float
+    options: Callable[[int], TransportOptions]
+    """By rank."""
+    table: Callable[[int], str]
+    """By number of ranks."""
+    address: Callable[[int], str]
+    """Network address by rank."""
+
+
+@dataclass(eq=False)
+class Memory:
+    """A region in a process, filled by ``seed``."""
+
+    process: Process
+    label: str
+    address: int
+    size: int
+    seed: int
+
+    def refill(self, seed: int) -> None:
+        """Other content."""
+        self.seed = seed
+        self.process.do(acts.fill, self.label, seed)
+
+    def check(self, landed: Sequence[Landed] = ()) -> None:
+        """Raise ``AssertionError`` unless it holds its pattern, changed by these arrivals only."""
+        wrong = self.process.do(acts.wrong, self.label, self.seed, list(landed))
+        assert wrong is None, f"memory of {self.process.name}: {wrong}"
+
+    def landed(self, source: Memory, segments: Segments, into_remote: bool = False) -> Landed:
+        """The arrival of ``segments`` of ``source`` here."""
+        here, there, length = _columns(segments)
+        if into_remote:
+            here, there = there, here
+        return Landed(source.seed, source.size, here, there, length)
+
+
+def _columns(segments: Segments) -> tuple[array[int], array[int], array[int]]:
+    first, second, third = zip(*segments, strict=True)
+    return array("q", first), array("q", second), array("q", third)
+
+
+class Linked:
+    """One link between processes, which are its ranks."""
+
+    def __init__(
+        self, bench: Bench, name: str, members: Mapping[int, Process], access: Access
+    ) -> None:
+        self.name = name
+        self.access = access
+        self.members = members
+        self._bench = bench
+        self._open = set(members)
+
+    def order(
+        self, rank: int, owner: int, local: Memory, remote: Memory, segments: Segments,
+        *, write: bool = False, timeout: float = 20.0,
+    ) -> Move:  # fmt: skip
+        """A read of ``rank`` from ``owner``, or a write to it, to be handed to a process."""
+        mine, theirs, length = _columns(segments)
+        return Move(
+            self.name, owner, write, array("q", [local.address + at for at in mine]),
+            array("q", [remote.address + at for at in theirs]), length,
+            timeout * self._bench.scale,
+        )  # fmt: skip
+
+    def move(self, rank: int, owner: int, *args: Any, **kwargs: Any) -> Outcome:
+        """Run :meth:`order` at once."""
+        order = self.order(rank, owner, *args, **kwargs)
+        outcome: Outcome = self.members[rank].do(acts.move, order, timeout=order.timeout + 30)
+        return outcome
+
+    def abort(self, rank: int, other: int) -> None:
+        """Abort at ``rank`` what goes to ``other``; must be quick."""
+        seconds = self.members[rank].do(acts.abort, self.name, other)
+        assert seconds < self._bench.scale, f"abort took {seconds:.2f} s, it must not block"
+
+    def close(self, rank: int) -> frozenset[int]:
+        """Close one side; the ranks that may still write its memory."""
+        self._open.discard(rank)
+        risky, seconds = self.members[rank].do(acts.close_link, self.name)
+        limit = 5 * self._bench.scale
+        assert seconds < limit, f"close took {seconds:.1f} s, it must end within {limit:g} s"
+        return frozenset(risky)
+
+    def close_all(self) -> None:
+        """Close the sides that are left; who may not write may not be named."""
+        for rank in sorted(self._open):
+            risky = self.close(rank)
+            assert not risky or self.access is Access.READ_WRITE, (
+                f"close named {set(risky)}, which were granted read access only"
+            )
+
+    def forget(self, rank: int) -> None:
+        """The process of that rank is gone."""
+        self._open.discard(rank)
+
+
+class Bench:
+    """Up to four processes that live as long as the bench; each test leaves them as new."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.scale = settings.scale
+        self._directory = tempfile.mkdtemp(prefix="datadist-kit-")
+        self._processes: dict[int, Process] = {}
+        self._numbers = itertools.count(1)
+        self._capabilities: Capabilities | None = None
+
+    # -- processes -------------------------------------------------------------------------------
+
+    def bare(self, rank: int) -> Process:
+        """The process of a rank; the transport is not made."""
+        process = self._processes.get(rank)
+        if process is None or process.ended:
+            if process is not None:
+                process.close()
+            environ = {"DATADIST_RUNTIME_DIR": self._directory}
+            process = self._processes[rank] = Process(f"rank {rank}", environ, self.scale)
+        return process
+
+    def process(self, rank: int) -> Process:
+        """The process of a rank, with its transport."""
+        process = self.bare(rank)
+        process.do(acts.set_up, self.settings.transport, self.settings.options(rank))
+        return process
+
+    def processes(self, count: int) -> dict[int, Process]:
+        """Processes of the ranks 0 to ``count`` - 1; they start at the same time."""
+        for rank in range(count):
+            self.bare(rank)
+        return {rank: self.process(rank) for rank in range(count)}
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the transport declares."""
+        if self._capabilities is None:
+            process = self.bare(0)
+            self._capabilities = process.do(
+                acts.set_up, self.settings.transport, self.settings.options(0)
+            )
+        return self._capabilities
+
+    # -- memory ----------------------------------------------------------------------------------
+
+    def placement(self) -> Placement:
+        """The placement that tests use which do not care."""
+        return min(self.capabilities.placements)
+
+    def allocate(
+        self, process: Process, size: int = MIB, placement: Placement | None = None,
+        foreign: bool = False,
+    ) -> Memory:  # fmt: skip
+        """Memory of the transport, or of the kit (``foreign``) and registered; filled."""
+        number = next(self._numbers)
+        where = self.placement() if placement is None else placement
+        if foreign:
+            act, extra = acts.register, (where, 0)
+            outcome = process.do(act, f"m{number}", size, *extra)
+        else:
+            outcome = process.do(acts.allocate, f"m{number}", size, where)
+        assert outcome.ok, f"{size} bytes of {where} memory at {process.name}: {outcome}"
+        memory = Memory(process, f"m{number}", outcome.value[0], size, seed=number)
+        memory.refill(number)
+        return memory
+
+    # -- links -----------------------------------------------------------------------------------
+
+    def link(
+        self, members: Mapping[int, Process], memory: Mapping[int, Sequence[Memory]],
+        access: Access = Access.READ, *, over_network: bool = False,
+    ) -> Linked:  # fmt: skip
+        """A link that is ready on all ranks, which expose ``memory``."""
+        linked = self.open(members, memory, access, over_network=over_network)
+        for rank, owner in itertools.permutations(members, 2):
+            outcome = self.attach(linked, rank, owner)
+            assert outcome.ok, f"rank {rank} attaching the offer of rank {owner}: {outcome}"
+        self._join(linked)
+        return linked
+
+    def open(
+        self, members: Mapping[int, Process], memory: Mapping[int, Sequence[Memory]],
+        access: Access = Access.READ, *, over_network: bool = False,
+    ) -> Linked:  # fmt: skip
+        """A link that every rank has opened, and nothing more."""
+        linked = Linked(self, f"kit-{os.getpid()}-{next(self._numbers)}", members, access)
+        addresses = {r: self.settings.address(r) for r in members} if over_network else {}
+        plan = GroupPlan(
+            name=linked.name, pids={rank: process.pid for rank, process in members.items()},
+            table=self.settings.table(len(members)), seconds=LINK_SECONDS * self.scale,
+            addresses=addresses,
+        )  # fmt: skip
+        for rank, process in members.items():
+            labels = [m.label for m in memory.get(rank, ())]
+            outcome = process.do(acts.open_link, linked.name, plan, rank, labels, access)
+            assert outcome.ok, f"open at rank {rank}: {outcome}"
+        return linked
+
+    @contextmanager
+    def offered(self, linked: Linked, owner: int, rank: int) -> Iterator[tuple[bytes, list[int]]]:
+        """The offer that ``owner`` makes for ``rank``, and its descriptors, closed at the end."""
+        process = linked.members[owner]
+        process.begin(acts.offer, linked.name, rank)
+        data, fds = process.result_with_fds()
+        try:
+            yield data, fds
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def attach(self, linked: Linked, rank: int, owner: int) -> Outcome:
+        """Hand the offer of ``owner`` to ``rank``."""
+        with self.offered(linked, owner, rank) as (data, fds):
+            outcome: Outcome = linked.members[rank].do(
+                acts.attach, linked.name, owner, data, fds=fds
+            )
+        return outcome
+
+    def _join(self, linked: Linked) -> None:
+        for process in linked.members.values():
+            process.begin(acts.join, linked.name, LINK_SECONDS * self.scale)
+        results = {r: p.result(LINK_SECONDS + 30) for r, p in linked.members.items()}
+        for rank, outcome in results.items():
+            assert outcome.ok, f"join at rank {rank}: {outcome}"
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def clean(self) -> None:
+        """Close links and release memory in every process; what a failed test left included."""
+        for rank, process in list(self._processes.items()):
+            if process.ended:
+                continue
+            try:
+                process.do(acts.finalize_engine)
+                process.do(acts.close_links)
+                process.do(acts.release_all)
+            except (PeerError, AssertionError):
+                process.kill()
+                del self._processes[rank]
+                process.close()
+
+    def close(self) -> None:
+        """End all processes; a transport must let itself be closed."""
+        try:
+            for process in self._processes.values():
+                if not process.ended:
+                    process.do(acts.close_transport)
+        finally:
+            for process in self._processes.values():
+                process.close()
+            shutil.rmtree(self._directory, ignore_errors=True)

@@ -1,0 +1,38 @@
+"""The conformance kit: one class to derive from."""
+
+from __future__ import annotations
+
+from datadist.testing.families.data import Data
+from datadist.testing.families.declaration import Declaration
+from datadist.testing.families.end_to_end import EndToEnd
+from datadist.testing.families.failures import Failures
+from datadist.testing.families.fence import Fence
+from datadist.testing.families.lifecycle import Lifecycle
+from datadist.testing.families.linking import Linking
+from datadist.testing.families.registration import Registration
+
+__all__ = ["TransportConformance"]
+
+
+class TransportConformance(
+    EndToEnd, Fence, Failures, Data, Linking, Registration, Lifecycle, Declaration
+):
+    """Everything that `datadist.transport` demands of a transport, in real processes.
+
+    ::
+
+        class TestAcme(TransportConformance):
+            transport = "acme"
+
+    Tests are skipped by what ``capabilities`` declare, and by nothing else. What may be set:
+
+    ``transport``
+        Name of the entry point; the transport must be installed and usable here.
+    ``timeout_scale``
+        Stretches every deadline, for slow machines.
+    ``extra``
+        Options ``datadist.<name>.*`` of the transport, without that prefix.
+    ``transport_options(rank)``, ``rank_table(size)``, ``peer_address(rank)``
+        Class methods: all options, the text of the rank table of a link of 2 to 4 ranks, and the
+        network address of a rank. The defaults are device ids equal to ranks on 127.0.0.1.
+    """

@@ -1,0 +1,1 @@
+"""Families of conformance tests, one class per file and concern."""

@@ -1,0 +1,244 @@
+"""Deadlines, aborts, and peers that stop or die."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from datadist.testing import acts
+from datadist.testing.bench import MIB, Bench, Linked, Memory
+from datadist.testing.families.kit import Kit, need_passive, need_write, pair
+from datadist.transport import (
+    Access,
+    PeerLost,
+    TransferError,
+    TransferTimeout,
+    TransportError,
+)
+
+BIG = 8 * MIB
+GRACE = 1.0
+"""Seconds that a call may end late, times the scale: a loaded machine, not a lax rule."""
+
+
+class Failures(Kit):
+    """Every call ends by its deadline, and says truly how."""
+
+    def test_a_deadline_that_has_passed(self, bench: Bench) -> None:
+        """Ends at once: with a timeout or, if it was quick enough, with all bytes."""
+        linked, mine, theirs = pair(bench)
+        outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)], timeout=0)
+        assert outcome.ok or outcome.is_a(TransferTimeout), str(outcome)
+        assert outcome.seconds < GRACE * bench.scale, str(outcome)
+        linked.close_all()
+
+    def test_a_long_transfer_ends_by_its_deadline(self, bench: Bench) -> None:
+        """It moves more than fits into its time."""
+        linked, mine, theirs = pair(bench, size=BIG)
+        segments = [(0, 0, BIG)] * 200
+        order = linked.order(0, 1, mine, theirs, segments, timeout=0.02)
+        outcome = linked.members[0].do(acts.move, order)
+        assert outcome.ok or outcome.is_a(TransferTimeout), str(outcome)
+        assert outcome.seconds < order.timeout + GRACE * bench.scale, str(outcome)
+        linked.close_all()
+
+    @pytest.mark.parametrize("direction", ["read", "write"])
+    def test_a_stopped_peer_is_reached(self, bench: Bench, direction: str) -> None:
+        """Its memory needs nothing from its processor."""
+        need_passive(bench, True)
+        linked, mine, theirs = pair(bench, write=direction == "write")
+        linked.members[1].pause()
+        try:
+            outcome = linked.move(0, 1, mine, theirs, [(0, 0, MIB)], write=direction == "write")
+        finally:
+            linked.members[1].resume()
+        assert outcome.ok, f"capabilities.passive_target is True: {outcome}"
+        linked.close_all()
+
+    @pytest.mark.parametrize("direction", ["read", "write"])
+    def test_a_stopped_peer_is_a_timeout(self, bench: Bench, direction: str) -> None:
+        """At the deadline, not later; and nothing arrives here when it goes on."""
+        need_passive(bench, False)
+        linked, mine, theirs = pair(bench, size=BIG, write=direction == "write")
+        linked.members[1].pause()
+        try:
+            order = linked.order(
+                0, 1, mine, theirs, [(0, 0, BIG)], write=direction == "write", timeout=0.5
+            )
+            outcome = linked.members[0].do(acts.move, order)
+        finally:
+            linked.members[1].resume()
+        assert outcome.is_a(TransferTimeout), f"the peer was stopped: {outcome}"
+        assert outcome.seconds < order.timeout + GRACE * bench.scale, str(outcome)
+        time.sleep(0.2)
+        mine.check()
+        _check_usable(bench, linked, mine, theirs, bool(outcome.link_usable))
+
+    def test_abort_ends_what_is_in_flight(self, bench: Bench) -> None:
+        """Within milliseconds, from another thread."""
+        linked, mine, theirs = pair(bench, size=BIG)
+        stop = not bench.capabilities.passive_target
+        process = linked.members[0]
+        if stop:
+            linked.members[1].pause()
+        try:
+            order = linked.order(0, 1, mine, theirs, [(0, 0, BIG)] * 16, timeout=30)
+            process.do(acts.start, "read", acts.move_until_failure, order, 30.0 * bench.scale)
+            time.sleep(0.1)
+            begin = time.monotonic()
+            linked.abort(0, 1)
+            outcome = process.do(acts.finish, "read", GRACE * bench.scale)
+        finally:
+            linked.members[1].resume()
+        assert outcome.is_a(TransferError), f"aborted: {outcome}"
+        assert time.monotonic() - begin < GRACE * bench.scale
+        linked.close_all()
+
+    def test_abort_is_for_good_and_for_one_rank(self, bench: Bench) -> None:
+        """What follows fails at once; other ranks are still reached."""
+        members = bench.processes(3)
+        memory = {rank: bench.allocate(members[rank]) for rank in members}
+        linked = bench.link(members, {rank: [m] for rank, m in memory.items()})
+        linked.abort(0, 1)
+        outcome = linked.move(0, 1, memory[0], memory[1], [(0, 0, 100)])
+        assert outcome.is_a(TransferError), f"after an abort: {outcome}"
+        memory[0].check()
+        outcome = linked.move(0, 2, memory[0], memory[2], [(0, 0, 100)])
+        assert outcome.ok, f"to another rank than the aborted one: {outcome}"
+        linked.close_all()
+
+    def test_close_ends_what_is_in_flight(self, bench: Bench) -> None:
+        """Also while the peer is stopped; nothing lands here afterwards."""
+        linked, mine, theirs = pair(bench, size=BIG)
+        process = linked.members[0]
+        linked.members[1].pause()
+        try:
+            order = linked.order(0, 1, mine, theirs, [(0, 0, BIG)] * 4, timeout=30)
+            process.do(acts.start, "read", acts.move_until_failure, order, 30.0 * bench.scale)
+            time.sleep(0.1)
+            linked.close(0)
+            outcome = process.do(acts.finish, "read", GRACE * bench.scale)
+            assert outcome.is_a(TransferError), f"the link was closed: {outcome}"
+            mine.refill(2001)
+        finally:
+            linked.members[1].resume()
+        time.sleep(0.2)
+        mine.check()
+        linked.close_all()
+
+    def test_a_peer_that_was_killed_is_lost(self, bench: Bench) -> None:
+        """Reported by its rank; others are still reached; then a new process links again."""
+        members = bench.processes(3)
+        memory = {rank: bench.allocate(members[rank]) for rank in members}
+        linked = bench.link(members, {rank: [m] for rank, m in memory.items()})
+        members[1].kill()
+        linked.forget(1)
+        for _ in range(2):
+            outcome = linked.move(0, 1, memory[0], memory[1], [(0, 0, 1000)], timeout=5)
+            _check_lost(outcome)
+        memory[0].check()
+        outcome = linked.move(0, 2, memory[0], memory[2], [(0, 0, 1000)])
+        assert outcome.ok, f"to a peer that lives: {outcome}"
+        linked.close_all()
+        _check_link_again(bench, memory)
+
+    @pytest.mark.parametrize("direction", ["read", "write"])
+    def test_a_peer_that_dies_in_a_transfer_is_noticed(self, bench: Bench, direction: str) -> None:
+        """The call does not succeed for ever, and ends before its deadline or by it."""
+        write = direction == "write"
+        linked, mine, theirs = pair(bench, size=BIG, write=write)
+        order = linked.order(0, 1, mine, theirs, [(0, 0, BIG)] * 8, write=write, timeout=10)
+        process = linked.members[0]
+        process.do(acts.start, "move", acts.move_until_failure, order, 60.0 * bench.scale)
+        time.sleep(0.1)
+        linked.members[1].kill()
+        linked.forget(1)
+        outcome = process.do(acts.finish, "move", 15.0 * bench.scale, timeout=30)
+        assert outcome.is_a(TransferError), f"the peer died in the transfer: {outcome}"
+        linked.close_all()
+
+    def test_a_link_with_a_dead_peer_can_be_made_and_closed(self, bench: Bench) -> None:
+        """The peer died between its offer and our attaching it."""
+        if bench.capabilities.self_bootstrapping:
+            pytest.skip("capabilities.self_bootstrapping is True")
+        members = bench.processes(2)
+        mine, theirs = bench.allocate(members[0]), bench.allocate(members[1])
+        linked = bench.open(members, {0: [mine], 1: [theirs]})
+        with bench.offered(linked, 1, 0) as (data, fds):
+            members[1].kill()
+            linked.forget(1)
+            outcome = members[0].do(acts.attach, linked.name, 1, data, fds=fds)
+        if outcome.ok:
+            outcome = linked.move(0, 1, mine, theirs, [(0, 0, 100)], timeout=5)
+        assert outcome.is_a(TransportError), f"the peer is dead: {outcome}"
+        linked.close_all()
+
+    @pytest.mark.parametrize("direction", ["read", "write"])
+    def test_the_gil_is_released(self, bench: Bench, direction: str) -> None:
+        """Other threads run while a call copies or waits."""
+        write = direction == "write"
+        if write:
+            need_write(bench)
+        linked, mine, theirs = pair(bench, size=BIG, write=write)
+        outcome, ticks = _long_call(bench, linked, mine, theirs, write)
+        few = max(3, int(outcome.seconds * 10))
+        assert ticks >= few, (
+            f"another thread ran {ticks} times during a call of {outcome.seconds:.2f} s, at least "
+            f"{few} were expected"
+        )
+        linked.close_all()
+
+
+def _long_call(
+    bench: Bench, linked: Linked, mine: Memory, theirs: Memory, write: bool
+) -> tuple[acts.Outcome, int]:
+    """A call of at least 0.3 s: a wait for a stopped peer, or many copies of the same bytes."""
+    process, repeat = linked.members[0], 8
+    if not bench.capabilities.passive_target:
+        order = linked.order(
+            0, 1, mine, theirs, [(0, 0, BIG)], write=write, timeout=0.5 / bench.scale
+        )
+        linked.members[1].pause()
+        try:
+            waited: tuple[acts.Outcome, int] = process.do(acts.move_and_tick, order)
+        finally:
+            linked.members[1].resume()
+        return waited
+    while True:
+        order = linked.order(0, 1, mine, theirs, [(0, 0, BIG)] * repeat, write=write, timeout=60)
+        outcome, ticks = process.do(acts.move_and_tick, order, timeout=90)
+        assert outcome.ok, str(outcome)
+        if outcome.seconds > 0.3:
+            return outcome, ticks
+        repeat *= 2
+
+
+def _check_lost(outcome: acts.Outcome) -> None:
+    assert outcome.is_a(TransferError), f"the peer was killed: {outcome}"
+    assert outcome.link_usable is False, f"link_usable of {outcome}"
+    if outcome.is_a(PeerLost):
+        assert outcome.rank == 1, f"PeerLost names rank {outcome.rank}, which was rank 1"
+
+
+def _check_link_again(bench: Bench, memory: dict[int, Memory]) -> None:
+    members = bench.processes(3)
+    fresh = {**memory, 1: bench.allocate(members[1])}
+    linked = bench.link(members, {rank: [m] for rank, m in fresh.items()}, Access.READ)
+    outcome = linked.move(0, 1, fresh[0], fresh[1], [(0, 0, 1000)])
+    assert outcome.ok, f"from the process that took the place of the killed one: {outcome}"
+    fresh[0].check([
+        fresh[0].landed(fresh[2], [(0, 0, 1000)]), fresh[0].landed(fresh[1], [(0, 0, 1000)])
+    ])  # fmt: skip
+    linked.close_all()
+
+
+def _check_usable(bench: Bench, linked: Linked, mine: Memory, theirs: Memory, usable: bool) -> None:
+    """After a timeout: a usable link works, and nothing of the old transfer shows."""
+    outcome = linked.move(0, 1, mine, theirs, [(3, 5, 1000)])
+    if usable:
+        assert outcome.ok, f"the timeout said that the link is usable: {outcome}"
+        mine.check([mine.landed(theirs, [(3, 5, 1000)])])
+    else:
+        assert outcome.ok or outcome.is_a(TransferError), str(outcome)
+    linked.close_all()

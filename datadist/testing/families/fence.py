@@ -1,0 +1,95 @@
+"""Who may write, and until when."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from datadist.testing import acts
+from datadist.testing.bench import MIB, Bench, Memory
+from datadist.testing.families.kit import Kit, need_write, pair
+from datadist.transport import Access, TransportError, Unsupported
+
+BIG = 8 * MIB
+ATTEMPTS = 5
+
+
+class Fence(Kit):
+    """After `close` nothing lands, or `close` has named who may still write."""
+
+    def test_peers_with_read_access_cannot_write(self, bench: Bench) -> None:
+        """And are told so; nothing changes."""
+        linked, mine, theirs = pair(bench, Access.READ)
+        outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)], write=True)
+        assert outcome.is_a(Unsupported), f"write where READ was granted: {outcome}"
+        theirs.check()
+        outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)])
+        assert outcome.ok, f"read where READ was granted: {outcome}"
+        linked.close_all()
+
+    def test_writing_is_refused_where_not_declared(self, bench: Bench) -> None:
+        """Whatever access was granted."""
+        if bench.capabilities.one_sided_write:
+            pytest.skip("capabilities.one_sided_write is True")
+        linked, mine, theirs = pair(bench, Access.READ_WRITE)
+        outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)], write=True)
+        assert outcome.is_a(Unsupported), str(outcome)
+        theirs.check()
+        linked.close_all()
+
+    def test_nothing_is_written_after_the_owner_closed(self, bench: Bench) -> None:
+        """A peer that was idle, and writes later."""
+        linked, mine, theirs = pair(bench, write=True)
+        assert linked.move(0, 1, mine, theirs, [(0, 0, 1000)], write=True).ok
+        risky = linked.close(1)
+        theirs.refill(3001)
+        outcome = linked.move(0, 1, mine, theirs, [(0, 0, MIB)], write=True, timeout=5)
+        time.sleep(0.1)
+        if 0 not in risky:
+            theirs.check()
+            assert outcome.is_a(TransportError), f"a write to an owner that has closed: {outcome}"
+        linked.close_all()
+
+    def test_nothing_is_written_after_the_writer_closed(self, bench: Bench) -> None:
+        """Its own side is enough to end what it began."""
+        linked, mine, theirs = pair(bench, size=BIG, write=True)
+        order = linked.order(0, 1, mine, theirs, [(0, 0, BIG)] * 4, write=True)
+        process = linked.members[0]
+        process.do(acts.start, "write", acts.move_until_failure, order, 10.0 * bench.scale)
+        time.sleep(0.05)
+        linked.close(0)
+        outcome = process.do(acts.finish, "write", 5.0 * bench.scale)
+        assert outcome.is_a(TransportError), f"the link was closed: {outcome}"
+        time.sleep(0.1)  # bytes under way to an owner that writes by itself
+        theirs.refill(3002)
+        time.sleep(0.1)
+        theirs.check()
+        linked.close_all()
+
+    def test_a_writer_that_was_stopped_is_fenced_or_named(self, bench: Bench) -> None:
+        """It is stopped in the middle of a write, and goes on when the memory is used again."""
+        need_write(bench)
+        members = bench.processes(2)
+        mine, theirs = bench.allocate(members[0], BIG), bench.allocate(members[1], BIG)
+        for attempt in range(ATTEMPTS):
+            self._stop_and_close(bench, mine, theirs, 0.02 + 0.013 * attempt)
+
+    def _stop_and_close(self, bench: Bench, mine: Memory, theirs: Memory, delay: float) -> None:
+        members = {0: mine.process, 1: theirs.process}
+        linked = bench.link(members, {0: [mine], 1: [theirs]}, Access.READ_WRITE)
+        order = linked.order(0, 1, mine, theirs, [(0, 0, BIG)] * 4, write=True, timeout=5)
+        members[0].do(acts.start, "write", acts.move_until_failure, order, 5.0 * bench.scale)
+        time.sleep(delay)
+        members[0].pause()
+        try:
+            time.sleep(0.02)
+            risky = linked.close(1)
+            theirs.refill(4000 + int(delay * 1000))
+        finally:
+            members[0].resume()
+        outcome = members[0].do(acts.finish, "write", 15.0 * bench.scale, timeout=30)
+        if 0 not in risky:
+            theirs.check()
+            assert outcome.is_a(TransportError), f"a write to an owner that has closed: {outcome}"
+        linked.close_all()

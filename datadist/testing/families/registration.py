@@ -1,0 +1,136 @@
+"""Memory: allocated, registered, refused, copied."""
+
+from __future__ import annotations
+
+from array import array
+
+import pytest
+
+from datadist.testing import acts
+from datadist.testing.bench import MIB, Bench
+from datadist.testing.families.kit import KINDS, Kit, memory_of
+from datadist.testing.pattern import Landed
+from datadist.transport import Placement, RegistrationError, TransportError
+
+NOWHERE = 1 << 46
+"""An address that no process has mapped."""
+
+
+class Registration(Kit):
+    """`allocate`, `register`, `release` and `copy`."""
+
+    @pytest.mark.parametrize("placement", list(Placement), ids=str)
+    @pytest.mark.parametrize("size", [1, 4096, MIB + 1])
+    def test_allocated_memory_is_zeroed(
+        self, bench: Bench, size: int, placement: Placement
+    ) -> None:
+        """And has the size, placement and alignment that were asked for."""
+        _need(bench, placement)
+        process = bench.process(0)
+        outcome = process.do(acts.allocate, "new", size, placement)
+        assert outcome.ok, str(outcome)
+        address, actual, where = outcome.value
+        assert (actual, where) == (size, placement)
+        assert address % bench.capabilities.alignment == 0
+        assert process.do(acts.is_zero, "new")
+
+    def test_memory_that_was_used_comes_back_zeroed(self, bench: Bench) -> None:
+        """Nothing of one cache shows in the next."""
+        process = bench.process(0)
+        for _ in range(3):
+            memory = bench.allocate(process)
+            process.do(acts.release, memory.label)
+            outcome = process.do(acts.allocate, "again", MIB, bench.placement())
+            assert outcome.ok, str(outcome)
+            assert process.do(acts.is_zero, "again")
+            process.do(acts.release, "again")
+
+    @pytest.mark.parametrize("kind", KINDS[2:])
+    def test_registered_memory_stays_where_it_is(self, bench: Bench, kind: str) -> None:
+        """Same address, size and content; and it can be registered again after a release."""
+        process = bench.process(0)
+        for _ in range(2):
+            memory = memory_of(bench, process, kind)
+            memory.check()
+            process.do(acts.release, memory.label)
+
+    @pytest.mark.parametrize("placement", list(Placement), ids=str)
+    def test_unaligned_memory_is_registered_where_declared(
+        self, bench: Bench, placement: Placement
+    ) -> None:
+        """`alignment` is what registered addresses need, no more."""
+        _need_foreign(bench, placement)
+        process = bench.process(0)
+        outcome = process.do(acts.register, "odd", 4096, placement, bench.capabilities.alignment)
+        assert outcome.ok, f"alignment is {bench.capabilities.alignment}: {outcome}"
+
+    @pytest.mark.parametrize("placement", list(Placement), ids=str)
+    def test_memory_that_is_not_there_is_refused(self, bench: Bench, placement: Placement) -> None:
+        """Now, and not by a crash later."""
+        _need_foreign(bench, placement)
+        outcome = bench.process(0).do(acts.register_at, "bad", NOWHERE, MIB, placement)
+        assert outcome.is_a(RegistrationError), f"nothing is mapped at {NOWHERE:#x}: {outcome}"
+
+    @pytest.mark.parametrize("placement", list(Placement), ids=str)
+    def test_placements_that_are_not_declared_are_refused(
+        self, bench: Bench, placement: Placement
+    ) -> None:
+        """With an error of the interface."""
+        if placement in bench.capabilities.placements:
+            pytest.skip(f"capabilities.placements has {placement}")
+        outcome = bench.process(0).do(acts.allocate, "bad", MIB, placement)
+        assert outcome.is_a(TransportError), str(outcome)
+
+    def test_foreign_memory_is_refused_where_not_declared(self, bench: Bench) -> None:
+        """With an error of the interface."""
+        if bench.capabilities.foreign_memory:
+            pytest.skip("capabilities.foreign_memory is True")
+        outcome = bench.process(0).do(acts.register, "bad", MIB, bench.placement(), 0)
+        assert outcome.is_a(TransportError), str(outcome)
+
+    @pytest.mark.parametrize("placement", list(Placement), ids=str)
+    def test_too_much_memory_is_refused(self, bench: Bench, placement: Placement) -> None:
+        """By an error that core turns into "out of memory"."""
+        _need(bench, placement)
+        text = bench.process(0).do(acts.allocate_too_much, 1 << 55, placement)
+        assert text in ("MemoryError", "RegistrationError"), text
+
+    def test_views_outlive_a_release(self, bench: Bench) -> None:
+        """Where a region has a keeper, memory stays as long as somebody holds that."""
+        process = bench.process(0)
+        if bench.placement() not in bench.capabilities.host_addressable:
+            pytest.skip(f"capabilities.host_addressable is without {bench.placement()}")
+        memory = bench.allocate(process)
+        if process.do(acts.touch_after_release, memory.label) is None:
+            pytest.skip("regions of this transport have no keeper")
+
+    @pytest.mark.parametrize("target", KINDS[:2])
+    @pytest.mark.parametrize("source", KINDS[:2])
+    def test_local_copies(self, bench: Bench, source: str, target: str) -> None:
+        """Between regions of any placement, several segments at once."""
+        process = bench.process(0)
+        src, dst = memory_of(bench, process, source), memory_of(bench, process, target)
+        here, there, length = (
+            array("q", column) for column in ((1, 5000, 70000), (3, 9001, 0), (999, 4096, 1))
+        )
+        outcome = process.do(
+            acts.copy,
+            array("q", [dst.address + at for at in here]),
+            array("q", [src.address + at for at in there]),
+            length,
+        )
+        assert outcome.ok, str(outcome)
+        dst.check([Landed(src.seed, src.size, here, there, length)])
+
+
+def _need(bench: Bench, placement: Placement) -> None:
+    if placement not in bench.capabilities.placements:
+        pytest.skip(f"capabilities.placements is without {placement}")
+
+
+def _need_foreign(bench: Bench, placement: Placement) -> None:
+    _need(bench, placement)
+    if not bench.capabilities.foreign_memory:
+        pytest.skip("capabilities.foreign_memory is False")
+    if placement not in bench.capabilities.host_addressable:
+        pytest.skip(f"capabilities.host_addressable is without {placement}: the kit has none")

@@ -1,0 +1,50 @@
+"""Seeded bytes that differ wherever a mistake could hide."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+BLOCK = 1_048_573
+"""A prime: data repeats after it, so that data moved by a power of two is never the same."""
+
+
+def pattern(seed: int, size: int) -> bytes:
+    """``size`` bytes that belong to ``seed``."""
+    block = random.Random(seed).randbytes(min(BLOCK, size))
+    return (block * (size // len(block) + 1))[:size]
+
+
+@dataclass(frozen=True)
+class Landed:
+    """Segments that arrived: offsets here and in the source, whose memory was filled by ``seed``."""
+
+    seed: int
+    size: int
+    here: array[int]
+    there: array[int]
+    length: array[int]
+
+
+def expected(seed: int, size: int, landed: Iterable[Landed]) -> bytes:
+    """What memory filled by ``seed`` holds after these arrivals, guard bytes included."""
+    data = bytearray(pattern(seed, size))
+    for arrival in landed:
+        source = memoryview(pattern(arrival.seed, arrival.size))
+        for here, there, n in zip(arrival.here, arrival.there, arrival.length, strict=True):
+            data[here : here + n] = source[there : there + n]
+    return bytes(data)
+
+
+def difference(actual: bytes, wanted: bytes) -> str | None:
+    """Where two ranges of bytes differ, for people; None if they do not."""
+    if actual == wanted:
+        return None
+    wrong = [i for i, (a, b) in enumerate(zip(actual, wanted, strict=True)) if a != b]
+    return (
+        f"{len(wrong)} of {len(wanted)} bytes are wrong, from offset {wrong[0]} to {wrong[-1]}: "
+        f"{actual[wrong[0] : wrong[0] + 8].hex()} instead of "
+        f"{wanted[wrong[0] : wrong[0] + 8].hex()}"
+    )

@@ -1,0 +1,147 @@
+"""The test's side of a process of the kit: it runs one function after another, each by a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from datadist.testing import wire
+
+SECONDS = 60.0
+STACKS_SECONDS = 2.0
+BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
+    "from datadist.testing.child import serve; serve(int(sys.argv[1]), int(sys.argv[3]))"
+)
+
+
+class PeerError(Exception):
+    """A function failed in a process; the text has the traceback from there."""
+
+    def __init__(self, text: str, kinds: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.kinds = tuple(kinds)
+        """Names of the exception's class and of its bases."""
+
+
+class Process:
+    """A Python process that was started afresh; ``scale`` stretches every deadline."""
+
+    def __init__(self, name: str, environ: Mapping[str, str], scale: float) -> None:
+        self.name = name
+        self._scale = scale
+        self._stacks_file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as we
+        ours, theirs = socket.socketpair()
+        fds = [theirs.fileno(), self._stacks_file.fileno()]
+        with theirs:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-c", BOOT, str(fds[0]), json.dumps(sys.path), str(fds[1])],
+                pass_fds=fds,
+                env={**os.environ, **environ},
+                stdin=subprocess.DEVNULL,
+            )
+        self._pipe = Connection(ours.detach())
+        self._running: str | None = None
+        self.ended = False
+        """Whether the test ended it, so that another one must be started."""
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._popen.pid
+
+    def begin(self, function: Callable[..., Any], *args: Any, fds: Sequence[int] = ()) -> None:
+        """Start ``function(state, *args)`` there."""
+        assert self._running is None, f"{self.name} is still busy with {self._running}"
+        self._running = function.__name__
+        try:
+            wire.send(self._pipe, (function, args), fds)
+        except OSError:
+            raise self._death() from None
+
+    def result(self, timeout: float = SECONDS) -> Any:
+        """What the function returned.
+
+        Raises :class:`PeerError` for what it raised, for the process's end, and with the stacks of
+        its threads when it does not answer in ``timeout`` seconds, times the scale.
+        """
+        __tracebackhide__ = True
+        value, fds = self.result_with_fds(timeout)
+        assert not fds
+        return value
+
+    def result_with_fds(self, timeout: float = SECONDS) -> tuple[Any, list[int]]:
+        """As :meth:`result`, with the descriptors that came along."""
+        __tracebackhide__ = True
+        if not self._pipe.poll(timeout * self._scale):
+            stacks = self._stacks()
+            self.kill()
+            raise PeerError(
+                f"{self.name} did not end {self._running} in {timeout * self._scale:g} s and was "
+                f"killed; its threads:\n{stacks}"
+            )
+        try:
+            (good, value), fds = wire.receive(self._pipe)
+        except (EOFError, OSError):
+            raise self._death() from None
+        self._running = None
+        if not good:
+            kinds, text = value
+            raise PeerError(f"in {self.name}: {text}", kinds)
+        return value, fds
+
+    def do(
+        self, function: Callable[..., Any], *args: Any, timeout: float = SECONDS,
+        fds: Sequence[int] = (),
+    ) -> Any:  # fmt: skip
+        """Run a function and return its result; see :meth:`result`."""
+        __tracebackhide__ = True
+        self.begin(function, *args, fds=fds)
+        return self.result(timeout)
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self._popen.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._popen.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End the process without a chance to clean up."""
+        self.ended = True
+        self._popen.kill()
+        self._popen.wait(SECONDS)
+
+    def close(self) -> None:
+        """End the process in order; kill it when it is busy, stopped or slow."""
+        self._pipe.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(0 if self._running else 5 * self._scale)
+        self.kill()
+        self._stacks_file.close()
+
+    def _death(self) -> PeerError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(SECONDS)
+        code = self._popen.returncode
+        self.ended = True
+        how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"status {code}"
+        return PeerError(f"{self.name} ended with {how} in {self._running} (see its output)")
+
+    def _stacks(self) -> str:
+        self.resume()
+        self._popen.send_signal(signal.SIGUSR1)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(STACKS_SECONDS)
+        self._stacks_file.seek(0)
+        return self._stacks_file.read().decode(errors="replace")
