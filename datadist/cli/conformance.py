@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the subcommand."""
     parser.add_argument("name", metavar="NAME", help="transport, as listed by `datadist backends`")
     parser.add_argument("-k", metavar="WORDS", dest="select",
-                        help='only tests of these names or families, such as "Data and not many"')  # fmt: skip
+                        help='only tests of such names or families: "Data and not many"')  # fmt: skip
     parser.add_argument("-v", "--verbose", action="store_true", help="name every test")
     parser.add_argument("--timeout-scale", type=_factor, metavar="FACTOR",
                         help="stretch every deadline, for a slow machine")  # fmt: skip

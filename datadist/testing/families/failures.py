@@ -50,7 +50,9 @@ class Failures(Kit):
         linked, mine, theirs = pair(bench, write=direction == "write")
         linked.members[1].pause()
         try:
-            outcome = linked.move(0, 1, mine, theirs, [(0, 0, MIB)], write=direction == "write")
+            outcome = linked.move(
+                0, 1, mine, theirs, [(0, 0, MIB)], write=direction == "write", timeout=5
+            )
         finally:
             linked.members[1].resume()
         assert outcome.ok, f"capabilities.passive_target is True: {outcome}"

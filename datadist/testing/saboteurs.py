@@ -1,0 +1,246 @@
+"""Transports that break one rule each, to prove that the kit notices.
+
+They derive from the reference transport and change a few lines. :data:`SABOTEURS` says which test
+catches which; ``tests/test_saboteurs.py`` makes sure that it does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from datadist.testing.reference import ReferenceLink, ReferenceTransport, Wire
+from datadist.transport import (
+    Access,
+    Capabilities,
+    Group,
+    Offer,
+    PeerLost,
+    Region,
+    Transport,
+    Unsupported,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["SABOTEURS", "Saboteur"]
+
+
+class _Saboteur(ReferenceTransport):
+    link_class: ClassVar[type[ReferenceLink]] = ReferenceLink
+
+    def open(self, group: Group, regions: Sequence[Region], access: Access) -> ReferenceLink:
+        return self.link_class(group, regions, access)
+
+
+class _LateLink(ReferenceLink):
+    def close(self) -> frozenset[int]:
+        for rank in self._busy:
+            self.abort(rank)
+        return frozenset()  # the threads that serve peers go on
+
+
+class WritesAfterClose(_Saboteur):
+    """Peers still write after the owner has closed, and `close` named nobody."""
+
+    link_class = _LateLink
+
+
+class _PatientLink(ReferenceLink):
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        super().read(rank, local, remote, length, timeout + 5)
+
+
+class IgnoresTimeout(_Saboteur):
+    """A read ends five seconds after its deadline."""
+
+    link_class = _PatientLink
+
+
+class _HoldingWire(Wire):
+    def _fill(self, rest: memoryview) -> None:
+        entry = (ctypes.c_int * 2)(self._sock.fileno(), select.POLLIN)
+        ctypes.PyDLL(None).poll(ctypes.byref(entry), 1, 2000)  # PyDLL keeps the GIL
+        super()._fill(rest)
+
+
+class _HoldingLink(ReferenceLink):
+    def _ask(self, wire: Wire, kind: bytes, local: Buffer, remote: Buffer, length: Buffer) -> bytes:
+        return super()._ask(_HoldingWire(wire._sock, wire._deadline), kind, local, remote, length)
+
+
+class HoldsGil(_Saboteur):
+    """It waits for the peer without letting other threads run."""
+
+    link_class = _HoldingLink
+
+
+class _LongLink(ReferenceLink):
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        sizes = array("q", memoryview(length).cast("B").cast("q"))
+        sizes[-1] += 1
+        super().read(rank, local, remote, sizes, timeout)
+
+
+class OffByOne(_Saboteur):
+    """A read moves one byte too many."""
+
+    link_class = _LongLink
+
+
+class _LeakingLink(ReferenceLink):
+    def offer(self, rank: int) -> Offer:
+        made = super().offer(rank)
+        os.dup(made.fds[0])
+        return made
+
+
+class LeaksDescriptors(_Saboteur):
+    """Each offer costs a descriptor for good."""
+
+    link_class = _LeakingLink
+
+
+class _HopefulLink(ReferenceLink):
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        try:
+            super().read(rank, local, remote, length, timeout)
+        except PeerLost:
+            return
+
+
+class SwallowsDeath(_Saboteur):
+    """A read from a dead peer succeeds."""
+
+    link_class = _HopefulLink
+
+
+class LiesAboutPassiveTargets(_Saboteur):
+    """It declares that a stopped peer can be reached."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, passive_target=True)
+
+
+class _ReadOnlyLink(ReferenceLink):
+    def write(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        raise Unsupported("writing is not implemented")
+
+
+class LiesAboutWriting(_Saboteur):
+    """It declares that peers can write, and refuses."""
+
+    link_class = _ReadOnlyLink
+
+
+class GrantsEverything(_Saboteur):
+    """Peers with read access can write."""
+
+    def open(self, group: Group, regions: Sequence[Region], access: Access) -> ReferenceLink:
+        return ReferenceLink(group, regions, Access.READ_WRITE)
+
+
+class _DeafLink(ReferenceLink):
+    def abort(self, rank: int) -> None:
+        self._ended.setdefault(rank, "aborted")  # who waits is not woken
+
+
+class IgnoresAbort(_Saboteur):
+    """An operation in flight does not notice that it was aborted."""
+
+    link_class = _DeafLink
+
+
+class _HastyLink(ReferenceLink):
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        vectors = [memoryview(v).cast("B").cast("q") for v in (local, remote, length)]
+        for here, there, size in zip(*vectors, strict=True):
+            first, second, third = (array("q", [number]) for number in (here, there, size))
+            super().read(rank, first, second, third, timeout)
+
+
+class MovesBeforeChecking(_Saboteur):
+    """Good segments of a call with a bad address are moved."""
+
+    link_class = _HastyLink
+
+
+class _ConfusedLink(ReferenceLink):
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        super().read(min(self._paths), local, remote, length, timeout)
+
+
+class MixesPeers(_Saboteur):
+    """It reads from its first peer, whoever was meant."""
+
+    link_class = _ConfusedLink
+
+
+class _FrankLink(ReferenceLink):
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        try:
+            super().read(rank, local, remote, length, timeout)
+        except PeerLost as error:
+            raise ConnectionResetError(str(error)) from None
+
+
+class RaisesItsOwnErrors(_Saboteur):
+    """An error that the interface does not know escapes."""
+
+    link_class = _FrankLink
+
+
+@dataclass(frozen=True)
+class Saboteur:
+    """A transport that must not pass, and the test that says so."""
+
+    transport_class: type[Transport]
+    caught_by: str
+
+    @property
+    def name(self) -> str:
+        """Name of its entry point."""
+        return f"saboteur-{self.transport_class.__name__}"
+
+    @property
+    def target(self) -> str:
+        """Its entry point."""
+        return f"{self.transport_class.__module__}:{self.transport_class.__name__}"
+
+
+SABOTEURS = (
+    Saboteur(WritesAfterClose, "nothing_is_written_after_the_owner_closed"),
+    Saboteur(IgnoresTimeout, "a_stopped_peer_is_a_timeout[read]"),
+    Saboteur(HoldsGil, "the_gil_is_released[read]"),
+    Saboteur(OffByOne, "sizes[1-read]"),
+    Saboteur(LeaksDescriptors, "links_leave_nothing"),
+    Saboteur(SwallowsDeath, "a_peer_that_was_killed_is_lost"),
+    Saboteur(LiesAboutPassiveTargets, "a_stopped_peer_is_reached[read]"),
+    Saboteur(LiesAboutWriting, "sizes[1-write]"),
+    Saboteur(GrantsEverything, "peers_with_read_access_cannot_write"),
+    Saboteur(IgnoresAbort, "abort_ends_what_is_in_flight"),
+    Saboteur(MovesBeforeChecking, "bad_remote_addresses_move_nothing[read--1-2]"),
+    Saboteur(MixesPeers, "all_pairs_at_once[3]"),
+    Saboteur(RaisesItsOwnErrors, "a_peer_that_was_killed_is_lost"),
+)
