@@ -10,8 +10,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from datadist.testing import wire
@@ -109,8 +111,11 @@ class Process:
         return self.result(timeout)
 
     def pause(self) -> None:
-        """SIGSTOP."""
+        """SIGSTOP, and wait until every thread has stopped."""
         self._popen.send_signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.pid}/task")
+        while any(_state(task) not in "TtZX" for task in tasks.iterdir()):
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """SIGCONT."""
@@ -145,3 +150,11 @@ class Process:
             self._popen.wait(STACKS_SECONDS)
         self._stacks_file.seek(0)
         return self._stacks_file.read().decode(errors="replace")
+
+
+def _state(task: Path) -> str:
+    """A thread's state, as proc(5) names it; X for one that has ended meanwhile."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"

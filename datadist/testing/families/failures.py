@@ -203,10 +203,11 @@ def _long_call(
         )
         linked.members[1].pause()
         try:
-            waited: tuple[acts.Outcome, int] = process.do(acts.move_and_tick, order)
+            outcome, ticks = process.do(acts.move_and_tick, order)
         finally:
             linked.members[1].resume()
-        return waited
+        assert outcome.is_a(TransferTimeout), f"the peer was stopped: {outcome}"
+        return outcome, ticks
     while True:
         order = linked.order(0, 1, mine, theirs, [(0, 0, BIG)] * repeat, write=write, timeout=60)
         outcome, ticks = process.do(acts.move_and_tick, order, timeout=90)
