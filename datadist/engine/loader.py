@@ -1,12 +1,14 @@
 """Finding, loading and choosing transports; stevedore does the loading.
 
 Names are listed from the metadata of installed distributions, without importing anything. Stevedore's
-cache of entry points on disk is bypassed: it keys the times of files coarsely, so that a plugin
-installed a moment ago could stay invisible.
+cache of entry points on disk and Python's own caches of directories are bypassed: they key the times
+of files coarsely, so that a plugin installed a moment ago could stay invisible.
 """
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -67,6 +69,8 @@ class Row:
 
 def list_backends() -> list[Backend]:
     """Every installed transport by name, without importing any of them."""
+    importlib.invalidate_caches()
+    metadata.MetadataPathFinder().invalidate_caches()  # Python before 3.12 leaves this one out
     found: dict[tuple[str, str, str], Backend] = {}
     for distribution in metadata.distributions():
         for point in distribution.entry_points:
@@ -91,13 +95,36 @@ def load_transport(name: str) -> tuple[Backend, type[Transport]]:
             f"backend {backend}: {backend.target} is {loaded!r}, expected a class derived from "
             "datadist.transport.Transport"
         )
+    _check_class(backend, loaded)
+    return backend, loaded
+
+
+def _check_class(backend: Backend, loaded: type[Transport]) -> None:
     version = getattr(loaded, "api_version", None)
     if version != API_VERSION:
         raise BackendError(
             f"backend {backend} was written for version {version} of the transport interface, this "
-            f"datadist has version {API_VERSION}: install matching releases"
+            f"datadist has version {API_VERSION}: {_remedy(version, backend)}"
         )
-    return backend, loaded
+    missing = ", ".join(sorted(loaded.__abstractmethods__))
+    if missing:
+        raise BackendError(
+            f"backend {backend}: {backend.target} is not complete, it lacks {missing}; report that "
+            f"to the author of {backend.distribution}"
+        )
+    if not isinstance(loaded.priority, int):
+        raise BackendError(
+            f"backend {backend}: its priority is {loaded.priority!r}, expected a number; report "
+            f"that to the author of {backend.distribution}"
+        )
+
+
+def _remedy(version: object, backend: Backend) -> str:
+    if isinstance(version, int) and version > API_VERSION:
+        return "`pip install --upgrade datadist`"
+    if isinstance(version, int):
+        return f"`pip install --upgrade {backend.distribution}`"
+    return f"its class must set api_version; report that to the author of {backend.distribution}"
 
 
 def choose_backend(requested: str | None, environ: Mapping[str, str]) -> Choice:
@@ -152,7 +179,7 @@ def _unique_names() -> list[str]:
 def _only(name: str) -> Backend:
     found = [backend for backend in list_backends() if backend.name == name]
     if not found:
-        raise BackendError(f"backend {name!r} is not installed. {_alternatives(name)}")
+        raise BackendError(f"backend {name!r} is not installed. {_hint(name)}{_others(name)}")
     if len(found) > 1:
         owners = " and ".join(f"{b.distribution} {b.version}" for b in found)
         raise BackendError(
@@ -161,26 +188,46 @@ def _only(name: str) -> Backend:
     return found[0]
 
 
-def _alternatives(name: str) -> str:
-    hint = f"Install it with `pip install {KNOWN[name]}`. " if name in KNOWN else ""
+def _hint(name: str) -> str:
+    """What would help somebody who asked for a transport that is not there."""
+    if name in KNOWN:
+        return f"Install it with `pip install {KNOWN[name]}`. "
+    names = [*KNOWN, *(backend.name for backend in list_backends())]
+    near = difflib.get_close_matches(name, names, 1)
+    return f"Did you mean {near[0]!r}? " if near else ""
+
+
+def _others(name: str) -> str:
     installed = [str(backend) for backend in list_backends() if backend.name != name]
     if installed:
-        return f"{hint}Installed: {', '.join(installed)}; `datadist backends` says which are usable"
-    return f"{hint}No other transport is installed; `pip install datadist-shm` serves one host"
+        return f"Installed: {', '.join(installed)}; `datadist backends` says which are usable"
+    return "No other transport is installed; `pip install datadist-shm` serves one host"
 
 
 def _import(backend: Backend) -> object:
     from stevedore.driver import DriverManager
 
     try:
-        manager = _UncachedDriverManager()(DriverManager, backend.name)
-    except BackendError:
-        raise
+        return _UncachedDriverManager()(DriverManager, backend.name)
     except Exception as error:
         raise BackendError(
-            f"backend {backend} cannot be imported: {type(error).__name__}: {error}"
+            f"backend {backend} cannot be imported: {type(error).__name__}: {error}. "
+            f"{_import_hint(backend, error)}"
         ) from error
-    return manager
+
+
+def _import_hint(backend: Backend, error: Exception) -> str:
+    module = backend.target.partition(":")[0]
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and missing.partition(".")[0] == module.partition(".")[0]:
+        return (
+            f"The files of {backend.distribution} are not where its metadata says: "
+            f"`pip install --force-reinstall {backend.distribution}`, and start this program again "
+            "if it was installed in the meantime"
+        )
+    if missing:
+        return f"The module {missing} is missing, which {backend.distribution} needs: install it"
+    return f"`python -c 'import {module}'` shows where"
 
 
 class _UncachedDriverManager:
@@ -223,7 +270,7 @@ def _named(name: str, origin: str) -> Choice:
     if not state.usable:
         raise BackendError(
             f"backend {backend} (from {origin}) cannot be used here: {state.reason}. "
-            f"{_alternatives(name)}"
+            f"{_others(name)}"
         )
     return Choice(backend, loaded, f"named by {origin}; {state.reason}")
 

@@ -1,0 +1,198 @@
+"""Failures to find, load and choose a transport, each with a message that ends the search."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from datadist.engine.loader import BackendError, choose_backend, load_transport, survey
+from datadist.testing import installed
+from datadist.testing.installing import write_metadata
+
+GOOD = "from datadist.testing.reference import ReferenceTransport\n"
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """What installs for one test."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def _install(stack: ExitStack, name: str, body: str, distribution: str = "acme") -> Path:
+    """A distribution whose module has ``body`` and defines the class Acme."""
+    module = f"module_of_{name}"
+    folder = stack.enter_context(
+        installed({name: f"{module}:Acme"}, distribution=distribution, version="1.2")
+    )
+    (folder / f"{module}.py").write_text(body)
+    stack.callback(sys.modules.pop, module, None)
+    return folder
+
+
+def _message(name: str) -> str:
+    with pytest.raises(BackendError) as caught:
+        choose_backend(name, {})
+    return str(caught.value)
+
+
+def test_not_installed() -> None:
+    text = _message("rdma")
+    assert "'rdma' is not installed. Install it with `pip install datadist-rdma`" in text
+    assert "Installed: " in text
+    assert "shm (datadist-shm" in text
+
+
+def test_a_name_that_was_mistyped() -> None:
+    assert "Did you mean 'shm'?" in _message("shmm")
+    assert "Did you mean" not in _message("nonsense")
+
+
+def test_two_distributions_claim_a_name(stack: ExitStack) -> None:
+    _install(stack, "twice", GOOD, distribution="acme")
+    _install(stack, "twice", GOOD, distribution="other")
+    assert "'twice' is provided by acme 1.2 and other 1.2: uninstall all but one" in _message(
+        "twice"
+    )
+
+
+def test_an_import_error_inside_the_plugin(stack: ExitStack) -> None:
+    _install(stack, "broken", "import nothing_of_that_name\n")
+    text = _message("broken")
+    assert "backend broken (acme 1.2) cannot be imported: ModuleNotFoundError" in text
+    assert "The module nothing_of_that_name is missing, which acme needs" in text
+
+
+def test_a_library_that_is_missing(stack: ExitStack) -> None:
+    _install(stack, "unlinked", "import ctypes; ctypes.CDLL('libnowhere.so.7')\n")
+    text = _message("unlinked")
+    assert "OSError: libnowhere.so.7" in text
+    assert "`python -c 'import module_of_unlinked'` shows where" in text
+
+
+def test_files_that_are_gone(stack: ExitStack) -> None:
+    stack.enter_context(installed({"ghost": "ghost_module:Ghost"}, distribution="acme"))
+    text = _message("ghost")
+    assert "pip install --force-reinstall acme" in text
+
+
+def test_an_attribute_that_is_missing(stack: ExitStack) -> None:
+    _install(stack, "renamed", "class Other: pass\n")
+    text = _message("renamed")
+    assert "cannot be imported: AttributeError" in text
+    assert "'Acme'" in text
+
+
+@pytest.mark.parametrize(
+    ("version", "remedy"),
+    [("2", "pip install --upgrade datadist`"), ("0", "pip install --upgrade acme`"),
+     ("'1'", "its class must set api_version")],
+)  # fmt: skip
+def test_another_version_of_the_interface(stack: ExitStack, version: str, remedy: str) -> None:
+    body = f"{GOOD}class Acme(ReferenceTransport):\n    api_version = {version}\n"
+    _install(stack, "versioned", body)
+    text = _message("versioned")
+    assert f"written for version {version.strip(chr(39))} of the transport interface" in text
+    assert "this datadist has version 1" in text
+    assert remedy in text
+
+
+@pytest.mark.parametrize("body", ["def Acme(options): pass\n", "class Acme: pass\n", "Acme = 7\n"])
+def test_something_of_another_kind(stack: ExitStack, body: str) -> None:
+    _install(stack, "kind", body)
+    text = _message("kind")
+    assert "module_of_kind:Acme is " in text
+    assert "expected a class derived from datadist.transport.Transport" in text
+
+
+def test_a_class_that_is_not_complete(stack: ExitStack) -> None:
+    body = "from datadist.transport import Transport\nclass Acme(Transport):\n    api_version = 1\n"
+    _install(stack, "partial", body)
+    text = _message("partial")
+    assert "is not complete, it lacks __init__, allocate, capabilities, close, open" in text
+
+
+def test_a_priority_that_is_no_number(stack: ExitStack) -> None:
+    _install(stack, "proud", f"{GOOD}class Acme(ReferenceTransport):\n    priority = 'high'\n")
+    assert "its priority is 'high', expected a number" in _message("proud")
+
+
+def test_unavailable_here(stack: ExitStack) -> None:
+    body = (
+        f"{GOOD}from datadist.transport import Availability\n"
+        "class Acme(ReferenceTransport):\n"
+        "    @classmethod\n"
+        "    def probe(cls):\n"
+        "        return Availability(False, 'no device in /dev/acme')\n"
+    )
+    _install(stack, "absent", body)
+    text = _message("absent")
+    assert "absent (acme 1.2) (from transfer_backend) cannot be used here" in text
+    assert "no device in /dev/acme" in text
+    assert "Installed: shm" in text or ", shm (" in text
+    with pytest.raises(BackendError, match="from DATADIST_BACKEND"):
+        choose_backend(None, {"DATADIST_BACKEND": "absent"})
+
+
+def test_a_probe_that_raises(stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
+    body = (
+        f"{GOOD}class Acme(ReferenceTransport):\n"
+        "    @classmethod\n"
+        "    def probe(cls):\n"
+        "        raise PermissionError('/dev/acme')\n"
+    )
+    _install(stack, "jumpy", body)
+    with caplog.at_level(logging.WARNING, "datadist.backend"):
+        assert "its probe raised PermissionError: /dev/acme" in _message("jumpy")
+    assert "defect of backend jumpy (acme 1.2)" in caplog.text
+
+
+def test_broken_ones_do_not_keep_auto_from_choosing(
+    stack: ExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    _install(stack, "broken", "raise RuntimeError('no')\n")
+    with caplog.at_level(logging.WARNING, "datadist.backend"):
+        choice = choose_backend("auto", {})
+    assert choice.name != "broken"
+    assert "broken (acme 1.2) cannot be imported: RuntimeError: no" in choice.why
+    assert "skipped: backend broken" in caplog.text
+    row = next(row for row in survey() if row.backend.name == "broken")
+    assert (row.usable, row.priority) == (False, None)
+
+
+def test_a_plugin_installed_a_second_ago_is_found_by_a_running_program(stack: ExitStack) -> None:
+    folder = _install(stack, "first", f"{GOOD}Acme = ReferenceTransport\n")
+    load_transport("first")
+    before = folder.stat()
+    with pytest.raises(BackendError):
+        load_transport("second")
+    (folder / "module_of_second.py").write_text(f"{GOOD}Acme = ReferenceTransport\n")
+    write_metadata(folder, {"second": "module_of_second:Acme"}, "late", "0.1")
+    stack.callback(sys.modules.pop, "module_of_second", None)
+    # As on file systems that keep times in seconds.
+    os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert load_transport("second")[0].distribution == "late"
+
+
+def test_a_user_sees_the_message(stack: ExitStack) -> None:
+    folder = _install(stack, "broken", "import nothing_of_that_name\n")
+    code = (
+        "from datadist import *\n"
+        "config = LLMConfig()\n"
+        "config.enable_cache_manager = True\n"
+        "config.transfer_backend = 'broken'\n"
+        "LLMDataDist(LLMRole.MIX, 1).init(config.generate_options())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+    )  # fmt: skip
+    last = done.stderr.strip().splitlines()[-1]
+    assert "LLMException: backend broken (acme 1.2) cannot be imported" in last
