@@ -267,6 +267,8 @@ class Link(ABC):
     def offer(self, rank: int) -> Offer:
         """What ``rank`` needs to reach us. Local and quick; called once per peer.
 
+        Called on the thread that serves all links, which it must not keep waiting.
+
         Raises :class:`LinkError` or :class:`RegistrationError`.
         """
 
@@ -303,10 +305,13 @@ class Link(ABC):
 
         ``local``, ``remote`` and ``length`` are C-contiguous int64 buffers of equal item count
         n >= 1: our addresses, the owner's addresses, bytes (each > 0). ``timeout`` in seconds.
+        Local ranges lie in regions of this transport that were not released, whether or not this
+        link exposes them; core has checked that. Called on threads of the user.
 
-        No byte moves when a remote range is outside the offer (:class:`AddressError`). Raises
-        :class:`TransferTimeout`, :class:`PeerLost`, :class:`TransferError`; after each of them
-        nothing that this call started touches memory any more.
+        No byte moves when a remote range is outside the offer: :class:`AddressError`, after which
+        the link goes on. Raises :class:`TransferTimeout`, :class:`PeerLost`,
+        :class:`TransferError`; after each of them nothing that this call started touches our
+        memory any more.
         """
 
     @abstractmethod
@@ -315,7 +320,9 @@ class Link(ABC):
     ) -> None:
         """As :meth:`read`, from our memory into that of ``rank``; needs READ_WRITE access.
 
-        Raises :class:`Unsupported` where the peer granted READ only.
+        Raises :class:`Unsupported` where the peer granted READ only. After a failure nothing that
+        this call started touches the peer's memory either; only where ``passive_target`` is False,
+        bytes that were under way may still land there until the peer closes its side.
         """
 
     @abstractmethod
@@ -329,8 +336,10 @@ class Link(ABC):
     def close(self) -> frozenset[int]:
         """Give up the link: local, idempotent, bounded to seconds even with dead peers.
 
-        After it returns nothing started here touches memory again. Returns the ranks that may
-        still write *our* memory; core keeps that memory until they answer or are gone.
+        Also while operations are in flight, which it ends, and when the link was only half made.
+        After it returns nothing started here touches memory again (but see :meth:`write`). Returns
+        the ranks that may still write *our* memory, never one that was granted READ only; core
+        keeps that memory until they answer or are gone.
         """
 
 
@@ -402,7 +411,7 @@ class Transport(ABC):
 
     @abstractmethod
     def open(self, group: Group, regions: Sequence[Region], access: Access) -> Link:
-        """Make this rank's side of a link. Local and quick.
+        """Make this rank's side of a link. Local and quick; called on a worker thread.
 
         ``regions`` are those that peers may touch for the link's life, with ``access``.
         Raises :class:`LinkError` or :class:`RegistrationError`.
