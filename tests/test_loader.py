@@ -183,16 +183,30 @@ def test_a_plugin_installed_a_second_ago_is_found_by_a_running_program(stack: Ex
 
 def test_a_user_sees_the_message(stack: ExitStack) -> None:
     folder = _install(stack, "broken", "import nothing_of_that_name\n")
+    assert "LLMException: backend broken (acme 1.2) cannot be imported" in _init(folder, "broken")
+
+
+def test_a_start_that_raises_is_a_defect_of_the_plugin(stack: ExitStack) -> None:
+    body = (
+        f"{GOOD}class Acme(ReferenceTransport):\n"
+        "    def __init__(self, options):\n"
+        "        raise KeyError('ACME_HOME')\n"
+    )
+    text = _init(_install(stack, "hasty", body), "hasty")
+    assert "LLMException: backend hasty (acme 1.2) does not start: KeyError: 'ACME_HOME'" in text
+
+
+def _init(folder: Path, backend: str) -> str:
+    """The last line that a program prints whose init fails."""
     code = (
         "from datadist import *\n"
         "config = LLMConfig()\n"
         "config.enable_cache_manager = True\n"
-        "config.transfer_backend = 'broken'\n"
+        f"config.transfer_backend = '{backend}'\n"
         "LLMDataDist(LLMRole.MIX, 1).init(config.generate_options())\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(folder)},
     )  # fmt: skip
-    last = done.stderr.strip().splitlines()[-1]
-    assert "LLMException: backend broken (acme 1.2) cannot be imported" in last
+    return done.stderr.strip().splitlines()[-1]

@@ -421,6 +421,13 @@ def _start_transport(
             f"backend {choice.name} ({choice.why}) does not start: {error}",
             status_code=LLMStatusCode.LLM_FAILED,
         ) from error
+    except Exception as error:
+        log.error("defect of backend %s: its start raised what the interface does not allow",
+                  choice.backend, exc_info=error)  # fmt: skip
+        raise LLMException(
+            f"backend {choice.backend} does not start: {type(error).__name__}: {error}",
+            status_code=LLMStatusCode.LLM_FAILED,
+        ) from error
 
 
 def _after_fork_in_child() -> None:
