@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := datadist plugins/shm/datadist_shm plugins/shm/tests tests \
-	plugins/hccl/datadist_hccl plugins/hccl/tests
+	plugins/hccl/datadist_hccl plugins/hccl/tests examples
 
 .PHONY: help setup demo test lint types check clean
 

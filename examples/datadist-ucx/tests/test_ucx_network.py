@@ -1,0 +1,108 @@
+"""What the transport opens on the network, and who gets an answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from datadist_ucx import UcxTransport
+from datadist_ucx.link import UcxLink, _seal
+
+from datadist.transport import (
+    Access,
+    Group,
+    LinkError,
+    Offer,
+    Peer,
+    Placement,
+    Region,
+    TransferTimeout,
+    TransportError,
+    TransportOptions,
+)
+
+LISTEN = "0A"
+LOOPBACK = "0100007F"
+
+
+@pytest.fixture
+def transport() -> Iterator[UcxTransport]:
+    """A transport on `lo`."""
+    transport = UcxTransport(TransportOptions())
+    yield transport
+    transport.close()
+
+
+def _listeners() -> list[str]:
+    """Local addresses, in the kernel's hexadecimal, on which anybody here listens."""
+    found = []
+    for table in ("tcp", "tcp6", "udp", "udp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == LISTEN or table.startswith("udp"):
+                found.append(fields[1].partition(":")[0])
+    return found
+
+
+def _open(transport: UcxTransport, rank: int) -> tuple[UcxLink, Region]:
+    region = transport.allocate(4096, Placement.HOST)
+    peers = {other: Peer(other, f"engine-{other}", address="127.0.0.1") for other in (0, 1)}
+    group = Group("network", rank, peers, None, time.monotonic() + 30)
+    return transport.open(group, [region], Access.READ), region
+
+
+def test_each_link_listens_on_one_port_of_loopback(transport: UcxTransport) -> None:
+    before = _listeners()
+    links = [_open(transport, 0)[0] for _ in range(3)]
+    assert sorted(_listeners()) == sorted([*before, *[LOOPBACK] * 3])
+    for link in links:
+        link.close()
+    assert _listeners() == before
+
+
+def test_who_does_not_know_the_secret_gets_nothing(transport: UcxTransport) -> None:
+    (asker, mine), (owner, theirs) = _open(transport, 0), _open(transport, 1)
+    owner.attach(0, asker.offer(1))
+    fields = json.loads(owner.offer(0).data)
+    forged = {"address": fields["address"], "secret": bytes(16).hex()}
+    asker.attach(1, Offer(_seal(forged)))
+    vectors = [array("q", [number]) for number in (mine.address, theirs.address, 100)]
+    with pytest.raises(TransferTimeout):
+        asker.read(1, *vectors, timeout=0.5)
+    asker.close()
+    owner.close()
+
+
+def test_offers_of_another_format_are_refused(transport: UcxTransport) -> None:
+    link, _ = _open(transport, 0)
+    data = json.loads(link.offer(1).data)
+    for change in ({"format": 2}, {"secret": "00"}, {"address": data["address"][:-2]}):
+        with pytest.raises(LinkError, match="format"):
+            link.attach(1, Offer(json.dumps({**data, **change}).encode()))
+    link.close()
+
+
+def test_beyond_loopback_a_key_is_needed() -> None:
+    options = {"device": "eth0"}
+    with pytest.raises(TransportError, match="DATADIST_AUTH_KEY"):
+        UcxTransport(TransportOptions(extra=options))
+
+
+def test_unknown_options_and_interfaces_are_refused() -> None:
+    with pytest.raises(TransportError, match=r"unknown option datadist\.ucx\.nonsense"):
+        UcxTransport(TransportOptions(extra={"nonsense": "1"}))
+    with pytest.raises(TransportError, match="UCX does not start on nowhere7"):
+        UcxTransport(TransportOptions(auth_key=b"k", extra={"device": "nowhere7"}))
+
+
+def test_nothing_is_left_of_a_link(transport: UcxTransport) -> None:
+    _open(transport, 0)[0].close()
+    before = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+    for _ in range(5):
+        _open(transport, 0)[0].close()
+    assert (len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))) == before
