@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import mmap
 import os
 import threading
@@ -150,11 +151,27 @@ def allocate(state: State, label: str, size: int, placement: Placement) -> Outco
     return _keep(state, label, lambda: state.live.allocate(size, placement))
 
 
-def register(state: State, label: str, size: int, placement: Placement, offset: int) -> Outcome:
-    """A region over memory of the kit's own, ``offset`` bytes behind a page's begin."""
-    buffer = state.buffers[label] = mmap.mmap(-1, size + offset + mmap.PAGESIZE)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(buffer)) + offset
-    return _keep(state, label, lambda: state.live.register(address, size, placement))
+def register(
+    state: State, label: str, size: int, placement: Placement, maker: str | None, steps: int = 0
+) -> Outcome:
+    """A region over memory of the user, ``steps`` alignments behind where that begins.
+
+    ``maker`` names the function that makes it, "module:function"; None takes memory of the process.
+    """
+    offset = steps * state.live.capabilities.alignment
+    if maker is None:
+        address, keeper = _memory_of_process(size + offset, state.live.capabilities.alignment)
+    else:
+        module, _, name = maker.partition(":")
+        address, keeper = getattr(importlib.import_module(module), name)(size + offset, placement)
+    state.buffers[label] = keeper
+    return _keep(state, label, lambda: state.live.register(address + offset, size, placement))
+
+
+def _memory_of_process(size: int, alignment: int) -> tuple[int, object]:
+    buffer = mmap.mmap(-1, size + alignment)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    return address + -address % alignment, buffer
 
 
 def register_at(state: State, label: str, address: int, size: int, placement: Placement) -> Outcome:

@@ -36,6 +36,8 @@ class Settings:
     """By number of ranks."""
     address: Callable[[int], str]
     """Network address by rank."""
+    maker: str | None
+    """Name of the function that makes memory of the user."""
 
 
 @dataclass(eq=False)
@@ -182,12 +184,11 @@ class Bench:
         self, process: Process, size: int = MIB, placement: Placement | None = None,
         foreign: bool = False,
     ) -> Memory:  # fmt: skip
-        """Memory of the transport, or of the kit (``foreign``) and registered; filled."""
+        """Memory of the transport, or of the user (``foreign``) and registered; filled."""
         number = next(self._numbers)
         where = self.placement() if placement is None else placement
         if foreign:
-            act, extra = acts.register, (where, 0)
-            outcome = process.do(act, f"m{number}", size, *extra)
+            outcome = process.do(acts.register, f"m{number}", size, where, self.settings.maker)
         else:
             outcome = process.do(acts.allocate, f"m{number}", size, where)
         assert outcome.ok, f"{size} bytes of {where} memory at {process.name}: {outcome}"

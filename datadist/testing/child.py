@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
-import mmap
 import os
 import signal
 import threading
@@ -54,7 +53,7 @@ class State:
     """Descriptors that came with the call."""
     transport: Transport | None = None
     regions: dict[str, Region] = field(default_factory=dict)
-    buffers: dict[str, mmap.mmap] = field(default_factory=dict)
+    buffers: dict[str, object] = field(default_factory=dict)
     links: dict[str, Link] = field(default_factory=dict)
     pidfds: dict[str, list[int]] = field(default_factory=dict)
     tasks: dict[str, Task] = field(default_factory=dict)

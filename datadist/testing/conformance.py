@@ -32,6 +32,10 @@ class TransportConformance(
         Stretches every deadline, for slow machines.
     ``extra``
         Options ``datadist.<name>.*`` of the transport, without that prefix.
+    ``foreign_memory``
+        Name of the function, ``"module:function"``, that makes memory as users of the transport
+        do: from a size and a placement, its address (aligned as declared) and an object that keeps
+        it. Default: memory of the process, which no accelerator's memory is.
     ``transport_options(rank)``, ``rank_table(size)``, ``peer_address(rank)``
         Class methods: all options, the text of the rank table of a link of 2 to 4 ranks, and the
         network address of a rank. The defaults are device ids equal to ranks on 127.0.0.1.

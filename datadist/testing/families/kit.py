@@ -22,6 +22,7 @@ class Kit:
     transport: ClassVar[str]
     timeout_scale: ClassVar[float] = 1.0
     extra: ClassVar[dict[str, str]] = {}
+    foreign_memory: ClassVar[str | None] = None
     _bench: ClassVar[Bench | None] = None
 
     @classmethod
@@ -53,6 +54,7 @@ class Kit:
                 options=cls.transport_options,
                 table=cls.rank_table,
                 address=cls.peer_address,
+                maker=cls.foreign_memory,
             )
         )
 
@@ -77,11 +79,20 @@ def memory_of(bench: Bench, process: Process, kind: str, size: int = MIB) -> Mem
     if placement not in declared.placements:
         pytest.skip(f"capabilities.placements is without {placement}")
     foreign = kind.startswith("foreign")
-    if foreign and not declared.foreign_memory:
-        pytest.skip("capabilities.foreign_memory is False")
-    if foreign and placement not in declared.host_addressable:
-        pytest.skip(f"capabilities.host_addressable is without {placement}: the kit has none")
+    if foreign:
+        need_foreign(bench, placement)
     return bench.allocate(process, size, placement, foreign)
+
+
+def need_foreign(bench: Bench, placement: Placement) -> None:
+    """Skip where memory of the user can not be registered, or not be made by the kit."""
+    if not bench.capabilities.foreign_memory:
+        pytest.skip("capabilities.foreign_memory is False")
+    if placement not in bench.capabilities.host_addressable and not bench.settings.maker:
+        pytest.skip(
+            f"capabilities.host_addressable is without {placement}, and foreign_memory names no "
+            "function that makes such memory"
+        )
 
 
 def need_write(bench: Bench) -> None:

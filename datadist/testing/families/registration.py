@@ -8,7 +8,7 @@ import pytest
 
 from datadist.testing import acts
 from datadist.testing.bench import MIB, Bench
-from datadist.testing.families.kit import KINDS, Kit, memory_of
+from datadist.testing.families.kit import KINDS, Kit, memory_of, need_foreign
 from datadist.testing.pattern import Landed
 from datadist.transport import Placement, RegistrationError, TransportError
 
@@ -61,7 +61,7 @@ class Registration(Kit):
         """`alignment` is what registered addresses need, no more."""
         _need_foreign(bench, placement)
         process = bench.process(0)
-        outcome = process.do(acts.register, "odd", 4096, placement, bench.capabilities.alignment)
+        outcome = process.do(acts.register, "odd", 4096, placement, self.foreign_memory, 1)
         assert outcome.ok, f"alignment is {bench.capabilities.alignment}: {outcome}"
 
     @pytest.mark.parametrize("placement", list(Placement), ids=str)
@@ -85,7 +85,7 @@ class Registration(Kit):
         """With an error of the interface."""
         if bench.capabilities.foreign_memory:
             pytest.skip("capabilities.foreign_memory is True")
-        outcome = bench.process(0).do(acts.register, "bad", MIB, bench.placement(), 0)
+        outcome = bench.process(0).do(acts.register, "bad", MIB, bench.placement(), None)
         assert outcome.is_a(TransportError), str(outcome)
 
     @pytest.mark.parametrize("placement", list(Placement), ids=str)
@@ -130,7 +130,4 @@ def _need(bench: Bench, placement: Placement) -> None:
 
 def _need_foreign(bench: Bench, placement: Placement) -> None:
     _need(bench, placement)
-    if not bench.capabilities.foreign_memory:
-        pytest.skip("capabilities.foreign_memory is False")
-    if placement not in bench.capabilities.host_addressable:
-        pytest.skip(f"capabilities.host_addressable is without {placement}: the kit has none")
+    need_foreign(bench, placement)
