@@ -252,8 +252,8 @@ class Bench:
         for process in linked.members.values():
             process.begin(acts.join, linked.name, LINK_SECONDS * self.scale)
         results = {r: p.result(LINK_SECONDS + 30) for r, p in linked.members.items()}
-        for rank, outcome in results.items():
-            assert outcome.ok, f"join at rank {rank}: {outcome}"
+        failed = [f"join at rank {r}: {outcome}" for r, outcome in results.items() if not outcome.ok]
+        assert not failed, "\n".join(failed)
 
     # -- the end ---------------------------------------------------------------------------------
 
