@@ -252,7 +252,9 @@ class Bench:
         for process in linked.members.values():
             process.begin(acts.join, linked.name, LINK_SECONDS * self.scale)
         results = {r: p.result(LINK_SECONDS + 30) for r, p in linked.members.items()}
-        failed = [f"join at rank {r}: {outcome}" for r, outcome in results.items() if not outcome.ok]
+        failed = [
+            f"join at rank {r}: {outcome}" for r, outcome in results.items() if not outcome.ok
+        ]
         assert not failed, "\n".join(failed)
 
     # -- the end ---------------------------------------------------------------------------------
