@@ -1,0 +1,77 @@
+"""Two hosts, which are network namespaces joined by a cable, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("pull_between_hosts.py")
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[int]]:
+    """Processes in the namespaces of 10.99.0.1 and 10.99.0.2."""
+    missing = [tool for tool in ("ip", "nsenter", "unshare") if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)} (packages iproute2 and util-linux)")
+    holders = [_holder() for _ in range(2)]
+    try:
+        pids = [holder.pid for holder in holders]
+        _run("ip", "link", "add", "eth0", "netns", str(pids[0]), "type", "veth",
+             "peer", "name", "eth0", "netns", str(pids[1]))  # fmt: skip
+        for number, pid in enumerate(pids, 1):
+            _inside(pid, "ip", "address", "add", f"10.99.0.{number}/24", "dev", "eth0")
+            for device in ("lo", "eth0"):
+                _inside(pid, "ip", "link", "set", device, "up")
+        yield pids
+    finally:
+        for holder in holders:
+            holder.kill()
+            holder.communicate()
+
+
+def _holder() -> subprocess.Popen[str]:
+    command = ["unshare", "--net", "sh", "-c", "echo up; exec sleep 600"]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "up\n"
+    return holder
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, timeout=10)
+
+
+def _inside(pid: int, *command: str) -> None:
+    _run("nsenter", "--target", str(pid), "--net", *command)
+
+
+def _start(pid: int, cluster: int, folder: Path) -> subprocess.Popen[str]:
+    folder.mkdir(mode=0o700)
+    command = ["nsenter", "--target", str(pid), "--net", sys.executable, PROGRAM, str(cluster)]
+    environ = {"DATADIST_AUTH_KEY": "k" * 32, "DATADIST_RUNTIME_DIR": str(folder)}
+    return subprocess.Popen(
+        command, env={**os.environ, **environ}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_a_cache_is_pulled_from_another_host(hosts: list[int], tmp_path: Path) -> None:
+    owner, puller = (_start(pid, n, tmp_path / str(n)) for n, pid in enumerate(hosts, 1))
+    try:
+        assert puller.stdout is not None
+        line = puller.stdout.readline()
+        for program in (puller, owner):
+            _, errors = program.communicate(timeout=60)
+            assert program.returncode == 0, errors
+        assert line == "pulled\n"
+    finally:
+        for program in (puller, owner):
+            program.kill()
+            program.communicate()
