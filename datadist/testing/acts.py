@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +32,9 @@ from datadist.transport import (
     TransportError,
     TransportOptions,
 )
+
+PART = 4 << 20
+"""Bytes that are compared at a time."""
 
 
 @dataclass(frozen=True)
@@ -231,11 +234,14 @@ def _put(state: State, label: str, data: bytes) -> None:
         _through_staging(state, label, data)
 
 
-def _get(state: State, label: str) -> bytes:
+def _get(state: State, label: str) -> Iterator[tuple[int, bytes]]:
+    """The content of a region, in parts with their offsets: large memory is not there twice."""
     region = state.regions[label]
-    if _addressable(state, label):
-        return ctypes.string_at(region.address, region.size)
-    return _through_staging(state, label, None)
+    if not _addressable(state, label):
+        yield 0, _through_staging(state, label, None)
+        return
+    for at in range(0, region.size, PART):
+        yield at, ctypes.string_at(region.address + at, min(PART, region.size - at))
 
 
 def _through_staging(state: State, label: str, data: bytes | None) -> bytes:
@@ -260,14 +266,17 @@ def fill(state: State, label: str, seed: int) -> None:
 
 def wrong(state: State, label: str, seed: int, landed: Sequence[Landed]) -> str | None:
     """How a region differs from its pattern with these arrivals; None where all is right."""
-    data = _get(state, label)
-    return difference(data, expected(seed, len(data), landed))
+    wanted = expected(seed, state.regions[label].size, landed)
+    for at, part in _get(state, label):
+        text = difference(part, wanted[at : at + len(part)], at)
+        if text:
+            return text
+    return None
 
 
 def is_zero(state: State, label: str) -> bool:
     """Whether a region holds nothing but zeros."""
-    data = _get(state, label)
-    return data.count(0) == len(data)
+    return all(part.count(0) == len(part) for _, part in _get(state, label))
 
 
 def copy(state: State, dst: array[int], src: array[int], length: array[int]) -> Outcome:

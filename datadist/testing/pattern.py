@@ -14,7 +14,7 @@ BLOCK = 1_048_573
 def pattern(seed: int, size: int) -> bytes:
     """``size`` bytes that belong to ``seed``."""
     block = random.Random(seed).randbytes(min(BLOCK, size))
-    return (block * (size // len(block) + 1))[:size]
+    return b"".join([*[block] * (size // len(block)), block[: size % len(block)]])
 
 
 @dataclass(frozen=True)
@@ -28,23 +28,27 @@ class Landed:
     length: array[int]
 
 
-def expected(seed: int, size: int, landed: Iterable[Landed]) -> bytes:
+def expected(seed: int, size: int, landed: Iterable[Landed]) -> bytearray:
     """What memory filled by ``seed`` holds after these arrivals, guard bytes included."""
     data = bytearray(pattern(seed, size))
     for arrival in landed:
         source = memoryview(pattern(arrival.seed, arrival.size))
         for here, there, n in zip(arrival.here, arrival.there, arrival.length, strict=True):
             data[here : here + n] = source[there : there + n]
-    return bytes(data)
+    return data
 
 
-def difference(actual: bytes, wanted: bytes) -> str | None:
-    """Where two ranges of bytes differ, for people; None if they do not."""
+def difference(actual: bytes, wanted: bytes | bytearray, begin: int = 0) -> str | None:
+    """Where two ranges of bytes differ, for people; None if they do not.
+
+    ``begin`` is the offset of the ranges in their memory.
+    """
     if actual == wanted:
         return None
     wrong = [i for i, (a, b) in enumerate(zip(actual, wanted, strict=True)) if a != b]
+    first = wrong[0]
     return (
-        f"{len(wrong)} of {len(wanted)} bytes are wrong, from offset {wrong[0]} to {wrong[-1]}: "
-        f"{actual[wrong[0] : wrong[0] + 8].hex()} instead of "
-        f"{wanted[wrong[0] : wrong[0] + 8].hex()}"
+        f"{len(wrong)} of {len(wanted)} bytes are wrong, from offset {begin + first} to "
+        f"{begin + wrong[-1]}: {actual[first : first + 8].hex()} instead of "
+        f"{wanted[first : first + 8].hex()}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 
@@ -10,7 +11,7 @@ from datadist.testing import acts, engine_acts
 from datadist.testing.bench import Bench
 from datadist.testing.engine_acts import EngineSettings
 from datadist.testing.families.kit import Kit
-from datadist.testing.processes import Process
+from datadist.testing.processes import PeerError, Process
 from datadist.transport import Placement
 
 KEY = 70
@@ -40,6 +41,23 @@ class EndToEnd(Kit):
             cluster.pull_slot(1, 2)
             cluster.unlink(comm_ids)
             assert not cluster.try_slot(1, 2).startswith("ok"), "a pull without a link succeeded"
+        cluster.finalize()
+
+    def test_a_domain_that_differs_fails_on_both_sides(self, bench: Bench) -> None:
+        """With the difference in the reason; what is linked correctly afterwards works."""
+        cluster = _Clusters(self, bench, 2)
+        other = json.loads(self.rank_table(2))
+        other["server_list"][0]["server_id"] += "9"
+        comm_ids = {
+            1: cluster.begin_link(1, "differs", self.rank_table(2)),
+            2: cluster.begin_link(2, "differs", json.dumps(other)),
+        }
+        for number, comm_id in comm_ids.items():
+            with pytest.raises(PeerError, match="server_id"):
+                cluster.processes[number].do(engine_acts.wait_link, comm_id)
+        cluster.unlink(comm_ids)
+        cluster.link("differs")
+        cluster.pull_slot(1, 2)
         cluster.finalize()
 
     def test_one_sided_mode(self, bench: Bench) -> None:
@@ -98,17 +116,18 @@ class _Clusters:
         process.do(engine_acts.make_cache, "blocks", self._placement, _seed(cluster, "blocks"), KEY)
 
     def link(self, name: str) -> dict[int, int]:
-        mapping = {cluster: cluster - 1 for cluster in self.ids}
         table = self._kit.rank_table(len(self.ids))
-        comm_ids = {
-            cluster: self.processes[cluster].do(engine_acts.link, name, mapping, table)
-            for cluster in self.ids
-        }
+        comm_ids = {cluster: self.begin_link(cluster, name, table) for cluster in self.ids}
         for cluster, comm_id in comm_ids.items():
             self.processes[cluster].begin(engine_acts.wait_link, comm_id)
         for process in self.processes.values():
             process.result(SECONDS + 10)
         return comm_ids
+
+    def begin_link(self, cluster: int, name: str, table: str) -> int:
+        mapping = {number: number - 1 for number in self.ids}
+        comm_id: int = self.processes[cluster].do(engine_acts.link, name, mapping, table)
+        return comm_id
 
     def unlink(self, comm_ids: dict[int, int]) -> None:
         for cluster, comm_id in comm_ids.items():

@@ -1,0 +1,91 @@
+"""`datadist conformance`, as an author of a transport uses it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SETTINGS = """
+from datadist.testing import TransportConformance
+
+class Mine(TransportConformance):
+    timeout_scale = 2.0
+    extra = {"populate": "0"}
+
+class Other:
+    pass
+"""
+
+
+def _run(
+    *args: str, code: str = "pass", path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    start = f"import sys; {code}; from datadist.cli import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", start, "conformance", *args],
+        env={**os.environ, **({"PYTHONPATH": str(path)} if path else {})},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_selected_tests_are_named_with_their_family() -> None:
+    done = _run("shm", "-v", "-k", "Declaration")
+    assert done.returncode == 0, done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("shm (datadist-shm ")
+    assert "Declaration" in lines
+    assert any(line.startswith("  passed   capabilities_make_sense") for line in lines)
+    assert "none failed, version 1 of the interface" in lines[-1]
+
+
+def test_skips_have_their_reason() -> None:
+    done = _run("shm", "-k", "exchange_is_in_rank_order or probe_is_quick")
+    assert done.returncode == 0, done.stdout
+    skipped = "  skipped  exchange_is_in_rank_order: capabilities.self_bootstrapping is False"
+    assert skipped in done.stdout.splitlines()
+
+
+def test_options_reach_the_transport_and_failures_show_the_traceback_of_the_process() -> None:
+    done = _run(
+        "shm", "-k", "probe_is_quick or capabilities_are_constant", "--option", "populate=x"
+    )
+    assert done.returncode == 1
+    assert "  FAILED   capabilities_are_constant" in done.stdout
+    assert "in rank 0: Traceback (most recent call last)" in done.stdout
+    assert "option datadist.shm.populate is 'x'" in done.stdout
+    assert "does NOT conform" in done.stdout.splitlines()[-1]
+
+
+def test_a_class_with_settings(tmp_path: Path) -> None:
+    (tmp_path / "my_settings.py").write_text(SETTINGS)
+    done = _run("shm", "-k", "sizes[1-read]", "--settings", "my_settings:Mine", path=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for wrong in ("my_settings:Other", "my_settings:Nothing", "no_such_module:Mine"):
+        done = _run("shm", "--settings", wrong, path=tmp_path)
+        assert done.returncode == 2
+        assert wrong.partition(":")[0] in done.stderr
+
+
+def test_nothing_that_can_run_is_no_success() -> None:
+    done = _run("shm", "-k", "no_test_of_that_name")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (2, "no test was run")
+    done = _run("nonsense")
+    assert done.returncode == 2
+    assert "'nonsense' is not installed" in done.stderr
+
+
+def test_without_pytest_it_says_how_to_get_it() -> None:
+    done = _run("shm", code="sys.modules['pytest'] = None")
+    assert done.returncode == 2
+    assert "pip install 'datadist[testing]'" in done.stderr
+
+
+@pytest.mark.parametrize("args", [("--option", "x"), ("--timeout-scale", "0")])
+def test_arguments_are_checked(args: tuple[str, ...]) -> None:
+    done = _run("shm", *args)
+    assert done.returncode == 2
+    assert "error: argument" in done.stderr
