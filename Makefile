@@ -41,5 +41,5 @@ check: lint types test
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
-	rm -rf plugins/*/build plugins/*/*.egg-info plugins/*/datadist_*/*.so
+	rm -rf examples/*/build examples/*/*.egg-info plugins/*/build plugins/*/*.egg-info plugins/*/datadist_*/*.so
 	find datadist plugins tests -name __pycache__ -type d -prune -exec rm -rf {} +

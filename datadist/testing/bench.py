@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from datadist.testing import acts
+from datadist.testing import acts, memory_acts
 from datadist.testing.acts import GroupPlan, Move, Outcome
 from datadist.testing.pattern import Landed
 from datadist.testing.processes import PeerError, Process
@@ -53,11 +53,11 @@ class Memory:
     def refill(self, seed: int) -> None:
         """Other content."""
         self.seed = seed
-        self.process.do(acts.fill, self.label, seed)
+        self.process.do(memory_acts.fill, self.label, seed)
 
     def check(self, landed: Sequence[Landed] = ()) -> None:
         """Raise ``AssertionError`` unless it holds its pattern, changed by these arrivals only."""
-        wrong = self.process.do(acts.wrong, self.label, self.seed, list(landed))
+        wrong = self.process.do(memory_acts.wrong, self.label, self.seed, list(landed))
         assert wrong is None, f"memory of {self.process.name}: {wrong}"
 
     def landed(self, source: Memory, segments: Segments, into_remote: bool = False) -> Landed:
@@ -188,9 +188,11 @@ class Bench:
         number = next(self._numbers)
         where = self.placement() if placement is None else placement
         if foreign:
-            outcome = process.do(acts.register, f"m{number}", size, where, self.settings.maker)
+            outcome = process.do(
+                memory_acts.register, f"m{number}", size, where, self.settings.maker
+            )
         else:
-            outcome = process.do(acts.allocate, f"m{number}", size, where)
+            outcome = process.do(memory_acts.allocate, f"m{number}", size, where)
         assert outcome.ok, f"{size} bytes of {where} memory at {process.name}: {outcome}"
         memory = Memory(process, f"m{number}", outcome.value[0], size, seed=number)
         memory.refill(number)
@@ -267,7 +269,7 @@ class Bench:
             try:
                 process.do(acts.finalize_engine)
                 process.do(acts.close_links)
-                process.do(acts.release_all)
+                process.do(memory_acts.release_all)
             except (PeerError, AssertionError):
                 process.kill()
                 del self._processes[rank]

@@ -1,4 +1,4 @@
-"""A transport of about a hundred lines of code, meant to be read: sockets within one host.
+"""A complete transport of two hundred lines, meant to be read: sockets within one host.
 
 Who offers makes a pair of connected sockets, answers requests on one end with a thread, and gives the
 other end to the peer as a descriptor of the offer. So the owner touches its own memory itself: the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from datadist.testing import acts
+from datadist.testing import acts, memory_acts
 from datadist.testing.acts import Held
 from datadist.testing.bench import Bench, Linked, Memory
 from datadist.testing.families.kit import Kit, pair
@@ -27,7 +27,7 @@ class Lifecycle(Kit):
             process.do(acts.close_transport)
             bench.process(0)
             memory = bench.allocate(process)
-            process.do(acts.release, memory.label)
+            process.do(memory_acts.release, memory.label)
 
         _check_leaks([process], once, self.timeout_scale)
 

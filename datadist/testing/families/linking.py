@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from datadist.testing import acts
+from datadist.testing import acts, memory_acts
 from datadist.testing.bench import Bench, Linked, Memory
 from datadist.testing.families.kit import Kit
 from datadist.transport import AddressError, LinkError, TransferError, TransportError
@@ -155,7 +155,7 @@ class Linking(Kit):
                 assert linked.move(0, 1, mine, theirs, [(0, 0, 1000)]).ok
                 linked.close_all()
             for memory in (mine, theirs):
-                memory.process.do(acts.release, memory.label)
+                memory.process.do(memory_acts.release, memory.label)
 
     def test_a_closed_link_moves_nothing(self, bench: Bench) -> None:
         """And says so by an error of the interface."""

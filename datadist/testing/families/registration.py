@@ -6,7 +6,7 @@ from array import array
 
 import pytest
 
-from datadist.testing import acts
+from datadist.testing import memory_acts
 from datadist.testing.bench import MIB, Bench
 from datadist.testing.families.kit import KINDS, Kit, memory_of, need_foreign
 from datadist.testing.pattern import Landed
@@ -27,23 +27,23 @@ class Registration(Kit):
         """And has the size, placement and alignment that were asked for."""
         _need(bench, placement)
         process = bench.process(0)
-        outcome = process.do(acts.allocate, "new", size, placement)
+        outcome = process.do(memory_acts.allocate, "new", size, placement)
         assert outcome.ok, str(outcome)
         address, actual, where = outcome.value
         assert (actual, where) == (size, placement)
         assert address % bench.capabilities.alignment == 0
-        assert process.do(acts.is_zero, "new")
+        assert process.do(memory_acts.is_zero, "new")
 
     def test_memory_that_was_used_comes_back_zeroed(self, bench: Bench) -> None:
         """Nothing of one cache shows in the next."""
         process = bench.process(0)
         for _ in range(3):
             memory = bench.allocate(process)
-            process.do(acts.release, memory.label)
-            outcome = process.do(acts.allocate, "again", MIB, bench.placement())
+            process.do(memory_acts.release, memory.label)
+            outcome = process.do(memory_acts.allocate, "again", MIB, bench.placement())
             assert outcome.ok, str(outcome)
-            assert process.do(acts.is_zero, "again")
-            process.do(acts.release, "again")
+            assert process.do(memory_acts.is_zero, "again")
+            process.do(memory_acts.release, "again")
 
     @pytest.mark.parametrize("kind", KINDS[2:])
     def test_registered_memory_stays_where_it_is(self, bench: Bench, kind: str) -> None:
@@ -52,7 +52,7 @@ class Registration(Kit):
         for _ in range(2):
             memory = memory_of(bench, process, kind)
             memory.check()
-            process.do(acts.release, memory.label)
+            process.do(memory_acts.release, memory.label)
 
     @pytest.mark.parametrize("placement", list(Placement), ids=str)
     def test_unaligned_memory_is_registered_where_declared(
@@ -61,14 +61,14 @@ class Registration(Kit):
         """`alignment` is what registered addresses need, no more."""
         _need_foreign(bench, placement)
         process = bench.process(0)
-        outcome = process.do(acts.register, "odd", 4096, placement, self.foreign_memory, 1)
+        outcome = process.do(memory_acts.register, "odd", 4096, placement, self.foreign_memory, 1)
         assert outcome.ok, f"alignment is {bench.capabilities.alignment}: {outcome}"
 
     @pytest.mark.parametrize("placement", list(Placement), ids=str)
     def test_memory_that_is_not_there_is_refused(self, bench: Bench, placement: Placement) -> None:
         """Now, and not by a crash later."""
         _need_foreign(bench, placement)
-        outcome = bench.process(0).do(acts.register_at, "bad", NOWHERE, MIB, placement)
+        outcome = bench.process(0).do(memory_acts.register_at, "bad", NOWHERE, MIB, placement)
         assert outcome.is_a(RegistrationError), f"nothing is mapped at {NOWHERE:#x}: {outcome}"
 
     @pytest.mark.parametrize("placement", list(Placement), ids=str)
@@ -78,21 +78,21 @@ class Registration(Kit):
         """With an error of the interface."""
         if placement in bench.capabilities.placements:
             pytest.skip(f"capabilities.placements has {placement}")
-        outcome = bench.process(0).do(acts.allocate, "bad", MIB, placement)
+        outcome = bench.process(0).do(memory_acts.allocate, "bad", MIB, placement)
         assert outcome.is_a(TransportError), str(outcome)
 
     def test_foreign_memory_is_refused_where_not_declared(self, bench: Bench) -> None:
         """With an error of the interface."""
         if bench.capabilities.foreign_memory:
             pytest.skip("capabilities.foreign_memory is True")
-        outcome = bench.process(0).do(acts.register, "bad", MIB, bench.placement(), None)
+        outcome = bench.process(0).do(memory_acts.register, "bad", MIB, bench.placement(), None)
         assert outcome.is_a(TransportError), str(outcome)
 
     @pytest.mark.parametrize("placement", list(Placement), ids=str)
     def test_too_much_memory_is_refused(self, bench: Bench, placement: Placement) -> None:
         """By an error that core turns into "out of memory"."""
         _need(bench, placement)
-        text = bench.process(0).do(acts.allocate_too_much, 1 << 55, placement)
+        text = bench.process(0).do(memory_acts.allocate_too_much, 1 << 55, placement)
         assert text in ("MemoryError", "RegistrationError"), text
 
     def test_views_outlive_a_release(self, bench: Bench) -> None:
@@ -101,7 +101,7 @@ class Registration(Kit):
         if bench.placement() not in bench.capabilities.host_addressable:
             pytest.skip(f"capabilities.host_addressable is without {bench.placement()}")
         memory = bench.allocate(process)
-        if process.do(acts.touch_after_release, memory.label) is None:
+        if process.do(memory_acts.touch_after_release, memory.label) is None:
             pytest.skip("regions of this transport have no keeper")
 
     @pytest.mark.parametrize("target", KINDS[:2])
@@ -114,7 +114,7 @@ class Registration(Kit):
             array("q", column) for column in ((1, 5000, 70000), (3, 9001, 0), (999, 4096, 1))
         )
         outcome = process.do(
-            acts.copy,
+            memory_acts.copy,
             array("q", [dst.address + at for at in here]),
             array("q", [src.address + at for at in there]),
             length,
