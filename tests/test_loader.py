@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from datadist.engine.loader import BackendError, choose_backend, load_transport, survey
+from datadist.engine.loader import KNOWN, BackendError, choose_backend, load_transport, survey
 from datadist.testing import installed
 from datadist.testing.installing import write_metadata
 
@@ -43,9 +43,10 @@ def _message(name: str) -> str:
     return str(caught.value)
 
 
-def test_not_installed() -> None:
-    text = _message("rdma")
-    assert "'rdma' is not installed. Install it with `pip install datadist-rdma`" in text
+def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KNOWN, "elsewhere", "datadist-elsewhere")
+    text = _message("elsewhere")
+    assert "is not installed. Install it with `pip install datadist-elsewhere`" in text
     assert "Installed: " in text
     assert "shm (datadist-shm" in text
 
