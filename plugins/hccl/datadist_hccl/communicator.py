@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from datadist.transport import LinkError
-from datadist_hccl import abi
+from datadist_hccl import abi, names
 from datadist_hccl.acl import AclError, Device
 from datadist_hccl.memory import HcclRegion, Memory
 from datadist_hccl.one_sided import Hccl, HcclError
@@ -51,6 +51,7 @@ class Communicator:
         self._bound: list[int] = []
         self.shared: list[HcclRegion] = []
         """After the end: those of the regions that other links still expose."""
+        self._named = False
         self._holding = True
         device.hold()
 
@@ -88,9 +89,15 @@ class Communicator:
 
     def create(
         self, table: str, rank: int, regions: Sequence[HcclRegion],
-        traffic_class: int | None, service_level: int | None,
+        traffic_class: int | None, service_level: int | None, deadline: float,
+        unwanted: Callable[[], bool],
     ) -> None:  # fmt: skip
-        """Make it and bind the regions, which peers reach once they are met; inside only."""
+        """Make it and bind the regions, which peers reach once they are met; inside only.
+
+        Waits for an earlier one of this name that is being destroyed. Raises :class:`LinkError`,
+        :class:`Closed`.
+        """
+        self._take_name(deadline, unwanted)
         handles = self._memory.take(regions)
         self._regions = regions
         try:
@@ -103,6 +110,20 @@ class Communicator:
                 f"HCCL cannot make the communicator {self.name!r}: {error} (the environment variables "
                 "HCCL_* and the rank table are what it checks)"
             ) from error
+
+    def _take_name(self, deadline: float, unwanted: Callable[[], bool]) -> None:
+        def give_up() -> bool:
+            return self._closed or unwanted()
+
+        self._named = names.take(self._device.number, self.name, deadline, give_up)
+        if self._named:
+            return
+        if give_up():
+            raise Closed
+        raise LinkError(
+            f"an earlier communicator {self.name!r} of this process is not destroyed yet: HCCL is still "
+            "inside one of its calls"
+        )
 
     def prepare(self, deadline: float, attempts: int, unwanted: Callable[[], bool]) -> None:
         """Meet all peers; inside only. Given up between slices when it is ``unwanted``.
@@ -177,6 +198,9 @@ class Communicator:
             if self.ended and self._regions:
                 regions, self._regions = self._regions, ()
                 self.shared = self._memory.give_back(regions)
+            if self._named and self._handle is None:
+                self._named = False
+                names.give_back(self._device.number, self.name)
             finished, self._holding = self._holding and self.ended, self._holding and not self.ended
         if finished:
             self._try(self._device.drop)

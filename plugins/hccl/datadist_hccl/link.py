@@ -118,19 +118,19 @@ class HcclLink(Link):
         """Make the communicator and meet all peers inside HCCL."""
         deadline = min(self._group.deadline, time.monotonic() + timeout)
         table = self._group.table or self._merged_table()
+
+        def unwanted() -> bool:
+            return any(path.aborted for path in self._paths.values())
+
         try:
             with self._communicator.entered():
                 self._communicator.create(
                     table.canonical, self._group.rank, [*self._regions, self._staging.region],
-                    self._options.traffic_class, self._options.service_level,
+                    self._options.traffic_class, self._options.service_level, deadline, unwanted,
                 )  # fmt: skip
                 for path in self._paths.values():
                     path.stream = self._communicator.create_stream()
-                self._communicator.prepare(
-                    deadline,
-                    self._options.retry_count,
-                    lambda: any(path.aborted for path in self._paths.values()),
-                )
+                self._communicator.prepare(deadline, self._options.retry_count, unwanted)
         except Closed:
             raise LinkError("the link was closed or aborted meanwhile") from None
         except AclError as error:
