@@ -82,7 +82,7 @@ class Builder:
         self._active: dict[str, Domain] = {}
         self._taken: set[tuple[str, int]] = set()
         """Incarnation and link id of every member of an attempt."""
-        self._dropped: set[Attempt] = set()
+        self._dropped: dict[Attempt, Domain] = {}
         """Given up, and not closed yet."""
 
     # -- beginning and ending an attempt -----------------------------------------------------
@@ -168,7 +168,7 @@ class Builder:
         else:
             self._retire(domain, attempt)
         attempt.dropped = True
-        self._dropped.add(attempt)
+        self._dropped[attempt] = domain
         if attempt.link is not None:
             for rank in attempt.others:
                 attempt.link.abort(rank)
@@ -227,7 +227,7 @@ class Builder:
             risky = attempt.shut_down(patience, CLOSE_SECONDS)
         finally:
             attempt.processes.clear()
-            self._dropped.discard(attempt)
+            self._dropped.pop(attempt, None)
             self._memory.conceal(attempt.regions)
             attempt.regions = []
         if risky:
@@ -236,10 +236,13 @@ class Builder:
                 ", ".join(f"rank {rank}" for rank in sorted(risky)),
             )
 
-    def wait_for_dropped(self, timeout: float) -> None:
-        """Let the links that were given up be closed, for at most ``timeout`` seconds."""
+    def wait_for_dropped(self, timeout: float, domain: Domain | None = None) -> None:
+        """Let the links that were given up (those of ``domain``) be closed, within ``timeout`` s."""
         deadline = time.monotonic() + timeout
-        while self._dropped and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            left = list(self._dropped.values())
+            if not left or (domain is not None and domain not in left):
+                return
             time.sleep(0.005)
 
     # -- the steps ---------------------------------------------------------------------------

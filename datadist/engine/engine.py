@@ -19,7 +19,7 @@ from datadist.control.reactor import Reactor
 from datadist.control.runtime_dir import RuntimeDirError, default_path
 from datadist.control.session import Session
 from datadist.control.tcp import NetworkSettings
-from datadist.engine.building import Builder
+from datadist.engine.building import CLOSE_SECONDS, Builder
 from datadist.engine.cluster_calls import ClusterCalls
 from datadist.engine.clusters import Clusters
 from datadist.engine.copies import Copies
@@ -308,6 +308,7 @@ class Engine:
         with self._link_lock:
             domain = self.domain(comm_id)
             self._leave(domain, patience=self.options.sync_timeout)
+        self._builder.wait_for_dropped(CLOSE_SECONDS, domain)  # a failed one may still be closing
 
     def _leave(self, domain: TableDomain, patience: float) -> None:
         attempt = self._call(lambda: self._links.remove(domain))

@@ -132,9 +132,11 @@ class Communicator:
         """
         assert self._handle is not None
         forgiven = attempts - 1 + SPARE_ATTEMPTS
+        longest = 1
         while True:
             began = time.monotonic()
-            seconds = max(1, min(SLICE_SECONDS, int(deadline - began)))
+            seconds = max(1, min(longest, int(deadline - began)))
+            longest = min(2 * longest, SLICE_SECONDS)  # short at first: a mistake is noticed early
             try:
                 self.hccl.prepare(self._handle, seconds)
                 return
