@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,10 +59,12 @@ class Here:
 
 
 class Node:
-    """The test's side of a process."""
+    """The test's side of a process; ``method`` is how it starts (see multiprocessing)."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        context = multiprocessing.get_context("spawn")
+    def __init__(
+        self, environ: Mapping[str, str], method: Literal["spawn", "forkserver"] = "spawn"
+    ) -> None:
+        context = multiprocessing.get_context(method)
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, dict(environ)), daemon=True)
         self._process.start()

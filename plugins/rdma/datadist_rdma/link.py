@@ -1,0 +1,258 @@
+"""One communication domain over RDMA: a reliable connection to every other rank."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from datadist.transport import (
+    Access,
+    AddressError,
+    Group,
+    Link,
+    LinkError,
+    Offer,
+    TransferError,
+    TransferTimeout,
+    Unsupported,
+)
+from datadist_rdma import verbs
+from datadist_rdma.chains import DEPTH, PIECE, Segments, chain_length, chains, segments
+from datadist_rdma.device import Device
+from datadist_rdma.memory import Outside, Ranges, RdmaRegion
+from datadist_rdma.offer import OfferData, RegionOffer, make_offer, parse_offer
+from datadist_rdma.options import Options
+from datadist_rdma.ports import Gid
+from datadist_rdma.queue_pair import End, Manners, QueuePair
+from datadist_rdma.transfer import Transfer
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from datadist_rdma.transport import RdmaTransport
+
+log = logging.getLogger("datadist.rdma")
+
+CLOSE_SECONDS = 5.0
+
+
+class _Path:
+    """Our way to one peer."""
+
+    def __init__(self, device: Device, gid: Gid, pair: QueuePair) -> None:
+        self.device = device
+        self.gid = gid
+        self.pair = pair
+        self.remote: Ranges | None = None
+        """What the peer lets us reach; None until its offer was taken."""
+        self.writable = False
+        self.aborted = False
+        self.broken: str | None = None
+
+    def abort(self) -> None:
+        """End what is in flight; its own thread does the work."""
+        self.aborted = True
+        self.pair.notified.set()
+
+
+class RdmaLink(Link):
+    """See :class:`datadist.transport.Link`."""
+
+    def __init__(
+        self,
+        transport: RdmaTransport,
+        group: Group,
+        places: Mapping[int, tuple[Device, Gid]],
+        regions: Sequence[RdmaRegion],
+        access: Access,
+        options: Options,
+    ) -> None:
+        self._transport = transport
+        self._group = group
+        self._regions = regions
+        self._access = access
+        self._options = options
+        self._paths: dict[int, _Path] = {}
+        self._idle = threading.Condition()
+        self._busy = 0
+        self._closed = False
+        try:
+            for rank, (device, gid) in places.items():
+                pair = QueuePair(device, gid, peers_may_write=access is Access.READ_WRITE)
+                self._paths[rank] = _Path(device, gid, pair)
+        except BaseException:
+            self.close()
+            raise
+
+    # -- setting up --------------------------------------------------------------------------
+
+    def offer(self, rank: int) -> Offer:
+        """Our end of the connection, and the keys of what the peer may reach."""
+        path = self._path(rank)
+        regions = [
+            RegionOffer(address=r.address, size=r.size, key=r.keys(path.device)[1])
+            for r in self._regions
+        ]
+        return Offer(make_offer(path.pair.end, self._access is Access.READ_WRITE, regions))
+
+    def attach(self, rank: int, offer: Offer) -> None:
+        """Connect with the peer's end; takes a second where the network does not know the peer."""
+        path = self._path(rank)
+        data = parse_offer(rank, offer.data)
+        if path.remote is not None:
+            raise LinkError(f"rank {rank} was attached before", rank)
+        self._enter(rank)
+        try:
+            mtu = self._connect(rank, path, data.end)
+            path.writable = data.writable
+            path.remote = Ranges((r.address, r.size, r.key) for r in data.regions)
+        finally:
+            self._leave()
+        self._tell(rank, path, data, mtu)
+
+    def _connect(self, rank: int, path: _Path, peer: End) -> int:
+        if _is_ipv4(peer.gid) != _is_ipv4(path.gid.raw):
+            raise LinkError(
+                f"rank {rank} uses {_address(peer.gid)} and we {path.gid.address}: both must be IPv4, "
+                "or both IPv6; set device_ip in the rank table, or the options device and gid_index",
+                rank,
+            )
+        options = self._options
+        manners = Manners(
+            options.traffic_class, options.service_level, options.timeout, options.retry_count
+        )
+        for left in reversed(range(options.attempts)):
+            try:
+                return path.pair.connect(peer, manners)
+            except LinkError as error:
+                if getattr(error, "errno", None) != errno.ETIMEDOUT or not left:
+                    raise LinkError(
+                        f"cannot connect to rank {rank} at {_address(peer.gid)}: {error}", rank
+                    ) from error
+        raise AssertionError("at least one attempt")
+
+    def _tell(self, rank: int, path: _Path, data: OfferData, mtu: int) -> None:
+        log.info(
+            "link %s to rank %d: %s port %d GID %d (%s) to %s, MTU %d, traffic class %d, service "
+            "level %d",
+            self._group.name, rank, path.gid.device, path.gid.port, path.gid.index,
+            path.gid.address, _address(data.end.gid), 128 << mtu, self._options.traffic_class,
+            self._options.service_level,
+        )  # fmt: skip
+
+    # -- moving ------------------------------------------------------------------------------
+
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        """RDMA reads of all segments."""
+        self._transfer(rank, verbs.WR_RDMA_READ, local, remote, length, timeout)
+
+    def write(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        """RDMA writes of all segments; complete when the peer's adapter has them."""
+        path = self._path(rank)
+        if path.remote is not None and not path.writable:
+            raise Unsupported(f"rank {rank} granted read access only")
+        self._transfer(rank, verbs.WR_RDMA_WRITE, local, remote, length, timeout)
+
+    def _transfer(
+        self, rank: int, opcode: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        path = self._path(rank)
+        if path.remote is None:
+            raise TransferError(f"this link has no offer of rank {rank} yet")
+        self._enter(rank)
+        try:
+            if path.broken is not None:
+                raise TransferError(path.broken)
+            if path.aborted:
+                raise TransferError(f"the link to rank {rank} was aborted")
+            started = time.monotonic()
+            parts = segments(local, remote, length, min(PIECE, path.pair.max_message))
+            lkeys, rkeys = self._keys(rank, path, path.remote, parts)
+            size = chain_length(int(parts.length.max()))
+            window = min(DEPTH, 4 * size)
+            transfer = Transfer(path.pair, rank, window, lambda: path.aborted)
+            transfer.run(
+                chains(parts, lkeys, rkeys, opcode, size), timeout - (time.monotonic() - started)
+            )
+        except TransferTimeout as error:
+            if not error.link_usable:
+                path.broken = f"an earlier transfer was {error}"
+            raise
+        except TransferError as error:
+            path.broken = path.broken or str(error)
+            raise
+        finally:
+            self._leave()
+
+    def _keys(self, rank: int, path: _Path, remote: Ranges, parts: Segments):  # type: ignore[no-untyped-def]
+        try:
+            rkeys = remote.keys(parts.remote, parts.length)
+        except Outside as error:
+            raise AddressError(
+                f"{parts.length[error.index]} bytes at {parts.remote[error.index]:#x} are not "
+                f"memory that rank {rank} offered"
+            ) from None
+        try:
+            lkeys = self._transport.local(path.device).keys(parts.local, parts.length)
+        except Outside as error:
+            raise AddressError(
+                f"{parts.length[error.index]} bytes at {parts.local[error.index]:#x} are not "
+                "memory that was registered here"
+            ) from None
+        return lkeys, rkeys
+
+    def _path(self, rank: int) -> _Path:
+        try:
+            return self._paths[rank]
+        except KeyError:
+            raise LinkError(f"rank {rank} is no peer of this link", rank) from None
+
+    def _enter(self, rank: int) -> None:
+        with self._idle:
+            if self._closed:
+                raise TransferError("this link is closed")
+            self._busy += 1
+
+    def _leave(self) -> None:
+        with self._idle:
+            self._busy -= 1
+            self._idle.notify_all()
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def abort(self, rank: int) -> None:
+        """End what is in flight with the peer, and all that would follow."""
+        path = self._paths.get(rank)
+        if path is not None:
+            path.abort()
+
+    def close(self) -> frozenset[int]:
+        """Abort, wait for transfers to end, destroy the queue pairs: nobody writes us afterwards."""
+        with self._idle:
+            if self._closed:
+                return frozenset()
+            self._closed = True
+            for path in self._paths.values():
+                path.abort()
+            if not self._idle.wait_for(lambda: self._busy == 0, CLOSE_SECONDS):
+                log.error("a transfer did not end within %g s", CLOSE_SECONDS)
+        for path in self._paths.values():
+            path.pair.fail()
+            path.pair.close()
+        return frozenset()
+
+
+def _is_ipv4(gid: bytes) -> bool:
+    return gid[:12] == bytes(10) + b"\xff\xff"
+
+
+def _address(gid: bytes) -> str:
+    return str(Gid("", 0, 0, gid, "").address)

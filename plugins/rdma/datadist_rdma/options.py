@@ -1,0 +1,80 @@
+"""Options of the rdma transport, from the user's configuration and the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from datadist.transport import TransportError, TransportOptions
+from datadist_rdma.ports import Wish
+
+KNOWN = {
+    "device": "name of the RDMA device, such as mlx5_0",
+    "port": "port of the device, from 1",
+    "gid_index": "place in the port's GID table",
+    "timeout": "retransmission time as an exponent, 4.096 us x 2^timeout (1 to 31, default 14)",
+    "retry_count": "retransmissions before a peer is given up (0 to 7, default 6)",
+}
+DEFAULT_TIMEOUT, DEFAULT_RETRIES = 14, 6
+"""67 ms and 7 attempts. 7 retries would be endless on soft-RoCE."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for."""
+
+    wish: Wish
+    traffic_class: int
+    service_level: int
+    timeout: int
+    retry_count: int
+    attempts: int
+    """How often a peer that does not answer is tried while linking."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which a silent peer counts as lost; adapters may take up to 4 times that."""
+        return 4.096e-6 * 2**self.timeout * (self.retry_count + 1)
+
+
+def parse(options: TransportOptions, environ: Mapping[str, str]) -> Options:
+    """Check and convert.
+
+    The configuration comes before ``HCCL_RDMA_TC``, ``HCCL_RDMA_SL``, ``HCCL_RDMA_TIMEOUT`` and
+    ``HCCL_RDMA_RETRY_CNT``, variables that clusters have set for HCCL. Raises TransportError.
+    """
+    unknown = sorted(set(options.extra) - set(KNOWN))
+    if unknown:
+        known = "; ".join(f"{name}: {text}" for name, text in KNOWN.items())
+        raise TransportError(f"unknown option datadist.rdma.{unknown[0]}; there are {known}")
+
+    def own(name: str, low: int, high: int, variable: str, default: int | None) -> int | None:
+        if name in options.extra:
+            return _number(f"option datadist.rdma.{name}", options.extra[name], low, high)
+        if environ.get(variable):
+            return _number(variable, environ[variable], low, high)
+        return default
+
+    def marked(name: str, value: int | None, high: int, variable: str) -> int:
+        if value is not None:
+            return _number(name, str(value), 0, high)
+        return _number(variable, environ.get(variable) or "0", 0, high)
+
+    return Options(
+        wish=Wish(
+            options.extra.get("device"),
+            own("port", 1, 255, "", None),
+            own("gid_index", 0, 255, "", None),
+        ),
+        traffic_class=marked("rdma_traffic_class", options.traffic_class, 255, "HCCL_RDMA_TC"),
+        service_level=marked("rdma_service_level", options.service_level, 7, "HCCL_RDMA_SL"),
+        timeout=own("timeout", 1, 31, "HCCL_RDMA_TIMEOUT", DEFAULT_TIMEOUT) or DEFAULT_TIMEOUT,
+        retry_count=own("retry_count", 0, 7, "HCCL_RDMA_RETRY_CNT", DEFAULT_RETRIES) or 0,
+        attempts=options.retry_count,
+    )
+
+
+def _number(name: str, text: str, low: int, high: int) -> int:
+    if text.isascii() and text.isdecimal() and low <= int(text[:20]) <= high:
+        return int(text)
+    raise TransportError(f"{name} is {text!r}, it must be a number in [{low}, {high}]")

@@ -1,0 +1,145 @@
+"""One read or write: posting chains into the window, waiting for them, and ending what goes wrong.
+
+Only a chain's last request reports success, and each request reports a failure. The window is counted
+here: devices take more requests than they were asked for, and stop without warning.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from datadist.transport import PeerLost, TransferError, TransferTimeout
+from datadist_rdma import verbs
+from datadist_rdma.chains import DEPTH, REQUEST, Chain
+from datadist_rdma.queue_pair import QueuePair
+
+SPIN_SECONDS = 30e-6
+"""How long completions are polled for before sleeping: small transfers take a few microseconds."""
+GRACE_SECONDS = 0.2
+"""How long requests in flight may take after the deadline, before the connection is given up."""
+DRAIN_SECONDS = 2.0
+
+
+class Aborted(TransferError):
+    """The link was closed, or the transfer was told to end."""
+
+
+class Transfer:
+    """Moves chains over one queue pair; :meth:`run` is called once.
+
+    After each error but a :class:`TransferTimeout` that leaves the link usable, the queue pair is in
+    the error state and drained, or destroyed.
+    """
+
+    def __init__(self, pair: QueuePair, rank: int, window: int, aborted: Callable[[], bool]) -> None:
+        self._pair = pair
+        self._rank = rank
+        self._window = min(window, DEPTH)
+        self._aborted = aborted
+        self._posted = 0
+        self._done = 0
+        self._failure: tuple[int, int] | None = None
+
+    def run(self, chains: Iterable[Chain], timeout: float) -> None:
+        """Post all chains and wait for them, ``timeout`` seconds at most.
+
+        Raises PeerLost, TransferTimeout, TransferError.
+        """
+        deadline = time.monotonic() + timeout
+        try:
+            self._move(chains, deadline)
+        except _Late:
+            self._give_up(timeout)
+        except BaseException:  # an interrupt of the main thread, too, must leave nothing in flight
+            self._fence()
+            raise
+
+    def _move(self, chains: Iterable[Chain], deadline: float) -> None:
+        for chain in chains:
+            self._wait_until(chain.end - self._window, deadline)
+            if time.monotonic() >= deadline:
+                raise _Late
+            self._post(chain)
+        self._wait_until(self._posted, deadline)
+
+    def _post(self, chain: Chain) -> None:
+        error, bad = self._pair.post(chain.address)
+        if not error:
+            self._posted = chain.end
+            return
+        taken = (bad - chain.address) // REQUEST.itemsize if bad else 0
+        self._posted = chain.first + taken
+        raise TransferError(f"the device does not take work requests: {verbs.error_text(error)}")
+
+    def _wait_until(self, count: int, deadline: float) -> None:
+        """Return once the first ``count`` requests are done. Raises :class:`_Late`."""
+        while self._done < count:
+            if self._aborted():
+                raise Aborted("the link was closed or aborted meanwhile")
+            if not self._collect() and not self._spin():
+                self._sleep(deadline)
+            if self._failure is not None:
+                raise self._error(*self._failure)
+
+    def _collect(self) -> bool:
+        """Take completions; whether there were any."""
+        completions = self._pair.poll()
+        for number, status in completions:
+            self._done = max(self._done, number + 1)
+            if status != verbs.WC_SUCCESS and self._failure is None:
+                self._failure = number, status
+        return bool(completions)
+
+    def _spin(self) -> bool:
+        end = time.monotonic() + SPIN_SECONDS
+        while time.monotonic() < end:
+            if self._collect():
+                return True
+        return False
+
+    def _sleep(self, deadline: float) -> None:
+        self._pair.arm()
+        if self._collect() or self._aborted():
+            return
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise _Late
+        self._pair.notified.wait(remaining)
+
+    def _give_up(self, timeout: float) -> None:
+        """Too late: let what is in flight end if it does so soon, else end it."""
+        text = f"not complete after {timeout:g} s"
+        try:
+            self._wait_until(self._posted, time.monotonic() + GRACE_SECONDS)
+        except BaseException as error:
+            self._fence()
+            if isinstance(error, _Late):
+                raise TransferTimeout(text) from None
+            raise
+        raise TransferTimeout(text, link_usable=True)
+
+    def _fence(self) -> None:
+        """Leave nothing in flight that could touch memory."""
+        self._pair.fail()
+        end = time.monotonic() + DRAIN_SECONDS
+        while self._done < self._posted:
+            if time.monotonic() > end:
+                self._pair.close()
+                return
+            if not self._collect():
+                time.sleep(0.0005)
+
+    def _error(self, number: int, status: int) -> TransferError:
+        text = verbs.WC_TEXTS.get(status, f"completion status {status}")
+        if status == verbs.WC_RETRY_EXC_ERR:
+            return PeerLost(
+                f"rank {self._rank} does not answer ({text}): its process or host is gone, it has "
+                "closed the link, or the network between is down",
+                self._rank,
+            )
+        return TransferError(f"work request {number} failed: {text} (status {status})")
+
+
+class _Late(Exception):
+    """The deadline has passed."""

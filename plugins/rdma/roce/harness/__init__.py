@@ -1,0 +1,1 @@
+"""Small virtual machines with soft-RoCE, on a host that has no RDMA hardware."""

@@ -1,0 +1,53 @@
+"""In the other machine: starts nodes for the tester, one per connection, and passes on what it says."""
+
+from __future__ import annotations
+
+import threading
+from multiprocessing.connection import Client, Connection, Listener
+from typing import Any
+
+from tests.nodes import Node, RemoteError
+
+from roce.nodes import start_here
+
+PORT = 7000
+KEY = b"tests on a wire of their own"
+
+
+def main() -> None:
+    """Serve until the machine goes off."""
+    with Listener(("0.0.0.0", PORT), authkey=KEY, backlog=8) as listener:
+        start_here({}).close()  # the fork server loads everything ahead
+        print("agent: ready", flush=True)
+        while True:
+            threading.Thread(target=_serve, args=(listener.accept(),), daemon=True).start()
+
+
+def _serve(line: Any) -> None:
+    connection: Connection = line
+    node = start_here(connection.recv())
+    connection.send(node.pid)
+    try:
+        while True:
+            order, args = connection.recv()
+            connection.send(_obey(node, order, args))
+    except (EOFError, OSError):
+        node.close()
+
+
+def _obey(node: Node, order: str, args: Any) -> tuple[bool, Any]:
+    try:
+        return True, getattr(node, order)(*args)
+    except RemoteError as error:
+        return False, (error.kind, error.status, error.text)
+    except TimeoutError as error:
+        return False, ("TimeoutError", None, str(error))
+
+
+def connect(host: str) -> Connection:
+    """A line to the agent at ``host``."""
+    return Client((host, PORT), authkey=KEY)  # type: ignore[return-value]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Runs of the tests in virtual machines: one machine, or two on a wire with a lab that serves them."""
+
+from __future__ import annotations
+
+import compileall
+import contextlib
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from roce.harness import initramfs, kernel
+from roce.harness.machine import Boot, Machine
+from roce.harness.wire import Wire
+
+ROOT = Path(__file__).resolve().parents[4]
+RESULTS = ROOT / "build" / "roce"
+GUEST = "DATADIST_ROCE_GUEST"
+"""Set in guests, to the name of the machine."""
+ADDRESSES = {"a": "10.99.0.1/24 fd00:99::1/64", "b": "10.99.0.2/24 fd00:99::2/64"}
+SECONDS = {"one_host": 420, "two_hosts": 600}
+
+
+def run(group: str, tests: Sequence[str]) -> tuple[Path, str]:
+    """Run tests of a group (a folder of tests) in fresh machines.
+
+    Returns the file of their reports, and what went wrong with the machine ("" if nothing).
+    Raises :class:`kernel.Unavailable`.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "datadist" / "roce"
+    found = kernel.fetch(cache)
+    results = RESULTS / group
+    shutil.rmtree(results, ignore_errors=True)
+    results.mkdir(parents=True)
+    for folder in ("datadist", "plugins", "tests"):
+        compileall.compile_dir(ROOT / folder, quiet=2)
+    with tempfile.TemporaryDirectory(prefix="roce-") as scratch:
+        initrd = Path(scratch) / "initrd"
+        initramfs.build(found, initrd)
+        boot = Boot(found.image, initrd, cpus=2 if group == "one_host" else 1)
+        runner = _one_host if group == "one_host" else _two_hosts
+        return runner(boot, Path(scratch), results, tests)
+
+
+def _one_host(
+    boot: Boot, sockets: Path, results: Path, tests: Sequence[str]
+) -> tuple[Path, str]:
+    machine = _tester(boot, results / "a", tests, sockets, None)
+    machine.start()
+    machine.wait(SECONDS["one_host"])
+    return machine.out / "reports", _trouble(machine)
+
+
+def _two_hosts(
+    boot: Boot, sockets: Path, results: Path, tests: Sequence[str]
+) -> tuple[Path, str]:
+    wire = Wire(sockets)
+    tester = _tester(boot, results / "a", tests, sockets, wire)
+    job = f"cd {ROOT}\nexec {sys.executable} -m plugins.rdma.roce.harness.agent\n"
+    other = Machine("b", boot, results / "b", job, _environ("b", "eth0"), sockets, wire)
+    try:
+        with contextlib.ExitStack() as stack:
+            for machine in (tester, other):
+                machine.start()
+                stack.callback(machine.power_off)
+            stack.enter_context(_lab(tester, other, wire))
+            tester.wait(SECONDS["two_hosts"])
+    finally:
+        wire.close()
+    trouble = _trouble(tester)
+    if trouble:
+        trouble += f"\n-- the other machine --\n{other.last_words()}"
+    return tester.out / "reports", trouble
+
+
+def _tester(
+    boot: Boot, out: Path, tests: Sequence[str], sockets: Path, wire: Wire | None
+) -> Machine:
+    chosen = " ".join(f"'{test}'" for test in tests)
+    job = (
+        f"cd {ROOT}\nexec {sys.executable} -m pytest -v -p no:cacheprovider "
+        f"--basetemp=/var/tmp/pytest {chosen}\n"
+    )
+    environ = _environ("a", "dummy0" if wire is None else "eth0")
+    return Machine("a", boot, out, job, environ, sockets, wire)
+
+
+def _environ(name: str, device: str) -> dict[str, str]:
+    return {
+        GUEST: name,
+        "ROCE_DEVICE": device,
+        "ROCE_ADDRESSES": ADDRESSES[name],
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins' / 'rdma'}",
+    }
+
+
+def _trouble(machine: Machine) -> str:
+    if machine.status in (0, 1):  # pytest's status when all passed, or some failed
+        return ""
+    job = machine.out / "job.log"
+    log = job.read_text(errors="replace")[-3000:] if job.exists() else ""
+    what = "ended without a status" if machine.status is None else f"status {machine.status}"
+    return f"the machine {what}\n-- job --\n{log}\n-- console --\n{machine.last_words()}"
+
+
+@contextlib.contextmanager
+def _lab(tester: Machine, other: Machine, wire: Wire) -> Iterator[None]:
+    """Serve the tester's requests over its serial line: one JSON object a line, both ways."""
+    line = tester.connect_lab()
+
+    def serve() -> None:
+        with contextlib.suppress(OSError), line.makefile("rb") as requests:
+            for text in requests:
+                try:
+                    answer = _obey(json.loads(text), other, wire)
+                except Exception as error:
+                    answer = {"error": f"{type(error).__name__}: {error}"}
+                line.sendall(json.dumps(answer).encode() + b"\n")
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            line.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+        line.close()
+
+
+def _obey(request: dict[str, Any], other: Machine, wire: Wire) -> dict[str, Any]:
+    order = request["do"]
+    if order == "power_off":
+        other.power_off()
+    elif order == "power_on":
+        other.start()
+    elif order == "wire":
+        wire.cut, wire.loss, wire.lost = request["cut"], request["loss"], 0
+    elif order == "watch":
+        wire.watch()
+    elif order == "seen":
+        seen = [[name, tos, code, n] for (name, tos, code), n in wire.seen().items()]
+        return {"packets": seen, "lost": wire.lost}
+    else:
+        raise ValueError(f"unknown order {order!r}")
+    return {}

@@ -1,0 +1,109 @@
+"""Nodes in this machine and in the other one, which tests use alike."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tests.nodes import SECONDS, Node, RemoteError
+
+PRELOADED = ["tests.nodes", "roce.spi", "datadist_rdma"]
+OTHER = "10.99.0.2"
+LINE = "/dev/ttyS1"
+
+
+def start_here(environ: Mapping[str, str]) -> Node:
+    """A node in this machine. Its imports are done once: they take seconds in an emulated machine."""
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    return Node(environ, "forkserver")
+
+
+class RemoteNode:
+    """A node in the other machine, with the interface of :class:`tests.nodes.Node`."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        from roce.harness.agent import connect
+
+        self._line = connect(OTHER)
+        self._line.send(dict(environ))
+        self.pid = self._receive(SECONDS)
+
+    def _receive(self, timeout: float) -> Any:
+        if not self._line.poll(timeout):
+            raise TimeoutError(f"the other machine did not answer in {timeout} s")
+        return self._line.recv()
+
+    def _ask(self, order: str, *args: Any, timeout: float = SECONDS) -> Any:
+        self._line.send((order, args))
+        return self._answer(timeout)
+
+    def _answer(self, timeout: float) -> Any:
+        ok, value = self._receive(timeout + 10)
+        if not ok:
+            raise RemoteError(*value)
+        return value
+
+    def begin(self, function: Callable[..., Any], *args: Any) -> None:
+        """Start ``function(here, *args)`` in the node."""
+        self._ask("begin", function, *args)
+
+    def result(self, timeout: float = SECONDS) -> Any:
+        """What the function returned. Raises RemoteError."""
+        return self._ask("result", timeout, timeout=timeout)
+
+    def do(self, function: Callable[..., Any], *args: Any, timeout: float = SECONDS) -> Any:
+        """Run a function and return its result."""
+        return self._ask("do", function, *args, timeout=timeout)
+
+    def kill(self) -> None:
+        """End the process without a chance to clean up."""
+        self._ask("kill")
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self._ask("pause")
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._ask("resume")
+
+    def close(self) -> None:
+        """End the node."""
+        self._line.close()
+
+
+AnyNode = Node | RemoteNode
+
+
+def wait_for_other(timeout: float = 120) -> None:
+    """Wait until the other machine's agent answers."""
+    from roce.harness.agent import connect
+
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            connect(OTHER).close()
+            return
+        except (OSError, EOFError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def lab(**request: Any) -> dict[str, Any]:
+    """Ask the host to do something to the wire or the other machine."""
+    line = os.open(LINE, os.O_RDWR | os.O_NOCTTY)
+    try:
+        os.write(line, json.dumps(request).encode() + b"\n")
+        answer = b""
+        while not answer.endswith(b"\n"):
+            answer += os.read(line, 4096)
+    finally:
+        os.close(line)
+    parsed: dict[str, Any] = json.loads(answer)
+    assert "error" not in parsed, parsed
+    return parsed
