@@ -21,10 +21,6 @@ GRACE_SECONDS = 0.2
 DRAIN_SECONDS = 2.0
 
 
-class Aborted(TransferError):
-    """The link was closed, or the transfer was told to end."""
-
-
 class Transfer:
     """Moves chains over one queue pair; :meth:`run` is called once.
 
@@ -76,7 +72,7 @@ class Transfer:
         """Return once the first ``count`` requests are done. Raises :class:`_Late`."""
         while self._done < count:
             if self._aborted():
-                raise Aborted("the link was closed or aborted meanwhile")
+                raise TransferError("the link was closed or aborted meanwhile")
             if not self._collect() and not self._spin():
                 self._sleep(deadline)
             if self._failure is not None:

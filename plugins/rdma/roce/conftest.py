@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from roce.harness.kernel import Unavailable
-from roce.harness.run import GUEST, run
+from roce.harness.run import GUEST, RESULTS, run
 
 REQUIRED = "DATADIST_ROCE_REQUIRED"
 """Set to 1 where a run that is not possible is a failure, as in CI."""
@@ -81,6 +81,7 @@ class OnHost:
             place = (str(item.path), 0, f"Skipped: {self._skipped[group]}")
             return [_report(item, "skipped", place)]
         why = self._trouble[group] or "the guest reported no result of this test"
+        self._trouble[group] = f"no result: see the first failure, and {RESULTS / group}"
         return [*replayed, _report(item, "failed", why)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ MIB = 1 << 20
 GUARD = 4096
 
 
-def start(here: Here, size: int = MIB, **options: Any) -> int:
+def start(here: Here, size: int = MIB, options: Mapping[str, Any] | None = None) -> int:
     """Open the transport with one region of ``size`` bytes; returns its address."""
-    here.any["transport"] = transport = RdmaTransport(TransportOptions(**options))
+    here.any["transport"] = transport = RdmaTransport(TransportOptions(**(options or {})))
     here.any["region"] = region = transport.allocate(size, Placement.DEVICE)
     here.any["links"] = {}
     return region.address
@@ -124,9 +124,121 @@ def close_link(here: Here, name: str) -> list[int]:
     return sorted(here.any["links"].pop(name).close())
 
 
-def abort_later(here: Here, name: str, other: int, delay: float) -> None:
-    """Abort a link after ``delay`` seconds, from another thread."""
+def abort_during(here: Here, delay: float, name: str, other: int, *args: Any) -> Any:
+    """:func:`try_move`, aborted after ``delay`` seconds by another thread."""
     import threading
 
     link = here.any["links"][name]
     threading.Timer(delay, lambda: link.abort(other)).start()
+    return try_move(here, name, other, *args)
+
+
+# -- what only some tests need ------------------------------------------------------------------
+
+
+def release_region(here: Here) -> None:
+    """Deregister our memory although a link exposes it, as a faulty owner would."""
+    here.any["transport"].release(here.any.pop("region"))
+
+
+def add_region(here: Here, size: int) -> int:
+    """Allocate the region anew; returns its address."""
+    here.any["region"] = region = here.any["transport"].allocate(size, Placement.DEVICE)
+    return int(region.address)
+
+
+def pretend_writable(here: Here, name: str, other: int) -> None:
+    """Ignore that the peer granted reading only, as a faulty peer would."""
+    here.any["links"][name]._paths[other].writable = True
+
+
+def shift_window(here: Here, name: str, other: int, size: int) -> None:
+    """Believe that the peer offered ``size`` bytes more."""
+    from datadist_rdma.memory import Ranges
+
+    path = here.any["links"][name]._paths[other]
+    begins, ends, keys = (
+        path.remote._begins, path.remote._ends, path.remote._keys,
+    )  # fmt: skip
+    path.remote = Ranges(
+        (int(b), int(e - b) + size, int(k)) for b, e, k in zip(begins, ends, keys, strict=True)
+    )
+
+
+def watch_self(here: Here, *args: Any) -> dict[str, Any]:
+    """:func:`try_move` while another thread counts; also the processor time of this process."""
+    import threading
+
+    ticks, stop = [0], threading.Event()
+
+    def count() -> None:
+        while not stop.wait(0.005):
+            ticks[0] += 1
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    cpu = time.process_time()
+    try:
+        kind, text, usable, took = try_move(here, *args)
+    finally:
+        cpu = time.process_time() - cpu
+        stop.set()
+        thread.join()
+    return {"kind": kind, "text": text, "took": took, "cpu": cpu, "ticks": ticks[0]}
+
+
+def resources(here: Here) -> tuple[int, int]:
+    """Open descriptors and threads of this process."""
+    import os
+    import threading
+
+    return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+
+def try_register(here: Here, address: int, size: int) -> str:
+    """The text of the error of a registration that must fail."""
+    from datadist.transport import RegistrationError
+
+    try:
+        here.any["transport"].register(address, size, Placement.HOST)
+    except RegistrationError as error:
+        return str(error)
+    raise AssertionError("the registration succeeded")
+
+
+def start_limited(here: Here, limit: int, size: int) -> str:
+    """Allocate as an ordinary user with a limit of locked memory; the error's text."""
+    import os
+    import resource
+
+    from datadist.transport import RegistrationError
+
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
+    os.setresuid(65534, 65534, 65534)
+    transport = RdmaTransport(TransportOptions())
+    try:
+        transport.allocate(size, Placement.HOST)
+    except RegistrationError as error:
+        return str(error)
+    finally:
+        transport.close()
+    raise AssertionError("the registration succeeded")
+
+
+def move_parallel(here: Here, names: Sequence[str], *args: Any) -> list[float]:
+    """The same move over several links at once, each on a thread of its own."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        jobs = [pool.submit(move, here, name, *args) for name in names]
+        return [job.result(60) for job in jobs]
+
+
+def describe(here: Here) -> dict[str, Any]:
+    """What the transport says of itself."""
+    return dict(here.any["transport"].describe())
+
+
+def log_of(here: Here, text: str = "") -> list[str]:
+    """Log lines that contain a text."""
+    return [line for line in here.log if text in line]

@@ -82,10 +82,11 @@ def _two_hosts(
 def _tester(
     boot: Boot, out: Path, tests: Sequence[str], sockets: Path, wire: Wire | None
 ) -> Machine:
-    chosen = " ".join(f"'{test}'" for test in tests)
+    out.mkdir(parents=True)
+    (out / "tests").write_text("\n".join(tests))
     job = (
         f"cd {ROOT}\nexec {sys.executable} -m pytest -v -p no:cacheprovider "
-        f"--basetemp=/var/tmp/pytest {chosen}\n"
+        "--basetemp=/var/tmp/pytest @/run/out/tests\n"
     )
     environ = _environ("a", "dummy0" if wire is None else "eth0")
     return Machine("a", boot, out, job, environ, sockets, wire)
