@@ -131,4 +131,3 @@ def route_source(peer: str) -> Address | None:
             probe.connect(info[4])  # sends nothing
             return ipaddress.ip_address(probe.getsockname()[0].partition("%")[0])
     return None
-

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from datadist.transport import LinkError
 from datadist_rdma import verbs
+from datadist_rdma.chains import DEPTH
 from datadist_rdma.device import Device
 from datadist_rdma.ports import Gid
-from datadist_rdma.chains import DEPTH
 
 HOPS = 64
 MIN_RNR_TIMER = 12

@@ -28,7 +28,9 @@ class Transfer:
     the error state and drained, or destroyed.
     """
 
-    def __init__(self, pair: QueuePair, rank: int, window: int, aborted: Callable[[], bool]) -> None:
+    def __init__(
+        self, pair: QueuePair, rank: int, window: int, aborted: Callable[[], bool]
+    ) -> None:
         self._pair = pair
         self._rank = rank
         self._window = min(window, DEPTH)

@@ -268,9 +268,7 @@ class Library:
         self.create_comp_channel = bind(
             "create_comp_channel", POINTER(_CompletionChannel), c_void_p
         )
-        self.destroy_comp_channel = bind(
-            "destroy_comp_channel", c_int, POINTER(_CompletionChannel)
-        )
+        self.destroy_comp_channel = bind("destroy_comp_channel", c_int, POINTER(_CompletionChannel))
         self.create_cq = bind(
             "create_cq", c_void_p, c_void_p, c_int, c_void_p, POINTER(_CompletionChannel), c_int
         )

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 from datadist_rdma import RdmaTransport
-from tests.nodes import Here
 
 from datadist.transport import Access, Group, Offer, Peer, Placement, Region, TransportOptions
+from tests.nodes import Here
 
 MIB = 1 << 20
 GUARD = 4096

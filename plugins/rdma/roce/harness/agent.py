@@ -6,9 +6,9 @@ import threading
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
-from tests.nodes import Node, RemoteError
-
 from roce.nodes import start_here
+
+from tests.nodes import Node, RemoteError
 
 PORT = 7000
 KEY = b"tests on a wire of their own"

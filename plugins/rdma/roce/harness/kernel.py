@@ -49,7 +49,9 @@ def check_programs() -> None:
         raise Unavailable(f"the virtual machines are x86-64, this is {platform.machine()}")
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     missing = {pkg for name, pkg in PROGRAMS.items() if shutil.which(name, path=path) is None}
-    if not any(Path(d).glob("libibverbs.so.1*") for d in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64")):
+    if not any(
+        Path(d).glob("libibverbs.so.1*") for d in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64")
+    ):
         missing.add("libibverbs1")
     if not Path("/etc/libibverbs.d/rxe.driver").exists():
         missing.add("ibverbs-providers")
@@ -91,7 +93,7 @@ def _package_name() -> str:
 
 def _unpack(package: str, scratch: Path) -> None:
     try:
-        _run("apt-get", "download", package.split("_")[0], cwd=scratch)
+        _run("apt-get", "download", package.split("_", maxsplit=1)[0], cwd=scratch)
     except Unavailable as error:
         raise Unavailable(f"the kernel package cannot be fetched: {error}") from None
     (archive,) = scratch.glob("*.deb")

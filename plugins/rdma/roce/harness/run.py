@@ -48,18 +48,14 @@ def run(group: str, tests: Sequence[str]) -> tuple[Path, str]:
         return runner(boot, Path(scratch), results, tests)
 
 
-def _one_host(
-    boot: Boot, sockets: Path, results: Path, tests: Sequence[str]
-) -> tuple[Path, str]:
+def _one_host(boot: Boot, sockets: Path, results: Path, tests: Sequence[str]) -> tuple[Path, str]:
     machine = _tester(boot, results / "a", tests, sockets, None)
     machine.start()
     machine.wait(SECONDS["one_host"])
     return machine.out / "reports", _trouble(machine)
 
 
-def _two_hosts(
-    boot: Boot, sockets: Path, results: Path, tests: Sequence[str]
-) -> tuple[Path, str]:
+def _two_hosts(boot: Boot, sockets: Path, results: Path, tests: Sequence[str]) -> tuple[Path, str]:
     wire = Wire(sockets)
     tester = _tester(boot, results / "a", tests, sockets, wire)
     job = f"cd {ROOT}\nexec {sys.executable} -m plugins.rdma.roce.harness.agent\n"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from roce import spi
 from roce.nodes import start_here
 from roce.spi import MIB
+
 from tests.nodes import Node, RemoteError
 
 SIZE = 4 * MIB
@@ -34,7 +35,9 @@ class Two:
         vectors = self.vectors(*segments)
         return float(self.mover.do(spi.move, name, 1, verb, *vectors))
 
-    def fail(self, name: str, verb: str, *segments: tuple[int, int, int], timeout: float = 20) -> Any:
+    def fail(
+        self, name: str, verb: str, *segments: tuple[int, int, int], timeout: float = 20
+    ) -> Any:
         """As :meth:`move`, for a move that must fail: type, text, link_usable, seconds."""
         return self.mover.do(spi.try_move, name, 1, verb, *self.vectors(*segments), timeout)
 
