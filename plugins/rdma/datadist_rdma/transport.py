@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,9 @@ from datadist_rdma.memory import Ranges, RdmaRegion
 from datadist_rdma.ports import Gid, NoPort
 
 log = logging.getLogger("datadist.rdma")
+
+_PLACEHOLDER = re.compile(r"[xX*]+(\.[xX*]+)*")
+"""``x.x.x.x``, as documents and programs write it where an address is not used."""
 
 
 class RdmaTransport(Transport):
@@ -87,7 +91,7 @@ class RdmaTransport(Transport):
 
     def _from_table(self, table: RankTable | None, rank: int) -> Gid | None:
         text = table.device(rank).device_ip if table is not None else None
-        if text is None:
+        if text is None or _PLACEHOLDER.fullmatch(text):
             return None
         try:
             address = ipaddress.ip_address(text)

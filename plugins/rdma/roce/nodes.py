@@ -11,7 +11,10 @@ from typing import Any
 
 from tests.nodes import SECONDS, Node, RemoteError
 
-PRELOADED = ["tests.nodes", "roce.spi", "datadist_rdma"]
+PRELOADED = [
+    "roce.spi", "datadist_rdma", "tests.test_pull", "tests.test_push", "tests.test_layerwise",
+    "tests.test_clusters", "tests.test_link",
+]  # fmt: skip
 OTHER = "10.99.0.2"
 LINE = "/dev/ttyS1"
 

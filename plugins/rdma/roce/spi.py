@@ -179,7 +179,7 @@ def watch_self(here: Here, *args: Any) -> dict[str, Any]:
     thread.start()
     cpu = time.process_time()
     try:
-        kind, text, usable, took = try_move(here, *args)
+        kind, text, _, took = try_move(here, *args)
     finally:
         cpu = time.process_time() - cpu
         stop.set()

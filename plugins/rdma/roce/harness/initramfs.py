@@ -22,7 +22,8 @@ mount -t devtmpfs dev /dev
 for module in $(cat /modules/order); do
   insmod /modules/$module || echo "guest: $module was not loaded"
 done
-mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576,ro,cache=loose host /ro || echo "guest: no host root"
+share=trans=virtio,version=9p2000.L,msize=1048576
+mount -t 9p -o $share,ro,cache=loose host /ro || echo "guest: no host root"
 mount -t tmpfs rw /rw
 mkdir /rw/upper /rw/work
 mount -t overlay -o lowerdir=/ro,upperdir=/rw/upper,workdir=/rw/work overlay /newroot
@@ -34,7 +35,7 @@ mount -t tmpfs shm /newroot/dev/shm
 mount -t devpts pts /newroot/dev/pts
 mount -t tmpfs run /newroot/run
 mkdir /newroot/run/out
-mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576 out /newroot/run/out || echo "guest: no shared folder"
+mount -t 9p -o $share out /newroot/run/out || echo "guest: no shared folder"
 exec switch_root /newroot /bin/bash /run/out/guest.sh
 """
 

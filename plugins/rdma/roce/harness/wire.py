@@ -85,7 +85,7 @@ class Wire:
         if self._seen is not None:
             packet = roce_packet(frame)
             if packet is not None:
-                self._seen[name, *packet] += 1
+                self._seen[(name, *packet)] += 1
         if self.cut or (self.loss and self._random.random() < self.loss):
             self.lost += 1
             return
