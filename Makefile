@@ -6,11 +6,12 @@ STAMP := $(VENV)/.installed
 SOURCES := datadist plugins/shm/datadist_shm plugins/shm/tests tests \
 	plugins/hccl/datadist_hccl plugins/hccl/tests examples
 
-.PHONY: help setup demo test lint types check clean
+.PHONY: help setup demo test test-roce lint types check clean
 
 help:
 	@echo "make demo    link a prompt and a decoder and move a KV cache between them"
 	@echo "make test    run all tests"
+	@echo "make test-roce  run the tests of the rdma backend in virtual machines with soft-RoCE"
 	@echo "make check   lint, types and tests"
 	@echo "make clean   remove the virtual environment and what was built"
 	@echo "Variables: PYTHON (default python3), VENV (default .venv), ARGS (of demo and test)"
@@ -29,6 +30,9 @@ demo: setup
 test: setup
 	@$(BIN)/python -m compileall -q datadist plugins tests  # spawned processes start faster
 	$(BIN)/python -m pytest $(ARGS)
+
+test-roce: setup
+	$(BIN)/python -m pytest plugins/rdma/roce $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check $(SOURCES)

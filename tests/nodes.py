@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any, Literal
 
 import numpy as np
@@ -64,7 +65,11 @@ class Node:
     def __init__(
         self, environ: Mapping[str, str], method: Literal["spawn", "forkserver"] = "spawn"
     ) -> None:
-        context = multiprocessing.get_context(method)
+        context: SpawnContext | ForkServerContext = (
+            multiprocessing.get_context("spawn")
+            if method == "spawn"
+            else multiprocessing.get_context("forkserver")
+        )
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, dict(environ)), daemon=True)
         self._process.start()

@@ -34,7 +34,7 @@ class Options:
     @property
     def patience(self) -> float:
         """Seconds after which a silent peer counts as lost; adapters may take up to 4 times that."""
-        return 4.096e-6 * 2**self.timeout * (self.retry_count + 1)
+        return 4.096e-6 * (1 << self.timeout) * (self.retry_count + 1)
 
 
 def parse(options: TransportOptions, environ: Mapping[str, str]) -> Options:

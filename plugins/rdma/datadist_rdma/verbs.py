@@ -304,7 +304,7 @@ class DataPath:
 
 def async_fd(context: int) -> int:
     """The descriptor on which a device reports events."""
-    return _Context.from_address(context).async_fd
+    return int(_Context.from_address(context).async_fd)
 
 
 def last_error() -> str:

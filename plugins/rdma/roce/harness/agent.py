@@ -46,7 +46,7 @@ def _obey(node: Node, order: str, args: Any) -> tuple[bool, Any]:
 
 def connect(host: str) -> Connection:
     """A line to the agent at ``host``."""
-    return Client((host, PORT), authkey=KEY)  # type: ignore[return-value]
+    return Client((host, PORT), authkey=KEY)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from roce.nodes import start_here
@@ -22,7 +23,7 @@ def start_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
     folder = tmp_path / "run"
     folder.mkdir(mode=0o700)
 
-    def start(cluster: int | None = None, **settings: object) -> Node:
+    def start(cluster: int | None = None, **settings: Any) -> Node:
         node = start_here({"DATADIST_RUNTIME_DIR": str(folder), "DATADIST_BACKEND": "rdma"})
         started.append(node)
         if cluster is not None:

@@ -51,7 +51,7 @@ def test_reads_are_as_fast_as_ib_read_bw(
     nodes = [start_here({}), start_here({})]
     try:
         local, remote = (node.do(spi.start, SIZE) for node in nodes)
-        spi.connect(*nodes)
+        spi.connect(nodes[0], nodes[1])
         # Neighbours change places, so that nothing is contiguous on both sides.
         places = [(n ^ 1) * size for n in range(count)]
         mine, theirs = [], []

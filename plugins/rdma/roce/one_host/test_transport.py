@@ -318,7 +318,7 @@ def test_the_address_can_be_chosen(extra: dict[str, str], address: str) -> None:
     try:
         first, second = (node.do(spi.start, MIB, {"extra": extra}) for node in nodes)
         nodes[1].do(spi.fill, 6)
-        spi.connect(*nodes)
+        spi.connect(nodes[0], nodes[1])
         nodes[0].do(spi.move, "l", 1, "read", [first], [second], [5000])
         assert nodes[0].do(spi.content)[:5000] == spi.expected(6, MIB)[:5000].tobytes()
         (line,) = nodes[0].do(spi.log_of, "link l to rank 1")
