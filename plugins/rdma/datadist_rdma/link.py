@@ -6,7 +6,8 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from datadist.transport import (
@@ -21,9 +22,9 @@ from datadist.transport import (
     Unsupported,
 )
 from datadist_rdma import verbs
-from datadist_rdma.chains import DEPTH, PIECE, Segments, chain_length, chains, segments
+from datadist_rdma.chains import DEPTH, FEW, PIECE, Chain, chain_length, chains, few, segments
 from datadist_rdma.device import Device
-from datadist_rdma.memory import Outside, Ranges, RdmaRegion
+from datadist_rdma.memory import Outside, Ranges, RdmaRegion, Vector
 from datadist_rdma.offer import OfferData, RegionOffer, make_offer, parse_offer
 from datadist_rdma.options import Options
 from datadist_rdma.ports import Gid
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("datadist.rdma")
 
 CLOSE_SECONDS = 5.0
+
+Numbers = Sequence[int] | Vector
 
 
 class _Path:
@@ -173,15 +176,10 @@ class RdmaLink(Link):
                 raise TransferError(path.broken)
             if path.aborted:
                 raise TransferError(f"the link to rank {rank} was aborted")
-            started = time.monotonic()
-            parts = segments(local, remote, length, min(PIECE, path.pair.max_message))
-            lkeys, rkeys = self._keys(rank, path, path.remote, parts)
-            size = chain_length(int(parts.length.max()))
-            window = min(DEPTH, 4 * size)
+            deadline = time.monotonic() + timeout
+            planned, window = self._plan(rank, path, path.remote, opcode, (local, remote, length))
             transfer = Transfer(path.pair, rank, window, lambda: path.aborted)
-            transfer.run(
-                chains(parts, lkeys, rkeys, opcode, size), timeout - (time.monotonic() - started)
-            )
+            transfer.run(planned, deadline)
         except TransferTimeout as error:
             if not error.link_usable:
                 path.broken = f"an earlier transfer was {error}"
@@ -192,22 +190,34 @@ class RdmaLink(Link):
         finally:
             self._leave()
 
-    def _keys(self, rank: int, path: _Path, remote: Ranges, parts: Segments):  # type: ignore[no-untyped-def]
-        try:
-            rkeys = remote.keys(parts.remote, parts.length)
-        except Outside as error:
-            raise AddressError(
-                f"{parts.length[error.index]} bytes at {parts.remote[error.index]:#x} are not "
-                f"memory that rank {rank} offered"
-            ) from None
-        try:
-            lkeys = self._transport.local(path.device).keys(parts.local, parts.length)
-        except Outside as error:
-            raise AddressError(
-                f"{parts.length[error.index]} bytes at {parts.local[error.index]:#x} are not "
-                "memory that was registered here"
-            ) from None
-        return lkeys, rkeys
+    def _plan(
+        self,
+        rank: int,
+        path: _Path,
+        remote: Ranges,
+        opcode: int,
+        vectors: tuple[Buffer, Buffer, Buffer],
+    ) -> tuple[Iterator[Chain], int]:
+        """The chains of a transfer, and how many requests may be in flight."""
+        piece = min(PIECE, path.pair.max_message)
+        own = self._transport.local(path.device)
+        if memoryview(vectors[0]).nbytes <= 8 * FEW:
+            rows = [memoryview(vector).cast("B").cast("q").tolist() for vector in vectors]
+            if max(rows[2]) <= piece:
+                parts = []
+                for here, there, size in zip(*rows, strict=True):
+                    with _outside_of_offer(rank, [there], [size]):
+                        rkey = remote.key(there, size)
+                    with _outside_of_own([here], [size]):
+                        parts.append((here, there, size, own.key(here, size), rkey))
+                return few(parts, opcode), FEW
+        split = segments(*vectors, piece)
+        with _outside_of_offer(rank, split.remote, split.length):
+            rkeys = remote.keys(split.remote, split.length)
+        with _outside_of_own(split.local, split.length):
+            lkeys = own.keys(split.local, split.length)
+        count = chain_length(int(split.length.max()))
+        return chains(split, lkeys, rkeys, opcode, count), min(DEPTH, 4 * count)
 
     def _path(self, rank: int) -> _Path:
         try:
@@ -248,6 +258,28 @@ class RdmaLink(Link):
             path.pair.fail()
             path.pair.close()
         return frozenset()
+
+
+@contextmanager
+def _outside_of_offer(rank: int, address: Numbers, length: Numbers) -> Iterator[None]:
+    try:
+        yield
+    except Outside as error:
+        raise AddressError(
+            f"{length[error.index]} bytes at {address[error.index]:#x} are not memory that rank "
+            f"{rank} offered"
+        ) from None
+
+
+@contextmanager
+def _outside_of_own(address: Numbers, length: Numbers) -> Iterator[None]:
+    try:
+        yield
+    except Outside as error:
+        raise AddressError(
+            f"{length[error.index]} bytes at {address[error.index]:#x} are not memory that was "
+            "registered here"
+        ) from None
 
 
 def _is_ipv4(gid: bytes) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import mmap
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -74,6 +75,8 @@ class Ranges:
         self._begins = table[:, 0].copy()
         self._ends = table[:, 0] + table[:, 1]
         self._keys = table[:, 2].astype(np.uint32)
+        self._rows = [tuple(row) for row in table.tolist()]
+        self._firsts = [row[0] for row in self._rows]
 
     def keys(self, address: Vector, length: Vector) -> NDArray[np.uint32]:
         """The key of every segment.
@@ -88,6 +91,15 @@ class Ranges:
         if not inside.all():
             raise Outside(int(np.argmin(inside)))
         return self._keys[place]
+
+    def key(self, address: int, length: int) -> int:
+        """As :meth:`keys` for one segment, where vectors would cost more than they save."""
+        place = bisect_right(self._firsts, address) - 1
+        if place >= 0:
+            begin, size, key = self._rows[place]
+            if address + length <= begin + size:
+                return int(key)
+        raise Outside(0)
 
 
 class Outside(Exception):

@@ -39,16 +39,16 @@ class Transfer:
         self._done = 0
         self._failure: tuple[int, int] | None = None
 
-    def run(self, chains: Iterable[Chain], timeout: float) -> None:
-        """Post all chains and wait for them, ``timeout`` seconds at most.
+    def run(self, chains: Iterable[Chain], deadline: float) -> None:
+        """Post all chains and wait for them until ``deadline`` (time.monotonic).
 
         Raises PeerLost, TransferTimeout, TransferError.
         """
-        deadline = time.monotonic() + timeout
+        begun = time.monotonic()
         try:
             self._move(chains, deadline)
         except _Late:
-            self._give_up(timeout)
+            self._give_up(deadline - begun)
         except BaseException:  # an interrupt of the main thread, too, must leave nothing in flight
             self._fence()
             raise

@@ -9,14 +9,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import json
 import logging
 import os
-import re
 import resource
-import shutil
-import socket
-import subprocess
 import sys
 import time
 from array import array
@@ -85,6 +80,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=256, help="MiB to move (default 256)")
     parser.add_argument("--traffic-class", type=int, help="0 to 255")
     parser.add_argument("--service-level", type=int, help="0 to 7")
+    parser.add_argument(
+        "--ib-read-bw", action="store_true", help="compare with ib_read_bw (it opens port 18515)"
+    )
     parser.add_argument("--verbose", action="store_true", help="show the log")
     return parser.parse_args(arguments)
 
@@ -111,9 +109,7 @@ def _look(report: Report) -> None:
 
 def _loop(report: Report, args: argparse.Namespace) -> None:
     """Two transports in this process, connected through the adapter."""
-    options = TransportOptions(
-        traffic_class=args.traffic_class, service_level=args.service_level
-    )
+    options = TransportOptions(traffic_class=args.traffic_class, service_level=args.service_level)
     size = args.size * MIB
     with contextlib.ExitStack() as stack:
         ends = []

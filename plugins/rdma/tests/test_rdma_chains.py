@@ -67,6 +67,20 @@ def test_chains_are_what_a_device_can_walk(count: int, length: int, opcode: int)
     assert number == count
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_few_requests_need_no_vectors(count: int) -> None:
+    parts = [(10 + n, 20 + n, 30 + n, 2**32 - 1 - n, 50 + n) for n in range(count)]
+    flags = [0] * (count - 1) + [verbs.SEND_SIGNALED]
+    for chain in chains.few(parts, verbs.WR_RDMA_READ):
+        assert chain[1:] == (0, count)
+        seen = [
+            (e.addr, r.rdma.remote_addr, e.length, e.lkey, r.rdma.rkey, r.wr_id, r.send_flags)
+            for r, e in walk(chain)
+        ]
+        assert seen == [(*part, n, flags[n]) for n, part in enumerate(parts)]
+        assert {(r.opcode, r.num_sge) for r, _ in walk(chain)} == {(verbs.WR_RDMA_READ, 1)}
+
+
 @pytest.mark.parametrize(("longest", "length"), [(1, 64), (4096, 64), (65536, 16), (1 << 20, 1)])
 def test_chains_of_long_requests_are_short(longest: int, length: int) -> None:
     assert chain_length(longest) == length
@@ -81,7 +95,10 @@ def test_ranges_agree_with_a_loop(address: int, size: int) -> None:
     ask = (np.array([1000, address]), np.array([1, size]))
     if found:
         assert Ranges(RANGES).keys(*ask).tolist() == [7, *found]
+        assert Ranges(RANGES).key(address, size) == found[0]
     else:
+        with pytest.raises(Outside):
+            Ranges(RANGES).key(address, size)
         with pytest.raises(Outside) as caught:
             Ranges(RANGES).keys(*ask)
         assert caught.value.index == 1
@@ -92,6 +109,8 @@ def test_wild_addresses_are_outside(address: int) -> None:
     for ranges in (Ranges(RANGES), Ranges([])):
         with pytest.raises(Outside):
             ranges.keys(np.array([address]), np.array([2**62]))
+        with pytest.raises(Outside):
+            ranges.key(address, 2**62)
 
 
 def test_overlap() -> None:

@@ -1,0 +1,239 @@
+"""The part of ``verify`` that takes two hosts: it uses the public API only, as an application would.
+
+Rank 1 pulls from rank 0 and pushes to it. The two keep in step by a counter of their own that the other
+one pulls, so that nothing but the library carries messages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+import os
+import re
+import subprocess
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datadist import (
+    BlocksCacheKey,
+    Cache,
+    CacheDesc,
+    DataType,
+    LLMConfig,
+    LLMDataDist,
+    LLMException,
+    LLMRole,
+)
+from datadist_rdma import ports
+from datadist_rdma.verify import MIB, RATIO, ROUNDS, Report
+
+MAPPING = {1: 0, 2: 1}
+STEP_SECONDS = 300
+YARDSTICK_PORT = "18515"
+YARDSTICKS = (4096, 65536)
+START_SECONDS = 20
+READY, MOVED, CHECKED = 1, 2, 3
+
+
+class Side:
+    """Our engine, our counter, and the peer's."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.rank: int = args.rank
+        self.cluster = args.rank + 1
+        self.peer = 2 - args.rank
+        self.blocks = {block: args.size * MIB // block for block in (4096, 65536, MIB)}
+        config = LLMConfig()
+        config.enable_cache_manager = True
+        config.enable_remote_cache_accessible = True
+        config.transfer_backend = "rdma"
+        config.sync_kv_timeout = 60_000
+        config.link_total_time = 120
+        config.rdma_traffic_class = args.traffic_class
+        config.rdma_service_level = args.service_level
+        config.mem_pool_cfg = json.dumps({"memory_size": (3 * args.size + 16) * MIB})
+        self.engine = LLMDataDist(LLMRole.MIX, self.cluster)
+        self.engine.init(config.generate_options())
+        self.manager = self.engine.cache_manager
+        self._mine = self._allocate(1, 8, 0)
+        self._theirs = self._allocate(1, 8, None)
+
+    def allocate(self, block: int) -> Cache:
+        """A cache of all that is moved, in blocks of ``block`` bytes."""
+        return self._allocate(self.blocks[block], block, block)
+
+    def _allocate(self, count: int, size: int, model: int | None) -> Cache:
+        desc = CacheDesc(1, [count, size], DataType.DT_UINT8)
+        key = () if model is None else (BlocksCacheKey(self.cluster, model),)
+        return self.manager.allocate_blocks_cache(desc, *key)
+
+    def tell(self, step: int) -> None:
+        """Let the peer go on."""
+        self._mine.numpy()[0].view(np.int64)[0, 0] = step
+
+    def wait_for(self, step: int) -> None:
+        """Wait until the peer has got so far."""
+        deadline = time.monotonic() + STEP_SECONDS
+        while True:
+            self.manager.pull_blocks(BlocksCacheKey(self.peer, 0), self._theirs, [0], [0])
+            if self._theirs.numpy()[0].view(np.int64)[0, 0] >= step:
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the other rank did not get to step {step}")
+            time.sleep(0.02)
+
+
+def table(device_ips: list[str] | None) -> str:
+    """A rank table of two hosts."""
+    servers = []
+    for rank in (0, 1):
+        device = {"device_id": "0", "rank_id": str(rank)}
+        if device_ips:
+            device["device_ip"] = device_ips[rank]
+        servers.append({"server_id": f"verify-{rank}", "device": [device]})
+    return json.dumps(
+        {"version": "1.0", "status": "completed", "server_count": "2", "server_list": servers}
+    )
+
+
+def run(report: Report, args: argparse.Namespace) -> None:
+    """Link the two ranks and move memory both ways."""
+    missing = [n for n in ("DATADIST_RENDEZVOUS", "DATADIST_AUTH_KEY") if not os.environ.get(n)]
+    if missing:
+        report.line("FAIL", "environment", f"set {' and '.join(missing)} equally on both hosts")
+        return
+    try:
+        side = Side(args)
+    except LLMException as error:
+        report.line("FAIL", "init", str(error))
+        return
+    with side.engine:
+        caches = {block: side.allocate(block) for block in side.blocks}
+        with report.step("link") as detail:
+            begun = time.monotonic()
+            comm_id = side.engine.link("verify", MAPPING, table(args.device_ip))
+            side.engine.wait_link(comm_id)
+            detail.append(
+                f"{(time.monotonic() - begun) * 1e3:.0f} ms, the other rank's start included"
+            )
+        if report.failed:
+            return
+        with report.step("both ranks finish"):
+            (_serve if side.rank == 0 else _move)(report, side, caches, args)
+        side.engine.unlink(comm_id)
+
+
+def _serve(report: Report, side: Side, caches: dict[int, Cache], args: argparse.Namespace) -> None:
+    for block, cache in caches.items():
+        cache.numpy()[0][:] = pattern(block, side.blocks[block])
+    side.tell(READY)
+    side.wait_for(MOVED)
+    for block, cache in caches.items():
+        with report.step(f"pushed blocks of {block // 1024} KiB"):
+            if not np.array_equal(cache.numpy()[0], pattern(block, side.blocks[block], True)):
+                raise ValueError("the bytes differ")
+    side.tell(CHECKED)
+    if args.ib_read_bw:
+        _serve_yardstick(args)
+    side.wait_for(CHECKED)
+
+
+def _move(report: Report, side: Side, caches: dict[int, Cache], args: argparse.Namespace) -> None:
+    side.wait_for(READY)
+    best: dict[int, float] = {}
+    for block, cache in caches.items():
+        count = side.blocks[block]
+        numbers, swapped = list(range(count)), [n ^ 1 for n in range(count)]
+        view = cache.numpy()[0]
+        with report.step(f"pull in blocks of {block // 1024} KiB") as detail:
+            took = []
+            for _ in range(ROUNDS):
+                view[:] = 0
+                begun = time.monotonic()
+                side.manager.pull_blocks(BlocksCacheKey(1, block), cache, numbers, swapped)
+                took.append(time.monotonic() - begun)
+            if not np.array_equal(view[swapped], pattern(block, count)):
+                raise ValueError("the bytes differ")
+            best[block] = count * block / min(took)
+            detail.append(f"{best[block] / 1e9:.2f} GB/s")
+        view[swapped] = pattern(block, count, True)
+        with report.step(f"push in blocks of {block // 1024} KiB") as detail:
+            begun = time.monotonic()
+            side.manager.push_blocks(BlocksCacheKey(1, block), cache, swapped, numbers)
+            detail.append(f"{count * block / (time.monotonic() - begun) / 1e9:.2f} GB/s")
+    side.tell(MOVED)
+    side.wait_for(CHECKED)
+    if args.ib_read_bw:
+        _compare(report, args, best)
+    side.tell(CHECKED)
+
+
+def pattern(block: int, count: int, pushed: bool = False) -> NDArray[np.uint8]:
+    """Blocks that both ranks can make."""
+    seed = [block, pushed]
+    return np.random.default_rng(seed).integers(0, 256, (count, block), np.uint8)
+
+
+# -- ib_read_bw beside it -------------------------------------------------------------------------
+
+
+def _rounds() -> list[int]:
+    """Block sizes in the order in which both ranks measure them."""
+    return [block for block in YARDSTICKS for _ in range(ROUNDS)]
+
+
+def _command(args: argparse.Namespace, block: int) -> list[str]:
+    gids, _ = ports.list_gids()
+    address = ipaddress.ip_address(args.device_ip[args.rank]) if args.device_ip else None
+    gid = ports.choose(gids, ports.Wish(), address, "--device-ip")
+    return [
+        "ib_read_bw", "-F", "-d", gid.device, "-x", str(gid.index), "-s", str(block), "-t", "128",
+        "-p", YARDSTICK_PORT,
+    ]  # fmt: skip
+
+
+def _serve_yardstick(args: argparse.Namespace) -> None:
+    for block in _rounds():
+        subprocess.run(
+            _command(args, block), stdout=subprocess.DEVNULL, timeout=STEP_SECONDS, check=True
+        )
+
+
+def _measure(args: argparse.Namespace, block: int) -> float:
+    """Bytes per second that ib_read_bw reads from rank 0."""
+    host = args.device_ip[0] if args.device_ip else _host(os.environ["DATADIST_RENDEZVOUS"])
+    deadline = time.monotonic() + START_SECONDS
+    while True:  # until the server listens
+        run = subprocess.run(
+            [*_command(args, block), host], capture_output=True, text=True, check=False,
+            timeout=STEP_SECONDS,
+        )  # fmt: skip
+        found = re.search(rf"^\s*{block}\s+\d+\s+[\d.]+\s+([\d.]+)", run.stdout, re.MULTILINE)
+        if found is not None:
+            return float(found[1]) * MIB
+        if time.monotonic() > deadline:
+            raise ValueError(f"ib_read_bw: {(run.stderr or run.stdout).strip()[-300:]}")
+        time.sleep(0.2)
+
+
+def _compare(report: Report, args: argparse.Namespace, ours: dict[int, float]) -> None:
+    theirs: dict[int, list[float]] = {block: [] for block in YARDSTICKS}
+    with report.step("ib_read_bw"):
+        for block in _rounds():
+            theirs[block].append(_measure(args, block))
+    for block, found in theirs.items():
+        if not found or block not in ours:
+            continue
+        ratio = ours[block] / max(found)
+        mark = "ok" if ratio >= RATIO else "FAIL"
+        report.line(
+            mark, f"pull against ib_read_bw, {block // 1024} KiB",
+            f"{ours[block] / 1e9:.2f} of {max(found) / 1e9:.2f} GB/s: {ratio:.2f}, good from {RATIO}",
+        )  # fmt: skip
+
+
+def _host(text: str) -> str:
+    return text.rpartition(":")[0].strip("[]")
