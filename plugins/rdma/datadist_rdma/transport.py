@@ -52,7 +52,7 @@ class RdmaTransport(Transport):
             gids = _usable_gids()
         except verbs.NoDevices as error:
             return Availability(False, str(error))
-        return Availability(True, f"RoCE v2 at {gids[0]}")
+        return Availability(True, f"RoCE v2 at {ports.choose(gids, ports.Wish(), None, '')}")
 
     def __init__(self, options_: TransportOptions) -> None:
         self._options = options.parse(options_, os.environ)
