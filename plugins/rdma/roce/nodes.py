@@ -12,7 +12,8 @@ from typing import Any
 from tests.nodes import SECONDS, Node, RemoteError
 
 PRELOADED = [
-    "roce.spi", "datadist_rdma", "tests.test_pull", "tests.test_push", "tests.test_layerwise",
+    "roce.spi", "roce.library", "datadist_rdma", "tests.test_pull", "tests.test_push",
+    "tests.test_layerwise",
     "tests.test_clusters", "tests.test_link",
 ]  # fmt: skip
 OTHER = "10.99.0.2"
@@ -40,8 +41,8 @@ class RemoteNode:
             raise TimeoutError(f"the other machine did not answer in {timeout} s")
         return self._line.recv()
 
-    def _ask(self, order: str, *args: Any, timeout: float = SECONDS) -> Any:
-        self._line.send((order, args))
+    def _ask(self, order: str, *args: Any, timeout: float = SECONDS, **options: Any) -> Any:
+        self._line.send((order, args, options))
         return self._answer(timeout)
 
     def _answer(self, timeout: float) -> Any:
@@ -50,17 +51,19 @@ class RemoteNode:
             raise RemoteError(*value)
         return value
 
-    def begin(self, function: Callable[..., Any], *args: Any) -> None:
-        """Start ``function(here, *args)`` in the node."""
-        self._ask("begin", function, *args)
+    def begin(self, function: Callable[..., Any], *args: Any, **options: Any) -> None:
+        """Start ``function(here, *args, **options)`` in the node."""
+        self._ask("begin", function, *args, **options)
 
     def result(self, timeout: float = SECONDS) -> Any:
         """What the function returned. Raises RemoteError."""
         return self._ask("result", timeout, timeout=timeout)
 
-    def do(self, function: Callable[..., Any], *args: Any, timeout: float = SECONDS) -> Any:
+    def do(
+        self, function: Callable[..., Any], *args: Any, timeout: float = SECONDS, **options: Any
+    ) -> Any:
         """Run a function and return its result."""
-        return self._ask("do", function, *args, timeout=timeout)
+        return self._ask("do", function, *args, timeout=timeout, **options)
 
     def kill(self) -> None:
         """End the process without a chance to clean up."""

@@ -29,15 +29,15 @@ def _serve(line: Any) -> None:
     connection.send(node.pid)
     try:
         while True:
-            order, args = connection.recv()
-            connection.send(_obey(node, order, args))
+            order, args, options = connection.recv()
+            connection.send(_obey(node, order, args, options))
     except (EOFError, OSError):
         node.close()
 
 
-def _obey(node: Node, order: str, args: Any) -> tuple[bool, Any]:
+def _obey(node: Node, order: str, args: Any, options: Any) -> tuple[bool, Any]:
     try:
-        return True, getattr(node, order)(*args)
+        return True, getattr(node, order)(*args, **options)
     except RemoteError as error:
         return False, (error.kind, error.status, error.text)
     except TimeoutError as error:
