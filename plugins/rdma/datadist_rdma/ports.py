@@ -62,6 +62,13 @@ def list_gids(root: Path = SYSFS) -> tuple[list[Gid], list[str]]:
     return found, reasons
 
 
+def is_current(gid: Gid, root: Path = SYSFS) -> bool:
+    """Whether an entry is still what it was: tables change with the addresses of interfaces."""
+    port = root / gid.device / "ports" / str(gid.port)
+    text = _read(port / "gids" / str(gid.index)).replace(":", "")
+    return text == gid.raw.hex() and _read(port / "gid_attrs/types" / str(gid.index)) == ROCE_V2
+
+
 def _gids_of(port: Path) -> list[Gid]:
     found = []
     for entry in sorted((port / "gids").iterdir(), key=lambda path: int(path.name)):

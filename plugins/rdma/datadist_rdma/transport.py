@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import os
@@ -60,7 +61,8 @@ class RdmaTransport(Transport):
             self._gids = _usable_gids()
             self._library = verbs.Library()
             listening = _listen_address(options_)
-            self._default = self._choose(listening, "the listen address")
+            known = {gid.address for gid in self._gids}
+            self._default = self._choose(listening if listening in known else None, "")
         except (verbs.NoDevices, NoPort) as error:
             raise TransportError(str(error)) from None
         self._lock = threading.Lock()
@@ -70,10 +72,17 @@ class RdmaTransport(Transport):
         if len({gid.device for gid in self._gids if self._options.wish.fits(gid)}) == 1:
             self._device(self._default.device)
 
-    def _choose(self, listening: ports.Address | None, origin: str) -> Gid:
-        known = {gid.address for gid in self._gids}
-        wanted = listening if listening in known else None
-        return ports.choose(self._gids, self._options.wish, wanted, origin)
+    def _choose(self, address: ports.Address | None, origin: str) -> Gid:
+        """The entry to use; the tables are read again where they have changed.
+
+        Raises :class:`NoPort` or :class:`verbs.NoDevices`.
+        """
+        with contextlib.suppress(NoPort):
+            gid = ports.choose(self._gids, self._options.wish, address, origin)
+            if ports.is_current(gid):
+                return gid
+        self._gids = _usable_gids()
+        return ports.choose(self._gids, self._options.wish, address, origin)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -94,11 +103,8 @@ class RdmaTransport(Transport):
         if text is None or _PLACEHOLDER.fullmatch(text):
             return None
         try:
-            address = ipaddress.ip_address(text)
-            return ports.choose(
-                self._gids, self._options.wish, address, f"device_ip of rank {rank}"
-            )
-        except (ValueError, NoPort) as error:
+            return self._choose(ipaddress.ip_address(text), f"device_ip of rank {rank}")
+        except (ValueError, NoPort, verbs.NoDevices) as error:
             raise LinkError(
                 f"rank table, device_ip of rank {rank}: {error}; give the RoCE address of that "
                 "rank's host, or leave device_ip out",
@@ -112,21 +118,25 @@ class RdmaTransport(Transport):
             return from_table
         address = group.peers[rank].address
         source = ports.route_source(address) if address else None
-        if source is None or source.is_loopback:
-            return self._default
-        wish = self._options.wish
-        matching = [gid for gid in self._gids if gid.address == source and wish.fits(gid)]
-        if matching:
-            return matching[0]
-        choices = {gid.device for gid in self._gids if wish.fits(gid)}
-        if len(choices) == 1:
-            return self._default
-        raise LinkError(
-            f"rank {rank} is reached from {source}, which is no RoCE v2 address, and several devices "
-            f"could be meant ({', '.join(sorted(choices))}): set device_ip in the rank table, or the "
-            "option datadist.rdma.device",
-            rank,
-        )
+        if source is not None and source.is_loopback:
+            source = None
+        try:
+            return self._routed(rank, source)
+        except (NoPort, verbs.NoDevices) as error:
+            raise LinkError(f"no way to rank {rank}: {error}", rank) from None
+
+    def _routed(self, rank: int, source: ports.Address | None) -> Gid:
+        try:
+            return self._choose(source, f"the route to rank {rank}")
+        except NoPort:
+            adapters = {gid.device for gid in self._gids if self._options.wish.fits(gid)}
+            if len(adapters) == 1:
+                return self._choose(None, "")
+            raise NoPort(
+                f"it is reached from {source}, which is no RoCE v2 address, and several adapters "
+                f"could be meant ({', '.join(sorted(adapters))}): set device_ip in the rank table, "
+                "or the option datadist.rdma.device"
+            ) from None
 
     def _device(self, name: str) -> Device:
         """The device, opened on first use; it then knows all memory."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
-from datadist import LLMClusterInfo, LLMException
+from datadist import LLMException
 from tests import nodes
 from tests.nodes import Here
 
 
-def link_clusters(here: Here, cluster: int, host: str, port: int) -> str:
+def link_cluster(here: Here, cluster: int, host: str, port: int) -> str:
     """Link with the engine that listens at an address; the status."""
-    info = LLMClusterInfo()
-    info.remote_cluster_id = cluster
-    info.append_remote_ip_info(host, port)
+    info = nodes.cluster_info(cluster, port, address=host)
     result, _ = here.live.link_clusters([info], 20_000)
     return result.name
 
@@ -25,3 +25,10 @@ def pull_until_it_fails(here: Here, key: Any, label: str) -> tuple[str, str]:
             nodes.pull_cache(here, key, label)
         except LLMException as error:
             return error.status_code.name, str(error)
+
+
+def verify(here: Here, rank: int, *arguments: str) -> tuple[list[str], str]:
+    """Run ``verify`` as one of two ranks: its lines, and what it said of errors."""
+    command = [sys.executable, "-m", "datadist_rdma.verify", "--rank", str(rank), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return run.stdout.splitlines(), run.stderr

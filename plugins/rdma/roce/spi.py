@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from datadist_rdma import RdmaTransport
 
+from datadist.rank_table import parse_rank_table
 from datadist.transport import Access, Group, Offer, Peer, Placement, Region, TransportOptions
 from tests.nodes import Here
 
@@ -45,11 +46,14 @@ def register(here: Here, size: int) -> int:
     return int(address)
 
 
-def open_link(here: Here, name: str, rank: int, access: str, address: str | None = None) -> bytes:
-    """Open a link of two ranks; returns the offer."""
+def open_link(
+    here: Here, name: str, rank: int, access: str, address: str | None = None, table: str = ""
+) -> bytes:
+    """Open a link of two ranks, the peer at ``address``; returns the offer."""
     other = 1 - rank
     peers = {rank: Peer(rank, f"e{rank}"), other: Peer(other, f"e{other}", address=address)}
-    group = Group(name, rank, dict(sorted(peers.items())), None, time.monotonic() + 60)
+    parsed = parse_rank_table(table) if table else None
+    group = Group(name, rank, dict(sorted(peers.items())), parsed, time.monotonic() + 60)
     regions: list[Region] = [v for k, v in here.any.items() if k.startswith("region")]
     link = here.any["transport"].open(group, regions, Access(access))
     here.any["links"][name] = link

@@ -6,7 +6,7 @@ import ipaddress
 from pathlib import Path
 
 import pytest
-from datadist_rdma.ports import Gid, NoPort, Wish, choose, list_gids, route_source
+from datadist_rdma.ports import Gid, NoPort, Wish, choose, is_current, list_gids, route_source
 
 V1, V2 = "IB/RoCE v1", "RoCE v2"
 
@@ -113,6 +113,16 @@ def test_what_is_not_there_is_named(
     with pytest.raises(NoPort) as caught:
         choose(gids, wish, wanted, "device_ip")
     assert text in str(caught.value)
+
+
+def test_entries_that_moved_are_noticed(adapters: Path) -> None:
+    gids, _ = list_gids(adapters)
+    assert all(is_current(gid, adapters) for gid in gids)
+    table = adapters / "mlx5_1/ports/1/gids"
+    (table / "1").write_text(_text("10.0.1.2") + "\n")
+    (table / "0").unlink()
+    gone = [gid.index for gid in gids if not is_current(gid, adapters)]
+    assert gone == [0, 1]
 
 
 def test_addresses_of_gids() -> None:

@@ -153,6 +153,7 @@ def two_adapters(monkeypatch: pytest.MonkeyPatch) -> RdmaTransport:
 
     gids = [gid("mlx5_0", b"\x0a\x00\x00\x01"), gid("mlx5_1", b"\x0a\x00\x01\x01")]
     monkeypatch.setattr(transport, "_usable_gids", lambda: gids)
+    monkeypatch.setattr(ports, "is_current", lambda _: True)
     monkeypatch.setattr(verbs, "Library", lambda: None)
     return RdmaTransport(TransportOptions())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -329,6 +331,37 @@ def test_the_address_can_be_chosen(extra: dict[str, str], address: str) -> None:
     finally:
         for node in nodes:
             node.close()
+
+
+def _table(device_ip: str) -> str:
+    devices = [{"device_id": str(r), "rank_id": str(r), "device_ip": device_ip} for r in (0, 1)]
+    server = {"server_id": "host", "device": devices}
+    return json.dumps(
+        {"version": "1.0", "status": "completed", "server_count": "1", "server_list": [server]}
+    )
+
+
+def test_addresses_may_come_and_go(two: Two) -> None:
+    table = _table("10.99.5.1")
+    ends = list(enumerate((two.mover, two.owner)))
+    subprocess.run(["ip", "addr", "add", "10.99.5.1/24", "dev", "dummy0"], check=True)
+    try:
+        offers = [
+            node.do(spi.open_link, "new", rank, "read", None, table, timeout=60)
+            for rank, node in ends
+        ]
+        two.mover.do(spi.attach, "new", 1, offers[1])
+        two.owner.do(spi.attach, "new", 0, offers[0])
+        two.move("new", "read", (0, 0, 1000))
+        (line,) = two.mover.do(spi.log_of, "link new to rank 1")
+        assert "GID 3 (10.99.5.1) to 10.99.5.1" in line
+        for _, node in ends:
+            node.do(spi.close_link, "new")
+    finally:
+        subprocess.run(["ip", "addr", "del", "10.99.5.1/24", "dev", "dummy0"], check=True)
+    with pytest.raises(RemoteError, match="device_ip of rank 0: 10") as caught:
+        two.mover.do(spi.open_link, "old", 0, "read", None, table)
+    assert caught.value.kind == "LinkError"
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_links_by_address_reach_the_other_host(start_node: Start) -> None:
     server.do(nodes.make, "blocks", "blocks", [8, 100], 4, BlocksCacheKey(2, 0))
     server.do(nodes.fill, "blocks", 2)
     client.do(nodes.make, "blocks", "blocks", [8, 100], 4)
-    assert client.do(library.link_clusters, 2, HOSTS[1], 26001) == "LLM_SUCCESS"
+    assert client.do(library.link_cluster, 2, HOSTS[1], 26001) == "LLM_SUCCESS"
     client.do(nodes.pull_blocks, BlocksCacheKey(2, 0), "blocks", [3, 1], [5, 0])
     for tensor, array in enumerate(client.do(nodes.read, "blocks")):
         expected = np.zeros_like(array)
