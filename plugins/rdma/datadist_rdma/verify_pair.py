@@ -26,6 +26,7 @@ from datadist import (
     LLMDataDist,
     LLMException,
     LLMRole,
+    LLMStatusCode,
 )
 from datadist_rdma import ports
 from datadist_rdma.verify import MIB, RATIO, ROUNDS, Report
@@ -52,8 +53,10 @@ class Side:
         config.transfer_backend = "rdma"
         config.sync_kv_timeout = 60_000
         config.link_total_time = 120
-        config.rdma_traffic_class = args.traffic_class
-        config.rdma_service_level = args.service_level
+        if args.traffic_class is not None:
+            config.rdma_traffic_class = args.traffic_class
+        if args.service_level is not None:
+            config.rdma_service_level = args.service_level
         config.mem_pool_cfg = json.dumps({"memory_size": (3 * args.size + 16) * MIB})
         self.engine = LLMDataDist(LLMRole.MIX, self.cluster)
         self.engine.init(config.generate_options())
@@ -77,13 +80,27 @@ class Side:
     def wait_for(self, step: int) -> None:
         """Wait until the peer has got so far."""
         deadline = time.monotonic() + STEP_SECONDS
-        while True:
-            self.manager.pull_blocks(BlocksCacheKey(self.peer, 0), self._theirs, [0], [0])
-            if self._theirs.numpy()[0].view(np.int64)[0, 0] >= step:
-                return
+        while self._look() < step:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the other rank did not get to step {step}")
             time.sleep(0.02)
+
+    def wait_until_unlinked(self) -> None:
+        """Wait until the peer has finished and unlinked."""
+        deadline = time.monotonic() + STEP_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                self._look()
+            except LLMException as error:
+                if error.status_code is LLMStatusCode.LLM_NOT_YET_LINK:
+                    return
+                raise
+            time.sleep(0.02)
+        raise TimeoutError("the other rank did not finish")
+
+    def _look(self) -> int:
+        self.manager.pull_blocks(BlocksCacheKey(self.peer, 0), self._theirs, [0], [0])
+        return int(self._theirs.numpy()[0].view(np.int64)[0, 0])
 
 
 def table(device_ips: list[str] | None) -> str:
@@ -138,7 +155,7 @@ def _serve(report: Report, side: Side, caches: dict[int, Cache], args: argparse.
     side.tell(CHECKED)
     if args.ib_read_bw:
         _serve_yardstick(args)
-    side.wait_for(CHECKED)
+    side.wait_until_unlinked()
 
 
 def _move(report: Report, side: Side, caches: dict[int, Cache], args: argparse.Namespace) -> None:
@@ -162,13 +179,14 @@ def _move(report: Report, side: Side, caches: dict[int, Cache], args: argparse.N
         view[swapped] = pattern(block, count, True)
         with report.step(f"push in blocks of {block // 1024} KiB") as detail:
             begun = time.monotonic()
-            side.manager.push_blocks(BlocksCacheKey(1, block), cache, swapped, numbers)
+            side.manager.push_blocks(
+                BlocksCacheKey(1, block), cache, swapped, numbers, tensor_num_per_layer=1
+            )
             detail.append(f"{count * block / (time.monotonic() - begun) / 1e9:.2f} GB/s")
     side.tell(MOVED)
     side.wait_for(CHECKED)
     if args.ib_read_bw:
         _compare(report, args, best)
-    side.tell(CHECKED)
 
 
 def pattern(block: int, count: int, pushed: bool = False) -> NDArray[np.uint8]:

@@ -107,7 +107,7 @@ def test_a_table_with_a_foreign_address_is_refused(start_node: Start) -> None:
 
 
 def test_links_by_address_reach_the_other_host(start_node: Start) -> None:
-    client = start_node(1)
+    client = start_node(1, local_comm_res="")
     server = start_node(2, listen_ip_info=f"{HOSTS[1]}:26001", local_comm_res="")
     server.do(nodes.make, "blocks", "blocks", [8, 100], 4, BlocksCacheKey(2, 0))
     server.do(nodes.fill, "blocks", 2)
