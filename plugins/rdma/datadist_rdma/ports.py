@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,23 +72,31 @@ def is_current(gid: Gid, root: Path = SYSFS) -> bool:
 
 def _gids_of(port: Path) -> list[Gid]:
     found = []
-    for entry in sorted((port / "gids").iterdir(), key=lambda path: int(path.name)):
+    for index in sorted(map(int, os.listdir(port / "gids"))):
         # Large tables are mostly empty: entries without a value read as zeros or fail to be read.
-        text = _read(entry)
+        text = _read(f"{port}/gids/{index}")
         raw = bytes.fromhex(text.replace(":", "")) if text else b""
         if len(raw) != 16 or not any(raw):
             continue
-        if _read(port / "gid_attrs/types" / entry.name) != ROCE_V2:
+        if _read(f"{port}/gid_attrs/types/{index}") != ROCE_V2:
             continue
-        interface = _read(port / "gid_attrs/ndevs" / entry.name)
-        found.append(Gid(port.parts[-3], int(port.name), int(entry.name), raw, interface))
+        interface = _read(f"{port}/gid_attrs/ndevs/{index}")
+        found.append(Gid(port.parts[-3], int(port.name), index, raw, interface))
     return found
 
 
-def _read(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return path.read_text().strip()
-    return ""
+def _read(path: Path | str) -> str:
+    """The text of a small file, "" where it cannot be read; tables have up to 1024 of them."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(fd, 4096).decode().strip()
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
 
 
 @dataclass(frozen=True)

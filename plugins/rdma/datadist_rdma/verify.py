@@ -154,6 +154,13 @@ def _loop(report: Report, args: argparse.Namespace) -> None:
             check_moves(report, verb, size, views[source], views[target], move)
 
 
+def rate(bytes_per_second: float) -> str:
+    """Bytes per second for people."""
+    if bytes_per_second < 1e9:
+        return f"{bytes_per_second / 1e6:.1f} MB/s"
+    return f"{bytes_per_second / 1e9:.2f} GB/s"
+
+
 def neighbours(
     mine: int, theirs: int, size: int, block: int
 ) -> tuple[array[int], array[int], array[int]]:
@@ -183,7 +190,7 @@ def check_moves(
             moved = target.reshape(-1, 2, block)[:, ::-1]
             if not np.array_equal(source.reshape(-1, 2, block), moved):
                 raise ValueError("the bytes differ")
-            detail.append(f"{size / best / 1e9:.2f} GB/s")
+            detail.append(rate(size / best))
 
 
 if __name__ == "__main__":

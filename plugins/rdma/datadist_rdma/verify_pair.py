@@ -29,7 +29,7 @@ from datadist import (
     LLMStatusCode,
 )
 from datadist_rdma import ports
-from datadist_rdma.verify import MIB, RATIO, ROUNDS, Report
+from datadist_rdma.verify import MIB, RATIO, ROUNDS, Report, rate
 
 MAPPING = {1: 0, 2: 1}
 STEP_SECONDS = 300
@@ -175,14 +175,14 @@ def _move(report: Report, side: Side, caches: dict[int, Cache], args: argparse.N
             if not np.array_equal(view[swapped], pattern(block, count)):
                 raise ValueError("the bytes differ")
             best[block] = count * block / min(took)
-            detail.append(f"{best[block] / 1e9:.2f} GB/s")
+            detail.append(rate(best[block]))
         view[swapped] = pattern(block, count, True)
         with report.step(f"push in blocks of {block // 1024} KiB") as detail:
             begun = time.monotonic()
             side.manager.push_blocks(
                 BlocksCacheKey(1, block), cache, swapped, numbers, tensor_num_per_layer=1
             )
-            detail.append(f"{count * block / (time.monotonic() - begun) / 1e9:.2f} GB/s")
+            detail.append(rate(count * block / (time.monotonic() - begun)))
     side.tell(MOVED)
     side.wait_for(CHECKED)
     if args.ib_read_bw:
@@ -249,7 +249,7 @@ def _compare(report: Report, args: argparse.Namespace, ours: dict[int, float]) -
         mark = "ok" if ratio >= RATIO else "FAIL"
         report.line(
             mark, f"pull against ib_read_bw, {block // 1024} KiB",
-            f"{ours[block] / 1e9:.2f} of {max(found) / 1e9:.2f} GB/s: {ratio:.2f}, good from {RATIO}",
+            f"{rate(ours[block])} of {rate(max(found))}: {ratio:.2f}, good from {RATIO}",
         )  # fmt: skip
 
 
