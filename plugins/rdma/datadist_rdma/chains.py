@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 PIECE = 1 << 20
 """Longest work request in bytes: what is in flight must end soon when a transfer is given up."""
-CHAIN = 64
-DEPTH = 256
-"""Work requests in one chain, and in flight."""
+CHAIN = 256
+DEPTH = 1024
+"""Work requests in one chain, and in flight. Many: whoever posts may have to wait for the GIL."""
 CHAIN_BYTES = PIECE
+"""A chain is no longer than this, so that 4 MiB at most are in flight."""
 FEW = 4
 """Segments up to which a transfer does without vectors."""
 BATCH = 1024

@@ -6,7 +6,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,6 @@ from datadist.transport import (
     LinkError,
     Offer,
     TransferError,
-    TransferTimeout,
     Unsupported,
 )
 from datadist_rdma import verbs
@@ -108,7 +107,10 @@ class RdmaLink(Link):
         data = parse_offer(rank, offer.data)
         if path.remote is not None:
             raise LinkError(f"rank {rank} was attached before", rank)
-        self._enter(rank)
+        try:
+            self._enter()
+        except TransferError as error:
+            raise LinkError(str(error), rank) from None
         try:
             mtu = self._connect(rank, path, data.end)
             path.writable = data.writable
@@ -132,7 +134,8 @@ class RdmaLink(Link):
             try:
                 return path.pair.connect(peer, manners)
             except LinkError as error:
-                if getattr(error, "errno", None) != errno.ETIMEDOUT or not left:
+                silent = getattr(error, "errno", None) == errno.ETIMEDOUT
+                if not (silent and left) or path.aborted:
                     raise LinkError(
                         f"cannot connect to rank {rank} at {_address(peer.gid)}: {error}", rank
                     ) from error
@@ -170,25 +173,29 @@ class RdmaLink(Link):
         path = self._path(rank)
         if path.remote is None:
             raise TransferError(f"this link has no offer of rank {rank} yet")
-        self._enter(rank)
+        self._enter()
         try:
-            if path.broken is not None:
-                raise TransferError(path.broken)
             if path.aborted:
                 raise TransferError(f"the link to rank {rank} was aborted")
+            if path.broken is not None:
+                raise TransferError(path.broken)
             deadline = time.monotonic() + timeout
             planned, window = self._plan(rank, path, path.remote, opcode, (local, remote, length))
-            transfer = Transfer(path.pair, rank, window, lambda: path.aborted)
-            transfer.run(planned, deadline)
-        except TransferTimeout as error:
-            if not error.link_usable:
-                path.broken = f"an earlier transfer was {error}"
-            raise
-        except TransferError as error:
-            path.broken = path.broken or str(error)
-            raise
+            self._run(
+                path, Transfer(path.pair, rank, window, lambda: path.aborted), planned, deadline
+            )
         finally:
             self._leave()
+
+    @staticmethod
+    def _run(path: _Path, transfer: Transfer, planned: Iterable[Chain], deadline: float) -> None:
+        """Run a transfer; whatever ends it but a harmless timeout has ended the connection."""
+        try:
+            transfer.run(planned, deadline)
+        except BaseException as error:
+            if not (isinstance(error, TransferError) and error.link_usable):
+                path.broken = f"an earlier transfer ended with: {error or type(error).__name__}"
+            raise
 
     def _plan(
         self,
@@ -225,7 +232,7 @@ class RdmaLink(Link):
         except KeyError:
             raise LinkError(f"rank {rank} is no peer of this link", rank) from None
 
-    def _enter(self, rank: int) -> None:
+    def _enter(self) -> None:
         with self._idle:
             if self._closed:
                 raise TransferError("this link is closed")
@@ -252,11 +259,16 @@ class RdmaLink(Link):
             self._closed = True
             for path in self._paths.values():
                 path.abort()
-            if not self._idle.wait_for(lambda: self._busy == 0, CLOSE_SECONDS):
-                log.error("a transfer did not end within %g s", CLOSE_SECONDS)
+            quiet = self._idle.wait_for(lambda: self._busy == 0, CLOSE_SECONDS)
         for path in self._paths.values():
             path.pair.fail()
-            path.pair.close()
+            if quiet:
+                path.pair.close()
+        if not quiet:
+            log.error(
+                "a call did not end within %g s: its queue pairs are in the error state, and stay",
+                CLOSE_SECONDS,
+            )
         return frozenset()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datadist_rdma import chains, transfer, verbs
+from datadist_rdma import chains, link, transfer, verbs
 from datadist_rdma.chains import Segments
 from datadist_rdma.transfer import Transfer
 from hypothesis import given, settings
@@ -204,3 +204,24 @@ def test_an_interrupt_leaves_nothing_in_flight() -> None:
         run(pair, 100, aborted=interrupt)
     assert pair.failed
     assert not pair.queue
+
+
+@pytest.mark.parametrize(
+    ("error", "broken"),
+    [
+        (TransferTimeout("late", link_usable=True), None),
+        (TransferTimeout("late"), "an earlier transfer ended with: late"),
+        (PeerLost("gone", 1), "an earlier transfer ended with: gone"),
+        (KeyboardInterrupt(), "an earlier transfer ended with: KeyboardInterrupt"),
+    ],
+)
+def test_what_ended_the_connection_is_remembered(error: BaseException, broken: str | None) -> None:
+    class Raising:
+        def run(self, *_: object) -> None:
+            raise error
+
+    unused: Any = None
+    path = link._Path(unused, unused, unused)
+    with pytest.raises(type(error)):
+        link.RdmaLink._run(path, Raising(), iter(()), 0.0)  # type: ignore[arg-type]
+    assert path.broken == broken
