@@ -194,7 +194,8 @@ class RdmaLink(Link):
             transfer.run(planned, deadline)
         except BaseException as error:
             if not (isinstance(error, TransferError) and error.link_usable):
-                path.broken = f"an earlier transfer ended with: {error or type(error).__name__}"
+                reason = str(error) or type(error).__name__
+                path.broken = f"an earlier transfer ended with: {reason}"
             raise
 
     def _plan(
