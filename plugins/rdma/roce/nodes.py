@@ -12,6 +12,7 @@ from typing import Any
 from tests.nodes import SECONDS, Node, RemoteError
 
 PRELOADED = [
+    "datadist.api.cache_manager", "datadist.engine.engine", "stevedore.driver",
     "roce.spi", "roce.library", "datadist_rdma", "tests.test_pull", "tests.test_push",
     "tests.test_layerwise",
     "tests.test_clusters", "tests.test_link",
