@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import platform
 import re
@@ -112,11 +113,18 @@ def _keep(scratch: Path, kept: Path) -> None:
         shown = _run("modprobe", "-d", str(root), "-S", version, "--show-depends", module)
         for line in re.findall(r"^insmod (\S+)", shown, re.MULTILINE):
             order.setdefault(Path(line).name, Path(line))
-    for path in order.values():
-        if path.suffix != ".ko":
-            raise Unavailable(f"{path.name} is compressed, which the guest cannot load")
-        shutil.copy(path, kept / path.name)
-    (kept / "order").write_text("\n".join(order))
+    names = [_keep_module(path, kept) for path in order.values()]
+    (kept / "order").write_text("\n".join(names))
+
+
+def _keep_module(path: Path, kept: Path) -> str:
+    """Copy a module, unpacked, which the guest's insmod needs; its name."""
+    if path.suffix not in (".ko", ".xz"):
+        raise Unavailable(f"{path.name} is compressed in a way that is not understood here")
+    data = path.read_bytes()
+    name = path.name.removesuffix(".xz")
+    (kept / name).write_bytes(lzma.decompress(data) if name != path.name else data)
+    return name
 
 
 def _run(*command: str, cwd: Path | None = None) -> str:
