@@ -75,6 +75,9 @@ class OnHost:
             self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
             for data in found
         ]
+        for report in replayed:
+            if isinstance(report.longrepr, list):  # file, line and reason of a skip, by way of JSON
+                report.longrepr = tuple(report.longrepr)
         if any(data["when"] == "teardown" for data in found):
             return replayed
         if group in self._skipped:

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 # ruff: noqa: F401 - pytest collects what is imported here
 from tests.test_clusters import (
-    test_a_domain_and_a_link_by_address_to_one_cluster,
     test_a_link_works_in_both_directions_at_once,
     test_a_live_link_is_reported_and_a_stale_half_replaced,
 )
 from tests.test_layerwise import (
     test_a_dead_target_ends_the_task,
-    test_addresses_outside_of_live_caches_are_refused,
     test_one_sided_slots,
     test_two_sided_slot_to_blocks,
 )
-from tests.test_link import test_unlink_is_local_and_the_name_can_be_used_again
 from tests.test_pull import (
     test_all_ordered_pairs_of_four_clusters_and_two_domains,
     test_blocks_to_blocks,
     test_contiguous_to_blocks_with_a_short_last_block,
-    test_contiguous_to_contiguous,
     test_memory_registered_after_link_needs_a_new_link,
     test_request_keys_are_consumed_and_prefix_keys_are_not,
     test_wrong_pulls_change_nothing,
 )
 from tests.test_push import (
     test_a_slot_is_pushed,
-    test_a_target_that_registered_for_itself_only_is_refused,
-    test_blocks_are_pushed,
     test_freed_memory_is_not_pushed_into,
-    test_wrong_pushes_change_nothing,
 )
