@@ -128,13 +128,23 @@ def close_link(here: Here, name: str) -> list[int]:
     return sorted(here.any["links"].pop(name).close())
 
 
-def abort_during(here: Here, delay: float, name: str, other: int, *args: Any) -> Any:
-    """:func:`try_move`, aborted after ``delay`` seconds by another thread."""
+def abort_during(here: Here, name: str, other: int, *args: Any) -> Any:
+    """:func:`try_move`, aborted by another thread once the first bytes have come."""
     import threading
 
-    link = here.any["links"][name]
-    threading.Timer(delay, lambda: link.abort(other)).start()
-    return try_move(here, name, other, *args)
+    link, memory = here.any["links"][name], here.any["region"]
+
+    def abort() -> None:
+        while not any(ctypes.string_at(memory.address, 64)):
+            time.sleep(0.001)
+        link.abort(other)
+
+    thread = threading.Thread(target=abort, daemon=True)
+    thread.start()
+    try:
+        return try_move(here, name, other, *args)
+    finally:
+        thread.join(20)
 
 
 # -- what only some tests need ------------------------------------------------------------------
