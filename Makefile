@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := datadist plugins/shm/datadist_shm plugins/shm/tests tests \
 	plugins/hccl/datadist_hccl plugins/hccl/tests examples
+	plugins/hccl/datadist_hccl plugins/hccl/tests \
+	plugins/rdma/datadist_rdma plugins/rdma/tests plugins/rdma/roce
 
 .PHONY: help setup demo test test-roce lint types check clean
 
@@ -18,10 +20,10 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml plugins/hccl/pyproject.toml plugins/shm/pyproject.toml plugins/shm/datadist_shm/_native.c
+$(STAMP): pyproject.toml plugins/hccl/pyproject.toml plugins/rdma/pyproject.toml plugins/shm/pyproject.toml plugins/shm/datadist_shm/_native.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e plugins/shm -e plugins/hccl -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -e plugins/shm -e plugins/hccl -e plugins/rdma -e ".[dev]"
 	@touch $@
 
 demo: setup
