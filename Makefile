@@ -4,8 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := datadist plugins/shm/datadist_shm plugins/shm/tests tests \
-	plugins/hccl/datadist_hccl plugins/hccl/tests examples
-	plugins/hccl/datadist_hccl plugins/hccl/tests \
+	plugins/hccl/datadist_hccl plugins/hccl/tests examples \
 	plugins/rdma/datadist_rdma plugins/rdma/tests plugins/rdma/roce
 
 .PHONY: help setup demo test test-roce lint types check clean
