@@ -264,6 +264,29 @@ class Fetched(_Message):
     reason: Text
 
 
+class Verify(_Message):
+    """Ask the receiver for a checksum of ranges of its caches; answered by :class:`Verified`.
+
+    ``address`` and ``length`` are equal numbers of int64.
+    """
+
+    kind: Literal["verify"] = "verify"
+    id: UInt64
+    address: Base64Bytes
+    length: Base64Bytes
+    seconds: Annotated[float, Field(gt=0, le=2**31)]
+
+
+class Verified(_Message):
+    """Answer to :class:`Verify`: a status code and why, and the CRC-32 of the ranges in order."""
+
+    kind: Literal["verified"] = "verified"
+    id: UInt64
+    status: Annotated[int, Field(ge=0, lt=1 << 32)]
+    reason: Text
+    crc: Annotated[int, Field(ge=0, lt=1 << 32)]
+
+
 class Idle(_Message):
     """The sender needs this session no more, until it says otherwise."""
 
@@ -298,6 +321,8 @@ Message = (
     | Consume
     | Fetch
     | Fetched
+    | Verify
+    | Verified
     | Idle
     | Goodbye
 )

@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from datadist.control.meeting import EndpointError, Meeting
 from datadist.control.messages import Announce
@@ -23,6 +23,7 @@ from datadist.engine.building import Builder
 from datadist.engine.cluster_calls import ClusterCalls
 from datadist.engine.clusters import Clusters
 from datadist.engine.copies import Copies
+from datadist.engine.counters import link_stats, pool_stats
 from datadist.engine.domain import Domain, TableDomain
 from datadist.engine.fetch import Fetches
 from datadist.engine.inbox import Inbox
@@ -35,6 +36,7 @@ from datadist.engine.peers import PeerView
 from datadist.engine.push import Pushes
 from datadist.engine.rendezvous import Rendezvous
 from datadist.engine.transfer import Transfers
+from datadist.engine.verify import Verification
 from datadist.engine.workers import Workers
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
 from datadist.status import LLMException, LLMStatusCode, param_invalid
@@ -157,11 +159,14 @@ class Engine:
             self._builder,
             self.fetches,
             self.owned,
+            self.verification,
         )
         self._call(self._meeting.start)
         self.listen(self.options.listen_ip, self.options.listen_port)
 
     def _start_transfers(self, stack: ExitStack) -> None:
+        self.verification = Verification(self.owned, self.transport.capabilities.host_addressable)
+        stack.callback(self.verification.close)
         self.transfers = Transfers(
             self.cluster_id,
             self.options.remote_accessible,
@@ -170,6 +175,7 @@ class Engine:
             self.views,
             self.owned,
             self._drain,
+            self.verification.compare if self.options.checksum else None,
         )
         self.pushes = Pushes(self.transfers, self.owned)
         self.fetches = Fetches(self.transfers, self.owned)
@@ -349,6 +355,16 @@ class Engine:
             raise LLMException(
                 f"{domain} FAILED: {domain.reason}", status_code=LLMStatusCode.LLM_LINK_FAILED
             )
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of every link, of the engine, and the use of its pools."""
+        return {
+            "cluster_id": self.cluster_id,
+            "backend": self.backend.name,
+            "links": link_stats(self._all_domains()),
+            "total": self.transfers.counters.as_dict(),
+            "pools": pool_stats(self.memory),
+        }
 
     def _missing(self, domain: TableDomain) -> str:
         return self._call(lambda: self._links.missing(domain))

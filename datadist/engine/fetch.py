@@ -64,6 +64,7 @@ class Fetches:
             )
         route = self._transfers.routes(cluster, deadline)[0]
         request = next(self._ids)
+        started, failed = time.perf_counter(), True
         waiting = self._waiting[request] = _Waiting(route.view)
         try:
             route.view.send(
@@ -79,8 +80,10 @@ class Fetches:
             if route.view.session.closed:
                 waiting.answered.set()
             self._await(cluster, waiting, deadline)
+            failed = False
         finally:
             del self._waiting[request]
+            self._transfers.count(route, True, segments.nbytes, started, failed)
 
     def _await(self, cluster: int, waiting: _Waiting, deadline: float) -> None:
         if not waiting.answered.wait(max(0.0, deadline - time.monotonic())):
