@@ -16,7 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datadist.control.endpoint import Endpoint, EndpointError, find
-from datadist.control.messages import WIRE_VERSION, Goodbye, Hello, Idle, Message
+from datadist.control.messages import (
+    MAX_FRAME,
+    MAX_HELLO,
+    WIRE_VERSION,
+    Goodbye,
+    Hello,
+    Idle,
+    Message,
+)
 from datadist.control.reactor import READ, Reactor, Timer
 from datadist.control.remote import Remote
 from datadist.control.runtime_dir import Address, RuntimeDir
@@ -205,7 +213,7 @@ class Meeting:
             sock.close()
             self._dialling.discard(dialled or "")
             return
-        session.incarnation = dialled or ""
+        session.incarnation, session.limit = dialled or "", MAX_HELLO
         session.on_message = self._on_hello
         session.on_closed = self._on_failed_handshake
         timer = self._reactor.later(
@@ -230,10 +238,15 @@ class Meeting:
                 log.warning("cannot accept a connection: %s", error)
                 self._pause_accepting()
                 return
-            if len(self._handshakes) >= MAX_HANDSHAKES:
-                sock.close()
-            else:
-                self._begin(sock, None)
+            self._make_room()
+            self._begin(sock, None)
+
+    def _make_room(self) -> None:
+        """Of a crowd that says nothing the eldest has to go: a peer says hello at once."""
+        if len(self._handshakes) >= MAX_HANDSHAKES:
+            waiting = next((s for s in self._handshakes if not s.incarnation), None)
+            if waiting is not None:
+                waiting.close("too many others wait")
 
     def _pause_accepting(self) -> None:
         self._reactor.unwatch(self._listener.fileno())
@@ -285,6 +298,7 @@ class Meeting:
             earlier.close("it connected again")
         session.incarnation, session.cluster_id = hello.incarnation, hello.cluster_id
         session.on_message, session.on_closed = self._on_session_message, self._on_session_closed
+        session.limit = MAX_FRAME
         self.sessions[session.incarnation] = session
         self.on_session(session)
         self._check_idle(session)

@@ -138,6 +138,8 @@ class Fetches:
         view.send(Fetched(id=message.id, status=status, reason=reason[:4000]))
 
     def _take(self, view: PeerView, message: Fetch, deadline: float) -> None:
+        if any(len(raw) % 8 for raw in (message.target, message.source, message.length)):
+            raise param_invalid("the vectors of the request are not of int64")
         vectors = [np.frombuffer(raw, np.int64) for raw in (message.target, message.source)]
         length = np.frombuffer(message.length, np.int64)
         if not len(length) or any(len(vector) != len(length) for vector in vectors):

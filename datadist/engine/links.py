@@ -19,7 +19,7 @@ from datadist.engine import introduction
 from datadist.engine.building import Builder
 from datadist.engine.domain import Attempt, TableDomain
 from datadist.engine.matching import differences, disagreement, mutual
-from datadist.engine.peers import Announcement, Meaning, PeerView, meaning
+from datadist.engine.peers import MAX_ANNOUNCED, Announcement, Meaning, PeerView, meaning
 from datadist.engine.rendezvous import Rendezvous
 from datadist.types import RegisterMemStatus
 
@@ -133,6 +133,9 @@ class Links:
 
     def on_announce(self, view: PeerView, message: Announce) -> None:
         """A peer waits for a domain."""
+        if len(view.announcements) >= MAX_ANNOUNCED:
+            view.session.close(f"it waits for more than {MAX_ANNOUNCED} domains")
+            return
         view.announcements.put(message)
         for domain in list(self._by_meaning.get(meaning(message), ())):
             self._consider(domain)

@@ -23,6 +23,8 @@ def meaning(message: Announce) -> Meaning:
     return message.name, tuple(sorted(message.ranks)), message.table
 
 
+MAX_ANNOUNCED = 1024
+"""Wishes of one peer, which can hold half as many domains."""
 OFFER_WINDOW = 8
 """Offers on their way to one peer; bounds the descriptors in flight."""
 
@@ -60,6 +62,9 @@ class Announcements:
     def meaning(self, key: Meaning) -> dict[int, Announcement]:
         """The wishes that mean ``key``, by link id, oldest first."""
         return self._by_meaning.get(key, {})
+
+    def __len__(self) -> int:
+        return len(self._by_link)
 
     def __iter__(self) -> Iterator[Announcement]:
         return iter(list(self._by_link.values()))
