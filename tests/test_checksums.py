@@ -128,9 +128,9 @@ def _ask(here: nodes.Here, address: int, size: int) -> Any:
     assert engine is not None
     view = next(iter(engine.views.values()))
     own = here.arrays["c"][0].ctypes.data
-    vectors = [np.array([n], np.int64) for n in (own, address, size)]
+    local, remote, length = (np.array([n], np.int64) for n in (own, address, size))
     route = Route(None, None, 0, view)  # type: ignore[arg-type]
-    engine.verification.compare(route, Segments(*vectors, size), time.monotonic() + 5)
+    engine.verification.compare(route, Segments(local, remote, length, size), time.monotonic() + 5)
 
 
 @pytest.mark.parametrize("address", [8, -8, 1 << 62, (1 << 63) - 1])

@@ -132,7 +132,7 @@ def _linked(engine: Engine, entry: dict[str, Any]) -> Stranger:
 
 # -- lies about memory -----------------------------------------------------------------------
 
-LIES = {
+LIES: dict[str, dict[str, Any]] = {
     "bases beyond what was offered": {"bases": [BASE + SIZE, BASE]},
     "bases before what was offered": {"bases": [BASE - 1, BASE]},
     "the second of two": {"bases": [BASE, BASE + SIZE - 63]},

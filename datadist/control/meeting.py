@@ -80,14 +80,21 @@ class Meeting:
         """Begin to accept."""
         self._reactor.watch(self._listener.fileno(), READ, self._on_accept)
 
-    def seek(self, cluster_id: int) -> None:
+    def seek(self, cluster_id: int) -> bool:
         """Get in touch with every engine of that cluster id which is there now.
 
-        One that comes later gets in touch with us: it looks for us when it links.
+        One that comes later gets in touch with us: it looks for us when it links. False where it
+        was not possible to look, for want of descriptors.
         """
-        for address in list(self._dir.engines()):
+        try:
+            found = list(self._dir.engines())
+        except OSError as error:
+            log.warning("cannot look for cluster %d: %s (see `ulimit -n`)", cluster_id, error)
+            return False
+        for address in found:
             if address.cluster_id == cluster_id:
                 self.contact(address)
+        return True
 
     def listen_at(self, ip: str | None, port: int | None) -> None:
         """Let peers find this engine at ``ip:port``, and there only; None or 0 for nowhere.
@@ -135,9 +142,9 @@ class Meeting:
 
     def sees(self, address: Address) -> bool:
         """Whether the engine listens in our runtime directory."""
-        if address not in self._dir.engines():
-            return False
         try:
+            if address not in self._dir.engines():
+                return False
             sock = self._dir.connect(address)
         except BlockingIOError:
             return True

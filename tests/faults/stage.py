@@ -220,7 +220,7 @@ def hold_attach(here: nodes.Here) -> None:
         link.attach = slowly  # type: ignore[method-assign]
         return link
 
-    transport.open = opened  # type: ignore[method-assign]
+    transport.open = opened  # type: ignore[method-assign,assignment]
 
 
 def let_attach(here: nodes.Here) -> None:

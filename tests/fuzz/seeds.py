@@ -18,7 +18,7 @@ def _messages() -> list[bytes]:
         placement=1, pooled=True, accessible=False, regions=[1], bindings=[binding],
     )  # fmt: skip
     member = messages.Member(rank=0, cluster_id=1, incarnation=TOKEN, link=1)
-    made = [
+    made: list[messages.Message] = [
         messages.Hello(wire=1, incarnation=TOKEN, cluster_id=1),
         messages.Welcome(),
         messages.Announce(
