@@ -144,12 +144,14 @@ class Session:
         self._reactor.unwatch(self._sock.fileno())
         if self.process is not None:
             self._reactor.unwatch(self.process.fd)
-            self.process = None
         self._sock.close()
         close_all([*pending, *self._fds])
         self._fds.clear()
-        if self.on_closed is not None:
-            self.on_closed(self, reason)
+        try:
+            if self.on_closed is not None:
+                self.on_closed(self, reason)
+        finally:
+            self.process = None
 
     def abandon(self) -> None:
         """In a forked child: close the socket, without locks, which other threads may have held."""

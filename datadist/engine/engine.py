@@ -35,6 +35,7 @@ from datadist.engine.owned import OwnDirectory
 from datadist.engine.peers import PeerView
 from datadist.engine.push import Pushes
 from datadist.engine.rendezvous import Rendezvous
+from datadist.engine.suspects import Suspects
 from datadist.engine.transfer import Transfers
 from datadist.engine.verify import Verification
 from datadist.engine.workers import Workers
@@ -160,6 +161,7 @@ class Engine:
             self.fetches,
             self.owned,
             self.verification,
+            Suspects(self._reactor, self._builder, self.owned, self.options.remote_accessible),
         )
         self._call(self._meeting.start)
         self.listen(self.options.listen_ip, self.options.listen_port)

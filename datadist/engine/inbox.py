@@ -36,6 +36,7 @@ from datadist.engine.fetch import Fetches
 from datadist.engine.links import Links
 from datadist.engine.owned import OwnDirectory
 from datadist.engine.peers import PeerView
+from datadist.engine.suspects import Suspects
 from datadist.engine.verify import Verification
 
 log = logging.getLogger("datadist.control")
@@ -54,6 +55,7 @@ class Inbox:
         fetches: Fetches,
         owned: OwnDirectory,
         verification: Verification,
+        suspects: Suspects,
     ) -> None:
         self._meeting = meeting
         self._views = views
@@ -63,6 +65,7 @@ class Inbox:
         self._fetches = fetches
         self._owned = owned
         self._verification = verification
+        self._suspects = suspects
         meeting.on_session = self._on_session
         meeting.on_message = self._on_message
         meeting.on_lost = self._on_lost
@@ -77,13 +80,13 @@ class Inbox:
         view = self._views.get(session.incarnation)
         if view is not None and view.session is session:
             del self._views[session.incarnation]
+            self._suspects.on_lost(view, None if orderly else session.process)
             self._builder.on_lost(view, reason, orderly)
             view.end_all_syncs()  # who wakes up sees that the peer is gone
             self._links.on_lost(view, orderly)
             self._clusters.on_lost(view, reason, orderly)
             self._fetches.on_gone(view)
             self._verification.on_gone(view)
-            self._owned.on_gone(view)
 
     def _on_message(self, session: Session, message: Message, fds: list[int]) -> None:
         view = self._views.get(session.incarnation)

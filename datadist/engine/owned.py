@@ -239,7 +239,7 @@ class OwnDirectory:
         late = [
             f"cluster {view.session.cluster_id} ({view.session.peer})"
             for view, seq in targets.items()
-            if view.seq_acked < seq and not view.session.closed
+            if view.seq_acked < seq and not view.gone
         ]
         with self._lock:
             self._caches[cache.cache_id] = cache
@@ -295,10 +295,18 @@ class OwnDirectory:
             self._views.add(view)
             view.send(make(view.seq_sent))
 
-    def on_gone(self, view: PeerView) -> None:
-        """A peer's session is over."""
+    def suspect(self, view: PeerView) -> None:
+        """A peer's session is over, but it may still write: until :meth:`on_gone` nothing returns."""
         with self._lock:
             view.subscribed = False
+            view.seq_sent += 1  # which it cannot acknowledge
+            self._views.add(view)
+
+    def on_gone(self, view: PeerView) -> None:
+        """A peer's session is over, and nothing of it touches our memory."""
+        with self._lock:
+            view.subscribed = False
+            view.gone = True
             self._views.discard(view)
         self.revocations.on_gone(view)
 

@@ -81,6 +81,8 @@ class PeerView:
         self.announcements = Announcements()
         self.early: dict[str, tuple[OfferMessage, list[int]]] = {}
         self.subscribed = False
+        self.gone = False
+        """Whether it is certain that it touches our memory no more."""
         self.seq_sent = 0
         self.seq_acked = 0
         self.lock = threading.Lock()

@@ -157,3 +157,35 @@ def test_registered_memory_under_a_stopped_pusher_stays_registered(start_node: S
 
 def _differing(here: nodes.Here) -> int:
     return sum(int(np.count_nonzero(array != MINE)) for array in here.arrays["target"])
+
+
+def _close_session(here: nodes.Here) -> None:
+    """Give the control connection up, as when the peer left too much unread."""
+    engine = here.live._engine
+    assert engine is not None
+    session = next(iter(engine.views.values())).session
+    engine._reactor.call(lambda: session.close("made by the test"), 5)
+
+
+def test_pool_memory_under_a_stopped_pusher_whose_connection_is_lost(start_node: Start) -> None:
+    owner, pusher, comm_id = _pushing(start_node, "pool")
+    owner.do(_close_session)
+    refused, count = owner.do(_reuse)
+    assert "wait for peers to let go" in refused
+    assert count == FULL // BLOCK - KEPT
+    pusher.resume()
+    assert pusher.result() != "OK"
+    assert owner.do(_changed_bytes) == 0
+    owner.do(nodes.unlink, comm_id)  # closing the link finds that nobody is inside
+    assert _retry(owner)[1] == KEPT
+    assert owner.do(_changed_bytes) == 0
+
+
+def test_a_stopped_pusher_whose_connection_is_lost_and_that_dies(start_node: Start) -> None:
+    owner, pusher, comm_id = _pushing(start_node, "pool")
+    owner.do(_close_session)
+    owner.do(nodes.unlink, comm_id)
+    refused, _ = owner.do(_reuse)
+    assert "wait for peers to let go" in refused
+    pusher.kill()
+    assert _retry(owner)[1] == KEPT
