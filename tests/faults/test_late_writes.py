@@ -29,15 +29,11 @@ def _fill(here: nodes.Here, label: str, value: int) -> None:
 
 def _stop_pusher_inside(here: nodes.Here, pid: int) -> bool:
     """Stop the pusher once its first bytes have come; whether it was stopped before the last."""
-    import os
-    import signal
-
     first, last = here.arrays["target"][0].reshape(-1), here.arrays["target"][-1].reshape(-1)
     deadline = time.monotonic() + 20
     while first[0] != PUSHED:
         assert time.monotonic() < deadline, "the push did not begin"
-    os.kill(pid, signal.SIGSTOP)
-    time.sleep(0.05)
+    nodes.stop(pid)
     return bool(last[-1] != PUSHED)
 
 
