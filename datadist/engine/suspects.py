@@ -60,8 +60,8 @@ class Suspects:
         self._reactor.post(lambda: self._judge(attempt, risky))
 
     def _judge(self, attempt: Attempt, risky: frozenset[int]) -> None:
-        for rank in attempt.others:
-            incarnation = attempt.members[rank].incarnation
+        for rank, member in attempt.members.items():
+            incarnation = member.incarnation
             suspect = self._suspects.get(incarnation)
             if suspect is None:
                 continue
