@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ class Stranger:
         self._sock.settimeout(5)
         directory = os.open(path.parent, os.O_PATH)  # paths of sockets are short
         try:
-            self._sock.connect(f"/proc/self/fd/{directory}/{path.name}")
+            self._connect(f"/proc/self/fd/{directory}/{path.name}")
         except OSError:
             self._sock.close()
             raise
@@ -39,6 +40,18 @@ class Stranger:
             self.say(
                 {"kind": "hello", "wire": 1, "incarnation": self.incarnation, "cluster_id": cluster}
             )
+
+    def _connect(self, path: str) -> None:
+        """Connect, waiting while the engine has many to accept."""
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self._sock.connect(path)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def say(self, message: Message | dict[str, Any], fds: Sequence[int] = ()) -> bool:
         """Send a message; whether the connection still stands."""
