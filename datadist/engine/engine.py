@@ -86,6 +86,7 @@ class Engine:
         self._comm_ids = comm_ids()
         self._warned = False
         with _system_errors(), ExitStack() as stack:
+            _check_descriptors()
             self.backend, self.transport = _start_transport(options, environ)
             stack.callback(self.transport.close)
             self.memory = Memory(self.transport)
@@ -400,6 +401,11 @@ class Engine:
         self.forked = True
         self._reactor.abandon()
         self._meeting.abandon()
+
+
+def _check_descriptors() -> None:
+    """Without a descriptor no installed transport is found, and none would seem to be there."""
+    os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
 
 
 @contextmanager
