@@ -7,13 +7,15 @@ SOURCES := datadist plugins/shm/datadist_shm plugins/shm/tests tests \
 	plugins/hccl/datadist_hccl plugins/hccl/tests examples \
 	plugins/rdma/datadist_rdma plugins/rdma/tests plugins/rdma/roce
 
-.PHONY: help setup demo test test-roce lint types check clean
+.PHONY: help setup demo test test-roce lint types check soak fuzz clean
 
 help:
 	@echo "make demo    link a prompt and a decoder and move a KV cache between them"
 	@echo "make test    run all tests"
 	@echo "make test-roce  run the tests of the rdma backend in virtual machines with soft-RoCE"
 	@echo "make check   lint, types and tests"
+	@echo "make soak    random links, transfers and kills, verified (MINUTES, SEED)"
+	@echo "make fuzz    coverage-guided fuzzing of everything that is parsed (SECONDS per target)"
 	@echo "make clean   remove the virtual environment and what was built"
 	@echo "Variables: PYTHON (default python3), VENV (default .venv), ARGS (of demo and test)"
 
@@ -43,6 +45,14 @@ types: setup
 	$(BIN)/mypy
 
 check: lint types test
+
+soak: setup
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/python -m pip install --quiet matplotlib
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+fuzz: setup
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet atheris
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60) $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -329,7 +329,9 @@ class Link(ABC):
     def abort(self, rank: int) -> None:
         """End operations with ``rank``, for good: one in flight fails within milliseconds.
 
-        From any thread, never blocks, idempotent. Used for unlink, finalize and a peer's death.
+        From any thread, never blocks, idempotent. Used for unlink, finalize and a peer's death. Where
+        it can, a transport also takes the peer's access to our memory away: a peer whose connection
+        is lost may be alive, and writing.
         """
 
     @abstractmethod

@@ -6,9 +6,11 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -111,8 +113,8 @@ class Node:
         self._process.join(SECONDS)
 
     def pause(self) -> None:
-        """SIGSTOP."""
-        os.kill(self.pid, signal.SIGSTOP)
+        """SIGSTOP, until every thread has stopped."""
+        stop(self.pid)
 
     def resume(self) -> None:
         """SIGCONT."""
@@ -127,6 +129,20 @@ class Node:
             self._process.kill()
             self._process.join()
         self._process.close()
+
+
+def stop(pid: int) -> None:
+    """Stop a process; on a crowded machine its threads go on for a while after the signal."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + SECONDS
+    while not all(_is_stopped(task) for task in Path(f"/proc/{pid}/task").iterdir()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"process {pid} did not stop")
+        time.sleep(0.001)
+
+
+def _is_stopped(task: Path) -> bool:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0] in "TtZX"
 
 
 def _serve(pipe: Connection, environ: dict[str, str]) -> None:

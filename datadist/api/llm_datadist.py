@@ -308,6 +308,27 @@ class LLMDataDist:
             engine.listen(*(listen or (None, None)))
         self._role = role
 
+    # -- what happened ----------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """What this engine moved, as plain numbers and text; a copy of this moment.
+
+        ``links`` has an entry per peer of every link: ``comm_id`` (None for links by address),
+        ``name``, ``cluster_id``, ``rank``, ``status``, ``error`` (why it failed or broke, or None),
+        and ``pull`` and ``push``, each with ``operations`` and ``bytes`` that succeeded, ``errors``,
+        and ``seconds`` (of both, waiting for other transfers on the link included). ``total`` has
+        ``pull`` and ``push`` of all links since `init`, also of those that were unlinked. Counted is
+        what this engine began; what peers pull from it or push to it, they count. Requests that are
+        refused before a link is chosen count nowhere.
+
+        ``pools`` has, by placement, ``page_bytes``, ``pages_used``, ``pages_free`` and
+        ``allocations_returning`` (freed, and waiting until peers have let go); ``cluster_id`` and
+        ``backend`` tell whose numbers these are. Counting costs about a microsecond per transfer.
+
+        Raises ``RuntimeError`` before `init`.
+        """
+        return self._initialised().stats()
+
     # -- first version only ------------------------------------------------------------------
 
     @property

@@ -1,4 +1,4 @@
-"""The command line: `datadist backends | check | conformance | demo | run`; a module each."""
+"""The command line: `datadist backends | check | conformance | demo | doctor | run`; a module each."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ COMMANDS = {
     "check": "validate a rank table and show the domain that it describes",
     "conformance": "test an installed transport against the interface and report",
     "demo": "move a KV cache between processes of this host and verify it",
+    "doctor": "examine this machine for each backend, and say what to change",
     "run": "run a program that imports llm_datadist on datadist",
 }
 """Subcommands and their help; each is a module with ``add_arguments(parser)`` and ``run(args)``."""

@@ -16,7 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datadist.control.endpoint import Endpoint, EndpointError, find
-from datadist.control.messages import WIRE_VERSION, Goodbye, Hello, Idle, Message
+from datadist.control.messages import (
+    MAX_FRAME,
+    MAX_HELLO,
+    WIRE_VERSION,
+    Goodbye,
+    Hello,
+    Idle,
+    Message,
+)
 from datadist.control.reactor import READ, Reactor, Timer
 from datadist.control.remote import Remote
 from datadist.control.runtime_dir import Address, RuntimeDir
@@ -72,14 +80,21 @@ class Meeting:
         """Begin to accept."""
         self._reactor.watch(self._listener.fileno(), READ, self._on_accept)
 
-    def seek(self, cluster_id: int) -> None:
+    def seek(self, cluster_id: int) -> bool:
         """Get in touch with every engine of that cluster id which is there now.
 
-        One that comes later gets in touch with us: it looks for us when it links.
+        One that comes later gets in touch with us: it looks for us when it links. False where it
+        was not possible to look, for want of descriptors.
         """
-        for address in list(self._dir.engines()):
+        try:
+            found = list(self._dir.engines())
+        except OSError as error:
+            log.warning("cannot look for cluster %d: %s (see `ulimit -n`)", cluster_id, error)
+            return False
+        for address in found:
             if address.cluster_id == cluster_id:
                 self.contact(address)
+        return True
 
     def listen_at(self, ip: str | None, port: int | None) -> None:
         """Let peers find this engine at ``ip:port``, and there only; None or 0 for nowhere.
@@ -127,9 +142,9 @@ class Meeting:
 
     def sees(self, address: Address) -> bool:
         """Whether the engine listens in our runtime directory."""
-        if address not in self._dir.engines():
-            return False
         try:
+            if address not in self._dir.engines():
+                return False
             sock = self._dir.connect(address)
         except BlockingIOError:
             return True
@@ -205,7 +220,7 @@ class Meeting:
             sock.close()
             self._dialling.discard(dialled or "")
             return
-        session.incarnation = dialled or ""
+        session.incarnation, session.limit = dialled or "", MAX_HELLO
         session.on_message = self._on_hello
         session.on_closed = self._on_failed_handshake
         timer = self._reactor.later(
@@ -230,10 +245,15 @@ class Meeting:
                 log.warning("cannot accept a connection: %s", error)
                 self._pause_accepting()
                 return
-            if len(self._handshakes) >= MAX_HANDSHAKES:
-                sock.close()
-            else:
-                self._begin(sock, None)
+            self._make_room()
+            self._begin(sock, None)
+
+    def _make_room(self) -> None:
+        """Of a crowd that says nothing the eldest has to go: a peer says hello at once."""
+        if len(self._handshakes) >= MAX_HANDSHAKES:
+            waiting = next((s for s in self._handshakes if not s.incarnation), None)
+            if waiting is not None:
+                waiting.close("too many others wait")
 
     def _pause_accepting(self) -> None:
         self._reactor.unwatch(self._listener.fileno())
@@ -285,6 +305,7 @@ class Meeting:
             earlier.close("it connected again")
         session.incarnation, session.cluster_id = hello.incarnation, hello.cluster_id
         session.on_message, session.on_closed = self._on_session_message, self._on_session_closed
+        session.limit = MAX_FRAME
         self.sessions[session.incarnation] = session
         self.on_session(session)
         self._check_idle(session)

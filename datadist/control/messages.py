@@ -9,7 +9,15 @@ from __future__ import annotations
 import struct
 from typing import Annotated, Literal
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import (
+    Base64Bytes,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 WIRE_VERSION = 1
 """Version of this protocol; engines of different versions refuse each other by name."""
@@ -17,12 +25,17 @@ WIRE_VERSION = 1
 MAX_FRAME = 16 << 20
 """Largest frame in bytes; a longer one ends the connection."""
 
+MAX_HELLO = 4096
+"""Largest frame of a peer that has not said hello yet."""
+
 MAX_FDS = 16
 """Most descriptors that one frame may carry."""
 
 HEADER = struct.Struct(">I")
 
 UInt64 = Annotated[int, Field(ge=0, lt=1 << 64)]
+Address = Annotated[int, Field(ge=0, lt=1 << 63)]
+"""What fits the int64 vectors of transfers."""
 Rank = Annotated[int, Field(ge=0, lt=1 << 32)]
 Text = Annotated[str, Field(max_length=4096)]
 Token = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -184,16 +197,27 @@ class Entry(_Message):
 
     cache_id: UInt64
     blocks: bool
-    bases: Annotated[list[UInt64], Field(min_length=1, max_length=1 << 16)]
-    stride: UInt64
-    count: UInt64
-    tensor_size: UInt64
+    bases: Annotated[list[Address], Field(min_length=1, max_length=1 << 16)]
+    stride: Address
+    count: Address
+    tensor_size: Address
     placement: Annotated[int, Field(ge=0, le=1)]
     pooled: bool
     """Whether pulls consume its keys (in two-sided mode)."""
     accessible: bool
     regions: list[UInt64]
     bindings: list[Binding]
+
+    @model_validator(mode="after")
+    def _check_layout(self) -> Entry:
+        """No slot may lie outside of its tensor, and no address overflow."""
+        if self.stride * self.count > self.tensor_size:
+            raise ValueError(
+                f"{self.count} slots of {self.stride} bytes do not fit {self.tensor_size} bytes"
+            )
+        if max(self.bases) + self.tensor_size >= 1 << 63:
+            raise ValueError(f"{self.tensor_size} bytes at {max(self.bases):#x} are no memory")
+        return self
 
 
 class Directory(_Message):
@@ -264,6 +288,29 @@ class Fetched(_Message):
     reason: Text
 
 
+class Verify(_Message):
+    """Ask the receiver for a checksum of ranges of its caches; answered by :class:`Verified`.
+
+    ``address`` and ``length`` are equal numbers of int64.
+    """
+
+    kind: Literal["verify"] = "verify"
+    id: UInt64
+    address: Base64Bytes
+    length: Base64Bytes
+    seconds: Annotated[float, Field(gt=0, le=2**31)]
+
+
+class Verified(_Message):
+    """Answer to :class:`Verify`: a status code and why, and the CRC-32 of the ranges in order."""
+
+    kind: Literal["verified"] = "verified"
+    id: UInt64
+    status: Annotated[int, Field(ge=0, lt=1 << 32)]
+    reason: Text
+    crc: Annotated[int, Field(ge=0, lt=1 << 32)]
+
+
 class Idle(_Message):
     """The sender needs this session no more, until it says otherwise."""
 
@@ -298,6 +345,8 @@ Message = (
     | Consume
     | Fetch
     | Fetched
+    | Verify
+    | Verified
     | Idle
     | Goodbye
 )
@@ -314,5 +363,10 @@ def encode(message: Message) -> bytes:
 
 
 def decode(body: bytes | bytearray | memoryview) -> Message:
-    """The message in a frame's body. Raises ``ValueError`` (pydantic's) when it is none."""
-    return _adapter.validate_json(bytes(body))
+    """The message in a frame's body. Raises ``ValueError``, in one line, when it is none."""
+    try:
+        return _adapter.validate_json(bytes(body))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "text"
+        raise ValueError(f"{place[:100]}: {first['msg'][:200]}".replace("\n", " ")) from None

@@ -67,6 +67,8 @@ class Session:
         self.cluster_id = -1
         self.closed = False
         self.orderly = False
+        self.limit = MAX_FRAME
+        """Largest frame that is accepted."""
         self.on_message: Callable[[Session, Message, list[int]], None] | None = None
         self.on_closed: Callable[[Session, str], None] | None = None
         self._dispatching = False
@@ -142,12 +144,14 @@ class Session:
         self._reactor.unwatch(self._sock.fileno())
         if self.process is not None:
             self._reactor.unwatch(self.process.fd)
-            self.process = None
         self._sock.close()
         close_all([*pending, *self._fds])
         self._fds.clear()
-        if self.on_closed is not None:
-            self.on_closed(self, reason)
+        try:
+            if self.on_closed is not None:
+                self.on_closed(self, reason)
+        finally:
+            self.process = None
 
     def abandon(self) -> None:
         """In a forked child: close the socket, without locks, which other threads may have held."""
@@ -236,8 +240,8 @@ class Session:
         view = self._inbox
         while len(view) - start >= HEADER.size:
             (size,) = HEADER.unpack_from(view, start)
-            if size > MAX_FRAME:
-                return f"it sent a frame of {size} bytes, more than {MAX_FRAME}"
+            if size > self.limit:
+                return f"it sent a frame of {size} bytes, more than {self.limit}"
             end = start + HEADER.size + size
             if len(view) < end + self._tag_size:
                 break
@@ -256,6 +260,8 @@ class Session:
             if self.closed:
                 return None
         del self._inbox[:start]
+        if len(self._fds) > MAX_FDS:  # those of one frame may be ahead of its last bytes
+            return "it sent descriptors that no message names"
         return None
 
     def _take_fds(self, message: Message) -> list[int] | None:

@@ -84,6 +84,9 @@ class Builder:
         """Incarnation and link id of every member of an attempt."""
         self._dropped: dict[Attempt, Domain] = {}
         """Given up, and not closed yet."""
+        self._unclosed: set[Attempt] = set()
+        self.on_closed: Callable[[Attempt, frozenset[int]], None] = lambda _a, _r: None
+        """Hears of every link that was closed, and of the ranks that may still write."""
 
     # -- beginning and ending an attempt -----------------------------------------------------
 
@@ -92,6 +95,7 @@ class Builder:
         if domain.attempt is not None:
             self.drop(domain)
         attempt = domain.attempt = Attempt(token, domain.rank, sorted(members), members)
+        self._unclosed.add(attempt)
         self._meet(domain, attempt)
 
     def begin_by_library(self, domain: Domain, name: str, blob: bytes, met: Introduced) -> None:
@@ -102,6 +106,7 @@ class Builder:
         """
         attempt = Attempt(secrets.token_hex(16), domain.rank, sorted(domain.ranks.values()), {})
         domain.attempt = attempt
+        self._unclosed.add(attempt)
         self._active[attempt.token] = domain
         own = self._meeting.address.incarnation
         peers = {r: Peer(r, own if r == attempt.rank else "") for r in attempt.ranks}
@@ -146,6 +151,13 @@ class Builder:
     def is_taken(self, incarnation: str, link: int) -> bool:
         """Whether a wish is part of an attempt of ours."""
         return (incarnation, link) in self._taken
+
+    def reaches(self, incarnation: str) -> bool:
+        """Whether a link to that engine was opened and is not closed yet."""
+        return any(
+            attempt.link is not None and attempt.rank_of(incarnation) is not None
+            for attempt in list(self._unclosed)
+        )
 
     def _adopt(self, attempt: Attempt, view: PeerView) -> None:
         self._meeting.hold(view.session, attempt)
@@ -228,8 +240,10 @@ class Builder:
         finally:
             attempt.processes.clear()
             self._dropped.pop(attempt, None)
+            self._unclosed.discard(attempt)
             self._memory.conceal(attempt.regions)
             attempt.regions = []
+        self.on_closed(attempt, risky)
         if risky:
             log.warning(
                 "%s may still write our memory; what it could write is kept until it answers",

@@ -14,6 +14,7 @@ from datadist.control.hostport import HostPort
 from datadist.control.messages import Announce, Member, OfferMessage
 from datadist.control.reactor import Timer
 from datadist.control.session import Descriptor
+from datadist.engine.counters import Counters
 from datadist.engine.peers import Meaning, meaning
 from datadist.rank_table import RankTable
 from datadist.status import LLMStatusCode
@@ -45,6 +46,7 @@ class Attempt:
     exposed: dict[int, frozenset[int]] = field(default_factory=dict)
     """Region ids of each peer that this link reaches."""
     locks: dict[int, threading.Lock] = field(default_factory=dict)
+    counters: dict[int, Counters] = field(default_factory=dict)
     dead: bool = False
     """Whether it was given up."""
     greeted: set[int] = field(default_factory=set)
@@ -64,6 +66,7 @@ class Attempt:
     def __post_init__(self) -> None:
         self.quiet.set()
         self.locks = {rank: threading.Lock() for rank in self.others}
+        self.counters = {rank: Counters() for rank in self.others}
 
     @property
     def others(self) -> list[int]:

@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from datadist.control.meeting import EndpointError, Meeting
 from datadist.control.messages import Announce
@@ -23,6 +23,7 @@ from datadist.engine.building import CLOSE_SECONDS, Builder
 from datadist.engine.cluster_calls import ClusterCalls
 from datadist.engine.clusters import Clusters
 from datadist.engine.copies import Copies
+from datadist.engine.counters import link_stats, pool_stats
 from datadist.engine.domain import Domain, TableDomain
 from datadist.engine.fetch import Fetches
 from datadist.engine.inbox import Inbox
@@ -34,7 +35,9 @@ from datadist.engine.owned import OwnDirectory
 from datadist.engine.peers import PeerView
 from datadist.engine.push import Pushes
 from datadist.engine.rendezvous import Rendezvous
+from datadist.engine.suspects import Suspects
 from datadist.engine.transfer import Transfers
+from datadist.engine.verify import Verification
 from datadist.engine.workers import Workers
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
 from datadist.status import LLMException, LLMStatusCode, param_invalid
@@ -83,6 +86,7 @@ class Engine:
         self._comm_ids = comm_ids()
         self._warned = False
         with _system_errors(), ExitStack() as stack:
+            _check_descriptors()
             self.backend, self.transport = _start_transport(options, environ)
             stack.callback(self.transport.close)
             self.memory = Memory(self.transport)
@@ -157,11 +161,15 @@ class Engine:
             self._builder,
             self.fetches,
             self.owned,
+            self.verification,
+            Suspects(self._reactor, self._builder, self.owned, self.options.remote_accessible),
         )
         self._call(self._meeting.start)
         self.listen(self.options.listen_ip, self.options.listen_port)
 
     def _start_transfers(self, stack: ExitStack) -> None:
+        self.verification = Verification(self.owned, self.transport.capabilities.host_addressable)
+        stack.callback(self.verification.close)
         self.transfers = Transfers(
             self.cluster_id,
             self.options.remote_accessible,
@@ -170,6 +178,7 @@ class Engine:
             self.views,
             self.owned,
             self._drain,
+            self.verification.compare if self.options.checksum else None,
         )
         self.pushes = Pushes(self.transfers, self.owned)
         self.fetches = Fetches(self.transfers, self.owned)
@@ -351,6 +360,16 @@ class Engine:
                 f"{domain} FAILED: {domain.reason}", status_code=LLMStatusCode.LLM_LINK_FAILED
             )
 
+    def stats(self) -> dict[str, Any]:
+        """Counters of every link, of the engine, and the use of its pools."""
+        return {
+            "cluster_id": self.cluster_id,
+            "backend": self.backend.name,
+            "links": link_stats(self._all_domains()),
+            "total": self.transfers.counters.as_dict(),
+            "pools": pool_stats(self.memory),
+        }
+
     def _missing(self, domain: TableDomain) -> str:
         return self._call(lambda: self._links.missing(domain))
 
@@ -383,6 +402,11 @@ class Engine:
         self.forked = True
         self._reactor.abandon()
         self._meeting.abandon()
+
+
+def _check_descriptors() -> None:
+    """Without a descriptor no installed transport is found, and none would seem to be there."""
+    os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
 
 
 @contextmanager

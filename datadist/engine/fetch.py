@@ -64,6 +64,7 @@ class Fetches:
             )
         route = self._transfers.routes(cluster, deadline)[0]
         request = next(self._ids)
+        started, failed = time.perf_counter(), True
         waiting = self._waiting[request] = _Waiting(route.view)
         try:
             route.view.send(
@@ -79,8 +80,10 @@ class Fetches:
             if route.view.session.closed:
                 waiting.answered.set()
             self._await(cluster, waiting, deadline)
+            failed = False
         finally:
             del self._waiting[request]
+            self._transfers.count(route, True, segments.nbytes, started, failed)
 
     def _await(self, cluster: int, waiting: _Waiting, deadline: float) -> None:
         if not waiting.answered.wait(max(0.0, deadline - time.monotonic())):
@@ -135,6 +138,8 @@ class Fetches:
         view.send(Fetched(id=message.id, status=status, reason=reason[:4000]))
 
     def _take(self, view: PeerView, message: Fetch, deadline: float) -> None:
+        if any(len(raw) % 8 for raw in (message.target, message.source, message.length)):
+            raise param_invalid("the vectors of the request are not of int64")
         vectors = [np.frombuffer(raw, np.int64) for raw in (message.target, message.source)]
         length = np.frombuffer(message.length, np.int64)
         if not len(length) or any(len(vector) != len(length) for vector in vectors):

@@ -25,6 +25,8 @@ from datadist.control.messages import (
     Refused,
     Sync,
     Synced,
+    Verified,
+    Verify,
     Withdraw,
 )
 from datadist.control.session import Session, close_all
@@ -34,6 +36,8 @@ from datadist.engine.fetch import Fetches
 from datadist.engine.links import Links
 from datadist.engine.owned import OwnDirectory
 from datadist.engine.peers import PeerView
+from datadist.engine.suspects import Suspects
+from datadist.engine.verify import Verification
 
 log = logging.getLogger("datadist.control")
 
@@ -50,6 +54,8 @@ class Inbox:
         builder: Builder,
         fetches: Fetches,
         owned: OwnDirectory,
+        verification: Verification,
+        suspects: Suspects,
     ) -> None:
         self._meeting = meeting
         self._views = views
@@ -58,6 +64,8 @@ class Inbox:
         self._builder = builder
         self._fetches = fetches
         self._owned = owned
+        self._verification = verification
+        self._suspects = suspects
         meeting.on_session = self._on_session
         meeting.on_message = self._on_message
         meeting.on_lost = self._on_lost
@@ -72,12 +80,13 @@ class Inbox:
         view = self._views.get(session.incarnation)
         if view is not None and view.session is session:
             del self._views[session.incarnation]
+            self._suspects.on_lost(view, None if orderly else session.process)
             self._builder.on_lost(view, reason, orderly)
             view.end_all_syncs()  # who wakes up sees that the peer is gone
             self._links.on_lost(view, orderly)
             self._clusters.on_lost(view, reason, orderly)
             self._fetches.on_gone(view)
-            self._owned.on_gone(view)
+            self._verification.on_gone(view)
 
     def _on_message(self, session: Session, message: Message, fds: list[int]) -> None:
         view = self._views.get(session.incarnation)
@@ -139,6 +148,10 @@ class Inbox:
                 self._fetches.on_fetch(view, message)
             case Fetched():
                 self._fetches.on_fetched(message)
+            case Verify():
+                self._verification.on_verify(view, message)
+            case Verified():
+                self._verification.on_verified(view, message)
             case _:
                 return False
         return True

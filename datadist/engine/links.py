@@ -19,7 +19,7 @@ from datadist.engine import introduction
 from datadist.engine.building import Builder
 from datadist.engine.domain import Attempt, TableDomain
 from datadist.engine.matching import differences, disagreement, mutual
-from datadist.engine.peers import Announcement, Meaning, PeerView, meaning
+from datadist.engine.peers import MAX_ANNOUNCED, Announcement, Meaning, PeerView, meaning
 from datadist.engine.rendezvous import Rendezvous
 from datadist.types import RegisterMemStatus
 
@@ -27,6 +27,8 @@ log = logging.getLogger("datadist.link")
 
 RETRY_SECONDS = 0.2
 """Pause before a peer is sought again whose session broke."""
+SHORT_SECONDS = 1.0
+"""Pause before it is tried again to look for peers, when descriptors were short."""
 GRACE_SECONDS = 1.0
 """How long announcements that differ may wait for a better match before both fail."""
 
@@ -70,7 +72,7 @@ class Links:
             if view.session.cluster_id in domain.others:
                 self._announce(domain, view)
         for cluster in domain.others:
-            self._meeting.seek(cluster)
+            self._seek(cluster)
         self._compare_later()
         self._consider(domain)
 
@@ -129,10 +131,17 @@ class Links:
 
     def _seek_again(self, cluster: int) -> None:
         if any(d.waiting and cluster in d.others for d in self.domains.values()):
-            self._meeting.seek(cluster)
+            self._seek(cluster)
+
+    def _seek(self, cluster: int) -> None:
+        if not self._meeting.seek(cluster):
+            self._reactor.later(SHORT_SECONDS, lambda: self._seek_again(cluster))
 
     def on_announce(self, view: PeerView, message: Announce) -> None:
         """A peer waits for a domain."""
+        if len(view.announcements) >= MAX_ANNOUNCED:
+            view.session.close(f"it waits for more than {MAX_ANNOUNCED} domains")
+            return
         view.announcements.put(message)
         for domain in list(self._by_meaning.get(meaning(message), ())):
             self._consider(domain)

@@ -87,6 +87,17 @@ class Memory:
         region_id = self._pools[placement][0]
         return region_id, self._held[region_id].region
 
+    def pool_usage(self, placement: Placement) -> dict[str, int]:
+        """Pages of a pool in use, free, and freed but waiting for peers; bytes of a page."""
+        pool = self._pools[placement][1]
+        with self._lock:
+            return {
+                "page_bytes": pool.page_size,
+                "pages_used": pool.pages_used,
+                "pages_free": pool.pages_free,
+                "allocations_returning": self._coming[placement],
+            }
+
     def allocate(self, placement: Placement, sizes: Sequence[int]) -> list[int]:
         """Addresses of one allocation per size; waits a moment for pages that are coming back.
 

@@ -73,6 +73,8 @@ class EngineOptions:
     """Where rank 0 listens; None: where the rank table says."""
     peer_timeout: float = DEFAULT_PEER_SECONDS
     """Seconds of silence after which a peer's host counts as dead."""
+    checksum: bool = False
+    """Whether both ends compare checksums after each transfer that this engine begins."""
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Options ``datadist.<backend>.<name>``, by backend and name."""
 
@@ -124,6 +126,7 @@ class EngineOptions:
             auth_key=os.fsencode(environ.get("DATADIST_AUTH_KEY", "")) or None,
             rendezvous=_rendezvous(environ),
             peer_timeout=_peer_timeout(environ),
+            checksum=_flag(given, "datadist.checksum"),
             extra=_extra(given),
         )
 

@@ -137,14 +137,16 @@ class OwnDirectory:
         return self._caches.get(cache_id)
 
     @contextmanager
-    def pinned(self, cache_id: int) -> Iterator[OwnCache]:
+    def pinned(self, cache_id: int, freed_too: bool = False) -> Iterator[OwnCache]:
         """Keep the memory of a cache while a local transfer uses it.
+
+        ``freed_too``: also one whose id was freed, as long as keys keep it.
 
         Raises LLM_KV_CACHE_NOT_EXIST.
         """
         with self._lock:
             cache = self._caches.get(cache_id)
-            if cache is None or not cache.held:
+            if cache is None or not (cache.held or freed_too):
                 raise LLMException(
                     f"cache {cache_id} does not exist in this engine: it was freed, or never "
                     "allocated or registered here",
@@ -158,8 +160,12 @@ class OwnDirectory:
                 cache.pins -= 1
                 self._free_if_unused(cache)
 
-    def caches_at(self, addresses: NDArray[np.int64], lengths: NDArray[np.int64]) -> set[int]:
+    def caches_at(
+        self, addresses: NDArray[np.int64], lengths: NDArray[np.int64], freed_too: bool = False
+    ) -> set[int]:
         """The live caches that hold these ranges, each range within one tensor.
+
+        ``freed_too`` as in :meth:`pinned`.
 
         Raises LLM_PARAM_INVALID for the first range that no tensor holds.
         """
@@ -167,7 +173,7 @@ class OwnDirectory:
             tensors = sorted(
                 (base, cache.layout.tensor_size, cache.cache_id)
                 for cache in self._caches.values()
-                if cache.held
+                if cache.held or freed_too
                 for base in cache.layout.bases
             )
         table = np.array(tensors or [(0, 0, 0)], np.int64)
@@ -233,7 +239,7 @@ class OwnDirectory:
         late = [
             f"cluster {view.session.cluster_id} ({view.session.peer})"
             for view, seq in targets.items()
-            if view.seq_acked < seq and not view.session.closed
+            if view.seq_acked < seq and not view.gone
         ]
         with self._lock:
             self._caches[cache.cache_id] = cache
@@ -289,10 +295,18 @@ class OwnDirectory:
             self._views.add(view)
             view.send(make(view.seq_sent))
 
-    def on_gone(self, view: PeerView) -> None:
-        """A peer's session is over."""
+    def suspect(self, view: PeerView) -> None:
+        """A peer's session is over, but it may still write: until :meth:`on_gone` nothing returns."""
         with self._lock:
             view.subscribed = False
+            view.seq_sent += 1  # which it cannot acknowledge
+            self._views.add(view)
+
+    def on_gone(self, view: PeerView) -> None:
+        """A peer's session is over, and nothing of it touches our memory."""
+        with self._lock:
+            view.subscribed = False
+            view.gone = True
             self._views.discard(view)
         self.revocations.on_gone(view)
 

@@ -23,6 +23,8 @@ def meaning(message: Announce) -> Meaning:
     return message.name, tuple(sorted(message.ranks)), message.table
 
 
+MAX_ANNOUNCED = 1024
+"""Wishes of one peer, which can hold half as many domains."""
 OFFER_WINDOW = 8
 """Offers on their way to one peer; bounds the descriptors in flight."""
 
@@ -61,6 +63,9 @@ class Announcements:
         """The wishes that mean ``key``, by link id, oldest first."""
         return self._by_meaning.get(key, {})
 
+    def __len__(self) -> int:
+        return len(self._by_link)
+
     def __iter__(self) -> Iterator[Announcement]:
         return iter(list(self._by_link.values()))
 
@@ -76,6 +81,8 @@ class PeerView:
         self.announcements = Announcements()
         self.early: dict[str, tuple[OfferMessage, list[int]]] = {}
         self.subscribed = False
+        self.gone = False
+        """Whether it is certain that it touches our memory no more."""
         self.seq_sent = 0
         self.seq_acked = 0
         self.lock = threading.Lock()

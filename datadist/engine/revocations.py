@@ -26,9 +26,7 @@ class Revocations:
         """Run ``then`` once every view has acknowledged its number, or is gone."""
         with self._lock:
             left = {
-                view: seq
-                for view, seq in targets.items()
-                if not view.session.closed and view.seq_acked < seq
+                view: seq for view, seq in targets.items() if not view.gone and view.seq_acked < seq
             }
             if left:
                 self._waiting.append(_Waiting(left, then))
@@ -42,7 +40,7 @@ class Revocations:
         self._settle(view, view.seq_acked)
 
     def on_gone(self, view: PeerView) -> None:
-        """A peer's session is over: nothing of it can reach us any more."""
+        """Nothing of a peer can reach us any more."""
         self._settle(view, None)
 
     def _settle(self, view: PeerView, seq: int | None) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datadist.control.messages import Consume
 from datadist.control.session import Session
 from datadist.engine import resolve
+from datadist.engine.counters import Counters
 from datadist.engine.domain import Domain
 from datadist.engine.owned import OwnCache, OwnDirectory
 from datadist.engine.peers import PeerView
@@ -55,6 +56,7 @@ class Transfers:
         views: dict[str, PeerView],
         owned: OwnDirectory,
         drain: Callable[[Session, float], None],
+        verify: Callable[[Route, Segments, float], None] | None = None,
     ) -> None:
         self._own_cluster = own_cluster
         self._one_sided = one_sided
@@ -63,6 +65,9 @@ class Transfers:
         self._views = views
         self._owned = owned
         self._drain = drain
+        self._verify = verify
+        self.counters = Counters()
+        """Of all links there were."""
 
     def pull_cache(
         self, cluster: int, source: Source, cache_id: int, slot: int, size: int, layers: Layers
@@ -195,6 +200,29 @@ class Transfers:
         Raises LLMException: the status of :data:`STATUS_OF` for what the transport raises,
         LLM_TIMEOUT when others keep the link busy, LLM_NOT_YET_LINK when it ended meanwhile.
         """
+        started = time.perf_counter()
+        failed = True
+        try:
+            self._move(route, segments, deadline, write, before, after)
+            failed = False
+        finally:
+            self.count(route, write, segments.nbytes, started, failed)
+
+    def count(self, route: Route, push: bool, nbytes: int, started: float, failed: bool) -> None:
+        """Count an operation that began at ``started`` (time.perf_counter)."""
+        seconds = time.perf_counter() - started
+        route.attempt.counters[route.rank].add(push, nbytes, seconds, failed)
+        self.counters.add(push, nbytes, seconds, failed)
+
+    def _move(
+        self,
+        route: Route,
+        segments: Segments,
+        deadline: float,
+        write: bool,
+        before: Callable[[], None],
+        after: Callable[[], None],
+    ) -> None:
         attempt, rank = route.attempt, route.rank
         lock = attempt.locks[rank]
         if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
@@ -212,6 +240,8 @@ class Transfers:
             remaining = max(0.0, deadline - time.monotonic())
             operate = link.write if write else link.read
             operate(rank, segments.local, segments.remote, segments.length, remaining)
+            if self._verify is not None:
+                self._verify(route, segments, deadline)
             after()
         except LLMException:
             raise

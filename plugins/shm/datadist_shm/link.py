@@ -211,6 +211,9 @@ class ShmLink(Link):
         path = self._paths.get(rank)
         if path is not None:
             path.aborted[0] = 1
+        fence = self._fences.get(rank)
+        if fence is not None:
+            fence.revoke()
 
     def close(self) -> frozenset[int]:
         """Abort, revoke, wait a bounded time, unmap; see the interface."""
@@ -222,6 +225,7 @@ class ShmLink(Link):
                 self.abort(rank)
             if not self._idle.wait_for(lambda: self._busy == 0, CLOSE_SECONDS):
                 log.error("a transfer did not end within %g s: its mappings stay", CLOSE_SECONDS)
+                self._result = self._revoke()
                 return self._result
         self._result = self._revoke()
         for path in self._paths.values():

@@ -1,0 +1,79 @@
+"""Examine this machine for each backend, and say what to change.
+
+Exits with 1 where a chosen backend, by default the one that `auto` or DATADIST_BACKEND chooses,
+cannot work; notes alone exit with 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from datadist.diagnosis import Finding, Level, examine, worst
+from datadist.engine.loader import BackendError, choose_backend, list_backends
+
+MARKS = {Level.OK: "ok", Level.NOTE: "note", Level.PROBLEM: "PROBLEM"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the subcommand."""
+    parser.add_argument("--backend", metavar="NAME", action="append", default=[],
+                        help="examine for this backend only; may be repeated")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 where the backends work, 1 where one does not."""
+    findings = examine(args.backend)
+    chosen, why = _chosen(args.backend)
+    verdict = worst(findings, chosen)
+    failed = not chosen or verdict is Level.PROBLEM
+    if args.json:
+        print(json.dumps(_report(findings, chosen, failed), indent=2))
+    else:
+        for finding in findings:
+            print(_line(finding))
+        print(why if failed and why else _summary(chosen, findings, failed))
+    return int(failed)
+
+
+def _chosen(named: Sequence[str]) -> tuple[list[str], str]:
+    """The backends whose problems count; none, and why, where nothing can be chosen."""
+    missing = sorted(set(named) - {backend.name for backend in list_backends()})
+    if missing:
+        return [], f"not installed: {', '.join(missing)} (`datadist backends` lists what is)"
+    if named:
+        return list(named), ""
+    try:
+        return [choose_backend(None, os.environ).name], ""
+    except BackendError as error:
+        return [], str(error)
+
+
+def _line(finding: Finding) -> str:
+    concerns = f" [{', '.join(sorted(finding.backends))}]" if finding.backends else ""
+    mark = MARKS[finding.level]
+    if sys.stdout.isatty() and finding.level is Level.PROBLEM:
+        mark = f"\x1b[31m{mark}\x1b[0m"
+    text = f"{mark:8}{finding.name}{concerns}: {finding.found}"
+    return f"{text}\n        -> {finding.remedy}" if finding.remedy else text
+
+
+def _summary(chosen: Sequence[str], findings: Sequence[Finding], failed: bool) -> str:
+    names = ", ".join(chosen)
+    if failed:
+        return f"{names}: does not work here; see PROBLEM above"
+    concerned = [f for f in findings if not f.backends or f.backends & set(chosen)]
+    notes = sum(f.level is Level.NOTE for f in concerned)
+    return f"{names}: works here" + (f", {notes} note(s) above" if notes else "")
+
+
+def _report(findings: Sequence[Finding], chosen: Sequence[str], failed: bool) -> dict[str, object]:
+    return {
+        "works": not failed,
+        "backends": list(chosen),
+        "findings": [finding.as_dict() for finding in findings],
+    }

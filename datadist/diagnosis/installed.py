@@ -1,0 +1,33 @@
+"""Which transports are installed, and whether each can be used here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from datadist.diagnosis.finding import Finding, Level, on
+from datadist.engine.loader import survey
+
+
+def examine() -> Iterator[Finding]:
+    """One finding per installed transport."""
+    logger = logging.getLogger("datadist.backend")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)  # the findings say it all
+    try:
+        rows = survey()
+    finally:
+        logger.setLevel(before)
+    if not rows:
+        yield Finding(
+            "transports", Level.PROBLEM, "none is installed",
+            "pip install datadist-shm (one host), datadist-rdma (RoCE) or datadist-hccl (Ascend)",
+        )  # fmt: skip
+    for row in rows:
+        yield Finding(
+            f"backend {row.backend.name}",
+            Level.OK if row.usable else Level.PROBLEM,
+            f"{row.backend.distribution} {row.backend.version}: {row.reason}",
+            "" if row.usable else "see what is reported about this backend below",
+            on(row.backend.name),
+        )

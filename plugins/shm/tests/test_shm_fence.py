@@ -1,0 +1,65 @@
+"""The fence of an owner whose peer is lost, or whose own transfer hangs."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+from datadist_shm import ShmTransport
+from datadist_shm.fence import PAGE
+from datadist_shm.link import ShmLink
+from datadist_shm.memory import Mapping
+
+from datadist.transport import Access, Group, Peer, Placement, TransportOptions
+
+
+class Owner:
+    """An owner's link, and its fence page as the peer maps it."""
+
+    def __init__(self) -> None:
+        self.transport = ShmTransport(TransportOptions())
+        region = self.transport.allocate(PAGE, Placement.HOST)
+        self.pidfd = os.pidfd_open(os.getpid())
+        peers = {0: Peer(0, "us"), 1: Peer(1, "them", os.getpid(), self.pidfd)}
+        group = Group("fence", 0, peers, None, time.monotonic() + 60)
+        link = self.transport.open(group, [region], Access.READ_WRITE)
+        assert isinstance(link, ShmLink)
+        self.link = link
+        offer = self.link.offer(1)
+        self._mapping = Mapping(offer.fds[-1], PAGE, writable=True, populate=False)
+        for fd in offer.fds:
+            os.close(fd)
+        self.words = (ctypes.c_int64 * 2).from_address(self._mapping.address)
+        """Active, revoked."""
+
+
+@pytest.fixture
+def owner() -> Iterator[Owner]:
+    made = Owner()
+    yield made
+    made.words[0] = 0
+    made.link.close()
+    made.transport.close()
+    os.close(made.pidfd)
+
+
+def test_aborting_a_peer_revokes_its_access(owner: Owner) -> None:
+    assert owner.words[1] == 0
+    owner.link.abort(1)
+    assert owner.words[1] == 1
+
+
+def test_a_writer_inside_is_reported(owner: Owner) -> None:
+    owner.words[0] = 1
+    assert owner.link.close() == {1}
+    assert owner.words[1] == 1
+
+
+def test_a_writer_inside_is_reported_also_when_our_own_transfer_hangs(owner: Owner) -> None:
+    owner.words[0] = 1
+    owner.link._busy = 1
+    assert owner.link.close() == {1}
+    assert owner.words[1] == 1

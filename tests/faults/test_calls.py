@@ -1,0 +1,270 @@
+"""Faults inside our own process: signals, forks, exits, clocks, and finalize at any moment."""
+
+from __future__ import annotations
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import datadist
+from datadist import CacheKeyByIdAndIndex
+from tests import nodes
+from tests.faults import stage
+from tests.nodes import MIB, Node
+
+Start = Callable[..., Node]
+PAIR = {1: 0, 2: 1}
+
+
+def _pair(start: Start, **settings: Any) -> tuple[Node, Node, int]:
+    settings = {"pool": 16 * MIB, "link_total_time": 20, **settings}
+    peer, we = start(1, **settings), start(2, **settings)
+    for node, seed in ((peer, 1), (we, 2)):
+        node.do(stage.prepare, seed)
+    peer.begin(nodes.link_and_wait, "pair", PAIR)
+    comm_id = we.do(nodes.link_and_wait, "pair", PAIR)
+    peer.result()
+    return peer, we, comm_id
+
+
+# -- KeyboardInterrupt -----------------------------------------------------------------------
+
+
+def _interrupted(here: nodes.Here, what: str, comm_id: int) -> str:
+    """Interrupt a call after a while; what came of it."""
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        if what == "wait_link":
+            here.live.wait_link(
+                here.live.link("lonely", {2: 0, 9: 1}, nodes.table_for({2: 0, 9: 1}))
+            )
+        elif what == "link_clusters":
+            here.live.link_clusters([nodes.cluster_info(9, 1)], 1000)
+            timer.join()
+        elif what == "look-up":
+            nodes.pull_cache(here, CacheKeyByIdAndIndex(1, 99, 0), "c")
+        else:
+            stage.slow_down(here)
+            nodes.pull_cache(here, CacheKeyByIdAndIndex(1, 1, 0), "c")
+        time.sleep(1)
+    except KeyboardInterrupt:
+        return "interrupted"
+    return "not interrupted"
+
+
+@pytest.mark.parametrize("what", ["wait_link", "link_clusters", "look-up", "pull"])
+def test_an_interrupted_call_leaves_a_usable_engine(start_node: Start, what: str) -> None:
+    peer, we, comm_id = _pair(start_node)
+    if what == "look-up":
+        peer.pause()
+    assert we.do(_interrupted, what, comm_id) == "interrupted"
+    if what == "look-up":
+        peer.resume()
+    assert we.do(stage.pull_now)[0] == "OK"
+    we.do(nodes.unlink, comm_id)
+    peer.do(nodes.unlink, 1)
+    peer.begin(nodes.link_and_wait, "again", PAIR)
+    we.do(nodes.link_and_wait, "again", PAIR)
+    peer.result()
+    assert we.do(stage.pull_now)[0] == "OK"
+    we.do(nodes.finalize)
+
+
+# -- fork ------------------------------------------------------------------------------------
+
+
+def _fork(here: nodes.Here, how: str) -> int:
+    """Fork with live links; the child ends in some way. Its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            try:
+                here.live.link_error(1)
+            except RuntimeError as error:
+                code = 0 if "forked" in str(error) else 2
+            if how == "finalizes":
+                here.live.finalize()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("how", ["exits", "finalizes"])
+def test_a_forked_child_harms_nobody(start_node: Start, how: str) -> None:
+    peer, we, comm_id = _pair(start_node)
+    assert we.do(_fork, how) == 0
+    assert we.do(stage.pull_now)[0] == "OK"
+    assert we.do(nodes.link_error, comm_id) is None
+    assert peer.do(nodes.link_error, 1) is None
+
+
+# -- interpreter exit ------------------------------------------------------------------------
+
+PROGRAM = """
+import json, threading, sys
+from datadist import *
+config = LLMConfig()
+config.enable_cache_manager = True
+config.transfer_backend = "shm"
+config.mem_pool_cfg = '{"memory_size": 8388608}'
+engine = LLMDataDist(LLMRole.MIX, 1)
+engine.init(config.generate_options())
+cache = engine.cache_manager.allocate_cache(CacheDesc(2, [1, 1024], DataType.DT_FLOAT16))
+comm = engine.link("pair", {1: 0, 2: 1}, sys.argv[1])
+engine.wait_link(comm)
+print("linked", flush=True)
+sys.stdin.readline()
+def pull():
+    while True:
+        engine.cache_manager.pull_cache(CacheKeyByIdAndIndex(2, 1, 0), cache)
+if sys.argv[2] == "busy":
+    threading.Thread(target=pull, daemon=True).start()
+if sys.argv[2] == "raises":
+    raise RuntimeError("on purpose")
+"""
+
+
+@pytest.mark.parametrize("how", ["idle", "busy", "raises"])
+def test_a_program_that_ends_with_live_links(
+    start_node: Start, runtime_dir: Path, how: str
+) -> None:
+    we = start_node(2, pool=16 * MIB)
+    we.do(stage.prepare, 2)
+    environ = {**os.environ, "DATADIST_RUNTIME_DIR": str(runtime_dir)}
+    we.begin(nodes.link_and_wait, "pair", PAIR)
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, nodes.table_for(PAIR), how],
+        env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert program.stdout is not None
+    assert program.stdout.readline() == "linked\n"
+    comm_id = we.result()
+    started = time.monotonic()
+    _, errors = program.communicate("go\n", timeout=30)
+    assert time.monotonic() - started < 10
+    assert program.returncode == (1 if how == "raises" else 0), errors
+    assert ("on purpose" in errors) == (how == "raises")
+    assert "Fatal" not in errors
+    _, _, reason = we.do(stage.wait_until_broken, comm_id)
+    assert "cluster 1" in reason
+    assert list(runtime_dir.glob("1-*")) == []
+
+
+# -- clocks ----------------------------------------------------------------------------------
+
+
+def _jump(here: nodes.Here, seconds: float) -> None:
+    """Set this process's idea of the date ahead or back."""
+    real = time.time
+    time.time = lambda: real() + seconds
+    time.time_ns = lambda: int((real() + seconds) * 1e9)
+
+
+@pytest.mark.parametrize("seconds", [-86400.0, 86400.0])
+def test_a_jump_of_the_date_changes_nothing(start_node: Start, seconds: float) -> None:
+    peer, we, comm_id = _pair(start_node)
+    for node in (peer, we):
+        node.do(_jump, seconds)
+    assert we.do(stage.pull_now)[0] == "OK"
+    we.do(nodes.unlink, comm_id)
+    peer.do(nodes.unlink, 1)
+    peer.begin(nodes.link_and_wait, "again", PAIR)
+    we.do(nodes.link_and_wait, "again", PAIR)
+    peer.result()
+    assert we.do(stage.pull_now)[0] == "OK"
+
+
+WALL_CLOCK = {("runtime_dir.py", "_is_left_over")}
+"""Who may ask for the date: the age of a file is a difference of dates."""
+
+
+def _asks_for_the_date(path: Path) -> set[tuple[str, str]]:
+    found = set()
+    for function in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        for node in ast.walk(function):
+            name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            if name in ("time.time", "time.time_ns", "datetime.now"):
+                found.add((path.name, function.name))
+    return found
+
+
+def test_deadlines_use_the_monotonic_clock_only() -> None:
+    import datadist_shm
+
+    for package in (datadist, datadist_shm):
+        assert package.__file__ is not None
+        for path in Path(package.__file__).parent.rglob("*.py"):
+            if "cli" not in path.parts:
+                assert _asks_for_the_date(path) <= WALL_CLOCK
+
+
+# -- finalize racing with everything ---------------------------------------------------------
+
+DOCUMENTED = ("LLMException", "RuntimeError")
+
+
+def _race(here: nodes.Here, after: float) -> tuple[float, list[str], list[str]]:
+    """Finalize while threads do everything else; its seconds, other errors, threads left."""
+    engine, strange = here.live, []
+    over = threading.Event()
+
+    def repeat(call: Callable[[], object]) -> None:
+        while not over.is_set():
+            try:
+                call()
+            except Exception as error:
+                if type(error).__name__ not in DOCUMENTED:
+                    strange.append(f"{type(error).__name__}: {error}")
+
+    def link_and_unlink() -> None:
+        engine.unlink(engine.link("never", {2: 0, 9: 1}, nodes.table_for({2: 0, 9: 1})))
+
+    def allocate() -> None:
+        cache = engine.cache_manager.allocate_cache(here.caches["c"].cache_desc)
+        engine.cache_manager.deallocate_cache(cache)
+
+    calls: list[Callable[[], object]] = [
+        lambda: nodes.pull_cache(here, CacheKeyByIdAndIndex(1, 1, 0), "c"),
+        link_and_unlink,
+        allocate,
+        lambda: engine.link_clusters([nodes.cluster_info(9, 1)], 1000),
+        engine.stats,
+        lambda: engine.link_error(1),
+    ]
+    threads = [threading.Thread(target=repeat, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    time.sleep(after)
+    started = time.monotonic()
+    engine.finalize()
+    seconds = time.monotonic() - started
+    over.set()
+    for thread in threads:
+        thread.join(10)
+    hung = [t.name for t in threads if t.is_alive()]
+    left = [t.name for t in threading.enumerate() if t.name.startswith("datadist")]
+    return seconds, strange, hung + left
+
+
+@pytest.mark.parametrize("after", [0.0, 0.05, 0.3])
+def test_finalize_races_with_everything(start_node: Start, after: float) -> None:
+    peer, we, _ = _pair(start_node)
+    seconds, strange, left = we.do(_race, after)
+    assert strange == []
+    assert left == []
+    assert seconds < 10
+    assert [line for line in we.do(nodes.log_of) if "report it" in line or "defect" in line] == []
+    assert peer.do(stage.wait_until_broken, 1)[2].startswith("cluster 2")

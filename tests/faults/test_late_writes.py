@@ -1,0 +1,187 @@
+"""Memory that a hung peer may still write is not reused until the peer answers or is gone."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datadist import CacheDesc, CacheKeyByIdAndIndex, DataType, Placement
+from tests import nodes
+from tests.nodes import MIB, Node, RemoteError
+
+Start = Callable[..., Node]
+PAIR = {1: 0, 2: 1}
+SHAPE, TENSORS = [1, 64 * MIB // 4], 4
+PUSHED, MINE = 0x5A5A5A5A, 0x11111111
+FULL, BLOCK = 304 * MIB, 16 * MIB
+KEPT = TENSORS * 64 * MIB // BLOCK
+
+
+def _fill(here: nodes.Here, label: str, value: int) -> None:
+    for array in here.arrays[label]:
+        array[:] = value
+
+
+def _stop_pusher_inside(here: nodes.Here, pid: int) -> bool:
+    """Stop the pusher once its first bytes have come; whether it was stopped before the last."""
+    first, last = here.arrays["target"][0].reshape(-1), here.arrays["target"][-1].reshape(-1)
+    deadline = time.monotonic() + 20
+    while first[0] != PUSHED:
+        assert time.monotonic() < deadline, "the push did not begin"
+    nodes.stop(pid)
+    return bool(last[-1] != PUSHED)
+
+
+def _push(here: nodes.Here) -> str:
+    try:
+        nodes.push_cache(here, CacheKeyByIdAndIndex(1, 1, 0), "source")
+    except Exception as error:
+        return str(error)
+    return "OK"
+
+
+def _pushing(start: Start, memory: str) -> tuple[Node, Node, int]:
+    """An owner, and a pusher that is stopped in the middle of its copy."""
+    settings: dict[str, Any] = {
+        "enable_remote_cache_accessible": True, "pool": FULL, "sync_kv_timeout": 2000,
+    }  # fmt: skip
+    owner, pusher = start(1, **settings), start(2, **settings)
+    owner.do(nodes.make, "target", "cache", SHAPE, TENSORS, None, memory)
+    pusher.do(nodes.make, "source", "cache", SHAPE, TENSORS)
+    pusher.do(_fill, "source", PUSHED)
+    owner.begin(nodes.link_and_wait, "pair", PAIR)
+    pusher.do(nodes.link_and_wait, "pair", PAIR)
+    comm_id = owner.result()
+    for _ in range(10):
+        owner.do(_fill, "target", 0)
+        owner.begin(_stop_pusher_inside, pusher.pid)
+        pusher.begin(_push)
+        if owner.result():
+            return owner, pusher, comm_id
+        pusher.resume()
+        pusher.result()
+    pytest.fail("the pusher was never stopped in mid-copy")
+
+
+def _reuse(here: nodes.Here) -> tuple[str, int]:
+    """Free the target, and take what memory can be had."""
+    nodes.deallocate(here, "target")
+    return _take_all(here)
+
+
+def _take_all(here: nodes.Here) -> tuple[str, int]:
+    """Allocate and fill until there is no more; how that was refused, and the number."""
+    desc = CacheDesc(1, [1, BLOCK // 4], DataType.DT_INT32, Placement.DEVICE)
+    for count in itertools.count():
+        try:
+            cache = here.live.cache_manager.allocate_cache(desc)
+        except Exception as error:
+            return str(error), count
+        label = f"new {cache.cache_id}"
+        here.caches[label], here.arrays[label] = cache, cache.numpy()
+        _fill(here, label, MINE)
+    raise AssertionError("never reached")
+
+
+def _changed_bytes(here: nodes.Here) -> int:
+    return sum(
+        int(np.count_nonzero(array != MINE))
+        for label, arrays in here.arrays.items()
+        if label.startswith("new")
+        for array in arrays
+    )
+
+
+def test_pool_memory_under_a_stopped_pusher_is_kept(start_node: Start) -> None:
+    owner, pusher, comm_id = _pushing(start_node, "pool")
+    owner.do(nodes.unlink, comm_id)
+    assert any("may still write our memory" in line for line in owner.do(nodes.log_of))
+    refused, count = owner.do(_reuse)
+    assert "wait for peers to let go" in refused
+    assert count == FULL // BLOCK - KEPT
+    pusher.resume()
+    answer = pusher.result()
+    assert answer != "OK"
+    assert owner.do(_changed_bytes) == 0
+    refused, more = _retry(owner)  # it answered: its memory is back
+    assert more == KEPT
+    assert owner.do(_changed_bytes) == 0
+
+
+def _retry(owner: Node) -> tuple[str, int]:
+    total, deadline = 0, time.monotonic() + 10
+    while True:
+        refused, count = owner.do(_take_all)
+        total += count
+        if total >= KEPT or time.monotonic() > deadline:
+            return refused, total
+
+
+def test_pool_memory_under_a_pusher_that_dies_returns(start_node: Start) -> None:
+    owner, pusher, comm_id = _pushing(start_node, "pool")
+    owner.do(nodes.unlink, comm_id)
+    refused, _ = owner.do(_reuse)
+    assert "wait for peers to let go" in refused
+    pusher.kill()
+    assert _retry(owner)[1] == KEPT
+    assert owner.do(_changed_bytes) == 0
+
+
+def _unregister(here: nodes.Here) -> None:
+    here.live.cache_manager.unregister_cache(here.caches["target"].cache_id)
+
+
+def test_registered_memory_under_a_stopped_pusher_stays_registered(start_node: Start) -> None:
+    owner, pusher, comm_id = _pushing(start_node, "numpy")
+    for _ in range(2):
+        with pytest.raises(RemoteError, match="did not confirm that it has stopped") as error:
+            owner.do(_unregister)
+        assert error.value.status == "LLM_FAILED"
+    pusher.resume()
+    pusher.result()
+    owner.do(_unregister)
+    owner.do(_fill, "target", MINE)
+    time.sleep(0.2)
+    assert owner.do(_differing) == 0
+    owner.do(nodes.unlink, comm_id)
+
+
+def _differing(here: nodes.Here) -> int:
+    return sum(int(np.count_nonzero(array != MINE)) for array in here.arrays["target"])
+
+
+def _close_session(here: nodes.Here) -> None:
+    """Give the control connection up, as when the peer left too much unread."""
+    engine = here.live._engine
+    assert engine is not None
+    session = next(iter(engine.views.values())).session
+    engine._reactor.call(lambda: session.close("made by the test"), 5)
+
+
+def test_pool_memory_under_a_stopped_pusher_whose_connection_is_lost(start_node: Start) -> None:
+    owner, pusher, comm_id = _pushing(start_node, "pool")
+    owner.do(_close_session)
+    refused, count = owner.do(_reuse)
+    assert "wait for peers to let go" in refused
+    assert count == FULL // BLOCK - KEPT
+    pusher.resume()
+    assert pusher.result() != "OK"
+    assert owner.do(_changed_bytes) == 0
+    owner.do(nodes.unlink, comm_id)  # closing the link finds that nobody is inside
+    assert _retry(owner)[1] == KEPT
+    assert owner.do(_changed_bytes) == 0
+
+
+def test_a_stopped_pusher_whose_connection_is_lost_and_that_dies(start_node: Start) -> None:
+    owner, pusher, comm_id = _pushing(start_node, "pool")
+    owner.do(_close_session)
+    owner.do(nodes.unlink, comm_id)
+    refused, _ = owner.do(_reuse)
+    assert "wait for peers to let go" in refused
+    pusher.kill()
+    assert _retry(owner)[1] == KEPT

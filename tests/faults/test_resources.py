@@ -1,0 +1,214 @@
+"""Resources that run out: memory, address space, descriptors, a memory cgroup."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datadist import CacheKeyByIdAndIndex
+from tests import nodes
+from tests.faults import stage
+from tests.nodes import MIB, Node, RemoteError
+
+Start = Callable[..., Node]
+PAIR = {1: 0, 2: 1}
+CGROUP = Path("/sys/fs/cgroup/memory")
+
+
+def _descriptors(_here: nodes.Here) -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _limit_address_space(_here: nodes.Here, room: int) -> None:
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + room, resource.RLIM_INFINITY))
+
+
+def _limit_descriptors(here: nodes.Here, room: int) -> None:
+    """Leave so many descriptors; gaps between the open ones are filled."""
+    taken = max(int(name) for name in os.listdir("/proc/self/fd"))
+    fillers = here.any["fillers"] = []
+    while not fillers or fillers[-1] <= taken:
+        fillers.append(os.dup(0))
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 1 + room, hard))
+
+
+def _lift(here: nodes.Here, what: int) -> None:
+    hard = resource.getrlimit(what)[1]
+    resource.setrlimit(what, (hard, hard))
+    for fd in here.any.pop("fillers", ()):
+        os.close(fd)
+
+
+def _link(first: Node, second: Node, name: str) -> None:
+    first.begin(nodes.link_and_wait, name, PAIR)
+    second.do(nodes.link_and_wait, name, PAIR)
+    first.result()
+
+
+def test_a_pool_beyond_the_address_space(start_node: Start) -> None:
+    node = start_node()
+    node.do(_init_once)
+    before = node.do(_descriptors)
+    node.do(_limit_address_space, 128 * MIB)
+    for _ in range(3):
+        with pytest.raises(RemoteError, match="cannot allocate the DEVICE pool") as error:
+            node.do(nodes.init, 1, 512 * MIB)
+        assert error.value.status == "LLM_OUT_OF_MEMORY"
+    assert node.do(_descriptors) == before
+    node.do(nodes.init, 1, 8 * MIB)
+
+
+def _init_once(here: nodes.Here) -> None:
+    """Load what the first init loads."""
+    nodes.init(here, 9)
+    here.live.finalize()
+
+
+def test_a_peers_pool_beyond_the_address_space(start_node: Start) -> None:
+    owner, we = start_node(1, pool=512 * MIB), start_node(2)
+    for node, seed in ((owner, 1), (we, 2)):
+        node.do(stage.prepare, seed)
+    we.do(_limit_address_space, 64 * MIB)
+    owner.begin(nodes.link_and_wait, "pair", PAIR)
+    for node in (we, owner):
+        with pytest.raises(RemoteError, match=r"cannot map the memory|Cannot allocate") as error:
+            node.result() if node is owner else node.do(nodes.link_and_wait, "pair", PAIR)
+        assert error.value.status == "LLM_LINK_FAILED"
+    we.do(_lift, resource.RLIMIT_AS)
+    for node in (owner, we):
+        node.do(nodes.unlink, 1)
+    _link(owner, we, "again")
+    assert we.do(stage.pull_now)[0] == "OK"
+
+
+def test_init_without_descriptors(start_node: Start) -> None:
+    node = start_node()
+    node.do(_init_once)
+    before = node.do(_descriptors)
+    for room in range(40):
+        node.do(_limit_descriptors, room)
+        try:
+            node.do(nodes.init, 1)
+        except RemoteError as error:
+            assert error.status == "LLM_FAILED", (room, error.text)  # noqa: PT017
+            assert "ulimit -n" in error.text or "Too many open files" in error.text  # noqa: PT017
+        else:
+            break
+        finally:
+            node.do(_lift, resource.RLIMIT_NOFILE)
+        assert node.do(_descriptors) == before, room
+    assert 0 < room < 39
+    node.do(nodes.finalize)
+    assert node.do(_descriptors) == before
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 3, 4, 6])
+def test_a_link_without_descriptors_fails_or_works_and_recovers(
+    start_node: Start, room: int
+) -> None:
+    peer, we = start_node(1, link_total_time=3), start_node(2, link_total_time=3)
+    for node, seed in ((peer, 1), (we, 2)):
+        node.do(stage.prepare, seed)
+    we.do(_limit_descriptors, room)
+    peer.begin(stage.wait_settled, peer.do(nodes.link, "pair", PAIR))
+    status, _, text = we.do(stage.wait_settled, we.do(nodes.link, "pair", PAIR))
+    assert status in ("OK", "FAILED"), text
+    assert peer.result()[0] in ("OK", "FAILED")
+    we.do(_lift, resource.RLIMIT_NOFILE)
+    for node in (peer, we):
+        node.do(nodes.unlink, 1)
+    _link(peer, we, "again")
+    assert we.do(stage.pull_now)[0] == "OK"
+
+
+# -- memory cgroup ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cgroup() -> Any:
+    """A memory cgroup with a limit of 256 MiB."""
+    path = CGROUP / f"datadist-test-{os.getpid()}"
+    try:
+        path.mkdir()
+        (path / "memory.limit_in_bytes").write_text(str(256 * MIB))
+    except OSError as error:
+        pytest.skip(f"no memory cgroup can be made here: {error}")
+    yield path
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            path.rmdir()
+            return
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_a_process_beyond_its_memory_cgroup_is_killed_and_peers_notice(
+    start_node: Start, cgroup: Path
+) -> None:
+    peer, we = start_node(1), start_node(2)
+    for node, seed in ((peer, 1), (we, 2)):
+        node.do(stage.prepare, seed)
+    _link(peer, we, "pair")
+    (cgroup / "cgroup.procs").write_text(str(peer.pid))
+    peer.begin(_devour, 512 * MIB)  # refuses nothing: the kernel ends it
+    reason = we.do(stage.wait_until_broken, 1)[2]
+    assert "cluster 1 is gone" in reason
+    peer.kill()
+    assert peer._process.exitcode == -signal.SIGKILL
+
+
+def _devour(here: nodes.Here, size: int) -> None:
+    here.any["memory"] = b"x" * size
+
+
+# -- the owner's memory ----------------------------------------------------------------------
+
+
+def _stats(here: nodes.Here) -> dict[str, int]:
+    pool: dict[str, int] = here.live.stats()["pools"]["DEVICE"]
+    return pool
+
+
+def test_memory_that_a_dead_consumer_knew_returns_to_the_pool(start_node: Start) -> None:
+    owner, consumer = start_node(1), start_node(2)
+    for node, seed in ((owner, 1), (consumer, 2)):
+        node.do(stage.prepare, seed)
+    _link(owner, consumer, "pair")
+    consumer.pause()
+    owner.do(nodes.deallocate, "c")
+    held = owner.do(_stats)
+    assert held["allocations_returning"] == stage.TENSORS
+    assert held["pages_used"] > 0
+    consumer.kill()
+    deadline = time.monotonic() + 5
+    while (now := owner.do(_stats))["pages_used"]:
+        assert time.monotonic() < deadline, now
+        time.sleep(0.01)
+    assert now["allocations_returning"] == 0
+
+
+def test_pulls_of_a_dead_producer_fail_at_once(start_node: Start) -> None:
+    owner, consumer = start_node(1), start_node(2, sync_kv_timeout=20_000)
+    for node, seed in ((owner, 1), (consumer, 2)):
+        node.do(stage.prepare, seed)
+    _link(owner, consumer, "pair")
+    owner.kill()
+    started = time.monotonic()
+    for _ in range(100):
+        with pytest.raises(RemoteError) as error:
+            consumer.do(nodes.pull_cache, CacheKeyByIdAndIndex(1, 1, 0), "c")
+        assert error.value.status in ("LLM_NOT_YET_LINK", "LLM_FAILED")
+    assert time.monotonic() - started < 5

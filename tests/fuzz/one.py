@@ -1,0 +1,26 @@
+"""One target under atheris: `python -m tests.fuzz.one TARGET CORPUS [libFuzzer options]`."""
+
+from __future__ import annotations
+
+import sys
+
+import atheris
+
+
+def main() -> None:
+    """Never returns."""
+    name = sys.argv.pop(1)
+    # The targets' modules are instrumented as they are imported here.
+    with atheris.instrument_imports(include=["datadist", "datadist_shm", "tests.fuzz"]):
+        from tests.fuzz.targets import TARGETS
+    target = TARGETS[name]
+
+    def one(data: bytes) -> None:
+        target(data)
+
+    atheris.Setup(sys.argv, one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

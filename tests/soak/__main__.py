@@ -1,0 +1,69 @@
+"""Link, pull, push, unlink, kill and restart up to 8 processes at random; verify every byte.
+
+`python -m tests.soak --minutes 5 --seed 7`. The same seed makes the same steps. Exits with 1 when a
+byte was wrong, something leaked, or anything ended in a way that is not documented.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import secrets
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.soak.plot import plot
+from tests.soak.world import Totals, World
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--steps", type=int, default=0, help="end after so many steps")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 31))
+    parser.add_argument("--plot", type=Path, default=Path("build/soak.png"), metavar="PNG")
+    args = parser.parse_args(arguments)
+    print(f"seed {args.seed}", flush=True)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="datadist-") as place:
+        world = World(args.seed, Path(place))
+        try:
+            steps = 0
+            while time.monotonic() - started < args.minutes * 60:
+                world.step()
+                steps += 1
+                if steps == args.steps:
+                    break
+            world.end()
+        finally:
+            world.close()
+    _report(world.totals, time.monotonic() - started, world.digest)
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no plot: needs matplotlib (the extra soak)")
+    else:
+        args.plot.parent.mkdir(parents=True, exist_ok=True)
+        plot(world.totals, args.plot)
+        print(f"plot: {args.plot}")
+    return int(bool(world.totals.wrong or world.totals.problems or world.totals.leaks))
+
+
+def _report(totals: Totals, seconds: float, digest: str) -> None:
+    steps = ", ".join(f"{name} {count}" for name, count in totals.steps.most_common())
+    faults = ", ".join(f"{name} {count}" for name, count in totals.faults.most_common())
+    print(f"{seconds:.0f} s, {totals.steps.total()} steps (digest {digest}): {steps}")
+    print(f"{totals.faults.total()} faults: {faults or 'none'}")
+    print(f"{totals.verified} bytes verified, {totals.wrong} wrong")
+    for what in sorted({what for _, what, _ in totals.latencies}):
+        values = sorted(value for _, name, value in totals.latencies if name == what)
+        middle, worst = values[len(values) // 2] * 1e3, values[-1] * 1e3
+        print(f"{what:12} {len(values):6} times, median {middle:9.3f} ms, worst {worst:9.3f} ms")
+    print(f"{len(totals.leaks)} leaks, {len(totals.problems)} problems")
+    for line in (*totals.leaks, *totals.problems):
+        print(f"  {line[:600]}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

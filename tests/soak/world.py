@@ -1,0 +1,278 @@
+"""The world of a soak: processes, links, and what happens next, all from one seed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.nodes import Node, RemoteError
+from tests.soak import work
+
+CLUSTERS = 8
+TWO_SIDED = range(1, 5)
+"""These clusters pull only; the others may push, too. Links stay within a group."""
+EXPECTED = {"OK", "LLM_NOT_YET_LINK", "LLM_FAILED", "LLM_TIMEOUT"}
+"""How a pull may end whose owner is killed or stopped meanwhile."""
+WEIGHTS = {
+    "start": 4, "link": 10, "pull": 20, "pull_blocks": 15, "push": 10, "hand_over": 8, "unlink": 5,
+    "kill": 1, "kill_in_pull": 1, "stop_in_pull": 2, "finalize": 1,
+}  # fmt: skip
+
+
+@dataclass
+class Sample:
+    """Resources of all processes at one moment."""
+
+    seconds: float
+    processes: int
+    resident: int
+    descriptors: int
+
+
+@dataclass
+class Totals:
+    """What a soak did and found."""
+
+    steps: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    verified: int = 0
+    wrong: int = 0
+    problems: list[str] = field(default_factory=list)
+    leaks: list[str] = field(default_factory=list)
+    latencies: list[tuple[float, str, float]] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+
+
+@dataclass
+class Live:
+    """A running process."""
+
+    node: Node
+    seed: int
+    requests: int = 0
+
+
+class World:
+    """Call :meth:`step` as often as you like, then :meth:`end`."""
+
+    def __init__(self, seed: int, runtime_dir: Path) -> None:
+        self._random = random.Random(seed)
+        self._environ = {"DATADIST_RUNTIME_DIR": str(runtime_dir)}
+        self._runtime_dir = runtime_dir
+        self._live: dict[int, Live] = {}
+        self._links: dict[str, tuple[int, ...]] = {}
+        self._names = 0
+        self._seeds = 0
+        self._digest = hashlib.sha256()
+        self._began = time.monotonic()
+        self.totals = Totals()
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal sequences of steps."""
+        return self._digest.hexdigest()[:12]
+
+    def step(self) -> None:
+        """Do the next thing that is possible."""
+        possible = {name: choices for name in WEIGHTS if (choices := self._choices(name))}
+        name = self._random.choices(list(possible), [WEIGHTS[name] for name in possible])[0]
+        chosen = self._random.choice(possible[name])
+        self._digest.update(f"{name} {chosen}\n".encode())
+        self.totals.steps[name] += 1
+        try:
+            getattr(self, f"_{name}")(chosen)
+        except (RemoteError, TimeoutError, AssertionError) as error:
+            self.totals.problems.append(f"{name} {chosen}: {error}")
+        self._sample()
+
+    def _choices(self, name: str) -> list[Any]:
+        if name == "start":
+            return [c for c in range(1, CLUSTERS + 1) if c not in self._live]
+        if name == "link":
+            groups = [list(TWO_SIDED), [c for c in range(1, CLUSTERS + 1) if c not in TWO_SIDED]]
+            live = [[c for c in group if c in self._live] for group in groups]
+            return [group for group in live if len(group) > 1] if len(self._links) < 12 else []
+        if name in ("kill", "finalize"):
+            return list(self._live) if len(self._live) > 3 else []
+        if name == "unlink":
+            return list(self._links)
+        pairs = sorted({(a, b) for m in self._links.values() for a in m for b in m if a != b})
+        if name == "push":
+            return [pair for pair in pairs if pair[0] not in TWO_SIDED]
+        if name == "hand_over":  # pulls consume request keys in two-sided mode only
+            return [pair for pair in pairs if pair[0] in TWO_SIDED]
+        return pairs
+
+    # -- steps -------------------------------------------------------------------------------
+
+    def _start(self, cluster: int) -> None:
+        self._seeds += 1
+        seed = 100 + self._seeds
+        live = self._live[cluster] = Live(Node(self._environ), seed)
+        live.node.do(work.start, cluster, cluster not in TWO_SIDED, seed)
+
+    def _link(self, group: list[int]) -> None:
+        size = self._random.randint(2, min(4, len(group)))
+        members = sorted(self._random.sample(group, size))
+        self._names += 1
+        name = f"link {self._names}"
+        mapping = {cluster: rank for rank, cluster in enumerate(members)}
+        for cluster in members:
+            self._live[cluster].node.begin(work.link, name, mapping)
+        self._gather("link", members)
+        self._links[name] = tuple(members)
+
+    def _gather(self, what: str, members: list[int] | tuple[int, ...]) -> None:
+        for cluster in members:
+            self._late(what, self._live[cluster].node.result())
+
+    def _pull(self, pair: tuple[int, int]) -> None:
+        puller, owner = pair
+        slot = self._random.randrange(work.SLOTS)
+        self._moved("pull", puller, work.pull, owner, self._live[owner].seed, slot)
+
+    def _pull_blocks(self, pair: tuple[int, int]) -> None:
+        puller, owner = pair
+        count = self._random.randint(1, work.BLOCKS)
+        source, target = (self._random.sample(range(work.BLOCKS), count) for _ in range(2))
+        seed = self._live[owner].seed
+        self._moved("pull_blocks", puller, work.pull_blocks, owner, seed, source, target)
+
+    def _push(self, pair: tuple[int, int]) -> None:
+        pusher, target = pair
+        slot = self._random.randrange(8)
+        self._late("push", self._live[pusher].node.do(work.push, target, slot))
+        checked = self._live[target].node.do(work.check_inbox, self._live[pusher].seed, slot)
+        self._verified(*checked)
+
+    def _hand_over(self, pair: tuple[int, int]) -> None:
+        puller, owner = pair
+        giver = self._live[owner]
+        giver.requests += 1
+        before = giver.node.do(work.pages_used)
+        giver.node.do(work.hand_over, owner, giver.requests, giver.seed)
+        arguments = (owner, giver.requests, giver.seed)
+        self._moved("take_over", puller, work.take_over, *arguments)
+        deadline = time.monotonic() + 10
+        while (after := giver.node.do(work.pages_used)) != before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if after != before:
+            self.totals.leaks.append(f"cluster {owner}: {after - before} pages did not return")
+
+    def _moved(self, what: str, cluster: int, function: Callable[..., Any], *args: Any) -> None:
+        seconds, compared, wrong = self._live[cluster].node.do(function, *args)
+        self._late(what, seconds)
+        self._verified(compared, wrong)
+
+    def _verified(self, compared: int, wrong: int) -> None:
+        self.totals.verified += compared
+        self.totals.wrong += wrong
+
+    def _unlink(self, name: str) -> None:
+        members = self._links.pop(name)
+        for cluster in members:
+            self._live[cluster].node.begin(work.unlink, name)
+        self._gather("unlink", members)
+
+    # -- faults ------------------------------------------------------------------------------
+
+    def _kill(self, cluster: int) -> None:
+        self.totals.faults["killed"] += 1
+        node = self._live.pop(cluster).node
+        node.kill()
+        node.close()
+        self._forget(cluster)
+
+    def _forget(self, cluster: int) -> None:
+        """The others notice, and unlink what the dead was a member of."""
+        for name, members in list(self._links.items()):
+            if cluster in members:
+                del self._links[name]
+                for other in members:
+                    if other in self._live:
+                        self._late("lost", self._live[other].node.do(work.lost, name))
+                        self._live[other].node.do(work.unlink, name)
+
+    def _kill_in_pull(self, pair: tuple[int, int]) -> None:
+        puller, owner = pair
+        self._begin_torn(pair)
+        self.totals.faults["killed during a pull"] += 1
+        node = self._live.pop(owner).node
+        node.kill()
+        node.close()
+        self._end_torn(puller)
+        self._forget(owner)
+
+    def _stop_in_pull(self, pair: tuple[int, int]) -> None:
+        puller, owner = pair
+        self._begin_torn(pair)
+        self.totals.faults["stopped during a pull"] += 1
+        self._live[owner].node.pause()
+        time.sleep(0.2)
+        self._live[owner].node.resume()
+        self._end_torn(puller)
+
+    def _begin_torn(self, pair: tuple[int, int]) -> None:
+        puller, owner = pair
+        slot = self._random.randrange(work.SLOTS)
+        self._live[puller].node.begin(work.torn, owner, self._live[owner].seed, slot)
+        time.sleep(self._random.random() * 0.004)
+
+    def _end_torn(self, puller: int) -> None:
+        status, compared, wrong = self._live[puller].node.result()
+        self._verified(compared, wrong)
+        if status not in EXPECTED:
+            self.totals.problems.append(f"a pull whose owner was harmed ended with {status}")
+
+    def _finalize(self, cluster: int) -> None:
+        self.totals.faults["finalized with live links"] += 1
+        self._end_node(cluster)
+        self._forget(cluster)
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def end(self) -> None:
+        """Unlink and finalize everything, and look for what was left behind."""
+        for name in list(self._links):
+            self._unlink(name)
+        for cluster in list(self._live):
+            self._end_node(cluster)
+        left = [
+            path.name for path in self._runtime_dir.iterdir() if not path.name.endswith(".sock")
+        ]
+        self.totals.leaks += [f"left in the runtime directory: {name}" for name in left]
+
+    def _end_node(self, cluster: int) -> None:
+        node = self._live.pop(cluster).node
+        left = node.do(work.end)
+        node.close()
+        self.totals.problems += [f"cluster {cluster}: {line}" for line in left.pop("defects")]
+        self.totals.leaks += [f"cluster {cluster}: {what} {n}" for what, n in left.items() if n]
+
+    def close(self) -> None:
+        """End every process, whatever happened."""
+        for live in self._live.values():
+            live.node.close()
+
+    # -- measuring ---------------------------------------------------------------------------
+
+    def _late(self, what: str, seconds: float) -> None:
+        self.totals.latencies.append((time.monotonic() - self._began, what, seconds))
+
+    def _sample(self) -> None:
+        resident = descriptors = 0
+        for live in self._live.values():
+            pages = Path(f"/proc/{live.node.pid}/statm").read_text().split()
+            resident += int(pages[1]) * resource.getpagesize()
+            descriptors += len(os.listdir(f"/proc/{live.node.pid}/fd"))
+        self.totals.samples.append(
+            Sample(time.monotonic() - self._began, len(self._live), resident, descriptors)
+        )

@@ -1,0 +1,146 @@
+"""Nothing grows with use: Python memory, the C heap, descriptors, mappings and threads."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import threading
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datadist import CacheDesc, CacheKey, CacheKeyByIdAndIndex, DataType
+from tests import nodes
+from tests.nodes import Node
+
+Start = Callable[..., Node]
+PAIR = {1: 0, 2: 1}
+ROUNDS = 60
+
+
+class _Mallinfo(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+            "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def _heap() -> int:
+    """Bytes that the C library's heap has given out."""
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _Mallinfo
+    found = mallinfo()
+    return int(found.uordblks + found.hblkhd)
+
+
+def _usage(here: nodes.Here) -> dict[str, int]:
+    here.log.clear()
+    gc.collect()
+    return {
+        "python": tracemalloc.get_traced_memory()[0],
+        "heap": _heap(),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "mappings": Path("/proc/self/maps").read_text().count("memfd:"),
+        "threads": threading.active_count(),
+    }
+
+
+def _growth(here: nodes.Here, rounds: Callable[[int], None]) -> dict[str, int]:
+    """Growth by the later ones of many rounds; the first ones fill caches."""
+    rounds(ROUNDS // 2)
+    tracemalloc.start()
+    rounds(ROUNDS // 2)
+    before = _usage(here)
+    rounds(ROUNDS)
+    after = _usage(here)
+    tracemalloc.stop()
+    return {name: after[name] - before[name] for name in after}
+
+
+def _check(growth: dict[str, int], per_round: int) -> None:
+    """A leak of one object per round is more than ``per_round`` bytes each."""
+    assert growth["descriptors"] == growth["mappings"] == growth["threads"] == 0, growth
+    assert growth["python"] < per_round * ROUNDS, growth
+    assert growth["heap"] < (per_round + 1024) * ROUNDS, growth
+
+
+def _use_links(here: nodes.Here) -> dict[str, int]:
+    def rounds(count: int) -> None:
+        for _ in range(count):
+            nodes.pull_cache(here, CacheKeyByIdAndIndex(1, 1, 0), "c")
+            here.live.unlink(nodes.link_and_wait(here, "round", PAIR))
+
+    return _growth(here, rounds)
+
+
+def _answer_links(here: nodes.Here) -> dict[str, int]:
+    def rounds(count: int) -> None:
+        for _ in range(count):
+            here.live.unlink(nodes.link_and_wait(here, "round", PAIR))
+
+    return _growth(here, rounds)
+
+
+@pytest.mark.parametrize("memory", ["pool", "numpy"])
+def test_links_and_pulls(start_node: Start, memory: str) -> None:
+    owner, puller = start_node(1), start_node(2)
+    for node in (owner, puller):
+        node.do(nodes.make, "c", "cache", [1, 64], 4, None, memory)
+    owner.begin(_stay_linked)
+    puller.do(_stay_linked)
+    owner.result()
+    owner.begin(_answer_links)
+    _check(puller.do(_use_links, timeout=120), 300)
+    _check(owner.result(120), 300)
+
+
+def _stay_linked(here: nodes.Here) -> None:
+    """A link of its own keeps the session, as in a serving process."""
+    nodes.link_and_wait(here, "stays", PAIR)
+
+
+def _hand_over(here: nodes.Here, cluster: int) -> dict[str, int]:
+    desc = CacheDesc(4, [1, 64], DataType.DT_INT32)
+
+    def rounds(count: int) -> None:
+        for number in range(count):
+            key = CacheKey(cluster, number)
+            cache = here.live.cache_manager.allocate_cache(desc, [key])
+            here.live.cache_manager.remove_cache_key(key)
+            here.live.cache_manager.deallocate_cache(cache)
+        here.live.cache_manager.allocate_cache(desc)
+
+    return _growth(here, rounds)
+
+
+def test_caches_and_keys_that_a_peer_hears_of(start_node: Start) -> None:
+    owner, peer = start_node(1), start_node(2)
+    owner.begin(_stay_linked)
+    peer.do(_stay_linked)
+    owner.result()
+    growth = owner.do(_hand_over, 1)
+    _check(growth, 400)
+
+
+def _engines(here: nodes.Here) -> dict[str, int]:
+    def rounds(count: int) -> None:
+        for _ in range(count):
+            nodes.init(here, 1, 1 << 20)
+            cache: Any = here.live.cache_manager.allocate_cache(
+                CacheDesc(4, [1, 64], DataType.DT_INT32)
+            )
+            del cache
+            here.live.finalize()
+
+    return _growth(here, rounds)
+
+
+def test_engines_that_come_and_go(start_node: Start) -> None:
+    _check(start_node().do(_engines), 300)
