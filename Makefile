@@ -17,7 +17,7 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml plugins/hccl/pyproject.toml plugins/shm/pyproject.toml plugins/shm/datadist_shm/_native.c
+$(STAMP): pyproject.toml plugins/hccl/pyproject.toml plugins/shm/pyproject.toml $(wildcard plugins/shm/native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e plugins/shm -e plugins/hccl -e ".[dev]"

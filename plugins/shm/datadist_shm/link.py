@@ -21,6 +21,7 @@ from datadist.transport import (
     Peer,
     PeerLost,
     Region,
+    RegistrationError,
     TransferError,
     TransferTimeout,
     Unsupported,
@@ -29,6 +30,7 @@ from datadist_shm import _native
 from datadist_shm.fence import PAGE, Fence
 from datadist_shm.memory import Mapping, PeerMappings, PoolRegion, UserRegion, descriptor_for_peer
 from datadist_shm.offer import OfferData, RegionOffer, check_descriptor, parse_offer
+from datadist_shm.options import Options
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -44,6 +46,10 @@ class _Path:
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
+        self.pid = peer.pid or 0
+        self.pidfd = -1 if peer.pidfd is None else peer.pidfd
+        self.lock = threading.Lock()
+        """Held while something moves or is mapped here."""
         self.aborted = array("q", [0])
         self.windows = array("q")
         self.keys: list[tuple[str, int, bool]] = []
@@ -58,17 +64,16 @@ class ShmLink(Link):
 
     def __init__(
         self, group: Group, regions: Sequence[Region], access: Access, mappings: PeerMappings,
-        populate: bool,
+        options: Options,
     ) -> None:  # fmt: skip
         self._group = group
         self._regions = regions
         self._writable = access is Access.READ_WRITE
         self._mappings = mappings
-        self._populate = populate
+        self._options = options
         self._paths = {r: _Path(peer) for r, peer in group.peers.items() if r != group.rank}
         self._fences: dict[int, Fence] = {}
-        self._idle = threading.Condition()
-        self._busy = 0
+        self._closing = threading.Lock()
         self._closed = False
         self._result: frozenset[int] = frozenset()
 
@@ -105,33 +110,38 @@ class ShmLink(Link):
         path = self._paths[rank]
         try:
             data = parse_offer(rank, offer.data, len(offer.fds))
-            if path.attached:
-                raise LinkError(f"rank {rank} was attached before", rank)
-            self._attach(rank, path, data, offer.fds)
+            with path.lock:
+                if self._closed or path.attached:
+                    state = "this link is closed" if self._closed else "it was attached before"
+                    raise LinkError(f"cannot attach rank {rank}: {state}", rank)
+                self._attach(rank, path, data, offer.fds)
         except OSError as error:
             raise LinkError(f"cannot map the memory of rank {rank}: {error}", rank) from error
         finally:
             for fd in offer.fds:
                 os.close(fd)
+        self._wait_filled()
 
     def _attach(self, rank: int, path: _Path, data: OfferData, fds: Sequence[int]) -> None:
-        with self._idle:
-            if self._closed:
-                raise LinkError("this link is closed", rank)
-            self._busy += 1
-        try:
-            triples = [
-                (region.address, region.size, self._map(rank, path, data.writable, region, fds))
-                for region in data.regions
-            ]
-            if data.fence is not None:
-                check_descriptor(rank, fds[data.fence], PAGE)
-                path.fence = Mapping(fds[data.fence], PAGE, writable=True, populate=False)
-            path.windows = array("q", [number for triple in sorted(triples) for number in triple])
-            path.writable = data.writable
-            path.attached = True
-        finally:
-            self._leave()
+        triples = [
+            (region.address, region.size, self._map(rank, path, data.writable, region, fds))
+            for region in data.regions
+        ]
+        if data.fence is not None:
+            check_descriptor(rank, fds[data.fence], PAGE)
+            path.fence = Mapping(fds[data.fence], PAGE, writable=True)
+        path.windows = array("q", [number for triple in sorted(triples) for number in triple])
+        path.writable = data.writable
+        path.attached = True
+
+    def _wait_filled(self) -> None:
+        """Our own pools are populated before the link is ready, unless that takes too long."""
+        for region in self._regions:
+            if isinstance(region, PoolRegion):
+                try:
+                    region.wait_filled(self._group.remaining() / 2)
+                except RegistrationError as error:
+                    raise LinkError(str(error)) from error
 
     def _map(
         self, rank: int, path: _Path, writable: bool, region: RegionOffer, fds: Sequence[int]
@@ -144,14 +154,18 @@ class ShmLink(Link):
         fd = fds[region.fd]
         check_descriptor(rank, fd, region.size)
         key = (path.peer.incarnation, region.id, writable)
-        mapping = self._mappings.take(
-            key, lambda: Mapping(fd, region.size, writable, self._populate)
-        )
+        mapping = self._mappings.take(key, lambda: self._map_anew(fd, region.size, writable))
         path.keys.append(key)
         path.mappings.append(mapping)
         if mapping.size != region.size:
             raise LinkError(f"rank {rank} changed the size of region {region.id}", rank)
         return mapping.address
+
+    def _map_anew(self, fd: int, size: int, writable: bool) -> Mapping:
+        mapping = Mapping(fd, size, writable, huge=self._options.huge_pages != "0")
+        if self._options.populate:
+            mapping.populate(self._options.threads)
+        return mapping
 
     # -- moving ------------------------------------------------------------------------------
 
@@ -181,28 +195,19 @@ class ShmLink(Link):
     ) -> None:  # fmt: skip
         path = self._path(rank)
         deadline = time.monotonic_ns() + int(timeout * 1e9)
-        with self._idle:
+        options = self._options
+        with path.lock:
             if self._closed or not path.attached:
                 state = "is closed" if self._closed else f"has no offer of rank {rank} yet"
                 raise TransferError(f"this link {state}")
-            self._busy += 1
-        try:
-            fence = path.fence.address if write and path.fence else 0
-            pidfd = -1 if path.peer.pidfd is None else path.peer.pidfd
             code, index, error = _native.transfer(
-                write, path.windows, path.peer.pid or 0, pidfd, local, remote, length,
-                path.aborted, fence, deadline,
+                write, path.windows, path.pid, path.pidfd, local, remote, length, path.aborted,
+                path.fence.address if write and path.fence else 0, deadline,
+                options.threads, options.kernel,
             )  # fmt: skip
-        finally:
-            self._leave()
         if code != _native.DONE:
             segment = tuple(memoryview(b).cast("B").cast("q")[index] for b in (remote, length))
             raise _error(rank, path, code, segment, error, timeout)
-
-    def _leave(self) -> None:
-        with self._idle:
-            self._busy -= 1
-            self._idle.notify_all()
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -214,21 +219,27 @@ class ShmLink(Link):
 
     def close(self) -> frozenset[int]:
         """Abort, revoke, wait a bounded time, unmap; see the interface."""
-        with self._idle:
-            if self._closed:
-                return self._result
-            self._closed = True
-            for rank in self._paths:
-                self.abort(rank)
-            if not self._idle.wait_for(lambda: self._busy == 0, CLOSE_SECONDS):
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._result = self._close()
+        return self._result
+
+    def _close(self) -> frozenset[int]:
+        for rank in self._paths:
+            self.abort(rank)
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for path in self._paths.values():
+            if not path.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 log.error("a transfer did not end within %g s: its mappings stay", CLOSE_SECONDS)
-                return self._result
-        self._result = self._revoke()
+                return frozenset()
+            path.lock.release()  # who comes later finds the link closed
+        risky = self._revoke()
         for path in self._paths.values():
             for key in path.keys:
                 self._mappings.give_back(key)
             path.keys, path.mappings, path.fence = [], [], None
-        return self._result
+        return risky
 
     def _revoke(self) -> frozenset[int]:
         """Ranks that may still be writing our memory."""

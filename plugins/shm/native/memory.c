@@ -1,0 +1,75 @@
+#define _GNU_SOURCE
+#include "memory.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
+
+#include "parallel.h"
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+
+enum { SLICE = 8 << 20 };
+
+int map_shared(int fd, size_t size, int writable, int huge, void **address)
+{
+    *address = mmap(NULL, size, PROT_READ | (writable ? PROT_WRITE : 0), MAP_SHARED, fd, 0);
+    if (*address == MAP_FAILED)
+        return -1;
+    (void)madvise(*address, size, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE); /* a wish, no more */
+    return 0;
+}
+
+typedef struct {
+    char *address;
+    size_t size;
+    int write;
+    _Atomic size_t next;
+    _Atomic int error;
+} Task;
+
+/* Without MADV_POPULATE (Linux before 5.14) the pages are touched one by one. */
+static void touch(volatile char *memory, size_t size, int write)
+{
+    for (size_t at = 0; at < size; at += 4096) {
+        if (write) /* adds nothing, and loses nothing that another thread writes meanwhile */
+            __atomic_fetch_add(memory + at, 0, __ATOMIC_RELAXED);
+        else
+            (void)memory[at];
+    }
+}
+
+static int populate_slice(char *address, size_t size, int write)
+{
+    if (madvise(address, size, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) == 0)
+        return 0;
+    if (errno != EINVAL)
+        return errno == EFAULT ? ENOMEM : errno;
+    touch(address, size, write);
+    return 0;
+}
+
+static void *populate_some(void *argument)
+{
+    Task *task = argument;
+    size_t at;
+    while (!task->error && (at = atomic_fetch_add(&task->next, SLICE)) < task->size) {
+        size_t left = task->size - at;
+        int error = populate_slice(task->address + at, left < SLICE ? left : SLICE, task->write);
+        if (error)
+            task->error = error;
+    }
+    return NULL;
+}
+
+int populate(char *address, size_t size, int write, int threads)
+{
+    Task task = {.address = address, .size = size, .write = write};
+    int most = (int)(size / SLICE) + 1;
+    in_parallel(most < threads ? most : threads, populate_some, &task);
+    errno = task.error;
+    return task.error ? -1 : 0;
+}

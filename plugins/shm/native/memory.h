@@ -1,0 +1,13 @@
+/* Mappings of shared memory. Each returns 0, or -1 with errno. */
+#ifndef DATADIST_MEMORY_H
+#define DATADIST_MEMORY_H
+
+#include <stddef.h>
+
+/* Map size bytes of fd; huge asks for huge pages, which the kernel gives where it is set up to. */
+int map_shared(int fd, size_t size, int writable, int huge, void **address);
+
+/* Have all pages present, in up to threads threads; errno is ENOMEM where memory is short. */
+int populate(char *address, size_t size, int write, int threads);
+
+#endif
