@@ -8,8 +8,8 @@
 
 enum { MAX_THREADS = 64 };
 
-/* Run work(argument) here and in up to threads - 1 helpers; returns when all have returned. Fewer
- * helpers run where the system refuses more, so work must share out its parts itself. */
+/* Run work(argument) here and in up to threads - 1 helpers; returns when all have returned. No more
+ * helpers run than processors are idle, so work must share out its parts itself. */
 void in_parallel(int threads, void *(*work)(void *), void *argument);
 
 #endif

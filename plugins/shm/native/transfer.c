@@ -12,8 +12,8 @@
 enum {
     CHUNK = 512 << 10,      /* what a thread takes at a time; between chunks it asks to go on */
     PEER_CHECK_CHUNKS = 32, /* chunks from one look at the peer's process to the next */
-    STREAM_BYTES = 4 << 20, /* totals from which stores go past the cache */
-    THREAD_BYTES = 2 << 20, /* what makes a thread worth its start */
+    STREAM_BYTES = 1 << 20, /* totals from which stores go past the cache */
+    THREAD_BYTES = 4 << 20, /* what makes a thread worth its start */
     IOVECS = 128,
 };
 
