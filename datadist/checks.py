@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+import numpy as np
+
 Types: TypeAlias = "type | tuple[type, ...]"
 
 
@@ -28,6 +30,17 @@ def check_sequence_of(name: str, values: object, element: type) -> None:
     """Raise ``TypeError`` unless ``values`` is a list or tuple of ``element``."""
     check_isinstance(name, values, (list, tuple), allow_none=False)
     _check_elements(name, values, element)
+
+
+def check_blocks(name: str, values: object) -> None:
+    """Raise ``TypeError`` unless ``values`` is a list or tuple of int, or a flat array of integers."""
+    if not isinstance(values, np.ndarray):
+        check_sequence_of(name, values, int)
+    elif values.dtype.kind not in "iu" or values.ndim != 1:
+        raise TypeError(
+            f"{name} is an array of {values.dtype} of shape {values.shape}, only support integers in "
+            "one dimension"
+        )
 
 
 def check_list_of_int(name: str, values: object) -> None:

@@ -71,6 +71,7 @@ class ShmLink(Link):
         self._writable = access is Access.READ_WRITE
         self._mappings = mappings
         self._options = options
+        self._threads, self._kernel = options.threads, options.kernel
         self._paths = {r: _Path(peer) for r, peer in group.peers.items() if r != group.rank}
         self._fences: dict[int, Fence] = {}
         self._closing = threading.Lock()
@@ -164,7 +165,7 @@ class ShmLink(Link):
     def _map_anew(self, fd: int, size: int, writable: bool) -> Mapping:
         mapping = Mapping(fd, size, writable, huge=self._options.huge_pages != "0")
         if self._options.populate:
-            mapping.populate(self._options.threads)
+            mapping.populate(self._threads)
         return mapping
 
     # -- moving ------------------------------------------------------------------------------
@@ -173,15 +174,17 @@ class ShmLink(Link):
         self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
     ) -> None:
         """Copy from the peer; checked, chunked, without the GIL."""
-        self._transfer(rank, False, local, remote, length, timeout)
+        path = self._paths.get(rank) or self._path(rank)
+        self._transfer(path, False, local, remote, length, timeout)
 
     def write(
         self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
     ) -> None:
         """Copy to the peer, where it granted that."""
-        if self._path(rank).attached and not self._path(rank).writable:
+        path = self._path(rank)
+        if path.attached and not path.writable:
             raise Unsupported(f"rank {rank} granted read access only")
-        self._transfer(rank, True, local, remote, length, timeout)
+        self._transfer(path, True, local, remote, length, timeout)
 
     def _path(self, rank: int) -> _Path:
         try:
@@ -190,24 +193,22 @@ class ShmLink(Link):
             raise LinkError(f"rank {rank} is no peer of this link", rank) from None
 
     def _transfer(
-        self, rank: int, write: bool, local: Buffer, remote: Buffer, length: Buffer,
+        self, path: _Path, write: bool, local: Buffer, remote: Buffer, length: Buffer,
         timeout: float,
     ) -> None:  # fmt: skip
-        path = self._path(rank)
         deadline = time.monotonic_ns() + int(timeout * 1e9)
-        options = self._options
         with path.lock:
             if self._closed or not path.attached:
-                state = "is closed" if self._closed else f"has no offer of rank {rank} yet"
-                raise TransferError(f"this link {state}")
+                state = "is closed" if self._closed else "was not attached yet"
+                raise TransferError(f"the link to rank {path.peer.rank} {state}")
             code, index, error = _native.transfer(
                 write, path.windows, path.pid, path.pidfd, local, remote, length, path.aborted,
                 path.fence.address if write and path.fence else 0, deadline,
-                options.threads, options.kernel,
+                self._threads, self._kernel,
             )  # fmt: skip
         if code != _native.DONE:
             segment = tuple(memoryview(b).cast("B").cast("q")[index] for b in (remote, length))
-            raise _error(rank, path, code, segment, error, timeout)
+            raise _error(path, code, segment, error, timeout)
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -263,9 +264,8 @@ def _gone(peer: Peer) -> bool:
     return any(events & (select.POLLIN | select.POLLNVAL) for _, events in poller.poll(0))
 
 
-def _error(
-    rank: int, path: _Path, code: int, segment: Iterable[int], error: int, timeout: float
-) -> Exception:
+def _error(path: _Path, code: int, segment: Iterable[int], error: int, timeout: float) -> Exception:
+    rank = path.peer.rank
     address, size = segment
     makers: dict[int, Callable[[], Exception]] = {
         _native.BAD_ADDRESS: lambda: AddressError(
