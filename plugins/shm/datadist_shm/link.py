@@ -95,11 +95,13 @@ class ShmLink(Link):
 
     def _offer_region(self, region: Region, fds: list[int]) -> RegionOffer:
         assert isinstance(region, (PoolRegion, UserRegion))
-        place = None
+        place, filled = None, False
         if isinstance(region, PoolRegion):
-            place = len(fds)
+            place, filled = len(fds), region.filled
             fds.append(descriptor_for_peer(region, self._writable))
-        return RegionOffer(id=region.region_id, address=region.address, size=region.size, fd=place)
+        return RegionOffer(
+            id=region.region_id, address=region.address, size=region.size, fd=place, filled=filled
+        )
 
     def _offer_fence(self, rank: int, fds: list[int]) -> int:
         fence = self._fences[rank] = Fence()
@@ -155,17 +157,17 @@ class ShmLink(Link):
         fd = fds[region.fd]
         check_descriptor(rank, fd, region.size)
         key = (path.peer.incarnation, region.id, writable)
-        mapping = self._mappings.take(key, lambda: self._map_anew(fd, region.size, writable))
+        mapping = self._mappings.take(key, lambda: self._map_anew(fd, region, writable))
         path.keys.append(key)
         path.mappings.append(mapping)
         if mapping.size != region.size:
             raise LinkError(f"rank {rank} changed the size of region {region.id}", rank)
         return mapping.address
 
-    def _map_anew(self, fd: int, size: int, writable: bool) -> Mapping:
-        mapping = Mapping(fd, size, writable, huge=self._options.huge_pages != "0")
+    def _map_anew(self, fd: int, region: RegionOffer, writable: bool) -> Mapping:
+        mapping = Mapping(fd, region.size, writable, huge=self._options.huge_pages != "0")
         if self._options.populate:
-            mapping.populate(self._threads)
+            mapping.find_pages(self._threads, region.filled)
         return mapping
 
     # -- moving ------------------------------------------------------------------------------

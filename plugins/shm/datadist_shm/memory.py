@@ -30,13 +30,16 @@ class Mapping:
     def __init__(self, fd: int, size: int, writable: bool, huge: bool = False) -> None:
         self.address = _native.map(fd, size, writable, huge)
         self.size = size
-        self.writable = writable
         weakref.finalize(self, _native.unmap, self.address, size).atexit = False
 
-    def populate(self, threads: int, begin: int = 0, size: int | None = None) -> None:
-        """Have the pages of a range present. Raises OSError."""
-        size = self.size if size is None else size
-        _native.populate(self.address + begin, size, self.writable, threads)
+    def make_pages(self, threads: int, begin: int, size: int) -> None:
+        """Have the pages of a range of our own memory made. Raises OSError."""
+        _native.populate(self.address + begin, size, _native.FOR_WRITING, threads)
+
+    def find_pages(self, threads: int, made: bool) -> None:
+        """Have the pages of a peer's memory mapped here; ``made``: all exist. Raises OSError."""
+        how = _native.PRESENT if made else _native.FOR_READING
+        _native.populate(self.address, self.size, how, threads)
 
 
 class PoolRegion(Region):
@@ -53,6 +56,11 @@ class PoolRegion(Region):
         self.fd = fd
         self.pages = kind
         self._filling = filling
+
+    @property
+    def filled(self) -> bool:
+        """Whether all pages are present."""
+        return self._filling is not None and self._filling.done
 
     def wait_filled(self, timeout: float) -> None:
         """Until all pages are present, or ``timeout`` seconds. Raises RegistrationError."""

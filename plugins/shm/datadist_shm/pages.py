@@ -94,11 +94,16 @@ class Filling:
             for begin in range(0, mapping.size, SLICE):
                 if self._stop:
                     break
-                mapping.populate(threads, begin, min(SLICE, mapping.size - begin))
+                mapping.make_pages(threads, begin, min(SLICE, mapping.size - begin))
         except OSError as error:
             self._error = error
         finally:
             self._done.set()
+
+    @property
+    def done(self) -> bool:
+        """Whether all pages are there."""
+        return self._done.is_set() and self._error is None and not self._stop
 
     def wait(self, timeout: float) -> None:
         """Until all pages are there, or ``timeout`` seconds. Raises :class:`RegistrationError`."""

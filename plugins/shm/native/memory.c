@@ -26,15 +26,16 @@ int map_shared(int fd, size_t size, int writable, int huge, void **address)
 typedef struct {
     char *address;
     size_t size;
-    int write;
+    int how;
     _Atomic size_t next;
     _Atomic int error;
 } Task;
 
-/* Without MADV_POPULATE (Linux before 5.14) the pages are touched one by one. */
-static void touch(volatile char *memory, size_t size, int write)
+enum { PAGE = 4096, AROUND = 64 << 10 };
+
+static void touch(volatile char *memory, size_t size, size_t step, int write)
 {
-    for (size_t at = 0; at < size; at += 4096) {
+    for (size_t at = 0; at < size; at += step) {
         if (write) /* adds nothing, and loses nothing that another thread writes meanwhile */
             __atomic_fetch_add(memory + at, 0, __ATOMIC_RELAXED);
         else
@@ -42,13 +43,17 @@ static void touch(volatile char *memory, size_t size, int write)
     }
 }
 
-static int populate_slice(char *address, size_t size, int write)
+static int populate_slice(char *address, size_t size, int how)
 {
-    if (madvise(address, size, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) == 0)
+    if (how == PRESENT) {
+        touch(address, size, AROUND, 0);
+        return 0;
+    }
+    if (madvise(address, size, how == FOR_WRITING ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) == 0)
         return 0;
     if (errno != EINVAL)
         return errno == EFAULT ? ENOMEM : errno;
-    touch(address, size, write);
+    touch(address, size, PAGE, how == FOR_WRITING); /* Linux before 5.14 */
     return 0;
 }
 
@@ -58,16 +63,16 @@ static void *populate_some(void *argument)
     size_t at;
     while (!task->error && (at = atomic_fetch_add(&task->next, SLICE)) < task->size) {
         size_t left = task->size - at;
-        int error = populate_slice(task->address + at, left < SLICE ? left : SLICE, task->write);
+        int error = populate_slice(task->address + at, left < SLICE ? left : SLICE, task->how);
         if (error)
             task->error = error;
     }
     return NULL;
 }
 
-int populate(char *address, size_t size, int write, int threads)
+int populate(char *address, size_t size, int how, int threads)
 {
-    Task task = {.address = address, .size = size, .write = write};
+    Task task = {.address = address, .size = size, .how = how};
     int most = (int)(size / SLICE) + 1;
     in_parallel(most < threads ? most : threads, populate_some, &task);
     errno = task.error;

@@ -141,19 +141,19 @@ static PyObject *py_map(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(populate_doc,
-"populate(address, size, write, threads): have all pages present, as for writing or for reading.\n"
-"Raises OSError.");
+"populate(address, size, how, threads): have all pages in the page table. how: FOR_READING,\n"
+"FOR_WRITING, or PRESENT where all of them exist. Raises OSError.");
 
 static PyObject *py_populate(PyObject *self, PyObject *args)
 {
     (void)self;
     long long address;
     Py_ssize_t size;
-    int write, threads, failed;
-    if (!PyArg_ParseTuple(args, "Lnpi", &address, &size, &write, &threads))
+    int how, threads, failed;
+    if (!PyArg_ParseTuple(args, "Lnii", &address, &size, &how, &threads))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    failed = populate((char *)(intptr_t)address, size, write, threads);
+    failed = populate((char *)(intptr_t)address, size, how, threads);
     Py_END_ALLOW_THREADS
     if (failed)
         return PyErr_SetFromErrno(PyExc_OSError);
@@ -226,7 +226,8 @@ static const struct {
 } constants[] = {
     {"DONE", DONE},           {"BAD_ADDRESS", BAD_ADDRESS}, {"TIMED_OUT", TIMED_OUT},
     {"ABORTED", ABORTED},     {"PEER_GONE", PEER_GONE},     {"REVOKED", REVOKED},
-    {"FAILED", FAILED},       {"MAX_THREADS", MAX_THREADS},
+    {"FAILED", FAILED},       {"MAX_THREADS", MAX_THREADS}, {"FOR_READING", FOR_READING},
+    {"FOR_WRITING", FOR_WRITING}, {"PRESENT", PRESENT},
 };
 
 /* KERNELS: the kernels that this machine has, by name, the fastest last. */
