@@ -49,12 +49,16 @@ class Failed(Exception):
 
 def main() -> int:
     """Parse, enter the namespace, run, report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(SHAPES_HERE))
     parser.add_argument("--only", action="append", default=[], metavar="TEXT",
                         help="contenders whose name contains it; may be given again")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
-    parser.add_argument("--pulls", type=int, default=5, metavar="N", help="per round, after the first")
+    parser.add_argument(
+        "--pulls", type=int, default=5, metavar="N", help="per round, after the first"
+    )
     parser.add_argument("--quick", action="store_true", help="small caches, to try it out")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
@@ -238,7 +242,9 @@ def _table(name: str, shape: Shape, results: list[dict[str, Any]]) -> str:
     for result in results:
         warm = sorted(result["warm"])
         if "failed" in result or not warm or best is None:
-            rows.append([result["contender"], "-", "-", "-", "-", "-", result.get("failed", "")[:60]])
+            rows.append(
+                [result["contender"], "-", "-", "-", "-", "-", result.get("failed", "")[:60]]
+            )
             continue
         middle = statistics.median(warm)
         moved = len(warm) * shape.nbytes / 2**30

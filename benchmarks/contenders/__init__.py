@@ -19,7 +19,9 @@ class Contender:
     puller: str
     environ: Mapping[str, str] = field(default_factory=dict)
     tuning: Mapping[str, str] = field(default_factory=dict)
-    workloads: frozenset[str] = frozenset({"contiguous", "paged-gqa", "paged-mla", "latency", "link"})
+    workloads: frozenset[str] = frozenset(
+        {"contiguous", "paged-gqa", "paged-mla", "latency", "link"}
+    )
 
 
 def _nixl(name: str, environ: Mapping[str, str], **tuning: str) -> Contender:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from multiprocessing import resource_tracker, shared_memory
+from multiprocessing import shared_memory
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,6 @@ class Puller:
     def connect(self, card: str) -> None:
         """Map the segment."""
         self._segment = shared_memory.SharedMemory(card)
-        resource_tracker.unregister("/" + self._segment.name, "shared_memory")  # it is the owner's
         self._source = _arrays(self._shape, self._segment)
 
     def pull(self, lists: Lists) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from contenders.memory import Lists
+from datadist import BlocksCacheKey, CacheKeyByIdAndIndex
 from datadist.bench.measure import OWN, PEER, pool_for
 from datadist.bench.shapes import Shape
-from datadist.bench.side import Settings, Side
+from datadist.bench.side import Settings, Side, model_of
 
 
 class Owner:
@@ -42,12 +43,17 @@ class Puller(Owner):
 
     def connect(self, card: int) -> None:
         """Link, until pulls can begin."""
-        self.remote = card
         self.side.wait(self.side.link("compare", 2))
+        self.manager, self.cache = self.side.engine.cache_manager, self.side.caches["cache"]
+        self.key = BlocksCacheKey(PEER, model_of(self.shape))
+        self.slot = CacheKeyByIdAndIndex(PEER, card)
 
     def pull(self, lists: Lists) -> None:
         """One pull, with lists that were not seen before."""
-        self.side.move("cache", self.shape, PEER, self.remote, lists)
+        if self.shape.contiguous:
+            self.manager.pull_cache(self.slot, self.cache)
+        else:
+            self.manager.pull_blocks(self.key, self.cache, *lists)
 
     def clear(self) -> None:
         """Zero the target."""

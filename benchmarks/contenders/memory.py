@@ -15,7 +15,9 @@ Lists = tuple[list[int], list[int]]
 class Memory:
     """One array per tensor; ``filled`` at the owner, zero at the puller."""
 
-    def __init__(self, shape: Shape, filled: bool, arrays: list[NDArray[Any]] | None = None) -> None:
+    def __init__(
+        self, shape: Shape, filled: bool, arrays: list[NDArray[Any]] | None = None
+    ) -> None:
         self.shape = shape
         size = (shape.blocks, shape.block_bytes)
         self.arrays = arrays or [np.zeros(size, np.uint8) for _ in range(shape.tensors)]

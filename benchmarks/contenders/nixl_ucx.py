@@ -38,7 +38,9 @@ class NixlOwner:
         self._stop = threading.Event()
         self._poller: threading.Thread | None = None
         if tuning["progress"] == "0":
-            self._poller = threading.Thread(target=self._poll, args=(float(tuning.get("poll", 0.001)),))
+            self._poller = threading.Thread(
+                target=self._poll, args=(float(tuning.get("poll", 0.001)),)
+            )
             self._poller.start()
 
     def _poll(self, pause: float) -> None:
@@ -82,7 +84,9 @@ class NixlPuller:
         if self._shape.tensors * self._shape.count <= FEW and 1 < self._shape.blocks <= PREPARED:
             every = list(range(self._shape.blocks))
             self._sides = (
-                self._agent.prep_xfer_dlist("", self._rows(self._memory.addresses(), every), "DRAM"),
+                self._agent.prep_xfer_dlist(
+                    "", self._rows(self._memory.addresses(), every), "DRAM"
+                ),
                 self._agent.prep_xfer_dlist(self._peer, self._rows(self._bases, every), "DRAM"),
             )
 
@@ -97,7 +101,9 @@ class NixlPuller:
         """Prepare, start, and poll until it is done."""
         agent = self._agent
         if self._sides is not None:
-            handle = agent.make_prepped_xfer("READ", self._sides[0], lists[1], self._sides[1], lists[0])
+            handle = agent.make_prepped_xfer(
+                "READ", self._sides[0], lists[1], self._sides[1], lists[0]
+            )
         else:
             local = agent.get_xfer_descs(self._rows(self._memory.addresses(), lists[1]), "DRAM")
             remote = agent.get_xfer_descs(self._rows(self._bases, lists[0]), "DRAM")

@@ -27,7 +27,7 @@ static void copy_plain(char *to, const char *from, size_t bytes)
         memcpy(to, from, bytes);                                                                   \
     }
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(DATADIST_PORTABLE)
 
 #include <immintrin.h>
 
@@ -69,7 +69,7 @@ void copy_fence(void)
 
 #else
 
-#if defined(__aarch64__) && defined(__has_builtin)
+#if defined(__aarch64__) && defined(__has_builtin) && !defined(DATADIST_PORTABLE)
 #if __has_builtin(__builtin_nontemporal_store)
 #define HAVE_ARM_KERNEL
 #endif
