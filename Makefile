@@ -3,15 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := datadist plugins/shm/datadist_shm plugins/shm/tests tests \
+SOURCES := datadist plugins/shm/datadist_shm plugins/shm/tests tests benchmarks \
 	plugins/hccl/datadist_hccl plugins/hccl/tests
 
-.PHONY: help setup demo test lint types check clean
+.PHONY: help setup demo test lint types check sanitize clean
 
 help:
 	@echo "make demo    link a prompt and a decoder and move a KV cache between them"
 	@echo "make test    run all tests"
 	@echo "make check   lint, types and tests"
+	@echo "make sanitize  tests of the native code under sanitizers"
 	@echo "make clean   remove the virtual environment and what was built"
 	@echo "Variables: PYTHON (default python3), VENV (default .venv), ARGS (of demo and test)"
 
@@ -38,6 +39,9 @@ types: setup
 	$(BIN)/mypy
 
 check: lint types test
+
+sanitize: setup
+	plugins/shm/sanitize $(BIN)/python $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

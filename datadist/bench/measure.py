@@ -129,7 +129,11 @@ def throughput(
                 prepare.add(whole - spent[-1])
         cpu = cpu[0] + both.own.cpu(), cpu[1] + both.peer.call("cpu")
         progress("verify")
-        both.own.clear("cache") if pull else both.peer.call("clear", "cache")
+        if pull:
+            both.own.clear("cache")
+        else:  # the limits have written into our cache, which is the source
+            both.own.fill("cache", shape)
+            both.peer.call("clear", "cache")
         move(repeat)
         problems += _problems(both, shape, repeat)
         moved = repeat * shape.nbytes / GIB

@@ -65,6 +65,9 @@ class Side:
         self.engine = LLMDataDist(LLMRole.MIX, cluster)
         self.caches: dict[str, Cache] = {}
         self._arrays: dict[str, list[NDArray[Any]]] = {}
+        self._more: dict[str, Any] = (
+            {"tensor_num_per_layer": 1} if settings.direction == "push" else {}
+        )
 
     # -- set-up ------------------------------------------------------------------------------
 
@@ -133,7 +136,7 @@ class Side:
                 else manager.register_blocks_cache(shape.desc, addresses, key)
             )
         self.caches[label], self._arrays[label] = cache, arrays
-        fill(shape, arrays) if filled else self.clear(label)
+        self.fill(label, shape) if filled else self.clear(label)
         return cache.cache_id
 
     @property
@@ -152,6 +155,10 @@ class Side:
             manager.deallocate_blocks_cache(cache)
         else:
             manager.deallocate_cache(cache)
+
+    def fill(self, label: str, shape: Shape) -> None:
+        """Write the content of every block."""
+        fill(shape, self._arrays[label])
 
     def clear(self, label: str) -> None:
         """Zero a cache."""
@@ -189,12 +196,12 @@ class Side:
             slot = CacheKeyByIdAndIndex(peer, cache_id)
             operate = manager.pull_cache if pull else manager.push_cache
             began = time.perf_counter()
-            operate(slot, cache)
+            operate(slot, cache, **self._more)
         else:
             key = BlocksCacheKey(peer, model_of(shape))
             operate = manager.pull_blocks if pull else manager.push_blocks
             began = time.perf_counter()
-            operate(key, cache, source, target)
+            operate(key, cache, source, target, **self._more)
         return time.perf_counter() - began
 
     def move_each(
@@ -203,11 +210,13 @@ class Side:
         """One transfer of blocks after another; the seconds of each."""
         manager, cache = self.engine.cache_manager, self.caches[label]
         key = BlocksCacheKey(peer, model_of(shape))
-        operate = manager.pull_blocks if self.settings.direction == "pull" else manager.push_blocks
+        operate: Callable[..., None] = (
+            manager.pull_blocks if self.settings.direction == "pull" else manager.push_blocks
+        )
         clock, seconds = time.perf_counter, []
         for source, target in lists:
             began = clock()
-            operate(key, cache, source, target)
+            operate(key, cache, source, target, **self._more)
             seconds.append(clock() - began)
         return seconds
 

@@ -18,6 +18,9 @@ typedef struct {
  * work back for a time slice of somebody else, which costs more than a helper gains. */
 static int idle_processors(void)
 {
+#ifdef DATADIST_ALWAYS_HELP /* for tests of the threads themselves, on machines however busy */
+    return MAX_THREADS;
+#endif
     long online = sysconf(_SC_NPROCESSORS_ONLN), running = 1;
     FILE *file = fopen("/proc/loadavg", "re");
     if (file) {
