@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datadist import BlocksCacheKey, CacheDesc, DataType
+from datadist import BlocksCacheKey, CacheDesc, DataType, LLMStatusCode
 from tests import nodes
 from tests.nodes import Node, RemoteError
 
@@ -46,7 +46,7 @@ def _expected(value: int, source: Any) -> list[list[int]]:
 
 
 def _known(here: nodes.Here) -> int:
-    return len(here.live._live().transfers._shortcuts._ways)
+    return len(here.live._live(LLMStatusCode.LLM_FAILED).transfers._shortcuts._ways)
 
 
 def _link(owner: Node, puller: Node, name: str) -> None:
@@ -166,7 +166,7 @@ def test_after_unlink_the_link_is_missed_and_a_new_one_found(linked: tuple[Node,
 
 
 def _unlink_all(here: nodes.Here) -> None:
-    for comm_id in list(here.live._live()._links.domains):
+    for comm_id in list(here.live._live(LLMStatusCode.LLM_FAILED)._links.domains):
         here.live.unlink(comm_id)
 
 

@@ -22,6 +22,7 @@ from datadist import (
     LLMConfig,
     LLMDataDist,
     LLMRole,
+    LLMStatusCode,
 )
 from datadist.bench.shapes import Shape, fill, verify
 from datadist.engine.engine import Engine
@@ -97,7 +98,7 @@ class Side:
     @property
     def core(self) -> Engine:
         """The engine behind the API."""
-        return self.engine._live()
+        return self.engine._live(LLMStatusCode.LLM_FAILED)
 
     @property
     def transport(self) -> Transport:
