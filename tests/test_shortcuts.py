@@ -93,7 +93,7 @@ def test_a_second_pull_moves_the_same_as_the_first(
     ("source", "target", "kind", "text"),
     [
         ([64], [0], "LLMException", r"src_blocks\[0\] is 64"),
-        ([0], [-1], "LLMException", r"dst_blocks\[0\] is -1"),
+        ([0], [-1], "TypeError", r"dst_blocks\[0\] is -1"),
         ([0, 1], [0], "LLMException", "2 entries"),
         ([0], [], "LLMException", "dst_blocks is empty"),
         ([], [0], "LLMException", "src_blocks is empty"),

@@ -18,7 +18,7 @@ from datadist.api.arguments import (
 from datadist.api.cache import Cache
 from datadist.api.manager_part import ManagerPart
 from datadist.engine.plan import Blocks
-from datadist.status import param_invalid
+from datadist.status import LLMException, param_invalid
 from datadist.types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 
 
@@ -80,9 +80,13 @@ class Pulling(ManagerPart):
         """
         if type(src_cache_key) is BlocksCacheKey and type(dst_cache) is Cache and not kwargs:
             cluster, model = src_cache_key.cluster_id, src_cache_key.model_id
-            transfers = self._engine().transfers
-            if transfers.pull_known(cluster, model, dst_cache.cache_id, src_blocks, dst_blocks):
-                return
+            try:
+                known = self._engine().transfers.pull_known
+            except LLMException:  # finalized, which other mistakes are told before
+                pass
+            else:
+                if known(cluster, model, dst_cache.cache_id, src_blocks, dst_blocks):
+                    return
         kinds = (CacheKey, CacheKeyByIdAndIndex, BlocksCacheKey)
         checks.check_isinstance("src_cache_key", src_cache_key, kinds)
         checks.check_isinstance("dst_cache", dst_cache, Cache)
