@@ -15,17 +15,12 @@ KERNELS: dict[str, int]
 
 def transfer(
     write: bool,
-    windows: Buffer,
-    pid: int,
-    pidfd: int,
+    path: Buffer,
     local: Buffer,
     remote: Buffer,
     length: Buffer,
-    state: Buffer,
     fence: int,
     deadline_ns: int,
-    threads: int,
-    kernel: int,
     /,
 ) -> tuple[int, int, int]: ...
 def copy(dst: Buffer, src: Buffer, length: Buffer, threads: int, kernel: int, /) -> None: ...

@@ -8,7 +8,8 @@ import select
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from datadist.transport import (
@@ -27,6 +28,7 @@ from datadist.transport import (
     Unsupported,
 )
 from datadist_shm import _native
+from datadist_shm._native import transfer
 from datadist_shm.fence import PAGE, Fence
 from datadist_shm.memory import Mapping, PeerMappings, PoolRegion, UserRegion, descriptor_for_peer
 from datadist_shm.offer import OfferData, RegionOffer, check_descriptor, parse_offer
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("datadist.shm")
 
+ABORT = 0
+"""Place of the abort flag in what native code knows of a path."""
 CLOSE_SECONDS = 2.0
 FENCE_SECONDS = 1.0
 
@@ -44,19 +48,19 @@ FENCE_SECONDS = 1.0
 class _Path:
     """Our way to one peer: its memory, and whether we may still use it."""
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, options: Options) -> None:
         self.peer = peer
-        self.pid = peer.pid or 0
-        self.pidfd = -1 if peer.pidfd is None else peer.pidfd
         self.lock = threading.Lock()
         """Held while something moves or is mapped here."""
-        self.aborted = array("q", [0])
-        self.windows = array("q")
+        pidfd = -1 if peer.pidfd is None else peer.pidfd
+        self.native = array("q", [0, peer.pid or 0, pidfd, options.threads, options.kernel])
+        """What native code knows of this path; windows are appended when it is attached."""
         self.keys: list[tuple[str, int, bool]] = []
         self.mappings: list[Mapping] = []
         self.writable = False
         self.fence: Mapping | None = None
-        self.attached = False
+        self.open = False
+        """Whether it was attached and the link is not closed."""
 
 
 class ShmLink(Link):
@@ -71,8 +75,9 @@ class ShmLink(Link):
         self._writable = access is Access.READ_WRITE
         self._mappings = mappings
         self._options = options
-        self._threads, self._kernel = options.threads, options.kernel
-        self._paths = {r: _Path(peer) for r, peer in group.peers.items() if r != group.rank}
+        self._paths = {
+            r: _Path(peer, options) for r, peer in group.peers.items() if r != group.rank
+        }
         self._fences: dict[int, Fence] = {}
         self._closing = threading.Lock()
         self._closed = False
@@ -114,7 +119,7 @@ class ShmLink(Link):
         try:
             data = parse_offer(rank, offer.data, len(offer.fds))
             with path.lock:
-                if self._closed or path.attached:
+                if self._closed or path.open:
                     state = "this link is closed" if self._closed else "it was attached before"
                     raise LinkError(f"cannot attach rank {rank}: {state}", rank)
                 self._attach(rank, path, data, offer.fds)
@@ -133,9 +138,9 @@ class ShmLink(Link):
         if data.fence is not None:
             check_descriptor(rank, fds[data.fence], PAGE)
             path.fence = Mapping(fds[data.fence], PAGE, writable=True)
-        path.windows = array("q", [number for triple in sorted(triples) for number in triple])
+        path.native.extend(number for triple in sorted(triples) for number in triple)
         path.writable = data.writable
-        path.attached = True
+        path.open = True
 
     def _wait_filled(self) -> None:
         """Our own pools are populated before the link is ready, unless that takes too long."""
@@ -167,7 +172,7 @@ class ShmLink(Link):
     def _map_anew(self, fd: int, region: RegionOffer, writable: bool) -> Mapping:
         mapping = Mapping(fd, region.size, writable, huge=self._options.huge_pages != "0")
         if self._options.populate:
-            mapping.find_pages(self._threads, region.filled)
+            mapping.find_pages(self._options.threads, region.filled)
         return mapping
 
     # -- moving ------------------------------------------------------------------------------
@@ -176,17 +181,30 @@ class ShmLink(Link):
         self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
     ) -> None:
         """Copy from the peer; checked, chunked, without the GIL."""
+        deadline = monotonic_ns() + int(timeout * 1e9)
         path = self._paths.get(rank) or self._path(rank)
-        self._transfer(path, False, local, remote, length, timeout)
+        with path.lock:
+            if not path.open:
+                raise self._not_open(rank)
+            result = transfer(False, path.native, local, remote, length, 0, deadline)
+        if result[0]:
+            raise _error(path, result, remote, length, timeout)
 
     def write(
         self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
     ) -> None:
         """Copy to the peer, where it granted that."""
+        deadline = monotonic_ns() + int(timeout * 1e9)
         path = self._path(rank)
-        if path.attached and not path.writable:
-            raise Unsupported(f"rank {rank} granted read access only")
-        self._transfer(path, True, local, remote, length, timeout)
+        with path.lock:
+            if not path.open:
+                raise self._not_open(rank)
+            if path.fence is None:
+                raise Unsupported(f"rank {rank} granted read access only")
+            fence = path.fence.address
+            result = transfer(True, path.native, local, remote, length, fence, deadline)
+        if result[0]:
+            raise _error(path, result, remote, length, timeout)
 
     def _path(self, rank: int) -> _Path:
         try:
@@ -194,23 +212,9 @@ class ShmLink(Link):
         except KeyError:
             raise LinkError(f"rank {rank} is no peer of this link", rank) from None
 
-    def _transfer(
-        self, path: _Path, write: bool, local: Buffer, remote: Buffer, length: Buffer,
-        timeout: float,
-    ) -> None:  # fmt: skip
-        deadline = time.monotonic_ns() + int(timeout * 1e9)
-        with path.lock:
-            if self._closed or not path.attached:
-                state = "is closed" if self._closed else "was not attached yet"
-                raise TransferError(f"the link to rank {path.peer.rank} {state}")
-            code, index, error = _native.transfer(
-                write, path.windows, path.pid, path.pidfd, local, remote, length, path.aborted,
-                path.fence.address if write and path.fence else 0, deadline,
-                self._threads, self._kernel,
-            )  # fmt: skip
-        if code != _native.DONE:
-            segment = tuple(memoryview(b).cast("B").cast("q")[index] for b in (remote, length))
-            raise _error(path, code, segment, error, timeout)
+    def _not_open(self, rank: int) -> TransferError:
+        state = "is closed" if self._closed else f"has no offer of rank {rank} yet"
+        return TransferError(f"this link {state}")
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -218,7 +222,7 @@ class ShmLink(Link):
         """Stop what is in flight with the peer at its next chunk, and all that would follow."""
         path = self._paths.get(rank)
         if path is not None:
-            path.aborted[0] = 1
+            path.native[ABORT] = 1
 
     def close(self) -> frozenset[int]:
         """Abort, revoke, wait a bounded time, unmap; see the interface."""
@@ -236,7 +240,8 @@ class ShmLink(Link):
             if not path.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 log.error("a transfer did not end within %g s: its mappings stay", CLOSE_SECONDS)
                 return frozenset()
-            path.lock.release()  # who comes later finds the link closed
+            path.open = False
+            path.lock.release()
         risky = self._revoke()
         for path in self._paths.values():
             for key in path.keys:
@@ -266,9 +271,12 @@ def _gone(peer: Peer) -> bool:
     return any(events & (select.POLLIN | select.POLLNVAL) for _, events in poller.poll(0))
 
 
-def _error(path: _Path, code: int, segment: Iterable[int], error: int, timeout: float) -> Exception:
+def _error(
+    path: _Path, result: tuple[int, int, int], remote: Buffer, length: Buffer, timeout: float
+) -> Exception:
+    code, index, error = result
     rank = path.peer.rank
-    address, size = segment
+    address, size = (memoryview(b).cast("B").cast("q")[index] for b in (remote, length))
     makers: dict[int, Callable[[], Exception]] = {
         _native.BAD_ADDRESS: lambda: AddressError(
             f"{size} bytes at {address:#x} are not memory that rank {rank} offered, or are not "

@@ -47,41 +47,51 @@ static int get_manner(PyObject *const *args, int *threads, int *kernel)
 }
 
 PyDoc_STRVAR(transfer_doc,
-"transfer(write, windows, pid, pidfd, local, remote, length, state, fence, deadline_ns, threads,\n"
-"kernel) -> (code, segment, errno). windows: int64 triples (owner's base, size, mapped base or 0)\n"
-"sorted by base; state: writable buffer whose first int64 aborts when not 0; fence: address of the\n"
-"page, or 0; deadline_ns: of CLOCK_MONOTONIC; threads: at most so many; kernel: of KERNELS.");
+"transfer(write, path, local, remote, length, fence, deadline_ns) -> (code, segment, errno).\n"
+"path: writable int64 buffer of abort (not 0 ends what is in flight), pid, pidfd or -1, threads at\n"
+"most, kernel of KERNELS, then triples (owner's base, size, mapped base or 0) sorted by base; fence:\n"
+"address of the page, or 0; deadline_ns: of CLOCK_MONOTONIC.");
+
+enum { PATH_HEAD = 5 };
+
+/* The fixed part of a job from its path; 0 with an exception where it is not valid. */
+static int read_path(Job *job, const Py_buffer *path)
+{
+    const int64_t *words = path->buf;
+    Py_ssize_t count = path->len / 8;
+    if (path->len % 8 || count < PATH_HEAD || (count - PATH_HEAD) % 3 || words[3] < 1 ||
+        words[3] > MAX_THREADS || copy_kernel((int)words[4]) == NULL) {
+        PyErr_SetString(PyExc_ValueError, "path is not valid");
+        return 0;
+    }
+    job->abort_flag = path->buf;
+    job->pid = (pid_t)words[1];
+    job->pidfd = (int)words[2];
+    job->threads = (int)words[3];
+    job->kernel = (int)words[4];
+    job->windows = (const Window *)(words + PATH_HEAD);
+    job->n_windows = (count - PATH_HEAD) / 3;
+    return 1;
+}
 
 static PyObject *py_transfer(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     (void)self;
     Job job = {.index = 0};
-    Py_buffer windows, state, vectors[3];
+    Py_buffer path, vectors[3];
     int taken = 0;
     PyObject *answer = NULL;
-    if (nargs != 12) {
-        PyErr_SetString(PyExc_TypeError, "transfer takes 12 arguments");
+    if (nargs != 7) {
+        PyErr_SetString(PyExc_TypeError, "transfer takes 7 arguments");
         return NULL;
     }
     job.write = PyObject_IsTrue(args[0]);
-    job.pid = (pid_t)PyLong_AsLong(args[2]);
-    job.pidfd = (int)PyLong_AsLong(args[3]);
-    job.fence = (Fence *)(intptr_t)PyLong_AsLongLong(args[8]);
-    job.deadline_ns = PyLong_AsLongLong(args[9]);
-    if (PyErr_Occurred() || !get_manner(args + 10, &job.threads, &job.kernel) ||
-        PyObject_GetBuffer(args[1], &windows, PyBUF_C_CONTIGUOUS) < 0)
+    job.fence = (Fence *)(intptr_t)PyLong_AsLongLong(args[5]);
+    job.deadline_ns = PyLong_AsLongLong(args[6]);
+    if (PyErr_Occurred() ||
+        PyObject_GetBuffer(args[1], &path, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0)
         return NULL;
-    if (PyObject_GetBuffer(args[7], &state, PyBUF_WRITABLE) < 0) {
-        PyBuffer_Release(&windows);
-        return NULL;
-    }
-    job.n = get_vectors(args + 4, vectors, &taken);
-    if (job.n > 0 && (state.len < 8 || windows.len % sizeof(Window))) {
-        PyErr_SetString(PyExc_ValueError, "state needs 8 bytes, windows triples of int64");
-    } else if (job.n > 0) {
-        job.windows = windows.buf;
-        job.n_windows = windows.len / sizeof(Window);
-        job.abort_flag = state.buf;
+    if (read_path(&job, &path) && (job.n = get_vectors(args + 2, vectors, &taken)) > 0) {
         job.local = vectors[0].buf;
         job.remote = vectors[1].buf;
         job.length = vectors[2].buf;
@@ -92,8 +102,7 @@ static PyObject *py_transfer(PyObject *self, PyObject *const *args, Py_ssize_t n
         answer = Py_BuildValue("ini", code, (Py_ssize_t)job.index, job.error);
     }
     release(vectors, taken);
-    PyBuffer_Release(&state);
-    PyBuffer_Release(&windows);
+    PyBuffer_Release(&path);
     return answer;
 }
 
