@@ -14,8 +14,9 @@ typedef struct {
     void *argument;
 } Call;
 
-/* Processors that nothing runs on just now. A helper that has to wait for one holds its part of the
- * work back for a time slice of somebody else, which costs more than a helper gains. */
+/* Processors that nothing runs on just now; below 0 where threads wait for one. A helper that has to
+ * wait holds its part of the work back for a time slice of somebody else, which costs more than a
+ * helper gains. */
 static int idle_processors(void)
 {
 #ifdef DATADIST_ALWAYS_HELP /* for tests of the threads themselves, on machines however busy */
@@ -28,7 +29,14 @@ static int idle_processors(void)
             running = 1;
         fclose(file);
     }
-    return online > running ? (int)(online - running) : 0;
+    return (int)(online - running);
+}
+
+static _Thread_local int helping;
+
+int help_is_unwanted(void)
+{
+    return helping && idle_processors() < 0;
 }
 
 /* The program's own threads, when they wake up, go before helpers. */
@@ -36,7 +44,8 @@ static void *help(void *argument)
 {
     const Call *call = argument;
     (void)setpriority(PRIO_PROCESS, 0, HELPER_NICE); /* of this thread alone, on Linux */
-    return call->work(call->argument);
+    helping = 1;
+    return help_is_unwanted() ? NULL : call->work(call->argument);
 }
 
 void in_parallel(int threads, void *(*work)(void *), void *argument)

@@ -12,4 +12,8 @@ enum { MAX_THREADS = 64 };
  * helpers run than processors are idle, so work must share out its parts itself. */
 void in_parallel(int threads, void *(*work)(void *), void *argument);
 
+/* Whether this is a helper that should return soon: other threads wait for a processor, such as one
+ * that the caller let go on when it released the GIL. Takes some microseconds in a helper. */
+int help_is_unwanted(void);
+
 #endif
