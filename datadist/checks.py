@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-import numpy as np
-
 Types: TypeAlias = "type | tuple[type, ...]"
 
 
@@ -34,6 +32,11 @@ def check_sequence_of(name: str, values: object, element: type) -> None:
 
 def check_blocks(name: str, values: object) -> None:
     """Raise ``TypeError`` unless ``values`` is a list or tuple of int, or a flat array of integers."""
+    if isinstance(values, (list, tuple)):
+        check_sequence_of(name, values, int)
+        return
+    import numpy as np  # not with this module: `import datadist` is to be quick
+
     if not isinstance(values, np.ndarray):
         check_sequence_of(name, values, int)
     elif values.dtype.kind not in "iu" or values.ndim != 1:
