@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := datadist plugins/shm/datadist_shm plugins/shm/tests tests \
+SOURCES := datadist plugins/shm/datadist_shm plugins/shm/tests tests benchmarks \
 	plugins/hccl/datadist_hccl plugins/hccl/tests examples \
 	plugins/rdma/datadist_rdma plugins/rdma/tests plugins/rdma/roce
 
-.PHONY: help setup demo test test-roce lint types check soak fuzz clean
+.PHONY: help setup demo test test-roce lint types check soak fuzz sanitize clean
 
 help:
 	@echo "make demo    link a prompt and a decoder and move a KV cache between them"
@@ -16,12 +16,13 @@ help:
 	@echo "make check   lint, types and tests"
 	@echo "make soak    random links, transfers and kills, verified (MINUTES, SEED)"
 	@echo "make fuzz    coverage-guided fuzzing of everything that is parsed (SECONDS per target)"
+	@echo "make sanitize  tests of the native code under sanitizers"
 	@echo "make clean   remove the virtual environment and what was built"
 	@echo "Variables: PYTHON (default python3), VENV (default .venv), ARGS (of demo and test)"
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml plugins/hccl/pyproject.toml plugins/rdma/pyproject.toml plugins/shm/pyproject.toml plugins/shm/datadist_shm/_native.c
+$(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml) $(wildcard plugins/shm/native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e plugins/shm -e plugins/hccl -e plugins/rdma -e ".[dev]"
@@ -53,6 +54,9 @@ soak: setup
 fuzz: setup
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet atheris
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60) $(ARGS)
+
+sanitize: setup
+	plugins/shm/sanitize $(BIN)/python $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -30,6 +30,22 @@ def check_sequence_of(name: str, values: object, element: type) -> None:
     _check_elements(name, values, element)
 
 
+def check_blocks(name: str, values: object) -> None:
+    """Raise ``TypeError`` unless ``values`` is a list or tuple of int, or a flat array of integers."""
+    if isinstance(values, (list, tuple)):
+        check_sequence_of(name, values, int)
+        return
+    import numpy as np  # not with this module: `import datadist` is to be quick
+
+    if not isinstance(values, np.ndarray):
+        check_sequence_of(name, values, int)
+    elif values.dtype.kind not in "iu" or values.ndim != 1:
+        raise TypeError(
+            f"{name} is an array of {values.dtype} of shape {values.shape}, only support integers in "
+            "one dimension"
+        )
+
+
 def check_list_of_int(name: str, values: object) -> None:
     """Raise ``TypeError`` unless ``values`` is a list (no tuple) of int."""
     check_isinstance(name, values, list, allow_none=False)

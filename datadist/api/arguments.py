@@ -11,6 +11,7 @@ from datadist.api.cache import Cache
 from datadist.engine.directory import KeyName
 from datadist.engine.engine import Engine
 from datadist.engine.owned import Layout, describe
+from datadist.engine.plan import Blocks
 from datadist.engine.resolve import ById, Layers, Source
 from datadist.status import param_invalid
 from datadist.types import (
@@ -154,18 +155,18 @@ def check_one_id(key: CacheKey) -> None:
 
 
 def check_source_blocks(
-    key: CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey, src_blocks: Sequence[int]
+    key: CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey, src_blocks: Blocks
 ) -> None:
     """Source blocks exactly with a blocks key. Raises LLM_PARAM_INVALID."""
     if isinstance(key, BlocksCacheKey):
-        if not src_blocks:
+        if not len(src_blocks):
             raise param_invalid(
                 "src_blocks is empty: with a BlocksCacheKey list the owner's blocks"
             )
         return
     if isinstance(key, CacheKey):
         check_one_id(key)
-    if src_blocks:
+    if len(src_blocks):
         raise param_invalid(
             f"src_blocks must be empty with a {type(key).__name__}: a contiguous slot has no blocks"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from datadist import checks
@@ -18,7 +17,8 @@ from datadist.api.arguments import (
 )
 from datadist.api.cache import Cache
 from datadist.api.manager_part import ManagerPart
-from datadist.status import param_invalid
+from datadist.engine.plan import Blocks
+from datadist.status import LLMException, param_invalid
 from datadist.types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 
 
@@ -67,23 +67,33 @@ class Pulling(ManagerPart):
         self,
         src_cache_key: CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey,
         dst_cache: Cache,
-        src_blocks: Sequence[int] = (),
-        dst_blocks: Sequence[int] = (),
+        src_blocks: Blocks = (),
+        dst_blocks: Blocks = (),
         **kwargs: Any,
     ) -> None:
         """Pull into blocks of ``dst_cache``.
 
         With a :class:`BlocksCacheKey` ``src_blocks[i]`` of the owner goes to ``dst_blocks[i]``.
         With the other keys ``src_blocks`` is empty and the contiguous slot is spread over
-        ``dst_blocks`` in order. Keywords and errors as :meth:`pull_cache`.
+        ``dst_blocks`` in order. Lists of blocks may be NumPy arrays of integers, which saves time
+        for long ones. Keywords and errors as :meth:`pull_cache`.
         """
+        if type(src_cache_key) is BlocksCacheKey and type(dst_cache) is Cache and not kwargs:
+            cluster, model = src_cache_key.cluster_id, src_cache_key.model_id
+            try:
+                known = self._engine().transfers.pull_known
+            except LLMException:  # finalized, which other mistakes are told before
+                pass
+            else:
+                if known(cluster, model, dst_cache.cache_id, src_blocks, dst_blocks):
+                    return
         kinds = (CacheKey, CacheKeyByIdAndIndex, BlocksCacheKey)
         checks.check_isinstance("src_cache_key", src_cache_key, kinds)
         checks.check_isinstance("dst_cache", dst_cache, Cache)
-        checks.check_sequence_of("src_blocks", src_blocks, int)
-        checks.check_sequence_of("dst_blocks", dst_blocks, int)
+        checks.check_blocks("src_blocks", src_blocks)
+        checks.check_blocks("dst_blocks", dst_blocks)
         check_kind("dst_cache", dst_cache, True, "use pull_cache")
-        if not dst_blocks:
+        if not len(dst_blocks):
             raise param_invalid("dst_blocks is empty: list the blocks to pull into")
         per_layer = tensors_per_layer(kwargs)
         check_not_none("src_cache_key", src_cache_key)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from datadist import checks
 from datadist.api.arguments import (
     check_kind,
@@ -15,6 +13,7 @@ from datadist.api.arguments import (
 from datadist.api.cache import Cache
 from datadist.api.manager_part import ManagerPart
 from datadist.api.tasks import check_layer_range
+from datadist.engine.plan import Blocks
 from datadist.engine.push import PushLayers, layers_to_push
 from datadist.engine.resolve import ById
 from datadist.status import param_invalid
@@ -64,23 +63,24 @@ class Pushing(ManagerPart):
         self,
         dst_cache_key: BlocksCacheKey,
         src_cache: Cache,
-        src_blocks: Sequence[int] = (),
-        dst_blocks: Sequence[int] = (),
+        src_blocks: Blocks = (),
+        dst_blocks: Blocks = (),
         src_layer_range: range | None = None,
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = 2,
     ) -> None:
         """Push ``src_blocks[i]`` of ``src_cache`` into ``dst_blocks[i]`` of the key's blocks cache.
 
-        Layer ranges and errors as :meth:`push_cache`; blocks must be equally large at both ends.
+        Lists of blocks may be NumPy arrays of integers. Layer ranges and errors as
+        :meth:`push_cache`; blocks must be equally large at both ends.
         """
         self._require_one_sided("push_blocks")
         checks.check_isinstance("dst_cache_key", dst_cache_key, BlocksCacheKey)
         checks.check_isinstance("src_cache", src_cache, Cache)
-        checks.check_sequence_of("src_blocks", src_blocks, int)
-        checks.check_sequence_of("dst_blocks", dst_blocks, int)
+        checks.check_blocks("src_blocks", src_blocks)
+        checks.check_blocks("dst_blocks", dst_blocks)
         check_kind("src_cache", src_cache, True, "use push_cache")
-        if not dst_blocks:
+        if not len(dst_blocks):
             raise param_invalid("dst_blocks is empty: list the blocks to push into")
         layers = _layers(src_cache, src_layer_range, dst_layer_range, tensor_num_per_layer)
         check_not_none("dst_cache_key", dst_cache_key)

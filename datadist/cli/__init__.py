@@ -1,4 +1,4 @@
-"""The command line: `datadist backends | check | conformance | demo | doctor | run`; a module each."""
+"""The command line, `datadist COMMAND`; one module per subcommand."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib import metadata
 
 COMMANDS = {
     "backends": "list the installed transports, and which one `auto` would choose",
+    "bench": "measure transfers, next to what this machine can do at best",
     "check": "validate a rank table and show the domain that it describes",
     "conformance": "test an installed transport against the interface and report",
     "demo": "move a KV cache between processes of this host and verify it",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import array
-import fcntl
 import logging
 import os
+import select
 import socket
 import struct
-import termios
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -61,6 +60,8 @@ class Session:
     def __init__(self, reactor: Reactor, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self._arrivals = select.epoll()  # asked before each pull: a third of the time of FIONREAD
+        self._arrivals.register(sock, select.EPOLLIN)
         self._reactor = reactor
         self._identify()
         self.incarnation = ""
@@ -121,12 +122,11 @@ class Session:
         """Whether everything that arrived so far has been handled; from any thread."""
         if self.closed:
             return True
-        count = array.array("i", [0])
         try:
-            fcntl.ioctl(self._sock, termios.FIONREAD, count, True)
-        except (OSError, ValueError):
+            waiting = self._arrivals.poll(0, 1)
+        except (OSError, ValueError):  # closed meanwhile
             return True
-        return count[0] == 0 and not self._dispatching
+        return not waiting and not self._dispatching
 
     def drain(self) -> None:
         """Handle what has arrived, on the reactor's thread."""
@@ -144,6 +144,7 @@ class Session:
         self._reactor.unwatch(self._sock.fileno())
         if self.process is not None:
             self._reactor.unwatch(self.process.fd)
+        self._arrivals.close()
         self._sock.close()
         close_all([*pending, *self._fds])
         self._fds.clear()
@@ -156,6 +157,7 @@ class Session:
     def abandon(self) -> None:
         """In a forked child: close the socket, without locks, which other threads may have held."""
         self.closed = True
+        self._arrivals.close()
         self._sock.close()
 
     def unsent(self) -> bool:

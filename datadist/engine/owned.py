@@ -144,20 +144,32 @@ class OwnDirectory:
 
         Raises LLM_KV_CACHE_NOT_EXIST.
         """
-        with self._lock:
-            cache = self._caches.get(cache_id)
-            if cache is None or not (cache.held or freed_too):
-                raise LLMException(
-                    f"cache {cache_id} does not exist in this engine: it was freed, or never "
-                    "allocated or registered here",
-                    status_code=LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
-                )
-            cache.pins += 1
+        cache = self.pin(cache_id, freed_too)
+        if cache is None:
+            raise LLMException(
+                f"cache {cache_id} does not exist in this engine: it was freed, or never "
+                "allocated or registered here",
+                status_code=LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+            )
         try:
             yield cache
         finally:
-            with self._lock:
-                cache.pins -= 1
+            self.unpin(cache)
+
+    def pin(self, cache_id: int, freed_too: bool = False) -> OwnCache | None:
+        """Keep the memory of a cache until :meth:`unpin`; None where it does not exist."""
+        with self._lock:
+            cache = self._caches.get(cache_id)
+            if cache is None or not (cache.held or freed_too):
+                return None
+            cache.pins += 1
+            return cache
+
+    def unpin(self, cache: OwnCache) -> None:
+        """Undo one :meth:`pin`."""
+        with self._lock:
+            cache.pins -= 1
+            if self._caches.get(cache.cache_id) is not cache:  # somebody waits to free it
                 self._free_if_unused(cache)
 
     def caches_at(

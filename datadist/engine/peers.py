@@ -87,6 +87,8 @@ class PeerView:
         self.seq_acked = 0
         self.lock = threading.Lock()
         self.directory = KeyDirectory()
+        self.version = 0
+        """Changes with every update of the directory."""
         self.consumed: set[int] = set()
         self.covered: dict[int, set[int]] = {}
         self._pulls: set[int] = set()
@@ -111,6 +113,7 @@ class PeerView:
     def apply(self, update: Directory) -> None:
         """Take a directory update, and acknowledge it when no pull uses what it revoked."""
         with self.lock:
+            self.version += 1
             if update.reset:
                 self.directory.replace_all(update.upsert)
             else:
@@ -138,10 +141,21 @@ class PeerView:
         self._pulls.add(token)
         return token
 
+    def begin_pull_at(self, version: int) -> int | None:
+        """:meth:`begin_pull`, unless the directory has changed since it had that version."""
+        token = next(self._tokens)
+        with self.lock:
+            if self.version != version:
+                return None
+            self._pulls.add(token)
+        return token
+
     def end_pull(self, token: int) -> None:
         """Note that it ended; sends the acknowledgements that waited for it."""
         with self.lock:
             self._pulls.discard(token)
+            if not self._deferred:
+                return
             for waiting, _ in self._deferred:
                 waiting.discard(token)
             done = [seq for waiting, seq in self._deferred if not waiting]

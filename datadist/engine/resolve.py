@@ -44,6 +44,11 @@ class Layers:
     target: range | None = None
     per_layer: int = 2
 
+    @property
+    def all(self) -> bool:
+        """Whether no range is given."""
+        return self.source is None and self.target is None
+
 
 @dataclass(frozen=True)
 class Route:

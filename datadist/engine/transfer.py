@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from datadist.control.messages import Consume
 from datadist.control.session import Session
 from datadist.engine import resolve
 from datadist.engine.counters import Counters
+from datadist.engine.directory import KeyName
 from datadist.engine.domain import Domain
 from datadist.engine.owned import OwnCache, OwnDirectory
 from datadist.engine.peers import PeerView
@@ -23,6 +24,7 @@ from datadist.engine.plan import (
     plan_slots,
 )
 from datadist.engine.resolve import Found, Layers, Route, Source
+from datadist.engine.shortcuts import Shortcuts
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import (
     AddressError,
@@ -68,6 +70,7 @@ class Transfers:
         self._verify = verify
         self.counters = Counters()
         """Of all links there were."""
+        self._shortcuts = Shortcuts()
 
     def pull_cache(
         self, cluster: int, source: Source, cache_id: int, slot: int, size: int, layers: Layers
@@ -101,8 +104,8 @@ class Transfers:
         cluster: int,
         source: Source,
         cache_id: int,
-        src_blocks: Sequence[int],
-        dst_blocks: Sequence[int],
+        src_blocks: Blocks,
+        dst_blocks: Blocks,
         layers: Layers,
     ) -> None:
         """Pull into blocks of our blocks cache, from blocks or (no ``src_blocks``) from a slot.
@@ -113,7 +116,7 @@ class Transfers:
         with self._owned.pinned(cache_id) as cache:
             if not cache.layout.blocks:
                 raise param_invalid(f"cache {cache_id} is not a blocks cache: use pull_cache")
-            if src_blocks and len(src_blocks) != len(dst_blocks):
+            if len(src_blocks) not in (0, len(dst_blocks)):
                 raise param_invalid(
                     f"src_blocks has {len(src_blocks)} entries and dst_blocks {len(dst_blocks)}: "
                     "each source block goes to the destination block at the same place"
@@ -126,7 +129,34 @@ class Transfers:
                     return _plan_blocks(local, found, mine, theirs, targets, src_blocks)
                 return _plan_scatter(local, found, mine, theirs, targets, src_blocks)
 
-            self._pull(cluster, source, cache, layers, plan)
+            route, found, version = self._pull(cluster, source, cache, layers, plan)
+        if isinstance(source, KeyName) and source.space == "blocks" and layers.all:
+            self._shortcuts.remember(cluster, source.model, cache, found.entry, route, version)
+
+    def pull_known(
+        self, cluster: int, model: int, cache_id: int, src_blocks: Blocks, dst_blocks: Blocks
+    ) -> bool:
+        """As :meth:`pull_blocks` with a blocks key, where that went well before and still would.
+
+        False, and nothing is done, for what takes the full way.
+        """
+        way = self._shortcuts.find(cluster, model, cache_id)
+        segments = way.plan(src_blocks, dst_blocks) if way else None
+        cache = self._owned.pin(cache_id) if segments is not None else None
+        if way is None or segments is None or cache is None:
+            return False
+        try:
+            view = way.route.view
+            token = view.begin_pull_at(way.version)
+            if token is None:
+                return False
+            try:
+                self.move(way.route, segments, time.monotonic() + self._timeout)
+            finally:
+                view.end_pull(token)
+        finally:
+            self._owned.unpin(cache)
+        return True
 
     # -- the way of every pull ---------------------------------------------------------------
 
@@ -139,13 +169,15 @@ class Transfers:
 
     def _pull(
         self, cluster: int, source: Source, cache: OwnCache, layers: Layers, plan: Planner
-    ) -> None:
+    ) -> tuple[Route, Found, int]:
+        """Returns what it found, and the version of the peer's directory that says so."""
         deadline = time.monotonic() + self._timeout
         resolve.check_local(layers, len(cache.layout.bases))
         routes = self.routes(cluster, deadline)
         if self._one_sided:
             check_accessible(cache)
         view = routes[0].view
+        version = view.version
         found, token = resolve.look_up(view, source, deadline)
         try:
             if self._one_sided:
@@ -164,6 +196,7 @@ class Transfers:
             )
         finally:
             view.end_pull(token)
+        return route, found, version
 
     @property
     def timeout(self) -> float:
@@ -225,7 +258,7 @@ class Transfers:
     ) -> None:
         attempt, rank = route.attempt, route.rank
         lock = attempt.locks[rank]
-        if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        if not (lock.acquire(False) or lock.acquire(timeout=max(0.0, deadline - time.monotonic()))):
             raise LLMException(
                 f"another transfer over {route.domain} took longer than sync_kv_timeout "
                 f"({self._timeout:g} s)",
@@ -324,7 +357,7 @@ def _plan_blocks(
     mine: slice,
     theirs: slice,
     dst_blocks: Blocks,
-    src_blocks: Sequence[int],
+    src_blocks: Blocks,
 ) -> Segments:
     entry, stride = found.entry, cache.layout.stride
     if len(src_blocks) == 0:
@@ -356,7 +389,7 @@ def _plan_scatter(
     mine: slice,
     theirs: slice,
     dst_blocks: Blocks,
-    src_blocks: Sequence[int],
+    src_blocks: Blocks,
 ) -> Segments:
     entry = found.entry
     if len(src_blocks):

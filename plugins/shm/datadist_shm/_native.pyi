@@ -7,22 +7,25 @@ ABORTED: int
 PEER_GONE: int
 REVOKED: int
 FAILED: int
+MAX_THREADS: int
+FOR_READING: int
+FOR_WRITING: int
+PRESENT: int
+KERNELS: dict[str, int]
 
 def transfer(
     write: bool,
-    windows: Buffer,
-    pid: int,
-    pidfd: int,
+    path: Buffer,
     local: Buffer,
     remote: Buffer,
     length: Buffer,
-    state: Buffer,
     fence: int,
     deadline_ns: int,
     /,
 ) -> tuple[int, int, int]: ...
-def copy(dst: Buffer, src: Buffer, length: Buffer, /) -> None: ...
-def map(fd: int, size: int, writable: bool, populate: bool, /) -> int: ...
+def copy(dst: Buffer, src: Buffer, length: Buffer, threads: int, kernel: int, /) -> None: ...
+def map(fd: int, size: int, writable: bool, huge: bool, /) -> int: ...
+def populate(address: int, size: int, how: int, threads: int, /) -> None: ...
 def unmap(address: int, size: int, /) -> None: ...
 def revoke(fence: int, /) -> None: ...
 def active(fence: int, /) -> int: ...

@@ -28,7 +28,7 @@ class Fence:
         try:
             os.ftruncate(self._fd, PAGE)
             fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, RESIZE_SEALS)
-            self._mapping = Mapping(self._fd, PAGE, writable=True, populate=False)
+            self._mapping = Mapping(self._fd, PAGE, writable=True)
         except BaseException:
             os.close(self._fd)
             raise

@@ -8,7 +8,8 @@ import select
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from datadist.transport import (
@@ -21,20 +22,25 @@ from datadist.transport import (
     Peer,
     PeerLost,
     Region,
+    RegistrationError,
     TransferError,
     TransferTimeout,
     Unsupported,
 )
 from datadist_shm import _native
+from datadist_shm._native import transfer
 from datadist_shm.fence import PAGE, Fence
 from datadist_shm.memory import Mapping, PeerMappings, PoolRegion, UserRegion, descriptor_for_peer
 from datadist_shm.offer import OfferData, RegionOffer, check_descriptor, parse_offer
+from datadist_shm.options import Options
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 log = logging.getLogger("datadist.shm")
 
+ABORT = 0
+"""Place of the abort flag in what native code knows of a path."""
 CLOSE_SECONDS = 2.0
 FENCE_SECONDS = 1.0
 
@@ -42,15 +48,19 @@ FENCE_SECONDS = 1.0
 class _Path:
     """Our way to one peer: its memory, and whether we may still use it."""
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, options: Options) -> None:
         self.peer = peer
-        self.aborted = array("q", [0])
-        self.windows = array("q")
+        self.lock = threading.Lock()
+        """Held while something moves or is mapped here."""
+        pidfd = -1 if peer.pidfd is None else peer.pidfd
+        self.native = array("q", [0, peer.pid or 0, pidfd, options.threads, options.kernel])
+        """What native code knows of this path; windows are appended when it is attached."""
         self.keys: list[tuple[str, int, bool]] = []
         self.mappings: list[Mapping] = []
         self.writable = False
         self.fence: Mapping | None = None
-        self.attached = False
+        self.open = False
+        """Whether it was attached and the link is not closed."""
 
 
 class ShmLink(Link):
@@ -58,17 +68,18 @@ class ShmLink(Link):
 
     def __init__(
         self, group: Group, regions: Sequence[Region], access: Access, mappings: PeerMappings,
-        populate: bool,
+        options: Options,
     ) -> None:  # fmt: skip
         self._group = group
         self._regions = regions
         self._writable = access is Access.READ_WRITE
         self._mappings = mappings
-        self._populate = populate
-        self._paths = {r: _Path(peer) for r, peer in group.peers.items() if r != group.rank}
+        self._options = options
+        self._paths = {
+            r: _Path(peer, options) for r, peer in group.peers.items() if r != group.rank
+        }
         self._fences: dict[int, Fence] = {}
-        self._idle = threading.Condition()
-        self._busy = 0
+        self._closing = threading.Lock()
         self._closed = False
         self._result: frozenset[int] = frozenset()
 
@@ -89,11 +100,13 @@ class ShmLink(Link):
 
     def _offer_region(self, region: Region, fds: list[int]) -> RegionOffer:
         assert isinstance(region, (PoolRegion, UserRegion))
-        place = None
+        place, filled = None, False
         if isinstance(region, PoolRegion):
-            place = len(fds)
+            place, filled = len(fds), region.filled
             fds.append(descriptor_for_peer(region, self._writable))
-        return RegionOffer(id=region.region_id, address=region.address, size=region.size, fd=place)
+        return RegionOffer(
+            id=region.region_id, address=region.address, size=region.size, fd=place, filled=filled
+        )
 
     def _offer_fence(self, rank: int, fds: list[int]) -> int:
         fence = self._fences[rank] = Fence()
@@ -105,33 +118,38 @@ class ShmLink(Link):
         path = self._paths[rank]
         try:
             data = parse_offer(rank, offer.data, len(offer.fds))
-            if path.attached:
-                raise LinkError(f"rank {rank} was attached before", rank)
-            self._attach(rank, path, data, offer.fds)
+            with path.lock:
+                if self._closed or path.open:
+                    state = "this link is closed" if self._closed else "it was attached before"
+                    raise LinkError(f"cannot attach rank {rank}: {state}", rank)
+                self._attach(rank, path, data, offer.fds)
         except OSError as error:
             raise LinkError(f"cannot map the memory of rank {rank}: {error}", rank) from error
         finally:
             for fd in offer.fds:
                 os.close(fd)
+        self._wait_filled()
 
     def _attach(self, rank: int, path: _Path, data: OfferData, fds: Sequence[int]) -> None:
-        with self._idle:
-            if self._closed:
-                raise LinkError("this link is closed", rank)
-            self._busy += 1
-        try:
-            triples = [
-                (region.address, region.size, self._map(rank, path, data.writable, region, fds))
-                for region in data.regions
-            ]
-            if data.fence is not None:
-                check_descriptor(rank, fds[data.fence], PAGE)
-                path.fence = Mapping(fds[data.fence], PAGE, writable=True, populate=False)
-            path.windows = array("q", [number for triple in sorted(triples) for number in triple])
-            path.writable = data.writable
-            path.attached = True
-        finally:
-            self._leave()
+        triples = [
+            (region.address, region.size, self._map(rank, path, data.writable, region, fds))
+            for region in data.regions
+        ]
+        if data.fence is not None:
+            check_descriptor(rank, fds[data.fence], PAGE)
+            path.fence = Mapping(fds[data.fence], PAGE, writable=True)
+        path.native.extend(number for triple in sorted(triples) for number in triple)
+        path.writable = data.writable
+        path.open = True
+
+    def _wait_filled(self) -> None:
+        """Our own pools are populated before the link is ready, unless that takes too long."""
+        for region in self._regions:
+            if isinstance(region, PoolRegion):
+                try:
+                    region.wait_filled(self._group.remaining() / 2)
+                except RegistrationError as error:
+                    raise LinkError(str(error)) from error
 
     def _map(
         self, rank: int, path: _Path, writable: bool, region: RegionOffer, fds: Sequence[int]
@@ -144,14 +162,18 @@ class ShmLink(Link):
         fd = fds[region.fd]
         check_descriptor(rank, fd, region.size)
         key = (path.peer.incarnation, region.id, writable)
-        mapping = self._mappings.take(
-            key, lambda: Mapping(fd, region.size, writable, self._populate)
-        )
+        mapping = self._mappings.take(key, lambda: self._map_anew(fd, region, writable))
         path.keys.append(key)
         path.mappings.append(mapping)
         if mapping.size != region.size:
             raise LinkError(f"rank {rank} changed the size of region {region.id}", rank)
         return mapping.address
+
+    def _map_anew(self, fd: int, region: RegionOffer, writable: bool) -> Mapping:
+        mapping = Mapping(fd, region.size, writable, huge=self._options.huge_pages != "0")
+        if self._options.populate:
+            mapping.find_pages(self._options.threads, region.filled)
+        return mapping
 
     # -- moving ------------------------------------------------------------------------------
 
@@ -159,15 +181,30 @@ class ShmLink(Link):
         self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
     ) -> None:
         """Copy from the peer; checked, chunked, without the GIL."""
-        self._transfer(rank, False, local, remote, length, timeout)
+        deadline = monotonic_ns() + int(timeout * 1e9)
+        path = self._paths.get(rank) or self._path(rank)
+        with path.lock:
+            if not path.open:
+                raise self._not_open(rank)
+            result = transfer(False, path.native, local, remote, length, 0, deadline)
+        if result[0]:
+            raise _error(path, result, remote, length, timeout)
 
     def write(
         self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
     ) -> None:
         """Copy to the peer, where it granted that."""
-        if self._path(rank).attached and not self._path(rank).writable:
-            raise Unsupported(f"rank {rank} granted read access only")
-        self._transfer(rank, True, local, remote, length, timeout)
+        deadline = monotonic_ns() + int(timeout * 1e9)
+        path = self._path(rank)
+        with path.lock:
+            if not path.open:
+                raise self._not_open(rank)
+            if path.fence is None:
+                raise Unsupported(f"rank {rank} granted read access only")
+            fence = path.fence.address
+            result = transfer(True, path.native, local, remote, length, fence, deadline)
+        if result[0]:
+            raise _error(path, result, remote, length, timeout)
 
     def _path(self, rank: int) -> _Path:
         try:
@@ -175,34 +212,9 @@ class ShmLink(Link):
         except KeyError:
             raise LinkError(f"rank {rank} is no peer of this link", rank) from None
 
-    def _transfer(
-        self, rank: int, write: bool, local: Buffer, remote: Buffer, length: Buffer,
-        timeout: float,
-    ) -> None:  # fmt: skip
-        path = self._path(rank)
-        deadline = time.monotonic_ns() + int(timeout * 1e9)
-        with self._idle:
-            if self._closed or not path.attached:
-                state = "is closed" if self._closed else f"has no offer of rank {rank} yet"
-                raise TransferError(f"this link {state}")
-            self._busy += 1
-        try:
-            fence = path.fence.address if write and path.fence else 0
-            pidfd = -1 if path.peer.pidfd is None else path.peer.pidfd
-            code, index, error = _native.transfer(
-                write, path.windows, path.peer.pid or 0, pidfd, local, remote, length,
-                path.aborted, fence, deadline,
-            )  # fmt: skip
-        finally:
-            self._leave()
-        if code != _native.DONE:
-            segment = tuple(memoryview(b).cast("B").cast("q")[index] for b in (remote, length))
-            raise _error(rank, path, code, segment, error, timeout)
-
-    def _leave(self) -> None:
-        with self._idle:
-            self._busy -= 1
-            self._idle.notify_all()
+    def _not_open(self, rank: int) -> TransferError:
+        state = "is closed" if self._closed else f"has no offer of rank {rank} yet"
+        return TransferError(f"this link {state}")
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -210,29 +222,35 @@ class ShmLink(Link):
         """Stop what is in flight with the peer at its next chunk, and all that would follow."""
         path = self._paths.get(rank)
         if path is not None:
-            path.aborted[0] = 1
+            path.native[ABORT] = 1
         fence = self._fences.get(rank)
         if fence is not None:
             fence.revoke()
 
     def close(self) -> frozenset[int]:
         """Abort, revoke, wait a bounded time, unmap; see the interface."""
-        with self._idle:
-            if self._closed:
-                return self._result
-            self._closed = True
-            for rank in self._paths:
-                self.abort(rank)
-            if not self._idle.wait_for(lambda: self._busy == 0, CLOSE_SECONDS):
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._result = self._close()
+        return self._result
+
+    def _close(self) -> frozenset[int]:
+        for rank in self._paths:
+            self.abort(rank)
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for path in self._paths.values():
+            if not path.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 log.error("a transfer did not end within %g s: its mappings stay", CLOSE_SECONDS)
-                self._result = self._revoke()
-                return self._result
-        self._result = self._revoke()
+                return self._revoke()
+            path.open = False
+            path.lock.release()
+        risky = self._revoke()
         for path in self._paths.values():
             for key in path.keys:
                 self._mappings.give_back(key)
             path.keys, path.mappings, path.fence = [], [], None
-        return self._result
+        return risky
 
     def _revoke(self) -> frozenset[int]:
         """Ranks that may still be writing our memory."""
@@ -257,9 +275,11 @@ def _gone(peer: Peer) -> bool:
 
 
 def _error(
-    rank: int, path: _Path, code: int, segment: Iterable[int], error: int, timeout: float
+    path: _Path, result: tuple[int, int, int], remote: Buffer, length: Buffer, timeout: float
 ) -> Exception:
-    address, size = segment
+    code, index, error = result
+    rank = path.peer.rank
+    address, size = (memoryview(b).cast("B").cast("q")[index] for b in (remote, length))
     makers: dict[int, Callable[[], Exception]] = {
         _native.BAD_ADDRESS: lambda: AddressError(
             f"{size} bytes at {address:#x} are not memory that rank {rank} offered, or are not "

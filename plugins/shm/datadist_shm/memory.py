@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datadist.transport import Placement, Region, RegistrationError
-from datadist_shm import _native
+from datadist_shm import _native, pages
+from datadist_shm.options import Options
+from datadist_shm.pages import Filling
 
 F_SEAL_FUTURE_WRITE = 0x10
 """linux/fcntl.h; not in Python's module."""
@@ -25,24 +27,50 @@ PR_SET_PTRACER_ANY = -1
 class Mapping:
     """A shared mapping, undone when the last reference to this object goes."""
 
-    def __init__(self, fd: int, size: int, writable: bool, populate: bool) -> None:
-        self.address = _native.map(fd, size, writable, populate)
+    def __init__(self, fd: int, size: int, writable: bool, huge: bool = False) -> None:
+        self.address = _native.map(fd, size, writable, huge)
         self.size = size
         weakref.finalize(self, _native.unmap, self.address, size).atexit = False
+
+    def make_pages(self, threads: int, begin: int, size: int) -> None:
+        """Have the pages of a range of our own memory made. Raises OSError."""
+        _native.populate(self.address + begin, size, _native.FOR_WRITING, threads)
+
+    def find_pages(self, threads: int, made: bool) -> None:
+        """Have the pages of a peer's memory mapped here; ``made``: all exist. Raises OSError."""
+        how = _native.PRESENT if made else _native.FOR_READING
+        _native.populate(self.address, self.size, how, threads)
 
 
 class PoolRegion(Region):
     """Memory of our own in a memfd, which peers map."""
 
-    __slots__ = ("fd", "region_id")
+    __slots__ = ("_filling", "fd", "pages", "region_id")
 
-    def __init__(self, region_id: int, fd: int, mapping: Mapping, placement: Placement) -> None:
+    def __init__(
+        self, region_id: int, fd: int, mapping: Mapping, placement: Placement, kind: str,
+        filling: Filling | None,
+    ) -> None:  # fmt: skip
         super().__init__(mapping.address, mapping.size, placement, keeper=mapping)
         self.region_id = region_id
         self.fd = fd
+        self.pages = kind
+        self._filling = filling
+
+    @property
+    def filled(self) -> bool:
+        """Whether all pages are present."""
+        return self._filling is not None and self._filling.done
+
+    def wait_filled(self, timeout: float) -> None:
+        """Until all pages are present, or ``timeout`` seconds. Raises RegistrationError."""
+        if self._filling is not None:
+            self._filling.wait(timeout)
 
     def close(self) -> None:
         """Close the descriptor; the mapping goes with its last user."""
+        if self._filling is not None:
+            self._filling.stop()
         os.close(self.fd)
         self.keeper = None
 
@@ -57,25 +85,35 @@ class UserRegion(Region):
         self.region_id = region_id
 
 
-def allocate(region_id: int, size: int, placement: Placement, populate: bool) -> PoolRegion:
-    """A zeroed region in a memfd that nobody can resize.
+def allocate(region_id: int, size: int, placement: Placement, options: Options) -> PoolRegion:
+    """A zeroed region in a memfd that nobody can resize; huge pages round ``size`` up.
 
     Raises ``MemoryError`` where there is not enough, :class:`RegistrationError` otherwise.
     """
+    kind, size = pages.choose(options.huge_pages, size)
+    text = f"{size} bytes of shared memory"
+    room = pages.available() if options.populate and kind != "reserved" else None
+    if room is not None and size > room:  # the kernel would end processes rather than refuse
+        raise MemoryError(f"{text}: {room} bytes are available")
     fd = -1
     try:
-        fd = os.memfd_create("datadist", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = os.memfd_create("datadist", _flags(kind))
         os.ftruncate(fd, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, RESIZE_SEALS)
-        mapping = Mapping(fd, size, writable=True, populate=populate)
-    except OSError as error:
+        mapping = Mapping(fd, size, writable=True, huge=options.huge_pages != "0")
+    except (OSError, OverflowError) as error:
         if fd >= 0:
             os.close(fd)
-        text = f"{size} bytes of shared memory: {error.strerror}"
-        if isinstance(error, OSError) and error.errno in (12, 27, 28):  # ENOMEM, EFBIG, ENOSPC
-            raise MemoryError(text) from error
-        raise RegistrationError(f"cannot get {text}") from error
-    return PoolRegion(region_id, fd, mapping, placement)
+        if isinstance(error, OverflowError) or error.errno in (12, 27, 28):  # ENOMEM, EFBIG, ENOSPC
+            raise MemoryError(f"{text}: {error}") from error
+        raise RegistrationError(f"cannot get {text}: {error.strerror}") from error
+    filling = Filling(mapping, options.threads) if options.populate else None
+    return PoolRegion(region_id, fd, mapping, placement, kind, filling)
+
+
+def _flags(kind: str) -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    return flags | os.MFD_HUGETLB | os.MFD_HUGE_2MB if kind == "reserved" else flags
 
 
 def seal(region: PoolRegion, writable: bool) -> None:

@@ -18,7 +18,10 @@ Address = Annotated[int, Field(gt=0, lt=1 << 63)]
 
 
 class RegionOffer(BaseModel):
-    """One region: ``fd`` is its descriptor's place in the offer, None for memory of the process."""
+    """One region: ``fd`` is its descriptor's place in the offer, None for memory of the process.
+
+    ``filled`` tells that all of its pages exist, which makes mapping them cheaper.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -26,6 +29,7 @@ class RegionOffer(BaseModel):
     address: Address
     size: Address
     fd: Annotated[int, Field(ge=0)] | None
+    filled: bool = False
 
 
 class OfferData(BaseModel):

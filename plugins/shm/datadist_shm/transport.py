@@ -17,26 +17,21 @@ from datadist.transport import (
     Placement,
     Region,
     Transport,
-    TransportError,
     TransportOptions,
 )
 from datadist_shm import _native, memory
 from datadist_shm.link import ShmLink
 from datadist_shm.memory import PeerMappings, PoolRegion, UserRegion
+from datadist_shm.options import Options
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-OPTIONS = {
-    "populate": "reserve and map all pages of pools ahead (default 1)",
-    "ptracer": "let peers reach registered memory where kernel.yama.ptrace_scope is 1 (default 1)",
-}
 
 
 class ShmTransport(Transport):
     """Shared memory between the processes of one user on one host.
 
-    Options (``datadist.shm.<name>``, "0" or "1"): ``populate``, ``ptracer``.
+    Options are ``datadist.shm.<name>``, see :data:`datadist_shm.options.KNOWN`.
     """
 
     api_version: ClassVar[int] = 1
@@ -54,12 +49,7 @@ class ShmTransport(Transport):
         return Availability(True, "shared memory of this host")
 
     def __init__(self, options: TransportOptions) -> None:
-        unknown = sorted(set(options.extra) - set(OPTIONS))
-        if unknown:
-            known = ", ".join(f"{name}: {text}" for name, text in OPTIONS.items())
-            raise TransportError(f"unknown option datadist.shm.{unknown[0]}; there are {known}")
-        self._populate = _flag(options, "populate")
-        self._ptracer = _flag(options, "ptracer")
+        self._options = Options.parse(options.extra, os.environ)
         self._ids = itertools.count(1)
         self._mappings = PeerMappings()
 
@@ -72,13 +62,13 @@ class ShmTransport(Transport):
         )
 
     def allocate(self, size: int, placement: Placement) -> Region:
-        """A sealed memfd, populated unless the option ``populate`` is off."""
-        return memory.allocate(next(self._ids), size, placement, self._populate)
+        """A sealed memfd, populated in the background unless the option ``populate`` is off."""
+        return memory.allocate(next(self._ids), size, placement, self._options)
 
     def register(self, address: int, size: int, placement: Placement) -> Region:
         """Memory of the user, which peers will read through our process."""
         memory.check_user_memory(address, size)
-        memory.permit_access(self._ptracer)
+        memory.permit_access(self._options.ptracer)
         return UserRegion(next(self._ids), address, size, placement)
 
     def release(self, region: Region) -> None:
@@ -87,26 +77,26 @@ class ShmTransport(Transport):
             region.close()
 
     def copy(self, dst: Buffer, src: Buffer, length: Buffer) -> None:
-        """Local copies in native code."""
-        _native.copy(dst, src, length)
+        """Local copies in native code, in several threads where source and target are apart."""
+        _native.copy(dst, src, length, self._options.threads, self._options.kernel)
 
     def open(self, group: Group, regions: Sequence[Region], access: Access) -> ShmLink:
         """Fix the access that peers get to the pools, and make this rank's side."""
         for region in regions:
             if isinstance(region, PoolRegion):
                 memory.seal(region, writable=access is Access.READ_WRITE)
-        return ShmLink(group, list(regions), access, self._mappings, self._populate)
+        return ShmLink(group, list(regions), access, self._mappings, self._options)
 
     def close(self) -> None:
         """Nothing is left: links and regions were closed before."""
 
     def describe(self) -> MappingType[str, Any]:
         """The options in force."""
-        return {"populate": self._populate, "ptracer": self._ptracer}
-
-
-def _flag(options: TransportOptions, name: str) -> bool:
-    value = options.extra.get(name, "1")
-    if value not in ("0", "1"):
-        raise TransportError(f'option datadist.shm.{name} is {value!r}, it must be "0" or "1"')
-    return value == "1"
+        options = self._options
+        return {
+            "populate": options.populate,
+            "ptracer": options.ptracer,
+            "threads": options.threads,
+            "huge_pages": options.huge_pages,
+            "kernel": options.kernel_name,
+        }

@@ -29,7 +29,7 @@ class Owner:
         assert isinstance(link, ShmLink)
         self.link = link
         offer = self.link.offer(1)
-        self._mapping = Mapping(offer.fds[-1], PAGE, writable=True, populate=False)
+        self._mapping = Mapping(offer.fds[-1], PAGE, writable=True)
         for fd in offer.fds:
             os.close(fd)
         self.words = (ctypes.c_int64 * 2).from_address(self._mapping.address)
@@ -60,6 +60,6 @@ def test_a_writer_inside_is_reported(owner: Owner) -> None:
 
 def test_a_writer_inside_is_reported_also_when_our_own_transfer_hangs(owner: Owner) -> None:
     owner.words[0] = 1
-    owner.link._busy = 1
-    assert owner.link.close() == {1}
+    with owner.link._paths[1].lock:
+        assert owner.link.close() == {1}
     assert owner.words[1] == 1

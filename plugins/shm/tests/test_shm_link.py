@@ -9,13 +9,16 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 from array import array
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from datadist_shm import ShmTransport
+from numpy.typing import NDArray
 
 from datadist.rank_table import RankTable
 from datadist.transport import (
@@ -47,16 +50,18 @@ def _group(rank: int, pid: int, pidfd: int, name: str) -> Group:
     )
 
 
-def _owner(sock: socket.socket, pid: int, access: str, links: int, memory: str) -> None:
+def _owner(sock: socket.socket, pid: int, access: str, links: int, memory: str, size: int) -> None:
     """The peer: gives one region to ``links`` links, then does as it is told."""
     transport = ShmTransport(TransportOptions())
-    own = bytearray(SIZE)
+    own = bytearray(size)
     if memory == "pool":
-        region = transport.allocate(SIZE, Placement.HOST)
+        region = transport.allocate(size, Placement.HOST)
     else:
-        address = ctypes.addressof((ctypes.c_char * SIZE).from_buffer(own))
-        region = transport.register(address, SIZE, Placement.HOST)
-    ctypes.memset(region.address, 7, SIZE)
+        address = ctypes.addressof((ctypes.c_char * size).from_buffer(own))
+        region = transport.register(address, size, Placement.HOST)
+    ctypes.memset(region.address, 7, size)
+    if size > SIZE:
+        _words(region.address, size)[:] = np.arange(size // 8)
     pidfd = os.pidfd_open(pid)
     opened = []
     for number in range(links):
@@ -78,12 +83,18 @@ def _owner(sock: socket.socket, pid: int, access: str, links: int, memory: str) 
             return
 
 
+def _words(address: int, size: int) -> NDArray[np.int64]:
+    return np.frombuffer((ctypes.c_char * size).from_address(address), np.int64)
+
+
 class Pair:
     """A puller in this process and its owner in another one."""
 
-    def __init__(self, access: Access, links: int = 1, memory: str = "pool") -> None:
+    def __init__(
+        self, access: Access, links: int = 1, memory: str = "pool", size: int = SIZE
+    ) -> None:
         self.sock, theirs = socket.socketpair()
-        args = (theirs, os.getpid(), access.value, links, memory)
+        args = (theirs, os.getpid(), access.value, links, memory, size)
         self.process = SPAWN.Process(target=_owner, args=args, daemon=True)
         self.process.start()
         theirs.close()
@@ -91,7 +102,7 @@ class Pair:
         self.pid = self.process.pid
         self.pidfd = os.pidfd_open(self.pid)
         self.transport = ShmTransport(TransportOptions())
-        self.region = self.transport.allocate(SIZE, Placement.HOST)
+        self.region = self.transport.allocate(size, Placement.HOST)
         self.links = []
         self.sock.settimeout(20)
         for number in range(links):
@@ -272,7 +283,7 @@ def test_memory_that_could_shrink_is_refused(reading: Pair) -> None:
 def test_memory_that_is_not_ours_is_refused() -> None:
     transport = ShmTransport(TransportOptions())
     with pytest.raises(RegistrationError, match="not memory of this process"):
-        transport.register(1 << 46, 4096, Placement.DEVICE)
+        transport.register(4096, 4096, Placement.DEVICE)
     with pytest.raises(MemoryError):
         transport.allocate(1 << 55, Placement.HOST)
 
@@ -288,3 +299,96 @@ def test_options_are_checked() -> None:
     region = transport.allocate(SIZE, Placement.HOST)
     assert ctypes.string_at(region.address, 8) == bytes(8)
     transport.release(region)
+
+
+LARGE = 32 << 20
+
+
+@pytest.fixture(params=["pool", "user"])
+def large(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """A pair with a large region, in the pool and in memory of the program."""
+    pair = Pair(Access.READ, memory=request.param, size=LARGE)
+    yield pair
+    pair.close()
+
+
+def test_many_blocks_by_several_threads(large: Pair) -> None:
+    block = 12_296
+    count = LARGE // block
+    rng = np.random.default_rng(3)
+    source, target = rng.permutation(count), rng.permutation(count)
+    large.links[0].read(
+        1,
+        large.region.address + target * block,
+        large.remote + source * block,
+        np.full(count, block, np.int64),
+        20,
+    )
+    words = _words(large.region.address, LARGE)[: count * block // 8].reshape(count, -1)
+    expected = np.arange(count * block // 8).reshape(count, -1)
+    assert np.array_equal(words[target], expected[source])
+    assert not _words(large.region.address, LARGE)[count * block // 8 :].any()
+
+
+def _endless(pair: Pair, timeout: float) -> None:
+    """Many seconds of copies."""
+    count = 4000
+    vectors = [array("q", [n]) * count for n in (pair.region.address, pair.remote, LARGE)]
+    pair.links[0].read(1, vectors[0], vectors[1], vectors[2], timeout)
+
+
+def test_a_deadline_ends_every_thread(large: Pair) -> None:
+    began = time.monotonic()
+    with pytest.raises(TransferTimeout):
+        _endless(large, 0.1)
+    assert time.monotonic() - began < 5
+    assert all("datadist" not in thread.name or "pages" in thread.name for thread in
+               threading.enumerate())  # fmt: skip
+
+
+def test_an_abort_ends_every_thread(large: Pair) -> None:
+    timer = threading.Timer(0.1, large.links[0].abort, (1,))
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(TransferError, match="aborted"):
+        _endless(large, 60)
+    assert time.monotonic() - began < 5
+    timer.join()
+
+
+def test_a_peer_that_dies_meanwhile_is_noticed(large: Pair) -> None:
+    timer = threading.Timer(0.1, large.process.kill)
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(PeerLost):
+        _endless(large, 60)
+    assert time.monotonic() - began < 5
+    timer.join()
+
+
+def test_close_waits_for_what_is_in_flight(large: Pair) -> None:
+    failed: list[BaseException] = []
+
+    def pull() -> None:
+        try:
+            _endless(large, 60)
+        except TransferError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=pull)
+    thread.start()
+    time.sleep(0.1)
+    assert large.links[0].close() == frozenset()
+    thread.join(5)
+    assert "aborted" in str(failed[0])
+
+
+def test_pages_of_a_peer_are_present_when_the_link_is_ready() -> None:
+    pair = Pair(Access.READ, size=LARGE)
+    try:
+        (mapping,) = pair.links[0]._paths[1].mappings
+        with open("/proc/self/smaps") as lines:
+            found = lines.read().partition(f"{mapping.address:x}-")[2]
+        assert int(found.partition("Rss:")[2].split()[0]) << 10 == LARGE
+    finally:
+        pair.close()

@@ -1,0 +1,57 @@
+"""Ways to move blocks between two processes of one host, behind one small interface.
+
+A contender is a module-level class pair: an owner, which holds filled memory, and a puller, which
+reads from it. Each lives in a process of its own, which is started with the contender's environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way with one tuning; ``owner`` and ``puller`` are "module:Class"."""
+
+    name: str
+    owner: str
+    puller: str
+    environ: Mapping[str, str] = field(default_factory=dict)
+    tuning: Mapping[str, str] = field(default_factory=dict)
+    workloads: frozenset[str] = frozenset(
+        {"contiguous", "paged-gqa", "paged-mla", "latency", "link"}
+    )
+
+
+def _nixl(name: str, environ: Mapping[str, str], **tuning: str) -> Contender:
+    here = "contenders.nixl_ucx"
+    return Contender(name, f"{here}:NixlOwner", f"{here}:NixlPuller", environ, tuning)
+
+
+def _ours(name: str, **tuning: str) -> Contender:
+    return Contender(
+        name, "contenders.datadist_shm:Owner", "contenders.datadist_shm:Puller", {}, tuning
+    )
+
+
+CONTENDERS = [
+    _ours("datadist pool"),
+    _ours("datadist registered", memory="registered"),
+    _nixl("nixl default", {}, progress="1"),
+    _nixl("nixl no thread", {}, progress="0"),
+    _nixl(
+        "nixl tuned",
+        {"UCX_TLS": "self,sysv,posix,cma", "UCX_RNDV_SCHEME": "get_zcopy"},
+        progress="0",
+        errors="none",
+    ),
+    Contender(
+        "mooncake tcp", "contenders.mooncake_tcp:Owner", "contenders.mooncake_tcp:Puller",
+        {"MC_LOG_LEVEL": "ERROR", "GLOG_minloglevel": "2"},
+    ),
+    Contender(
+        "by hand", "contenders.by_hand:Owner", "contenders.by_hand:Puller",
+        workloads=frozenset({"contiguous", "paged-gqa", "paged-mla", "latency"}),
+    ),
+]  # fmt: skip

@@ -1,0 +1,64 @@
+"""This library over its shm transport, through the public API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from contenders.memory import Lists
+from datadist import BlocksCacheKey, CacheKeyByIdAndIndex
+from datadist.bench.measure import OWN, PEER, pool_for
+from datadist.bench.shapes import Shape
+from datadist.bench.side import Settings, Side, model_of
+
+
+class Owner:
+    """Cluster 1."""
+
+    cluster = PEER
+
+    def __init__(self, shape: Shape, tuning: Mapping[str, str]) -> None:
+        settings = Settings("shm", tuning.get("memory", "pool"))
+        self.shape = shape
+        self.side = Side(self.cluster, settings)
+        self.side.start(pool_for(settings, shape))
+        self.cache_id = self.side.make("cache", shape, self.cluster == PEER)
+
+    def card(self) -> int:
+        """What the puller needs to know."""
+        return self.cache_id
+
+    def expect(self) -> None:
+        """Be ready for a puller that connects."""
+        self.side.link("compare", 2)
+
+    def close(self) -> None:
+        """Give everything up."""
+        self.side.stop()
+
+
+class Puller(Owner):
+    """Cluster 2."""
+
+    cluster = OWN
+
+    def connect(self, card: int) -> None:
+        """Link, until pulls can begin."""
+        self.side.wait(self.side.link("compare", 2))
+        self.manager, self.cache = self.side.engine.cache_manager, self.side.caches["cache"]
+        self.key = BlocksCacheKey(PEER, model_of(self.shape))
+        self.slot = CacheKeyByIdAndIndex(PEER, card)
+
+    def pull(self, lists: Lists) -> None:
+        """One pull, with lists that were not seen before."""
+        if self.shape.contiguous:
+            self.manager.pull_cache(self.slot, self.cache)
+        else:
+            self.manager.pull_blocks(self.key, self.cache, *lists)
+
+    def clear(self) -> None:
+        """Zero the target."""
+        self.side.clear("cache")
+
+    def problems(self, lists: Lists) -> list[str]:
+        """What is wrong after one pull into cleared memory."""
+        return self.side.problems("cache", self.shape, lists)

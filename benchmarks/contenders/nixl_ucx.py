@@ -1,0 +1,130 @@
+"""NIXL over UCX, through its Python API; descriptors are built for each pull from its lists."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from nixl._api import nixl_agent, nixl_agent_config
+
+from contenders.memory import Lists, Memory
+from datadist.bench.shapes import Shape
+
+PREPARED = 4096
+"""Up to so many blocks in a cache, pulls of few blocks pick from prepared descriptors."""
+FEW = 64
+
+
+def _agent(name: str, tuning: Mapping[str, str]) -> Any:
+    threads = tuning["progress"] == "1"
+    agent = nixl_agent(name, nixl_agent_config(enable_prog_thread=threads, backends=[]))
+    options = {"ucx_error_handling_mode": tuning["errors"]} if "errors" in tuning else {}
+    agent.create_backend("UCX", options)
+    return agent
+
+
+class NixlOwner:
+    """An agent with registered memory; without a progress thread it polls, as programs do."""
+
+    def __init__(self, shape: Shape, tuning: Mapping[str, str]) -> None:
+        self._agent = _agent("owner", tuning)
+        self._memory = Memory(shape, True)
+        size = shape.blocks * shape.block_bytes
+        self._registered = self._agent.register_memory(
+            [(int(a), size, 0, "") for a in self._memory.addresses()], "DRAM"
+        )
+        self._stop = threading.Event()
+        self._poller: threading.Thread | None = None
+        if tuning["progress"] == "0":
+            self._poller = threading.Thread(
+                target=self._poll, args=(float(tuning.get("poll", 0.001)),)
+            )
+            self._poller.start()
+
+    def _poll(self, pause: float) -> None:
+        while not self._stop.wait(pause):
+            self._agent.get_new_notifs()
+
+    def card(self) -> tuple[bytes, list[int]]:
+        """Metadata of the agent and addresses of the tensors."""
+        return self._agent.get_agent_metadata(), self._memory.addresses().tolist()
+
+    def expect(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Give everything up."""
+        self._stop.set()
+        if self._poller is not None:
+            self._poller.join()
+        self._agent.deregister_memory(self._registered)
+
+
+class NixlPuller:
+    """Reads from the owner's agent."""
+
+    def __init__(self, shape: Shape, tuning: Mapping[str, str]) -> None:
+        self._agent = _agent("puller", tuning)
+        self._memory = Memory(shape, False)
+        self._shape = shape
+        size = shape.blocks * shape.block_bytes
+        self._registered = self._agent.register_memory(
+            [(int(a), size, 0, "") for a in self._memory.addresses()], "DRAM"
+        )
+
+    def connect(self, card: tuple[bytes, list[int]]) -> None:
+        """Load the owner's metadata; where pulls are small, prepare descriptors of all blocks."""
+        metadata, bases = card
+        self._peer = self._agent.add_remote_agent(metadata)
+        self._agent.make_connection(self._peer)
+        self._bases = np.array(bases, np.int64)
+        self._sides: tuple[Any, Any] | None = None
+        if self._shape.tensors * self._shape.count <= FEW and 1 < self._shape.blocks <= PREPARED:
+            every = list(range(self._shape.blocks))
+            self._sides = (
+                self._agent.prep_xfer_dlist(
+                    "", self._rows(self._memory.addresses(), every), "DRAM"
+                ),
+                self._agent.prep_xfer_dlist(self._peer, self._rows(self._bases, every), "DRAM"),
+            )
+
+    def _rows(self, bases: Any, blocks: list[int]) -> Any:
+        addresses = self._memory.blocks(bases, blocks)
+        rows = np.zeros((len(addresses), 3), np.uint64)
+        rows[:, 0] = addresses
+        rows[:, 1] = self._shape.block_bytes
+        return rows
+
+    def pull(self, lists: Lists) -> None:
+        """Prepare, start, and poll until it is done."""
+        agent = self._agent
+        if self._sides is not None:
+            handle = agent.make_prepped_xfer(
+                "READ", self._sides[0], lists[1], self._sides[1], lists[0]
+            )
+        else:
+            local = agent.get_xfer_descs(self._rows(self._memory.addresses(), lists[1]), "DRAM")
+            remote = agent.get_xfer_descs(self._rows(self._bases, lists[0]), "DRAM")
+            handle = agent.initialize_xfer("READ", local, remote, self._peer)
+        state = agent.transfer(handle)
+        while state == "PROC":
+            state = agent.check_xfer_state(handle)
+        agent.release_xfer_handle(handle)
+        if state != "DONE":
+            raise RuntimeError(f"the transfer ended as {state}")
+
+    def clear(self) -> None:
+        """Zero the target."""
+        self._memory.clear()
+
+    def problems(self, lists: Lists) -> list[str]:
+        """What is wrong after one pull into cleared memory."""
+        return self._memory.problems(lists)
+
+    def close(self) -> None:
+        """Give everything up."""
+        self._sides = None
+        self._agent.remove_remote_agent(self._peer)
+        self._agent.deregister_memory(self._registered)

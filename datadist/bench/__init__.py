@@ -1,0 +1,1 @@
+"""Measuring transfers: workloads of real models, next to what the machine can do at best."""

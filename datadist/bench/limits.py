@@ -1,0 +1,148 @@
+"""What the machine can do at best, measured in the same run: the yardstick of every result.
+
+Each limit moves as many bytes as the transfer it stands beside, in as many threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datadist.bench.shapes import Shape
+from datadist.bench.side import BenchError
+from datadist.transport import Transport
+
+Int64Array = NDArray[np.int64]
+SOURCE_BYTES = 1 << 30
+"""Most memory that stands in for a peer's cache."""
+MEMCPY_BYTES = 256 << 20
+PIECE = 1 << 20
+"""Larger ranges are cut for process_vm_readv, so that they can be dealt out among threads."""
+CALL_RANGES = 128
+
+
+def threads_of_machine() -> int:
+    """Threads that limits use unless told otherwise: the CPUs of this process, up to 4."""
+    return min(4, len(os.sched_getaffinity(0)))
+
+
+class Yardsticks:
+    """The limits of one workload; ``mine`` and ``theirs`` are addresses of the caches' tensors."""
+
+    def __init__(
+        self, transport: Transport, shape: Shape, mine: list[int], pid: int, theirs: list[int],
+        threads: int,
+    ) -> None:  # fmt: skip
+        self._transport = transport
+        self._shape = shape
+        self._mine, self._theirs = (np.array(bases, np.int64) for bases in (mine, theirs))
+        self._pid = pid
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads)
+        self._source = np.ones(min(shape.cache_bytes, SOURCE_BYTES), np.uint8)
+        self._target = np.ones(min(shape.nbytes, MEMCPY_BYTES), np.uint8)
+        self._ways = {
+            "memcpy": self._memcpy,
+            "native copy": self._native_copy,
+            "process_vm_readv": self._process_vm,
+        }
+        try:
+            self.measure("process_vm_readv", 0)
+        except BenchError:
+            del self._ways["process_vm_readv"]
+
+    @property
+    def names(self) -> list[str]:
+        """The limits that can be measured here."""
+        return list(self._ways)
+
+    def measure(self, name: str, number: int) -> float:
+        """Seconds of moving as many bytes as transfer ``number`` does, in that way."""
+        return self._ways[name](number)
+
+    def _memcpy(self, _number: int) -> float:
+        """The C library's memmove of one range, cut among threads."""
+        nbytes = self._target.nbytes
+        part = -(-nbytes // self._threads)
+        dst, src = self._target.ctypes.data, self._source.ctypes.data
+
+        def move(offset: int) -> None:
+            ctypes.memmove(dst + offset, src + offset, min(part, nbytes - offset))
+
+        return self._timed(move, range(0, nbytes, part)) * self._shape.nbytes / nbytes
+
+    def _native_copy(self, number: int) -> float:
+        """The transport's own copy of as many blocks between memory of this process."""
+        shape = self._shape
+        dst = self._blocks(self._mine, shape.lists(number)[1])
+        slots = self._source.nbytes // shape.block_bytes
+        rng = np.random.default_rng(number)
+        chosen = [rng.permutation(slots) for _ in range(-(-len(dst) // slots))]
+        src = self._source.ctypes.data + np.concatenate(chosen)[: len(dst)] * shape.block_bytes
+        length = np.full(len(dst), shape.block_bytes, np.int64)
+        began = time.perf_counter()
+        self._transport.copy(dst, src, length)
+        return time.perf_counter() - began
+
+    def _process_vm(self, number: int) -> float:
+        """process_vm_readv of the very bytes, calls dealt out among threads."""
+        source, target = self._shape.lists(number)
+        size = min(PIECE, self._shape.block_bytes)
+        calls = _calls(
+            _pieces(self._blocks(self._mine, target), self._shape.block_bytes),
+            _pieces(self._blocks(self._theirs, source), self._shape.block_bytes),
+            size,
+        )
+        readv = ctypes.CDLL(None, use_errno=True).process_vm_readv
+        readv.restype = ctypes.c_ssize_t
+
+        def move(first: int) -> None:
+            for mine, theirs in calls[first :: self._threads]:
+                if readv(self._pid, mine, len(mine), theirs, len(theirs), 0) != size * len(mine):
+                    reason = os.strerror(ctypes.get_errno())
+                    raise BenchError(f"process_vm_readv of process {self._pid}: {reason}")
+
+        return self._timed(move, range(self._threads))
+
+    def _blocks(self, bases: Int64Array, blocks: list[int]) -> Int64Array:
+        offsets = np.array(blocks, np.int64) * self._shape.block_bytes
+        return np.add.outer(bases, offsets).ravel()
+
+    def _timed(self, move: Callable[[int], None], parts: range) -> float:
+        """Seconds of all parts, the first one in this thread."""
+        began = time.perf_counter()
+        others = [self._pool.submit(move, part) for part in parts[1:]]
+        move(parts[0])
+        for other in others:
+            other.result()
+        return time.perf_counter() - began
+
+
+class _Range(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("size", ctypes.c_size_t))
+
+
+Ranges: TypeAlias = "ctypes.Array[_Range]"
+
+
+def _pieces(addresses: Int64Array, size: int) -> Int64Array:
+    """Addresses of pieces of at most :data:`PIECE` bytes; larger sizes are multiples of it."""
+    return np.add.outer(addresses, np.arange(0, size, PIECE)).ravel()
+
+
+def _calls(mine: Int64Array, theirs: Int64Array, size: int) -> list[tuple[Ranges, Ranges]]:
+    """The arguments of each call."""
+    calls = []
+    for start in range(0, len(mine), CALL_RANGES):
+        part = slice(start, start + CALL_RANGES)
+        both = [[_Range(int(a), size) for a in side[part]] for side in (mine, theirs)]
+        local, remote = ((_Range * len(ranges))(*ranges) for ranges in both)
+        calls.append((local, remote))
+    return calls

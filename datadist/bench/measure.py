@@ -1,0 +1,261 @@
+"""Workloads between this process and a peer, one after another."""
+
+from __future__ import annotations
+
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from datadist.bench.limits import Yardsticks
+from datadist.bench.results import Beside, Latency, LinkTime, Series, Throughput
+from datadist.bench.shapes import MIB, ONE_BLOCK, SHAPES, Shape
+from datadist.bench.side import Remote, Settings, Side
+
+Progress = Callable[[str], None]
+GIB = 1 << 30
+PEER, OWN = 1, 2
+"""Cluster ids."""
+SPARE = 32 * MIB
+
+
+class Pair:
+    """Our engine and a peer's, in a process of its own, with a link between them."""
+
+    def __init__(self, settings: Settings, pool: int) -> None:
+        self.settings = settings
+        self.peer = Remote(PEER, settings)
+        self.own = Side(OWN, settings)
+        self._comm_id: int | None = None
+        try:
+            self.peer.begin("start", pool)
+            self.init_seconds = self.own.start(pool)
+            self.peer.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def link(self, name: str = "bench") -> None:
+        """Link, until it is OK here."""
+        self.peer_comm_id = self.peer.call("link", name, 2)
+        self._comm_id = self.own.link(name, 2)
+        self.own.wait(self._comm_id)
+
+    def unlink(self) -> None:
+        """Undo :meth:`link` at both ends."""
+        self.peer.begin("unlink", self.peer_comm_id)
+        assert self._comm_id is not None
+        self.own.unlink(self._comm_id)
+        self.peer.result()
+
+    @contextmanager
+    def timed_transport(self) -> Iterator[list[float]]:
+        """Collects the seconds of each call into the transport."""
+        link: Any = self.own.link_to(PEER)
+        name = "read" if self.settings.direction == "pull" else "write"
+        operate, spent = getattr(link, name), []
+
+        def timed(*args: Any) -> None:
+            began = time.perf_counter()
+            operate(*args)
+            spent.append(time.perf_counter() - began)
+
+        setattr(link, name, timed)
+        try:
+            yield spent
+        finally:
+            delattr(link, name)
+
+    def close(self) -> None:
+        """End both."""
+        self.own.stop()
+        self.peer.close()
+
+
+@contextmanager
+def pair(settings: Settings, pool: int) -> Iterator[Pair]:
+    """A pair that is ended however the measurement goes."""
+    both = Pair(settings, pool)
+    try:
+        yield both
+    finally:
+        both.close()
+
+
+def pool_for(settings: Settings, *shapes: Shape) -> int:
+    """Bytes of a pool that holds these caches; small where the memory is registered."""
+    if settings.memory == "registered":
+        return SPARE
+    return sum(shape.cache_bytes for shape in shapes) + SPARE
+
+
+def throughput(
+    settings: Settings, shape: Shape, repeat: int, threads: int, progress: Progress
+) -> Throughput:
+    """Large transfers with fresh lists each time, in turns with the machine's own ways."""
+    pull = settings.direction == "pull"
+    progress("start two engines")
+    with pair(settings, pool_for(settings, shape)) as both:
+        progress(f"fill {shape.cache_bytes / MIB:.0f} MiB")
+        both.peer.begin("make", "cache", shape, pull)
+        both.own.make("cache", shape, not pull)
+        cache_id = both.peer.result()
+        both.link()
+
+        def move(number: int) -> float:
+            return both.own.move("cache", shape, PEER, cache_id, shape.lists(number))
+
+        cold = move(0)
+        problems = _problems(both, shape, 0)
+        pid, theirs = both.peer.call("place", "cache")
+        _, mine = both.own.place("cache")
+        yardsticks = Yardsticks(both.own.transport, shape, mine, pid, theirs, threads)
+        warm, found = Series(), {name: Series() for name in yardsticks.names}
+        for number in range(repeat):
+            progress(f"transfer {number + 1} of {repeat}")
+            for name in yardsticks.names:
+                found[name].add(yardsticks.measure(name, number))
+            warm.add(move(number))
+        progress("what is spent where")
+        prepare, transport = Series(), Series()
+        cpu = -both.own.cpu(), -both.peer.call("cpu")
+        with both.timed_transport() as spent:
+            for number in range(repeat):
+                whole = move(number)
+                transport.add(spent[-1])
+                prepare.add(whole - spent[-1])
+        cpu = cpu[0] + both.own.cpu(), cpu[1] + both.peer.call("cpu")
+        progress("verify")
+        if pull:
+            both.own.clear("cache")
+        else:  # the limits have written into our cache, which is the source
+            both.own.fill("cache", shape)
+            both.peer.call("clear", "cache")
+        move(repeat)
+        problems += _problems(both, shape, repeat)
+        moved = repeat * shape.nbytes / GIB
+        return Throughput(
+            shape.name, shape.title, shape.nbytes, shape.segments, cold, warm, prepare, transport,
+            found, cpu[0] / moved, cpu[1] / moved, problems,
+        )  # fmt: skip
+
+
+def _problems(both: Pair, shape: Shape, number: int) -> list[str]:
+    """What is wrong after transfer ``number`` into a zeroed cache."""
+    lists = shape.lists(number)
+    if both.settings.direction == "pull":
+        return both.own.problems("cache", shape, lists)
+    return list(both.peer.call("problems", "cache", shape, lists))
+
+
+def latency(settings: Settings, repeat: int, progress: Progress) -> Latency:
+    """One block at a time, with fresh lists each time; ``repeat`` times in all."""
+    shape, pull = ONE_BLOCK, settings.direction == "pull"
+    progress("start two engines")
+    with pair(settings, pool_for(settings, shape)) as both:
+        both.peer.begin("make", "cache", shape, pull)
+        both.own.make("cache", shape, not pull)
+        cache_id = both.peer.result()
+        both.link()
+
+        both.own.move("cache", shape, PEER, cache_id, shape.lists(0))
+        problems = _problems(both, shape, 0)
+        lists = [shape.lists(number) for number in range(repeat)]
+        both.own.move_each("cache", shape, PEER, lists[: repeat // 10])
+        progress(f"{repeat} transfers")
+        seconds = both.own.move_each("cache", shape, PEER, lists)
+        with both.timed_transport() as spent:
+            both.own.move_each("cache", shape, PEER, lists[: repeat // 4])
+        copy = _native_copies(both.own, shape, repeat // 4)
+        return Latency(shape.name, seconds, spent, copy, problems)
+
+
+def _native_copies(side: Side, shape: Shape, repeat: int) -> list[float]:
+    """Seconds of the transport's local copy of one block."""
+    base, size, spent = side.place("cache")[1][0], shape.block_bytes, []
+    blocks = [(source[0], target[0]) for source, target in map(shape.lists, range(repeat))]
+    length = array("q", [size])
+    for source, target in blocks:
+        began = time.perf_counter()
+        side.transport.copy(
+            array("q", [base + target * size]), array("q", [base + source * size]), length
+        )
+        spent.append(time.perf_counter() - began)
+    return spent
+
+
+def link_time(settings: Settings, pool: int, repeat: int, progress: Progress) -> LinkTime:
+    """Linking anew and again, each time with a first and a second transfer of one block."""
+    shape, pull = ONE_BLOCK, settings.direction == "pull"
+    progress(f"start two engines with pools of {pool / MIB:.0f} MiB")
+    with pair(settings, pool) as both:
+        both.peer.begin("make", "cache", shape, pull)
+        both.own.make("cache", shape, not pull)
+        cache_id = both.peer.result()
+        both.link("warm-up")
+        both.unlink()
+        result = LinkTime("link", pool, Series(), Series(), Series(), both.init_seconds)
+        for number in range(repeat):
+            progress(f"link {number + 1} of {repeat}")
+            theirs = both.peer.call("link", f"link-{number}", 2)
+            began = time.perf_counter()
+            ours = both.own.link(f"link-{number}", 2)
+            both.own.wait(ours)
+            result.ok.add(time.perf_counter() - began)
+            both.own.move("cache", shape, PEER, cache_id, shape.lists(number))
+            result.first_byte.add(time.perf_counter() - began)
+            result.later.add(both.own.move("cache", shape, PEER, cache_id, shape.lists(number + 1)))
+            both.peer.begin("unlink", theirs)
+            both.own.unlink(ours)
+            both.peer.result()
+        return result
+
+
+def beside(settings: Settings, rounds: int, progress: Progress) -> Beside:
+    """A Python thread that computes, alone and while this process pulls without a pause."""
+    shape = replace(SHAPES["paged-mla"], blocks=64)
+    pull = settings.direction == "pull"
+    with pair(settings, pool_for(settings, shape)) as both:
+        both.peer.begin("make", "cache", shape, pull)
+        both.own.make("cache", shape, not pull)
+        cache_id = both.peer.result()
+        both.link()
+        result = Beside("beside", [], [])
+        for number in range(rounds):
+            progress(f"round {number + 1} of {rounds}")
+            result.alone.append(_steps(lambda: time.sleep(ROUND_SECONDS)))
+            result.beside.append(_steps(lambda: _keep_moving(both, shape, cache_id)))
+        return result
+
+
+ROUND_SECONDS = 1.0
+
+
+def _keep_moving(both: Pair, shape: Shape, cache_id: int) -> None:
+    lists = shape.lists(1)
+    end = time.perf_counter() + ROUND_SECONDS
+    while time.perf_counter() < end:
+        both.own.move("cache", shape, PEER, cache_id, lists)
+
+
+def _steps(meanwhile: Callable[[], None]) -> float:
+    """Steps per second of a thread that computes in Python, while the caller does something."""
+    stop, count, spent = threading.Event(), 0, 0.0
+
+    def compute() -> None:
+        nonlocal count, spent
+        began = time.perf_counter()
+        while not stop.is_set():
+            sum(range(2000))
+            count += 1
+        spent = time.perf_counter() - began
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    meanwhile()
+    stop.set()
+    thread.join()
+    return count / spent

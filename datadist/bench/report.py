@@ -1,0 +1,142 @@
+"""Tables of results for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from datadist.bench.results import (
+    Beside,
+    Latency,
+    LinkTime,
+    Result,
+    ScalePoint,
+    Series,
+    Throughput,
+    percentiles,
+)
+from datadist.bench.shapes import MIB
+from datadist.cli.tables import render
+
+
+def report(results: Sequence[Result]) -> str:
+    """One table per kind of result."""
+    parts = [
+        _throughputs([r for r in results if isinstance(r, Throughput)]),
+        _latencies([r for r in results if isinstance(r, Latency)]),
+        _links([r for r in results if isinstance(r, LinkTime)]),
+        _scales([r for r in results if isinstance(r, ScalePoint)]),
+        _besides([r for r in results if isinstance(r, Beside)]),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def problems(results: Sequence[Result]) -> list[str]:
+    """Bytes that were not what they must be."""
+    checked = [r for r in results if isinstance(r, (Throughput, Latency))]
+    return [f"{result.workload}: {problem}" for result in checked for problem in result.problems]
+
+
+def _throughputs(results: list[Throughput]) -> str:
+    if not results:
+        return ""
+    names = sorted({name for result in results for name in result.limits})
+    rows = [_throughput_row(result, names) for result in results]
+    header = (
+        "WORKLOAD", "MIB", "SEGMENTS", "GB/S", "RANGE", "COLD", *(n.upper() for n in names),
+        *("/ " + n.upper() for n in names), "PREPARE", "CPU HERE", "CPU PEER", "VERIFIED",
+    )  # fmt: skip
+    return render(header, rows) + (
+        "\nGB/s: median, slowest to fastest; cold: the first transfer after the link was OK; PREPARE: "
+        "outside the transport;\nthen the machine's own ways, and GB/s as part of each (median of "
+        "pairs); CPU: processor seconds per GiB"
+    )
+
+
+def _throughput_row(result: Throughput, names: list[str]) -> list[object]:
+    ratios = result.ratios()
+    return [
+        result.workload,
+        f"{result.nbytes / MIB:.0f}",
+        result.segments,
+        f"{result.rate(result.warm.median):.2f}",
+        f"{result.rate(result.warm.worst):.2f}-{result.rate(result.warm.best):.2f}",
+        f"{result.rate(result.cold):.2f}",
+        *(
+            f"{result.rate(result.limits[name].median):.2f}" if name in result.limits else "-"
+            for name in names
+        ),
+        *(f"{ratios[name]:.2f}" if name in ratios else "-" for name in names),
+        _time(result.prepare.median),
+        f"{result.cpu_own:.3f}",
+        f"{result.cpu_peer:.3f}",
+        "NO" if result.problems else "yes",
+    ]
+
+
+def _latencies(results: list[Latency]) -> str:
+    rows = []
+    for result in results:
+        parts = (
+            ("whole call", result.seconds),
+            ("in the transport", result.transport),
+            ("local native copy", result.copy),
+        )
+        for what, seconds in parts:
+            marks = percentiles(seconds)
+            rows.append([result.workload, what, *(_time(value) for value in marks.values())])
+    return render(("WORKLOAD", "", "P1", "P10", "P50", "P90", "P99", "MAX"), rows) if rows else ""
+
+
+def _links(results: list[LinkTime]) -> str:
+    rows = [
+        [
+            result.workload, f"{result.pool / MIB:.0f}", *_spread(result.ok),
+            *_spread(result.first_byte), *_spread(result.later), _time(result.init),
+        ]
+        for result in results
+    ]  # fmt: skip
+    header = (
+        "WORKLOAD", "POOL MIB", "LINK TO OK", "", "TO FIRST BYTE", "", "LATER TRANSFER", "", "INIT",
+    )  # fmt: skip
+    return render(header, rows) if rows else ""
+
+
+def _scales(results: list[ScalePoint]) -> str:
+    rows = []
+    for point in results:
+        rate = f"{point.nbytes / point.seconds.median / 1e9:.2f}" if point.nbytes else "-"
+        part = point.limit.median / point.seconds.median if point.limit else None
+        rows.append(
+            [
+                point.curve, point.x, *_spread(point.seconds), rate,
+                "-" if part is None else f"{part:.2f}",
+                _time(point.prepare.median) if point.prepare else "-",
+            ]
+        )  # fmt: skip
+    header = ("CURVE", "X", "MEDIAN", "RANGE", "GB/S", "/ NATIVE COPY", "PREPARE")
+    return render(header, rows) if rows else ""
+
+
+def _besides(results: list[Beside]) -> str:
+    rows = [
+        [
+            result.workload,
+            f"{max(result.alone) / 1e3:.1f}",
+            f"{max(result.beside) / 1e3:.1f}",
+            f"{result.kept:.0%}",
+        ]
+        for result in results
+    ]
+    header = ("WORKLOAD", "KSTEPS/S ALONE", "BESIDE TRANSFERS", "KEPT")
+    return render(header, rows) if rows else ""
+
+
+def _spread(series: Series) -> tuple[str, str]:
+    return _time(series.median), f"{_time(series.best)}-{_time(series.worst)}"
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"

@@ -1,0 +1,175 @@
+"""Results of workloads: plain data, for JSON, tables and plots."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Series:
+    """Seconds of repeated measurements of one thing."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """The middle one."""
+        return statistics.median(self.seconds)
+
+    @property
+    def best(self) -> float:
+        """The smallest."""
+        return min(self.seconds)
+
+    @property
+    def worst(self) -> float:
+        """The largest."""
+        return max(self.seconds)
+
+    def add(self, seconds: float) -> None:
+        """One more."""
+        self.seconds.append(seconds)
+
+
+def ratio(limit: Series, ours: Series) -> float:
+    """Median of limit over ours, pair by pair: what is common to a moment cancels out."""
+    pairs = zip(limit.seconds, ours.seconds, strict=True)
+    return statistics.median(a / b for a, b in pairs)
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """p1, p10, p50, p90, p99 and the largest."""
+    ordered = sorted(seconds)
+    marks = {"p1": 0.01, "p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
+    found = {name: ordered[int(part * (len(ordered) - 1))] for name, part in marks.items()}
+    return {**found, "max": ordered[-1]}
+
+
+@dataclass
+class Throughput:
+    """A workload of large transfers."""
+
+    workload: str
+    title: str
+    nbytes: int
+    segments: int
+    cold: float
+    """Seconds of the first transfer after the link was OK."""
+    warm: Series
+    prepare: Series
+    """Seconds of a transfer outside the transport."""
+    transport: Series
+    """Seconds inside."""
+    limits: dict[str, Series]
+    """Seconds of the machine's own ways to move as many bytes, each beside a warm transfer."""
+    cpu_own: float
+    """Processor seconds per GiB in the process that called."""
+    cpu_peer: float
+    """The same in the peer's process."""
+    problems: list[str]
+
+    def rate(self, seconds: float) -> float:
+        """GB/s of these bytes in that time."""
+        return self.nbytes / seconds / 1e9
+
+    def ratios(self) -> dict[str, float]:
+        """Speed as part of each limit."""
+        return {name: ratio(limit, self.warm) for name, limit in self.limits.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with derived figures."""
+        return {
+            **asdict(self),
+            "kind": "throughput",
+            "gb_per_s": self.rate(self.warm.median),
+            "cold_over_warm": self.cold / self.warm.median,
+            "ratios": self.ratios(),
+        }
+
+
+@dataclass
+class Latency:
+    """One small transfer after another."""
+
+    workload: str
+    seconds: list[float]
+    transport: list[float]
+    """Part of it inside the transport, of transfers of their own."""
+    copy: list[float]
+    """A native copy of as many bytes inside this process."""
+    problems: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Percentiles, and every measurement."""
+        return {
+            **asdict(self),
+            "kind": "latency",
+            "percentiles": percentiles(self.seconds),
+            "transport_percentiles": percentiles(self.transport),
+        }
+
+
+@dataclass
+class LinkTime:
+    """Linking anew, with a pool of ``pool`` bytes at each end."""
+
+    workload: str
+    pool: int
+    ok: Series
+    """Seconds from `link` to OK."""
+    first_byte: Series
+    """Seconds from `link` until the first transfer has ended."""
+    later: Series
+    """Seconds of the transfer after that."""
+    init: float
+    """Seconds of `init`, which is not part of the others."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with medians."""
+        return {
+            **asdict(self),
+            "kind": "link",
+            "median_ok": self.ok.median,
+            "median_first_byte": self.first_byte.median,
+        }
+
+
+@dataclass
+class ScalePoint:
+    """One point of a curve."""
+
+    curve: str
+    x: int
+    seconds: Series
+    nbytes: int = 0
+    limit: Series | None = None
+    prepare: Series | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with the median."""
+        return {**asdict(self), "kind": "scale", "median": self.seconds.median}
+
+
+@dataclass
+class Beside:
+    """Speed of a Python thread beside transfers, in steps per second."""
+
+    workload: str
+    alone: list[float]
+    beside: list[float]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with the part that is kept."""
+        return {**asdict(self), "kind": "beside", "kept": self.kept}
+
+    @property
+    def kept(self) -> float:
+        """Median over rounds of the speed beside transfers over that alone."""
+        pairs = zip(self.beside, self.alone, strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+
+Result = Throughput | Latency | LinkTime | ScalePoint | Beside

@@ -1,0 +1,146 @@
+"""Measure transfers between two engines of this host, next to what the machine can do at best.
+
+Engines run in processes of their own; every byte is verified outside the time that is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from datadist import LLMException
+from datadist.bench import measure
+from datadist.bench.limits import threads_of_machine
+from datadist.bench.plot import plot
+from datadist.bench.report import problems, report
+from datadist.bench.results import Result
+from datadist.bench.scale import scale
+from datadist.bench.shapes import MIB, SHAPES
+from datadist.bench.side import BenchError, Settings
+
+WORKLOADS = [*SHAPES, "latency", "link", "beside", "scale"]
+DEFAULT = [*SHAPES, "latency", "link", "beside"]
+POOLS = [64 * MIB, 256 * MIB, 1024 * MIB]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the subcommand."""
+    add = parser.add_argument
+    add("workloads", nargs="*", metavar="WORKLOAD",
+        help=f"of {', '.join(WORKLOADS)}, or all (default: all but scale)")  # fmt: skip
+    add("--backend", default="auto", metavar="NAME", help="transport (default auto)")
+    add("--memory", default="pool", choices=("pool", "registered"),
+        help="caches in the pool, or in memory of the program (default pool)")  # fmt: skip
+    add("--direction", default="pull", choices=("pull", "push"), help="default pull")
+    add("--repeat", type=_positive, default=7, metavar="N",
+        help="large transfers and links per workload (default 7)")  # fmt: skip
+    add("--threads", type=_positive, default=threads_of_machine(), metavar="N",
+        help="threads of the limits that are measured beside (default: the CPUs, up to 4)")  # fmt: skip
+    add("--option", action="append", default=[], metavar="KEY=VALUE",
+        help="an option of init, such as datadist.shm.threads=1; may be given again")  # fmt: skip
+    add("--quick", action="store_true", help="small caches and few repetitions, to try it out")
+    add("--json", type=Path, metavar="FILE", help="write every measurement; - is standard output")
+    add("--plot", type=Path, metavar="FILE.png", help="draw throughput, latency and ratios")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when every byte was right, 1 otherwise, 2 where something cannot be measured."""
+    logging.getLogger("datadist").setLevel(logging.CRITICAL)
+    results: list[Result] = []
+    try:
+        names, settings = _workloads(args.workloads), _settings(args)
+        with tempfile.TemporaryDirectory(prefix="datadist-bench-") as place:
+            os.environ["DATADIST_RUNTIME_DIR"] = place
+            for name in names:
+                results += _measure(name, settings, args)
+        if args.plot:
+            plot(results, args.plot, _title(settings))
+    except (BenchError, LLMException) as error:
+        _progress("")
+        print(f"cannot measure: {error}", file=sys.stderr)
+        return 2
+    _progress("")
+    wrong = problems(results)
+    if args.json:
+        _write_json(args.json, settings, results)
+    if args.json != Path("-"):
+        print(f"{_title(settings)}\n\n{report(results)}")
+    for problem in wrong:
+        print(f"MISMATCH {problem}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _workloads(given: list[str]) -> list[str]:
+    names = WORKLOADS if given == ["all"] else given or DEFAULT
+    unknown = [name for name in names if name not in WORKLOADS]
+    if unknown:
+        raise BenchError(f"there is no workload {unknown[0]}; use {', '.join(WORKLOADS)} or all")
+    return names
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    options = {}
+    for item in args.option:
+        key, sign, value = item.partition("=")
+        if not sign:
+            raise BenchError(f"--option is {item!r}, expected KEY=VALUE")
+        options[key] = value
+    return Settings(args.backend, args.memory, args.direction, options)
+
+
+def _measure(name: str, settings: Settings, args: argparse.Namespace) -> Iterator[Result]:
+    def progress(text: str) -> None:
+        _progress(f"{name}: {text}")
+
+    repeat = min(3, args.repeat) if args.quick else args.repeat
+    if name in SHAPES:
+        shape = SHAPES[name].quick() if args.quick else SHAPES[name]
+        yield measure.throughput(settings, shape, repeat, args.threads, progress)
+    elif name == "latency":
+        yield measure.latency(settings, 1000 if args.quick else 10000, progress)
+    elif name == "link":
+        for pool in POOLS[:1] if args.quick else POOLS:
+            yield measure.link_time(settings, pool, repeat, progress)
+    elif name == "beside":
+        yield measure.beside(settings, min(3, repeat) if args.quick else repeat, progress)
+    else:
+        yield from scale(settings, min(5, repeat), args.threads, args.quick, progress)
+
+
+def _progress(text: str) -> None:
+    """The step at hand, on standard error: one line that changes, or one line each."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    elif text:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _title(settings: Settings) -> str:
+    extra = "".join(f", {key}={value}" for key, value in settings.options.items())
+    return (
+        f"datadist {metadata.version('datadist')}, backend {settings.backend}, {settings.direction}, "
+        f"{settings.memory} memory{extra}; {len(os.sched_getaffinity(0))} CPUs, "
+        f"{platform.machine()}, Linux {platform.release().partition('-')[0]}, "
+        f"Python {platform.python_version()}"
+    )
+
+
+def _write_json(path: Path, settings: Settings, results: list[Result]) -> None:
+    data = {"run": _title(settings), "results": [result.to_json() for result in results]}
+    text = json.dumps(data, indent=1)
+    print(text) if path == Path("-") else path.write_text(text + "\n")

@@ -1,0 +1,119 @@
+"""Pages of pools: huge ones where the machine offers them, and presence ahead of use."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datadist.transport import RegistrationError
+
+if TYPE_CHECKING:
+    from datadist_shm.memory import Mapping
+
+log = logging.getLogger("datadist.shm")
+
+TRANSPARENT = Path("/sys/kernel/mm/transparent_hugepage")
+RESERVED = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+MEMINFO = Path("/proc/meminfo")
+HUGE = 2 << 20
+SLICE = 32 << 20
+"""What is populated between two looks at whether to stop: 5 to 20 ms of work."""
+
+
+def transparent() -> bool:
+    """Whether the kernel gives shared memory huge pages that it is asked for."""
+    general = _selected(TRANSPARENT / "shmem_enabled")
+    sized = _selected(TRANSPARENT / f"hugepages-{HUGE >> 10}kB" / "shmem_enabled")
+    if general in ("deny", "force"):
+        return general == "force"
+    return (general if sized in ("inherit", "") else sized) in ("always", "within_size", "advise")
+
+
+def _selected(path: Path) -> str:
+    """The word in brackets of a sysfs choice."""
+    with contextlib.suppress(OSError):
+        return path.read_text().partition("[")[2].partition("]")[0]
+    return ""
+
+
+def reserved() -> int:
+    """Bytes of reserved huge pages that are free."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(RESERVED.read_text()) * HUGE
+    return 0
+
+
+def choose(wish: str, size: int) -> tuple[str, int]:
+    """Kind of pages (``transparent``, ``reserved``, ``small``) and the size in whole pages.
+
+    Raises :class:`RegistrationError` where huge pages are a must and there are none.
+    """
+    whole = -(-size // HUGE) * HUGE
+    if wish != "0" and transparent():
+        return "transparent", whole
+    if wish != "1":
+        return "small", size
+    if reserved() >= whole:
+        return "reserved", whole
+    raise RegistrationError(
+        f"huge pages for {size} bytes were asked for (datadist.shm.huge_pages is 1) and this "
+        f"machine has none: write advise to {TRANSPARENT / 'shmem_enabled'}, or reserve "
+        f"{whole // HUGE} pages (sysctl vm.nr_hugepages; {reserved() // HUGE} are free)"
+    )
+
+
+def available() -> int | None:
+    """Bytes of memory and swap that can be had; None where the kernel does not say."""
+    found = {}
+    with contextlib.suppress(OSError, ValueError):
+        for line in MEMINFO.read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if name in ("MemAvailable", "SwapFree"):
+                found[name] = int(rest.split()[0]) << 10
+    return sum(found.values()) if "MemAvailable" in found else None
+
+
+class Filling:
+    """Has the pages of a new pool made in the background; the pool can be used meanwhile."""
+
+    def __init__(self, mapping: Mapping, threads: int) -> None:
+        self._done = threading.Event()
+        self._stop = False
+        self._error: OSError | None = None
+        self._thread = threading.Thread(
+            target=self._run, args=(mapping, threads), name="datadist-shm-pages", daemon=True
+        )
+        self._thread.start()
+
+    def _run(self, mapping: Mapping, threads: int) -> None:
+        try:
+            for begin in range(0, mapping.size, SLICE):
+                if self._stop:
+                    break
+                mapping.make_pages(threads, begin, min(SLICE, mapping.size - begin))
+        except OSError as error:
+            self._error = error
+        finally:
+            self._done.set()
+
+    @property
+    def done(self) -> bool:
+        """Whether all pages are there."""
+        return self._done.is_set() and self._error is None and not self._stop
+
+    def wait(self, timeout: float) -> None:
+        """Until all pages are there, or ``timeout`` seconds. Raises :class:`RegistrationError`."""
+        if not self._done.wait(timeout):
+            log.warning("the pool is not populated yet: the first transfers will be slower")
+        if self._error is not None:
+            text = os.strerror(self._error.errno or 0)
+            raise RegistrationError(f"the pages of the pool cannot be had: {text}")
+
+    def stop(self) -> None:
+        """End early, within milliseconds."""
+        self._stop = True
+        self._thread.join()

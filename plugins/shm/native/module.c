@@ -1,0 +1,276 @@
+/* The Python module datadist_shm._native: vectored copies, mappings and the fence.
+ *
+ * Addresses come as int64 vectors. The GIL is released while bytes move or pages are made. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <errno.h>
+#include <stdint.h>
+#include <sys/mman.h>
+
+#include "copy.h"
+#include "memory.h"
+#include "parallel.h"
+#include "transfer.h"
+
+/* Three vectors of equal length; returns the number of items, or -1 with an exception. */
+static Py_ssize_t get_vectors(PyObject *const *objects, Py_buffer *views, int *taken)
+{
+    for (*taken = 0; *taken < 3; ++*taken)
+        if (PyObject_GetBuffer(objects[*taken], &views[*taken], PyBUF_C_CONTIGUOUS) < 0)
+            return -1;
+    if (views[0].len != views[1].len || views[0].len != views[2].len || views[0].len % 8 ||
+        views[0].len == 0) {
+        PyErr_SetString(PyExc_ValueError, "expected three int64 buffers of equal length, not empty");
+        return -1;
+    }
+    return views[0].len / 8;
+}
+
+static void release(Py_buffer *views, int taken)
+{
+    while (taken-- > 0)
+        PyBuffer_Release(&views[taken]);
+}
+
+/* The two arguments that say how to copy; 0 with an exception where they are not valid. */
+static int get_manner(PyObject *const *args, int *threads, int *kernel)
+{
+    *threads = (int)PyLong_AsLong(args[0]);
+    *kernel = (int)PyLong_AsLong(args[1]);
+    if (PyErr_Occurred())
+        return 0;
+    if (*threads < 1 || *threads > MAX_THREADS || copy_kernel(*kernel) == NULL) {
+        PyErr_SetString(PyExc_ValueError, "threads or kernel out of range");
+        return 0;
+    }
+    return 1;
+}
+
+PyDoc_STRVAR(transfer_doc,
+"transfer(write, path, local, remote, length, fence, deadline_ns) -> (code, segment, errno).\n"
+"path: writable int64 buffer of abort (not 0 ends what is in flight), pid, pidfd or -1, threads at\n"
+"most, kernel of KERNELS, then triples (owner's base, size, mapped base or 0) sorted by base; fence:\n"
+"address of the page, or 0; deadline_ns: of CLOCK_MONOTONIC.");
+
+enum { PATH_HEAD = 5 };
+
+/* The fixed part of a job from its path; 0 with an exception where it is not valid. */
+static int read_path(Job *job, const Py_buffer *path)
+{
+    const int64_t *words = path->buf;
+    Py_ssize_t count = path->len / 8;
+    if (path->len % 8 || count < PATH_HEAD || (count - PATH_HEAD) % 3 || words[3] < 1 ||
+        words[3] > MAX_THREADS || copy_kernel((int)words[4]) == NULL) {
+        PyErr_SetString(PyExc_ValueError, "path is not valid");
+        return 0;
+    }
+    job->abort_flag = path->buf;
+    job->pid = (pid_t)words[1];
+    job->pidfd = (int)words[2];
+    job->threads = (int)words[3];
+    job->kernel = (int)words[4];
+    job->windows = (const Window *)(words + PATH_HEAD);
+    job->n_windows = (count - PATH_HEAD) / 3;
+    return 1;
+}
+
+static PyObject *py_transfer(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    (void)self;
+    Job job = {.index = 0};
+    Py_buffer path, vectors[3];
+    int taken = 0;
+    PyObject *answer = NULL;
+    if (nargs != 7) {
+        PyErr_SetString(PyExc_TypeError, "transfer takes 7 arguments");
+        return NULL;
+    }
+    job.write = PyObject_IsTrue(args[0]);
+    job.fence = (Fence *)(intptr_t)PyLong_AsLongLong(args[5]);
+    job.deadline_ns = PyLong_AsLongLong(args[6]);
+    if (PyErr_Occurred() ||
+        PyObject_GetBuffer(args[1], &path, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0)
+        return NULL;
+    if (read_path(&job, &path) && (job.n = get_vectors(args + 2, vectors, &taken)) > 0) {
+        job.local = vectors[0].buf;
+        job.remote = vectors[1].buf;
+        job.length = vectors[2].buf;
+        int code;
+        Py_BEGIN_ALLOW_THREADS
+        code = transfer(&job);
+        Py_END_ALLOW_THREADS
+        answer = Py_BuildValue("ini", code, (Py_ssize_t)job.index, job.error);
+    }
+    release(vectors, taken);
+    PyBuffer_Release(&path);
+    return answer;
+}
+
+PyDoc_STRVAR(copy_doc,
+"copy(dst, src, length, threads, kernel): local copies, int64 vectors. Ranges may overlap; segments\n"
+"are then moved in order.");
+
+static PyObject *py_copy(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    (void)self;
+    Py_buffer vectors[3];
+    int taken = 0, threads, kernel;
+    if (nargs != 5) {
+        PyErr_SetString(PyExc_TypeError, "copy takes 5 arguments");
+        return NULL;
+    }
+    if (!get_manner(args + 3, &threads, &kernel))
+        return NULL;
+    Py_ssize_t n = get_vectors(args, vectors, &taken);
+    if (n > 0) {
+        Py_BEGIN_ALLOW_THREADS
+        copy_local(vectors[0].buf, vectors[1].buf, vectors[2].buf, n, threads, kernel);
+        Py_END_ALLOW_THREADS
+    }
+    release(vectors, taken);
+    if (n < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(map_doc, "map(fd, size, writable, huge) -> address of a shared mapping. Raises OSError.");
+
+static PyObject *py_map(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int fd, writable, huge, failed;
+    Py_ssize_t size;
+    void *memory;
+    if (!PyArg_ParseTuple(args, "inpp", &fd, &size, &writable, &huge))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    failed = map_shared(fd, size, writable, huge, &memory);
+    Py_END_ALLOW_THREADS
+    return failed ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromVoidPtr(memory);
+}
+
+PyDoc_STRVAR(populate_doc,
+"populate(address, size, how, threads): have all pages in the page table. how: FOR_READING,\n"
+"FOR_WRITING, or PRESENT where all of them exist. Raises OSError.");
+
+static PyObject *py_populate(PyObject *self, PyObject *args)
+{
+    (void)self;
+    long long address;
+    Py_ssize_t size;
+    int how, threads, failed;
+    if (!PyArg_ParseTuple(args, "Lnii", &address, &size, &how, &threads))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    failed = populate((char *)(intptr_t)address, size, how, threads);
+    Py_END_ALLOW_THREADS
+    if (failed)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(unmap_doc, "unmap(address, size). Raises OSError.");
+
+static PyObject *py_unmap(PyObject *self, PyObject *args)
+{
+    (void)self;
+    long long address;
+    Py_ssize_t size;
+    int failed;
+    if (!PyArg_ParseTuple(args, "Ln", &address, &size))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    failed = munmap((void *)(intptr_t)address, size);
+    Py_END_ALLOW_THREADS
+    if (failed)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(revoke_doc, "revoke(fence): writers that have not begun will not begin.");
+
+static PyObject *py_revoke(PyObject *self, PyObject *argument)
+{
+    (void)self;
+    Fence *fence = PyLong_AsVoidPtr(argument);
+    if (fence == NULL)
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "fence is 0");
+    atomic_store(&fence->revoked, 1);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(active_doc, "active(fence) -> number of writers inside.");
+
+static PyObject *py_active(PyObject *self, PyObject *argument)
+{
+    (void)self;
+    Fence *fence = PyLong_AsVoidPtr(argument);
+    if (fence == NULL)
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "fence is 0");
+    return PyLong_FromLongLong(atomic_load(&fence->active));
+}
+
+static PyMethodDef methods[] = {
+    {"transfer", (PyCFunction)(void (*)(void))py_transfer, METH_FASTCALL, transfer_doc},
+    {"copy", (PyCFunction)(void (*)(void))py_copy, METH_FASTCALL, copy_doc},
+    {"map", py_map, METH_VARARGS, map_doc},
+    {"populate", py_populate, METH_VARARGS, populate_doc},
+    {"unmap", py_unmap, METH_VARARGS, unmap_doc},
+    {"revoke", py_revoke, METH_O, revoke_doc},
+    {"active", py_active, METH_O, active_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "datadist_shm._native",
+    .m_doc = "Vectored copies, mappings and the fence of the shm transport.",
+    .m_size = 0,
+    .m_methods = methods,
+};
+
+static const struct {
+    const char *name;
+    int value;
+} constants[] = {
+    {"DONE", DONE},           {"BAD_ADDRESS", BAD_ADDRESS}, {"TIMED_OUT", TIMED_OUT},
+    {"ABORTED", ABORTED},     {"PEER_GONE", PEER_GONE},     {"REVOKED", REVOKED},
+    {"FAILED", FAILED},       {"MAX_THREADS", MAX_THREADS}, {"FOR_READING", FOR_READING},
+    {"FOR_WRITING", FOR_WRITING}, {"PRESENT", PRESENT},
+};
+
+/* KERNELS: the kernels that this machine has, by name, the fastest last. */
+static int add_kernels(PyObject *m)
+{
+    static const char *const names[KERNELS] = {"plain", "sse2", "avx2", "arm"};
+    PyObject *found = PyDict_New();
+    if (found == NULL)
+        return -1;
+    for (int kernel = 0; kernel < KERNELS; kernel++) {
+        PyObject *number = copy_kernel(kernel) ? PyLong_FromLong(kernel) : NULL;
+        int failed = number && PyDict_SetItemString(found, names[kernel], number) < 0;
+        Py_XDECREF(number);
+        if (failed || PyErr_Occurred()) {
+            Py_DECREF(found);
+            return -1;
+        }
+    }
+    if (PyModule_AddObject(m, "KERNELS", found) < 0) {
+        Py_DECREF(found);
+        return -1;
+    }
+    return 0;
+}
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    PyObject *m = PyModule_Create(&module);
+    int failed = m == NULL;
+    for (size_t i = 0; !failed && i < sizeof(constants) / sizeof(*constants); i++)
+        failed = PyModule_AddIntConstant(m, constants[i].name, constants[i].value) < 0;
+    if (failed || add_kernels(m) < 0) {
+        Py_XDECREF(m);
+        return NULL;
+    }
+    return m;
+}

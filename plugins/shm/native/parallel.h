@@ -1,0 +1,19 @@
+/* The same work in several threads at once.
+ *
+ * Threads are made for each call and joined before it returns: nothing lives on between calls, so
+ * that there is nothing to stop, to leak, or to be missing in a forked child. Making and joining one
+ * costs some 20 microseconds, which the callers' thresholds make small. */
+#ifndef DATADIST_PARALLEL_H
+#define DATADIST_PARALLEL_H
+
+enum { MAX_THREADS = 64 };
+
+/* Run work(argument) here and in up to threads - 1 helpers; returns when all have returned. No more
+ * helpers run than processors are idle, so work must share out its parts itself. */
+void in_parallel(int threads, void *(*work)(void *), void *argument);
+
+/* Whether this is a helper that should return soon: other threads wait for a processor, such as one
+ * that the caller let go on when it released the GIL. Takes some microseconds in a helper. */
+int help_is_unwanted(void);
+
+#endif

@@ -1,0 +1,305 @@
+#define _GNU_SOURCE
+#include "transfer.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <time.h>
+
+#include "parallel.h"
+
+enum {
+    CHUNK = 512 << 10,      /* what a thread takes at a time; between chunks it asks to go on */
+    PEER_CHECK_CHUNKS = 32, /* chunks from one look at the peer's process to the next */
+    HELP_CHUNKS = 8,        /* chunks from one look of a helper at the machine's load to the next */
+    STREAM_BYTES = 1 << 20, /* totals from which stores go past the cache */
+    THREAD_BYTES = 4 << 20, /* what makes a thread worth its start */
+    IOVECS = 128,
+};
+
+static int64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static int peer_is_gone(int pidfd)
+{
+    struct pollfd p = {.fd = pidfd, .events = POLLIN};
+    return pidfd >= 0 && poll(&p, 1, 0) > 0;
+}
+
+static int holds(const Window *w, int64_t address, int64_t length)
+{
+    return address >= w->base && length <= w->size && address - w->base <= w->size - length;
+}
+
+/* The window that holds [address, address + length), or NULL. */
+static const Window *find_window(const Job *job, int64_t address, int64_t length)
+{
+    ssize_t low = 0, high = job->n_windows;
+    while (low < high) {
+        ssize_t middle = (low + high) / 2;
+        if (job->windows[middle].base <= address)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low > 0 && holds(&job->windows[low - 1], address, length) ? &job->windows[low - 1] : NULL;
+}
+
+/* Bounds of every segment, and what the whole amounts to. */
+static int check_segments(Job *job)
+{
+    const Window *w = NULL;
+    for (ssize_t i = 0; i < job->n; i++) {
+        int64_t remote = job->remote[i], length = job->length[i];
+        job->index = i;
+        if (length <= 0 || job->local[i] <= 0 || remote <= 0)
+            return BAD_ADDRESS;
+        if (w == NULL || !holds(w, remote, length))
+            w = find_window(job, remote, length);
+        if (w == NULL)
+            return BAD_ADDRESS;
+        job->foreign |= w->mapped == 0;
+        if (__builtin_add_overflow(job->total, length, &job->total))
+            job->total = INT64_MAX;
+    }
+    return DONE;
+}
+
+/* -- sharing out the work -------------------------------------------------------------------- */
+
+/* Part of a job: from byte offset of segment at, bytes in all. */
+typedef struct {
+    ssize_t at;
+    int64_t offset;
+    int64_t bytes;
+    int64_t number;
+} Span;
+
+/* The next chunk; 0 when there is none, or some thread failed. */
+static int take(Job *job, Span *span)
+{
+    pthread_mutex_lock(&job->lock);
+    *span = (Span){job->at, job->offset, 0, job->chunks++};
+    int more = job->result == DONE && job->at < job->n;
+    while (more && job->at < job->n && span->bytes < CHUNK) {
+        int64_t left = job->length[job->at] - job->offset, room = CHUNK - span->bytes;
+        if (left > room) {
+            job->offset += room;
+            span->bytes += room;
+        } else {
+            job->at++;
+            job->offset = 0;
+            span->bytes += left;
+        }
+    }
+    pthread_mutex_unlock(&job->lock);
+    return more;
+}
+
+/* The first failure counts. */
+static void fail(Job *job, int result, int error, ssize_t index)
+{
+    pthread_mutex_lock(&job->lock);
+    if (job->result == DONE) {
+        job->result = result;
+        job->error = error;
+        job->index = index;
+    }
+    pthread_mutex_unlock(&job->lock);
+}
+
+/* To be asked before every chunk. */
+static int may_go_on(const Job *job, int64_t number)
+{
+    if (atomic_load_explicit(job->abort_flag, memory_order_relaxed))
+        return ABORTED;
+    if (job->fence && atomic_load(&job->fence->revoked))
+        return REVOKED;
+    if (now_ns() >= job->deadline_ns)
+        return TIMED_OUT;
+    if (number % PEER_CHECK_CHUNKS == PEER_CHECK_CHUNKS - 1 && peer_is_gone(job->pidfd))
+        return PEER_GONE;
+    return DONE;
+}
+
+/* -- moving ---------------------------------------------------------------------------------- */
+
+/* Pieces that wait for one call into the peer's process. */
+typedef struct {
+    struct iovec mine[IOVECS], theirs[IOVECS];
+    int count;
+    int64_t bytes;
+} Batch;
+
+static int result_of_errno(void)
+{
+    if (errno == ESRCH)
+        return PEER_GONE;
+    return errno == EFAULT ? BAD_ADDRESS : FAILED;
+}
+
+/* Drop the first bytes of a vector whose pieces from *at on are still to be moved. */
+static void advance(struct iovec *pieces, int at, size_t bytes)
+{
+    while (bytes >= pieces[at].iov_len && bytes > 0)
+        bytes -= pieces[at++].iov_len;
+    if (bytes > 0) {
+        pieces[at].iov_base = (char *)pieces[at].iov_base + bytes;
+        pieces[at].iov_len -= bytes;
+    }
+}
+
+/* Move a batch through the peer's process; a short count is continued. */
+static int flush(const Job *job, Batch *batch)
+{
+    int at = 0;
+    while (batch->bytes > 0) {
+        struct iovec *mine = batch->mine + at, *theirs = batch->theirs + at;
+        int count = batch->count - at;
+        ssize_t moved = job->write ? process_vm_writev(job->pid, mine, count, theirs, count, 0)
+                                   : process_vm_readv(job->pid, mine, count, theirs, count, 0);
+        if (moved < 0 && errno == EINTR)
+            continue;
+        if (moved <= 0)
+            return result_of_errno();
+        batch->bytes -= moved;
+        if (batch->bytes > 0) {
+            size_t whole = moved;
+            while (whole >= batch->mine[at].iov_len)
+                whole -= batch->mine[at++].iov_len;
+            advance(batch->mine, at, whole);
+            advance(batch->theirs, at, whole);
+        }
+    }
+    batch->count = 0;
+    return DONE;
+}
+
+static int move_piece(const Job *job, Batch *batch, const Window *w, int64_t local, int64_t remote,
+                      int64_t bytes)
+{
+    char *mine = (char *)(intptr_t)local;
+    if (w->mapped) {
+        char *theirs = (char *)(intptr_t)(w->mapped + (remote - w->base));
+        job->copy(job->write ? theirs : mine, job->write ? mine : theirs, bytes);
+        return DONE;
+    }
+    batch->mine[batch->count] = (struct iovec){mine, bytes};
+    batch->theirs[batch->count++] = (struct iovec){(void *)(intptr_t)remote, bytes};
+    batch->bytes += bytes;
+    return batch->count == IOVECS ? flush(job, batch) : DONE;
+}
+
+/* One chunk. *at is left at the segment that failed. */
+static int move_span(const Job *job, Batch *batch, const Span *span, const Window **w, ssize_t *at)
+{
+    int64_t left = span->bytes, offset = span->offset;
+    int result = DONE;
+    for (*at = span->at; left > 0 && result == DONE; ++*at) {
+        int64_t remote = job->remote[*at], length = job->length[*at];
+        if (*w == NULL || !holds(*w, remote, length))
+            *w = find_window(job, remote, length);
+        int64_t piece = length - offset < left ? length - offset : left;
+        result = move_piece(job, batch, *w, job->local[*at] + offset, remote + offset, piece);
+        left -= piece;
+        offset = 0;
+    }
+    --*at;
+    return result == DONE ? flush(job, batch) : result;
+}
+
+static void *work(void *argument)
+{
+    Job *job = argument;
+    Batch batch;
+    const Window *w = NULL;
+    Span span;
+    batch.count = 0;
+    batch.bytes = 0;
+    for (int taken = 1; take(job, &span); taken++) {
+        ssize_t at = span.at;
+        int result = may_go_on(job, span.number);
+        if (result == DONE)
+            result = move_span(job, &batch, &span, &w, &at);
+        if (result != DONE)
+            fail(job, result, errno, at);
+        if (taken % HELP_CHUNKS == 0 && help_is_unwanted())
+            break;
+    }
+    copy_fence();
+    return NULL;
+}
+
+static int worth(const Job *job)
+{
+    int64_t most = job->total / THREAD_BYTES;
+    return most < job->threads ? (int)most : job->threads;
+}
+
+static void move_all(Job *job)
+{
+    job->copy = copy_kernel(job->total >= STREAM_BYTES ? job->kernel : KERNEL_PLAIN);
+    pthread_mutex_init(&job->lock, NULL);
+    in_parallel(worth(job), work, job);
+    pthread_mutex_destroy(&job->lock);
+}
+
+int transfer(Job *job)
+{
+    job->result = check_segments(job);
+    if (job->result != DONE)
+        return job->result;
+    if (job->foreign && peer_is_gone(job->pidfd)) /* its number may belong to another process now */
+        return PEER_GONE;
+    if (job->fence)
+        atomic_fetch_add(&job->fence->active, 1); /* announced before "revoked" is read: fence.py */
+    move_all(job);
+    if (job->fence)
+        atomic_fetch_sub(&job->fence->active, 1);
+    if (job->result == DONE && atomic_load(job->abort_flag))
+        return ABORTED;
+    if (job->result == DONE && peer_is_gone(job->pidfd))
+        return PEER_GONE;
+    return job->result;
+}
+
+/* -- local copies ---------------------------------------------------------------------------- */
+
+/* Whether no byte that is read is written as well: the outer bounds of both sides are apart. */
+static int apart(const int64_t *dst, const int64_t *src, const int64_t *length, ssize_t n)
+{
+    int64_t first[2] = {INT64_MAX, INT64_MAX}, end[2] = {0, 0};
+    for (ssize_t i = 0; i < n; i++) {
+        const int64_t begin[2] = {dst[i], src[i]};
+        for (int side = 0; side < 2; side++) {
+            first[side] = begin[side] < first[side] ? begin[side] : first[side];
+            end[side] = begin[side] + length[i] > end[side] ? begin[side] + length[i] : end[side];
+        }
+    }
+    return end[0] <= first[1] || end[1] <= first[0];
+}
+
+void copy_local(const int64_t *dst, const int64_t *src, const int64_t *length, ssize_t n,
+                int threads, int kernel)
+{
+    if (!apart(dst, src, length, n)) {
+        for (ssize_t i = 0; i < n; i++)
+            memmove((void *)(intptr_t)dst[i], (const void *)(intptr_t)src[i], length[i]);
+        return;
+    }
+    static const Window everything = {.base = 1, .size = INT64_MAX - 1, .mapped = 1};
+    static const _Atomic int64_t never = 0;
+    Job job = {
+        .windows = &everything, .n_windows = 1, .pidfd = -1, .local = dst, .remote = src,
+        .length = length, .n = n, .abort_flag = &never, .deadline_ns = INT64_MAX,
+        .threads = threads, .kernel = kernel,
+    };
+    for (ssize_t i = 0; i < n; i++)
+        job.total += length[i];
+    move_all(&job);
+}

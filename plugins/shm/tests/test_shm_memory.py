@@ -1,0 +1,179 @@
+"""Pools of the shm transport: their pages, huge pages, options."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datadist_shm import ShmTransport, _native, memory, options, pages
+from datadist_shm.memory import PoolRegion
+
+from datadist.transport import (
+    Placement,
+    Region,
+    RegistrationError,
+    TransportError,
+    TransportOptions,
+)
+
+MIB = 1 << 20
+
+
+def _transport(**extra: str) -> ShmTransport:
+    return ShmTransport(TransportOptions(extra=extra))
+
+
+def _present(region: Region) -> int:
+    """Bytes of a region that are in the page table."""
+    with open("/proc/self/smaps") as lines:
+        inside = False
+        for line in lines:
+            head = line.split()[0]
+            if "-" in head:
+                inside = int(head.split("-")[0], 16) == region.address
+            elif inside and head == "Rss:":
+                return int(line.split()[1]) << 10
+    raise AssertionError("the region is not mapped")
+
+
+def test_a_pool_can_be_used_at_once_and_is_filled_in_the_background() -> None:
+    transport = _transport()
+    region = transport.allocate(96 * MIB, Placement.HOST)
+    assert isinstance(region, PoolRegion)
+    ctypes.memset(region.address + 90 * MIB, 5, 100)
+    region.wait_filled(30)
+    assert region.filled
+    assert _present(region) == 96 * MIB
+    assert ctypes.string_at(region.address + 90 * MIB, 101) == b"\5" * 100 + b"\0"
+    transport.release(region)
+
+
+def test_without_population_no_page_is_made() -> None:
+    transport = _transport(populate="0")
+    region = transport.allocate(96 * MIB, Placement.HOST)
+    assert isinstance(region, PoolRegion)
+    region.wait_filled(0)
+    assert not region.filled
+    assert _present(region) == 0
+    transport.release(region)
+
+
+def test_release_ends_the_filling() -> None:
+    transport = _transport()
+    before = {thread.name for thread in threading.enumerate()}
+    region = transport.allocate(1024 * MIB, Placement.HOST)
+    fds = len(os.listdir("/proc/self/fd"))
+    began = time.monotonic()
+    transport.release(region)
+    assert time.monotonic() - began < 10
+    assert {thread.name for thread in threading.enumerate()} == before
+    assert len(os.listdir("/proc/self/fd")) == fds - 1
+
+
+def test_more_than_there_is_is_refused_before_pages_are_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    info = tmp_path / "meminfo"
+    info.write_text("MemTotal: 99 kB\nMemAvailable: 512 kB\nSwapFree: 256 kB\n")
+    monkeypatch.setattr(pages, "MEMINFO", info)
+    transport = _transport()
+    with pytest.raises(MemoryError, match="786432 bytes are available"):
+        transport.allocate(MIB, Placement.HOST)
+    transport.release(transport.allocate(MIB // 2, Placement.HOST))
+    lazy = _transport(populate="0")
+    lazy.release(lazy.allocate(MIB, Placement.HOST))
+
+
+def test_a_failure_in_the_background_is_told_to_who_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(memory.Mapping, "make_pages", fail)
+    transport = _transport()
+    region = transport.allocate(MIB, Placement.HOST)
+    assert isinstance(region, PoolRegion)
+    with pytest.raises(RegistrationError, match="Cannot allocate memory"):
+        region.wait_filled(10)
+    assert not region.filled
+    transport.release(region)
+
+
+@pytest.mark.parametrize(
+    ("general", "sized", "offered"),
+    [
+        ("always within_size advise [never] deny force", "always [inherit] advise never", False),
+        ("always within_size [advise] never deny force", "always [inherit] advise never", True),
+        ("always within_size advise [never] deny force", "always inherit [advise] never", True),
+        ("always within_size [advise] never deny force", "always inherit advise [never]", False),
+        ("always within_size advise never [deny] force", "[always] inherit advise never", False),
+        ("[always] within_size advise never deny force", None, True),
+        (None, None, False),
+    ],
+)
+def test_whether_huge_pages_are_offered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    general: str | None, sized: str | None, offered: bool,
+) -> None:  # fmt: skip
+    (tmp_path / "hugepages-2048kB").mkdir()
+    if general is not None:
+        (tmp_path / "shmem_enabled").write_text(general + "\n")
+    if sized is not None:
+        (tmp_path / "hugepages-2048kB" / "shmem_enabled").write_text(sized + "\n")
+    monkeypatch.setattr(pages, "TRANSPARENT", tmp_path)
+    assert pages.transparent() is offered
+
+
+def test_huge_pages_that_are_asked_for_and_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "transparent", lambda: False)
+    monkeypatch.setattr(pages, "reserved", lambda: 0)
+    transport = _transport(huge_pages="1")
+    with pytest.raises(RegistrationError, match=r"shmem_enabled, or reserve 2 pages .*0 are free"):
+        transport.allocate(3 * MIB, Placement.HOST)
+    monkeypatch.setattr(pages, "reserved", lambda: 4 * MIB)
+    assert pages.choose("1", 3 * MIB) == ("reserved", 4 * MIB)
+    assert pages.choose("auto", 3 * MIB) == ("small", 3 * MIB)
+    monkeypatch.setattr(pages, "transparent", lambda: True)
+    assert pages.choose("auto", 3 * MIB) == ("transparent", 4 * MIB)
+    assert pages.choose("0", 3 * MIB) == ("small", 3 * MIB)
+
+
+def test_huge_pages_of_this_machine() -> None:
+    if not pages.transparent() and pages.reserved() < 4 * MIB:
+        pytest.skip("this machine offers no huge pages for shared memory")
+    transport = _transport(huge_pages="1")
+    region = transport.allocate(3 * MIB, Placement.HOST)
+    assert isinstance(region, PoolRegion)
+    assert region.size == 4 * MIB
+    region.wait_filled(10)
+    assert ctypes.string_at(region.address, 16) == bytes(16)
+    transport.release(region)
+
+
+def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpus = len(os.sched_getaffinity(0))
+    parsed = options.Options.parse({}, {})
+    assert parsed.threads == min(cpus, options.MOST_THREADS)
+    assert parsed.kernel_name == list(_native.KERNELS)[-1]
+    assert options.Options.parse({"threads": "64"}, {}).threads == min(cpus, 64)
+    assert options.Options.parse({"threads": "1"}, {}).threads == 1
+    assert options.Options.parse({}, {options.KERNEL_VARIABLE: "plain"}).kernel_name == "plain"
+    both = options.Options.parse({"kernel": "auto"}, {options.KERNEL_VARIABLE: "plain"})
+    assert both.kernel_name == list(_native.KERNELS)[-1]
+    for name, value in (
+        ("threads", "0"), ("threads", "65"), ("threads", "-1"), ("threads", "x"),
+        ("huge_pages", "yes"), ("kernel", "fast"), ("ptracer", "2"),
+    ):  # fmt: skip
+        with pytest.raises(TransportError, match=value):
+            options.Options.parse({name: value}, {})
+
+
+def test_options_in_force_are_described() -> None:
+    shown = _transport(threads="1", kernel="plain", populate="0").describe()
+    assert shown == {
+        "populate": False, "ptracer": True, "threads": 1, "huge_pages": "auto", "kernel": "plain",
+    }  # fmt: skip

@@ -1,0 +1,179 @@
+"""Pulls that go the way of an earlier one, and what must make them take the full way again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datadist import BlocksCacheKey, CacheDesc, DataType, LLMStatusCode
+from tests import nodes
+from tests.nodes import Node, RemoteError
+
+PAIR = {1: 0, 2: 1}
+Start = Callable[..., Node]
+BLOCKS, BYTES, TENSORS = 64, 256, 3
+
+
+def _desc() -> CacheDesc:
+    return CacheDesc(TENSORS, [BLOCKS, BYTES], DataType.DT_UINT8)
+
+
+def _make(here: nodes.Here, label: str, keyed: bool, value: int) -> None:
+    key = BlocksCacheKey(1) if keyed else None
+    cache = here.live.cache_manager.allocate_blocks_cache(_desc(), key)
+    here.caches[label] = cache
+    for number, tensor in enumerate(cache.numpy()):
+        for block in range(BLOCKS):
+            tensor[block] = (value + number * BLOCKS + block) % 251 if value else 0
+
+
+def _pull(here: nodes.Here, source: Any, target: Any) -> list[list[int]]:
+    cache = here.caches["target"]
+    for tensor in cache.numpy():
+        tensor[:] = 0
+    here.live.cache_manager.pull_blocks(BlocksCacheKey(1), cache, source, target)
+    return [[int(tensor[block][0]) for block in target] for tensor in cache.numpy()]
+
+
+def _expected(value: int, source: Any) -> list[list[int]]:
+    return [
+        [(value + number * BLOCKS + int(block)) % 251 for block in source]
+        for number in range(TENSORS)
+    ]
+
+
+def _known(here: nodes.Here) -> int:
+    return len(here.live._live(LLMStatusCode.LLM_FAILED).transfers._shortcuts._ways)
+
+
+def _link(owner: Node, puller: Node, name: str) -> None:
+    owner.begin(nodes.link_and_wait, name, PAIR)
+    puller.do(nodes.link_and_wait, name, PAIR)
+    owner.result()
+
+
+def _free(here: nodes.Here, label: str) -> None:
+    here.live.cache_manager.deallocate_blocks_cache(here.caches.pop(label))
+
+
+@pytest.fixture
+def linked(start_node: Start) -> tuple[Node, Node]:
+    """An owner with a blocks cache and a puller, linked."""
+    owner, puller = start_node(1), start_node(2)
+    owner.do(_make, "source", True, 100)
+    puller.do(_make, "target", False, 0)
+    _link(owner, puller, "shortcuts")
+    return owner, puller
+
+
+LISTS: list[Any] = [
+    ([5], [6]),
+    ([1, 2, 3, 9], [30, 31, 32, 4]),
+    ((7, 8), (8, 7)),
+    (list(range(40)), list(range(20, 60))),
+    (np.arange(10), np.arange(10, 20)),
+    (np.array([3], np.int32), np.array([60], np.uint8)),
+]
+
+
+@pytest.mark.parametrize(("source", "target"), LISTS)
+def test_a_second_pull_moves_the_same_as_the_first(
+    linked: tuple[Node, Node], source: Any, target: Any
+) -> None:
+    _, puller = linked
+    for _ in range(3):
+        assert puller.do(_pull, source, target) == _expected(100, source)
+    assert puller.do(_known) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "kind", "text"),
+    [
+        ([64], [0], "LLMException", r"src_blocks\[0\] is 64"),
+        ([0], [-1], "TypeError", r"dst_blocks\[0\] is -1"),
+        ([0, 1], [0], "LLMException", "2 entries"),
+        ([0], [], "LLMException", "dst_blocks is empty"),
+        ([], [0], "LLMException", "src_blocks is empty"),
+        ([0.5], [0], "TypeError", "float"),
+        (None, [0], "TypeError", "src_blocks"),
+        ([0], "0", "TypeError", "dst_blocks"),
+        (np.zeros((2, 2), np.int64), [0, 1], "TypeError", "one dimension"),
+        (np.zeros(2), [0, 1], "TypeError", "float64"),
+        (np.array([64]), np.array([0]), "LLMException", r"src_blocks\[0\] is 64"),
+    ],
+)
+def test_errors_are_the_same_after_a_good_pull(
+    linked: tuple[Node, Node], source: Any, target: Any, kind: str, text: str
+) -> None:
+    _, puller = linked
+    for _ in range(2):
+        with pytest.raises(RemoteError, match=text) as caught:
+            puller.do(_pull_only, source, target)
+        assert caught.value.kind == kind
+        assert puller.do(_pull, [5], [6]) == _expected(100, [5])
+
+
+def _pull_only(here: nodes.Here, source: Any, target: Any) -> None:
+    here.live.cache_manager.pull_blocks(BlocksCacheKey(1), here.caches["target"], source, target)
+
+
+def test_a_key_that_moved_to_another_cache_is_followed(linked: tuple[Node, Node]) -> None:
+    owner, puller = linked
+    assert puller.do(_pull, [5], [6]) == _expected(100, [5])
+    owner.do(_free, "source")
+    owner.do(_make, "other", False, 1)
+    owner.do(_make, "source", True, 50)
+    assert puller.do(_pull, [5], [6]) == _expected(50, [5])
+    assert puller.do(_pull, [5], [6]) == _expected(50, [5])
+
+
+def test_a_cache_that_was_freed_cannot_be_pulled(linked: tuple[Node, Node]) -> None:
+    owner, puller = linked
+    puller.do(_pull, [5], [6])
+    owner.do(_free, "source")
+    with pytest.raises(RemoteError) as caught:
+        puller.do(_pull, [5], [6])
+    assert caught.value.status == "LLM_KV_CACHE_NOT_EXIST"
+
+
+def test_a_target_that_was_freed_cannot_be_pulled_into(linked: tuple[Node, Node]) -> None:
+    _, puller = linked
+    puller.do(_pull, [5], [6])
+    with pytest.raises(RemoteError) as caught:
+        puller.do(_pull_into_freed)
+    assert caught.value.status == "LLM_KV_CACHE_NOT_EXIST"
+
+
+def _pull_into_freed(here: nodes.Here) -> None:
+    manager, cache = here.live.cache_manager, here.caches["target"]
+    manager.deallocate_blocks_cache(cache)
+    manager.pull_blocks(BlocksCacheKey(1), cache, [5], [6])
+
+
+def test_after_unlink_the_link_is_missed_and_a_new_one_found(linked: tuple[Node, Node]) -> None:
+    owner, puller = linked
+    puller.do(_pull, [5], [6])
+    for node in (owner, puller):
+        node.do(_unlink_all)
+    with pytest.raises(RemoteError) as caught:
+        puller.do(_pull, [5], [6])
+    assert caught.value.status == "LLM_NOT_YET_LINK"
+    _link(owner, puller, "again")
+    assert puller.do(_pull, [5], [6]) == _expected(100, [5])
+
+
+def _unlink_all(here: nodes.Here) -> None:
+    for comm_id in list(here.live._live(LLMStatusCode.LLM_FAILED)._links.domains):
+        here.live.unlink(comm_id)
+
+
+def test_an_owner_that_died_is_reported(linked: tuple[Node, Node]) -> None:
+    owner, puller = linked
+    puller.do(_pull, [5], [6])
+    owner.kill()
+    with pytest.raises(RemoteError) as caught:
+        puller.do(_pull, [5], [6])
+    assert caught.value.status in ("LLM_FAILED", "LLM_NOT_YET_LINK")
