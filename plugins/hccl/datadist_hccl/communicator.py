@@ -20,6 +20,7 @@ from datadist_hccl.one_sided import Hccl, HcclError
 
 log = logging.getLogger("datadist.hccl")
 
+FIRST_SLICE_SECONDS = 1
 SLICE_SECONDS = 10
 """Longest single attempt to meet the peers: an unlink is noticed between two."""
 PAUSE = 0.2
@@ -132,7 +133,7 @@ class Communicator:
         """
         assert self._handle is not None
         forgiven = attempts - 1 + SPARE_ATTEMPTS
-        longest = 1
+        longest = FIRST_SLICE_SECONDS
         while True:
             began = time.monotonic()
             seconds = max(1, min(longest, int(deadline - began)))

@@ -214,8 +214,11 @@ def test_unlink_while_the_peers_are_awaited(start_ranks: Start) -> None:
 def _close_while_joining(here: Here) -> tuple[float, str, dict[str, int]]:
     import threading
 
+    from datadist_hccl import communicator
+
     from datadist.transport import LinkError
 
+    communicator.FIRST_SLICE_SECONDS = communicator.SLICE_SECONDS
     own = ranks.of(here)
     link = own.links.pop("link")
     errors: list[str] = []
