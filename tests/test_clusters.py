@@ -65,6 +65,18 @@ def test_two_that_link_with_each_other_at_once(start_node: Start, free_ports: Po
         assert (first.result(), second.result()) == (OK, OK)
 
 
+def test_a_link_that_the_peer_formed_is_ours_too(start_node: Start, free_ports: Ports) -> None:
+    ports = free_ports(2)
+    first, second = (_listening(start_node, i + 1, port) for i, port in enumerate(ports))
+    for _ in range(2):
+        assert second.do(nodes.link_clusters, [(1, ports[0])]) == OK
+        assert first.do(nodes.link_clusters, [(2, ports[1])]) == OK  # it came a moment later
+        assert first.do(nodes.link_clusters, [(2, ports[1])])[0] == "LLM_ALREADY_LINK"
+        assert second.do(nodes.link_clusters, [(1, ports[0])])[0] == "LLM_ALREADY_LINK"
+        assert first.do(nodes.unlink_clusters, [(2, ports[1])]) == OK
+        assert second.do(nodes.unlink_clusters, [(1, ports[0])]) == OK
+
+
 def test_sixteen_in_one_call_some_absent(start_node: Start, free_ports: Ports) -> None:
     ports = free_ports(16)
     for index in range(0, 16, 2):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 
 from datadist.cli.tables import render
 from datadist.engine.loader import BackendError, choose_backend, survey, wanted
+from datadist.quiet import quiet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,8 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(_args: argparse.Namespace) -> int:
-    """Print the table; 1 where no transport can be used."""
-    logging.getLogger("datadist.backend").setLevel(logging.CRITICAL)  # the table says it all
+    """Print the table, which says all that would be logged; 1 where no transport can be used."""
+    with quiet("datadist.backend"):
+        return _show()
+
+
+def _show() -> int:
     rows = survey()
     chosen = next((row.backend.name for row in rows if row.usable), None)
     if rows:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import platform
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -25,8 +25,10 @@ from datadist.bench.results import Result
 from datadist.bench.scale import scale
 from datadist.bench.shapes import MIB, SHAPES
 from datadist.bench.side import BenchError, Settings
+from datadist.quiet import quiet
 
 WORKLOADS = [*SHAPES, "latency", "link", "beside", "scale"]
+RUNTIME_DIR = "DATADIST_RUNTIME_DIR"
 DEFAULT = [*SHAPES, "latency", "link", "beside"]
 POOLS = [64 * MIB, 256 * MIB, 1024 * MIB]
 
@@ -60,12 +62,10 @@ def _positive(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """0 when every byte was right, 1 otherwise, 2 where something cannot be measured."""
-    logging.getLogger("datadist").setLevel(logging.CRITICAL)
     results: list[Result] = []
     try:
         names, settings = _workloads(args.workloads), _settings(args)
-        with tempfile.TemporaryDirectory(prefix="datadist-bench-") as place:
-            os.environ["DATADIST_RUNTIME_DIR"] = place
+        with quiet("datadist"), _runtime_directory():
             for name in names:
                 results += _measure(name, settings, args)
         if args.plot:
@@ -83,6 +83,21 @@ def run(args: argparse.Namespace) -> int:
     for problem in wrong:
         print(f"MISMATCH {problem}", file=sys.stderr)
     return 1 if wrong else 0
+
+
+@contextmanager
+def _runtime_directory() -> Iterator[None]:
+    """One of our own, for the engines of the measurements."""
+    before = os.environ.get(RUNTIME_DIR)
+    with tempfile.TemporaryDirectory(prefix="datadist-bench-") as place:
+        os.environ[RUNTIME_DIR] = place
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[RUNTIME_DIR]
+            else:
+                os.environ[RUNTIME_DIR] = before
 
 
 def _workloads(given: list[str]) -> list[str]:

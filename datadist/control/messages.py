@@ -351,7 +351,10 @@ Message = (
     | Goodbye
 )
 
-_adapter: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+_adapter: TypeAdapter[Message] = TypeAdapter(
+    Annotated[Message, Field(discriminator="kind")],
+    config=ConfigDict(cache_strings="keys"),  # tokens come once: a cache of them only grows
+)
 
 
 def encode(message: Message) -> bytes:

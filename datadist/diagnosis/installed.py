@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 from datadist.diagnosis.finding import Finding, Level, on
 from datadist.engine.loader import survey
+from datadist.quiet import quiet
 
 
 def examine() -> Iterator[Finding]:
     """One finding per installed transport."""
-    logger = logging.getLogger("datadist.backend")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)  # the findings say it all
-    try:
+    with quiet("datadist.backend"):
         rows = survey()
-    finally:
-        logger.setLevel(before)
     if not rows:
         yield Finding(
             "transports", Level.PROBLEM, "none is installed",

@@ -142,8 +142,9 @@ class Clusters:
                 "every engine a cluster id of its own",
             )
         present = self.pairs.get(address.cluster_id)
-        if present is not None and (present.waiting or present.created >= call.began):
-            return present  # it asked us at the same moment
+        if present is not None and self._formed_by_peer(present, address, call):
+            present.claimed = True
+            return present
         if present is not None and present.usable:
             other = "" if present.incarnation == address.incarnation else ", to another engine"
             raise DialError(
@@ -152,7 +153,7 @@ class Clusters:
             )
         left = max(0.0, call.deadline - time.monotonic())
         pair = self._new_pair(address.cluster_id, address.incarnation, left)
-        pair.asked, pair.place = True, place
+        pair.asked, pair.claimed, pair.place = True, True, place
         view = self._views.get(address.incarnation)
         if view is not None:
             self._ask(pair, view)
@@ -160,6 +161,13 @@ class Clusters:
             why = f"the listener at {call.place} has ended"
             self._end(pair, LLMStatusCode.LLM_LINK_FAILED, why)
         return pair
+
+    @staticmethod
+    def _formed_by_peer(pair: PairDomain, address: Address, call: Call) -> bool:
+        """Two that link with each other at once both succeed, whichever comes first."""
+        if pair.waiting or pair.created >= call.began:
+            return True
+        return pair.usable and not pair.claimed and pair.incarnation == address.incarnation
 
     def _new_pair(self, cluster: int, incarnation: str, seconds: float) -> PairDomain:
         self._replace(cluster)

@@ -232,6 +232,8 @@ class PairDomain(Domain):
     """Where it was met over the network."""
     asked: bool = False
     """Whether our `Dial` is on its way."""
+    claimed: bool = False
+    """Whether a `link_clusters` of this engine has had this link, as its own or as the peer's."""
     expiry: Timer | None = None
     """Ends the waiting."""
 
