@@ -1,30 +1,26 @@
-"""Building a formed domain: open the transport's link, swap offers, attach, agree on readiness.
+"""Building a formed domain: attempts begin, go through their steps, and end.
 
-Runs on the reactor; the steps that may take long (open, attach, join, close) run on workers. A
-member that leaves before it was ready dissolves the attempt, and the domain waits anew; an error
-of a transport fails the domain on every rank. Where the transport's library brings the members
-together, opening and joining come first, and then they get in touch.
+Runs on the reactor; closing a link, which may take long, runs on workers. A member that leaves
+before it was ready dissolves the attempt, and the domain waits anew; an error of a transport fails
+the domain on every rank. Where the transport's library brings the members together, opening and
+joining come first, and then they get in touch.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-import threading
 import time
 from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 from datadist.control.meeting import Meeting
 from datadist.control.messages import (
-    Attached,
     Dissolve,
     Fail,
     Left,
     Member,
-    Message,
     OfferMessage,
-    Ready,
 )
 from datadist.control.reactor import Reactor
 from datadist.control.runtime_dir import Address
@@ -33,21 +29,13 @@ from datadist.engine.domain import Attempt, Domain
 from datadist.engine.memory import Memory
 from datadist.engine.owned import OwnDirectory
 from datadist.engine.peers import PeerView
+from datadist.engine.steps import Steps, answer
 from datadist.engine.workers import Workers
-from datadist.transport import (
-    Access,
-    Group,
-    Link,
-    Offer,
-    Peer,
-    Transport,
-    TransportError,
-)
+from datadist.transport import Link, Peer
 from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.link")
 
-Joined = TypeVar("Joined")
 Introduced: TypeAlias = "Callable[[list[bytes]], tuple[str, dict[int, Member]]]"
 
 EARLY_SECONDS = 10.0
@@ -62,23 +50,20 @@ class Builder:
 
     def __init__(
         self,
+        steps: Steps,
         reactor: Reactor,
         meeting: Meeting,
-        views: dict[str, PeerView],
         workers: Workers,
-        transport: Transport,
         memory: Memory,
         owned: OwnDirectory,
-        access: Access,
     ) -> None:
+        self._steps = steps
+        steps.on_quiet = self._close_when_quiet
         self._reactor = reactor
         self._meeting = meeting
-        self._views = views
         self._workers = workers
-        self._transport = transport
         self._memory = memory
         self._owned = owned
-        self._access = access
         self._active: dict[str, Domain] = {}
         self._taken: set[tuple[str, int]] = set()
         """Incarnation and link id of every member of an attempt."""
@@ -110,7 +95,7 @@ class Builder:
         self._active[attempt.token] = domain
         own = self._meeting.address.incarnation
         peers = {r: Peer(r, own if r == attempt.rank else "") for r in attempt.ranks}
-        group = self._group(domain, attempt, peers, name)
+        group = self._steps.group(domain, attempt, peers, name)
 
         def introduced(blobs: list[bytes]) -> None:
             if attempt.dead:
@@ -118,7 +103,7 @@ class Builder:
             try:
                 token, attempt.members = met(blobs)
             except ValueError as error:
-                self._failed(domain, attempt, str(error))
+                self._steps.failed(domain, attempt, str(error))
                 return
             del self._active[attempt.token]
             attempt.token = token
@@ -127,26 +112,22 @@ class Builder:
         def opened(link: Link) -> None:
             attempt.link = link
             if not attempt.dead:
-                self._join(domain, attempt, lambda: link.exchange(blob), introduced)
+                self._steps.join(domain, attempt, lambda: link.exchange(blob), introduced)
 
-        self._open(domain, attempt, group, opened)
+        self._steps.open(domain, attempt, group, opened)
 
     def _meet(self, domain: Domain, attempt: Attempt) -> None:
         """Go on with an attempt whose members are known now."""
         self._active[attempt.token] = domain
         self._taken |= attempt.taken
         for rank in attempt.others:
-            view = self._view(attempt, rank)
+            view = self._steps.view(attempt, rank)
             if view is None:
                 member = attempt.members[rank]
                 self._meeting.contact(Address(member.cluster_id, member.incarnation))
             else:
                 self._adopt(attempt, view)
-        self._advance(domain, attempt)
-
-    def _view(self, attempt: Attempt, rank: int) -> PeerView | None:
-        member = attempt.members.get(rank)
-        return None if member is None else self._views.get(member.incarnation)
+        self._steps.advance(domain, attempt)
 
     def is_taken(self, incarnation: str, link: int) -> bool:
         """Whether a wish is part of an attempt of ours."""
@@ -193,7 +174,7 @@ class Builder:
         """
         targets = {}
         for rank in attempt.others:
-            view = self._view(attempt, rank)
+            view = self._steps.view(attempt, rank)
             if view is not None and rank not in attempt.gone:
                 self._meeting.hold(view.session, ACKS)
                 self._owned.send_revocation(view, lambda seq: Left(domain=attempt.token, seq=seq))
@@ -203,7 +184,7 @@ class Builder:
 
     def fail(self, attempt: Attempt, reason: str) -> None:
         """Tell the members that the attempt failed for good."""
-        self.tell(attempt, Fail(domain=attempt.token, reason=reason[:4000]))
+        self._steps.tell(attempt, Fail(domain=attempt.token, reason=reason[:4000]))
 
     def _retire(self, domain: Domain, attempt: Attempt) -> None:
         attempt.dead = True
@@ -213,10 +194,10 @@ class Builder:
         for _, fds in attempt.offers.values():
             close_all(fds)
         for rank in attempt.others:
-            view = self._view(attempt, rank)
+            view = self._steps.view(attempt, rank)
             if view is not None:
                 if rank in attempt.offers:
-                    _answer(view, attempt.token)
+                    answer(view, attempt.token)
                 self._owned.unsubscribe_unless(view, self._linked(view))
                 self._meeting.release(view.session, attempt)
         attempt.offers.clear()
@@ -259,223 +240,7 @@ class Builder:
                 return
             time.sleep(0.005)
 
-    # -- the steps ---------------------------------------------------------------------------
-
-    def _advance(self, domain: Domain, attempt: Attempt) -> None:
-        if attempt.dead:
-            return
-        if not attempt.opening:
-            self._try_open(domain, attempt)
-        if attempt.link is None or attempt.joining:
-            return
-        self._greet(domain, attempt)
-        for rank in [r for r in attempt.offers if r not in attempt.attaching]:
-            self._attach(domain, attempt, rank)
-        if attempt.attached.issuperset(attempt.others) and not attempt.told_ready:
-            if self._transport.capabilities.self_bootstrapping and not attempt.joined:
-                self._join(
-                    domain, attempt, lambda: None, lambda _: self._tell_ready(domain, attempt)
-                )
-            else:
-                self._tell_ready(domain, attempt)
-
-    def _greet(self, domain: Domain, attempt: Attempt) -> None:
-        """Give our directory and our offer to the members that can be talked to."""
-        for rank in attempt.others:
-            view = self._view(attempt, rank)
-            if view is not None and rank not in attempt.greeted and not attempt.dead:
-                attempt.greeted.add(rank)
-                self._owned.subscribe(view)
-                view.queue_offer(self._giver(domain, attempt, rank))
-
-    def _try_open(self, domain: Domain, attempt: Attempt) -> None:
-        views = {r: self._views.get(attempt.members[r].incarnation) for r in attempt.others}
-        present = {rank: view for rank, view in views.items() if view is not None}
-        if len(present) < len(views):
-            return
-        peers = {attempt.rank: Peer(attempt.rank, self._meeting.address.incarnation)}
-        for rank, view in present.items():
-            session = view.session
-            pidfd = None if session.process is None else session.process.fd
-            peers[rank] = Peer(rank, view.incarnation, session.peer_pid, pidfd, session.address)
-
-        def opened(link: Link) -> None:
-            attempt.link = link
-            self._advance(domain, attempt)
-
-        group = self._group(domain, attempt, peers, attempt.token)
-        for view in present.values():
-            if view.session.process is not None:
-                attempt.processes.append(view.session.process)
-        self._open(domain, attempt, group, opened)
-
-    def _open(
-        self, domain: Domain, attempt: Attempt, group: Group, opened: Callable[[Link], None]
-    ) -> None:
-        attempt.opening = True
-        exposed = self._memory.expose()
-        attempt.regions = sorted(exposed)
-        self._job(
-            domain, attempt, "opening the transport",
-            lambda: self._transport.open(group, list(exposed.values()), self._access), opened,
-        )  # fmt: skip
-
-    @staticmethod
-    def _group(domain: Domain, attempt: Attempt, peers: dict[int, Peer], suffix: str) -> Group:
-        return Group(
-            name=f"{domain.name.encode()[:90].decode(errors='ignore')}.{suffix}",
-            rank=attempt.rank,
-            peers=dict(sorted(peers.items())),
-            table=domain.table,
-            deadline=domain.deadline,
-        )
-
-    def _giver(self, domain: Domain, attempt: Attempt, rank: int) -> Callable[[], bool]:
-        def give() -> bool:
-            view = self._view(attempt, rank)
-            if attempt.dead or attempt.link is None or view is None:
-                return False
-            try:
-                offer = attempt.link.offer(rank)
-            except Exception as error:
-                self._failed(
-                    domain, attempt, self._blame(f"making the offer for rank {rank}", error)
-                )
-                return False
-            if offer.fds and not view.session.takes_descriptors:
-                close_all(offer.fds)
-                why = (
-                    f"the transport offers descriptors, which cannot leave the host, to rank "
-                    f"{rank} at {view.session.address}"
-                )
-                self._failed(domain, attempt, why)
-                return False
-            message = OfferMessage.model_construct(
-                domain=attempt.token, data=offer.data, fds=len(offer.fds), regions=attempt.regions
-            )
-            view.session.send(message, offer.fds)
-            return True
-
-        return give
-
-    def _attach(self, domain: Domain, attempt: Attempt, rank: int) -> None:
-        message, fds = attempt.offers.pop(rank)
-        attempt.attaching.add(rank)
-        link = attempt.link
-        assert link is not None
-
-        def take() -> None:
-            try:
-                link.attach(rank, Offer(message.data, fds))
-            finally:
-                self._reactor.post(answer)
-
-        def answer() -> None:
-            view = self._view(attempt, rank)
-            if view is not None:
-                _answer(view, attempt.token)
-
-        def attached(_: None) -> None:
-            if not attempt.dead:
-                attempt.attached.add(rank)
-                attempt.exposed[rank] = frozenset(message.regions)
-                self._advance(domain, attempt)
-
-        self._job(domain, attempt, f"attaching the memory of rank {rank}", take, attached)
-
-    def _join(
-        self,
-        domain: Domain,
-        attempt: Attempt,
-        then: Callable[[], Joined],
-        done: Callable[[Joined], None],
-    ) -> None:
-        """Meet the members in the transport's library, and do what comes next on that thread."""
-        link = attempt.link
-        assert link is not None
-        attempt.joining = True
-
-        def join() -> Joined:
-            link.join(max(0.0, domain.deadline - time.monotonic()))
-            return then()
-
-        def joined(result: Joined) -> None:
-            attempt.joining, attempt.joined = False, True
-            done(result)
-
-        self._job(
-            domain, attempt, "joining the peers in the transport's library", join, joined,
-            own_thread=True,
-        )  # fmt: skip
-
-    def _tell_ready(self, domain: Domain, attempt: Attempt) -> None:
-        if not attempt.dead:
-            attempt.told_ready = True
-            self.tell(attempt, Ready(domain=attempt.token))
-            self._check_ok(domain, attempt)
-
-    def _check_ok(self, domain: Domain, attempt: Attempt) -> None:
-        if domain.waiting and attempt.told_ready and attempt.ready.issuperset(attempt.others):
-            domain.owner.on_ok(domain)
-
-    def _job(
-        self,
-        domain: Domain,
-        attempt: Attempt,
-        stage: str,
-        work: Callable[[], object],
-        done: Callable[..., None],
-        own_thread: bool = False,
-    ) -> None:
-        attempt.jobs += 1
-        attempt.quiet.clear()
-
-        def run() -> None:
-            try:
-                result = work()
-            except BaseException as error:
-                reason = self._blame(stage, error)
-                self._reactor.post(lambda: finish(lambda: self._failed(domain, attempt, reason)))
-            else:
-                self._reactor.post(lambda: finish(lambda: done(result)))
-
-        def finish(then: Callable[[], None]) -> None:
-            try:
-                then()
-            finally:
-                attempt.jobs -= 1
-                if attempt.jobs == 0:
-                    attempt.quiet.set()
-                if attempt.dropped:
-                    self._close_when_quiet(attempt)
-
-        if own_thread:
-            threading.Thread(target=run, name="datadist-join", daemon=True).start()
-        else:
-            self._workers.submit(run)
-
-    def _failed(self, domain: Domain, attempt: Attempt, reason: str) -> None:
-        if not attempt.dead:
-            domain.owner.on_failed(domain, reason)
-
-    def _blame(self, stage: str, error: BaseException) -> str:
-        if isinstance(error, TransportError):
-            return f"{stage} failed: {error}"
-        plugin = type(self._transport)
-        log.error(
-            "defect of transport %s.%s (it raised what the interface does not allow)",
-            plugin.__module__, plugin.__qualname__, exc_info=error,
-        )  # fmt: skip
-        return f"{stage} failed: {type(error).__name__}: {error}"
-
     # -- from peers --------------------------------------------------------------------------
-
-    def tell(self, attempt: Attempt, message: Message) -> None:
-        """Send ``message`` to every member that is still there."""
-        for rank in attempt.others:
-            view = self._view(attempt, rank)
-            if view is not None:
-                view.send(message)
 
     def refuse(self, view: PeerView, token: str, reason: str) -> None:
         """Tell the sender of a `Form` that it can not be."""
@@ -487,7 +252,7 @@ class Builder:
             attempt = domain.attempt
             if attempt is not None and attempt.rank_of(view.incarnation) is not None:
                 self._adopt(attempt, view)
-                self._advance(domain, attempt)
+                self._steps.advance(domain, attempt)
 
     def on_offer(self, view: PeerView, message: OfferMessage, fds: list[int]) -> None:
         """A member's offer; it may come before we heard of the domain."""
@@ -498,16 +263,16 @@ class Builder:
             self._keep_early(view, message, fds)
         elif rank is None or rank in attempt.offers or rank in attempt.attaching:
             close_all(fds)
-            _answer(view, message.domain)
+            answer(view, message.domain)
         else:
             attempt.offers[rank] = (message, fds)
-            self._advance(domain, attempt)
+            self._steps.advance(domain, attempt)
 
     def _keep_early(self, view: PeerView, message: OfferMessage, fds: list[int]) -> None:
         token = message.domain
         if token in view.early or len(view.early) >= MAX_EARLY:
             close_all(fds)
-            _answer(view, token)
+            answer(view, token)
             return
         view.early[token] = (message, fds)
 
@@ -515,7 +280,7 @@ class Builder:
             late = view.early.pop(token, None)
             if late is not None:
                 close_all(late[1])
-                _answer(view, token)
+                answer(view, token)
 
         self._reactor.later(EARLY_SECONDS, forget)
 
@@ -527,7 +292,7 @@ class Builder:
             rank = attempt.rank_of(view.incarnation)
             if rank is not None:
                 attempt.ready.add(rank)
-                self._check_ok(domain, attempt)
+                self._steps.check_ok(domain, attempt)
 
     def on_fail(self, view: PeerView, message: Fail) -> None:
         """A member failed: so do we."""
@@ -597,11 +362,6 @@ class Builder:
         attempt = domain.attempt
         assert attempt is not None
         log.info("%s: waiting again: %s", domain, reason)
-        self.tell(attempt, Dissolve(domain=attempt.token, reason=reason[:4000]))
+        self._steps.tell(attempt, Dissolve(domain=attempt.token, reason=reason[:4000]))
         self.drop(domain)
         domain.owner.on_dissolved(domain)
-
-
-def _answer(view: PeerView, token: str) -> None:
-    """Tell a peer, once for each offer that it sent, that we are done with it."""
-    view.send(Attached(domain=token))

@@ -35,6 +35,7 @@ from datadist.engine.owned import OwnDirectory
 from datadist.engine.peers import PeerView
 from datadist.engine.push import Pushes
 from datadist.engine.rendezvous import Rendezvous
+from datadist.engine.steps import Steps
 from datadist.engine.suspects import Suspects
 from datadist.engine.transfer import Transfers
 from datadist.engine.verify import Verification
@@ -121,7 +122,7 @@ class Engine:
         stack.callback(lambda: self._call(self._meeting.close))
         self.views: dict[str, PeerView] = {}
         access = Access.READ_WRITE if self.options.remote_accessible else Access.READ
-        self._builder = Builder(
+        steps = Steps(
             self._reactor,
             self._meeting,
             self.views,
@@ -130,6 +131,9 @@ class Engine:
             self.memory,
             self.owned,
             access,
+        )
+        self._builder = Builder(
+            steps, self._reactor, self._meeting, self._workers, self.memory, self.owned
         )
         rendezvous = Rendezvous(
             self._reactor,
