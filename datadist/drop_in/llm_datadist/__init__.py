@@ -28,32 +28,6 @@ from datadist import (
     TransferWithCacheKeyConfig,
 )
 
-v2_list = [
-    "LLMDataDist",
-    "LLMRole",
-    "LlmConfig",
-    "LLMConfig",
-    "LLMClusterInfo",
-    "LLMStatusCode",
-    "LLMException",
-    "Status",
-    "DataType",
-    "CacheDesc",
-    "CacheKey",
-    "CacheKeyByIdAndIndex",
-    "BlocksCacheKey",
-    "Cache",
-    "KvCache",
-    "Placement",
-    "RegisterMemStatus",
-    "Memtype",
-    "MemInfo",
-    "LayerSynchronizer",
-    "TransferConfig",
-    "TransferWithCacheKeyConfig",
-    "CacheTask",
-]
-
 __all__ = [  # the three names of the first version are left out, so that `import *` works
     "BlocksCacheKey",
     "Cache",
@@ -79,6 +53,7 @@ __all__ = [  # the three names of the first version are left out, so that `impor
     "TransferConfig",
     "TransferWithCacheKeyConfig",
 ]
+v2_list = __all__
 
 
 def __getattr__(name: str) -> Any:
