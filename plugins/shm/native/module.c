@@ -47,10 +47,11 @@ static int get_manner(PyObject *const *args, int *threads, int *kernel)
 }
 
 PyDoc_STRVAR(transfer_doc,
-"transfer(write, path, local, remote, length, fence, deadline_ns) -> (code, segment, errno).\n"
+"transfer(write, path, local, remote, length, fence, seconds) -> None, or (code, segment, errno) of a\n"
+"failure.\n"
 "path: writable int64 buffer of abort (not 0 ends what is in flight), pid, pidfd or -1, threads at\n"
 "most, kernel of KERNELS, then triples (owner's base, size, mapped base or 0) sorted by base; fence:\n"
-"address of the page, or 0; deadline_ns: of CLOCK_MONOTONIC.");
+"address of the page, or 0; seconds: how long it may take, from now.");
 
 enum { PATH_HEAD = 5 };
 
@@ -87,7 +88,7 @@ static PyObject *py_transfer(PyObject *self, PyObject *const *args, Py_ssize_t n
     }
     job.write = PyObject_IsTrue(args[0]);
     job.fence = (Fence *)(intptr_t)PyLong_AsLongLong(args[5]);
-    job.deadline_ns = PyLong_AsLongLong(args[6]);
+    job.deadline_ns = deadline_after(PyFloat_AsDouble(args[6]));
     if (PyErr_Occurred() ||
         PyObject_GetBuffer(args[1], &path, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0)
         return NULL;
@@ -99,7 +100,8 @@ static PyObject *py_transfer(PyObject *self, PyObject *const *args, Py_ssize_t n
         Py_BEGIN_ALLOW_THREADS
         code = transfer(&job);
         Py_END_ALLOW_THREADS
-        answer = Py_BuildValue("ini", code, (Py_ssize_t)job.index, job.error);
+        answer = code == DONE ? Py_NewRef(Py_None)
+                              : Py_BuildValue("ini", code, (Py_ssize_t)job.index, job.error);
     }
     release(vectors, taken);
     PyBuffer_Release(&path);

@@ -25,6 +25,13 @@ static int64_t now_ns(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+int64_t deadline_after(double seconds)
+{
+    if (!(seconds > 0))
+        return 0;
+    return seconds < 1e9 ? now_ns() + (int64_t)(seconds * 1e9) : INT64_MAX;
+}
+
 static int peer_is_gone(int pidfd)
 {
     struct pollfd p = {.fd = pidfd, .events = POLLIN};

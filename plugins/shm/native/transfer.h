@@ -52,6 +52,9 @@ typedef struct {
     int result;
 } Job;
 
+/* The deadline_ns of a job that may take so many seconds from now. */
+int64_t deadline_after(double seconds);
+
 /* Move every segment, or fail; returns a result. No byte moves where a segment is out of bounds. */
 int transfer(Job *job);
 
