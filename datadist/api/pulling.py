@@ -18,8 +18,10 @@ from datadist.api.arguments import (
 from datadist.api.cache import Cache
 from datadist.api.manager_part import ManagerPart
 from datadist.engine.plan import Blocks
-from datadist.status import LLMException, param_invalid
+from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
+
+_FINALIZED = LLMStatusCode.LLM_PARAM_INVALID
 
 
 class Pulling(ManagerPart):
@@ -81,7 +83,7 @@ class Pulling(ManagerPart):
         if type(src_cache_key) is BlocksCacheKey and type(dst_cache) is Cache and not kwargs:
             cluster, model = src_cache_key.cluster_id, src_cache_key.model_id
             try:
-                known = self._engine().transfers.pull_known
+                known = self._live(_FINALIZED).transfers.pull_known
             except LLMException:  # finalized, which other mistakes are told before
                 pass
             else:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -214,10 +215,12 @@ class Side:
         operate: Callable[..., None] = (
             manager.pull_blocks if self.settings.direction == "pull" else manager.push_blocks
         )
+        if self._more:
+            operate = partial(operate, **self._more)
         clock, seconds = time.perf_counter, []
         for source, target in lists:
             began = clock()
-            operate(key, cache, source, target, **self._more)
+            operate(key, cache, source, target)
             seconds.append(clock() - began)
         return seconds
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Tally:
-    """Counts of one direction; whoever adds holds the lock of what it belongs to."""
+    """Counts of one direction. An operation that failed counts no bytes."""
 
     __slots__ = ("bytes", "errors", "operations", "seconds")
 
@@ -23,15 +22,6 @@ class Tally:
         self.bytes = 0
         self.errors = 0
         self.seconds = 0.0
-
-    def add(self, nbytes: int, seconds: float, failed: bool) -> None:
-        """Count one operation; one that failed counts no bytes."""
-        self.seconds += seconds
-        if failed:
-            self.errors += 1
-        else:
-            self.operations += 1
-            self.bytes += nbytes
 
     def as_dict(self) -> dict[str, int | float]:
         """Plain numbers."""
@@ -46,22 +36,15 @@ class Tally:
 class Counters:
     """Both directions of one link to one peer, or of an engine: what *we* began."""
 
-    __slots__ = ("_lock", "pull", "push")
+    __slots__ = ("pull", "push")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self.pull = Tally()
         self.push = Tally()
 
-    def add(self, push: bool, nbytes: int, seconds: float, failed: bool) -> None:
-        """Count one operation; from any thread."""
-        with self._lock:
-            (self.push if push else self.pull).add(nbytes, seconds, failed)
-
     def as_dict(self) -> dict[str, dict[str, int | float]]:
-        """Plain numbers, both directions of the same moment."""
-        with self._lock:
-            return {"pull": self.pull.as_dict(), "push": self.push.as_dict()}
+        """Plain numbers."""
+        return {"pull": self.pull.as_dict(), "push": self.push.as_dict()}
 
 
 def link_stats(domains: Iterable[Domain]) -> list[dict[str, Any]]:

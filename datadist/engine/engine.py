@@ -366,11 +366,14 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """Counters of every link, of the engine, and the use of its pools."""
+        domains = self._all_domains()
+        with self.transfers.counting:
+            links, total = link_stats(domains), self.transfers.counters.as_dict()
         return {
             "cluster_id": self.cluster_id,
             "backend": self.backend.name,
-            "links": link_stats(self._all_domains()),
-            "total": self.transfers.counters.as_dict(),
+            "links": links,
+            "total": total,
             "pools": pool_stats(self.memory),
         }
 

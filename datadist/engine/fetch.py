@@ -64,7 +64,7 @@ class Fetches:
             )
         route = self._transfers.routes(cluster, deadline)[0]
         request = next(self._ids)
-        started, failed = time.perf_counter(), True
+        started, failed = time.monotonic(), True
         waiting = self._waiting[request] = _Waiting(route.view)
         try:
             route.view.send(

@@ -55,7 +55,8 @@ class OwnCache:
     """Tensors that peers have pulled, per binding."""
     held: bool = True
     """Whether the id still references it."""
-    pins: int = 0
+    pins: list[None] = field(default_factory=list)
+    """One item per local transfer that uses the memory: appending and popping need no lock."""
     let_go: bool = False
     """Whether peers have let go of it."""
 
@@ -157,19 +158,25 @@ class OwnDirectory:
             self.unpin(cache)
 
     def pin(self, cache_id: int, freed_too: bool = False) -> OwnCache | None:
-        """Keep the memory of a cache until :meth:`unpin`; None where it does not exist."""
-        with self._lock:
-            cache = self._caches.get(cache_id)
-            if cache is None or not (cache.held or freed_too):
-                return None
-            cache.pins += 1
+        """Keep the memory of a cache until :meth:`unpin`; None where it does not exist.
+
+        Takes no lock: a cache is pinned before it is looked at once more, and leaves the directory
+        before anybody looks for pins, so one of the two sees the other.
+        """
+        cache = self._caches.get(cache_id)
+        if cache is None or not (cache.held or freed_too):
+            return None
+        cache.pins.append(None)
+        if cache_id in self._caches:
             return cache
+        self.unpin(cache)
+        return None
 
     def unpin(self, cache: OwnCache) -> None:
         """Undo one :meth:`pin`."""
-        with self._lock:
-            cache.pins -= 1
-            if self._caches.get(cache.cache_id) is not cache:  # somebody waits to free it
+        cache.pins.pop()
+        if cache.cache_id not in self._caches:  # somebody waits to free it
+            with self._lock:
                 self._free_if_unused(cache)
 
     def caches_at(

@@ -130,10 +130,8 @@ class PeerView:
     def acknowledge(self, seq: int) -> None:
         """Send the acknowledgement now, or when the pulls in flight have ended."""
         with self.lock:
-            if self._pulls:
-                self._deferred.append((set(self._pulls), seq))
-                return
-        self.send(Ack(seq=seq))
+            self._deferred.append((set(self._pulls), seq))
+        self._acknowledge_deferred()
 
     def begin_pull(self) -> int:
         """Note that a transfer starts; call with ``lock`` held, together with the look-up."""
@@ -142,26 +140,39 @@ class PeerView:
         return token
 
     def begin_pull_at(self, version: int) -> int | None:
-        """:meth:`begin_pull`, unless the directory has changed since it had that version."""
+        """:meth:`begin_pull`, unless the directory has changed since it had that version.
+
+        Takes no lock: the pull is noted before the version is read, and :meth:`apply` changes the
+        version before it looks for pulls, so one of the two sees the other.
+        """
         token = next(self._tokens)
-        with self.lock:
-            if self.version != version:
-                return None
-            self._pulls.add(token)
+        self._pulls.add(token)
+        if self.version != version:
+            self.end_pull(token)
+            return None
         return token
 
     def end_pull(self, token: int) -> None:
-        """Note that it ended; sends the acknowledgements that waited for it."""
+        """Note that it ended; sends the acknowledgements that waited for it.
+
+        In the same manner: a pull is taken off before acknowledgements are looked for, and these are
+        noted before they look for pulls.
+        """
+        self._pulls.discard(token)
+        if self._deferred:
+            self._acknowledge_deferred()
+
+    def _acknowledge_deferred(self) -> None:
+        done, left = 0, []
         with self.lock:
-            self._pulls.discard(token)
-            if not self._deferred:
-                return
-            for waiting, _ in self._deferred:
-                waiting.discard(token)
-            done = [seq for waiting, seq in self._deferred if not waiting]
-            self._deferred = [item for item in self._deferred if item[0]]
+            for waiting, seq in self._deferred:
+                if waiting.isdisjoint(self._pulls):
+                    done = max(done, seq)
+                else:
+                    left.append((waiting, seq))
+            self._deferred = left
         if done:
-            self.send(Ack(seq=max(done)))
+            self.send(Ack(seq=done))
 
     # -- look-ups that miss ------------------------------------------------------------------
 

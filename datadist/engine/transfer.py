@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 
 from datadist.control.messages import Consume
 from datadist.control.session import Session
@@ -70,6 +71,8 @@ class Transfers:
         self._verify = verify
         self.counters = Counters()
         """Of all links there were."""
+        self.counting = threading.Lock()
+        """Guards all counters, those of the links as well."""
         self._shortcuts = Shortcuts()
 
     def pull_cache(
@@ -151,7 +154,7 @@ class Transfers:
             if token is None:
                 return False
             try:
-                self.move(way.route, segments, time.monotonic() + self._timeout)
+                self.move(way.route, segments, monotonic() + self._timeout)
             finally:
                 view.end_pull(token)
         finally:
@@ -171,7 +174,7 @@ class Transfers:
         self, cluster: int, source: Source, cache: OwnCache, layers: Layers, plan: Planner
     ) -> tuple[Route, Found, int]:
         """Returns what it found, and the version of the peer's directory that says so."""
-        deadline = time.monotonic() + self._timeout
+        deadline = monotonic() + self._timeout
         resolve.check_local(layers, len(cache.layout.bases))
         routes = self.routes(cluster, deadline)
         if self._one_sided:
@@ -211,7 +214,7 @@ class Transfers:
         domains = self._domains()
         routes = resolve.routes_to(domains, self._views, cluster)
         if routes and not routes[0].view.session.settled():
-            self._drain(routes[0].view.session, max(0.0, deadline - time.monotonic()))
+            self._drain(routes[0].view.session, max(0.0, deadline - monotonic()))
             routes = resolve.routes_to(domains, self._views, cluster)
         if not routes:
             raise resolve.no_route(domains, cluster)
@@ -223,8 +226,8 @@ class Transfers:
         segments: Segments,
         deadline: float,
         write: bool = False,
-        before: Callable[[], None] = lambda: None,
-        after: Callable[[], None] = lambda: None,
+        before: Callable[[], None] | None = None,
+        after: Callable[[], None] | None = None,
     ) -> None:
         """Read the segments from a peer, or ``write`` them to it, alone on this link and rank.
 
@@ -233,55 +236,61 @@ class Transfers:
         Raises LLMException: the status of :data:`STATUS_OF` for what the transport raises,
         LLM_TIMEOUT when others keep the link busy, LLM_NOT_YET_LINK when it ended meanwhile.
         """
-        started = time.perf_counter()
-        failed = True
-        try:
-            self._move(route, segments, deadline, write, before, after)
-            failed = False
-        finally:
-            self.count(route, write, segments.nbytes, started, failed)
-
-    def count(self, route: Route, push: bool, nbytes: int, started: float, failed: bool) -> None:
-        """Count an operation that began at ``started`` (time.perf_counter)."""
-        seconds = time.perf_counter() - started
-        route.attempt.counters[route.rank].add(push, nbytes, seconds, failed)
-        self.counters.add(push, nbytes, seconds, failed)
-
-    def _move(
-        self,
-        route: Route,
-        segments: Segments,
-        deadline: float,
-        write: bool,
-        before: Callable[[], None],
-        after: Callable[[], None],
-    ) -> None:
+        started, failed = monotonic(), True
+        seconds = deadline - started
         attempt, rank = route.attempt, route.rank
         lock = attempt.locks[rank]
-        if not (lock.acquire(False) or lock.acquire(timeout=max(0.0, deadline - time.monotonic()))):
-            raise LLMException(
-                f"another transfer over {route.domain} took longer than sync_kv_timeout "
-                f"({self._timeout:g} s)",
-                status_code=LLMStatusCode.LLM_TIMEOUT,
-            )
         try:
-            link = attempt.link
-            if attempt.dead or rank in attempt.gone or link is None:
-                cluster = attempt.members[rank].cluster_id
-                raise resolve.no_route(self._domains(), cluster)
-            before()
-            remaining = max(0.0, deadline - time.monotonic())
-            operate = link.write if write else link.read
-            operate(rank, segments.local, segments.remote, segments.length, remaining)
-            if self._verify is not None:
-                self._verify(route, segments, deadline)
-            after()
+            if not lock.acquire(False):
+                seconds = self._wait_for(lock, route, deadline)
+            try:
+                link = attempt.link
+                if attempt.dead or rank in attempt.gone or link is None:
+                    raise resolve.no_route(self._domains(), attempt.members[rank].cluster_id)
+                if before is not None:
+                    before()
+                seconds = seconds if seconds > 0 else 0.0
+                operate = link.write if write else link.read
+                operate(rank, segments.local, segments.remote, segments.length, seconds)
+                if self._verify is not None:
+                    self._verify(route, segments, deadline)
+                if after is not None:
+                    after()
+            finally:
+                lock.release()
+            failed = False
         except LLMException:
             raise
         except Exception as error:
             raise self._failure(route, error, "push to" if write else "pull from") from error
         finally:
-            lock.release()
+            self.count(route, write, segments.nbytes, started, failed)
+
+    def _wait_for(self, lock: threading.Lock, route: Route, deadline: float) -> float:
+        """Take the lock of a link and rank; the seconds that are left."""
+        if not lock.acquire(timeout=max(0.0, deadline - monotonic())):
+            raise LLMException(
+                f"another transfer over {route.domain} took longer than sync_kv_timeout "
+                f"({self._timeout:g} s)",
+                status_code=LLMStatusCode.LLM_TIMEOUT,
+            )
+        return deadline - monotonic()
+
+    def count(self, route: Route, push: bool, nbytes: int, started: float, failed: bool) -> None:
+        """Count an operation that began at ``started`` (time.monotonic)."""
+        seconds = monotonic() - started
+        link, total = route.attempt.counters[route.rank], self.counters
+        self.counting.acquire()  # a with statement costs twice as much
+        try:
+            for tally in (link.push, total.push) if push else (link.pull, total.pull):
+                tally.seconds += seconds
+                if failed:
+                    tally.errors += 1
+                else:
+                    tally.operations += 1
+                    tally.bytes += nbytes
+        finally:
+            self.counting.release()
 
     def _failure(self, route: Route, error: Exception, what: str) -> LLMException:
         cluster = route.attempt.members[route.rank].cluster_id

@@ -1,0 +1,152 @@
+"""Memory in use by pulls is neither acknowledged as let go nor given back (peers.py, owned.py).
+
+What comes between two steps of another thread is put there, instead of hoping for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from datadist.control.messages import Ack, Directory, Message
+from datadist.control.session import Session
+from datadist.engine.memory import Memory
+from datadist.engine.owned import Layout, OwnCache, OwnDirectory
+from datadist.engine.peers import PeerView
+from datadist.transport import Placement
+
+
+class _Peer:
+    """A session that notes what it was to send."""
+
+    def __init__(self) -> None:
+        self.acknowledged: list[int] = []
+
+    def send(self, message: Message) -> None:
+        assert isinstance(message, Ack)
+        self.acknowledged.append(message.seq)
+
+
+class _Pulls(set[int]):
+    """Something happens just before a pull is noted."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        super().__init__()
+        self._meanwhile = meanwhile
+
+    def add(self, token: int) -> None:
+        self._meanwhile()
+        super().add(token)
+
+
+class _Steps(list[object]):
+    """Something happens just before an item comes or goes."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        super().__init__()
+        self._meanwhile = meanwhile
+
+    def append(self, item: object) -> None:
+        self._meanwhile()
+        super().append(item)
+
+    def pop(self, *place: object) -> object:
+        self._meanwhile()
+        return super().pop()
+
+
+def _view() -> tuple[PeerView, _Peer]:
+    peer = _Peer()
+    return PeerView(cast("Session", peer)), peer
+
+
+def _change(view: PeerView, seq: int) -> None:
+    view.apply(Directory(seq=seq, reset=False, last=True, upsert=[], remove=[]))
+
+
+def test_a_change_is_acknowledged_when_the_pulls_before_it_have_ended() -> None:
+    view, peer = _view()
+    first, second = view.begin_pull_at(0), view.begin_pull_at(0)
+    assert first is not None
+    assert second is not None
+    _change(view, 1)
+    late = view.begin_pull_at(1)
+    assert late is not None
+    _change(view, 2)
+    view.end_pull(first)
+    assert peer.acknowledged == []
+    view.end_pull(second)
+    assert peer.acknowledged == [1]
+    view.end_pull(late)
+    assert peer.acknowledged == [1, 2]
+    _change(view, 3)
+    assert peer.acknowledged == [1, 2, 3]
+
+
+def test_a_pull_does_not_begin_by_what_has_just_changed() -> None:
+    view, peer = _view()
+    view._pulls = _Pulls(lambda: _change(view, 1))
+    assert view.begin_pull_at(0) is None
+    assert peer.acknowledged == [1]
+    assert not view._pulls
+
+
+def test_a_pull_that_ends_while_a_change_looks_for_it_holds_nothing_up() -> None:
+    view, peer = _view()
+    token = view.begin_pull_at(0)
+    assert token is not None
+    view._deferred = cast("list[tuple[set[int], int]]", _Steps(lambda: view.end_pull(token)))
+    _change(view, 1)
+    assert peer.acknowledged == [1]
+
+
+class _Pages:
+    """Memory that notes what came back."""
+
+    def __init__(self) -> None:
+        self.back: list[int] = []
+
+    def expect(self, placement: Placement, pages: int) -> None:
+        """Nothing to do."""
+
+    def give_back(self, placement: Placement, bases: tuple[int, ...]) -> None:
+        self.back += bases
+
+
+def _owned() -> tuple[OwnDirectory, OwnCache, _Pages]:
+    """A directory with cache 1, whose base address is 7."""
+    pages = _Pages()
+    owned = OwnDirectory(cast("Memory", pages))
+    layout = Layout(True, (7,), 1, 1, 1, Placement.HOST)
+    cache = OwnCache(1, layout, pooled=True, accessible=False, regions=())
+    owned.add(cache, [], unique=False)
+    return owned, cache, pages
+
+
+def test_memory_comes_back_after_the_last_transfer_that_uses_it() -> None:
+    owned, cache, pages = _owned()
+    assert owned.pin(1) is cache
+    assert owned.pin(1) is cache
+    owned.deallocate(1)
+    assert owned.pin(1) is None
+    owned.unpin(cache)
+    assert pages.back == []
+    owned.unpin(cache)
+    assert pages.back == [7]
+
+
+def test_a_cache_that_is_being_freed_is_not_used_any_more() -> None:
+    owned, cache, pages = _owned()
+    cache.pins = cast("list[None]", _Steps(lambda: owned.deallocate(1)))
+    assert owned.pin(1) is None
+    assert pages.back == [7]
+    assert not cache.pins
+
+
+def test_memory_that_is_freed_while_the_last_transfer_ends_comes_back() -> None:
+    owned, cache, pages = _owned()
+    assert owned.pin(1) is cache
+    cache.pins = cast("list[None]", _Steps(lambda: owned.deallocate(1)))
+    list.append(cache.pins, None)
+    owned.unpin(cache)
+    assert pages.back == [7]
