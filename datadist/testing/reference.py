@@ -145,8 +145,9 @@ class ReferenceTransport(spi.Transport):
     @classmethod
     def probe(cls) -> spi.Availability:
         """Usable on Linux; whether we may look at a certain process, only `attach` can tell."""
-        usable = hasattr(LIBC, "process_vm_readv")
-        return spi.Availability(usable, f"process_vm_readv is {'' if usable else 'not '}there")
+        if not hasattr(LIBC, "process_vm_readv"):
+            return spi.Availability(False, "this system has no process_vm_readv")
+        return spi.Availability(True, "copies between the processes of this host")
 
     def __init__(self, options: spi.TransportOptions) -> None:
         if options.extra:
