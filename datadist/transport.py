@@ -149,7 +149,7 @@ class Capabilities:
     one_sided_write: bool = True
     """Whether :meth:`Link.write` works."""
     alignment: int = 1
-    """Alignment in bytes that registered addresses need."""
+    """Alignment in bytes that registered addresses need, and that allocated ones have."""
     max_registered: Mapping[Placement, int] = field(default_factory=dict)
     """Bytes that may be registered in all per placement (pool included); absent: no limit."""
     self_bootstrapping: bool = False
@@ -306,7 +306,7 @@ class Link(ABC):
         ``local``, ``remote`` and ``length`` are C-contiguous int64 buffers of equal item count
         n >= 1: our addresses, the owner's addresses, bytes (each > 0). ``timeout`` in seconds.
         Local ranges lie in regions of this transport that were not released, whether or not this
-        link exposes them; core has checked that. Called on threads of the user.
+        link exposes them; core has checked that. Called on threads of the user and of core.
 
         No byte moves when a remote range is outside the offer: :class:`AddressError`, after which
         the link goes on. Raises :class:`TransferTimeout`, :class:`PeerLost`,
@@ -392,12 +392,16 @@ class Transport(ABC):
 
     @abstractmethod
     def release(self, region: Region) -> None:
-        """Undo :meth:`allocate` or :meth:`register`; no open link uses the region."""
+        """Undo :meth:`allocate` or :meth:`register`; no open link uses the region.
+
+        Called in the user's call, or on a worker thread after a link was closed. Raises
+        :class:`TransportError` where the device does not let go.
+        """
 
     def copy(self, dst: Buffer, src: Buffer, length: Buffer) -> None:
         """Copy between local regions of any placement: int64 buffers as in :meth:`Link.read`.
 
-        The base class handles memory that the CPU can address.
+        The base class handles memory that the CPU can address. Raises :class:`TransportError`.
         """
         views = (memoryview(dst).cast("B").cast("q"), memoryview(src).cast("B").cast("q"))
         for to, frm, n in zip(*views, memoryview(length).cast("B").cast("q"), strict=True):

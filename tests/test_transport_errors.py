@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from datadist_shm import ShmTransport
 
-from datadist import CacheDesc, CacheKeyByIdAndIndex, DataType
+from datadist import (
+    Cache,
+    CacheDesc,
+    CacheKeyByIdAndIndex,
+    DataType,
+    LLMConfig,
+    LLMDataDist,
+    LLMException,
+    LLMRole,
+    LLMStatusCode,
+    Placement,
+)
 from datadist.transport import (
     AddressError,
     PeerLost,
@@ -122,8 +137,6 @@ def test_a_link_that_does_not_close_is_unlinked_all_the_same(start_node: Start) 
 
 
 def _copy(here: Here) -> None:
-    from datadist_shm import ShmTransport
-
     def fail(*_: Any) -> None:
         raise TransportError("injected")
 
@@ -138,3 +151,97 @@ def test_failing_copies_are_failed(start_node: Start) -> None:
     with pytest.raises(RemoteError, match="injected") as caught:
         node.do(_copy)
     assert caught.value.status == "LLM_FAILED"
+
+
+def _register(engine: LLMDataDist) -> Cache:
+    array = np.zeros(4096, np.int8)
+    desc = CacheDesc(1, [1, 4096], DataType.DT_INT8, Placement.HOST)
+    return engine.cache_manager.register_cache(desc, [array.ctypes.data])
+
+
+def _copy_slot(engine: LLMDataDist) -> None:
+    cache = engine.cache_manager.allocate_cache(CacheDesc(2, [2, 10], DataType.DT_INT32))
+    engine.cache_manager.copy_cache(cache, cache, 0, 1)
+
+
+def _check_table(engine: LLMDataDist) -> None:
+    engine.link("pair", {1: 0, 2: 1}, nodes.table_for({1: 0, 2: 1}))
+
+
+CALLS: list[tuple[str, Callable[[LLMDataDist], object], LLMStatusCode]] = [
+    ("register", _register, LLMStatusCode.LLM_FAILED),
+    ("copy", _copy_slot, LLMStatusCode.LLM_FAILED),
+    ("check_table", _check_table, LLMStatusCode.LLM_LINK_FAILED),
+]
+
+
+@pytest.fixture
+def engine(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLMDataDist]:
+    monkeypatch.setenv("DATADIST_RUNTIME_DIR", str(runtime_dir))
+    with LLMDataDist(LLMRole.MIX, 1) as made:
+        yield made
+
+
+def _init(engine: LLMDataDist) -> None:
+    config = LLMConfig()
+    config.enable_cache_manager = True
+    config.transfer_backend = "shm"
+    config.mem_pool_cfg = json.dumps({"memory_size": 1 << 20})
+    engine.init(config.generate_options())
+
+
+def _let_raise(
+    monkeypatch: pytest.MonkeyPatch, method: str, error: type[Exception] | None = None
+) -> None:
+    def fail(*_: Any) -> None:
+        raise (error or Unheard)("injected")
+
+    monkeypatch.setattr(ShmTransport, method, fail)
+
+
+@pytest.mark.parametrize("error", [TransportError, Unheard])
+@pytest.mark.parametrize(("method", "call", "status"), CALLS, ids=[method for method, *_ in CALLS])
+def test_whatever_a_transport_raises_is_an_error_of_the_api(
+    engine: LLMDataDist, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    method: str, call: Callable[[LLMDataDist], object], status: LLMStatusCode,
+    error: type[Exception],
+) -> None:  # fmt: skip
+    _init(engine)
+    _let_raise(monkeypatch, method, error)
+    with pytest.raises(LLMException, match="injected") as caught:
+        call(engine)
+    assert caught.value.status_code is status
+    defects = [r for r in caplog.records if "defect of transport datadist_shm" in r.getMessage()]
+    assert len(defects) == (error is Unheard)
+
+
+def test_a_pool_that_a_defect_prevents_is_failed(
+    engine: LLMDataDist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _let_raise(monkeypatch, "allocate")
+    with pytest.raises(LLMException, match=r"DEVICE pool .*Unheard: injected") as caught:
+        _init(engine)
+    assert caught.value.status_code is LLMStatusCode.LLM_FAILED
+
+
+def test_memory_that_is_not_released_is_failed_and_finalize_goes_on(
+    engine: LLMDataDist, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _init(engine)
+    cache = _register(engine)
+    _let_raise(monkeypatch, "release")
+    with pytest.raises(LLMException, match=r"cannot release .*Unheard: injected") as caught:
+        engine.cache_manager.unregister_cache(cache.cache_id)
+    assert caught.value.status_code is LLMStatusCode.LLM_FAILED
+    engine.finalize()
+    assert any("cannot release Region" in r.getMessage() or "cannot release PoolRegion" in r.getMessage()
+               for r in caplog.records)  # fmt: skip
+
+
+def test_a_link_whose_close_is_defective_is_unlinked_all_the_same(start_node: Start) -> None:
+    caller = _linked(start_node)
+    caller.do(_raise, "close", partial(Unheard, "injected"))
+    with pytest.raises(RemoteError, match="closing it failed: Unheard: injected") as caught:
+        caller.do(nodes.unlink, 1)
+    assert caught.value.status == "LLM_UNLINK_FAILED"
+    caller.do(_raise, "close", None)

@@ -6,8 +6,9 @@ from datadist import checks
 from datadist.api.arguments import check_kind
 from datadist.api.cache import Cache
 from datadist.api.manager_part import ManagerPart
+from datadist.engine.defects import text_of
 from datadist.status import LLMException, LLMStatusCode, param_invalid
-from datadist.transport import Placement, Region, TransportError, Unsupported
+from datadist.transport import Placement, Region, Unsupported
 from datadist.types import MemInfo, Memtype
 
 
@@ -116,9 +117,10 @@ class Copying(ManagerPart):
                 f"backend {engine.backend.name}: {error}",
                 status_code=LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
             ) from error
-        except TransportError as error:
+        except Exception as error:
             raise LLMException(
-                f"remapping failed: {error}", status_code=LLMStatusCode.LLM_FAILED
+                f"remapping failed: {text_of(error, engine.transport)}",
+                status_code=LLMStatusCode.LLM_FAILED,
             ) from error
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from datadist.control.reactor import Reactor
 from datadist.engine.building import Builder
 from datadist.engine.clusters import Call, Clusters
+from datadist.engine.defects import text_of
 from datadist.engine.domain import PairDomain
 from datadist.engine.revocations import Revocations
-from datadist.status import LLMException, LLMStatusCode
-from datadist.transport import TransportError
+from datadist.status import LLMStatusCode
 
 log = logging.getLogger("datadist.link")
 
@@ -93,8 +93,8 @@ class ClusterCalls:
         if attempt is not None:
             try:
                 self._builder.close(attempt, seconds if wait else 0.0)
-            except (TransportError, LLMException) as error:
-                log.error("%s: closing it failed: %s", pair, error)
+            except Exception as error:
+                log.error("%s: closing it failed: %s", pair, text_of(error, attempt.link))
                 return LLMStatusCode.LLM_UNLINK_FAILED
         if wait and not confirmed.wait(seconds):
             log.error("%s: the peer did not confirm the end in time", pair)

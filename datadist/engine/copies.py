@@ -8,10 +8,11 @@ from contextlib import ExitStack
 import numpy as np
 from numpy.typing import NDArray
 
+from datadist.engine.defects import text_of
 from datadist.engine.owned import OwnDirectory
 from datadist.engine.plan import Bases, Vector, plan_blocks, plan_slots
 from datadist.status import LLMException, LLMStatusCode, param_invalid
-from datadist.transport import Transport, TransportError
+from datadist.transport import Transport
 
 
 class Copies:
@@ -116,9 +117,10 @@ class Copies:
     def _copy(self, dst: Vector, src: Vector, length: Vector) -> None:
         try:
             self._transport.copy(dst, src, length)
-        except TransportError as error:
+        except Exception as error:
             raise LLMException(
-                f"the local copy failed: {error}", status_code=LLMStatusCode.LLM_FAILED
+                f"the local copy failed: {text_of(error, self._transport)}",
+                status_code=LLMStatusCode.LLM_FAILED,
             ) from error
 
 

@@ -24,6 +24,7 @@ from datadist.engine.cluster_calls import ClusterCalls
 from datadist.engine.clusters import Clusters
 from datadist.engine.copies import Copies
 from datadist.engine.counters import link_stats, pool_stats
+from datadist.engine.defects import text_of
 from datadist.engine.domain import Domain, TableDomain
 from datadist.engine.fetch import Fetches
 from datadist.engine.inbox import Inbox
@@ -304,8 +305,8 @@ class Engine:
                 self.transport.check_table(table, ranks[self.cluster_id])
         except RankTableError as error:
             problems = list(error.problems)
-        except TransportError as error:
-            problems = [str(error)]
+        except Exception as error:
+            problems = [text_of(error, self.transport)]
         if problems:
             raise LLMException(
                 "the rank table cannot be used: " + "; ".join(problems),
@@ -328,9 +329,10 @@ class Engine:
         if attempt is not None:
             try:
                 self._builder.close(attempt, patience)
-            except (TransportError, LLMException) as error:
+            except Exception as error:
+                why = text_of(error, self.transport)
                 raise LLMException(
-                    f"{domain} is unlinked, but closing it failed: {error}",
+                    f"{domain} is unlinked, but closing it failed: {why}",
                     status_code=LLMStatusCode.LLM_UNLINK_FAILED,
                 ) from error
 

@@ -14,10 +14,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from datadist.engine.defects import text_of
 from datadist.engine.options import PoolConfig
 from datadist.engine.pool import PagePool, PoolExhausted
 from datadist.status import LLMException, LLMStatusCode, param_invalid
-from datadist.transport import Placement, Region, RegistrationError, Transport, TransportError
+from datadist.transport import Placement, Region, Transport
 
 log = logging.getLogger("datadist.memory")
 
@@ -68,9 +69,10 @@ class Memory:
                 f"cannot allocate the {placement.name} pool of {config.memory_size} bytes: {error}",
                 status_code=LLMStatusCode.LLM_OUT_OF_MEMORY,
             ) from error
-        except TransportError as error:
+        except Exception as error:
+            why = text_of(error, self._transport)
             raise LLMException(
-                f"cannot allocate the {placement.name} pool of {config.memory_size} bytes: {error}",
+                f"cannot allocate the {placement.name} pool of {config.memory_size} bytes: {why}",
                 status_code=LLMStatusCode.LLM_FAILED,
             ) from error
         region_id = next(self._ids)
@@ -180,9 +182,10 @@ class Memory:
         self._check_limit(placement, size)
         try:
             region = self._transport.register(address, size, placement)
-        except (RegistrationError, TransportError, MemoryError) as error:
+        except Exception as error:
+            why = text_of(error, self._transport)
             raise LLMException(
-                f"cannot register {size} bytes at {address:#x} as {placement.name} memory: {error}",
+                f"cannot register {size} bytes at {address:#x} as {placement.name} memory: {why}",
                 status_code=LLMStatusCode.LLM_FAILED,
             ) from error
         region_id = next(self._ids)
@@ -223,9 +226,10 @@ class Memory:
         del self._held[region_id]
         try:
             self._transport.release(held.region)
-        except TransportError as error:
+        except Exception as error:
+            why = text_of(error, self._transport)
             raise LLMException(
-                f"cannot release the {held.region.size} bytes at {held.region.address:#x}: {error}",
+                f"cannot release the {held.region.size} bytes at {held.region.address:#x}: {why}",
                 status_code=LLMStatusCode.LLM_FAILED,
             ) from error
 
@@ -256,7 +260,8 @@ class Memory:
             for held in self._held.values():
                 try:
                     self._transport.release(held.region)
-                except TransportError as error:
-                    log.warning("cannot release %r: %s", held.region, error)
+                except Exception as error:
+                    why = text_of(error, self._transport)
+                    log.warning("cannot release %r: %s", held.region, why)
             self._held.clear()
             self._pools.clear()

@@ -6,7 +6,6 @@ first whether the attempt was given up meanwhile, and tells the domain's owner o
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -16,14 +15,13 @@ from datadist.control.meeting import Meeting
 from datadist.control.messages import Attached, Message, OfferMessage, Ready
 from datadist.control.reactor import Reactor
 from datadist.control.session import close_all
+from datadist.engine.defects import text_of
 from datadist.engine.domain import Attempt, Domain
 from datadist.engine.memory import Memory
 from datadist.engine.owned import OwnDirectory
 from datadist.engine.peers import PeerView
 from datadist.engine.workers import Workers
-from datadist.transport import Access, Group, Link, Offer, Peer, Transport, TransportError
-
-log = logging.getLogger("datadist.link")
+from datadist.transport import Access, Group, Link, Offer, Peer, Transport
 
 Joined = TypeVar("Joined")
 
@@ -268,14 +266,7 @@ class Steps:
             domain.owner.on_failed(domain, reason)
 
     def _blame(self, stage: str, error: BaseException) -> str:
-        if isinstance(error, TransportError):
-            return f"{stage} failed: {error}"
-        plugin = type(self._transport)
-        log.error(
-            "defect of transport %s.%s (it raised what the interface does not allow)",
-            plugin.__module__, plugin.__qualname__, exc_info=error,
-        )  # fmt: skip
-        return f"{stage} failed: {type(error).__name__}: {error}"
+        return f"{stage} failed: {text_of(error, self._transport)}"
 
 
 def answer(view: PeerView, token: str) -> None:

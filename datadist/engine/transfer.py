@@ -12,6 +12,7 @@ from datadist.control.messages import Consume
 from datadist.control.session import Session
 from datadist.engine import resolve
 from datadist.engine.counters import Counters
+from datadist.engine.defects import text_of
 from datadist.engine.directory import KeyName
 from datadist.engine.domain import Domain
 from datadist.engine.owned import OwnCache, OwnDirectory
@@ -294,17 +295,10 @@ class Transfers:
 
     def _failure(self, route: Route, error: Exception, what: str) -> LLMException:
         cluster = route.attempt.members[route.rank].cluster_id
-        text = str(error)
+        text = text_of(error, route.attempt.link)
         if isinstance(error, TransferError) and not error.link_usable:
             text = route.attempt.gone.setdefault(route.rank, text)
             text += "; unlink and link again"
-        elif not isinstance(error, TransportError):
-            plugin = type(route.attempt.link)
-            text = f"{type(error).__name__}: {error}"
-            log.error(
-                "defect of transport %s.%s (it raised what the interface does not allow)",
-                plugin.__module__, plugin.__qualname__, exc_info=error,
-            )  # fmt: skip
         status = next((s for t, s in STATUS_OF if isinstance(error, t)), LLMStatusCode.LLM_FAILED)
         return LLMException(
             f"the {what} cluster {cluster} over {route.domain} failed: {text}", status_code=status

@@ -1,0 +1,24 @@
+"""Errors that transports raise, as text; what the interface does not allow is a defect and logged."""
+
+from __future__ import annotations
+
+import logging
+
+from datadist.status import LLMException
+from datadist.transport import TransportError
+
+log = logging.getLogger("datadist.transport")
+
+ALLOWED = (TransportError, MemoryError, LLMException)
+
+
+def text_of(error: BaseException, plugin: object) -> str:
+    """The text of what a call of ``plugin``, a transport or a link, raised."""
+    if isinstance(error, ALLOWED):
+        return str(error)
+    kind = type(plugin)
+    log.error(
+        "defect of transport %s.%s (it raised what the interface does not allow)",
+        kind.__module__, kind.__qualname__, exc_info=error,
+    )  # fmt: skip
+    return f"{type(error).__name__}: {error}"
