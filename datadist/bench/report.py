@@ -42,13 +42,13 @@ def _throughputs(results: list[Throughput]) -> str:
     names = sorted({name for result in results for name in result.limits})
     rows = [_throughput_row(result, names) for result in results]
     header = (
-        "WORKLOAD", "MIB", "SEGMENTS", "GB/S", "RANGE", "COLD", *(n.upper() for n in names),
+        "WORKLOAD", "MIB", "SEGMENTS", "GB/S", "RANGE", "COLD", "/ NEXT", *(n.upper() for n in names),
         *("/ " + n.upper() for n in names), "PREPARE", "CPU HERE", "CPU PEER", "VERIFIED",
     )  # fmt: skip
     return render(header, rows) + (
-        "\nGB/s: median, slowest to fastest; cold: the first transfer after the link was OK; PREPARE: "
-        "outside the transport;\nthen the machine's own ways, and GB/s as part of each (median of "
-        "pairs); CPU: processor seconds per GiB"
+        "\nGB/s: median, slowest to fastest; COLD: the first transfer after the link was OK, and its "
+        "time as part of the next one's;\nPREPARE: outside the transport; then the machine's own ways, "
+        "and GB/s as part of each (median of pairs);\nCPU: processor seconds per GiB"
     )
 
 
@@ -60,7 +60,8 @@ def _throughput_row(result: Throughput, names: list[str]) -> list[object]:
         result.segments,
         f"{result.rate(result.warm.median):.2f}",
         f"{result.rate(result.warm.worst):.2f}-{result.rate(result.warm.best):.2f}",
-        f"{result.rate(result.cold):.2f}",
+        f"{result.rate(result.cold.median):.2f}",
+        f"{result.cold_over_second():.2f}",
         *(
             f"{result.rate(result.limits[name].median):.2f}" if name in result.limits else "-"
             for name in names

@@ -56,8 +56,10 @@ class Throughput:
     title: str
     nbytes: int
     segments: int
-    cold: float
-    """Seconds of the first transfer after the link was OK."""
+    cold: Series
+    """Seconds of the first transfer after a link was OK, of one link after another."""
+    second: Series
+    """The transfer after each of them."""
     warm: Series
     prepare: Series
     """Seconds of a transfer outside the transport."""
@@ -75,6 +77,10 @@ class Throughput:
         """GB/s of these bytes in that time."""
         return self.nbytes / seconds / 1e9
 
+    def cold_over_second(self) -> float:
+        """Time of the first transfer after a link was OK as part of that of the next one."""
+        return ratio(self.cold, self.second)
+
     def ratios(self) -> dict[str, float]:
         """Speed as part of each limit."""
         return {name: ratio(limit, self.warm) for name, limit in self.limits.items()}
@@ -85,7 +91,7 @@ class Throughput:
             **asdict(self),
             "kind": "throughput",
             "gb_per_s": self.rate(self.warm.median),
-            "cold_over_warm": self.cold / self.warm.median,
+            "cold_over_second": self.cold_over_second(),
             "ratios": self.ratios(),
         }
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+import numpy as np
+
 from datadist.bench.limits import Yardsticks
 from datadist.bench.measure import OWN, PEER, Pair, Progress, pair, pool_for
 from datadist.bench.results import ScalePoint, Series
 from datadist.bench.shapes import MIB, Shape
 from datadist.bench.side import Remote, Settings
+from datadist.engine.plan import Blocks
 
 SIZES = [512 << n for n in range(14)]
 """512 B to 4 MiB."""
@@ -30,10 +33,11 @@ def scale(
         )
         progress(f"segments of {size} B")
         yield _curve_point(settings, shape, size, repeat, threads)
-    for count in COUNTS[:12:3] if quick else COUNTS:
-        shape = Shape("segments", f"{count} segments of 1 KiB", 1, 2 * count, 1024, count)
-        progress(f"{count} segments of 1 KiB")
-        yield _curve_point(settings, shape, count, repeat, threads)
+    for name in ("segments", "segments-array"):  # lists of blocks as lists, and as NumPy arrays
+        for count in COUNTS[:12:3] if quick else COUNTS:
+            shape = Shape(name, f"{count} segments of 1 KiB", 1, 2 * count, 1024, count)
+            progress(f"{name}: {count} of 1 KiB")
+            yield _curve_point(settings, shape, count, repeat, threads)
     for count in DOMAINS[:2] if quick else DOMAINS:
         progress(f"{count} domains")
         yield _domains(settings, count)
@@ -54,7 +58,7 @@ def _curve_point(settings: Settings, shape: Shape, x: int, repeat: int, threads:
         yardsticks = Yardsticks(
             both.own.transport, shape, both.own.place("cache")[1], pid, theirs, threads
         )
-        both.own.move("cache", shape, PEER, cache_id, shape.lists(0))
+        both.own.move("cache", shape, PEER, cache_id, _blocks(shape, 0))
         for number in range(repeat):
             _measure(both, shape, cache_id, number, point, yardsticks)
         return point
@@ -64,7 +68,7 @@ def _measure(
     both: Pair, shape: Shape, cache_id: int, number: int, point: ScalePoint, limits: Yardsticks
 ) -> None:
     """One transfer beside its limit, and another one that says what is spent outside the transport."""
-    lists = shape.lists(number)
+    lists = _blocks(shape, number)
     assert point.limit is not None
     assert point.prepare is not None
     point.limit.add(limits.measure("native copy", number))
@@ -72,6 +76,13 @@ def _measure(
     with both.timed_transport() as spent:
         whole = both.own.move("cache", shape, PEER, cache_id, lists)
     point.prepare.add(whole - spent[-1])
+
+
+def _blocks(shape: Shape, number: int) -> tuple[Blocks, Blocks]:
+    source, target = shape.lists(number)
+    if shape.name == "segments-array":
+        return np.array(source), np.array(target)
+    return source, target
 
 
 def _domains(settings: Settings, count: int) -> ScalePoint:

@@ -27,6 +27,7 @@ from datadist import (
 )
 from datadist.bench.shapes import Shape, fill, verify
 from datadist.engine.engine import Engine
+from datadist.engine.plan import Blocks
 from datadist.transport import Link, Transport
 
 SECONDS = 300.0
@@ -187,7 +188,7 @@ class Side:
     # -- moving ------------------------------------------------------------------------------
 
     def move(
-        self, label: str, shape: Shape, peer: int, cache_id: int, lists: tuple[list[int], list[int]]
+        self, label: str, shape: Shape, peer: int, cache_id: int, lists: tuple[Blocks, Blocks]
     ) -> float:
         """One transfer between a cache of ours and cache ``cache_id`` of a peer; its seconds."""
         manager, cache = self.engine.cache_manager, self.caches[label]

@@ -116,8 +116,7 @@ def plan_blocks(
     if not dense:
         lengths = np.full(count, block_bytes, np.int64)
     else:
-        mine, theirs, lengths = _merge(mine, theirs)
-        lengths = lengths * block_bytes
+        mine, theirs, lengths = _merge(mine, theirs, block_bytes)
     return _spread(
         local_bases, remote_bases, mine * local_stride, theirs * remote_stride, lengths, total
     )
@@ -155,8 +154,8 @@ def plan_scatter(
         if length:
             length[-1] -= short
         return _spread_scalar(local_bases, remote_bases, local, remote, length, tensors * each)
-    mine, places, lengths = _merge(_vector(local_blocks), np.arange(count, dtype=np.int64))
-    lengths = lengths * local_stride
+    places = np.arange(count, dtype=np.int64)
+    mine, places, lengths = _merge(_vector(local_blocks), places, local_stride)
     lengths[-1] -= short
     return _spread(
         local_bases,
@@ -235,8 +234,8 @@ def _vector(values: Bases | Blocks) -> Int64Array:
         return np.ascontiguousarray(values, np.int64)
     if isinstance(values, range):
         return np.arange(values.start, values.stop, values.step, dtype=np.int64)
-    # array() takes a list in a third of the time of np.array(), and refuses floats.
-    return np.frombuffer(array("q", values), np.int64)
+    # In a third of the time of array("q") or np.array(); refuses floats, and negative numbers.
+    return np.frombuffer(array("Q", values), np.int64)
 
 
 def _runs(mine: Sequence[int], theirs: Sequence[int], dense: bool) -> list[tuple[int, int, int]]:
@@ -252,18 +251,22 @@ def _runs(mine: Sequence[int], theirs: Sequence[int], dense: bool) -> list[tuple
     return runs
 
 
-def _merge(mine: Int64Array, theirs: Int64Array) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """First local block, first remote block and count of every run."""
+def _merge(
+    mine: Int64Array, theirs: Int64Array, block_bytes: int
+) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """First local block, first remote block and bytes of every run."""
     count = len(mine)
-    breaks = (mine[1:] - mine[:-1] != 1) | (theirs[1:] - theirs[:-1] != 1)
+    steps = mine[1:] - mine[:-1]
+    breaks = steps != 1
+    breaks |= np.subtract(theirs[1:], theirs[:-1], out=steps) != 1
     inner = np.flatnonzero(breaks)
     if len(inner) + 1 == count:
-        return mine, theirs, np.ones(count, np.int64)
+        return mine, theirs, np.full(count, block_bytes, np.int64)
     bounds = np.empty(len(inner) + 2, np.int64)
     bounds[0], bounds[-1] = 0, count
     np.add(inner, 1, out=bounds[1:-1])
     starts = bounds[:-1]
-    return mine[starts], theirs[starts], np.diff(bounds)
+    return mine[starts], theirs[starts], np.diff(bounds) * block_bytes
 
 
 def _spread_scalar(
@@ -291,7 +294,14 @@ def _spread(
     length: Int64Array,
     nbytes: int,
 ) -> Segments:
-    """The same runs in every tensor, broadcast."""
+    """The same runs in every tensor, broadcast. With a single one the vectors become the result.
+
+    New memory costs more than the sums: the kernel makes and clears its pages.
+    """
+    if len(local_bases) == 1:
+        local += local_bases[0]
+        remote += remote_bases[0]
+        return Segments(local, remote, length, nbytes)
     mine, theirs = _vector(local_bases), _vector(remote_bases)
     lengths = np.empty((len(mine), len(length)), np.int64)
     lengths[:] = length

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from datadist.checks import all_ints
 from datadist.control.messages import Entry
 from datadist.engine.owned import OwnCache
 from datadist.engine.plan import SCALAR_SEGMENTS, Blocks, Segments, check_blocks, plan_blocks
@@ -68,7 +69,7 @@ class Way:
     def _plan_many(self, src_blocks: Blocks, dst_blocks: Blocks) -> Segments | None:
         for blocks in (src_blocks, dst_blocks):
             if isinstance(blocks, (list, tuple)):
-                if set(map(type, blocks)) != {int}:
+                if not blocks or not all_ints(blocks):
                     return None
             elif not isinstance(blocks, np.ndarray) or not blocks.size:
                 return None

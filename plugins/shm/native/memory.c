@@ -61,8 +61,10 @@ static int populate_slice(char *address, size_t size, int how)
 static void *populate_some(void *argument)
 {
     Task *task = argument;
-    size_t at;
-    while (!task->error && (at = atomic_fetch_add(&task->next, SLICE)) < task->size) {
+    while (!task->error && !should_stop()) {
+        size_t at = atomic_fetch_add(&task->next, SLICE);
+        if (at >= task->size)
+            break;
         size_t left = task->size - at;
         int error = populate_slice(task->address + at, left < SLICE ? left : SLICE, task->how);
         if (error)

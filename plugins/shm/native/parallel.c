@@ -1,18 +1,28 @@
 #define _GNU_SOURCE
 #include "parallel.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 enum { STACK = 256 << 10, HELPER_NICE = 10 };
 
+/* One call of in_parallel. */
 typedef struct {
     void *(*work)(void *);
     void *argument;
-} Call;
+    int wanted;       /* helpers at work, at most */
+    int started;      /* in all, those that have returned included */
+    _Atomic int busy; /* that have not returned */
+    pthread_t helpers[MAX_THREADS];
+} Crew;
+
+static _Thread_local Crew *called; /* by this thread */
+static _Thread_local int helping;
 
 /* Processors that nothing runs on just now; below 0 where threads wait for one. A helper that has to
  * wait holds its part of the work back for a time slice of somebody else, which costs more than a
@@ -22,55 +32,71 @@ static int idle_processors(void)
 #ifdef DATADIST_ALWAYS_HELP /* for tests of the threads themselves, on machines however busy */
     return MAX_THREADS;
 #endif
-    long online = sysconf(_SC_NPROCESSORS_ONLN), running = 1;
-    FILE *file = fopen("/proc/loadavg", "re");
-    if (file) {
-        if (fscanf(file, "%*s %*s %*s %ld/", &running) != 1)
+    char text[128] = "";
+    int running = 1, file = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
+    if (file >= 0) {
+        if (read(file, text, sizeof(text) - 1) <= 0 || sscanf(text, "%*s %*s %*s %d/", &running) != 1)
             running = 1;
-        fclose(file);
+        close(file);
     }
-    return (int)(online - running);
-}
-
-static _Thread_local int helping;
-
-int help_is_unwanted(void)
-{
-    return helping && idle_processors() < 0;
+    return (int)sysconf(_SC_NPROCESSORS_ONLN) - running;
 }
 
 /* The program's own threads, when they wake up, go before helpers. */
 static void *help(void *argument)
 {
-    const Call *call = argument;
+    Crew *crew = argument;
     (void)setpriority(PRIO_PROCESS, 0, HELPER_NICE); /* of this thread alone, on Linux */
     helping = 1;
-    return help_is_unwanted() ? NULL : call->work(call->argument);
+    if (!should_stop())
+        crew->work(crew->argument);
+    atomic_fetch_sub(&crew->busy, 1);
+    return NULL;
+}
+
+/* As many helpers as are missing and find an idle processor. */
+static void start_helpers(Crew *crew)
+{
+    int missing = crew->wanted - atomic_load(&crew->busy);
+    int idle = missing > 0 && crew->started < MAX_THREADS ? idle_processors() : 0;
+    if (missing > idle)
+        missing = idle;
+    if (missing <= 0)
+        return;
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the program's threads */
+    for (; missing > 0 && crew->started < MAX_THREADS; missing--) {
+        atomic_fetch_add(&crew->busy, 1);
+        if (pthread_create(&crew->helpers[crew->started], &attributes, help, crew) != 0) {
+            atomic_fetch_sub(&crew->busy, 1);
+            break;
+        }
+        crew->started++;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+}
+
+int should_stop(void)
+{
+    if (helping)
+        return idle_processors() < 0;
+    if (called)
+        start_helpers(called);
+    return 0;
 }
 
 void in_parallel(int threads, void *(*work)(void *), void *argument)
 {
-    pthread_t helpers[MAX_THREADS];
-    Call call = {work, argument};
-    int started = 0, wanted = threads - 1;
-    if (wanted > 0) {
-        int idle = idle_processors();
-        wanted = wanted < idle ? wanted : idle;
-    }
-    if (wanted > 0) {
-        pthread_attr_t attributes;
-        sigset_t all, before;
-        pthread_attr_init(&attributes);
-        pthread_attr_setstacksize(&attributes, STACK);
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the program's threads */
-        while (started < wanted && started < MAX_THREADS &&
-               pthread_create(&helpers[started], &attributes, help, &call) == 0)
-            started++;
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
-        pthread_attr_destroy(&attributes);
-    }
+    Crew crew = {.work = work, .argument = argument, .wanted = threads - 1};
+    called = &crew;
+    start_helpers(&crew);
     work(argument);
-    while (started > 0)
-        pthread_join(helpers[--started], NULL);
+    called = NULL;
+    while (crew.started > 0)
+        pthread_join(crew.helpers[--crew.started], NULL);
 }

@@ -12,8 +12,9 @@ enum { MAX_THREADS = 64 };
  * helpers run than processors are idle, so work must share out its parts itself. */
 void in_parallel(int threads, void *(*work)(void *), void *argument);
 
-/* Whether this is a helper that should return soon: other threads wait for a processor, such as one
- * that the caller let go on when it released the GIL. Takes some microseconds in a helper. */
-int help_is_unwanted(void);
+/* To be asked by work between parts, each worth some microseconds. A helper hears that it should return:
+ * other threads wait for a processor, such as one that the caller let go on when it released the GIL.
+ * The caller's thread never does; helpers that found no idle processor at first are started here. */
+int should_stop(void);
 
 #endif

@@ -12,7 +12,7 @@
 enum {
     CHUNK = 512 << 10,      /* what a thread takes at a time; between chunks it asks to go on */
     PEER_CHECK_CHUNKS = 32, /* chunks from one look at the peer's process to the next */
-    HELP_CHUNKS = 8,        /* chunks from one look of a helper at the machine's load to the next */
+    HELP_CHUNKS = 8,        /* chunks of a thread from one look at the machine's load to the next */
     STREAM_BYTES = 1 << 20, /* totals from which stores go past the cache */
     THREAD_BYTES = 4 << 20, /* what makes a thread worth its start */
     IOVECS = 128,
@@ -235,7 +235,7 @@ static void *work(void *argument)
             result = move_span(job, &batch, &span, &w, &at);
         if (result != DONE)
             fail(job, result, errno, at);
-        if (taken % HELP_CHUNKS == 0 && help_is_unwanted())
+        if (taken % HELP_CHUNKS == 0 && should_stop())
             break;
     }
     copy_fence();

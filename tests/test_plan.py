@@ -1,0 +1,114 @@
+"""Planning: which bytes go where, against a model that moves one block after another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datadist.engine.plan import Segments, check_blocks, plan_blocks, plan_scatter
+
+BLOCK = 16
+COUNT = 64
+BASES = st.lists(st.integers(1, 1 << 40).map(lambda n: n * BLOCK * COUNT), min_size=1, max_size=5)
+
+
+def _moved(segments: Segments) -> list[tuple[int, int, int]]:
+    """What moves, cut into pieces of at most a block, in the order of local addresses."""
+    pieces = []
+    vectors = (memoryview(v) for v in (segments.local, segments.remote, segments.length))
+    for local, remote, length in zip(*vectors, strict=True):
+        for start in range(0, length, BLOCK):
+            pieces.append((local + start, remote + start, min(BLOCK, length - start)))
+    assert sum(piece[2] for piece in pieces) == segments.nbytes
+    return sorted(pieces)
+
+
+def _as(kind: str, blocks: list[int]) -> Any:
+    if kind == "array":
+        return np.array(blocks)
+    return blocks if kind == "list" else tuple(blocks)
+
+
+KINDS = st.sampled_from(["list", "tuple", "array"])
+
+
+@given(
+    BASES,
+    st.data(),
+    st.permutations(range(COUNT)),
+    st.permutations(range(COUNT)),
+    st.integers(1, COUNT),
+    KINDS,
+)
+def test_every_pair_of_blocks_moves_in_every_tensor(
+    bases: list[int], data: st.DataObject, mine: list[int], theirs: list[int], count: int, kind: str
+) -> None:
+    remote = [base + (1 << 50) for base in bases]
+    start = data.draw(st.integers(0, COUNT - count))
+    if data.draw(st.booleans()):  # some that are consecutive at both ends
+        mine = [*range(start, start + count)]
+        theirs = [*range(start, start + count)]
+    here, there = mine[:count], theirs[:count]
+    before = list(here)
+    given_here = _as(kind, here)
+    segments = plan_blocks(bases, remote, given_here, _as(kind, there), BLOCK, BLOCK, BLOCK)
+    expected = [
+        (base + a * BLOCK, far + b * BLOCK, BLOCK)
+        for base, far in zip(bases, remote, strict=True)
+        for a, b in zip(here, there, strict=True)
+    ]
+    assert _moved(segments) == sorted(expected)
+    assert list(given_here) == before
+
+
+@given(
+    BASES, st.permutations(range(COUNT)), st.integers(1, COUNT), st.integers(0, BLOCK - 1), KINDS
+)
+def test_a_slot_is_spread_over_blocks_in_order(
+    bases: list[int], blocks: list[int], count: int, short: int, kind: str
+) -> None:
+    remote = [base + (1 << 50) for base in bases]
+    total = count * BLOCK - short
+    segments = plan_scatter(bases, remote, _as(kind, blocks[:count]), BLOCK, 8, total)
+    expected = [
+        (base + block * BLOCK, far + 8 + place * BLOCK, min(BLOCK, total - place * BLOCK))
+        for base, far in zip(bases, remote, strict=True)
+        for place, block in enumerate(blocks[:count])
+    ]
+    assert _moved(segments) == sorted(expected)
+
+
+@given(st.lists(st.integers(0, COUNT - 1), max_size=3 * COUNT), KINDS)
+def test_blocks_in_range_pass_unchanged(blocks: list[int], kind: str) -> None:
+    if kind == "array" and not blocks:
+        return
+    assert list(check_blocks("x", _as(kind, blocks), COUNT)) == blocks
+
+
+BAD: list[tuple[Any, type[Exception], str]] = [
+    (-1, TypeError, r"x\[{}\] is -1, only support unsigned integers"),
+    (COUNT, ValueError, r"x\[{}\] is 64: the cache has 64 blocks, 0 to 63"),
+    (1 << 63, ValueError, r"x\[{}\] is 9223372036854775808: "),
+    (1 << 70, ValueError, r"x\[{}\] is 1180591620717411303424: "),
+    (-(1 << 70), TypeError, r"x\[{}\] is -1180591620717411303424, only"),
+    (1.0, TypeError, "x must hold only integers"),
+    ("1", TypeError, "x must hold only integers"),
+    (None, TypeError, "x must hold only integers"),
+]
+
+
+@pytest.mark.parametrize("length", [3, 40])
+@pytest.mark.parametrize(("bad", "error", "text"), BAD)
+def test_the_first_bad_block_is_named(
+    bad: Any, error: type[Exception], text: str, length: int
+) -> None:
+    blocks: list[Any] = list(range(length))
+    blocks[2] = bad
+    with pytest.raises(error, match=text.format(2)):
+        check_blocks("x", blocks, COUNT)
+    with pytest.raises(error, match=text.format(2)):
+        check_blocks("x", tuple(blocks), COUNT)
