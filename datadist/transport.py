@@ -428,5 +428,8 @@ class Transport(ABC):
         """Free everything, after all links were closed; idempotent."""
 
     def describe(self) -> Mapping[str, Any]:
-        """Facts worth showing to a person (device, library versions); may be empty."""
+        """Facts worth showing to a person (device, library versions); may be empty.
+
+        Core logs them (INFO) after :meth:`__init__`.
+        """
         return {}

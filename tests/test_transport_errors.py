@@ -215,6 +215,19 @@ def test_whatever_a_transport_raises_is_an_error_of_the_api(
     assert len(defects) == (error is Unheard)
 
 
+def test_facts_about_the_device_are_logged_and_are_no_reason_to_fail(
+    engine: LLMDataDist, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "datadist"):
+        _init(engine)
+        engine.finalize()
+        _let_raise(monkeypatch, "describe")
+        _init(engine)
+    lines = [r.getMessage() for r in caplog.records if r.name == "datadist.engine"]
+    assert any("backend shm (datadist-shm" in line and "threads" in line for line in lines), lines
+    assert any(line.endswith(": Unheard: injected") for line in lines), lines
+
+
 def test_a_pool_that_a_defect_prevents_is_failed(
     engine: LLMDataDist, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,7 @@ class Engine:
             _check_descriptors()
             self.backend, self.transport = _start_transport(options, environ)
             stack.callback(self.transport.close)
+            log.info("backend %s: %s", self.backend.backend, _facts(self.transport))
             self.memory = Memory(self.transport)
             stack.callback(self.memory.close)
             self._add_pools()
@@ -462,6 +463,14 @@ def _start_transport(
             f"backend {choice.backend} does not start: {type(error).__name__}: {error}",
             status_code=LLMStatusCode.LLM_FAILED,
         ) from error
+
+
+def _facts(transport: Transport) -> str:
+    try:
+        facts = transport.describe()
+    except Exception as error:
+        return text_of(error, transport)
+    return ", ".join(f"{name} {value}" for name, value in facts.items()) or "no details"
 
 
 def _after_fork_in_child() -> None:
