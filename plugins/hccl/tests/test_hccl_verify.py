@@ -10,6 +10,7 @@ from pathlib import Path
 import hccl_sim
 import pytest
 from datadist_hccl.libraries import OVERRIDE
+from datadist_hccl.verify.facts import driver
 
 TITLES = (
     "libraries and device", "link 'first'", "pull: scattered", "push: scattered", "exchange of blobs",
@@ -40,6 +41,9 @@ def test_one_machine(meeting: str, addresses: tuple[str, ...]) -> None:
         assert lines[-1].endswith("all checks passed")
     assert "a write failed after" in done.stdout
     assert "- [x] a rank that never comes" in done.stdout
+    assert "- driver: unknown" in done.stdout
+    assert f"of 34 functions, loaded from {hccl_sim.build()}" in done.stdout
+    assert "- HcclGetCommConfigCapability: 12 " in done.stdout
 
 
 def test_two_machines(meeting: str, tmp_path: Path) -> None:
@@ -53,6 +57,15 @@ def test_two_machines(meeting: str, tmp_path: Path) -> None:
         done = _verify(environ, "--table", str(table), "--rank", "0")
         output, _ = other.communicate(timeout=60)
     assert (done.returncode, other.returncode) == (0, 0), done.stdout + output.decode()
+
+
+def test_the_release_of_the_driver(tmp_path: Path) -> None:
+    file = tmp_path / "version.info"
+    assert "No such file" in driver(file)
+    file.write_text("package_version=1\nVersion=25.5.0\n")
+    assert driver(file) == "25.5.0"
+    file.write_text("")
+    assert driver(file) == f"unknown ({file} names none)"
 
 
 def test_without_cann_it_says_why() -> None:

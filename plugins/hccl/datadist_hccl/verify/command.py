@@ -7,20 +7,19 @@ import contextlib
 import json
 import multiprocessing
 import os
-import platform
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
 from datadist.transport import LinkError, TransportError
-from datadist_hccl import HcclTransport, abi
+from datadist_hccl import HcclTransport
 from datadist_hccl.acl import AclError, Runtime
 from datadist_hccl.environment import PCIE, ROCE
 from datadist_hccl.libraries import load
 from datadist_hccl.table import family_of, uses_rdma
 from datadist_hccl.verify import checks
+from datadist_hccl.verify.facts import facts
 from datadist_hccl.verify.session import Linked, Session
 
 JOIN_SECONDS = 900
@@ -138,7 +137,8 @@ def _as_process(text: str, rank: int, device: int, size: int) -> None:
 
 def _one_rank(table: RankTable, rank: int, device: int, size: int) -> int:
     report = Report(rank)
-    _facts(report)
+    for line in facts():
+        report.say(line)
     state = HcclTransport.probe()
     report.result("libraries and device", state.usable, state.reason)
     if not state.usable:
@@ -152,20 +152,6 @@ def _one_rank(table: RankTable, rank: int, device: int, size: int) -> int:
         report.result("transport", False, f"{type(error).__name__}: {error}")
     report.say(f"{'all checks passed' if not report.failed else f'{report.failed} FAILED'}")
     return int(report.failed > 0)
-
-
-def _facts(report: Report) -> None:
-    report.say(
-        f"datadist-hccl {version('datadist-hccl')}, datadist {version('datadist')}, Python "
-        f"{platform.python_version()}, {platform.platform()}"
-    )
-    with contextlib.suppress(TransportError):
-        vendor = load()
-        for library in vendor.libraries:
-            names = [name for name, origin in vendor.origins.items() if origin == library]
-            report.say(f"- {library}: {len(names)} of {len(abi.ACL | abi.HCCL)} functions")
-    hccl = {k: v for k, v in sorted(os.environ.items()) if k.startswith(("HCCL_", "ASCEND_"))}
-    report.say(f"- environment: {hccl}")
 
 
 def _checks(report: Report, session: Session) -> None:
