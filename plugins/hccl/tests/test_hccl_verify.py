@@ -18,8 +18,9 @@ TITLES = (
 )  # fmt: skip
 
 
-def _environ(meeting: str) -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k != OVERRIDE} | hccl_sim.environment(meeting)
+def _environ(meeting: str, **settings: str) -> dict[str, str]:
+    own = {k: v for k, v in os.environ.items() if k != OVERRIDE}
+    return own | hccl_sim.environment(meeting, **settings)
 
 
 def _verify(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -29,9 +30,16 @@ def _verify(environ: dict[str, str], *arguments: str) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("addresses", [(), ("--device-ips", "192.168.0.1,192.168.0.2")])
-def test_one_machine(meeting: str, addresses: tuple[str, ...]) -> None:
-    done = _verify(_environ(meeting), "--devices", "2,5", *addresses)
+@pytest.mark.parametrize(
+    ("soc", "addresses"),
+    [
+        ("Ascend910B3", ()),
+        ("Ascend910B3", ("--device-ips", "192.168.0.1,192.168.0.2")),
+        ("Ascend910_9391", ()),
+    ],
+)
+def test_one_machine(meeting: str, soc: str, addresses: tuple[str, ...]) -> None:
+    done = _verify(_environ(meeting, soc=soc), "--devices", "2,5", *addresses)
     assert done.returncode == 0, done.stdout + done.stderr
     for rank in (0, 1):
         lines = [x for x in done.stdout.splitlines() if x.startswith(f"[rank {rank}]")]

@@ -17,7 +17,7 @@ from datadist_hccl import HcclTransport
 from datadist_hccl.acl import AclError, Runtime
 from datadist_hccl.environment import PCIE, ROCE
 from datadist_hccl.libraries import load
-from datadist_hccl.table import family_of, uses_rdma
+from datadist_hccl.table import Family, family_of, uses_rdma
 from datadist_hccl.verify import checks
 from datadist_hccl.verify.facts import facts
 from datadist_hccl.verify.session import Linked, Session
@@ -126,8 +126,14 @@ def _local_table(devices: list[int], addresses: list[str]) -> str:
     ]
     for entry, address in zip(entries, addresses, strict=False):
         entry["device_ip"] = address
+    version = "1.2" if family_of(runtime.soc_name()) is Family.A3 else "1.0"
     server = {"server_id": "this", "device": entries}
-    table = {"version": "1.0", "status": "completed", "server_count": "1", "server_list": [server]}
+    table = {
+        "version": version,
+        "status": "completed",
+        "server_count": "1",
+        "server_list": [server],
+    }
     return json.dumps(table)
 
 
