@@ -19,7 +19,7 @@ from hccl_sim import engines
 from datadist import BlocksCacheKey
 from tests import hosts, nodes
 from tests.hosts import Network
-from tests.nodes import Node, RemoteError
+from tests.nodes import Here, Node, RemoteError
 
 pytestmark = hosts.needed
 
@@ -150,6 +150,34 @@ def test_three_servers_of_which_one_comes_late(start_on: Start) -> None:
     _wait(members, ids)
     _check_pull(members[2], 3, members[0], 1)
     _check_pull(members[0], 1, members[1], 2)
+
+
+def test_a_server_that_dies_while_they_swap_what_they_are_can_come_back(start_on: Start) -> None:
+    mapping, table = {1: 0, 2: 1, 3: 2}, hccl_sim.table(3)
+    members = [start_on(number, number + 1) for number in range(3)]
+    members[2].do(_delay, "HcclExchangeMemDesc", 60_000)
+    ids = _begin(members, mapping, table)
+    deadline = time.monotonic() + 30
+    while not members[2].do(_calls, "HcclExchangeMemDesc"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    members[2].kill()
+    members[2] = start_on(2, 3)
+    ids[2:] = _begin(members[2:], mapping, table)
+    _wait(members, ids)
+    _check_pull(members[2], 3, members[0], 1)
+    _check_pull(members[1], 2, members[2], 3)
+    for node in members:
+        assert node.do(engines.live)["communicators"] == 1
+
+
+def _delay(here: Here, symbol: str, ms: int) -> None:
+    here.any["framework"].sim.fault(symbol, ms=ms)
+
+
+def _calls(here: Here, symbol: str) -> int:
+    calls: int = here.any["framework"].sim.calls(symbol)
+    return calls
 
 
 # -- links by address ------------------------------------------------------------------------------
