@@ -99,30 +99,19 @@ class Builder:
         peers = {r: Peer(r, own if r == attempt.rank else "") for r in attempt.ranks}
         group = self._steps.group(domain, attempt, peers, name)
 
-        def introduced(blobs: list[bytes]) -> None:
-            if attempt.dead:
-                return
-            try:
-                token, attempt.members = met(blobs)
-            except ValueError as error:
-                self._steps.failed(domain, attempt, str(error))
-                return
-            del self._active[attempt.token]
-            attempt.token = token
-            self._meet(domain, attempt)
-            self._reactor.later(MEET_SECONDS, lambda: self._check_met(domain, attempt))
-
         def swap(link: Link) -> list[bytes] | LinkError:
             try:
                 return link.exchange(blob)
             except LinkError as error:
                 return error
 
-        def swapped(blobs: list[bytes] | LinkError) -> None:
-            if not isinstance(blobs, LinkError):
-                introduced(blobs)
-            elif not attempt.dead:  # all had joined: one of them has left
-                self._dissolve(domain, f"a member left before the link was complete: {blobs}")
+        def swapped(found: list[bytes] | LinkError) -> None:
+            if attempt.dead:
+                return
+            if isinstance(found, LinkError):  # all had joined: one of them has left
+                self._dissolve(domain, f"a member left before the link was complete: {found}")
+            else:
+                self._introduce(domain, attempt, lambda: met(found))
 
         def opened(link: Link) -> None:
             attempt.link = link
@@ -130,6 +119,19 @@ class Builder:
                 self._steps.join(domain, attempt, lambda: swap(link), swapped)
 
         self._steps.open(domain, attempt, group, opened)
+
+    def _introduce(
+        self, domain: Domain, attempt: Attempt, met: Callable[[], tuple[str, dict[int, Member]]]
+    ) -> None:
+        try:
+            token, attempt.members = met()
+        except ValueError as error:
+            self._steps.failed(domain, attempt, str(error))
+            return
+        del self._active[attempt.token]
+        attempt.token = token
+        self._meet(domain, attempt)
+        self._reactor.later(MEET_SECONDS, lambda: self._check_met(domain, attempt))
 
     def _meet(self, domain: Domain, attempt: Attempt) -> None:
         """Go on with an attempt whose members are known now."""
