@@ -80,6 +80,7 @@ class Runtime:
         context = ctypes.c_void_p()
         code = self._vendor["aclrtGetCurrentContext"](ctypes.byref(context))
         if code == abi.ACL_NO_CONTEXT:
+            self.recent()  # which would be told with the next error
             return None
         if code != abi.ACL_SUCCESS:
             raise AclError("aclrtGetCurrentContext", code, self.recent())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -370,6 +371,29 @@ def test_one_server_needs_the_variable(start_node: Start) -> None:
     with pytest.raises(RemoteError, match="HCCL_INTRA_ROCE_ENABLE=1") as caught:
         node.do(engines.link, hccl_sim.table(2, 1))
     assert caught.value.status == "LLM_LINK_FAILED"
+
+
+def test_the_variable_may_be_set_until_the_first_link_and_not_later(start_node: Start) -> None:
+    group, table = [start_node() for _ in range(2)], hccl_sim.table(2, 1)
+    for cluster, node in enumerate(group, 1):
+        node.do(engines.paged_engine, cluster, "hccl", None, device_id=cluster - 1)
+        node.do(_set_roce, "1")
+    for node in group:
+        node.begin(engines.link, table)
+    for node in group:
+        node.result()
+        node.do(nodes.unlink, 1)
+        node.do(_set_roce, "0")
+    for node in group:
+        node.begin(engines.link, table, "again")
+    for node in group:
+        node.result()
+        warnings = node.do(nodes.log_of, "WARNING")
+        assert any("HCCL_INTRA_ROCE_ENABLE=0 has no effect" in line for line in warnings)
+
+
+def _set_roce(_here: Here, value: str) -> None:
+    os.environ["HCCL_INTRA_ROCE_ENABLE"] = value
 
 
 def test_the_misspelled_variable_is_honoured_with_a_warning(start_node: Start) -> None:
