@@ -15,6 +15,7 @@ from datadist_hccl.verify.facts import driver
 TITLES = (
     "libraries and device", "link 'first'", "pull: scattered", "push: scattered", "exchange of blobs",
     "pull: rates", "push: rates", "timeout", "link 'second'", "after the timeout", "fence",
+    "memory that is not the device's: refused: pinned, ordinary, unmapped",
 )  # fmt: skip
 
 

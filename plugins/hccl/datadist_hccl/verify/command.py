@@ -173,6 +173,7 @@ def _checks(report: Report, session: Session) -> None:
     session.links[-2].close()  # not earlier: the other rank may still have been at its timeout
     _in_step(report, session, linked, *checks.AGAIN)
     report.run("fence", lambda: checks.fence(session, linked))
+    report.run("memory that is not the device's", lambda: checks.foreign(session))
 
 
 def _link(report: Report, session: Session, name: str) -> Linked:
