@@ -292,8 +292,10 @@ class Link(ABC):
         """After :meth:`join`, swap a small blob with every rank; the result is in rank order.
 
         A blob has at most 8 KiB; ours is part of the result. Called on the thread of :meth:`join`,
-        and like that must end by the group's deadline and notice :meth:`close`. Raises
-        :class:`LinkError`.
+        and like that must end by the group's deadline and notice :meth:`close`.
+
+        Raises :class:`LinkError` where a member left: core closes the link then, and opens another
+        one of the same name until the deadline. Every other error is final.
         """
         raise Unsupported("this transport does not exchange blobs")
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import signal
 import socket
 import struct
 import time
@@ -21,6 +22,11 @@ from tests.netcopy import NetCopy, NetCopyLink
 
 SLICE = 0.05
 _RANK = struct.Struct(">I")
+
+
+def _die(when: str) -> None:
+    if os.environ.get("NETJOIN_DIES") == when:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class NetJoinLink(NetCopyLink):
@@ -70,12 +76,18 @@ class NetJoinLink(NetCopyLink):
                 self._links[rank] = sock
 
     def exchange(self, data: bytes) -> list[bytes]:
+        """Swap blobs; ``NETJOIN_DIES`` ends the process ``before`` or ``after`` that."""
+        _die("before")
         found = {self._group.rank: data}
-        for sock in self._links.values():
-            sock.sendall(_RANK.pack(len(data)) + data)
-        for rank, sock in self._links.items():
-            (size,) = _RANK.unpack(self._read(sock, _RANK.size))
-            found[rank] = self._read(sock, size)
+        try:
+            for sock in self._links.values():
+                sock.sendall(_RANK.pack(len(data)) + data)
+            for rank, sock in self._links.items():
+                (size,) = _RANK.unpack(self._read(sock, _RANK.size))
+                found[rank] = self._read(sock, size)
+        except OSError as error:
+            raise LinkError(f"a rank left: {error}") from error
+        _die("after")
         return [found[rank] for rank in sorted(found)]
 
     def _read(self, sock: socket.socket, size: int) -> bytes:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from datadist import LLMException
+from datadist.engine import building
 from tests import hosts, nodes
 from tests.hosts import Network
-from tests.nodes import Node, RemoteError
+from tests.nodes import Here, Node, RemoteError
 
 pytestmark = hosts.needed
 
@@ -161,6 +163,49 @@ def test_a_member_that_dies_breaks_the_link_and_comes_back(join_on: Start) -> No
     two = join_on(1, 2)
     _wait([one, two], _begin([one, two], PAIR))
     hosts.check_pull(two, 2, one)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_member_that_dies_while_they_join_can_come_back(join_on: Start, when: str) -> None:
+    mapping = {1: 0, 2: 1, 3: 2}
+    members = [join_on(0, 1), join_on(1, 2)]
+    for node in members:
+        node.do(_notice_soon)
+    third = join_on(2, 3, environ={"NETJOIN_DIES": when})
+    ids = _begin(members, mapping)
+    with pytest.raises((EOFError, OSError)):
+        _link_and_die(third, mapping)
+    deadline = time.monotonic() + 20
+    while not all("was given up" in node.do(_missing, ids[0]) for node in members):
+        assert time.monotonic() < deadline, [node.do(_missing, ids[0]) for node in members]
+        time.sleep(0.1)
+    again = join_on(2, 3)
+    _wait([*members, again], [*ids, *_begin([again], mapping)])
+    hosts.check_pull(again, 3, members[0])
+    hosts.check_pull(members[0], 1, again)
+    hosts.check_pull(members[1], 2, members[0])
+
+
+def _link_and_die(node: Node, mapping: dict[int, int]) -> None:
+    _begin([node], mapping)
+    node.do(_sleep, 30)
+
+
+def _sleep(_here: Here, seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def _notice_soon(_here: Here) -> None:
+    building.MEET_SECONDS = 2.0
+
+
+def _missing(here: Here, comm_id: int) -> str:
+    """What `wait_link` says is missing, at once."""
+    try:
+        here.live.wait_link(comm_id, 1)
+    except LLMException as error:
+        return str(error)
+    return ""
 
 
 def test_the_same_domain_twice_is_refused(join_on: Start) -> None:

@@ -62,6 +62,8 @@ def test_all_members_compute_the_same() -> None:
         (0, 7, 27), (1, 8, 28), (3, 9, 29),
     ]  # fmt: skip
     assert members[3].endpoints == ["10.0.0.9:1000"]
+    again = [*blobs[:2], _blob(9, comm_id=29)]
+    assert introduction.read(_domain(7), again)[0] != token, "another attempt has another token"
     again = [*blobs[:2], _blob(9, comm_id=30)]
     assert introduction.read(_domain(7), again)[0] != token, "another link has another token"
 

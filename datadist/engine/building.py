@@ -31,7 +31,7 @@ from datadist.engine.owned import OwnDirectory
 from datadist.engine.peers import PeerView
 from datadist.engine.steps import Steps, answer
 from datadist.engine.workers import Workers
-from datadist.transport import Link, Peer
+from datadist.transport import Link, LinkError, Peer
 from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.link")
@@ -41,6 +41,8 @@ Introduced: TypeAlias = "Callable[[list[bytes]], tuple[str, dict[int, Member]]]"
 EARLY_SECONDS = 10.0
 MAX_EARLY = 64
 CLOSE_SECONDS = 5.0
+MEET_SECONDS = 15.0
+"""Time for members that the transport's library brought together to get in touch."""
 ACKS = "acknowledgements"
 """Holder of sessions on which a revocation is under way."""
 
@@ -97,24 +99,39 @@ class Builder:
         peers = {r: Peer(r, own if r == attempt.rank else "") for r in attempt.ranks}
         group = self._steps.group(domain, attempt, peers, name)
 
-        def introduced(blobs: list[bytes]) -> None:
+        def swap(link: Link) -> list[bytes] | LinkError:
+            try:
+                return link.exchange(blob)
+            except LinkError as error:
+                return error
+
+        def swapped(found: list[bytes] | LinkError) -> None:
             if attempt.dead:
                 return
-            try:
-                token, attempt.members = met(blobs)
-            except ValueError as error:
-                self._steps.failed(domain, attempt, str(error))
-                return
-            del self._active[attempt.token]
-            attempt.token = token
-            self._meet(domain, attempt)
+            if isinstance(found, LinkError):  # all had joined: one of them has left
+                self._dissolve(domain, f"a member left before the link was complete: {found}")
+            else:
+                self._introduce(domain, attempt, lambda: met(found))
 
         def opened(link: Link) -> None:
             attempt.link = link
             if not attempt.dead:
-                self._steps.join(domain, attempt, lambda: link.exchange(blob), introduced)
+                self._steps.join(domain, attempt, lambda: swap(link), swapped)
 
         self._steps.open(domain, attempt, group, opened)
+
+    def _introduce(
+        self, domain: Domain, attempt: Attempt, met: Callable[[], tuple[str, dict[int, Member]]]
+    ) -> None:
+        try:
+            token, attempt.members = met()
+        except ValueError as error:
+            self._steps.failed(domain, attempt, str(error))
+            return
+        del self._active[attempt.token]
+        attempt.token = token
+        self._meet(domain, attempt)
+        self._reactor.later(MEET_SECONDS, lambda: self._check_met(domain, attempt))
 
     def _meet(self, domain: Domain, attempt: Attempt) -> None:
         """Go on with an attempt whose members are known now."""
@@ -128,6 +145,13 @@ class Builder:
             else:
                 self._adopt(attempt, view)
         self._steps.advance(domain, attempt)
+
+    def _check_met(self, domain: Domain, attempt: Attempt) -> None:
+        """A member that left right after the library had joined it was never in touch with us."""
+        absent = [rank for rank in attempt.others if self._steps.view(attempt, rank) is None]
+        if absent and not attempt.dead and domain.waiting:
+            who = ", ".join(f"cluster {attempt.members[r].cluster_id} (rank {r})" for r in absent)
+            self._dissolve(domain, f"no contact with {who} within {MEET_SECONDS:g} s of joining")
 
     def is_taken(self, incarnation: str, link: int) -> bool:
         """Whether a wish is part of an attempt of ours."""
@@ -230,6 +254,10 @@ class Builder:
                 "%s may still write our memory; what it could write is kept until it answers",
                 ", ".join(f"rank {rank}" for rank in sorted(risky)),
             )
+
+    def is_closing(self, domain: Domain) -> bool:
+        """Whether an attempt of the domain was given up and is not closed yet."""
+        return domain in list(self._dropped.values())
 
     def wait_for_dropped(self, timeout: float, domain: Domain | None = None) -> None:
         """Let the links that were given up (those of ``domain``) be closed, within ``timeout`` s."""
@@ -362,6 +390,7 @@ class Builder:
         attempt = domain.attempt
         assert attempt is not None
         log.info("%s: waiting again: %s", domain, reason)
+        domain.setback = reason
         self._steps.tell(attempt, Dissolve(domain=attempt.token, reason=reason[:4000]))
         self.drop(domain)
         domain.owner.on_dissolved(domain)

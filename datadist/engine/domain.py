@@ -168,6 +168,8 @@ class Domain:
     """Set once the status is OK or FAILED, or the domain is unlinked."""
     closed: bool = False
     attempt: Attempt | None = None
+    setback: str | None = None
+    """Why the last attempt was given up."""
 
     @property
     def rank(self) -> int:

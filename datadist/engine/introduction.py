@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -32,6 +33,8 @@ class Introduction(BaseModel):
     one_sided: bool
     meaning: Text
     """Digest of what it links: name, mapping and rank table."""
+    attempt: Token
+    """Differs from attempt to attempt, so that messages of an earlier one mean nothing to the next."""
     endpoints: Annotated[list[Text], Field(max_length=MAX_ENDPOINTS)]
     """Where it listens; empty without a key."""
 
@@ -42,7 +45,7 @@ def digest(domain: TableDomain) -> str:
 
 
 def introduce(domain: TableDomain, own: Address, endpoints: list[str]) -> bytes:
-    """Our blob."""
+    """Our blob, for one attempt."""
     introduction = Introduction(
         wire=WIRE_VERSION,
         incarnation=own.incarnation,
@@ -51,6 +54,7 @@ def introduce(domain: TableDomain, own: Address, endpoints: list[str]) -> bytes:
         backend=domain.announce.backend,
         one_sided=domain.announce.one_sided,
         meaning=digest(domain),
+        attempt=secrets.token_hex(16),
         endpoints=endpoints[:MAX_ENDPOINTS],
     )
     return introduction.model_dump_json().encode()
@@ -65,16 +69,26 @@ def read(domain: TableDomain, blobs: list[bytes]) -> tuple[str, dict[int, Member
     if len(blobs) != len(ranks):
         raise ValueError(f"the transport exchanged {len(blobs)} blobs, expected {len(ranks)}")
     clusters = {rank: cluster for cluster, rank in domain.ranks.items()}
-    members = {
-        rank: _member(domain, rank, clusters[rank], blob)
+    said = {
+        rank: _read(domain, rank, clusters[rank], blob)
         for rank, blob in zip(ranks, blobs, strict=True)
     }
-    identity = [(m.rank, m.incarnation, m.link) for m in members.values()]
+    identity = [(rank, one.incarnation, one.link, one.attempt) for rank, one in said.items()]
     token = hashlib.sha256(json.dumps([digest(domain), identity]).encode()).hexdigest()[:32]
-    return token, members
+    return token, {rank: _member(rank, one) for rank, one in said.items()}
 
 
-def _member(domain: TableDomain, rank: int, cluster: int, blob: bytes) -> Member:
+def _member(rank: int, said: Introduction) -> Member:
+    return Member(
+        rank=rank,
+        cluster_id=said.cluster_id,
+        incarnation=said.incarnation,
+        link=said.link,
+        endpoints=said.endpoints,
+    )
+
+
+def _read(domain: TableDomain, rank: int, cluster: int, blob: bytes) -> Introduction:
     try:
         said = Introduction.model_validate_json(blob)
     except ValidationError as error:
@@ -84,13 +98,7 @@ def _member(domain: TableDomain, rank: int, cluster: int, blob: bytes) -> Member
     problem = _problem(domain, rank, cluster, said)
     if problem is not None:
         raise ValueError(problem)
-    return Member(
-        rank=rank,
-        cluster_id=cluster,
-        incarnation=said.incarnation,
-        link=said.link,
-        endpoints=said.endpoints,
-    )
+    return said
 
 
 def _problem(domain: TableDomain, rank: int, cluster: int, said: Introduction) -> str | None:

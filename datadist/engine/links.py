@@ -29,6 +29,8 @@ RETRY_SECONDS = 0.2
 """Pause before a peer is sought again whose session broke."""
 SHORT_SECONDS = 1.0
 """Pause before it is tried again to look for peers, when descriptors were short."""
+REJOIN_SECONDS = 0.5
+"""Pause before members that a library brings together join again, after one of them left."""
 GRACE_SECONDS = 1.0
 """How long announcements that differ may wait for a better match before both fail."""
 
@@ -63,8 +65,14 @@ class Links:
         self._rendezvous.begin(domain)
         left = domain.deadline - time.monotonic()
         domain.expiry = self._reactor.later(left, lambda: self._expire(domain))
-        if domain.by_library:
-            self._join(domain, double)
+        if domain.by_library and double:
+            self._end(
+                domain,
+                "a domain of this name, mapping and rank table is held already, and the transport's "
+                "library cannot tell two of them apart: unlink that first, or use another name",
+            )
+        elif domain.by_library:
+            self._join(domain)
         self._look_for_members(domain)
 
     def _look_for_members(self, domain: TableDomain) -> None:
@@ -76,18 +84,11 @@ class Links:
         self._compare_later()
         self._consider(domain)
 
-    def _join(self, domain: TableDomain, double: bool) -> None:
+    def _join(self, domain: TableDomain) -> None:
         """Let the transport's library bring the members together.
 
         They are looked for on this host as well, but only to find out where wishes differ.
         """
-        if double:
-            self._end(
-                domain,
-                "a domain of this name, mapping and rank table is held already, and the transport's "
-                "library cannot tell two of them apart: unlink that first, or use another name",
-            )
-            return
 
         def met(blobs: list[bytes]) -> tuple[str, dict[int, Member]]:
             token, members = introduction.read(domain, blobs)
@@ -331,8 +332,17 @@ class Links:
     def on_dissolved(self, domain: TableDomain) -> None:
         """See :class:`~datadist.engine.domain.Owner`."""
         if domain.by_library:
-            self.fail(domain, "a member left before the link was complete: unlink, and link again")
+            self._reactor.later(REJOIN_SECONDS, lambda: self._join_again(domain))
         self._consider(domain)
+
+    def _join_again(self, domain: TableDomain) -> None:
+        """The library knows the members by the domain's name: the earlier attempt has to be over."""
+        if not domain.waiting or domain.attempt is not None:
+            return
+        if self._builder.is_closing(domain):
+            self._reactor.later(REJOIN_SECONDS, lambda: self._join_again(domain))
+        else:
+            self._join(domain)
 
     def on_failed(self, domain: TableDomain, reason: str) -> None:
         """See :class:`~datadist.engine.domain.Owner`."""
@@ -368,6 +378,8 @@ class Links:
     def missing(self, domain: TableDomain) -> str:
         """Who or what a domain waits for, for people."""
         waiting, network = self._waiting_for(domain), self._rendezvous.explain(domain)
+        if domain.setback is not None:
+            waiting += f"; an attempt was given up: {domain.setback}"
         return waiting if network is None else f"{waiting}; network: {network}"
 
     def _waiting_for(self, domain: TableDomain) -> str:

@@ -173,7 +173,8 @@ class Rendezvous:
             self._check_ways(members)
         if self._meeting.remote is None:
             return
-        stale = [p for p in search.pursuits if p.cluster != self._first_cluster(domain)]
+        first = None if domain.by_library else self._first_cluster(domain)
+        stale = [p for p in search.pursuits if p.cluster != first]
         self._give_up(domain, stale)
         search.pursuits = [p for p in search.pursuits if p not in stale]
         for member in members.values():

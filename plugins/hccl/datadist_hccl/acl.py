@@ -17,11 +17,12 @@ MAX_SYNC_MS = 2**31 - 1
 
 
 class AclError(Exception):
-    """A call of the runtime failed; ``code`` is its number."""
+    """A ``call`` of the runtime failed; ``code`` is its number."""
 
     def __init__(self, call: str, code: int, detail: str) -> None:
         name = abi.ACL_NAMES.get(code, "unknown error")
         super().__init__(f"{call} returned {code} ({name}){detail}")
+        self.call = call
         self.code = code
 
 
@@ -79,6 +80,7 @@ class Runtime:
         context = ctypes.c_void_p()
         code = self._vendor["aclrtGetCurrentContext"](ctypes.byref(context))
         if code == abi.ACL_NO_CONTEXT:
+            self.recent()  # which would be told with the next error
             return None
         if code != abi.ACL_SUCCESS:
             raise AclError("aclrtGetCurrentContext", code, self.recent())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-from datadist.transport import LinkError
+from datadist.transport import TransportError
 from datadist_hccl import abi
 from datadist_hccl.one_sided import Hccl
 
@@ -23,22 +23,22 @@ ROOM = -(-MAX_BYTES // abi.BLOB_BYTES) + 1
 def swap(hccl: Hccl, communicator: int, own: int, rank: int, data: bytes, seconds: int) -> bytes:
     """Give ``data`` to ``rank``, which does the same; its data.
 
-    Raises :class:`LinkError`, :class:`HcclError`.
+    Raises :class:`TransportError` where the peers cannot understand each other, :class:`HcclError`.
     """
     if len(data) > MAX_BYTES:
-        raise LinkError(f"{len(data)} bytes are too many to exchange: at most {MAX_BYTES}")
+        raise TransportError(f"{len(data)} bytes are too many to exchange: at most {MAX_BYTES}")
     first = HEADER.pack(MAGIC, len(data)) + data[:FIRST_BYTES]
     answer = _only(rank, hccl.exchange(communicator, own, rank, [first], ROOM, seconds))
     magic, size = HEADER.unpack_from(answer)
     if magic != MAGIC or size > MAX_BYTES:
-        raise LinkError(f"rank {rank} exchanges data in another form", rank)
+        raise TransportError(f"rank {rank} exchanges data in another form (another release?)")
     if max(size, len(data)) <= FIRST_BYTES:
         return answer[HEADER.size : HEADER.size + size]
     chunks = _chunks(data[FIRST_BYTES:])
     rest = hccl.exchange(communicator, own, rank, chunks, ROOM, seconds)
     whole = answer[HEADER.size :] + b"".join(rest)
     if len(whole) < size:
-        raise LinkError(f"rank {rank} announced {size} bytes and sent {len(whole)}", rank)
+        raise TransportError(f"rank {rank} announced {size} bytes and sent {len(whole)}")
     return whole[:size]
 
 
@@ -50,5 +50,5 @@ def _chunks(data: bytes) -> list[bytes]:
 
 def _only(rank: int, answer: list[bytes]) -> bytes:
     if len(answer) != 1:
-        raise LinkError(f"rank {rank} sent {len(answer)} descriptors, expected one", rank)
+        raise TransportError(f"rank {rank} sent {len(answer)} descriptors, expected one")
     return answer[0]

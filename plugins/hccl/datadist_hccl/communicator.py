@@ -29,6 +29,10 @@ SPARE_ATTEMPTS = 2
 """Failures that are forgiven: a peer whose attempt ends looks like one that failed."""
 FINAL = frozenset({abi.HCCL_PARA, abi.HCCL_PTR, abi.HCCL_NOT_SUPPORT, abi.HCCL_NOT_FOUND})
 """Results of an attempt that another one would not change."""
+ALIVE = frozenset({abi.HCCL_PARA, abi.HCCL_PTR, abi.HCCL_RUNTIME, abi.HCCL_AGAIN})
+"""Results of HcclCommDestroy that say that the communicator is still there."""
+REFUSED = frozenset({abi.ACL_INVALID, abi.ACL_NO_CONTEXT, abi.ACL_OTHER_CONTEXT})
+"""Results of aclrtDestroyStream that say the same of the stream."""
 
 
 class Closed(Exception):
@@ -53,6 +57,8 @@ class Communicator:
         self.shared: list[HcclRegion] = []
         """After the end: those of the regions that other links still expose."""
         self._named = False
+        self._doubtful = False
+        """Whether the communicator may be gone, although destroying it failed."""
         self._holding = True
         device.hold()
 
@@ -153,7 +159,10 @@ class Communicator:
             time.sleep(min(PAUSE, max(0.0, deadline - time.monotonic())))
 
     def remap(self, ranges: list[tuple[int, int]]) -> None:
-        """Make those of the ranges (address, size) that it exposes reachable anew."""
+        """Make those of the ranges (address, size) that it exposes reachable anew.
+
+        Raises :class:`HcclError`, :class:`AclError`.
+        """
         exposed = {region.address for region in self._regions}
         mine = [(address, size) for address, size in ranges if address in exposed]
         try:
@@ -170,10 +179,26 @@ class Communicator:
         return stream
 
     def destroy_stream(self, stream: int) -> None:
-        """Drop what is queued on a stream, and the stream; inside only."""
+        """Drop what is queued on a stream, and the stream; inside only.
+
+        Raises :class:`AclError` where it was not stopped, or not destroyed.
+        """
         self._device.runtime.call("aclrtStreamAbort", stream)
-        self._device.runtime.call("aclrtDestroyStream", stream)
+        try:
+            self._device.runtime.call("aclrtDestroyStream", stream)
+        except AclError as error:
+            if error.code in REFUSED:
+                raise
+            self._leave_alone("a stream", error)
         self._streams.remove(stream)
+
+    def _leave_alone(self, what: str, error: Exception) -> None:
+        """Using what is gone ends the process: what may be gone is not touched any more."""
+        self._holding = False
+        log.error(
+            "%r: whether %s is gone is not known, device %d stays open: %s",
+            self.name, what, self._device.number, error,
+        )  # fmt: skip
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -190,23 +215,42 @@ class Communicator:
         return self.ended
 
     def _end(self) -> None:
-        with self._state, self._device.bound():
-            for stream in list(self._streams):
-                self._try(self.destroy_stream, stream)
-            for memory in list(self._bound):
-                if self._try(self._unbind, memory):
-                    self._bound.remove(memory)
-            if self._handle is not None and self._try(self.hccl.destroy, self._handle):
-                self._handle = None
-            if self.ended and self._regions:
-                regions, self._regions = self._regions, ()
-                self.shared = self._memory.give_back(regions)
-            if self._named and self._handle is None:
-                self._named = False
-                names.give_back(self._device.number, self.name)
-            finished, self._holding = self._holding and self.ended, self._holding and not self.ended
+        try:
+            with self._state, self._device.bound():
+                self._destroy_all()
+                finished = self._holding and self.ended
+                self._holding = self._holding and not finished
+        except AclError as error:
+            log.error("closing the communicator %r: %s", self.name, error)
+            return
         if finished:
             self._try(self._device.drop)
+
+    def _destroy_all(self) -> None:
+        for stream in list(self._streams):
+            self._try(self.destroy_stream, stream)
+        for memory in list(self._bound):
+            if self._try(self._unbind, memory):
+                self._bound.remove(memory)
+        if self._handle is not None and not self._doubtful:
+            self._destroy(self._handle)
+        if self.ended and self._regions:
+            self.shared = self._memory.give_back(self._regions)
+            self._regions = ()
+        if self._named and self._handle is None:
+            self._named = False
+            names.give_back(self._device.number, self.name)
+
+    def _destroy(self, handle: int) -> None:
+        try:
+            self.hccl.destroy(handle)
+            self._handle = None
+        except HcclError as error:
+            self._doubtful = error.code not in ALIVE
+            if self._doubtful:
+                self._leave_alone("the communicator", error)
+            else:
+                log.error("closing the communicator %r: %s", self.name, error)
 
     def _unbind(self, memory: int) -> None:
         try:

@@ -7,7 +7,8 @@ here is therefore written back before that.
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
+import threading
+from collections.abc import Mapping, MutableMapping
 
 from datadist.transport import TransportError
 
@@ -18,6 +19,18 @@ PCIE = "HCCL_INTRA_PCIE_ENABLE"
 MISSPELLED = "hccl_inra_roce_enable"
 """As the documentation of `link` spells it; HCCL does not know it."""
 
+_lock = threading.Lock()
+_known: dict[str, str] | None = None
+"""What HCCL has read, once it did."""
+
+
+def note_read(environ: Mapping[str, str]) -> None:
+    """HCCL has made its first communicator of this process, and read its variables."""
+    global _known
+    with _lock:
+        if _known is None:
+            _known = {name: environ[name] for name in (ROCE, PCIE) if name in environ}
+
 
 def settle(environ: MutableMapping[str, str]) -> bool | None:
     """Whether ranks of one server use RoCE; None where nobody chose.
@@ -26,8 +39,16 @@ def settle(environ: MutableMapping[str, str]) -> bool | None:
     the variable of RoCE and that of PCIe (which stands for HCCS too) given as a pair: a missing one
     is added where the other decides.
 
+    What is changed after HCCL has read it has no effect, and a warning says so.
+
     Raises :class:`TransportError` for values that HCCL would refuse.
     """
+    if _known is not None:
+        return _settle_known(environ, _known)
+    return _settle(environ)
+
+
+def _settle(environ: MutableMapping[str, str]) -> bool | None:
     if MISSPELLED in environ and ROCE not in environ:
         environ[ROCE] = environ[MISSPELLED]
         log.warning("%s is taken for %s, which is the variable that HCCL reads", MISSPELLED, ROCE)
@@ -45,6 +66,17 @@ def settle(environ: MutableMapping[str, str]) -> bool | None:
             f"server, or {ROCE}=0 and {PCIE}=1 for HCCS"
         )
     return False if roce is None and pcie else roce
+
+
+def _settle_known(environ: Mapping[str, str], known: Mapping[str, str]) -> bool | None:
+    for name in (ROCE, PCIE):
+        if environ.get(name) != known.get(name):
+            log.warning(
+                "%s=%s has no effect: HCCL has read its variables when this process made its first "
+                "communicator, with %s; set it before the first link, in a new process",
+                name, environ.get(name, ""), known.get(name, "none"),
+            )  # fmt: skip
+    return _settle(dict(known))
 
 
 def _flag(environ: MutableMapping[str, str], name: str) -> bool | None:

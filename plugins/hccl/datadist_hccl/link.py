@@ -165,6 +165,8 @@ class HcclLink(Link):
                     )
         except Closed:
             raise LinkError("the link was closed meanwhile") from None
+        except AclError as error:
+            raise LinkError(f"the device cannot be used: {error}") from error
         except HcclError as error:
             raise LinkError(
                 f"HCCL did not exchange data with rank {rank}: {error}", rank
@@ -311,13 +313,15 @@ class HcclLink(Link):
             self._ruined = (
                 "a transfer over RDMA did not end in order, and only the end of the link stopped it"
             )
-        try:
-            with path.stream_lock:
-                stream, path.stream = path.stream, 0
+        with path.stream_lock:
+            stream, path.stream = path.stream, 0
+            try:
                 self._communicator.destroy_stream(stream)
                 path.stream = self._communicator.create_stream()
-        except AclError as error:
-            path.broken = f"the stream cannot be replaced: {error}"
+            except AclError as error:
+                path.broken = f"the stream cannot be replaced: {error}"
+                if error.call == "aclrtStreamAbort":
+                    self._ruined = f"a transfer cannot be stopped: {error}"
         return path.broken is None and self._ruined is None
 
     # -- the end -----------------------------------------------------------------------------

@@ -79,6 +79,8 @@ class _Registration:
 
     handle: int
     uses: int = 0
+    tried: bool = False
+    """Whether ending it was tried already."""
 
 
 class Memory:
@@ -95,24 +97,34 @@ class Memory:
 
     def allocate(self, size: int, placement: Placement) -> HcclRegion:
         """Zeroed memory of the device in huge pages, or pinned memory of the host."""
-        runtime = self._device.runtime
-        with self._device.bound():
-            try:
+        try:
+            with self._device.bound():
                 if placement is Placement.HOST:
                     pinned = _PinnedMemory(self._device, size)
                     ctypes.memset(pinned.address, 0, size)
                     return self._add(HcclRegion(pinned.address, size, placement, True, pinned))
-                address = runtime.malloc(size)
-            except AclError as error:
-                if error.code in abi.ACL_OUT_OF_MEMORY:
-                    raise MemoryError(str(error)) from error
-                raise RegistrationError(str(error)) from error
-            try:
-                runtime.call("aclrtMemset", address, size, 0, size)
-                return self._add(HcclRegion(address, size, placement, True, None))
-            except (AclError, RegistrationError) as error:
-                runtime.call("aclrtFree", address)
-                raise RegistrationError(str(error)) from error
+                return self._allocate_on_device(size)
+        except AclError as error:
+            if error.code in abi.ACL_OUT_OF_MEMORY:
+                raise MemoryError(str(error)) from error
+            raise RegistrationError(str(error)) from error
+
+    def _allocate_on_device(self, size: int) -> HcclRegion:
+        runtime = self._device.runtime
+        address = runtime.malloc(size)
+        try:
+            runtime.call("aclrtMemset", address, size, 0, size)
+            return self._add(HcclRegion(address, size, Placement.DEVICE, True, None))
+        except (AclError, RegistrationError):
+            self._free(address)
+            raise
+
+    def _free(self, address: int) -> None:
+        try:
+            with self._device.bound():
+                self._device.runtime.call("aclrtFree", address)
+        except AclError as error:
+            log.error("cannot free the memory at %#x: %s", address, error)
 
     def register(self, address: int, size: int, placement: Placement) -> HcclRegion:
         """Memory of the user, which must lie where it is said to lie."""
@@ -156,18 +168,21 @@ class Memory:
 
         Raises :class:`RegistrationError`.
         """
-        with self._lock, self._device.bound():
-            taken: list[HcclRegion] = []
-            try:
-                for region in regions:
-                    self._use(region)
-                    taken.append(region)
-            except HcclError as error:
-                self._give_back(taken)
-                raise RegistrationError(
-                    f"cannot register {regions[len(taken)]!r}: {error}"
-                ) from error
-            return [self._registered[region.range].handle for region in taken]
+        taken: list[HcclRegion] = []
+        try:
+            with self._lock, self._device.bound():
+                try:
+                    for region in regions:
+                        self._use(region)
+                        taken.append(region)
+                except HcclError as error:
+                    self._give_back(taken)
+                    raise RegistrationError(
+                        f"cannot register {regions[len(taken)]!r}: {error}"
+                    ) from error
+                return [self._registered[region.range].handle for region in taken]
+        except AclError as error:
+            raise RegistrationError(f"cannot register memory: {error}") from error
 
     def _use(self, region: HcclRegion) -> None:
         """HCCL has one handle per range, also when it is registered again before its last end."""
@@ -180,7 +195,10 @@ class Memory:
         region.links += 1
 
     def give_back(self, regions: Iterable[HcclRegion]) -> list[HcclRegion]:
-        """Undo :meth:`take`. Returns those that HCCL still knows, as other links use them."""
+        """Undo :meth:`take`. Returns those that HCCL still knows, as other links use them.
+
+        Raises :class:`AclError`, having done nothing.
+        """
         with self._lock, self._device.bound():
             return self._give_back(list(regions))
 
@@ -190,31 +208,43 @@ class Memory:
             registration = self._registered[region.range]
             registration.uses -= 1
             if registration.uses == 0:
-                self._deregister(region, registration.handle)
+                self._deregister(region, registration)
         self._free_unused([region for region in regions if region.released])
         return [region for region in regions if region.range in self._registered]
 
-    def _deregister(self, region: HcclRegion, handle: int) -> None:
+    def _deregister(self, region: HcclRegion, registration: _Registration) -> None:
+        """Take a range away from peers; what fails is tried again, as a handle that is not known is
+        refused.
+        """
         try:
-            self._hccl.call("HcclDeregisterGlobalMem", handle)
-            del self._registered[region.range]
+            self._hccl.call("HcclDeregisterGlobalMem", registration.handle)
         except HcclError as error:
-            log.error("%r stays registered, its memory is kept: %s", region, error)
+            again, registration.tried = registration.tried, True
+            if not (again and error.code == abi.HCCL_PARA):  # it was done at the first attempt
+                log.error("%r stays registered, its memory is kept: %s", region, error)
+                return
+        del self._registered[region.range]
+
+    def settle(self) -> None:
+        """Try again what failed: deregister what no link uses, and free what was released.
+
+        Raises :class:`AclError`.
+        """
+        with self._lock, self._device.bound():
+            self._free_unused([region for region in self._regions if region.released])
 
     def _free_unused(self, regions: Iterable[HcclRegion]) -> None:
         for region in regions:
             kept = self._registered.get(region.range)
+            if kept is not None and kept.uses == 0:
+                self._deregister(region, kept)
+                kept = self._registered.get(region.range)
             if region.links or (kept is not None and kept.uses == 0):
                 continue
             self._regions.remove(region)
             region.keeper = None
-            if not region.owned or region.placement is Placement.HOST:
-                continue
-            try:
-                with self._device.bound():
-                    self._device.runtime.call("aclrtFree", region.address)
-            except AclError as error:
-                log.error("cannot free %r: %s", region, error)
+            if region.owned and region.placement is Placement.DEVICE:
+                self._free(region.address)
 
     def holding(self, regions: Iterable[Region]) -> list[tuple[int, int]]:
         """Address and size of what is registered of the device around ``regions``, each once.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 import time
 
-from datadist_hccl import abi
+from datadist_hccl import abi, environment
 from datadist_hccl.acl import Runtime
 from datadist_hccl.libraries import Vendor
 
@@ -63,6 +64,7 @@ class Hccl:
                 "HcclCommInitClusterInfoMemConfig",
                 table.encode(), rank, ctypes.byref(config), ctypes.byref(communicator),
             )  # fmt: skip
+            environment.note_read(os.environ)
         return communicator.value or 0
 
     def prepare(self, communicator: int, seconds: int) -> None:

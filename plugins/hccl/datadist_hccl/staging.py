@@ -37,9 +37,10 @@ class Staging:
             raise
 
     def close(self) -> None:
-        """Give the range up, once no link uses it."""
-        self.memory.give_back([self.region])
-        self.memory.release(self.region)
+        """Give the range up, once no link uses it. Raises :class:`AclError`."""
+        if not self.region.released:
+            self.memory.give_back([self.region])
+            self.memory.release(self.region)
 
     @contextlib.contextmanager
     def claimed(self, deadline: float) -> Iterator[None]:

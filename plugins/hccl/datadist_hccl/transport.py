@@ -45,6 +45,7 @@ MAX_HOST_BYTES = 20 * GIB
 MAX_HOST_BYTES_SINCE_25_5 = 1024 * GIB
 DRIVER_VERSION = Path("/usr/local/Ascend/driver/version.info")
 MAX_NAME_BYTES = 127
+CLOSE_ATTEMPTS = 2
 
 
 class HcclTransport(Transport):
@@ -82,6 +83,7 @@ class HcclTransport(Transport):
         _check_quality(options)
         self._options = options
         self._roce = environment.settle(os.environ)
+        """As the variables say now: until HCCL reads them, they may change."""
         self._vendor = load()
         runtime = Runtime(self._vendor)
         try:
@@ -102,7 +104,7 @@ class HcclTransport(Transport):
         try:
             self._staging = Staging(self._memory)
         except (MemoryError, RegistrationError) as error:
-            self._device.drop()
+            self._drop_device()
             raise TransportError(
                 f"device {options.device_id} has no memory left: {error}"
             ) from error
@@ -127,6 +129,7 @@ class HcclTransport(Transport):
 
     def check_table(self, rank_table: RankTable, rank: int) -> None:
         """Addresses, ids and order as HCCL needs them, and the variables of one server."""
+        self._roce = environment.settle(os.environ)
         table.check(rank_table, rank, self._device.physical_id, self._family, self._roce)
 
     def allocate(self, size: int, placement: Placement) -> Region:
@@ -155,7 +158,7 @@ class HcclTransport(Transport):
         for communicator in list(self._communicators):
             try:
                 communicator.remap(ranges)
-            except HcclError as error:
+            except (HcclError, AclError) as error:
                 raise RegistrationError(f"HCCL cannot remap memory: {error}") from error
 
     def open(self, group: Group, regions: Sequence[Region], access: Access) -> HcclLink:
@@ -210,16 +213,27 @@ class HcclTransport(Transport):
         if self._closed:
             return
         self._closed = True
-        self._staging.close()
         stuck = [c.name for c in self._communicators if not c.close(0.0)]
         if stuck:
             log.error(
                 "device %d stays open until HCCL lets go of %s",
                 self._device.number, ", ".join(stuck),
             )  # fmt: skip
-        elif not self._memory.empty:
+        if not any(self._settle_memory() for _ in range(CLOSE_ATTEMPTS)) and not stuck:
             log.error("device %d stays open: HCCL keeps its memory", self._device.number)
             return
+        self._drop_device()
+
+    def _settle_memory(self) -> bool:
+        """Whether all memory is given back."""
+        try:
+            self._staging.close()
+            self._memory.settle()
+        except AclError as error:
+            log.error("memory is not given back in order: %s", error)
+        return self._memory.empty
+
+    def _drop_device(self) -> None:
         try:
             self._device.drop()
         except AclError as error:

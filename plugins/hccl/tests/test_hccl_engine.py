@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from typing import Any
 import hccl_sim
 import numpy as np
 import pytest
+from hccl_sim import engines
 from numpy.typing import NDArray
 
 from datadist import (
@@ -32,68 +33,6 @@ from tests.nodes import Here, Node, RemoteError, pattern
 
 Start = Callable[..., Node]
 MIB = 1 << 20
-PAIR = {1: 0, 2: 1}
-
-CONTRACT_TABLE = """
-{
-    "server_count": "2",
-    "server_list": [
-        {
-            "device": [
-                {
-                    "device_id": "0",
-                    "device_ip": "192.168.1.8",
-                    "rank_id": "0"
-                },
-            ],
-            "server_id": "10.172.0.1"
-        },
-        {
-            "device": [
-                {
-                    "device_id": "0",
-                    "device_ip": "192.168.1.9",
-                    "rank_id": "1"
-                },
-            ],
-            "server_id": "10.172.0.2"
-        }
-    ],
-    "status": "completed",
-    "version": "1.0"
-}
-"""
-"""The example of the documentation of `link`, with its placeholders filled in."""
-
-
-class Framework:
-    """Memory of the accelerator as the user's framework handles it: the engine never does."""
-
-    def __init__(self, backend: str, device: int = 0) -> None:
-        self.sim = hccl_sim.Simulator() if backend == "hccl" else None
-        self.kept: list[Any] = []
-        if self.sim:
-            self.sim.use_device(device)
-
-    def empty(self, size: int) -> int:
-        """New memory; its address."""
-        if self.sim:
-            return self.sim.malloc(size)
-        self.kept.append(np.zeros(size, np.int8))
-        return int(self.kept[-1].ctypes.data)
-
-    def write(self, address: int, array: NDArray[Any]) -> None:
-        """Copy an array to the device."""
-        if self.sim:
-            self.sim.write(address, array.tobytes())
-        else:
-            ctypes.memmove(address, array.tobytes(), array.nbytes)
-
-    def read(self, address: int, shape: tuple[int, ...]) -> NDArray[np.int32]:
-        """Copy an array from the device."""
-        size = int(np.prod(shape)) * 4
-        data = self.sim.read(address, size) if self.sim else ctypes.string_at(address, size)
-        return np.frombuffer(data, np.int32).reshape(shape)
 
 
 @pytest.mark.parametrize("backend", ["shm", "hccl"])
@@ -123,8 +62,8 @@ def _documented_example(
     llm_config.transfer_backend = backend
     init_options.update(llm_config.generate_options())
     llm_datadist.init(init_options)
-    here.any["framework"] = Framework(backend)
-    comm_id = llm_datadist.link("comm1", {1: 0, 2: 1}, CONTRACT_TABLE)
+    here.any["framework"] = engines.Framework(backend)
+    comm_id = llm_datadist.link("comm1", {1: 0, 2: 1}, engines.CONTRACT_TABLE)
     status = llm_datadist.query_register_mem_status(comm_id)
     deadline = time.monotonic() + 30
     while status is RegisterMemStatus.PREPARING and time.monotonic() < deadline:
@@ -141,7 +80,7 @@ def _pull_what_was_allocated(owner: Node, puller: Node) -> None:
     expected = [pattern(2, tensor, (2, 100)) for tensor in range(4)]
     for tensor, array in enumerate(expected):
         array[1] = pattern(1, tensor, (2, 100))[0]
-    np.testing.assert_array_equal(puller.do(_contents, "dst"), expected)
+    np.testing.assert_array_equal(puller.do(engines.contents, "dst"), expected)
     for node in (owner, puller):
         node.do(nodes.unlink, 1)
         node.do(nodes.finalize)
@@ -150,88 +89,47 @@ def _pull_what_was_allocated(owner: Node, puller: Node) -> None:
 def _allocate(here: Here, label: str, keys: list[CacheKey], seed: int) -> None:
     desc = CacheDesc(4, [2, 100], DataType.DT_INT32)
     here.caches[label] = here.live.cache_manager.allocate_cache(desc, keys)
-    _fill(here, label, seed)
-
-
-def _fill(here: Here, label: str, seed: int) -> None:
-    cache = here.caches[label]
-    for tensor, address in enumerate(cache.tensor_addrs):
-        here.any["framework"].write(address, pattern(seed, tensor, tuple(cache.cache_desc.shape)))
-
-
-def _contents(here: Here, label: str) -> list[NDArray[np.int32]]:
-    cache = here.caches[label]
-    shape = tuple(cache.cache_desc.shape)
-    return [here.any["framework"].read(address, shape) for address in cache.tensor_addrs]
+    engines.fill(here, label, seed)
 
 
 # -- paged caches of a framework ------------------------------------------------------------------
-
-BLOCKS, BLOCK = 64, 2048
-SHAPE = (BLOCKS, BLOCK)
-
-
-def _paged_engine(
-    here: Here, cluster: int, backend: str, key: BlocksCacheKey | None, **settings: Any
-) -> None:
-    nodes.init(here, cluster, 4 * MIB, transfer_backend=backend, **settings)
-    framework = here.any["framework"] = Framework(backend, settings.get("device_id", 0))
-    desc = CacheDesc(4, list(SHAPE), DataType.DT_INT32)
-    addresses = [framework.empty(BLOCKS * BLOCK * 4) for _ in range(4)]
-    here.caches["paged"] = here.live.cache_manager.register_blocks_cache(desc, addresses, key)
-    _fill(here, "paged", cluster)
 
 
 def _paged_pair(start_node: Start, backend: str, **settings: Any) -> tuple[Node, Node]:
     one, two = start_node(), start_node()
     for cluster, node in ((1, one), (2, two)):
-        node.do(_paged_engine, cluster, backend, BlocksCacheKey(cluster, 0), **settings)
+        node.do(engines.paged_engine, cluster, backend, BlocksCacheKey(cluster, 0), **settings)
     for node in (one, two):
-        node.begin(_link, CONTRACT_TABLE)
+        node.begin(engines.link, engines.CONTRACT_TABLE)
     for node in (one, two):
         node.result()
     return one, two
 
 
-def _link(here: Here, table: str, name: str = "pair") -> int:
-    comm_id = here.live.link(name, PAIR, table)
-    here.live.wait_link(comm_id)
-    return comm_id
-
-
-SOURCE, TARGET = [0, 1, 2, 9, 40, *range(20, 30)], [5, 6, 7, 0, 63, *range(40, 50)]
-
-
-def _moved(seed: int, into: int) -> list[NDArray[np.int32]]:
-    expected = [pattern(into, tensor, SHAPE) for tensor in range(4)]
-    for tensor, array in enumerate(expected):
-        array[TARGET] = pattern(seed, tensor, SHAPE)[SOURCE]
-    return expected
-
-
 @pytest.mark.parametrize("backend", ["shm", "hccl"])
 def test_paged_pulls(start_node: Start, backend: str) -> None:
     one, two = _paged_pair(start_node, backend)
-    two.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", SOURCE, TARGET)
-    np.testing.assert_array_equal(two.do(_contents, "paged"), _moved(1, 2))
+    two.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", engines.SOURCE, engines.TARGET)
+    np.testing.assert_array_equal(two.do(engines.contents, "paged"), engines.moved(1, 2))
     np.testing.assert_array_equal(
-        one.do(_contents, "paged"), [pattern(1, tensor, SHAPE) for tensor in range(4)]
+        one.do(engines.contents, "paged"),
+        [pattern(1, tensor, engines.SHAPE) for tensor in range(4)],
     )
 
 
 @pytest.mark.parametrize("backend", ["shm", "hccl"])
 def test_paged_pushes(start_node: Start, backend: str) -> None:
     one, two = _paged_pair(start_node, backend, local_comm_res="")
-    one.do(nodes.push_blocks, BlocksCacheKey(2, 0), "paged", SOURCE, TARGET)
-    np.testing.assert_array_equal(two.do(_contents, "paged"), _moved(1, 2))
-    two.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", SOURCE, TARGET)
-    np.testing.assert_array_equal(two.do(_contents, "paged"), _moved(1, 2))
+    one.do(nodes.push_blocks, BlocksCacheKey(2, 0), "paged", engines.SOURCE, engines.TARGET)
+    np.testing.assert_array_equal(two.do(engines.contents, "paged"), engines.moved(1, 2))
+    two.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", engines.SOURCE, engines.TARGET)
+    np.testing.assert_array_equal(two.do(engines.contents, "paged"), engines.moved(1, 2))
 
 
 def test_pushes_need_the_right_that_two_sided_mode_does_not_give(start_node: Start) -> None:
     one, _ = _paged_pair(start_node, "hccl")
     with pytest.raises(RemoteError) as caught:
-        one.do(nodes.push_blocks, BlocksCacheKey(2, 0), "paged", SOURCE, TARGET)
+        one.do(nodes.push_blocks, BlocksCacheKey(2, 0), "paged", engines.SOURCE, engines.TARGET)
     assert caught.value.status == "LLM_PARAM_INVALID"
 
 
@@ -247,21 +145,21 @@ def _copies(here: Here, backend: str) -> None:
     host_pool = json.dumps({"memory_size": 4 * MIB})
     nodes.init(here, 1, 4 * MIB, transfer_backend=backend, host_mem_pool_cfg=host_pool)
     manager = here.live.cache_manager
-    here.any["framework"] = Framework(backend)
+    here.any["framework"] = engines.Framework(backend)
     shape = (8, 100)
     desc = CacheDesc(2, list(shape), DataType.DT_INT32)
     for label, make in (("a", manager.allocate_cache), ("b", manager.allocate_cache)):
         here.caches[label] = make(desc)
     manager.copy_cache(here.caches["b"], here.caches["a"], 0, 0)
-    _fill(here, "a", 1)
+    engines.fill(here, "a", 1)
     manager.copy_cache(here.caches["b"], here.caches["a"], 3, 5)
-    for tensor, array in enumerate(_contents(here, "b")):
+    for tensor, array in enumerate(engines.contents(here, "b")):
         np.testing.assert_array_equal(array[3], pattern(1, tensor, shape)[5])
         assert not array[:3].any()
     here.caches["paged"] = paged = manager.allocate_blocks_cache(desc)
-    _fill(here, "paged", 2)
+    engines.fill(here, "paged", 2)
     manager.copy_blocks(paged, {0: [1, 2], 2: [3]})
-    _assert_rows(_contents(here, "paged"), 2, shape, {1: 0, 2: 0, 3: 0})
+    _assert_rows(engines.contents(here, "paged"), 2, shape, {1: 0, 2: 0, 3: 0})
     on_host = manager.allocate_blocks_cache(
         CacheDesc(2, list(shape), DataType.DT_INT32, Placement.HOST)
     )
@@ -270,13 +168,13 @@ def _copies(here: Here, backend: str) -> None:
         CacheDesc(2, list(shape), DataType.DT_INT32, Placement.HOST),
         [int(array.ctypes.data) for array in arrays],
     )
-    _fill(here, "paged", 3)
+    engines.fill(here, "paged", 3)
     for host, views in ((on_host, on_host.numpy()), (cpu, arrays)):
         manager.swap_blocks(paged, host, {4: 6})
         for tensor, view in enumerate(views):
             np.testing.assert_array_equal(view[6], pattern(3, tensor, shape)[4])
         manager.swap_blocks(host, paged, {6: 7})
-    _assert_rows(_contents(here, "paged"), 3, shape, {7: 4})
+    _assert_rows(engines.contents(here, "paged"), 3, shape, {7: 4})
     nodes.finalize(here)
 
 
@@ -309,17 +207,21 @@ def test_four_clusters_pull_from_each_other(start_node: Start) -> None:
     group = [start_node() for _ in mapping]
     table = hccl_sim.table(4)
     for cluster, node in enumerate(group, 1):
-        node.do(_paged_engine, cluster, "hccl", BlocksCacheKey(cluster, 0))
+        node.do(engines.paged_engine, cluster, "hccl", BlocksCacheKey(cluster, 0))
     for node in group:
         node.begin(_link_all, mapping, table)
     for node in group:
         node.result()
     for cluster, node in enumerate(group, 1):
         for other in mapping.keys() - {cluster}:
-            node.do(_fill, "paged", 10 + cluster)
-            group[other - 1].do(_fill, "paged", other)
-            node.do(nodes.pull_blocks, BlocksCacheKey(other, 0), "paged", SOURCE, TARGET)
-            np.testing.assert_array_equal(node.do(_contents, "paged"), _moved(other, 10 + cluster))
+            node.do(engines.fill, "paged", 10 + cluster)
+            group[other - 1].do(engines.fill, "paged", other)
+            node.do(
+                nodes.pull_blocks, BlocksCacheKey(other, 0), "paged", engines.SOURCE, engines.TARGET
+            )
+            np.testing.assert_array_equal(
+                node.do(engines.contents, "paged"), engines.moved(other, 10 + cluster)
+            )
 
 
 def _link_all(here: Here, mapping: dict[int, int], table: str) -> None:
@@ -330,22 +232,17 @@ def test_relinking_leaves_nothing_behind(start_node: Start) -> None:
     one, two = _paged_pair(start_node, "hccl")
     for node in (one, two):
         node.do(nodes.unlink, 1)
-    before = [node.do(_live) for node in (one, two)]
+    before = [node.do(engines.live) for node in (one, two)]
     for number in range(5):
         for node in (one, two):
-            node.begin(_link, CONTRACT_TABLE, f"again-{number}")
+            node.begin(engines.link, engines.CONTRACT_TABLE, f"again-{number}")
         comm_ids = [node.result() for node in (one, two)]
-        two.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", SOURCE, TARGET)
+        two.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", engines.SOURCE, engines.TARGET)
         for node, comm_id in zip((one, two), comm_ids, strict=True):
             node.do(nodes.unlink, comm_id)
-    assert [node.do(_live) for node in (one, two)] == before
+    assert [node.do(engines.live) for node in (one, two)] == before
     for node in (one, two):
         assert node.do(_finalize_all) == ""
-
-
-def _live(here: Here) -> dict[str, int]:
-    live: dict[str, int] = here.any["framework"].sim.live()
-    return live
 
 
 def _finalize_all(here: Here) -> str:
@@ -368,35 +265,35 @@ def test_a_peer_that_dies_breaks_the_link_and_can_come_back(start_node: Start) -
     assert caught.value.status in ("LLM_NOT_YET_LINK", "LLM_FAILED")
     two.do(nodes.unlink, 1)
     three = start_node()
-    three.do(_paged_engine, 1, "hccl", BlocksCacheKey(1, 0))
-    three.begin(_link, CONTRACT_TABLE)
-    two.do(_link, CONTRACT_TABLE)
+    three.do(engines.paged_engine, 1, "hccl", BlocksCacheKey(1, 0))
+    three.begin(engines.link, engines.CONTRACT_TABLE)
+    two.do(engines.link, engines.CONTRACT_TABLE)
     three.result()
-    two.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", SOURCE, TARGET)
+    two.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", engines.SOURCE, engines.TARGET)
 
 
 def _pull_for_long(here: Here) -> None:
     for _ in range(100):
-        nodes.pull_blocks(here, BlocksCacheKey(1, 0), "paged", SOURCE, TARGET)
+        nodes.pull_blocks(here, BlocksCacheKey(1, 0), "paged", engines.SOURCE, engines.TARGET)
         time.sleep(0.02)
 
 
 def test_a_peer_that_dies_while_hccl_meets_it_can_come_back(start_node: Start) -> None:
     group = [start_node(), start_node()]
     for cluster, node in enumerate(group, 1):
-        node.do(_paged_engine, cluster, "hccl", BlocksCacheKey(cluster, 0))
+        node.do(engines.paged_engine, cluster, "hccl", BlocksCacheKey(cluster, 0))
     group[0].do(_delay_meeting, 60_000)
-    group[0].begin(_link, CONTRACT_TABLE)
-    group[1].begin(_link, CONTRACT_TABLE)
+    group[0].begin(engines.link, engines.CONTRACT_TABLE)
+    group[1].begin(engines.link, engines.CONTRACT_TABLE)
     time.sleep(2)
     group[0].kill()
     again = start_node()
-    again.do(_paged_engine, 1, "hccl", BlocksCacheKey(1, 0))
-    again.do(_link, CONTRACT_TABLE)
+    again.do(engines.paged_engine, 1, "hccl", BlocksCacheKey(1, 0))
+    again.do(engines.link, engines.CONTRACT_TABLE)
     group[1].result()
-    group[1].do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", SOURCE, TARGET)
+    group[1].do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", engines.SOURCE, engines.TARGET)
     time.sleep(12)  # the attempt with the dead process has ended by now
-    assert group[1].do(_live)["communicators"] == 1
+    assert group[1].do(engines.live)["communicators"] == 1
 
 
 def _delay_meeting(here: Here, ms: int) -> None:
@@ -406,7 +303,7 @@ def _delay_meeting(here: Here, ms: int) -> None:
 def test_unlink_while_hccl_meets_the_peers(start_node: Start) -> None:
     group = [start_node(), start_node()]
     for cluster, node in enumerate(group, 1):
-        node.do(_paged_engine, cluster, "hccl", BlocksCacheKey(cluster, 0))
+        node.do(engines.paged_engine, cluster, "hccl", BlocksCacheKey(cluster, 0))
     group[0].do(_delay_meeting, 60_000)
     for node in group:
         node.do(_stay_inside)
@@ -415,14 +312,14 @@ def test_unlink_while_hccl_meets_the_peers(start_node: Start) -> None:
     began = time.monotonic()
     group[1].do(nodes.unlink, 1)
     assert time.monotonic() - began < 9
-    assert group[1].do(_live)["communicators"] == 1, "destroyed while HCCL was inside"
+    assert group[1].do(engines.live)["communicators"] == 1, "destroyed while HCCL was inside"
     began = time.monotonic()
     group[1].do(nodes.finalize)
     assert time.monotonic() - began < 9
     deadline = time.monotonic() + 30
-    while group[1].do(_live)["contexts"] and time.monotonic() < deadline:
+    while group[1].do(engines.live)["contexts"] and time.monotonic() < deadline:
         time.sleep(0.2)
-    left = group[1].do(_live)
+    left = group[1].do(engines.live)
     assert (left["communicators"], left["contexts"], left["registrations"]) == (0, 0, 0)
 
 
@@ -434,18 +331,18 @@ def _stay_inside(here: Here) -> None:
 
 
 def _begin_link(here: Here) -> None:
-    here.live.link("pair", PAIR, CONTRACT_TABLE)
+    here.live.link("pair", engines.PAIR, engines.CONTRACT_TABLE)
 
 
 def test_a_transfer_that_takes_too_long(start_node: Start) -> None:
     _, two = _paged_pair(start_node, "hccl", sync_kv_timeout=300)
     two.do(_stick, True)
     with pytest.raises(RemoteError, match=r"not complete after 0\.(3|29)") as caught:
-        two.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", SOURCE, TARGET)
+        two.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", engines.SOURCE, engines.TARGET)
     assert caught.value.status == "LLM_TIMEOUT"
     two.do(_stick, False)
     with pytest.raises(RemoteError, match="unlink it and link again") as caught:
-        two.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", SOURCE, TARGET)
+        two.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", engines.SOURCE, engines.TARGET)
     assert caught.value.status == "LLM_NOT_YET_LINK"
     began = time.monotonic()
     two.do(nodes.unlink, 1)
@@ -459,10 +356,10 @@ def _stick(here: Here, stuck: bool) -> None:
 def test_ranks_that_disagree_on_the_table(start_node: Start) -> None:
     one, two = start_node(), start_node()
     for cluster, node in ((1, one), (2, two)):
-        node.do(_paged_engine, cluster, "hccl", None)
-    one.begin(_link, CONTRACT_TABLE)
+        node.do(engines.paged_engine, cluster, "hccl", None)
+    one.begin(engines.link, engines.CONTRACT_TABLE)
     with pytest.raises(RemoteError, match=r"192\.168\.1\.7") as caught:
-        two.do(_link, CONTRACT_TABLE.replace("192.168.1.8", "192.168.1.7"))
+        two.do(engines.link, engines.CONTRACT_TABLE.replace("192.168.1.8", "192.168.1.7"))
     assert caught.value.status == "LLM_LINK_FAILED"
     with pytest.raises(RemoteError):
         one.result()
@@ -470,35 +367,60 @@ def test_ranks_that_disagree_on_the_table(start_node: Start) -> None:
 
 def test_one_server_needs_the_variable(start_node: Start) -> None:
     node = start_node()
-    node.do(_paged_engine, 1, "hccl", None)
+    node.do(engines.paged_engine, 1, "hccl", None)
     with pytest.raises(RemoteError, match="HCCL_INTRA_ROCE_ENABLE=1") as caught:
-        node.do(_link, hccl_sim.table(2, 1))
+        node.do(engines.link, hccl_sim.table(2, 1))
     assert caught.value.status == "LLM_LINK_FAILED"
+
+
+def test_the_variable_may_be_set_until_the_first_link_and_not_later(start_node: Start) -> None:
+    group, table = [start_node() for _ in range(2)], hccl_sim.table(2, 1)
+    for cluster, node in enumerate(group, 1):
+        node.do(engines.paged_engine, cluster, "hccl", None, device_id=cluster - 1)
+        node.do(_set_roce, "1")
+    for node in group:
+        node.begin(engines.link, table)
+    for node in group:
+        node.result()
+        node.do(nodes.unlink, 1)
+        node.do(_set_roce, "0")
+    for node in group:
+        node.begin(engines.link, table, "again")
+    for node in group:
+        node.result()
+        warnings = node.do(nodes.log_of, "WARNING")
+        assert any("HCCL_INTRA_ROCE_ENABLE=0 has no effect" in line for line in warnings)
+
+
+def _set_roce(_here: Here, value: str) -> None:
+    os.environ["HCCL_INTRA_ROCE_ENABLE"] = value
 
 
 def test_the_misspelled_variable_is_honoured_with_a_warning(start_node: Start) -> None:
     group = [start_node({"hccl_inra_roce_enable": "1"}) for _ in range(2)]
     for cluster, node in enumerate(group, 1):
-        node.do(_paged_engine, cluster, "hccl", BlocksCacheKey(cluster, 0), device_id=cluster - 1)
+        node.do(
+            engines.paged_engine, cluster, "hccl", BlocksCacheKey(cluster, 0), device_id=cluster - 1
+        )
         assert any("HCCL_INTRA_ROCE_ENABLE" in line for line in node.do(nodes.log_of, "WARNING"))
     for node in group:
-        node.begin(_link, hccl_sim.table(2, 1))
+        node.begin(engines.link, hccl_sim.table(2, 1))
     for node in group:
         node.result()
-    group[1].do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", SOURCE, TARGET)
+    group[1].do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", engines.SOURCE, engines.TARGET)
 
 
 def test_placeholders_in_the_table_are_named(start_node: Start) -> None:
     node = start_node()
-    node.do(_paged_engine, 1, "hccl", None)
+    node.do(engines.paged_engine, 1, "hccl", None)
     with pytest.raises(RemoteError, match=r"device_ip of rank 0 is 'x\.x\.x\.x'") as caught:
-        node.do(_link, CONTRACT_TABLE.replace("192.168.1.8", "x.x.x.x"))
+        node.do(engines.link, engines.CONTRACT_TABLE.replace("192.168.1.8", "x.x.x.x"))
     assert caught.value.status == "LLM_LINK_FAILED"
 
 
 def test_more_device_memory_than_documented_is_refused(start_node: Start) -> None:
     node = start_node()
-    node.do(_paged_engine, 1, "hccl", None)
+    node.do(engines.paged_engine, 1, "hccl", None)
     with pytest.raises(RemoteError, match="at most 53687091200 bytes") as caught:
         node.do(_register_much)
     assert caught.value.status == "LLM_PARAM_INVALID"
@@ -531,12 +453,12 @@ def test_clusters_that_meet_by_address_make_a_rank_table(start_node: Start) -> N
         settings: dict[str, Any] = {"local_comm_res": _local_resource(cluster)}
         if node is server:
             settings["listen_ip_info"] = f"127.0.0.1:{port}"
-        node.do(_paged_engine, cluster, "hccl", BlocksCacheKey(cluster, 0), **settings)
+        node.do(engines.paged_engine, cluster, "hccl", BlocksCacheKey(cluster, 0), **settings)
     assert client.do(nodes.link_clusters, [(1, port)]) == ("LLM_SUCCESS", ["LLM_SUCCESS"])
-    client.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", SOURCE, TARGET)
-    np.testing.assert_array_equal(client.do(_contents, "paged"), _moved(1, 2))
-    server.do(nodes.push_blocks, BlocksCacheKey(2, 0), "paged", SOURCE, TARGET)
-    np.testing.assert_array_equal(client.do(_contents, "paged"), _moved(1, 2))
+    client.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", engines.SOURCE, engines.TARGET)
+    np.testing.assert_array_equal(client.do(engines.contents, "paged"), engines.moved(1, 2))
+    server.do(nodes.push_blocks, BlocksCacheKey(2, 0), "paged", engines.SOURCE, engines.TARGET)
+    np.testing.assert_array_equal(client.do(engines.contents, "paged"), engines.moved(1, 2))
     assert client.do(nodes.unlink_clusters, [(1, port)]) == ("LLM_SUCCESS", ["LLM_SUCCESS"])
 
 
@@ -549,17 +471,17 @@ def test_clusters_of_one_machine_find_their_resources_themselves(
     port = _free_port()
     settings: dict[str, Any] = {"local_comm_res": ""}
     server.do(
-        _paged_engine,
+        engines.paged_engine,
         1,
         "hccl",
         BlocksCacheKey(1, 0),
         listen_ip_info=f"127.0.0.1:{port}",
         **settings,
     )
-    client.do(_paged_engine, 2, "hccl", None, device_id=1, **settings)
+    client.do(engines.paged_engine, 2, "hccl", None, device_id=1, **settings)
     assert client.do(nodes.link_clusters, [(1, port)]) == ("LLM_SUCCESS", ["LLM_SUCCESS"])
-    client.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", SOURCE, TARGET)
-    np.testing.assert_array_equal(client.do(_contents, "paged"), _moved(1, 2))
+    client.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", engines.SOURCE, engines.TARGET)
+    np.testing.assert_array_equal(client.do(engines.contents, "paged"), engines.moved(1, 2))
 
 
 def test_a_local_resource_that_cannot_be_used(start_node: Start) -> None:
@@ -567,9 +489,16 @@ def test_a_local_resource_that_cannot_be_used(start_node: Start) -> None:
     port = _free_port()
     text = _local_resource(1)
     server.do(
-        _paged_engine, 1, "hccl", None, listen_ip_info=f"127.0.0.1:{port}", local_comm_res=text
+        engines.paged_engine,
+        1,
+        "hccl",
+        None,
+        listen_ip_info=f"127.0.0.1:{port}",
+        local_comm_res=text,
     )
-    client.do(_paged_engine, 2, "hccl", None, local_comm_res=text.replace("192.168.1.1", "nowhere"))
+    client.do(
+        engines.paged_engine, 2, "hccl", None, local_comm_res=text.replace("192.168.1.1", "nowhere")
+    )
     assert client.do(nodes.link_clusters, [(1, port)])[1] == ["LLM_LINK_FAILED"]
     log = client.do(nodes.log_of)
     assert any("device_ip of rank 1 is 'nowhere', no IP address" in line for line in log)

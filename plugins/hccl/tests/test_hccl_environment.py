@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from datadist_hccl.environment import MISSPELLED, PCIE, ROCE, settle
+from datadist_hccl import environment
+from datadist_hccl.environment import MISSPELLED, PCIE, ROCE, note_read, settle
 from datadist_hccl.transport import host_limit
 
 from datadist.transport import TransportError
@@ -35,6 +36,23 @@ def test_what_is_chosen(before: dict[str, str], chosen: bool | None, after: dict
 def test_what_hccl_would_refuse(environ: dict[str, str]) -> None:
     with pytest.raises(TransportError, match="HCCL_INTRA_"):
         settle(environ)
+
+
+def test_what_changes_after_hccl_has_read_it_has_no_effect(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(environment, "_known", None)
+    environ = {ROCE: "1", "HOME": "/"}
+    note_read(environ)
+    assert settle(environ) is True
+    assert not caplog.messages
+    for changed in ({ROCE: "0"}, {}, {ROCE: "1", PCIE: "1"}, {ROCE: "nonsense"}):
+        caplog.clear()
+        before = dict(changed)
+        note_read(changed)
+        assert settle(changed) is True
+        assert changed == before
+        assert "has no effect: HCCL has read its variables" in caplog.messages[0]
 
 
 def test_the_misspelled_variable_warns(caplog: pytest.LogCaptureFixture) -> None:

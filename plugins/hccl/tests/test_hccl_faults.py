@@ -123,6 +123,36 @@ def _allocate_large(here: Here) -> None:
     ranks.of(here).transport.allocate(4 * MIB, Placement.DEVICE)
 
 
+def test_more_ranges_than_hccl_takes(start_ranks: Start) -> None:
+    group = start_ranks(1, 1).start()
+    with pytest.raises(
+        RemoteError, match="4096 ranges are registered and HCCL takes no more"
+    ) as caught:
+        group[0].do(_register_many, 4096)
+    assert caught.value.kind == "RegistrationError"
+    group[0].do(_release_many)
+    group[0].do(_register_many, 4000)
+    group[0].do(_release_many)
+    group.finish()
+
+
+def _register_many(here: Here, count: int) -> None:
+    own = ranks.of(here)
+    own.sim.use_device()
+    base = here.any["base"] = own.sim.malloc(count * 64)
+    regions = here.any["many"] = list[Any]()
+    for number in range(count):
+        regions.append(own.transport.register(base + 64 * number, 64, Placement.DEVICE))
+
+
+def _release_many(here: Here) -> None:
+    own = ranks.of(here)
+    for region in here.any.pop("many"):
+        own.transport.release(region)
+    own.sim.free(here.any["base"])
+    own.sim.library.aclrtResetDevice(0)
+
+
 LINKING = [
     ("HcclRegisterGlobalMem", 1, "RegistrationError"),
     ("HcclCommInitClusterInfoMemConfig", 1, "LinkError"),
@@ -302,6 +332,41 @@ def test_a_stuck_transfer_times_out_and_moves_nothing_later(
     group.finish()
 
 
+def test_a_slow_transfer_has_the_time_that_it_is_given(start_ranks: Start) -> None:
+    group = start_ranks(2, 1, HCCS).start()
+    group.link()
+    group[1].do(ranks.put, "device", b"\1" * MIB)
+    group[0].do(partial(ranks.sim, delay_ms=300), "tasks")
+    four = [(n * 8192, n * 8192, 4096) for n in range(4)]
+    kind, usable, took, _ = group[0].do(partial(ranks.try_move, timeout=0.5), "link", 1, four)
+    assert (kind, usable) == ("TransferTimeout", True)
+    assert 0.5 <= took < 1.5
+    assert group[0].do(partial(ranks.move, timeout=20), "link", 1, four) >= 1.2
+    assert group[0].do(ranks.get, "device", 4096, 3 * 8192) == b"\1" * 4096
+    group.finish()
+
+
+def test_a_transfer_that_cannot_be_stopped_ends_the_link_and_keeps_the_memory(
+    start_ranks: Start,
+) -> None:
+    group = start_ranks(2, 1, HCCS).start()
+    group.link()
+    group[0].do(partial(ranks.sim, stuck=True), "tasks")
+    group[0].do(partial(ranks.sim, last=99), "fault", "aclrtStreamAbort", 507899)
+    kind, usable, took, _ = group[0].do(partial(ranks.try_move, timeout=0.5), "link", 1, ONE)
+    assert (kind, usable) == ("TransferTimeout", False)
+    assert took < SOON
+    _, _, _, text = group[0].do(ranks.try_move, "link", 1, ONE)
+    assert "cannot be stopped: aclrtStreamAbort returned 507899" in text
+    reported, took = group[0].do(ranks.close_link, "link")
+    assert (reported, took < SOON) == ([1], True)
+    allocations = group[0].do(ranks.sim, "live")["allocations"]
+    group[0].do(_release, "device")
+    assert group[0].do(ranks.sim, "live")["allocations"] == allocations, "a copy may still write it"
+    group[0].do(ranks.sim, "clear")
+    group.finish()
+
+
 @pytest.mark.parametrize("end", ["abort", "close"])
 @pytest.mark.parametrize("servers", [1, 2])
 def test_a_stuck_transfer_is_ended_from_another_thread(
@@ -396,7 +461,7 @@ def test_what_cannot_be_closed_keeps_its_memory_and_is_closed_later(
 ) -> None:
     group = start_ranks().start()
     group.link()
-    code = 20 if symbol == "HcclCommDestroy" else 4
+    code = {"HcclCommDestroy": 20, "aclrtDestroyStream": 107003}.get(symbol, 4)
     group[0].do(partial(ranks.sim, last=60), "fault", symbol, code)
     reported, took = group[0].do(ranks.close_link, "link")
     assert took < SOON

@@ -8,14 +8,17 @@ import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import cast
 
 import pytest
+from datadist_hccl import blobs
 from datadist_hccl.offer import parse_offer
+from datadist_hccl.one_sided import Hccl
 from hccl_sim import ranks
 from hccl_sim.ranks import MIB, SIZE, Ranks
 
 from datadist.rank_table import parse_rank_table
-from datadist.transport import LinkError, Offer, Placement, Region
+from datadist.transport import LinkError, Offer, Placement, Region, TransportError
 from tests.nodes import Here, RemoteError
 
 Start = Callable[..., Ranks]
@@ -379,6 +382,32 @@ def test_super_nodes_of_a3(start_ranks: Start, pods: list[list[str]]) -> None:
         with pytest.raises(RemoteError, match="which HCCS does not reach"):
             group[0].do(ranks.move, "link", 1, ONE, remote="host")
     group.finish()
+
+
+class _Peer:
+    """A library that receives what a test says."""
+
+    def __init__(self, *answers: list[bytes]) -> None:
+        self.answers = list(answers)
+
+    def exchange(self, *_args: object) -> list[bytes]:
+        return [data.ljust(504, b"\0") for data in self.answers.pop(0)]
+
+
+@pytest.mark.parametrize(
+    ("answers", "problem"),
+    [
+        ([[b"else"]], "exchanges data in another form"),
+        ([[blobs.HEADER.pack(blobs.MAGIC, blobs.MAX_BYTES + 1)]], "exchanges data in another form"),
+        ([[]], "sent 0 descriptors, expected one"),
+        ([[b"a", b"b"]], "sent 2 descriptors, expected one"),
+        ([[blobs.HEADER.pack(blobs.MAGIC, 2000)], [b"a"]], "announced 2000 bytes and sent 1000"),
+    ],
+)
+def test_blobs_that_are_none_are_refused_for_good(answers: list[list[bytes]], problem: str) -> None:
+    with pytest.raises(TransportError, match=problem) as caught:
+        blobs.swap(cast("Hccl", _Peer(*answers)), 1, 0, 1, b"mine", 1)
+    assert not isinstance(caught.value, LinkError), "which would be tried again"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +14,13 @@ import hccl_sim
 import pytest
 from datadist_hccl import abi
 from datadist_hccl.one_sided import _config
+from hccl_sim import ranks
+from hccl_sim.ranks import Ranks
 
 from tests.nodes import Here, Node
 
 Start = Callable[..., Node]
+StartRanks = Callable[..., Ranks]
 
 
 class Raw:
@@ -122,6 +127,7 @@ def _codes_of_the_runtime(_here: Here) -> None:
     _, small = raw.out("aclrtMalloc", 3 << 20, 2)
     assert huge % (2 << 20) == 0
     assert (small % 64, small % 4096) == (0, 64)
+    assert raw.out("aclrtMallocHost", 64)[1] % 4096 == 64, "aligned to 64 bytes, and no more"
     assert library.aclrtFree(None) == 107000
     assert library.aclrtFreeHost(huge) == 107000
     assert library.aclrtFree(small) == 0
@@ -142,6 +148,18 @@ def _codes_of_the_runtime(_here: Here) -> None:
     thread.join()
     assert codes == [107002], "contexts belong to threads"
     assert library.aclrtDestroyContext(other) == 0
+
+
+def test_nothing_works_after_the_end_of_the_runtime(start_node: Start) -> None:
+    assert start_node().do(_finalize) == "aclFinalize: nothing works after it\n"
+
+
+def _finalize(_here: Here) -> str:
+    raw = Raw()
+    assert raw.library.aclFinalize() == 0
+    assert raw.library.aclFinalize() == 100037
+    assert raw.library.aclrtSetDevice(0) == 100001
+    return raw.sim.violations()
 
 
 def test_codes_of_registrations_and_communicators(start_node: Start) -> None:
@@ -191,6 +209,53 @@ def _free_registered(_here: Here) -> str:
     raw.register(base, 4096)
     raw.sim.free(base)
     return raw.sim.violations()
+
+
+def test_memory_that_is_freed_while_it_is_copied_is_noticed(start_ranks: StartRanks) -> None:
+    group = start_ranks().start()
+    group.link()
+    text = group[0].do(_free_under_a_copy)
+    assert "memory freed while a copy of it is queued" in text
+
+
+def _free_under_a_copy(here: Here) -> str:
+    own = ranks.of(here)
+    own.sim.tasks(stuck=True)
+    moving = threading.Thread(
+        target=ranks.try_move, args=(here, "link", 1, [(0, 0, 64)]), kwargs={"timeout": 1.0}
+    )
+    moving.start()
+    time.sleep(0.5)
+    own.sim.use_device()
+    own.sim.free(own.regions["device"].address)
+    moving.join()
+    return own.sim.violations()
+
+
+def test_an_exchange_writes_what_comes_whatever_room_there_is(start_ranks: StartRanks) -> None:
+    group = start_ranks().start()
+    group.link()
+    group[0].begin(_exchange, 3, 8)
+    assert group[1].do(_exchange, 1, 1) == (3, 1, [b"0", b"1", b"2", b""])
+    assert group[0].result()[:2] == (1, 8)
+    assert "3 descriptors came, there was room for 1" in group[1].do(ranks.sim, "violations")
+
+
+def _exchange(here: Here, count: int, room: int) -> tuple[int, int, list[bytes]]:
+    """Swap descriptors: how many came, the room that is told afterwards, the first four places."""
+    own, sent, received = ranks.of(here), (abi.MemDesc * count)(), (abi.MemDesc * 8)()
+    for number, item in enumerate(sent):
+        item.remote_rank, item.desc = abi.ANY_RANK, str(number).encode()
+    mine, theirs = abi.MemDescs(sent, count), abi.MemDescs(received, room)
+    link, found = own.links["link"], ctypes.c_uint32()
+    handle = link._communicator._handle  # type: ignore[attr-defined]
+    other = 1 - link._group.rank  # type: ignore[attr-defined]
+    with own.transport._device.bound():
+        code = own.sim.library.HcclExchangeMemDesc(
+            handle, other, ctypes.byref(mine), 0, ctypes.byref(theirs), ctypes.byref(found)
+        )
+    assert code == 0
+    return found.value, theirs.length, [item.desc for item in received[:4]]
 
 
 def _changed(change: Callable[[dict[str, Any]], object]) -> str:
@@ -243,6 +308,8 @@ def _codes_of_tables(_here: Here) -> dict[str, int]:
         {"HCCL_CONNECT_TIMEOUT": "10"},
         {"HCCL_RDMA_TC": "3"},
         {"HCCL_RDMA_SL": "00000000001"},
+        {"HCCL_RDMA_TIMEOUT": "21"},
+        {"HCCL_RDMA_RETRY_CNT": "0"},
     ],
 )
 def test_environments_that_hccl_refuses(start_node: Start, environ: dict[str, str]) -> None:
@@ -251,3 +318,49 @@ def test_environments_that_hccl_refuses(start_node: Start, environ: dict[str, st
 
 def _create_code(_here: Here) -> int:
     return Raw().create(hccl_sim.table())[0]
+
+
+def test_the_environment_is_read_once(start_node: Start) -> None:
+    assert start_node().do(_change_environment) == [abi.HCCL_PARA, 0, 0]
+
+
+def _change_environment(_here: Here) -> list[int]:
+    raw = Raw()
+    table = json.loads(hccl_sim.table(2, 1))
+    for device in table["server_list"][0]["device"]:
+        del device["device_ip"]  # which RoCE would need
+    codes = []
+    for number, value in enumerate(("nonsense", None, "1")):
+        os.environ.pop("HCCL_INTRA_ROCE_ENABLE", None)
+        if value is not None:
+            os.environ["HCCL_INTRA_ROCE_ENABLE"] = value
+        codes.append(raw.create(json.dumps(table), name=f"c{number}")[0])
+    return codes
+
+
+def test_ranks_and_remapping(start_node: Start) -> None:
+    start_node().do(_ranks_and_remapping)
+
+
+def _ranks_and_remapping(_here: Here) -> None:
+    raw = Raw()
+    library, number = raw.library, ctypes.c_uint32()
+    _, comm = raw.create(hccl_sim.table(3), rank=0)
+    handles = (ctypes.c_void_p * 1)(comm)
+    assert library.HcclGetRankSize(ctypes.c_void_p(comm), ctypes.byref(number)) == 0
+    assert number.value == 3
+    assert library.HcclGetRankId(ctypes.c_void_p(comm), ctypes.byref(number)) == 0
+    assert number.value == 0
+    base = raw.sim.malloc(4096)
+    raw.register(base, 4096)
+    known, unknown = abi.CommMem(0, base, 4096), abi.CommMem(0, base + 64, 64)
+    skipped = abi.CommMem(1, base + 64, 64)
+
+    def remap(*memories: abi.CommMem) -> int:
+        array = (abi.CommMem * max(1, len(memories)))(*memories)
+        code: int = library.HcclRemapRegistedMemory(handles, array, 1, len(memories))
+        return code
+
+    assert remap(known) == remap(known, skipped, abi.CommMem()) == 0
+    assert remap(unknown) == remap() == abi.HCCL_PARA
+    assert library.HcclRemapRegistedMemory(None, None, 1, 1) == abi.HCCL_PTR

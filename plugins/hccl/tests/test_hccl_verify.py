@@ -10,15 +10,18 @@ from pathlib import Path
 import hccl_sim
 import pytest
 from datadist_hccl.libraries import OVERRIDE
+from datadist_hccl.verify.facts import driver
 
 TITLES = (
     "libraries and device", "link 'first'", "pull: scattered", "push: scattered", "exchange of blobs",
     "pull: rates", "push: rates", "timeout", "link 'second'", "after the timeout", "fence",
+    "memory that is not the device's: refused: pinned, ordinary, unmapped",
 )  # fmt: skip
 
 
-def _environ(meeting: str) -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k != OVERRIDE} | hccl_sim.environment(meeting)
+def _environ(meeting: str, **settings: str) -> dict[str, str]:
+    own = {k: v for k, v in os.environ.items() if k != OVERRIDE}
+    return own | hccl_sim.environment(meeting, **settings)
 
 
 def _verify(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,9 +31,16 @@ def _verify(environ: dict[str, str], *arguments: str) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("addresses", [(), ("--device-ips", "192.168.0.1,192.168.0.2")])
-def test_one_machine(meeting: str, addresses: tuple[str, ...]) -> None:
-    done = _verify(_environ(meeting), "--devices", "2,5", *addresses)
+@pytest.mark.parametrize(
+    ("soc", "addresses"),
+    [
+        ("Ascend910B3", ()),
+        ("Ascend910B3", ("--device-ips", "192.168.0.1,192.168.0.2")),
+        ("Ascend910_9391", ()),
+    ],
+)
+def test_one_machine(meeting: str, soc: str, addresses: tuple[str, ...]) -> None:
+    done = _verify(_environ(meeting, soc=soc), "--devices", "2,5", *addresses)
     assert done.returncode == 0, done.stdout + done.stderr
     for rank in (0, 1):
         lines = [x for x in done.stdout.splitlines() if x.startswith(f"[rank {rank}]")]
@@ -40,6 +50,9 @@ def test_one_machine(meeting: str, addresses: tuple[str, ...]) -> None:
         assert lines[-1].endswith("all checks passed")
     assert "a write failed after" in done.stdout
     assert "- [x] a rank that never comes" in done.stdout
+    assert "- driver: unknown" in done.stdout
+    assert f"of 34 functions, loaded from {hccl_sim.build()}" in done.stdout
+    assert "- HcclGetCommConfigCapability: 12 " in done.stdout
 
 
 def test_two_machines(meeting: str, tmp_path: Path) -> None:
@@ -53,6 +66,15 @@ def test_two_machines(meeting: str, tmp_path: Path) -> None:
         done = _verify(environ, "--table", str(table), "--rank", "0")
         output, _ = other.communicate(timeout=60)
     assert (done.returncode, other.returncode) == (0, 0), done.stdout + output.decode()
+
+
+def test_the_release_of_the_driver(tmp_path: Path) -> None:
+    file = tmp_path / "version.info"
+    assert "No such file" in driver(file)
+    file.write_text("package_version=1\nVersion=25.5.0\n")
+    assert driver(file) == "25.5.0"
+    file.write_text("")
+    assert driver(file) == f"unknown ({file} names none)"
 
 
 def test_without_cann_it_says_why() -> None:

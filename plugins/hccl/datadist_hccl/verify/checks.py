@@ -6,12 +6,19 @@ it went, so that a failure on one ends the check on both.
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from datadist.transport import LinkError, TransferError, TransferTimeout
+from datadist.transport import (
+    LinkError,
+    Placement,
+    RegistrationError,
+    TransferError,
+    TransferTimeout,
+)
 from datadist_hccl.verify.session import Linked, Session
 
 Phase = Callable[[Session, Linked], "str | None"]
@@ -139,6 +146,30 @@ def absent(session: Session) -> str:
     link.close()
     closed = time.monotonic() - began
     return f"{ABSENT_SECONDS:g} s were given, it took {took:.1f} s, closing {closed * 1e3:.0f} ms"
+
+
+def foreign(session: Session) -> str:
+    """Memory of the device is taken for what it is, and no other memory is; last, as it may crash."""
+    transport, size = session.transport, SEGMENT
+    device, pinned = session.regions["device"].address, session.regions["host"].address
+    transport.release(transport.register(device, size, Placement.DEVICE))
+    ordinary = ctypes.create_string_buffer(size)
+    places = {"pinned": pinned, "ordinary": ctypes.addressof(ordinary), "unmapped": SEGMENT}
+    taken = [name for name, address in places.items() if not _is_refused(session, address)]
+    if taken:
+        raise AssertionError(
+            f"taken for memory of the device: {', '.join(taken)} memory of the host"
+        )
+    return "refused: " + ", ".join(places)
+
+
+def _is_refused(session: Session, address: int) -> bool:
+    try:
+        region = session.transport.register(address, SEGMENT, Placement.DEVICE)
+    except RegistrationError:
+        return True
+    session.transport.release(region)
+    return False
 
 
 def fence(session: Session, linked: Linked) -> str:

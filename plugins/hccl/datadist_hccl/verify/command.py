@@ -7,20 +7,19 @@ import contextlib
 import json
 import multiprocessing
 import os
-import platform
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
 from datadist.transport import LinkError, TransportError
-from datadist_hccl import HcclTransport, abi
+from datadist_hccl import HcclTransport
 from datadist_hccl.acl import AclError, Runtime
 from datadist_hccl.environment import PCIE, ROCE
 from datadist_hccl.libraries import load
-from datadist_hccl.table import family_of, uses_rdma
+from datadist_hccl.table import Family, family_of, uses_rdma
 from datadist_hccl.verify import checks
+from datadist_hccl.verify.facts import facts
 from datadist_hccl.verify.session import Linked, Session
 
 JOIN_SECONDS = 900
@@ -127,8 +126,14 @@ def _local_table(devices: list[int], addresses: list[str]) -> str:
     ]
     for entry, address in zip(entries, addresses, strict=False):
         entry["device_ip"] = address
+    version = "1.2" if family_of(runtime.soc_name()) is Family.A3 else "1.0"
     server = {"server_id": "this", "device": entries}
-    table = {"version": "1.0", "status": "completed", "server_count": "1", "server_list": [server]}
+    table = {
+        "version": version,
+        "status": "completed",
+        "server_count": "1",
+        "server_list": [server],
+    }
     return json.dumps(table)
 
 
@@ -138,7 +143,8 @@ def _as_process(text: str, rank: int, device: int, size: int) -> None:
 
 def _one_rank(table: RankTable, rank: int, device: int, size: int) -> int:
     report = Report(rank)
-    _facts(report)
+    for line in facts():
+        report.say(line)
     state = HcclTransport.probe()
     report.result("libraries and device", state.usable, state.reason)
     if not state.usable:
@@ -154,20 +160,6 @@ def _one_rank(table: RankTable, rank: int, device: int, size: int) -> int:
     return int(report.failed > 0)
 
 
-def _facts(report: Report) -> None:
-    report.say(
-        f"datadist-hccl {version('datadist-hccl')}, datadist {version('datadist')}, Python "
-        f"{platform.python_version()}, {platform.platform()}"
-    )
-    with contextlib.suppress(TransportError):
-        vendor = load()
-        for library in vendor.libraries:
-            names = [name for name, origin in vendor.origins.items() if origin == library]
-            report.say(f"- {library}: {len(names)} of {len(abi.ACL | abi.HCCL)} functions")
-    hccl = {k: v for k, v in sorted(os.environ.items()) if k.startswith(("HCCL_", "ASCEND_"))}
-    report.say(f"- environment: {hccl}")
-
-
 def _checks(report: Report, session: Session) -> None:
     if session.rank == 0:
         report.run("a rank that never comes", lambda: checks.absent(session))
@@ -181,6 +173,7 @@ def _checks(report: Report, session: Session) -> None:
     session.links[-2].close()  # not earlier: the other rank may still have been at its timeout
     _in_step(report, session, linked, *checks.AGAIN)
     report.run("fence", lambda: checks.fence(session, linked))
+    report.run("memory that is not the device's", lambda: checks.foreign(session))
 
 
 def _link(report: Report, session: Session, name: str) -> Linked:

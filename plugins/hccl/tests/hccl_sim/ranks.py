@@ -130,9 +130,11 @@ def put(here: Here, label: str, data: bytes, offset: int = 0) -> None:
     own = of(here)
     region = own.regions[label]
     source = own.transport.allocate(len(data), Placement.HOST)
-    ctypes.memmove(source.address, data, len(data))
-    _copy(own, region.address + offset, source.address, len(data))
-    own.transport.release(source)
+    try:
+        ctypes.memmove(source.address, data, len(data))
+        _copy(own, region.address + offset, source.address, len(data))
+    finally:
+        own.transport.release(source)
 
 
 def get(here: Here, label: str, size: int = SIZE, offset: int = 0) -> bytes:

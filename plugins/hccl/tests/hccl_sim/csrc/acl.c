@@ -16,7 +16,7 @@ static size_t used[MAX_DEVICES];
 static int set_counts[MAX_DEVICES];
 static _Atomic int own_contexts[MAX_DEVICES];
 static Context *defaults[MAX_DEVICES];
-static bool initialised;
+static bool initialised, finalised;
 static __thread Context *current;
 
 /* -- process and devices --------------------------------------------------------------------------- */
@@ -33,14 +33,18 @@ EXPORT int32_t aclInit(const char *config) {
 
 EXPORT int32_t aclFinalize(void) {
     ENTER();
-    sim_violation("aclFinalize: nothing works after it");
-    LEAVE(0);
+    pthread_mutex_lock(&lock);
+    bool again = finalised;
+    finalised = true;
+    pthread_mutex_unlock(&lock);
+    if (!again) sim_violation("aclFinalize: nothing works after it");
+    LEAVE(again ? sim_error(100037, "finalised twice") : 0);
 }
 
 static int device_count(void) { return sim_number("ASCEND_SIM_DEVICES", 8); }
 
 static int32_t check_device(int32_t device) {
-    if (!initialised) return sim_error(100001, "not initialised");
+    if (!initialised || finalised) return sim_error(100001, "not initialised");
     if (device < 0 || device >= device_count() || device >= MAX_DEVICES)
         return sim_error(107001, "there is no device %d", device);
     return 0;
@@ -190,9 +194,10 @@ static size_t capacity(void) {
     return strtoull(sim_setting("ASCEND_SIM_CAPACITY", "68719476736"), NULL, 10);
 }
 
-/* The program's mapping: of device memory without any access. Policy 2 begins inside a page. */
+/* The program's mapping: of device memory without any access. What is aligned to 64 bytes only begins
+ * inside a page. */
 static int map_user(Allocation *a, size_t bytes, size_t align) {
-    size_t lead = a->kind == DEVICE && !a->huge && align == 64 ? 64 : 0;
+    size_t lead = align == 64 ? 64 : 0;
     size_t map_size = round_up(bytes + lead, PAGE), reserve = map_size + HUGE;
     char *base = mmap(NULL, reserve, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED || ftruncate(a->fd, (off_t)map_size)) return -1;
@@ -242,7 +247,7 @@ EXPORT int32_t aclrtMalloc(void **pointer, size_t size, int32_t policy) {
 
 EXPORT int32_t aclrtMallocHost(void **pointer, size_t size) {
     ENTER();
-    LEAVE(allocate(pointer, size, HOST, PAGE, false));
+    LEAVE(allocate(pointer, size, HOST, 64, false));
 }
 
 static int32_t release(void *pointer, int kind) {
@@ -255,6 +260,7 @@ static int32_t release(void *pointer, int kind) {
     if (!pointer || !a || a->kind != kind)
         return sim_error(107000, "%p was not allocated so", pointer);
     if (range_is_registered(a->user, a->size)) sim_violation("memory freed while it is registered");
+    if (range_is_queued(a->alias, a->size)) sim_violation("memory freed while a copy of it is queued");
     if (kind == DEVICE) used[a->device] -= a->size;
     munmap(a->map, a->map_size);
     munmap(a->alias - a->file_offset, a->map_size);

@@ -119,36 +119,12 @@ bool range_is_registered(const char *address, size_t size) {
 
 /* -- communicators ------------------------------------------------------------------------------------- */
 
-static int32_t check_number(const char *name, long low, long high, long step) {
-    const char *text = sim_setting(name, NULL);
-    if (!text) return OK;
-    bool digits = strspn(text, "0123456789") == strlen(text) && strlen(text) <= 10;
-    if (digits && atol(text) >= low && atol(text) <= high && atol(text) % step == 0) return OK;
-    return sim_error(PARA, "EI0001 the environment variable %s is %s", name, text);
-}
-
-static int32_t check_environment(void) {
-    const char *roce = sim_setting("HCCL_INTRA_ROCE_ENABLE", NULL);
-    const char *pcie = sim_setting("HCCL_INTRA_PCIE_ENABLE", NULL);
-    int32_t code = check_number("HCCL_INTRA_ROCE_ENABLE", 0, 1, 1);
-    if (!code) code = check_number("HCCL_INTRA_PCIE_ENABLE", 0, 1, 1);
-    if (!code) code = check_number("HCCL_CONNECT_TIMEOUT", 120, 7200, 1);
-    if (!code) code = check_number("HCCL_RDMA_TC", 0, 255, 4);
-    if (!code) code = check_number("HCCL_RDMA_SL", 0, 7, 1);
-    if (code) return code;
-    if (roce && pcie && *roce == '1' && *pcie == '1')
-        return sim_error(PARA, "EI0001 HCCL_INTRA_ROCE_ENABLE and HCCL_INTRA_PCIE_ENABLE are 1");
-    if ((roce && *roce == '0' && !pcie) || (pcie && *pcie == '0' && !roce))
-        return sim_error(PARA, "EI0001 HCCL_INTRA_ROCE_ENABLE and HCCL_INTRA_PCIE_ENABLE are a pair");
-    return OK;
-}
-
 static int32_t check_config(const CommConfig *given, CommConfig *config) {
     memset(config, 0, sizeof *config);
     memcpy(config, given, given->size < 300 ? given->size : 300);
     if (config->magic != 0xF0F0F0F0) return sim_error(PARA, "the configuration has no magic");
     if (config->buffer_size == 0) return sim_error(PARA, "buffer size 0");
-    if (config->deterministic != UINT32_MAX && config->deterministic > 2)
+    if (config->deterministic != UINT32_MAX && config->deterministic > (sim_a3() ? 1 : 2))
         return sim_error(PARA, "deterministic %u", config->deterministic);
     if (config->version < 2 || !config->name[0]) return sim_error(PARA, "no communicator name");
     if (!memchr(config->name, 0, sizeof config->name)) return sim_error(PARA, "the name has no end");
@@ -172,7 +148,7 @@ static int32_t do_init(const char *text, uint32_t rank, const CommConfig *given,
     if (!text || !given || !out) return PTR;
     CommConfig config;
     static Table table;
-    int32_t code = check_environment();
+    int32_t code = read_environment();
     if (!code) code = check_config(given, &config);
     if (code) return code;
     int device = current_context()->device;
@@ -250,6 +226,8 @@ EXPORT int32_t HcclCommUnbindMem(void *pointer, void *handle) {
     LEAVE(code);
 }
 
+static int connect_timeout(void) { return atoi(hccl_setting("HCCL_CONNECT_TIMEOUT", "120")); }
+
 EXPORT int32_t HcclCommPrepare(void *pointer, const PrepareConfig *config, int32_t timeout) {
     ENTER();
     Comm *comm = check_comm(pointer);
@@ -257,7 +235,7 @@ EXPORT int32_t HcclCommPrepare(void *pointer, const PrepareConfig *config, int32
     if (timeout <= -2) LEAVE(sim_error(PARA, "timeout %d", timeout));
     if (!current_context()) LEAVE(sim_error(RUNTIME, "no device on this thread"));
     if (comm->preparing) sim_crash("HcclCommPrepare runs twice for one communicator");
-    int seconds = timeout == 0 ? sim_number("HCCL_CONNECT_TIMEOUT", 120) : timeout;
+    int seconds = timeout == 0 ? connect_timeout() : timeout;
     int32_t code = OK;
     comm->preparing = true;
     if (!comm->prepared && config->topology == 0) code = meet(comm, seconds < 0 ? 1e9 : seconds);
@@ -364,7 +342,7 @@ EXPORT int32_t HcclBatchGet(void *comm, uint32_t rank, OpDesc *ops, uint32_t n, 
 /* -- the rest ---------------------------------------------------------------------------------------------- */
 
 static int32_t swap(Comm *comm, Peer *peer, const MemDescs *mine, MemDescs *theirs, uint32_t *count) {
-    double deadline = sim_now() + sim_number("HCCL_CONNECT_TIMEOUT", 120);
+    double deadline = sim_now() + connect_timeout();
     bool first = comm->rank < peer->rank; /* who dialled receives first */
     int failed = 0;
     for (int step = 0; step < 2 && !failed; step++) {
@@ -374,6 +352,8 @@ static int32_t swap(Comm *comm, Peer *peer, const MemDescs *mine, MemDescs *thei
             if (!failed) failed = write_all(peer->sock, mine->array, n * sizeof(MemDesc), deadline);
         } else {
             failed = read_all(peer->sock, count, 4, deadline);
+            if (!failed && *count > theirs->length)
+                sim_violation("%u descriptors came, there was room for %u", *count, theirs->length);
             if (!failed) /* as many as the peer sends, whatever room there is */
                 failed = read_all(peer->sock, theirs->array, *count * sizeof(MemDesc), deadline);
         }
@@ -406,6 +386,7 @@ EXPORT int32_t HcclRemapRegistedMemory(void **handles, const CommMem *memories, 
     if (!comm_count || !count) LEAVE(sim_error(PARA, "nothing to remap"));
     for (uint64_t i = 0; i < comm_count; i++) check_comm(handles[i]);
     for (uint64_t i = 0; i < count; i++) {
+        if (!memories[i].address || !memories[i].size || memories[i].type != DEVICE) continue;
         pthread_mutex_lock(&lock);
         Registration *r = registrations;
         while (r && (r->address != memories[i].address || r->size != memories[i].size)) r = r->next;
@@ -415,22 +396,27 @@ EXPORT int32_t HcclRemapRegistedMemory(void **handles, const CommMem *memories, 
     LEAVE(OK);
 }
 
+EXPORT int32_t HcclGetRankSize(void *pointer, uint32_t *size) {
+    ENTER();
+    Comm *comm = check_comm(pointer);
+    if (!comm || !size) LEAVE(PTR);
+    *size = (uint32_t)comm->table.size;
+    LEAVE(OK);
+}
+
+EXPORT int32_t HcclGetRankId(void *pointer, uint32_t *rank) {
+    ENTER();
+    Comm *comm = check_comm(pointer);
+    if (!comm || !rank) LEAVE(PTR);
+    *rank = (uint32_t)comm->rank;
+    LEAVE(OK);
+}
+
+EXPORT uint32_t HcclGetCommConfigCapability(void) { return 12; }
+
 EXPORT const char *HcclGetErrorString(int32_t code) {
     static const char *const names[] = {"success", "parameter error", "empty pointer", "memory error",
         "internal error", "not supported", "not found", "not available", "system call error",
         "timeout", "open file failure", "tcp connect error"};
     return code >= 0 && code < 12 ? names[code] : "other error";
 }
-
-/* Sizes and offsets as the compiler sees them, for comparison with the bindings. */
-EXPORT const size_t sim_layout[] = {
-    sizeof(MemDesc), offsetof(MemDesc, remote_rank), offsetof(MemDesc, desc),
-    sizeof(MemDescs), offsetof(MemDescs, length),
-    sizeof(OpDesc), offsetof(OpDesc, remote), offsetof(OpDesc, count), offsetof(OpDesc, data_type),
-    sizeof(CommMem), offsetof(CommMem, address), offsetof(CommMem, size),
-    sizeof(PrepareConfig), offsetof(PrepareConfig, reserved),
-    offsetof(CommConfig, magic), offsetof(CommConfig, buffer_size), offsetof(CommConfig, name),
-    offsetof(CommConfig, udi), offsetof(CommConfig, expansion_mode),
-    offsetof(CommConfig, traffic_class), offsetof(CommConfig, service_level),
-    0,
-};

@@ -12,7 +12,7 @@ typedef struct { int32_t type; void *address; uint64_t size; } CommMem;
 typedef struct { uint32_t local_rank, remote_rank; char desc[504]; } MemDesc;
 typedef struct { MemDesc *array; uint32_t length; } MemDescs;
 typedef struct { void *local, *remote; uint64_t count; int32_t data_type; } OpDesc;
-typedef struct { int32_t topology; uint64_t reserved[3]; } PrepareConfig;
+typedef struct { int32_t topology; uint64_t reserved0, reserved1, reserved2; } PrepareConfig;
 typedef struct {
     size_t size;
     uint32_t magic, version;

@@ -72,6 +72,8 @@ typedef struct Allocation {
 Allocation *find_allocation(const void *address, size_t size);
 /* Called with a range about to be freed; true where HCCL still knows it (hccl.c). */
 bool range_is_registered(const char *address, size_t size);
+/* The same for copies that streams have not ended; in the simulator's own mapping (stream.c). */
+bool range_is_queued(const char *alias, size_t size);
 
 typedef struct Peer Peer;
 typedef struct Stream Stream;
@@ -93,6 +95,14 @@ void enqueue(Stream *stream, const Task *task);
 /* 0, or the code with which a task that touches the peer fails (hccl.c). */
 int32_t peer_state(Peer *peer, void *region);
 
+/* -- environment.c ----------------------------------------------------------------------------- */
+
+/* HCCL reads its variables once, for the first communicator: 0, or PARA for what it refuses. */
+int32_t read_environment(void);
+/* A variable as HCCL knows it. */
+const char *hccl_setting(const char *name, const char *fallback);
+bool sim_intra_roce(void);
+
 /* -- table.c ----------------------------------------------------------------------------------- */
 
 enum { MAX_RANKS = 64 };
@@ -110,7 +120,6 @@ enum { OK = 0, PARA = 1, PTR = 2, MEMORY = 3, INTERNAL = 4, NOT_SUPPORT = 5, NOT
        UNAVAIL = 7, TIMEOUT = 9, TCP_CONNECT = 11, RUNTIME = 15, AGAIN = 20 };
 
 bool sim_a3(void);
-bool sim_intra_roce(void);
 bool sim_uses_rdma(const Table *table, int a, int b);
 int32_t parse_table(const char *text, Table *table);
 

@@ -15,12 +15,15 @@ struct Stream {
     Context *context;
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    Task *first, **last;
+    Task *first, **last, *current;
+    struct Stream *next; /* of all that ever were */
     bool running, started, stop, awaited, aborted;
     atomic_bool abort;
     int32_t failed;
     pthread_t thread;
 };
+
+static _Atomic(Stream *) streams;
 
 static struct timespec after_ms(long ms) {
     struct timespec t;
@@ -58,17 +61,35 @@ static void *work(void *pointer) {
         if (!task) continue;
         if (!(stream->first = task->next)) stream->last = &stream->first;
         stream->running = true;
+        stream->current = task;
         pthread_mutex_unlock(&stream->lock);
         int32_t code = run(stream, task);
         (*task->pending)--;
-        free(task);
         pthread_mutex_lock(&stream->lock);
         stream->running = false;
+        stream->current = NULL;
+        free(task);
         if (code && !stream->failed) stream->failed = code;
         pthread_cond_broadcast(&stream->changed);
     }
     pthread_mutex_unlock(&stream->lock);
     return NULL;
+}
+
+static bool touches(const Task *task, const char *alias, size_t size) {
+    return (task->dst < alias + size && alias < task->dst + task->size)
+        || (task->src < alias + size && alias < task->src + task->size);
+}
+
+bool range_is_queued(const char *alias, size_t size) {
+    bool found = false;
+    for (Stream *s = streams; s; s = s->next) {
+        pthread_mutex_lock(&s->lock);
+        found |= s->current && touches(s->current, alias, size);
+        for (const Task *task = s->first; task; task = task->next) found |= touches(task, alias, size);
+        pthread_mutex_unlock(&s->lock);
+    }
+    return found;
 }
 
 int32_t check_stream(void *pointer, Stream **found) {
@@ -115,6 +136,8 @@ EXPORT int32_t aclrtCreateStreamWithConfig(void **pointer, uint32_t priority, ui
     stream->magic = STREAM_MAGIC;
     stream->context = context;
     stream->last = &stream->first;
+    stream->next = streams;
+    while (!atomic_compare_exchange_weak(&streams, &stream->next, stream)) {}
     context->streams++;
     sim_live_count[LIVE_STREAMS]++;
     *pointer = stream;

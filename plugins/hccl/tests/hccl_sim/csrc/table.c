@@ -305,8 +305,6 @@ bool sim_a3(void) {
     return strncmp(sim_setting("ASCEND_SIM_SOC", "Ascend910B3"), "Ascend910_93", 12) == 0;
 }
 
-bool sim_intra_roce(void) { return strcmp(sim_setting("HCCL_INTRA_ROCE_ENABLE", "0"), "1") == 0; }
-
 bool sim_uses_rdma(const Table *table, int a, int b) {
     if (sim_intra_roce()) return true;
     const Place *x = &table->places[a], *y = &table->places[b];
