@@ -57,6 +57,7 @@ fuzz: setup
 
 sanitize: setup
 	plugins/shm/sanitize $(BIN)/python $(ARGS)
+	plugins/hccl/sanitize $(BIN)/python $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

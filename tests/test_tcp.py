@@ -15,7 +15,12 @@ import pytest
 
 from datadist.control.channel import Handshake, Seals
 from datadist.control.hostport import HostPort
-from datadist.control.listener import MAX_HANDSHAKES_PER_HOST, Listener, NetworkError
+from datadist.control.listener import (
+    MAX_HANDSHAKES,
+    MAX_HANDSHAKES_PER_HOST,
+    Listener,
+    NetworkError,
+)
 from datadist.control.meeting import Meeting
 from datadist.control.messages import (
     HEADER,
@@ -191,22 +196,66 @@ def test_those_who_never_finish_are_dropped(server: Server) -> None:
         _prove(sock)
 
 
-def test_one_host_cannot_take_all_places(server: Server) -> None:
-    with ExitStack() as crowd:
-        for _ in range(MAX_HANDSHAKES_PER_HOST):
-            crowd.enter_context(_connect(server.place))
-        with _connect(server.place) as sock:
-            assert _is_closed(sock)
-        assert "unproved connections" in server.refusal()
-    deadline = time.monotonic() + SECONDS
-    while True:
-        with _connect(server.place) as sock:
-            try:
+def _stranger(place: HostPort, host: int) -> socket.socket:
+    """Connects from 127.0.0.``host``, and says nothing."""
+    return socket.create_connection(place, SECONDS, source_address=(f"127.0.0.{host}", 0))
+
+
+@pytest.mark.parametrize("hosts", [1, MAX_HANDSHAKES // MAX_HANDSHAKES_PER_HOST + 2])
+def test_strangers_who_hold_all_places_keep_no_engine_out(
+    server: Server, hosts: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither of their own host nor of another one, and not only once their time is over."""
+    with caplog.at_level(logging.WARNING, "datadist.control"), ExitStack() as crowd:
+        held = [
+            crowd.enter_context(_stranger(server.place, host + 1))
+            for _ in range(2 * MAX_HANDSHAKES_PER_HOST)
+            for host in range(hosts)
+        ]
+        for host in (1, 99):
+            with _stranger(server.place, host) as sock:
                 _prove(sock)
-                break
-            except OSError:
-                assert time.monotonic() < deadline
-    server.wait(lambda: server.sessions)
+        server.wait(lambda: len(server.sessions) == 2)
+        assert _is_closed(held[0])
+    assert "have proved nothing" in caplog.text
+
+
+def test_the_crowd_of_one_host_is_at_its_own_expense(server: Server) -> None:
+    with ExitStack() as crowd:
+        slow = crowd.enter_context(_stranger(server.place, 99))
+        shake = Handshake(KEY, True)
+        slow.sendall(shake.begin())
+        for _ in range(3 * MAX_HANDSHAKES_PER_HOST):
+            crowd.enter_context(_stranger(server.place, 1))
+        while shake.seals is None:
+            slow.sendall(shake.feed(slow.recv(shake.wanted)) or b"")
+        server.wait(lambda: server.sessions)
+
+
+def test_a_flood_delays_an_engine_and_does_not_keep_it_out(server: Server) -> None:
+    """Strangers of its host who come again at once, each time that they are shown out."""
+    over = threading.Event()
+
+    def flood() -> None:
+        while not over.is_set():
+            with suppress(OSError), _stranger(server.place, 1) as sock:
+                sock.settimeout(0.5)
+                sock.recv(1)
+
+    strangers = [threading.Thread(target=flood) for _ in range(2 * MAX_HANDSHAKES_PER_HOST)]
+    for stranger in strangers:
+        stranger.start()
+    try:
+        deadline = time.monotonic() + SECONDS
+        while not server.sessions:
+            assert time.monotonic() < deadline
+            with suppress(OSError), _stranger(server.place, 1) as sock:
+                _prove(sock)
+                server.wait(lambda: server.sessions)
+    finally:
+        over.set()
+        for stranger in strangers:
+            stranger.join()
 
 
 @pytest.mark.parametrize("how", ["replayed", "changed", "swapped", "unsealed"])

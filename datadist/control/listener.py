@@ -16,8 +16,9 @@ from datadist.control.tcp import NetworkSettings, Proving, TcpSession
 log = logging.getLogger("datadist.control")
 
 MAX_HANDSHAKES = 64
-"""Connections of one listener that have not proved themselves yet."""
+"""Connections of one listener that have not proved themselves yet; of more the eldest has to go."""
 MAX_HANDSHAKES_PER_HOST = 16
+"""The same for one host, so that a crowd there is at the expense of that host first."""
 ACCEPTS_PER_SECOND = 100
 """More than these wait in the kernel's queue."""
 REPORT_SECONDS = 10.0
@@ -51,8 +52,8 @@ class Listener:
         """Where it listens: the port is the real one where 0 was asked for."""
         self.refusals: dict[str, str] = {}
         self._reported: dict[str, float] = {}
-        self._proving: set[Proving] = set()
-        self._hosts: Counter[str] = Counter()
+        self._proving: dict[Proving, str] = {}
+        """Hosts, the eldest connection first."""
         self._allowance = float(ACCEPTS_PER_SECOND)
         self._counted_at = time.monotonic()
         self._resume()
@@ -84,7 +85,7 @@ class Listener:
         earned = (now - self._counted_at) * ACCEPTS_PER_SECOND
         self._allowance = min(self._allowance + earned, float(ACCEPTS_PER_SECOND))
         self._counted_at = now
-        return self._allowance >= 1 and len(self._proving) < MAX_HANDSHAKES
+        return self._allowance >= 1
 
     def _on_accept(self, _events: int) -> None:
         while True:
@@ -102,31 +103,34 @@ class Listener:
             self._allowance -= 1
             self._prove(sock, str(address[0]))
 
-    def _prove(self, sock: socket.socket, host: str) -> None:
-        if self._hosts[host] >= MAX_HANDSHAKES_PER_HOST:
-            sock.close()
-            self._refuse(host, f"it has {MAX_HANDSHAKES_PER_HOST} unproved connections already")
+    def _make_room(self, host: str) -> None:
+        """Of a crowd that proves nothing the eldest has to go: an engine proves itself at once."""
+        counts = Counter(self._proving.values())
+        if counts[host] >= MAX_HANDSHAKES_PER_HOST:
+            crowded, most = host, MAX_HANDSHAKES_PER_HOST
+        elif len(self._proving) >= MAX_HANDSHAKES:
+            crowded, most = counts.most_common(1)[0][0], MAX_HANDSHAKES
+        else:
             return
+        eldest = next(proving for proving, its in self._proving.items() if its == crowded)
+        del self._proving[eldest]
+        eldest.cancel()
+        self._refuse(crowded, f"it was the eldest of {most} connections that have proved nothing")
 
-        def over() -> None:
-            self._proving.discard(proving)
-            self._hosts[host] -= 1
-            if not self._hosts[host]:
-                del self._hosts[host]
-
+    def _prove(self, sock: socket.socket, host: str) -> None:
         def proved(session: TcpSession) -> None:
-            over()
+            del self._proving[proving]
             self.refusals.pop(host, None)
             self._on_session(session)
 
         def failed(reason: str) -> None:
-            over()
+            self._proving.pop(proving, None)
             self._refuse(host, reason)
 
-        self._hosts[host] += 1
+        self._make_room(host)
         sock.setblocking(False)
         proving = Proving(self._reactor, sock, self._settings, False, proved, failed)
-        self._proving.add(proving)
+        self._proving[proving] = host
 
     def _refuse(self, host: str, reason: str) -> None:
         if len(self.refusals) > MAX_HANDSHAKES:

@@ -293,9 +293,10 @@ def abort(state: State, link: str, rank: int) -> float:
 def close_link(state: State, link: str) -> tuple[frozenset[int], float]:
     """Close, twice; the ranks that may still write our memory, and the seconds it took."""
     begin = time.monotonic()
-    closing = state.links.pop(link)
+    closing = state.links[link]  # stays there meanwhile: other threads are moving over it
     risky = closing.close()
     seconds = time.monotonic() - begin
+    del state.links[link]
     assert isinstance(risky, frozenset), f"close returned {risky!r}, expected a frozenset of ranks"
     again = closing.close()
     assert again <= risky, f"close said {set(risky)}, and {set(again)} when called again"

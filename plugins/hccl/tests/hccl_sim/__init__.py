@@ -29,6 +29,9 @@ FLAGS = (
     "-shared",
 )
 
+MORE_FLAGS = tuple(os.environ.get("ASCEND_SIM_CFLAGS", "").split())
+"""Such as those of sanitizers, whose libraries have to be loaded before this process's own."""
+
 ALIGNMENT = 2 << 20
 CONTEXTS, STREAMS, COMMUNICATORS, REGISTRATIONS, ALLOCATIONS, DEVICES = range(6)
 
@@ -37,7 +40,7 @@ def build(hidden: Iterable[str] = ()) -> Path:
     """The library, built once per state of its sources; without the ``hidden`` functions."""
     names = sorted(hidden)
     sources = sorted(CSRC.glob("*.[ch]"))
-    digest = hashlib.sha256(" ".join((*FLAGS, *names)).encode())
+    digest = hashlib.sha256(" ".join((*FLAGS, *MORE_FLAGS, *names)).encode())
     for source in sources:
         digest.update(source.read_bytes())
     library = BUILD / f"libascend_sim-{digest.hexdigest()[:16]}.so"
@@ -52,7 +55,7 @@ def build(hidden: Iterable[str] = ()) -> Path:
             script.write_text("{ local: " + " ".join(f"{name};" for name in names) + " };\n")
             extra = [f"-Wl,--version-script={script}"]
         files = [str(source) for source in sources if source.suffix == ".c"]
-        subprocess.run(["cc", *FLAGS, *files, *extra, "-o", str(made)], check=True)
+        subprocess.run(["cc", *FLAGS, *MORE_FLAGS, *files, *extra, "-o", str(made)], check=True)
         made.replace(library)
     return library
 
