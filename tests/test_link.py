@@ -50,15 +50,18 @@ CONTRACT_TABLE = """
 
 def test_the_documented_example(start_node: Start) -> None:
     first, second = start_node(), start_node()
-    first.begin(_documented_example, 1)
-    second.begin(_documented_example, 2)
+    first.begin(documented_example, 1)
+    second.begin(documented_example, 2)
     for node in (first, second):
         comm_id, status = node.result()
         assert comm_id >= 1
         assert status is RegisterMemStatus.OK
 
 
-def _documented_example(here: nodes.Here, cluster_id: int) -> tuple[int, RegisterMemStatus]:
+def documented_example(
+    here: nodes.Here, cluster_id: int, table: str = CONTRACT_TABLE, seconds: float = 30
+) -> tuple[int, RegisterMemStatus]:
+    """The program of the documentation, with a table whose placeholders may be filled in."""
     from datadist import LlmConfig, LLMDataDist, LLMRole
 
     llm_datadist = LLMDataDist(LLMRole.PROMPT if cluster_id == 1 else LLMRole.DECODER, cluster_id)
@@ -71,9 +74,9 @@ def _documented_example(here: nodes.Here, cluster_id: int) -> tuple[int, Registe
     llm_config.enable_cache_manager = True
     init_options.update(llm_config.generate_options())
     llm_datadist.init(init_options)
-    comm_id = llm_datadist.link("comm1", {1: 0, 2: 1}, CONTRACT_TABLE)
+    comm_id = llm_datadist.link("comm1", {1: 0, 2: 1}, table)
     status = llm_datadist.query_register_mem_status(comm_id)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + seconds
     while status is RegisterMemStatus.PREPARING and time.monotonic() < deadline:
         time.sleep(0.05)
         status = llm_datadist.query_register_mem_status(comm_id)

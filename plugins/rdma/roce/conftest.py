@@ -41,6 +41,7 @@ class OnHost:
         self._reports: dict[str, list[dict[str, Any]]] = {}
         self._trouble: dict[str, str] = {}
         self._skipped: dict[str, str] = {}
+        self._measured: list[str] = []
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
@@ -53,8 +54,17 @@ class OnHost:
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self._reports_of(item, group):
             item.ihook.pytest_runtest_logreport(report=report)
+            if report.when == "teardown":
+                self._measured += [f"{what}: {value}" for what, value in report.user_properties]
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Show what tests measured: their ``record_property`` calls."""
+        if self._measured:
+            terminalreporter.section("measured")
+            for line in self._measured:
+                terminalreporter.line(line)
 
     def _run(self, group: str, tests: Sequence[str]) -> None:
         try:

@@ -15,7 +15,7 @@ PRELOADED = [
     "datadist.api.cache_manager", "datadist.engine.engine", "stevedore.driver",
     "roce.spi", "roce.library", "datadist_rdma", "tests.test_pull", "tests.test_push",
     "tests.test_layerwise",
-    "tests.test_clusters", "tests.test_link",
+    "tests.test_clusters", "tests.test_link", "tests.faults.stage",
 ]  # fmt: skip
 OTHER = "10.99.0.2"
 LINE = "/dev/ttyS1"

@@ -248,6 +248,36 @@ def move_parallel(here: Here, names: Sequence[str], *args: Any) -> list[float]:
         return [job.result(60) for job in jobs]
 
 
+def costs(
+    here: Here, name: str, other: int, local: Sequence[int], remote: Sequence[int],
+    length: Sequence[int],
+) -> tuple[float, float, int]:  # fmt: skip
+    """Seconds of planning and of posting a read of segments, and the number of posting calls."""
+    from datadist_rdma import verbs
+
+    link = here.any["links"][name]
+    path = link._paths[other]
+    vectors = (array("q", local), array("q", remote), array("q", length))
+    begun = time.perf_counter()
+    for _ in link._plan(other, path, path.remote, verbs.WR_RDMA_READ, vectors)[0]:
+        pass
+    planning = time.perf_counter() - begun
+    post, posts = path.pair.post, []
+
+    def timed(address: int) -> Any:
+        begun = time.perf_counter()
+        result = post(address)
+        posts.append(time.perf_counter() - begun)
+        return result
+
+    path.pair.post = timed
+    try:
+        link.read(other, *vectors, 60.0)
+    finally:
+        del path.pair.post
+    return planning, sum(posts), len(posts)
+
+
 def describe(here: Here) -> dict[str, Any]:
     """What the transport says of itself."""
     return dict(here.any["transport"].describe())

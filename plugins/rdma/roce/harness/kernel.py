@@ -27,6 +27,7 @@ PROGRAMS = {
     "apt-get": "apt",
     "rdma": "iproute2",
     "ip": "iproute2",
+    "ib_read_bw": "perftest",
 }
 """What the harness runs, on the host or from it in the guest, and the Debian packages of it."""
 

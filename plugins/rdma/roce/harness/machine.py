@@ -27,7 +27,7 @@ class Boot:
     kernel: Path
     initrd: Path
     cpus: int
-    memory: str = "1536M"
+    memory: str = "2G"
 
 
 class Machine:

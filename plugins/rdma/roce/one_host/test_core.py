@@ -22,5 +22,6 @@ from tests.test_pull import (
 )
 from tests.test_push import (
     test_a_slot_is_pushed,
+    test_blocks_are_pushed,
     test_freed_memory_is_not_pushed_into,
 )

@@ -1,23 +1,30 @@
-"""Throughput beside the yardstick of the trade, in the same machine; the best of three rounds each."""
+"""Throughput beside the yardstick of the trade, in the same machine, and what our part of it costs."""
 
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from roce import spi
 from roce.nodes import start_here
 from roce.spi import MIB
 
+from tests.nodes import Node
+
+FLOOR = 0.9
+"""Of ib_read_bw's throughput, the best of three rounds each."""
 ROUNDS = 3
-FLOOR = 0.6
-"""Ratio below which something is wrong; 0.9 and more are usual, but machines may be busy."""
+ATTEMPTS = 3
+"""A busy host favours one or the other by chance, so a poor ratio is measured again."""
 SIZE = 16 * MIB
+REPEATS = 4
+"""A round reads the region so often, to last a second."""
 PORT = 18515
+
+Record = Callable[[str, object], None]
 
 
 def yardstick(size: int, count: int) -> float:
@@ -43,33 +50,65 @@ def yardstick(size: int, count: int) -> float:
         server.wait()
 
 
-@pytest.mark.parametrize("size", [65536, 4096], ids=["64K", "4K"])
-def test_reads_are_as_fast_as_ib_read_bw(
-    size: int, record_property: Callable[[str, object], None]
-) -> None:
-    if shutil.which("ib_read_bw") is None:
-        pytest.skip("ib_read_bw is not installed (Debian: perftest)")
-    count = SIZE // size
-    nodes = [start_here({}), start_here({})]
-    try:
-        local, remote = (node.do(spi.start, SIZE) for node in nodes)
-        spi.connect(nodes[0], nodes[1])
-        # Neighbours change places, so that nothing is contiguous on both sides.
-        places = [(n ^ 1) * size for n in range(count)]
-        mine, theirs = [], []
-        for _ in range(ROUNDS):
-            theirs.append(yardstick(size, count))
-            took = nodes[0].do(
-                spi.move, "l", 1, "read", [local + p for p in places],
-                [remote + n * size for n in range(count)], [size] * count,
-            )  # fmt: skip
-            mine.append(SIZE / MIB / took)
-        ratio = max(mine) / max(theirs)
-        print(f"{size}: {mine} MB/s, ib_read_bw {theirs} MB/s, ratio of the best {ratio:.2f}")
-        record_property("ratio", round(ratio, 2))
-        record_property("MB/s", round(max(mine), 1))
-        assert ratio >= FLOOR
-    finally:
-        for node in nodes:
+class Pair:
+    """Two processes; the first reads the memory of the second."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = [start_here({}), start_here({})]
+        self.local, self.remote = (node.do(spi.start, SIZE) for node in self.nodes)
+        spi.connect(self.nodes[0], self.nodes[1])
+
+    def vectors(self, size: int, repeats: int = 1) -> tuple[list[int], list[int], list[int]]:
+        """Blocks of ``size`` bytes; neighbours change places, so that no two are contiguous."""
+        count = SIZE // size
+        local = [self.local + (n ^ 1) * size for n in range(count)]
+        remote = [self.remote + n * size for n in range(count)]
+        return local * repeats, remote * repeats, [size] * (count * repeats)
+
+    def read(self, size: int) -> float:
+        """MB/s (2^20 bytes) of a round."""
+        vectors = self.vectors(size, REPEATS)
+        took = self.nodes[0].do(spi.move, "l", 1, "read", *vectors, 60.0)
+        return float(SIZE * REPEATS / MIB / took)
+
+    def close(self) -> None:
+        """End both."""
+        for node in self.nodes:
             node.do(spi.stop)
             node.close()
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    """Two processes with the transport open."""
+    two = Pair()
+    yield two
+    two.close()
+
+
+@pytest.mark.parametrize("size", [65536, 4096], ids=["64K", "4K"])
+def test_reads_are_as_fast_as_ib_read_bw(pair: Pair, size: int, record_property: Record) -> None:
+    for _ in range(ATTEMPTS):
+        mine, theirs = [], []
+        for _ in range(ROUNDS):  # in turns, so that what else the host does meets both
+            theirs.append(yardstick(size, SIZE // size * REPEATS))
+            mine.append(pair.read(size))
+        ratio = max(mine) / max(theirs)
+        record_property(
+            f"reads of {size // 1024} KiB",
+            f"{max(mine):.1f} MB/s, ib_read_bw {max(theirs):.1f} MB/s, ratio {ratio:.2f}",
+        )
+        if ratio >= FLOOR:
+            return
+    pytest.fail(f"{ratio:.2f} of ib_read_bw, {ATTEMPTS} times below {FLOOR}")
+
+
+def test_the_cost_of_a_work_request(pair: Pair, record_property: Record) -> None:
+    count = SIZE // 4096
+    planning, posting, calls = pair.nodes[0].do(spi.costs, "l", 1, *pair.vectors(4096))
+    assert count / 256 <= calls < count / 16, "requests are posted in long chains"
+    record_property("planning, per work request", f"{planning / count * 1e6:.2f} us")
+    record_property(
+        "posting, per work request",
+        f"{posting / count * 1e6:.2f} us with the driver's work, {calls} chains for {count}",
+    )

@@ -13,20 +13,22 @@ import pytest
 from roce import library
 from roce.nodes import AnyNode, RemoteNode, lab, start_here, wait_for_other
 
-from datadist import BlocksCacheKey, CacheKeyByIdAndIndex
+from datadist import BlocksCacheKey, CacheKeyByIdAndIndex, RegisterMemStatus
 from tests import nodes
 from tests.nodes import RemoteError, pattern
 from tests.test_layerwise import test_one_sided_blocks, test_two_sided_blocks
+from tests.test_link import CONTRACT_TABLE, documented_example
 from tests.test_pull import (
     test_all_ordered_pairs_of_four_clusters_and_two_domains,
     test_blocks_to_blocks,
     test_layer_ranges_move_these_tensors_only,
 )
-from tests.test_push import test_a_slot_is_pushed
+from tests.test_push import test_a_slot_is_pushed, test_blocks_are_pushed
 
 __all__ = [
     "test_a_slot_is_pushed",
     "test_all_ordered_pairs_of_four_clusters_and_two_domains",
+    "test_blocks_are_pushed",
     "test_blocks_to_blocks",
     "test_layer_ranges_move_these_tensors_only",
     "test_one_sided_blocks",
@@ -39,8 +41,11 @@ SECRET = "0123456789abcdef0123456789abcdef"
 PATIENCE = 0.47
 SLACK = 8.0
 """For emulated machines on a busy host."""
+EXAMPLE_SECONDS = 120.0
+"""Pinning the pool of the example, 1 GiB, takes half a minute in an emulated machine."""
 
 Start = Callable[..., AnyNode]
+Record = Callable[[str, object], None]
 
 
 @pytest.fixture
@@ -90,11 +95,39 @@ def _link(one: AnyNode, two: AnyNode, name: str, table: str) -> float:
     return time.monotonic() - begun
 
 
-def test_the_rank_table_chooses_the_adapter(start_node: Start) -> None:
+def test_the_documented_example(tmp_path: Path) -> None:
+    """As printed, with the hosts' addresses in the table's placeholders, and nothing chosen."""
+    table = CONTRACT_TABLE
+    for host in HOSTS:
+        table = table.replace("x.x.x.x", host, 1).replace("xxxx", host, 1)
+    environ = {"DATADIST_AUTH_KEY": SECRET, "DATADIST_RUNTIME_DIR": "/run/example"}
+    members: tuple[AnyNode, AnyNode] = (start_here(environ), RemoteNode(environ))
+    prompt, decoder = members
+    try:
+        for cluster, node in enumerate(members, 1):
+            node.begin(documented_example, cluster, table, EXAMPLE_SECONDS)
+        for node in members:
+            comm_id, status = node.result(2 * EXAMPLE_SECONDS)
+            assert comm_id >= 1
+            assert status is RegisterMemStatus.OK
+            assert any("to rank" in line for line in node.do(nodes.log_of, "INFO link comm1"))
+        prompt.do(nodes.make, "src", "cache", [2, 1000], 4)
+        prompt.do(nodes.fill, "src", 3)
+        decoder.do(nodes.make, "dst", "cache", [2, 1000], 4)
+        decoder.do(nodes.pull_cache, CacheKeyByIdAndIndex(1, 1, 1), "dst")
+        for tensor, array in enumerate(decoder.do(nodes.read, "dst")):
+            assert not array[1:].any()
+            np.testing.assert_array_equal(array[0], pattern(3, tensor, (2, 1000))[1])
+    finally:
+        for node in members:
+            node.close()
+
+
+def test_the_rank_table_chooses_the_adapter(start_node: Start, record_property: Record) -> None:
     one, two = start_node(1), start_node(2)
     ips = ["fd00:99::1", "fd00:99::2"]
     took = _link(one, two, "table", _table(device_ip=ips))
-    print(f"link to OK: {took * 1e3:.0f} ms")
+    record_property("two machines, link to OK", f"{took * 1e3:.0f} ms")
     (line,) = [line for line in one.do(nodes.log_of, "INFO") if "to rank 1: rxe0" in line]
     assert f"GID 2 ({ips[0]}) to {ips[1]}, MTU 4096" in line
 
@@ -156,11 +189,14 @@ class Pulling:
         np.testing.assert_array_equal(array, pattern(5, 0, array.shape))
 
 
-def test_a_cut_wire_ends_the_pull_and_a_new_link_works(start_node: Start) -> None:
+def test_a_cut_wire_ends_the_pull_and_a_new_link_works(
+    start_node: Start, record_property: Record
+) -> None:
     run = Pulling(start_node)
     run.check()
     status, text, took = run.fail(lambda: lab(do="wire", cut=True, loss=0.0))
     lab(do="wire", cut=False, loss=0.0)
+    record_property("wire cut in mid-pull", f"{status} after {took:.2f} s")
     assert status in ("LLM_FAILED", "LLM_NOT_YET_LINK"), text
     assert took < PATIENCE * 4 + SLACK
     assert "rank 1 does not answer" in run.puller.do(nodes.link_error, 1)
@@ -170,9 +206,10 @@ def test_a_cut_wire_ends_the_pull_and_a_new_link_works(start_node: Start) -> Non
     run.check()
 
 
-def test_power_loss_of_the_owner_and_its_return(start_node: Start) -> None:
+def test_power_loss_of_the_owner_and_its_return(start_node: Start, record_property: Record) -> None:
     run = Pulling(start_node)
     status, text, took = run.fail(lambda: lab(do="power_off"))
+    record_property("owner's power lost in mid-pull", f"{status} after {took:.2f} s")
     assert status in ("LLM_FAILED", "LLM_NOT_YET_LINK"), text
     assert took < PATIENCE * 4 + SLACK
     assert run.puller.do(nodes.link_error, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ PATIENCE = 0.47
 """4.096 us x 2^14 x 7: silence after which a peer is lost."""
 SLACK = 6.0
 """For emulated machines on a busy host."""
+
+Record = Callable[[str, object], None]
 
 
 class Two:
@@ -115,13 +117,17 @@ def test_the_traffic_class_is_on_the_wire() -> None:
     assert seen == {None: {("a", 0), ("b", 0)}, 104: {("a", 104), ("b", 104)}}
 
 
-def test_lost_packets_only_slow_it_down(two: Two) -> None:
+def test_lost_packets_only_slow_it_down(two: Two, record_property: Record) -> None:
     two.connect("lossy")
-    two.read_all("lossy")
+    whole = two.read_all("lossy")
     lab(do="wire", cut=False, loss=0.01)
-    two.read_all("lossy", timeout=120)
+    slowed = two.read_all("lossy", timeout=120)
     lab(do="watch")
-    assert lab(do="seen")["lost"] > 0
+    lost = lab(do="seen")["lost"]
+    assert lost > 0
+    record_property(
+        "1 % of packets lost: 4 MiB take", f"{slowed:.2f} s ({lost} lost), else {whole:.2f} s"
+    )
     lab(do="wire", cut=False, loss=0.0)
     two.read_all("lossy")
     two.disconnect("lossy")
@@ -139,7 +145,9 @@ def test_a_short_cut_of_the_wire_is_survived(two: Two) -> None:
     two.disconnect("short")
 
 
-def test_a_cut_wire_ends_the_read_and_the_next_link_works(two: Two) -> None:
+def test_a_cut_wire_ends_the_read_and_the_next_link_works(
+    two: Two, record_property: Record
+) -> None:
     two.connect("cut")
     two.begin_long_read("cut")
     lab(do="wire", cut=True, loss=0.0)
@@ -147,6 +155,7 @@ def test_a_cut_wire_ends_the_read_and_the_next_link_works(two: Two) -> None:
     kind, text, usable, _ = two.mover.result(60)
     took = time.monotonic() - cut
     assert (kind, usable) == ("PeerLost", False), text
+    record_property("wire cut in mid-read: PeerLost after", f"{took:.2f} s")
     assert PATIENCE / 2 < took < PATIENCE * 4 + SLACK
     lab(do="wire", cut=False, loss=0.0)
     two.disconnect("cut")
@@ -155,7 +164,7 @@ def test_a_cut_wire_ends_the_read_and_the_next_link_works(two: Two) -> None:
     two.disconnect("mended")
 
 
-def test_an_address_that_nobody_has_fails_the_link(two: Two) -> None:
+def test_an_address_that_nobody_has_fails_the_link(two: Two, record_property: Record) -> None:
     two.mover.do(spi.open_link, "nobody", 0, "read", HOSTS[1])
     offer = two.owner.do(spi.open_link, "nobody", 1, "read", HOSTS[0])
     absent = offer.replace(b"0a630002", b"0a63004d")  # 10.99.0.77
@@ -166,11 +175,13 @@ def test_an_address_that_nobody_has_fails_the_link(two: Two) -> None:
     assert caught.value.kind == "LinkError"
     assert "10.99.0.77" in caught.value.text
     assert "timed out" in caught.value.text
-    assert time.monotonic() - begun < 10 + SLACK
+    took = time.monotonic() - begun
+    record_property("address that nobody has: LinkError after", f"{took:.2f} s")
+    assert took < 10 + SLACK
     two.disconnect("nobody")
 
 
-def test_power_loss_of_the_peer_and_its_return(two: Two) -> None:
+def test_power_loss_of_the_peer_and_its_return(two: Two, record_property: Record) -> None:
     two.connect("doomed")
     two.begin_long_read("doomed")
     lab(do="power_off")
@@ -178,6 +189,7 @@ def test_power_loss_of_the_peer_and_its_return(two: Two) -> None:
     kind, text, usable, _ = two.mover.result(60)
     took = time.monotonic() - off
     assert (kind, usable) == ("PeerLost", False), text
+    record_property("peer's power lost in mid-read: PeerLost after", f"{took:.2f} s")
     assert took < PATIENCE * 4 + SLACK
     two.mover.do(spi.close_link, "doomed")
     lab(do="power_on")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from roce import library
 from roce.nodes import RemoteNode, start_here
 
 
-def test_verify_on_two_hosts(tmp_path: Path) -> None:
+def test_verify_on_two_hosts(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     environ = {
         "DATADIST_AUTH_KEY": "0123456789abcdef0123456789abcdef",
         "DATADIST_RENDEZVOUS": "10.99.0.1:7700",
@@ -16,7 +19,7 @@ def test_verify_on_two_hosts(tmp_path: Path) -> None:
     }
     first, second = start_here(environ), RemoteNode({**environ, "DATADIST_RUNTIME_DIR": "/run/dd"})
     try:
-        arguments = ("--device-ip", "10.99.0.1", "10.99.0.2", "--size", "8", "--ib-read-bw")
+        arguments = ("--device-ip", "10.99.0.1", "10.99.0.2", "--size", "16", "--ib-read-bw")
         first.begin(library.verify, 0, *arguments)
         second.begin(library.verify, 1, *arguments)
         (mine, errors), (theirs, more) = first.result(300), second.result(300)
@@ -30,7 +33,11 @@ def test_verify_on_two_hosts(tmp_path: Path) -> None:
         for size in (4, 64, 1024):
             for what in ("pull in", "push in", "pushed"):
                 assert marks[f"ok    {what} blocks of {size} KiB"] == "ok"
-        assert sum("pull against ib_read_bw" in line for line in theirs) == 2
+        ratios = [line for line in theirs if "against" in line]
+        assert len(ratios) == 2
+        for line in ratios:
+            what, figures = line.split("against ")[1].split(": ", 1)
+            record_property(f"two machines, pull against {what}", figures.split(", good")[0])
     finally:
         first.close()
         second.close()
