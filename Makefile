@@ -7,7 +7,7 @@ SOURCES := datadist plugins/shm/datadist_shm plugins/shm/tests tests benchmarks 
 	plugins/hccl/datadist_hccl plugins/hccl/tests examples \
 	plugins/rdma/datadist_rdma plugins/rdma/tests plugins/rdma/roce
 
-.PHONY: help setup demo test test-roce lint types check soak fuzz sanitize clean
+.PHONY: help setup demo test test-roce lint types check soak fuzz sanitize cross clean
 
 help:
 	@echo "make demo    link a prompt and a decoder and move a KV cache between them"
@@ -17,6 +17,7 @@ help:
 	@echo "make soak    random links, transfers and kills, verified (MINUTES, SEED)"
 	@echo "make fuzz    coverage-guided fuzzing of everything that is parsed (SECONDS per target)"
 	@echo "make sanitize  tests of the native code under sanitizers"
+	@echo "make cross   compile the native code of shm for aarch64 and check it under an emulator"
 	@echo "make clean   remove the virtual environment and what was built"
 	@echo "Variables: PYTHON (default python3), VENV (default .venv), ARGS (of demo and test)"
 
@@ -58,6 +59,9 @@ fuzz: setup
 sanitize: setup
 	plugins/shm/sanitize $(BIN)/python $(ARGS)
 	plugins/hccl/sanitize $(BIN)/python $(ARGS)
+
+cross: setup
+	plugins/shm/cross $(BIN)/python
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

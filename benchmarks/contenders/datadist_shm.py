@@ -10,6 +10,9 @@ from datadist.bench.measure import OWN, PEER, pool_for
 from datadist.bench.shapes import Shape
 from datadist.bench.side import Settings, Side, model_of
 
+ROUNDING = 256 << 10
+"""Bytes of a pool beside the cache: no more memory than other engines register."""
+
 
 class Owner:
     """Cluster 1."""
@@ -20,7 +23,8 @@ class Owner:
         settings = Settings("shm", tuning.get("memory", "pool"))
         self.shape = shape
         self.side = Side(self.cluster, settings)
-        self.side.start(pool_for(settings, shape))
+        pooled = settings.memory == "pool"
+        self.side.start(shape.cache_bytes + ROUNDING if pooled else pool_for(settings, shape))
         self.cache_id = self.side.make("cache", shape, self.cluster == PEER)
 
     def card(self) -> int:
