@@ -297,7 +297,7 @@ class Transfers:
         cluster = route.attempt.members[route.rank].cluster_id
         text = text_of(error, route.attempt.link)
         if isinstance(error, TransferError) and not error.link_usable:
-            text = route.attempt.gone.setdefault(route.rank, text)
+            text = route.attempt.gone.setdefault(route.rank, f"cluster {cluster}: {text}")
             text += "; unlink and link again"
         status = next((s for t, s in STATUS_OF if isinstance(error, t)), LLMStatusCode.LLM_FAILED)
         return LLMException(

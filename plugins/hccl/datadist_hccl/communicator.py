@@ -215,16 +215,16 @@ class Communicator:
         return self.ended
 
     def _end(self) -> None:
-        try:
-            with self._state, self._device.bound():
-                self._destroy_all()
-                finished = self._holding and self.ended
-                self._holding = self._holding and not finished
-        except AclError as error:
-            log.error("closing the communicator %r: %s", self.name, error)
-            return
-        if finished:
-            self._try(self._device.drop)
+        with self._state:  # to the end: who closes it finds all of it done, whoever did it
+            try:
+                with self._device.bound():
+                    self._destroy_all()
+            except AclError as error:
+                log.error("closing the communicator %r: %s", self.name, error)
+                return
+            if self._holding and self.ended:
+                self._holding = False
+                self._try(self._device.drop)
 
     def _destroy_all(self) -> None:
         for stream in list(self._streams):

@@ -255,9 +255,9 @@ class HcclLink(Link):
                 raise TransferError(f"the link to rank {rank} was aborted")
             if path.broken is not None:
                 raise TransferError(path.broken)
+            if gone(path.peer):
+                raise PeerLost(f"the process of rank {rank} has ended", rank)
             path.moving = True
-        if gone(path.peer):
-            raise PeerLost(f"the process of rank {rank} has ended", rank)
 
     def _move(self, order: _Order, handle: int, segments: Segments) -> None:
         path, rank, hccl = order.path, order.rank, self._communicator.hccl

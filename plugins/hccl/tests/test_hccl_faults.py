@@ -442,6 +442,38 @@ def test_a_peer_that_dies(start_ranks: Start, servers: int, code: int) -> None:
         assert not any(group[0].do(ranks.finish).values())
 
 
+def test_who_closes_a_link_finds_the_device_given_back_whoever_did_it(start_ranks: Start) -> None:
+    group = start_ranks(2, 1, HCCS).start()
+    group.link()
+    group[0].do(partial(ranks.sim, stuck=True), "tasks")
+    assert group[0].do(_finish_while_moving) == {}
+    group[1].do(ranks.finish)
+
+
+def _finish_while_moving(here: Here) -> dict[str, int]:
+    """Give the device back slowly, while another thread comes out of the link as the last one."""
+    import threading
+
+    from datadist_hccl.acl import Device
+
+    own, drop = ranks.of(here), Device.drop
+    moving = threading.Thread(target=ranks.try_move, args=(here, "link", 1, ONE))
+    moving.start()
+    time.sleep(0.3)
+
+    def slow_drop(device: Device) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(1)
+        drop(device)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Device, "drop", slow_drop)
+        left = ranks.finish(here)
+    moving.join()
+    assert not any(own.sim.live().values())
+    return {kind: count for kind, count in left.items() if count}
+
+
 CLOSING = ["aclrtStreamAbort", "aclrtDestroyStream", "HcclCommUnbindMem", "HcclCommDestroy"]
 
 
