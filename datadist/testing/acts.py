@@ -244,12 +244,13 @@ def move_all(state: State, orders: Sequence[Move]) -> list[Outcome]:
 
 
 def move_until_failure(state: State, order: Move, seconds: float) -> Outcome:
-    """Repeat a read or write until it fails, or ``seconds`` have passed."""
-    end, count = time.monotonic() + seconds, 0
+    """Repeat a read or write until it fails, or ``seconds`` have passed; the link may be closed."""
+    end = time.monotonic() + seconds
+    link = state.links[order.link]
+    vectors = order.local, order.remote, order.length
     outcome = Outcome()
     while outcome.ok and time.monotonic() < end:
-        outcome = move(state, order)
-        count += 1
+        outcome = outcome_of(lambda: _run(link, order, vectors))
     return outcome
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def hosts() -> Iterator[list[int]]:
             _inside(pid, "ip", "address", "add", f"10.99.0.{number}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
                 _inside(pid, "ip", "link", "set", device, "up")
+        for pid in pids:
+            _wait_running(pid)
         yield pids
     finally:
         for holder in holders:
@@ -50,6 +53,15 @@ def _run(*command: str) -> None:
 
 def _inside(pid: int, *command: str) -> None:
     _run("nsenter", "--target", str(pid), "--net", *command)
+
+
+def _wait_running(pid: int) -> None:
+    """The kernel reports a cable a moment after it is plugged in, and UCX looks at that."""
+    command = ["nsenter", "--target", str(pid), "--net", "ip", "link", "show", "eth0"]
+    end = time.monotonic() + 10
+    while "state UP" not in subprocess.check_output(command, text=True, timeout=10):
+        assert time.monotonic() < end, "the cable between the hosts does not work"
+        time.sleep(0.02)
 
 
 def _start(pid: int, cluster: int, folder: Path) -> subprocess.Popen[str]:
