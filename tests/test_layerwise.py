@@ -227,3 +227,51 @@ def test_waiting_keeps_its_promise() -> None:
     assert task.get_results(0) == [LLMStatusCode.LLM_SUCCESS]
     with pytest.raises(ValueError, match="timeout_in_millis"):
         task.synchronize(-1)
+
+
+def _send_to_slot(here: nodes.Here, slot: int, layers: int, **blocks: Any) -> list[str | None]:
+    key = CacheKeyByIdAndIndex(2, 1, slot)
+    return _send(here, [TransferWithCacheKeyConfig(key, range(layers), range(layers))], **blocks)
+
+
+def test_blocks_lead_to_blocks_only(start_node: Start) -> None:
+    sender, target = _linked(start_node, "blocks cache", True)
+    before = target.do(nodes.read, "c")
+    assert sender.do(_send_to_slot, 3, 1) == ["LLM_PARAM_INVALID"]
+    lists: dict[str, Any] = {"src_block_indices": [0], "dst_block_indices": [1]}
+    assert sender.do(_send_to_slot, 0, 1, **lists) == ["LLM_PARAM_INVALID"]
+    assert np.array_equal(target.do(nodes.read, "c"), before)
+
+
+@pytest.mark.parametrize("slot", [SHAPE[0], 1 << 31])
+def test_a_slot_that_the_source_lacks_is_not_spread(start_node: Start, slot: int) -> None:
+    sender, target = _linked(start_node, "cache blocks", True)
+    before = target.do(nodes.read, "c")
+    assert sender.do(_spread, slot) == ["LLM_PARAM_INVALID"]
+    assert np.array_equal(target.do(nodes.read, "c"), before)
+
+
+def _spread(here: nodes.Here, slot: int) -> list[str | None]:
+    key = CacheKeyByIdAndIndex(2, 1, 0)
+    config = TransferWithCacheKeyConfig(key, range(1), range(1), slot)
+    size = here.caches["c"].cache_desc.size // SHAPE[0]
+    return _send(here, [config], dst_block_indices=[0], dst_block_memory_size=size)
+
+
+class Leaving(LayerSynchronizer):
+    """Ends its thread."""
+
+    def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
+        raise SystemExit(layer_index)
+
+
+def _send_and_leave(here: nodes.Here) -> str:
+    key = CacheKeyByIdAndIndex(2, 1, 0)
+    config = TransferWithCacheKeyConfig(key, range(1), range(1))
+    task = here.live.cache_manager.transfer_cache_async(here.caches["c"], Leaving(), [config])
+    return task.synchronize(20_000).name
+
+
+def test_a_synchronizer_that_ends_its_thread_is_a_failure(start_node: Start) -> None:
+    sender, _ = _linked(start_node, "cache cache", True)
+    assert sender.do(_send_and_leave) == "LLM_FAILED"

@@ -19,6 +19,9 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
 log = logging.getLogger("datadist.control")
+
+LONGEST_SLEEP = 3600.0
+"""Seconds of one wait; epoll refuses more than 2^31 ms."""
 T = TypeVar("T")
 
 READ = selectors.EVENT_READ
@@ -45,6 +48,7 @@ class Reactor:
 
     def __init__(self, name: str) -> None:
         self._selector = selectors.DefaultSelector()
+        self._waking = threading.RLock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector.register(self._wake, READ, self._drain_wake)
         self._posted: deque[Callable[[], object]] = deque()
@@ -63,10 +67,9 @@ class Reactor:
         """Run ``call`` soon on the reactor; from any thread."""
         self._posted.append(call)
         if not self.inside():
-            try:
-                os.eventfd_write(self._wake, 1)
-            except OSError:  # stopped meanwhile: nobody is left to run it
-                log.debug("call posted after the reactor stopped")
+            with self._waking:  # once stopped, the number may be another file's
+                if self._wake >= 0:
+                    os.eventfd_write(self._wake, 1)
 
     def call(self, function: Callable[[], T], timeout: float) -> T:
         """Run ``function`` on the reactor and return its result or raise its exception.
@@ -127,12 +130,15 @@ class Reactor:
         self._stopping = True
         self.post(lambda: None)
         self._thread.join(timeout)
-        self.abandon()
+        with self._waking:
+            self.abandon()
 
     def abandon(self) -> None:
         """Close the descriptors without waiting for the thread (as in a forked child)."""
         self._selector.close()
-        os.close(self._wake)
+        wake, self._wake = self._wake, -1
+        if wake >= 0:
+            os.close(wake)
 
     def _drain_wake(self, _events: int) -> None:
         os.eventfd_read(self._wake)
@@ -148,7 +154,9 @@ class Reactor:
     def _timeout(self) -> float | None:
         if self._posted:
             return 0
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        if not self._timers:
+            return None
+        return min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST_SLEEP)
 
     def _run_timers(self) -> None:
         while self._timers and self._timers[0][0] <= time.monotonic():

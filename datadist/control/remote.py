@@ -137,7 +137,7 @@ class Remote:
             dial.abandon()
         for session in self._met:
             session.on_closed = None
-            session.close("forked")
+            session.abandon()
 
     # -- getting acquainted --------------------------------------------------------------------
 

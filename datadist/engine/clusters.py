@@ -142,6 +142,12 @@ class Clusters:
                 "every engine a cluster id of its own",
             )
         present = self.pairs.get(address.cluster_id)
+        if present is not None and present.waiting and present.incarnation != address.incarnation:
+            raise DialError(
+                LLMStatusCode.LLM_PARAM_INVALID,
+                f"at {call.place} listens another engine with cluster id {address.cluster_id}, which "
+                "is being linked already: give every engine a cluster id of its own",
+            )
         if present is not None and self._formed_by_peer(present, address, call):
             present.claimed = True
             return present
@@ -165,9 +171,11 @@ class Clusters:
     @staticmethod
     def _formed_by_peer(pair: PairDomain, address: Address, call: Call) -> bool:
         """Two that link with each other at once both succeed, whichever comes first."""
+        if pair.incarnation != address.incarnation:
+            return False
         if pair.waiting or pair.created >= call.began:
             return True
-        return pair.usable and not pair.claimed and pair.incarnation == address.incarnation
+        return pair.usable and not pair.claimed
 
     def _new_pair(self, cluster: int, incarnation: str, seconds: float) -> PairDomain:
         self._replace(cluster)

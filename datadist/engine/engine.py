@@ -401,9 +401,10 @@ class Engine:
             self._closing.close()
 
     def _flush(self) -> None:
+        """Let peers hear that we leave, and say that none of them reads our memory any more."""
         deadline = time.monotonic() + FLUSH_SECONDS
         while time.monotonic() < deadline:
-            if not any(view.session.unsent() for view in list(self.views.values())):
+            if not any(_owes(view) for view in list(self.views.values())):
                 return
             time.sleep(0.002)
 
@@ -463,6 +464,10 @@ def _start_transport(
             f"backend {choice.backend} does not start: {type(error).__name__}: {error}",
             status_code=LLMStatusCode.LLM_FAILED,
         ) from error
+
+
+def _owes(view: PeerView) -> bool:
+    return not view.gone and (view.seq_acked < view.seq_sent or view.session.unsent())
 
 
 def _facts(transport: Transport) -> str:

@@ -78,7 +78,7 @@ class LayerJob:
     def _wait_for(self, layer: int) -> LLMStatusCode | None:
         try:
             final = self._synchronize(layer)
-        except Exception:
+        except BaseException:  # SystemExit, too, ends the thread: the task must not look complete
             log.exception("synchronize_layer(%d) raised: the task ends with LLM_FAILED", layer)
             return LLMStatusCode.LLM_FAILED
         if final:

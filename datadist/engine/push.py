@@ -101,6 +101,7 @@ class Pushes:
         """
         with self._found(cluster, target, cache_id, layers) as pushing:
             local, entry = pushing.local, pushing.found.entry
+            _check_blocks_lead_to_blocks(pushing)
             theirs = pushing.theirs()
             with as_param_invalid():
                 targets = check_blocks("dst_blocks", dst_blocks, entry.count)
@@ -136,6 +137,10 @@ class Pushes:
                     f"dst_block_memory_size is {block_bytes}, but cache {entry.cache_id} of cluster "
                     f"{cluster} has {'blocks' if entry.blocks else 'slots'} of {entry.stride} bytes"
                 )
+            if not 0 <= slot < local.layout.count:
+                raise param_invalid(
+                    f"src_batch_index is {slot}, cache {cache_id} has {local.layout.count} slots"
+                )
             with as_param_invalid():
                 targets = check_blocks("dst_block_indices", dst_blocks, entry.count)
                 theirs, mine = pushing.theirs(), pushing.mine()
@@ -154,6 +159,7 @@ class Pushes:
     def push_whole(self, cluster: int, target: Source, cache_id: int, layers: PushLayers) -> None:
         """Write whole tensors of our cache over those of the target, which are equally large."""
         with self._found(cluster, target, cache_id, layers) as pushing:
+            _check_blocks_lead_to_blocks(pushing)
             size, entry = pushing.local.layout.tensor_size, pushing.found.entry
             theirs, mine = pushing.theirs(), pushing.mine()
             if size != entry.tensor_size:
@@ -231,3 +237,11 @@ def layers_to_push(
             f"src_layer_range {source} and dst_layer_range {target} differ in length"
         )
     return PushLayers(source, target, per_layer)
+
+
+def _check_blocks_lead_to_blocks(pushing: _Pushing) -> None:
+    entry = pushing.found.entry
+    if pushing.local.layout.blocks and not entry.blocks:
+        raise param_invalid(
+            f"cache {entry.cache_id} of the target has slots, not blocks: blocks go to blocks only"
+        )
