@@ -147,6 +147,8 @@ def _is_stopped(task: Path) -> bool:
 
 def _serve(pipe: Connection, environ: dict[str, str]) -> None:
     os.environ.update(environ)
+    # it is ignored where the tests were started in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     here = Here()
     _collect_log(here)
     while True:
