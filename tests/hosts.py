@@ -16,7 +16,7 @@ import pytest
 
 from datadist import BlocksCacheKey
 from tests import nodes
-from tests.nodes import Node
+from tests.nodes import Node, RemoteError
 
 CLONE_NEWNET = 0x40000000
 KEY = "a key that only this test knows"
@@ -183,3 +183,16 @@ def check_pull(owner: Node, cluster: int, puller: Node) -> None:
         expected = np.zeros_like(here)
         expected[[0, 3, 4]] = there[[1, 2, 5]]
         np.testing.assert_array_equal(here, expected)
+
+
+def wait_all(members: list[Node], ids: list[int]) -> None:
+    """Until the link of every member is OK."""
+    for node, comm_id in zip(members, ids, strict=True):
+        node.do(nodes.wait, comm_id)
+
+
+def why(node: Node, comm_id: int = 1) -> str:
+    """Why a link of a node does not come up."""
+    with pytest.raises(RemoteError) as caught:
+        node.do(nodes.wait, comm_id)
+    return caught.value.text

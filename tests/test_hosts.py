@@ -8,7 +8,7 @@ import pytest
 
 from tests import hosts, nodes
 from tests.hosts import Network
-from tests.nodes import Node, RemoteError
+from tests.nodes import Node
 
 pytestmark = hosts.needed
 
@@ -16,17 +16,9 @@ PAIR = {1: 0, 2: 1}
 Start = Callable[..., Node]
 
 
-def _why(node: Node, timeout: int | None = None) -> str:
-    """Why the first link of a node does not come up."""
-    with pytest.raises(RemoteError) as caught:
-        node.do(nodes.wait, 1, timeout)
-    return caught.value.text
-
-
 def _link_all(members: list[Node], name: str, mapping: dict[int, int], table: str) -> list[int]:
     ids = [node.do(nodes.link, name, mapping, table) for node in members]
-    for node, comm_id in zip(members, ids, strict=True):
-        node.do(nodes.wait, comm_id)
+    hosts.wait_all(members, ids)
     return ids
 
 
@@ -70,7 +62,7 @@ def test_a_wrong_key_lets_nobody_in(start_on: Start, net: Network, key: str | No
     table = hosts.table([h.ipv4 for h in net.hosts[:2]])
     for node in (one, two):
         node.do(nodes.link, "pair", PAIR, table)
-    theirs, ours = _why(two), _why(one)
+    theirs, ours = hosts.why(two), hosts.why(one)
     assert "DATADIST_AUTH_KEY" in theirs
     assert len([w for w in two.do(nodes.log_of, "WARNING") if "DATADIST_AUTH_KEY" in w]) == 1
     if key is not None:
@@ -81,7 +73,7 @@ def test_a_wrong_key_lets_nobody_in(start_on: Start, net: Network, key: str | No
 def test_no_address_names_the_variable(start_on: Start) -> None:
     one = start_on(0, 1, link_total_time=1)
     one.do(nodes.link, "pair", PAIR, hosts.table(["x.x.x.x", "y.y.y.y"]))
-    assert "DATADIST_RENDEZVOUS" in _why(one)
+    assert "DATADIST_RENDEZVOUS" in hosts.why(one)
 
 
 def test_the_variable_replaces_the_table(start_on: Start, net: Network) -> None:

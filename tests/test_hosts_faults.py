@@ -31,16 +31,8 @@ def _begin(members: list[Node], table: str) -> list[int]:
 
 def _link(members: list[Node], table: str) -> list[int]:
     ids = _begin(members, table)
-    for node, comm_id in zip(members, ids, strict=True):
-        node.do(nodes.wait, comm_id)
+    hosts.wait_all(members, ids)
     return ids
-
-
-def _why(node: Node, comm_id: int = 1) -> str:
-    """Why a link of a node does not come up."""
-    with pytest.raises(RemoteError) as caught:
-        node.do(nodes.wait, comm_id)
-    return caught.value.text
 
 
 def _break(node: Node, comm_id: int, seconds: float) -> str:
@@ -131,7 +123,7 @@ def test_a_program_that_is_no_engine_is_named(start_on: Start, net: Network) -> 
         other.do(hosts.enter, net.hosts[0].namespace)
         other.do(_greet, net.hosts[0].ipv4)
         _begin([two], _table(net))
-        assert "no datadist engine: it said b'SSH-2.0" in _why(two)
+        assert "no datadist engine: it said b'SSH-2.0" in hosts.why(two)
     finally:
         other.close()
 
@@ -140,15 +132,15 @@ def test_an_address_that_is_not_of_rank_0s_host(start_on: Start, net: Network) -
     table = hosts.table(["10.77.0.99", net.hosts[1].ipv4])
     one, two = start_on(0, 1, link_total_time=6), start_on(1, 2, link_total_time=6)
     _begin([one, two], table)
-    assert "this host has no such address" in _why(one)
-    assert "10.77.0.99:26500: no route to host" in _why(two)
+    assert "this host has no such address" in hosts.why(one)
+    assert "10.77.0.99:26500: no route to host" in hosts.why(two)
 
 
 def test_a_firewall_that_drops(start_on: Start, net: Network) -> None:
     one, two = start_on(0, 1, link_total_time=8), start_on(1, 2, link_total_time=7)
     net.hosts[0].run("ip", "route", "add", "blackhole", f"{net.hosts[1].ipv4}/32")
     _begin([one, two], _table(net))
-    why = _why(two)
+    why = hosts.why(two)
     assert "connecting timed out" in why
     assert "firewall" in why
 
@@ -157,7 +149,7 @@ def test_descriptors_cannot_leave_the_host(start_on: Start, net: Network) -> Non
     one = start_on(0, 1, transfer_backend="netcopy-fds")
     two = start_on(1, 2, transfer_backend="netcopy-fds")
     _begin([one, two], _table(net))
-    for why in (_why(one), _why(two)):
+    for why in (hosts.why(one), hosts.why(two)):
         assert "descriptors, which cannot leave the host" in why
 
 

@@ -37,22 +37,11 @@ def _begin(members: list[Node], mapping: dict[int, int], table: str | None = Non
     return [node.do(nodes.link, "joined", mapping, chosen) for node in members]
 
 
-def _wait(members: list[Node], ids: list[int]) -> None:
-    for node, comm_id in zip(members, ids, strict=True):
-        node.do(nodes.wait, comm_id)
-
-
-def _why(node: Node, comm_id: int = 1) -> str:
-    with pytest.raises(RemoteError) as caught:
-        node.do(nodes.wait, comm_id)
-    return caught.value.text
-
-
 def test_two_hosts_find_each_other_without_an_address(join_on: Start, net: Network) -> None:
     members = [join_on(0, 1), join_on(1, 2)]
     for _ in range(3):
         ids = _begin(members, PAIR)
-        _wait(members, ids)
+        hosts.wait_all(members, ids)
         hosts.check_pull(members[0], 1, members[1])
         hosts.check_pull(members[1], 2, members[0])
         for host in net.hosts:
@@ -64,7 +53,7 @@ def test_two_hosts_find_each_other_without_an_address(join_on: Start, net: Netwo
 def test_four_ranks_on_two_hosts_use_both_ways_to_meet(join_on: Start, net: Network) -> None:
     mapping = {1: 0, 2: 1, 3: 2, 4: 3}
     members = [join_on(number, cluster) for number, cluster in ((0, 1), (0, 2), (1, 3), (1, 4))]
-    _wait(members, _begin(members, mapping))
+    hosts.wait_all(members, _begin(members, mapping))
     for cluster, puller in ((1, 1), (2, 2), (3, 3), (4, 0)):
         hosts.check_pull(members[cluster - 1], cluster, members[puller])
     assert len(net.hosts[0].run("ss", "-Htn").splitlines()) == 4
@@ -72,7 +61,7 @@ def test_four_ranks_on_two_hosts_use_both_ways_to_meet(join_on: Start, net: Netw
 
 def test_one_host_needs_no_key(join_on: Start) -> None:
     members = [join_on(0, cluster, key=None) for cluster in PAIR]
-    _wait(members, _begin(members, PAIR))
+    hosts.wait_all(members, _begin(members, PAIR))
     hosts.check_pull(members[0], 1, members[1])
 
 
@@ -82,7 +71,7 @@ def test_one_server_meets_before_it_joins(join_on: Start) -> None:
     (comm_id,) = _begin(members[:1], PAIR, table)
     with pytest.raises(RemoteError, match=r"cluster 2 \(rank 1\) has not called link"):
         members[0].do(nodes.wait, comm_id, 500)
-    _wait(members, [comm_id, *_begin(members[1:], PAIR, table)])
+    hosts.wait_all(members, [comm_id, *_begin(members[1:], PAIR, table)])
     hosts.check_pull(members[1], 2, members[0])
 
 
@@ -95,7 +84,7 @@ def test_without_a_key_hosts_do_not_talk(join_on: Start, without: tuple[int, ...
     began = time.monotonic()
     ids = _begin(members, PAIR)
     for node, comm_id in zip(members, ids, strict=True):
-        assert "DATADIST_AUTH_KEY" in _why(node, comm_id)
+        assert "DATADIST_AUTH_KEY" in hosts.why(node, comm_id)
     assert time.monotonic() - began < 15, "this is known as soon as they have joined"
 
 
@@ -106,14 +95,14 @@ def test_another_key_is_named(join_on: Start) -> None:
     ]
     ids = _begin(members, PAIR)
     for node, comm_id in zip(members, ids, strict=True):
-        assert "DATADIST_AUTH_KEY" in _why(node, comm_id)
+        assert "DATADIST_AUTH_KEY" in hosts.why(node, comm_id)
 
 
 def test_ranks_that_disagree_are_told(join_on: Start) -> None:
     members = [join_on(0, 1), join_on(1, 2, enable_remote_cache_accessible=True, local_comm_res="")]
     ids = _begin(members, PAIR)
     for node, comm_id in zip(members, ids, strict=True):
-        assert "enable_remote_cache_accessible" in _why(node, comm_id)
+        assert "enable_remote_cache_accessible" in hosts.why(node, comm_id)
 
 
 def test_tables_that_differ_are_compared_where_ranks_share_a_host(join_on: Start) -> None:
@@ -122,14 +111,14 @@ def test_tables_that_differ_are_compared_where_ranks_share_a_host(join_on: Start
     ids = [*_begin(members[:1], PAIR), *_begin(members[1:], PAIR, other)]
     began = time.monotonic()
     for node, comm_id in zip(members, ids, strict=True):
-        assert "'another'" in _why(node, comm_id)
+        assert "'another'" in hosts.why(node, comm_id)
     assert time.monotonic() - began < 15
 
 
 def test_a_rank_that_never_comes(join_on: Start) -> None:
     one = join_on(0, 1, link_total_time=2)
     _begin([one], PAIR)
-    assert "join" in _why(one)
+    assert "join" in hosts.why(one)
 
 
 def test_unlink_and_finalize_end_the_joining(join_on: Start) -> None:
@@ -141,7 +130,7 @@ def test_unlink_and_finalize_end_the_joining(join_on: Start) -> None:
     assert time.monotonic() - began < 4
     two = join_on(1, 2)
     members = [one, two]
-    _wait(members, _begin(members, PAIR))
+    hosts.wait_all(members, _begin(members, PAIR))
     hosts.check_pull(one, 1, two)
     three = join_on(2, 3)
     _begin([three], {3: 0, 4: 1})
@@ -154,14 +143,14 @@ def test_unlink_and_finalize_end_the_joining(join_on: Start) -> None:
 def test_a_member_that_dies_breaks_the_link_and_comes_back(join_on: Start) -> None:
     one, two = join_on(0, 1), join_on(1, 2)
     ids = _begin([one, two], PAIR)
-    _wait([one, two], ids)
+    hosts.wait_all([one, two], ids)
     two.kill()
     deadline = time.monotonic() + 10
     while one.do(nodes.link_error, ids[0]) is None:
         assert time.monotonic() < deadline
     one.do(nodes.unlink, ids[0])
     two = join_on(1, 2)
-    _wait([one, two], _begin([one, two], PAIR))
+    hosts.wait_all([one, two], _begin([one, two], PAIR))
     hosts.check_pull(two, 2, one)
 
 
@@ -180,7 +169,7 @@ def test_a_member_that_dies_while_they_join_can_come_back(join_on: Start, when: 
         assert time.monotonic() < deadline, [node.do(_missing, ids[0]) for node in members]
         time.sleep(0.1)
     again = join_on(2, 3)
-    _wait([*members, again], [*ids, *_begin([again], mapping)])
+    hosts.wait_all([*members, again], [*ids, *_begin([again], mapping)])
     hosts.check_pull(again, 3, members[0])
     hosts.check_pull(members[0], 1, again)
     hosts.check_pull(members[1], 2, members[0])
@@ -210,7 +199,7 @@ def _missing(here: Here, comm_id: int) -> str:
 
 def test_the_same_domain_twice_is_refused(join_on: Start) -> None:
     members = [join_on(0, 1), join_on(1, 2)]
-    _wait(members, _begin(members, PAIR))
+    hosts.wait_all(members, _begin(members, PAIR))
     (second,) = _begin(members[:1], PAIR)
-    assert "is held already" in _why(members[0], second)
+    assert "is held already" in hosts.why(members[0], second)
     hosts.check_pull(members[0], 1, members[1])

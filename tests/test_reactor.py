@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 from datadist.control.reactor import Reactor
@@ -29,3 +30,28 @@ def test_what_is_posted_after_the_end_touches_no_other_file(tmp_path: Path) -> N
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def test_once_abandoned_nobody_waits_for_what_another_thread_held() -> None:
+    reactor = Reactor("forked")
+    reactor.stop()
+    held = threading.Event()
+    release = threading.Event()
+
+    def hold() -> None:
+        with reactor._waking:
+            held.set()
+            release.wait(10.0)
+
+    holder = threading.Thread(target=hold)
+    poster = threading.Thread(target=reactor.post, args=(lambda: None,))
+    holder.start()
+    try:
+        assert held.wait(5.0)
+        poster.start()
+        poster.join(5.0)
+        assert not poster.is_alive()
+    finally:
+        release.set()
+        holder.join()
+        poster.join()

@@ -19,7 +19,7 @@ from hccl_sim import engines
 from datadist import BlocksCacheKey
 from tests import hosts, nodes
 from tests.hosts import Network
-from tests.nodes import Here, Node, RemoteError
+from tests.nodes import Here, Node
 
 pytestmark = hosts.needed
 
@@ -58,17 +58,6 @@ def _begin(members: list[Node], mapping: dict[int, int], table: str) -> list[int
     return [node.do(nodes.link, "servers", mapping, table) for node in members]
 
 
-def _wait(members: list[Node], ids: list[int]) -> None:
-    for node, comm_id in zip(members, ids, strict=True):
-        node.do(nodes.wait, comm_id)
-
-
-def _why(node: Node, comm_id: int = 1) -> str:
-    with pytest.raises(RemoteError) as caught:
-        node.do(nodes.wait, comm_id)
-    return caught.value.text
-
-
 def _check_pull(owner: Node, cluster: int, puller: Node, own: int) -> None:
     for node, seed in ((owner, cluster), (puller, own)):
         node.do(engines.fill, "paged", seed)
@@ -81,7 +70,7 @@ def test_the_documented_example_between_two_servers(start_on: Start, net: Networ
     members = [start_on(0, 1), start_on(1, 2)]
     for _ in range(2):
         ids = _begin(members, engines.PAIR, engines.CONTRACT_TABLE)
-        _wait(members, ids)
+        hosts.wait_all(members, ids)
         _check_pull(members[0], 1, members[1], 2)
         _check_pull(members[1], 2, members[0], 1)
         for host in net.hosts:
@@ -94,7 +83,7 @@ def test_the_documented_example_between_two_servers(start_on: Start, net: Networ
 
 def test_pushes_between_two_servers(start_on: Start) -> None:
     members = [start_on(n, n + 1, local_comm_res="") for n in range(2)]
-    _wait(members, _begin(members, engines.PAIR, engines.CONTRACT_TABLE))
+    hosts.wait_all(members, _begin(members, engines.PAIR, engines.CONTRACT_TABLE))
     members[0].do(nodes.push_blocks, BlocksCacheKey(2, 0), "paged", engines.SOURCE, engines.TARGET)
     np.testing.assert_array_equal(members[1].do(engines.contents, "paged"), engines.moved(1, 2))
 
@@ -105,7 +94,7 @@ def test_four_ranks_on_two_servers_use_hccs_and_rdma(start_on: Start, net: Netwo
         start_on(number, cluster, environ=HCCS, device_id=device)
         for number, cluster, device in ((0, 1, 0), (0, 2, 1), (1, 3, 0), (1, 4, 1))
     ]
-    _wait(members, _begin(members, mapping, hccl_sim.table(4, 2)))
+    hosts.wait_all(members, _begin(members, mapping, hccl_sim.table(4, 2)))
     for owner, puller in ((1, 2), (2, 3), (3, 4), (4, 1)):
         _check_pull(members[owner - 1], owner, members[puller - 1], puller)
     assert len(net.hosts[0].run("ss", "-Htn").splitlines()) == 4
@@ -119,7 +108,7 @@ def test_without_a_key_the_reason_is_said_as_soon_as_hccl_has_met(
     began = time.monotonic()
     ids = _begin(members, engines.PAIR, engines.CONTRACT_TABLE)
     for node, comm_id in zip(members, ids, strict=True):
-        assert "DATADIST_AUTH_KEY" in _why(node, comm_id)
+        assert "DATADIST_AUTH_KEY" in hosts.why(node, comm_id)
         node.do(nodes.unlink, comm_id)
         assert node.do(engines.live)["communicators"] == 0
     assert time.monotonic() - began < 40
@@ -128,7 +117,7 @@ def test_without_a_key_the_reason_is_said_as_soon_as_hccl_has_met(
 def test_a_server_that_dies_and_comes_back(start_on: Start) -> None:
     one, two = start_on(0, 1), start_on(1, 2)
     ids = _begin([one, two], engines.PAIR, engines.CONTRACT_TABLE)
-    _wait([one, two], ids)
+    hosts.wait_all([one, two], ids)
     two.kill()
     deadline = time.monotonic() + 20
     while one.do(nodes.link_error, ids[0]) is None:
@@ -137,7 +126,7 @@ def test_a_server_that_dies_and_comes_back(start_on: Start) -> None:
     one.do(nodes.unlink, ids[0])
     assert one.do(engines.live)["communicators"] == 0
     two = start_on(1, 2)
-    _wait([one, two], _begin([one, two], engines.PAIR, engines.CONTRACT_TABLE))
+    hosts.wait_all([one, two], _begin([one, two], engines.PAIR, engines.CONTRACT_TABLE))
     _check_pull(two, 2, one, 1)
 
 
@@ -147,7 +136,7 @@ def test_three_servers_of_which_one_comes_late(start_on: Start) -> None:
     ids = _begin(members[:2], mapping, table)
     time.sleep(3)
     ids += _begin(members[2:], mapping, table)
-    _wait(members, ids)
+    hosts.wait_all(members, ids)
     _check_pull(members[2], 3, members[0], 1)
     _check_pull(members[0], 1, members[1], 2)
 
@@ -164,7 +153,7 @@ def test_a_server_that_dies_while_they_swap_what_they_are_can_come_back(start_on
     members[2].kill()
     members[2] = start_on(2, 3)
     ids[2:] = _begin(members[2:], mapping, table)
-    _wait(members, ids)
+    hosts.wait_all(members, ids)
     _check_pull(members[2], 3, members[0], 1)
     _check_pull(members[1], 2, members[2], 3)
     for node in members:

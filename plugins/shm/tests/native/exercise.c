@@ -221,15 +221,20 @@ static void *write_until_refused(void *argument)
     }
 }
 
+static void make_writing_pair(Pair *pair, pthread_t *writer)
+{
+    make_pair(pair, PRESENT);
+    expect(pthread_create(writer, NULL, write_until_refused, pair) == 0, "no thread");
+    usleep(20000);
+}
+
 /* What close does to a writer: after "revoked" and "no writer inside" the memory is the owner's. */
 static void revoke_a_writer(void)
 {
     Pair pair;
     void *result;
     pthread_t writer;
-    make_pair(&pair, PRESENT);
-    expect(pthread_create(&writer, NULL, write_until_refused, &pair) == 0, "no thread");
-    usleep(20000);
+    make_writing_pair(&pair, &writer);
     atomic_store(&pair.fence.revoked, 1);
     while (atomic_load(&pair.fence.active) != 0)
         usleep(1000);
@@ -244,9 +249,7 @@ static void abort_a_writer(void)
     Pair pair;
     void *result;
     pthread_t writer;
-    make_pair(&pair, PRESENT);
-    expect(pthread_create(&writer, NULL, write_until_refused, &pair) == 0, "no thread");
-    usleep(20000);
+    make_writing_pair(&pair, &writer);
     atomic_store(&pair.abort_flag, 1);
     expect(pthread_join(writer, &result) == 0 && (intptr_t)result == ABORTED, "not aborted");
     drop_pair(&pair);
