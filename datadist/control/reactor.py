@@ -20,14 +20,14 @@ from typing import TypeVar
 
 log = logging.getLogger("datadist.control")
 
-LONGEST_SLEEP = 3600.0
-"""Seconds of one wait; epoll refuses more than 2^31 ms."""
 T = TypeVar("T")
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 CROWDED = 64
 """From so many timers on it is worth to look for cancelled ones."""
+LONGEST_SLEEP = 3600.0
+"""Seconds of one wait; epoll refuses more than 2^31 ms."""
 
 
 class Timer:
@@ -66,7 +66,7 @@ class Reactor:
     def post(self, call: Callable[[], object]) -> None:
         """Run ``call`` soon on the reactor; from any thread."""
         self._posted.append(call)
-        if not self.inside():
+        if not self.inside() and self._wake >= 0:  # a forked child must not touch the lock
             with self._waking:  # once stopped, the number may be another file's
                 if self._wake >= 0:
                     os.eventfd_write(self._wake, 1)
