@@ -145,11 +145,15 @@ class Reactor:
 
     def _run(self) -> None:
         while not self._stopping:
-            for key, events in self._selector.select(self._timeout()):
-                self._guard(lambda key=key, events=events: key.data(events))  # type: ignore[misc]
+            self._handle_events()
             self._run_timers()
             for _ in range(len(self._posted)):
                 self._guard(self._posted.popleft())
+
+    def _handle_events(self) -> None:
+        """Nothing here outlives it: a session that has ended must not stay for as long as we wait."""
+        for key, events in self._selector.select(self._timeout()):
+            self._guard(lambda key=key, events=events: key.data(events))  # type: ignore[misc]
 
     def _timeout(self) -> float | None:
         if self._posted:

@@ -39,3 +39,4 @@ class Workers:
                 call()
             except Exception:
                 log.exception("unexpected error in a worker; please report it")
+            del call  # which would keep a link that has ended until the next one comes
