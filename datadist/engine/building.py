@@ -199,7 +199,7 @@ class Builder:
         targets = {}
         for rank in attempt.others:
             view = self._steps.view(attempt, rank)
-            if view is not None and rank not in attempt.gone:
+            if view is not None:  # also one that has left: a pull of its own may still go on
                 self._meeting.hold(view.session, ACKS)
                 self._owned.send_revocation(view, lambda seq: Left(domain=attempt.token, seq=seq))
                 targets[view] = view.seq_sent
@@ -223,7 +223,6 @@ class Builder:
                 if rank in attempt.offers:
                     answer(view, attempt.token)
                 self._owned.unsubscribe_unless(view, self._linked(view))
-                self._meeting.release(view.session, attempt)
         attempt.offers.clear()
 
     def _linked(self, view: PeerView) -> bool:
@@ -248,12 +247,20 @@ class Builder:
             self._unclosed.discard(attempt)
             self._memory.conceal(attempt.regions)
             attempt.regions = []
+            self._reactor.post(lambda: self._release(attempt))
         self.on_closed(attempt, risky)
         if risky:
             log.warning(
                 "%s may still write our memory; what it could write is kept until it answers",
                 ", ".join(f"rank {rank}" for rank in sorted(risky)),
             )
+
+    def _release(self, attempt: Attempt) -> None:
+        """Let go of the members; until then a pull that had begun hears what they say."""
+        for rank in attempt.others:
+            view = self._steps.view(attempt, rank)
+            if view is not None:
+                self._meeting.release(view.session, attempt)
 
     def is_closing(self, domain: Domain) -> bool:
         """Whether an attempt of the domain was given up and is not closed yet."""
@@ -354,6 +361,12 @@ class Builder:
         if domain is not None:
             cluster = view.session.cluster_id
             self._member_gone(domain, view, f"cluster {cluster} has unlinked", logging.DEBUG, True)
+        for attempt in list(self._unclosed):  # one that we left, where a pull may still go on
+            rank = attempt.rank_of(view.incarnation)
+            if attempt.token == message.domain and rank is not None:
+                attempt.gone.setdefault(rank, f"cluster {view.session.cluster_id} has unlinked")
+                if attempt.link is not None:
+                    attempt.link.abort(rank)
         view.acknowledge(message.seq)
 
     def on_lost(self, view: PeerView, reason: str, orderly: bool) -> None:

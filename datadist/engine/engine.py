@@ -228,11 +228,14 @@ class Engine:
         pairs = [pair for pair in self._clusters.pairs.values() if pair.usable or pair.waiting]
         return [repr(domain) for domain in [*list(self._links.domains.values()), *pairs]]
 
-    def _drain(self, session: Session, timeout: float) -> None:
+    def _drain(self, session: Session, timeout: float) -> bool:
+        """Handle what a peer has sent; False when the control thread is too busy."""
         try:
             self._reactor.call(session.drain, timeout)
         except TimeoutError:
             log.debug("the control thread is busy; looking keys up as they are known")
+            return False
+        return True
 
     # -- links -------------------------------------------------------------------------------
 

@@ -33,7 +33,8 @@ class Way:
     local_bases: Sequence[int]
     local_count: int
     remote_bases: Sequence[int]
-    remote_count: int
+    entry: Entry
+    """The owner's cache."""
     stride: int
     lengths: Sequence[array[int]]
     """Vectors of ``stride``, by their number."""
@@ -57,7 +58,7 @@ class Way:
             for base in bases:
                 local[place] = base + block * stride
                 place += 1
-        place, bases, limit = 0, self.remote_bases, self.remote_count
+        place, bases, limit = 0, self.remote_bases, self.entry.count
         for block in src_blocks:
             if type(block) is not int or not 0 <= block < limit:
                 return None
@@ -74,7 +75,7 @@ class Way:
             elif not isinstance(blocks, np.ndarray) or not blocks.size:
                 return None
         try:
-            sources = check_blocks("src_blocks", src_blocks, self.remote_count)
+            sources = check_blocks("src_blocks", src_blocks, self.entry.count)
             targets = check_blocks("dst_blocks", dst_blocks, self.local_count)
             stride = self.stride
             return plan_blocks(
@@ -115,6 +116,6 @@ class Shortcuts:
             self._ways.clear()
         layout = cache.layout
         self._ways[cluster, model, cache.cache_id] = Way(
-            route, version, layout.bases, layout.count, tuple(entry.bases), entry.count,
+            route, version, layout.bases, layout.count, tuple(entry.bases), entry,
             layout.stride, [array("q", (layout.stride,) * n) for n in range(SCALAR_SEGMENTS + 1)],
         )  # fmt: skip

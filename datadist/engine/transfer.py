@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 
-from datadist.control.messages import Consume
+from datadist.control.messages import Consume, Entry
 from datadist.control.session import Session
 from datadist.engine import resolve
 from datadist.engine.counters import Counters
@@ -59,7 +59,7 @@ class Transfers:
         domains: Callable[[], list[Domain]],
         views: dict[str, PeerView],
         owned: OwnDirectory,
-        drain: Callable[[Session, float], None],
+        drain: Callable[[Session, float], bool],
         verify: Callable[[Route, Segments, float], None] | None = None,
     ) -> None:
         self._own_cluster = own_cluster
@@ -155,7 +155,7 @@ class Transfers:
             if token is None:
                 return False
             try:
-                self.move(way.route, segments, monotonic() + self._timeout)
+                self.move(way.route, segments, monotonic() + self._timeout, way.entry)
             finally:
                 view.end_pull(token)
         finally:
@@ -195,6 +195,7 @@ class Transfers:
                 route,
                 segments,
                 deadline,
+                found.entry,
                 before=lambda: self._check_unconsumed(view, found, source),
                 after=lambda: self._consume(view, found, theirs),
             )
@@ -226,16 +227,19 @@ class Transfers:
         route: Route,
         segments: Segments,
         deadline: float,
+        source: Entry | None = None,
         write: bool = False,
         before: Callable[[], None] | None = None,
         after: Callable[[], None] | None = None,
     ) -> None:
         """Read the segments from a peer, or ``write`` them to it, alone on this link and rank.
 
-        ``before`` and ``after`` are called while nobody else uses the link; ``after`` on success.
+        ``source`` is the cache that is read, where we know it. ``before`` and ``after`` are called
+        while nobody else uses the link; ``after`` on success.
 
         Raises LLMException: the status of :data:`STATUS_OF` for what the transport raises,
-        LLM_TIMEOUT when others keep the link busy, LLM_NOT_YET_LINK when it ended meanwhile.
+        LLM_TIMEOUT when others keep the link busy, LLM_NOT_YET_LINK when it ended meanwhile, and
+        the codes of :meth:`_check_kept`.
         """
         started, failed = monotonic(), True
         seconds = deadline - started
@@ -253,6 +257,8 @@ class Transfers:
                 seconds = seconds if seconds > 0 else 0.0
                 operate = link.write if write else link.read
                 operate(rank, segments.local, segments.remote, segments.length, seconds)
+                if not write:
+                    self._check_kept(route, source, deadline)
                 if self._verify is not None:
                     self._verify(route, segments, deadline)
                 if after is not None:
@@ -266,6 +272,30 @@ class Transfers:
             raise self._failure(route, error, "push to" if write else "pull from") from error
         finally:
             self.count(route, write, segments.nbytes, started, failed)
+
+    def _check_kept(self, route: Route, source: Entry | None, deadline: float) -> None:
+        """Raise when the owner may have reused what was read, while it was read.
+
+        An owner waits only so long for a reader that does not answer, and not at all for one whose
+        connection was cut. What it said before it reused memory has arrived by then.
+
+        Raises LLM_FAILED for an owner that has ended or left, LLM_KV_CACHE_NOT_EXIST for a cache
+        that is registered no more. Memory of a pool is kept for as long as a pull goes on.
+        """
+        view = route.view
+        session = view.session
+        if not session.settled() and not self._drain(session, max(1.0, deadline - monotonic())):
+            raise _overtaken(route, "our control thread does not say whether it is still valid")
+        if session.closed or route.rank in route.attempt.gone:
+            reason = route.attempt.gone.get(route.rank, "its connection has ended")
+            raise _overtaken(route, f"{reason}; unlink and link again")
+        if source is None or source.pooled or source.cache_id in view.directory.entries:
+            return
+        raise _overtaken(
+            route,
+            f"cache {source.cache_id} was unregistered there meanwhile",
+            LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+        )
 
     def _wait_for(self, lock: threading.Lock, route: Route, deadline: float) -> float:
         """Take the lock of a link and rank; the seconds that are left."""
@@ -329,6 +359,17 @@ class Transfers:
                 cache_id=entry.cache_id, binding=binding.id, start=theirs.start, stop=theirs.stop
             )
         )
+
+
+def _overtaken(
+    route: Route, why: str, status: LLMStatusCode = LLMStatusCode.LLM_FAILED
+) -> LLMException:
+    cluster = route.attempt.members[route.rank].cluster_id
+    return LLMException(
+        f"the pull from cluster {cluster} over {route.domain} came too late, what it read may be "
+        f"something else by now: {why}",
+        status_code=status,
+    )
 
 
 def _plan_slot(
