@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import socket
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ __all__ = [
     "Placement",
     "RegisterMemStatus",
     "element_size",
+    "fixed",
     "ipv4_number",
     "ipv4_text",
 ]
@@ -223,6 +225,14 @@ class CacheDesc:
             f"CacheDesc({self._num_tensors} x {list(self._shape)} "
             f"{getattr(self._data_type, 'name', None)}, {getattr(self._placement, 'name', None)})"
         )
+
+
+def fixed(desc: CacheDesc) -> CacheDesc:
+    """A copy with the shape of this moment, which nothing changes any more."""
+    same = copy.copy(desc)
+    same._shape = tuple(desc.shape)
+    same._size = None
+    return same
 
 
 class MemInfo:

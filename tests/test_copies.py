@@ -151,6 +151,29 @@ def test_swaps_that_cannot_be(manager: CacheManager) -> None:
     assert _status(error) is LLMStatusCode.LLM_PARAM_INVALID
 
 
+def test_a_cache_keeps_the_shape_that_it_was_made_with(manager: CacheManager) -> None:
+    desc = CacheDesc(1, [2, 1024], DataType.DT_INT32)
+    cache = manager.allocate_blocks_cache(desc)
+    neighbour = manager.allocate_blocks_cache(desc)
+    registered = np.zeros((2, 1024), np.int32)
+    ours = manager.register_blocks_cache(desc, [registered.ctypes.data])
+    array = np.full((4, 1024), 3, np.int32)
+    host = CacheDesc(1, [4, 1024], DataType.DT_INT32, Placement.HOST)
+    cpu = Cache.create_cpu_cache(host, [array.ctypes.data])
+    desc.update_dim(0, 4)  # the description serves for a larger cache next
+    host.shape[0] = 9  # type: ignore[index]
+    assert cache.cache_desc is desc
+    for made in (cache, neighbour, ours):
+        assert made.numpy()[0].shape == (2, 1024)
+        with pytest.raises(LLMException, match="has 2 blocks") as error:
+            manager.swap_blocks(cpu, made, {0: 2})
+        assert _status(error) is LLMStatusCode.LLM_PARAM_INVALID
+    with pytest.raises(LLMException, match="has 4 blocks"):
+        manager.swap_blocks(cpu, cache, {8: 0})
+    assert "[2, 1024]" in repr(cache)
+    assert manager.allocate_blocks_cache(desc).numpy()[0].shape == (4, 1024)
+
+
 def test_remapping_is_checked_and_answered(manager: CacheManager) -> None:
     good = MemInfo(Memtype.MEM_TYPE_DEVICE, 4096, 64)
     wrong: list[object] = [

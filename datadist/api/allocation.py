@@ -24,7 +24,7 @@ from datadist.engine.directory import KeyName
 from datadist.engine.engine import Engine
 from datadist.engine.owned import OwnCache
 from datadist.status import LLMException, LLMStatusCode, param_invalid
-from datadist.types import BlocksCacheKey, CacheDesc, CacheKey, Placement
+from datadist.types import BlocksCacheKey, CacheDesc, CacheKey, Placement, fixed
 
 UNREGISTER_SECONDS = 2.0
 """How long `unregister_cache` waits for peers to confirm that they are out of the memory."""
@@ -61,8 +61,9 @@ class Allocation(ManagerPart):
         checks.check_isinstance("blocks_cache_key", blocks_cache_key, BlocksCacheKey)
         return self._allocate(cache_desc, lambda: blocks_name(blocks_cache_key), blocks=True)
 
-    def _allocate(self, desc: CacheDesc, names: Names, blocks: bool) -> Cache:
-        check_not_none("cache_desc", desc)
+    def _allocate(self, given: CacheDesc, names: Names, blocks: bool) -> Cache:
+        check_not_none("cache_desc", given)
+        desc = fixed(given)
         if desc.num_tensors <= 0:
             raise param_invalid("num_tensors is 0: a cache has at least one tensor")
         engine = self._engine_with_memory()
@@ -90,7 +91,7 @@ class Allocation(ManagerPart):
             raise
         release = self.deallocate_blocks_cache if blocks else self.deallocate_cache
         addressable = placement in engine.transport.capabilities.host_addressable
-        return Cache(cache_id, desc, addresses, blocks, region.keeper, addressable, release)
+        return Cache(cache_id, given, addresses, blocks, region.keeper, addressable, release, desc)
 
     def deallocate_cache(self, cache: Cache) -> None:
         """Give up a contiguous cache; its memory returns when its last key is gone.
@@ -196,13 +197,14 @@ class Allocation(ManagerPart):
 
     def _register(
         self,
-        desc: CacheDesc,
+        given: CacheDesc,
         addrs: list[int],
         names: Names,
         remote_accessible: bool | None,
         blocks: bool,
     ) -> Cache:
-        check_addresses(desc, addrs)
+        check_addresses(given, addrs)
+        desc = fixed(given)
         engine = self._engine_with_memory()
         keys = names()
         size = tensor_size(desc)
@@ -221,12 +223,13 @@ class Allocation(ManagerPart):
         addressable = desc.placement in engine.transport.capabilities.host_addressable
         return Cache(
             cache_id,
-            desc,
+            given,
             list(addrs),
             blocks,
             None,
             addressable,
             lambda handle: self.unregister_cache(handle.cache_id),
+            desc,
         )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from datadist import checks
 from datadist.status import param_invalid
-from datadist.types import CacheDesc, Placement
+from datadist.types import CacheDesc, Placement, fixed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,9 +34,11 @@ class Cache:
         keeper: object | None = None,
         addressable: bool = True,
         release: Callable[[Cache], None] | None = None,
+        made: CacheDesc | None = None,
     ) -> None:
         self._cache_id = cache_id
         self._cache_desc = cache_desc
+        self._made = made or fixed(cache_desc)
         self._tensor_addrs = tensor_addrs
         self._is_blocks_cache = is_blocks_cache
         self._keeper = keeper
@@ -50,7 +52,10 @@ class Cache:
 
     @property
     def cache_desc(self) -> CacheDesc:
-        """The description that it was made with."""
+        """The description that it was made with: the object that was given.
+
+        Changing it, :meth:`CacheDesc.update_dim`, does not change this cache.
+        """
         return self._cache_desc
 
     @property
@@ -80,14 +85,14 @@ class Cache:
             raise param_invalid(f"{self!r} lies in memory of the device, which has no views here")
         from datadist.api.arrays import CacheTensor
 
-        desc = self._cache_desc
+        desc = self._made
         return [
             CacheTensor(address, desc.shape, desc.data_type, self._keeper)
             for address in self._tensor_addrs
         ]
 
     def numpy(self) -> list[NDArray[Any]]:
-        """One array per tensor over the cache's memory, of the description's shape and type.
+        """One array per tensor over the cache's memory, of the shape and type it was made with.
 
         bfloat16 is ``ml_dtypes.bfloat16`` where that package is installed, else ``uint16``.
         Raises as :attr:`tensors`.
@@ -124,10 +129,15 @@ class Cache:
             self._release(self)
 
     def __repr__(self) -> str:
-        desc = self._cache_desc
+        desc = self._made
         kind = "blocks" if self._is_blocks_cache else "contiguous"
         state = "" if self._tensor_addrs else ", deallocated"
         return (
             f"Cache(id={self._cache_id}, {kind}, {desc.num_tensors} x {list(desc.shape)} "
             f"{desc.data_type.name}, {desc.placement.name}{state})"
         )
+
+
+def made_with(cache: Cache) -> CacheDesc:
+    """The description as it was when the cache was made; ``cache_desc`` may have changed since."""
+    return cache._made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datadist import checks
 from datadist.api.arguments import check_kind
-from datadist.api.cache import Cache
+from datadist.api.cache import Cache, made_with
 from datadist.api.manager_part import ManagerPart
 from datadist.engine.defects import text_of
 from datadist.status import LLMException, LLMStatusCode, param_invalid
@@ -78,10 +78,10 @@ class Copying(ManagerPart):
         checks.check_dict("src_to_dst", src_to_dst, int, int)
         stride = _check_alike(src_cache, dst_cache)
         _check_in_range(src_cache, dst_cache, src_to_dst)
-        if {src_cache.cache_desc.placement, dst_cache.cache_desc.placement} != set(Placement):
+        placements = [made_with(cache).placement for cache in (src_cache, dst_cache)]
+        if set(placements) != set(Placement):
             raise param_invalid(
-                "swap_blocks copies between HOST and DEVICE, got "
-                f"{src_cache.cache_desc.placement} and {dst_cache.cache_desc.placement}"
+                f"swap_blocks copies between HOST and DEVICE, got {placements[0]} and {placements[1]}"
             )
         for cache in (src_cache, dst_cache):
             if not cache.tensor_addrs:
@@ -126,20 +126,21 @@ class Copying(ManagerPart):
 
 def _check_alike(src: Cache, dst: Cache) -> int:
     """Equal block sizes and numbers of tensors; returns the bytes of a block."""
-    blocks = [cache.cache_desc.size // cache.cache_desc.shape[0] for cache in (src, dst)]
+    descs = [made_with(cache) for cache in (src, dst)]
+    blocks = [desc.size // desc.shape[0] for desc in descs]
     if blocks[0] != blocks[1]:
         raise param_invalid(
             f"a block of {src!r} holds {blocks[0]} bytes and one of {dst!r} {blocks[1]}: they must "
             "be equal"
         )
-    if src.cache_desc.num_tensors != dst.cache_desc.num_tensors:
+    if descs[0].num_tensors != descs[1].num_tensors:
         raise param_invalid(f"{src!r} and {dst!r} differ in their number of tensors")
     return blocks[0]
 
 
 def _check_in_range(src: Cache, dst: Cache, pairs: dict[int, int]) -> None:
     for cache, blocks in ((src, pairs.keys()), (dst, pairs.values())):
-        count = cache.cache_desc.shape[0]
+        count = made_with(cache).shape[0]
         for block in blocks:
             if not 0 <= block < count:
                 raise param_invalid(f"src_to_dst names block {block}: {cache!r} has {count} blocks")

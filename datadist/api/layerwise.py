@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from datadist import checks
 from datadist.api.arguments import cluster_of, source_of
-from datadist.api.cache import Cache
+from datadist.api.cache import Cache, made_with
 from datadist.api.manager_part import ManagerPart
 from datadist.api.tasks import (
     CacheTask,
@@ -67,7 +67,7 @@ class LayerWise(ManagerPart):
         result of the task.
         """
         checks.check_isinstance("src_cache", src_cache, Cache, allow_none=False)
-        if src_cache.cache_desc.placement is Placement.HOST:
+        if made_with(src_cache).placement is Placement.HOST:
             raise param_invalid(f"{src_cache!r} has placement HOST, only support DEVICE sources")
         blocks = _check_blocks(src_block_indices, dst_block_indices, dst_block_memory_size)
         checks.check_isinstance(
@@ -79,7 +79,7 @@ class LayerWise(ManagerPart):
             raise param_invalid(
                 f"dst_block_memory_size is {dst_block_memory_size} without dst_block_indices"
             )
-        if src_cache.cache_desc.num_tensors % PER_LAYER:
+        if made_with(src_cache).num_tensors % PER_LAYER:
             raise param_invalid(f"{src_cache!r} has an odd number of tensors: a layer has 2")
         for config in transfer_configs:
             _check_config(src_cache, config, blocks)
@@ -112,7 +112,7 @@ def _check_blocks(
 def _check_config(
     cache: Cache, config: TransferConfig | TransferWithCacheKeyConfig, blocks: _Blocks
 ) -> None:
-    layers = cache.cache_desc.num_tensors // PER_LAYER
+    layers = made_with(cache).num_tensors // PER_LAYER
     if config.src_layer_range is None:
         config.src_layer_range = range(layers)
     if blocks.source is not None and config.src_batch_index != 0:
@@ -229,7 +229,8 @@ def _fetch_move(
 def _check_source_blocks(cache: Cache, blocks: _Blocks) -> None:
     if not cache.is_blocks_cache:
         raise param_invalid(f"src_block_indices needs a blocks cache, not {cache!r}")
-    stride = cache.cache_desc.size // cache.cache_desc.shape[0]
+    desc = made_with(cache)
+    stride = desc.size // desc.shape[0]
     if blocks.nbytes and blocks.nbytes != stride:
         raise param_invalid(
             f"dst_block_memory_size is {blocks.nbytes}: blocks of {cache!r} hold {stride} bytes"
@@ -239,7 +240,7 @@ def _check_source_blocks(cache: Cache, blocks: _Blocks) -> None:
 def _check_spread(cache: Cache, blocks: _Blocks) -> None:
     if cache.is_blocks_cache:
         raise param_invalid(f"dst_block_indices needs src_block_indices with {cache!r}")
-    size = cache.cache_desc.size
+    size = made_with(cache).size
     if not 0 < blocks.nbytes < size:
         raise param_invalid(
             f"dst_block_memory_size is {blocks.nbytes}, it must be in [1, {size - 1}] for {cache!r}"

@@ -10,7 +10,7 @@ from datadist.api.arguments import (
     cluster_of,
     name_of,
 )
-from datadist.api.cache import Cache
+from datadist.api.cache import Cache, made_with
 from datadist.api.manager_part import ManagerPart
 from datadist.api.tasks import check_layer_range
 from datadist.engine.plan import Blocks
@@ -111,4 +111,4 @@ def _layers(cache: Cache, source: range | None, target: range | None, per_layer:
     for name, layers in (("src_layer_range", source), ("dst_layer_range", target)):
         if layers is not None:
             check_layer_range(name, layers)
-    return layers_to_push(source, target, cache.cache_desc.num_tensors, per_layer)
+    return layers_to_push(source, target, made_with(cache).num_tensors, per_layer)
