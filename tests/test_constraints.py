@@ -10,15 +10,18 @@ import pytest
 
 from datadist import (
     BlocksCacheKey,
+    Cache,
     CacheDesc,
     CacheKey,
     DataType,
+    LayerSynchronizer,
     LLMConfig,
     LLMDataDist,
     LLMException,
     LLMRole,
     LLMStatusCode,
     Placement,
+    TransferConfig,
 )
 from datadist.engine.engine import comm_ids
 from datadist.transport import Capabilities
@@ -267,6 +270,53 @@ def test_a_finalized_engine_says_so(engine: LLMDataDist) -> None:
     desc = CacheDesc(1, [1], DataType.DT_INT8)
     _raises(LLMStatusCode.LLM_FAILED, "finalized", manager.allocate_cache, desc)
     assert "not initialized" in repr(engine)
+
+
+def test_an_old_manager_does_not_act_on_the_next_engine(engine: LLMDataDist) -> None:
+    old, desc = engine.cache_manager, CacheDesc(1, [2, 8], DataType.DT_INT8)
+    engine.finalize()
+    engine.init(_options())
+    new = engine.cache_manager
+    kept = new.allocate_cache(desc, [CacheKey(1, 7)])
+    _raises(LLMStatusCode.LLM_FAILED, "finalized", old.allocate_cache, desc)
+    _raises(LLMStatusCode.LLM_FAILED, "finalized", old.unregister_cache, kept.cache_id)
+    _raises(INVALID, "finalized", old.remove_cache_key, CacheKey(1, 7))
+    _raises(INVALID, "finalized", old.deallocate_cache, kept)
+    _raises(INVALID, "finalized", old.copy_cache, kept, kept)
+    assert new.allocate_cache(desc).cache_id == kept.cache_id + 1
+
+
+def test_an_old_cache_does_not_mean_one_of_the_next_engine(engine: LLMDataDist) -> None:
+    desc = CacheDesc(2, [2, 8], DataType.DT_INT8)
+    host = CacheDesc(2, [2, 8], DataType.DT_INT8, Placement.HOST)
+    old = engine.cache_manager.allocate_cache(desc)
+    old_blocks = engine.cache_manager.allocate_blocks_cache(desc)
+    with engine.cache_manager.allocate_cache(desc):
+        engine.finalize()
+        engine.init(_options())
+        manager = engine.cache_manager
+        new = [manager.allocate_cache(desc), manager.allocate_blocks_cache(desc)]
+        new += [manager.allocate_cache(desc)]  # with the id of the cache that ends now
+    cpu = Cache.create_cpu_cache(host, [1, 2])
+    unknown = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
+    assert old.cache_id == new[0].cache_id
+    _raises(unknown, "engine was finalized", manager.copy_cache, old, new[0])
+    _raises(unknown, "engine was finalized", manager.copy_blocks, old_blocks, {0: [1]})
+    _raises(unknown, "engine was finalized", manager.pull_cache, CacheKey(2, 1), old)
+    blocks = BlocksCacheKey(2, 0), old_blocks, [0], [0]
+    _raises(unknown, "engine was finalized", manager.pull_blocks, *blocks)
+    _raises(INVALID, "no tensors any more", manager.swap_blocks, cpu, old_blocks, {})
+    sent = old, _Final(), [TransferConfig(2, [1, 2])]
+    _raises(unknown, "engine was finalized", manager.transfer_cache_async, *sent)
+    manager.deallocate_cache(old)
+    assert old.tensor_addrs == []
+    for made in new:
+        assert engine._live(INVALID).owned.get(made.cache_id) is not None
+
+
+class _Final(LayerSynchronizer):
+    def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
+        raise AssertionError(layer_index, timeout_in_millis)
 
 
 def test_views_share_the_memory(engine: LLMDataDist) -> None:

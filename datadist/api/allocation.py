@@ -18,7 +18,7 @@ from datadist.api.arguments import (
     tensor_size,
     without_placeholders,
 )
-from datadist.api.cache import Cache
+from datadist.api.cache import Cache, is_stranger
 from datadist.api.manager_part import ManagerPart
 from datadist.engine.directory import KeyName
 from datadist.engine.engine import Engine
@@ -89,14 +89,30 @@ class Allocation(ManagerPart):
         except BaseException:
             engine.memory.free(placement, addresses)
             raise
-        release = self.deallocate_blocks_cache if blocks else self.deallocate_cache
+        free = self.deallocate_blocks_cache if blocks else self.deallocate_cache
         addressable = placement in engine.transport.capabilities.host_addressable
-        return Cache(cache_id, given, addresses, blocks, region.keeper, addressable, release, desc)
+        return Cache(
+            cache_id, given, addresses, blocks, region.keeper, addressable, self,
+            self._ending(free), desc,
+        )  # fmt: skip
+
+    def _ending(self, free: Callable[[Cache], None]) -> Callable[[Cache], None]:
+        """What the end of ``with`` does: nothing once `finalize` has freed the cache."""
+
+        def end(cache: Cache) -> None:
+            try:
+                self._engine()
+            except LLMException:
+                return
+            free(cache)
+
+        return end
 
     def deallocate_cache(self, cache: Cache) -> None:
         """Give up a contiguous cache; its memory returns when its last key is gone.
 
-        Freed, unknown and registered caches are left alone. ``tensor_addrs`` is empty afterwards.
+        Freed, unknown and registered caches, and those of an engine that was finalized, are left
+        alone. ``tensor_addrs`` is empty afterwards.
 
         Raises LLMException: LLM_PARAM_INVALID for a blocks cache, LLM_FEATURE_NOT_ENABLED where no
         pool is configured.
@@ -113,7 +129,8 @@ class Allocation(ManagerPart):
         check_kind("cache", cache, blocks, f"use {other}")
         engine = self._engine()
         self._require_pool(engine)
-        engine.owned.deallocate(cache.cache_id)
+        if not is_stranger(cache, self):
+            engine.owned.deallocate(cache.cache_id)
         cache.tensor_addrs.clear()
 
     def remove_cache_key(self, cache_key: CacheKey) -> None:
@@ -228,7 +245,8 @@ class Allocation(ManagerPart):
             blocks,
             None,
             addressable,
-            lambda handle: self.unregister_cache(handle.cache_id),
+            self,
+            self._ending(lambda handle: self.unregister_cache(handle.cache_id)),
             desc,
         )
 

@@ -22,7 +22,8 @@ class Cache:
     """A cache of this engine: ``num_tensors`` tensors of one shape, K and V of a layer adjacent.
 
     Made by :class:`~datadist.api.cache_manager.CacheManager`, never by users, but for
-    :meth:`create_cpu_cache`. Dropping the object frees nothing; ``with`` frees it at the end.
+    :meth:`create_cpu_cache`. Dropping the object frees nothing; ``with`` frees it at the end, unless
+    `finalize` did.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Cache:
         is_blocks_cache: bool,
         keeper: object | None = None,
         addressable: bool = True,
+        owner: object | None = None,
         release: Callable[[Cache], None] | None = None,
         made: CacheDesc | None = None,
     ) -> None:
@@ -43,6 +45,7 @@ class Cache:
         self._is_blocks_cache = is_blocks_cache
         self._keeper = keeper
         self._addressable = addressable
+        self._owner = owner
         self._release = release
 
     @property
@@ -141,3 +144,8 @@ class Cache:
 def made_with(cache: Cache) -> CacheDesc:
     """The description as it was when the cache was made; ``cache_desc`` may have changed since."""
     return cache._made
+
+
+def is_stranger(cache: Cache, manager: object) -> bool:
+    """Whether the manager of another engine made it: its id means something else in ours."""
+    return cache._owner is not None and cache._owner is not manager

@@ -63,8 +63,8 @@ class LayerWise(ManagerPart):
         ``dst_block_indices[i]``. Destinations are :class:`TransferWithCacheKeyConfig` in one-sided
         mode and :class:`TransferConfig` otherwise, whose cluster then reads the layer itself.
 
-        Raises ``TypeError``, ``ValueError``, LLMException (LLM_PARAM_INVALID); what fails later is a
-        result of the task.
+        Raises ``TypeError``, ``ValueError``, LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST
+        for a cache of an engine that was finalized; what fails later is a result of the task.
         """
         checks.check_isinstance("src_cache", src_cache, Cache, allow_none=False)
         if made_with(src_cache).placement is Placement.HOST:
@@ -84,6 +84,7 @@ class LayerWise(ManagerPart):
         for config in transfer_configs:
             _check_config(src_cache, config, blocks)
         engine = self._engine()
+        self._id(src_cache)
         sends = [_send(engine, src_cache, config, blocks) for config in transfer_configs]
         return CacheTask(
             LayerJob(sends, lambda layer: layer_synchronizer.synchronize_layer(layer, None))

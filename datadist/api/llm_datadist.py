@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 from collections.abc import Sequence
@@ -47,6 +48,8 @@ class LLMDataDist:
         self._engine: Engine | None = None
         self._options: EngineOptions | None = None
         self._cache_manager: CacheManager | None = None
+        self._era = 0
+        """How often it was initialised."""
 
     @property
     def cluster_id(self) -> int:
@@ -85,8 +88,10 @@ class LLMDataDist:
 
         parsed = EngineOptions.parse(options, self._role, os.environ)
         engine = Engine(self._cluster_id, parsed, os.environ)
+        self._era += 1
+        live = functools.partial(self._live, era=self._era)
+        self._cache_manager = CacheManager(live, parsed.remote_accessible)
         self._options, self._engine = parsed, engine
-        self._cache_manager = CacheManager(self._live, parsed.remote_accessible)
         LLMDataDist.llm_engine_instance = self
         log.info("%r is ready", self)
 
@@ -108,12 +113,15 @@ class LLMDataDist:
         except Exception:
             log.exception("finalize did not end cleanly; please report it")
 
-    def _live(self, code: LLMStatusCode) -> Engine:
-        """The engine for a cache manager, which may outlive it. Raises LLMException with ``code``."""
-        if self._engine is None:
+    def _live(self, code: LLMStatusCode, era: int | None = None) -> Engine:
+        """The engine for the cache manager of an era, which may outlive it.
+
+        Raises LLMException with ``code``.
+        """
+        if self._engine is None or era not in (None, self._era):
             raise LLMException(
-                f"the engine of cluster {self._cluster_id} was finalized: call init and use its new "
-                "cache_manager",
+                f"the engine of cluster {self._cluster_id} was finalized: call init, and use the "
+                "cache_manager that belongs to it",
                 status_code=code,
             )
         if self._engine.forked:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from datadist.api.cache import Cache, is_stranger
 from datadist.engine.engine import Engine
-from datadist.status import LLMStatusCode
+from datadist.status import LLMException, LLMStatusCode
 
 
 class ManagerPart:
@@ -23,3 +24,12 @@ class ManagerPart:
     def _engine_with_memory(self) -> Engine:
         """The engine, to make or unregister a cache in. Raises LLM_FAILED once it was finalized."""
         return self._live(LLMStatusCode.LLM_FAILED)
+
+    def _id(self, cache: Cache) -> int:
+        """The id of a cache of our engine. Raises LLM_KV_CACHE_NOT_EXIST for one of another engine."""
+        if is_stranger(cache, self):
+            raise LLMException(
+                f"{cache!r} was freed when its engine was finalized: make caches anew after init",
+                status_code=LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+            )
+        return cache.cache_id

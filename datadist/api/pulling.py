@@ -62,7 +62,7 @@ class Pulling(ManagerPart):
         layers = layers_of(kwargs, per_layer)
         cluster, source = cluster_of(cache_key), source_of(cache_key)
         self._engine().transfers.pull_cache(
-            cluster, source, cache.cache_id, batch_index, size, layers
+            cluster, source, self._id(cache), batch_index, size, layers
         )
 
     def pull_blocks(
@@ -83,11 +83,11 @@ class Pulling(ManagerPart):
         if type(src_cache_key) is BlocksCacheKey and type(dst_cache) is Cache and not kwargs:
             cluster, model = src_cache_key.cluster_id, src_cache_key.model_id
             try:
-                known = self._live(_FINALIZED).transfers.pull_known
+                known, cache_id = self._live(_FINALIZED).transfers.pull_known, self._id(dst_cache)
             except LLMException:  # finalized, which other mistakes are told before
                 pass
             else:
-                if known(cluster, model, dst_cache.cache_id, src_blocks, dst_blocks):
+                if known(cluster, model, cache_id, src_blocks, dst_blocks):
                     return
         kinds = (CacheKey, CacheKeyByIdAndIndex, BlocksCacheKey)
         checks.check_isinstance("src_cache_key", src_cache_key, kinds)
@@ -103,5 +103,5 @@ class Pulling(ManagerPart):
         layers = layers_of(kwargs, per_layer)
         cluster, source = cluster_of(src_cache_key), source_of(src_cache_key)
         self._engine().transfers.pull_blocks(
-            cluster, source, dst_cache.cache_id, src_blocks, dst_blocks, layers
+            cluster, source, self._id(dst_cache), src_blocks, dst_blocks, layers
         )

@@ -56,7 +56,7 @@ class Pushing(ManagerPart):
             raise param_invalid(f"size is {size}, only support -1: the whole slot")
         target = ById(dst_cache_key.cache_id, dst_cache_key.batch_index)
         self._engine().pushes.push_cache(
-            dst_cache_key.cluster_id, target, src_cache.cache_id, src_batch_index, layers
+            dst_cache_key.cluster_id, target, self._id(src_cache), src_batch_index, layers
         )
 
     def push_blocks(
@@ -92,7 +92,7 @@ class Pushing(ManagerPart):
         self._engine().pushes.push_blocks(
             cluster_of(dst_cache_key),
             name_of(dst_cache_key),
-            src_cache.cache_id,
+            self._id(src_cache),
             src_blocks,
             dst_blocks,
             layers,
