@@ -25,8 +25,12 @@ from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import Placement
 from datadist.types import INVALID_ID
 
-MAX_BASES = 100_000
-"""Tensor addresses per directory message, which keeps it far below the largest frame."""
+MAX_KEYS = 1 << 16
+"""Keys of one cache, which is told to peers in one message: with the most tensors 12 MiB."""
+ENTRY_BYTES, BASE_BYTES, KEY_BYTES = 256, 48, 160
+"""Most bytes in a message of an entry, of a tensor with its region in it, and of a key in it."""
+PART_BYTES = 2 << 20
+"""Bytes after which the next entry comes in another message of the directory."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,12 @@ class Layout:
     count: int
     tensor_size: int
     placement: Placement
+
+    def __post_init__(self) -> None:
+        """Raises LLM_PARAM_INVALID for memory that no address reaches."""
+        last = max(self.bases)
+        if last + self.tensor_size >= 1 << 63:
+            raise param_invalid(f"{self.tensor_size} bytes at {last:#x} end beyond any address")
 
 
 @dataclass(eq=False)
@@ -102,8 +112,14 @@ class OwnDirectory:
     def add(self, cache: OwnCache, keys: Sequence[tuple[int, KeyName]], unique: bool) -> None:
         """Take a cache with ``keys`` as (slot, name) pairs; ``unique`` refuses keys bound already.
 
-        Raises LLM_PARAM_INVALID for a key that is bound on this engine.
+        Raises LLM_PARAM_INVALID for a key that is bound on this engine, and for too many keys.
+        Whatever it raises, the cache is not kept.
         """
+        if len(keys) > MAX_KEYS:
+            raise param_invalid(
+                f"{len(keys)} cache keys: one cache takes at most {MAX_KEYS}; spread them over "
+                "several caches, or pull by cache id and index"
+            )
         with self._lock:
             if unique:
                 for slot, name in keys:
@@ -118,7 +134,11 @@ class OwnDirectory:
                 )
                 cache.bindings[binding.id] = binding
             self._caches[cache.cache_id] = cache
-            self._update(cache)
+            try:
+                self._update(cache)
+            except BaseException:
+                self._forget(cache.cache_id)
+                raise
 
     def bound(self, name: KeyName) -> bool:
         """Whether a key is bound on this engine."""
@@ -242,9 +262,7 @@ class OwnDirectory:
                 cache.bindings.clear()
                 self._drop(cache)
                 return
-            del self._caches[cache_id]
-            self._index.remove(cache_id)
-            targets = self._publish([], [cache_id])
+            targets = self._forget(cache_id)
         gone = threading.Event()
         self.revocations.when_acked(targets, gone.set)
         if not gone.wait(timeout) and certain:
@@ -343,10 +361,8 @@ class OwnDirectory:
         self._publish([entry], [])
 
     def _drop(self, cache: OwnCache) -> None:
-        del self._caches[cache.cache_id]
-        self._index.remove(cache.cache_id)
         self._memory.expect(cache.layout.placement, len(cache.layout.bases))
-        targets = self._publish([], [cache.cache_id])
+        targets = self._forget(cache.cache_id)
 
         def let_go() -> None:
             with self._lock:
@@ -354,6 +370,12 @@ class OwnDirectory:
                 self._free_if_unused(cache)
 
         self.revocations.when_acked(targets, let_go)
+
+    def _forget(self, cache_id: int) -> dict[PeerView, int]:
+        """Take a cache out of the directory; returns what each peer must acknowledge."""
+        del self._caches[cache_id]
+        self._index.remove(cache_id)
+        return self._publish([], [cache_id])
 
     def _free_if_unused(self, cache: OwnCache) -> None:
         self._unpinned.notify_all()
@@ -394,11 +416,12 @@ def _parts(entries: list[Entry]) -> Iterator[list[Entry]]:
     part: list[Entry] = []
     size = 0
     for entry in entries:
-        size += len(entry.bases) + 4 * len(entry.bindings)
-        if part and size > MAX_BASES:
+        more = ENTRY_BYTES + BASE_BYTES * len(entry.bases) + KEY_BYTES * len(entry.bindings)
+        if part and size + more > PART_BYTES:
             yield part
-            part, size = [], len(entry.bases)
+            part, size = [], 0
         part.append(entry)
+        size += more
     yield part
 
 

@@ -1,0 +1,142 @@
+"""Our own caches and keys: what is kept, what peers are told (owned.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+
+from datadist import CacheKey, LLMException
+from datadist.control.messages import MAX_FRAME, Binding, encode
+from datadist.control.session import Session
+from datadist.engine.directory import KeyName
+from datadist.engine.memory import Memory
+from datadist.engine.owned import MAX_KEYS, Layout, OwnCache, OwnDirectory
+from datadist.engine.peers import PeerView
+from datadist.transport import Placement
+from tests import nodes
+from tests.nodes import Node, RemoteError
+
+Start = Callable[..., Node]
+PAIR = {1: 0, 2: 1}
+LARGEST = (1 << 64) - 1
+
+
+class _Peer:
+    """A session that keeps the size of what it was to send, and may break down."""
+
+    def __init__(self) -> None:
+        self.frames: list[int] = []
+        self.closed = False
+        self.broken = False
+
+    def send(self, message: object) -> None:
+        if self.broken:
+            self.broken = False
+            raise MemoryError
+        self.frames.append(len(encode(message)))  # type: ignore[arg-type]
+
+
+def _subscribed(owned: OwnDirectory) -> _Peer:
+    peer = _Peer()
+    owned.subscribe(PeerView(cast("Session", peer)))
+    return peer
+
+
+def _cache(cache_id: int, bases: tuple[int, ...], size: int = 1) -> OwnCache:
+    layout = Layout(False, bases, size, 1, size, Placement.HOST)
+    return OwnCache(cache_id, layout, pooled=False, accessible=False, regions=bases)
+
+
+def _owned() -> OwnDirectory:
+    return OwnDirectory(cast("Memory", None))
+
+
+def _full(cache_id: int) -> OwnCache:
+    """As much as one cache can have, in the longest digits."""
+    cache = _cache(cache_id, tuple(range(1 << 62, (1 << 62) + (1 << 16))))
+    cache.bindings = {
+        number: Binding(id=number, slot=LARGEST, space="request", key=LARGEST, model=LARGEST)
+        for number in range(LARGEST - MAX_KEYS, LARGEST)
+    }
+    return cache
+
+
+def _many(start: int, stop: int) -> list[OwnCache]:
+    return [_cache((1 << 62) + number, ((1 << 62) + number,)) for number in range(start, stop)]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: _many(0, 100_000), lambda: [*_many(0, 1), _full(LARGEST), *_many(1, 34_000)]],
+    ids=["many", "large"],
+)
+def test_all_that_is_known_comes_in_messages_that_a_peer_accepts(
+    make: Callable[[], list[OwnCache]],
+) -> None:
+    owned = _owned()
+    for cache in make():
+        owned.add(cache, [], unique=False)
+    frames = _subscribed(owned).frames
+    assert len(frames) > 1
+    assert max(frames) < MAX_FRAME
+
+
+def test_a_cache_with_too_many_keys_is_not_kept() -> None:
+    owned = _owned()
+    keys = [(slot, KeyName("request", slot, 0)) for slot in range(MAX_KEYS + 1)]
+    with pytest.raises(LLMException, match=r"65537 cache keys.*at most 65536") as caught:
+        owned.add(_cache(1, (7,)), keys, unique=True)
+    assert caught.value.status_code.name == "LLM_PARAM_INVALID"
+    assert owned.get(1) is None
+    assert not owned.bound(keys[0][1])
+    owned.add(_cache(2, (7,)), keys[:1], unique=True)
+
+
+def test_a_cache_that_cannot_be_published_is_not_kept() -> None:
+    owned = _owned()
+    peer = _subscribed(owned)
+    peer.broken = True
+    key = KeyName("request", 1, 0)
+    with pytest.raises(MemoryError):
+        owned.add(_cache(1, (7,)), [(0, key)], unique=True)
+    assert owned.get(1) is None
+    assert not owned.bound(key)
+
+
+def test_memory_that_ends_beyond_int64_is_refused() -> None:
+    with pytest.raises(LLMException, match="0x7ffffffffffffff8"):
+        _cache(1, (8, (1 << 63) - 8), 8)
+
+
+def test_keys_of_a_linked_engine(start_node: Start) -> None:
+    owner, puller = start_node(1), start_node(2)
+    owner.begin(nodes.link_and_wait, "pair", PAIR)
+    puller.do(nodes.link_and_wait, "pair", PAIR)
+    owner.result()
+    puller.do(nodes.make, "dst", "cache", [1, 4], 1)
+    pages = owner.do(_pages_used)
+    with pytest.raises(RemoteError, match="260000 cache keys") as caught:
+        owner.do(_make_with_keys, "too many", 260_000)
+    assert caught.value.status == "LLM_PARAM_INVALID"
+    assert owner.do(_pages_used) == pages
+    owner.do(_make_with_keys, "src", MAX_KEYS)
+    owner.do(nodes.fill, "src", 5)
+    puller.do(nodes.pull_cache, CacheKey(1, LARGEST - MAX_KEYS), "dst")
+    expected = nodes.pattern(5, 0, (MAX_KEYS, 4))
+    assert (puller.do(nodes.read, "dst")[0][0] == expected[-1]).all()
+
+
+def _make_with_keys(here: nodes.Here, label: str, count: int) -> None:
+    from datadist import CacheDesc, DataType
+
+    keys = [CacheKey(1, LARGEST - 1 - slot) for slot in range(count)]
+    cache = here.live.cache_manager.allocate_cache(
+        CacheDesc(1, [count, 4], DataType.DT_INT32), keys
+    )
+    here.caches[label], here.arrays[label] = cache, cache.numpy()
+
+
+def _pages_used(here: nodes.Here) -> int:
+    return int(here.live.stats()["pools"]["DEVICE"]["pages_used"])
