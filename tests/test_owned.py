@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+import numpy as np
 import pytest
 
 from datadist import CacheKey, LLMException
@@ -140,3 +141,19 @@ def _make_with_keys(here: nodes.Here, label: str, count: int) -> None:
 
 def _pages_used(here: nodes.Here) -> int:
     return int(here.live.stats()["pools"]["DEVICE"]["pages_used"])
+
+
+def test_the_cache_around_another_one_is_found() -> None:
+    owned = _owned()
+    for cache_id, base, size in ((1, 1000, 1000), (2, 1500, 100), (3, 1500, 50), (4, 3000, 10)):
+        owned.add(_cache(cache_id, (base,), size), [], unique=False)
+
+    def at(address: int, length: int) -> set[int]:
+        return owned.caches_at(np.array([address]), np.array([length]))
+
+    assert at(1700, 10) == at(1000, 1000) == at(1590, 20) == {1}
+    assert at(3000, 10) == {4}
+    assert at(1520, 40) <= {1, 2}
+    for address, length in ((999, 1), (1700, 301), (1999, 2), (2500, 1), (3000, 11), (3001, 10)):
+        with pytest.raises(LLMException, match=f"at {address:#x} are not inside one tensor"):
+            at(address, length)

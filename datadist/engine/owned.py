@@ -215,17 +215,21 @@ class OwnDirectory:
                 if cache.held or freed_too
                 for base in cache.layout.bases
             )
-        table = np.array(tensors or [(0, 0, 0)], np.int64)
-        place = np.searchsorted(table[:, 0], addresses, side="right") - 1
-        offset = addresses - table[place, 0]
-        good = (place >= 0) & (lengths > 0) & (offset <= table[place, 1] - lengths)
+        base, size, cache_ids = np.array(tensors or [(0, 0, 0)], np.int64).T
+        end = base + size
+        # ranges may contain others, so of those that begin before an address the farthest counts
+        place = np.arange(len(end))
+        farthest = np.maximum.accumulate(np.where(end == np.maximum.accumulate(end), place, 0))
+        before = np.searchsorted(base, addresses, side="right") - 1
+        place = farthest[before]
+        good = (before >= 0) & (lengths > 0) & (addresses - base[place] <= size[place] - lengths)
         if not good.all():
             bad = int(np.flatnonzero(~good)[0])
             raise param_invalid(
                 f"the {int(lengths[bad])} bytes at {int(addresses[bad]):#x} are not inside one tensor "
                 "of a live cache of this engine"
             )
-        return {int(cache_id) for cache_id in np.unique(table[place, 2])}
+        return {int(cache_id) for cache_id in np.unique(cache_ids[place])}
 
     def deallocate(self, cache_id: int) -> None:
         """Drop the id's reference to a pool-owned cache; blocks caches lose their key with it."""
