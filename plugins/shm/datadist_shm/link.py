@@ -55,7 +55,6 @@ class _Path:
         self.native = array("q", [0, peer.pid or 0, pidfd, options.threads, options.kernel])
         """What native code knows of this path; windows are appended when it is attached."""
         self.keys: list[tuple[str, int, bool]] = []
-        self.mappings: list[Mapping] = []
         self.writable = False
         self.fence: Mapping | None = None
         self.open = False
@@ -121,7 +120,14 @@ class ShmLink(Link):
                 if self._closed or path.open:
                     state = "this link is closed" if self._closed else "it was attached before"
                     raise LinkError(f"cannot attach rank {rank}: {state}", rank)
-                self._attach(rank, path, data, offer.fds)
+                try:
+                    self._attach(rank, path, data, offer.fds)
+                finally:
+                    closed = self._closed
+                    if closed:  # which did not wait for so long
+                        self._detach(path)
+                if closed:
+                    raise LinkError(f"cannot attach rank {rank}: this link was closed", rank)
         except OSError as error:
             raise LinkError(f"cannot map the memory of rank {rank}: {error}", rank) from error
         finally:
@@ -163,7 +169,6 @@ class ShmLink(Link):
         key = (path.peer.incarnation, region.id, writable)
         mapping = self._mappings.take(key, lambda: self._map_anew(fd, region, writable))
         path.keys.append(key)
-        path.mappings.append(mapping)
         if mapping.size != region.size:
             raise LinkError(f"rank {rank} changed the size of region {region.id}", rank)
         return mapping.address
@@ -239,18 +244,19 @@ class ShmLink(Link):
         for rank in self._paths:
             self.abort(rank)
         deadline = time.monotonic() + CLOSE_SECONDS
-        for path in self._paths.values():
-            if not path.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                log.error("a transfer did not end within %g s: its mappings stay", CLOSE_SECONDS)
-                return self._revoke()
-            path.open = False
-            path.lock.release()
+        ended = [path for path in self._paths.values() if _shut(path, deadline)]
+        if len(ended) < len(self._paths):
+            log.error("what is in flight did not end within %g s: its mappings stay", CLOSE_SECONDS)
         risky = self._revoke()
-        for path in self._paths.values():
-            for key in path.keys:
-                self._mappings.give_back(key)
-            path.keys, path.mappings, path.fence = [], [], None
+        for path in ended:
+            self._detach(path)
         return risky
+
+    def _detach(self, path: _Path) -> None:
+        path.open = False
+        for key in path.keys:
+            self._mappings.give_back(key)
+        path.keys, path.fence = [], None
 
     def _revoke(self) -> frozenset[int]:
         """Ranks that may still be writing our memory."""
@@ -264,6 +270,15 @@ class ShmLink(Link):
         ]
         self._fences.clear()
         return frozenset(rank for rank in late if not _gone(self._paths[rank].peer))
+
+
+def _shut(path: _Path, deadline: float) -> bool:
+    """Let nothing begin here any more; False where something has not ended by ``deadline``."""
+    if not path.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        return False
+    path.open = False
+    path.lock.release()
+    return True
 
 
 def _gone(peer: Peer) -> bool:

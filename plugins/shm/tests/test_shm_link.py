@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 from datadist_shm import ShmTransport
+from datadist_shm.link import ShmLink
+from datadist_shm.memory import Mapping
 from numpy.typing import NDArray
 
 from datadist.rank_table import RankTable
@@ -249,6 +251,39 @@ def test_links_to_one_peer_share_the_mapping() -> None:
         pair.close()
 
 
+def test_closing_during_a_slow_attach_leaves_no_mapping(
+    reading: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = reading.transport.open(
+        _group(0, reading.pid, reading.pidfd, "slow"), [reading.region], Access.READ
+    )
+    reading.links[0].close()
+    entered, go_on = threading.Event(), threading.Event()
+    map_anew = ShmLink._map_anew
+
+    def slowly(*args: Any) -> Mapping:
+        entered.set()
+        assert go_on.wait(20)
+        return map_anew(*args)
+
+    def attach() -> None:
+        with pytest.raises(LinkError, match="this link was closed"):
+            link.attach(1, Offer(reading.data, [os.dup(reading.fds[0])]))
+        refused.append(None)
+
+    refused: list[None] = []
+    monkeypatch.setattr(ShmLink, "_map_anew", slowly)
+    monkeypatch.setattr("datadist_shm.link.CLOSE_SECONDS", 0.1)
+    thread = threading.Thread(target=attach)
+    thread.start()
+    assert entered.wait(20)
+    link.close()
+    go_on.set()
+    thread.join(20)
+    assert refused
+    assert len(reading.transport._mappings) == 0
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -386,7 +421,9 @@ def test_close_waits_for_what_is_in_flight(large: Pair) -> None:
 def test_pages_of_a_peer_are_present_when_the_link_is_ready() -> None:
     pair = Pair(Access.READ, size=LARGE)
     try:
-        (mapping,) = pair.links[0]._paths[1].mappings
+        (shared,) = pair.transport._mappings._shared.values()
+        mapping = shared.mapping
+        assert mapping is not None
         with open("/proc/self/smaps") as lines:
             found = lines.read().partition(f"{mapping.address:x}-")[2]
         assert int(found.partition("Rss:")[2].split()[0]) << 10 == LARGE
