@@ -6,6 +6,7 @@ import atexit
 import functools
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,6 +27,9 @@ log = logging.getLogger("datadist")
 
 MAX_MEMBERS = 4
 MAX_NAME = 128
+
+_changing = threading.RLock()
+"""Held while an engine starts, and while one is given up: a process has one at a time."""
 
 
 class LLMDataDist:
@@ -74,8 +78,11 @@ class LLMDataDist:
         LLM_OUT_OF_MEMORY for a pool, LLM_FAILED for a second engine in the process or a transport
         that does not start.
         """
-        if self._engine is not None:
-            return
+        with _changing:
+            if self._engine is None:
+                self._start(options)
+
+    def _start(self, options: dict[str, str]) -> None:
         other = LLMDataDist.llm_engine_instance
         if other is not None:
             raise LLMException(
@@ -100,13 +107,11 @@ class LLMDataDist:
 
         Also called at exit of the process. The object can be initialised again.
         """
-        engine = self._engine
-        if engine is None:
-            return
-        self._engine = None
-        if LLMDataDist.llm_engine_instance is self:
-            LLMDataDist.llm_engine_instance = None
-        if engine.forked:
+        with _changing:
+            engine, self._engine = self._engine, None
+            if LLMDataDist.llm_engine_instance is self:
+                LLMDataDist.llm_engine_instance = None
+        if engine is None or engine.forked:
             return
         try:
             engine.finalize()
@@ -118,22 +123,24 @@ class LLMDataDist:
 
         Raises LLMException with ``code``.
         """
-        if self._engine is None or era not in (None, self._era):
+        engine = self._engine
+        if engine is None or era not in (None, self._era):
             raise LLMException(
                 f"the engine of cluster {self._cluster_id} was finalized: call init, and use the "
                 "cache_manager that belongs to it",
                 status_code=code,
             )
-        if self._engine.forked:
+        if engine.forked:
             raise LLMException(self._forked(), status_code=code)
-        return self._engine
+        return engine
 
     def _initialised(self) -> Engine:
-        if self._engine is None:
+        engine = self._engine
+        if engine is None:
             raise RuntimeError(f"{self!r} is not initialized: call init first")
-        if self._engine.forked:
+        if engine.forked:
             raise RuntimeError(self._forked())
-        return self._engine
+        return engine
 
     def _forked(self) -> str:
         return (
@@ -452,4 +459,10 @@ def _finalize_at_exit() -> None:
         instance.finalize()
 
 
+def _after_fork_in_child() -> None:
+    global _changing
+    _changing = threading.RLock()  # another thread may have held it
+
+
 atexit.register(_finalize_at_exit)
+os.register_at_fork(after_in_child=_after_fork_in_child)
