@@ -39,7 +39,8 @@ class Suspects:
         self._builder = builder
         self._owned = owned
         self._one_sided = one_sided
-        self._suspects: dict[str, _Suspect] = {}
+        self._suspects: dict[str, list[_Suspect]] = {}
+        """By incarnation: one for each of its sessions that was lost."""
         builder.on_closed = self._on_closed
 
     def on_lost(self, view: PeerView, process: Descriptor | None) -> None:
@@ -48,7 +49,7 @@ class Suspects:
             self._owned.on_gone(view)
             return
         self._owned.suspect(view)
-        self._suspects[view.incarnation] = _Suspect(view, process)
+        self._suspects.setdefault(view.incarnation, []).append(_Suspect(view, process))
         self._reactor.watch(process.fd, READ, lambda _: self._clear(view.incarnation))
 
     def _may_write(self, view: PeerView) -> bool:
@@ -62,17 +63,17 @@ class Suspects:
     def _judge(self, attempt: Attempt, risky: frozenset[int]) -> None:
         for rank, member in attempt.members.items():
             incarnation = member.incarnation
-            suspect = self._suspects.get(incarnation)
-            if suspect is None:
-                continue
-            suspect.inside = suspect.inside or rank in risky
-            if not suspect.inside and not self._builder.reaches(incarnation):
+            suspects = self._suspects.get(incarnation, [])
+            for suspect in suspects:
+                suspect.inside = suspect.inside or rank in risky
+            inside = any(suspect.inside for suspect in suspects)
+            if suspects and not inside and not self._builder.reaches(incarnation):
                 self._clear(incarnation)
 
     def _clear(self, incarnation: str) -> None:
-        suspect = self._suspects.pop(incarnation)
-        self._reactor.unwatch(suspect.process.fd)
-        self._owned.on_gone(suspect.view)
+        for suspect in self._suspects.pop(incarnation, []):
+            self._reactor.unwatch(suspect.process.fd)
+            self._owned.on_gone(suspect.view)
 
 
 def _ended(process: Descriptor) -> bool:
