@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import mmap
 import multiprocessing
@@ -298,6 +299,7 @@ def test_bad_offers_are_refused(reading: Pair, change: dict[str, Any], match: st
     group = _group(0, reading.pid, reading.pidfd, "bad")
     link = reading.transport.open(group, [reading.region], Access.READ)
     data = json.dumps({**json.loads(reading.data), **change}).encode()
+    gc.collect()  # what earlier tests left may close descriptors at any moment
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(LinkError, match=match):
         link.attach(1, Offer(data, [os.dup(reading.fds[0])]))
