@@ -203,3 +203,21 @@ def test_a_fork_while_another_thread_sends(start_node: Start) -> None:
     first, second = start_node(1), start_node(2)
     _link(first, second, "pair")
     assert first.do(_fork_while_sending) == 7
+
+
+def _finalize_during_a_step(here: nodes.Here) -> list[str]:
+    engine = here.live._engine
+    assert engine is not None
+    heard: list[str] = []
+
+    def step() -> None:
+        time.sleep(0.5)
+        heard.append(engine._reactor.call(lambda: "heard", 2))
+
+    engine._workers.submit(step)
+    here.live.finalize()
+    return heard
+
+
+def test_a_step_that_ends_during_finalize_can_report(start_node: Start) -> None:
+    assert start_node(1).do(_finalize_during_a_step) == ["heard"]

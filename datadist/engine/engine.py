@@ -110,10 +110,10 @@ class Engine:
                 self.memory.add_pool(placement, config)
 
     def _start_control(self, environ: Mapping[str, str], stack: ExitStack) -> None:
-        self._workers = Workers(max(2, min(4, os.cpu_count() or 2)), "datadist-worker")
-        stack.callback(self._workers.stop)
         self._reactor = Reactor("datadist-control")
         stack.callback(self._reactor.stop)
+        self._workers = Workers(max(2, min(4, os.cpu_count() or 2)), "datadist-worker")
+        stack.callback(self._workers.stop)  # before the reactor, to which they report
         capabilities = self.transport.capabilities
         far = not capabilities.same_host_only
         network = self._network_settings() if far else None
