@@ -207,8 +207,13 @@ class Offer:
     """What a peer needs to reach us: bytes, and descriptors that core passes along.
 
     Descriptors change hands: core owns those of an offer it was given and closes them once sent;
-    :meth:`Link.attach` owns those it receives.
+    :meth:`Link.attach` owns those it receives. A link whose offer exceeds the limits fails.
     """
+
+    MAX_DATA: ClassVar[int] = 10 << 20
+    """Most bytes of ``data``: all of an offer travels in one message."""
+    MAX_FDS: ClassVar[int] = 16
+    """Most descriptors; to a peer on another host: none."""
 
     data: bytes
     fds: Sequence[int] = ()
