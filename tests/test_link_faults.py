@@ -63,6 +63,44 @@ def test_links_that_failed_do_not_hold_up_later_ones(start_node: Start) -> None:
     _link(first, second, "good")
 
 
+def _offer_much(here: nodes.Here, size: int, fds: int) -> None:
+    from datadist_shm.link import ShmLink
+
+    def offer(self: ShmLink, rank: int) -> Offer:
+        return Offer(bytes(size), [os.memfd_create("much") for _ in range(fds)])
+
+    ShmLink.offer = offer  # type: ignore[method-assign]
+
+
+def _count_fds(_here: nodes.Here) -> int:
+    return sum("much" in os.readlink(f"/proc/self/fd/{fd}") for fd in _open_fds())
+
+
+def _open_fds() -> list[str]:
+    return [fd for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")]
+
+
+@pytest.mark.parametrize(
+    ("size", "fds", "reason"),
+    [
+        (1, 17, "the transport's offer for rank 1 has 17 descriptors, over 16"),
+        ((10 << 20) + 1, 1, "the transport's offer for rank 1 has 10485761 bytes, over 10485760"),
+    ],
+)
+def test_an_offer_that_cannot_be_carried_fails_this_link(
+    start_node: Start, size: int, fds: int, reason: str
+) -> None:
+    first, second = start_node(1), start_node(2)
+    ours, theirs = _link(first, second, "before")
+    first.do(_offer_much, size, fds)
+    second.begin(_try, "pair")
+    assert reason in first.do(_try, "pair")
+    assert reason in second.result()
+    assert first.do(_count_fds) == 0
+    for node, comm_id in ((first, ours), (second, theirs)):
+        assert node.do(nodes.link_error, comm_id) is None
+
+
 def _link_and_unlink(here: nodes.Here, times: int) -> None:
     for number in range(times):
         here.live.unlink(nodes.link(here, f"short {number}", PAIR))

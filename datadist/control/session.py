@@ -101,8 +101,15 @@ class Session:
             self._reactor.watch(self.process.fd, READ, self._on_exit)
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Send or queue; never blocks. Owns ``fds`` from now on. Silent on a closed session."""
-        frame = encode(message)
+        """Send or queue; never blocks. Owns ``fds``, whatever comes. Silent on a closed session.
+
+        Raises ``ValueError`` for a message that exceeds a frame.
+        """
+        try:
+            frame = encode(message)
+        except BaseException:
+            close_all(fds)
+            raise
         with self._send_lock:
             if self.closed:
                 close_all(fds)

@@ -14,7 +14,7 @@ from typing import TypeVar
 from datadist.control.meeting import Meeting
 from datadist.control.messages import Attached, Message, OfferMessage, Ready
 from datadist.control.reactor import Reactor
-from datadist.control.session import close_all
+from datadist.control.session import Session, close_all
 from datadist.engine.defects import text_of
 from datadist.engine.domain import Attempt, Domain
 from datadist.engine.memory import Memory
@@ -147,18 +147,20 @@ class Steps:
                     domain, attempt, self._blame(f"making the offer for rank {rank}", error)
                 )
                 return False
-            if offer.fds and not view.session.takes_descriptors:
+            why = _fault(offer, rank, view.session)
+            if why is not None:
                 close_all(offer.fds)
-                why = (
-                    f"the transport offers descriptors, which cannot leave the host, to rank "
-                    f"{rank} at {view.session.address}"
-                )
                 self.failed(domain, attempt, why)
                 return False
             message = OfferMessage.model_construct(
                 domain=attempt.token, data=offer.data, fds=len(offer.fds), regions=attempt.regions
             )
-            view.session.send(message, offer.fds)
+            try:
+                view.session.send(message, offer.fds)
+            except ValueError as error:
+                many = f"the offer for rank {rank} of {len(attempt.regions)} regions: {error}"
+                self.failed(domain, attempt, f"{many}; register fewer tensors")
+                return False
             return True
 
         return give
@@ -267,6 +269,23 @@ class Steps:
 
     def _blame(self, stage: str, error: BaseException) -> str:
         return f"{stage} failed: {text_of(error, self._transport)}"
+
+
+def _fault(offer: Offer, rank: int, session: Session) -> str | None:
+    """Why an offer cannot be sent."""
+    size, count = len(offer.data), len(offer.fds)
+    if size > Offer.MAX_DATA:
+        return f"the transport's offer for rank {rank} has {size} bytes, over {Offer.MAX_DATA}"
+    if count > Offer.MAX_FDS:
+        return (
+            f"the transport's offer for rank {rank} has {count} descriptors, over {Offer.MAX_FDS}"
+        )
+    if count and not session.takes_descriptors:
+        return (
+            "the transport offers descriptors, which cannot leave the host, to rank "
+            f"{rank} at {session.address}"
+        )
+    return None
 
 
 def answer(view: PeerView, token: str) -> None:

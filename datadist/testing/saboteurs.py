@@ -40,6 +40,18 @@ class _Saboteur(ReferenceTransport):
         return self.link_class(group, regions, access)
 
 
+class _GenerousLink(ReferenceLink):
+    def offer(self, rank: int) -> Offer:
+        fds = [os.memfd_create("plenty") for _ in range(Offer.MAX_FDS + 1)]
+        return Offer(super().offer(rank).data, fds)
+
+
+class OffersTooMuch(_Saboteur):
+    """An offer has more descriptors than core carries."""
+
+    link_class = _GenerousLink
+
+
 class _SecretiveLink(ReferenceLink):
     def close(self) -> frozenset[int]:
         super().close()
@@ -241,6 +253,7 @@ class Saboteur:
 
 
 SABOTEURS = (
+    Saboteur(OffersTooMuch, "an_offer_can_be_carried"),
     Saboteur(WritesAfterClose, "nothing_is_written_after_the_owner_closed"),
     Saboteur(IgnoresTimeout, "a_long_transfer_ends_by_its_deadline"),
     Saboteur(HoldsGil, "the_gil_is_released[read]"),

@@ -10,7 +10,7 @@ import pytest
 from datadist.testing import acts, memory_acts
 from datadist.testing.bench import Bench, Linked, Memory
 from datadist.testing.families.kit import Kit
-from datadist.transport import AddressError, LinkError, TransferError, TransportError
+from datadist.transport import Access, AddressError, LinkError, Offer, TransferError, TransportError
 
 MANY = 24
 
@@ -58,6 +58,17 @@ class Linking(Kit):
             for linked in order:
                 outcome = linked.move(0, 1, mine, theirs, [(0, 0, 64)])
                 assert outcome.ok, f"{len(order)} links are left: {outcome}"
+
+    def test_an_offer_can_be_carried(self, bench: Bench) -> None:
+        """Core sends it in one message."""
+        members = bench.processes(2)
+        memory = [bench.allocate(members[0]) for _ in range(4)]
+        access = Access.READ_WRITE if bench.capabilities.one_sided_write else Access.READ
+        linked = bench.open(members, {0: memory}, access)
+        with bench.offered(linked, 0, 1) as (data, fds):
+            assert len(data) <= Offer.MAX_DATA, f"{len(data)} bytes are too many"
+            assert len(fds) <= Offer.MAX_FDS, f"{len(fds)} descriptors are too many"
+        linked.close_all()
 
     def test_attaching_does_not_wait_for_the_peer(self, bench: Bench) -> None:
         """A peer that was stopped after it made its offer keeps nobody."""
