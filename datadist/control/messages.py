@@ -7,6 +7,7 @@ one of the models below. Nothing is ever unpickled; what does not validate ends 
 from __future__ import annotations
 
 import struct
+import time
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -31,6 +32,9 @@ MAX_HELLO = 4096
 MAX_FDS = 16
 """Most descriptors that one frame may carry."""
 
+MAX_SECONDS = (2**31 - 1) / 1000
+"""Longest time that a message may name, which is the longest that a program can set."""
+
 HEADER = struct.Struct(">I")
 
 UInt64 = Annotated[int, Field(ge=0, lt=1 << 64)]
@@ -40,6 +44,7 @@ Rank = Annotated[int, Field(ge=0, lt=1 << 32)]
 Text = Annotated[str, Field(max_length=4096)]
 Token = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Endpoints = Annotated[list[Text], Field(max_length=16)]
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 
 
 class _Message(BaseModel):
@@ -169,7 +174,7 @@ class Dial(_Message):
     link: UInt64
     backend: Text
     one_sided: bool
-    seconds: Annotated[float, Field(gt=0, le=2**31)]
+    seconds: Seconds
     """How long the sender waits."""
 
 
@@ -276,7 +281,7 @@ class Fetch(_Message):
     source: Base64Bytes
     target: Base64Bytes
     length: Base64Bytes
-    seconds: Annotated[float, Field(gt=0, le=2**31)]
+    seconds: Seconds
 
 
 class Fetched(_Message):
@@ -298,7 +303,7 @@ class Verify(_Message):
     id: UInt64
     address: Base64Bytes
     length: Base64Bytes
-    seconds: Annotated[float, Field(gt=0, le=2**31)]
+    seconds: Seconds
 
 
 class Verified(_Message):
@@ -355,6 +360,11 @@ _adapter: TypeAdapter[Message] = TypeAdapter(
     Annotated[Message, Field(discriminator="kind")],
     config=ConfigDict(cache_strings="keys"),  # tokens come once: a cache of them only grows
 )
+
+
+def seconds_until(deadline: float) -> float:
+    """What a message says of a deadline (time.monotonic), which means nothing to another host."""
+    return min(max(0.001, deadline - time.monotonic()), MAX_SECONDS)
 
 
 def encode(message: Message) -> bytes:

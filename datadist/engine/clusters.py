@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from datadist.control.hostport import HostPort
 from datadist.control.meeting import Meeting
-from datadist.control.messages import Dial, Form, Member, Refused
+from datadist.control.messages import Dial, Form, Member, Refused, seconds_until
 from datadist.control.reactor import Reactor, Timer
 from datadist.control.runtime_dir import Address
 from datadist.engine.building import Builder
@@ -208,7 +208,7 @@ class Clusters:
                 link=pair.link_id,
                 backend=self._backend,
                 one_sided=self._one_sided,
-                seconds=max(0.001, pair.deadline - time.monotonic()),
+                seconds=seconds_until(pair.deadline),
             )
         )
 

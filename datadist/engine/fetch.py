@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from datadist.control.messages import Fetch, Fetched
+from datadist.control.messages import Fetch, Fetched, seconds_until
 from datadist.engine import resolve
 from datadist.engine.owned import OwnDirectory
 from datadist.engine.peers import PeerView
@@ -74,7 +74,7 @@ class Fetches:
                     source=_packed(segments.local),
                     target=_packed(segments.remote),
                     length=_packed(segments.length),
-                    seconds=max(0.001, deadline - time.monotonic()),
+                    seconds=seconds_until(deadline),
                 )
             )
             if route.view.session.closed:

@@ -20,7 +20,7 @@ from contextlib import ExitStack
 import numpy as np
 from numpy.typing import NDArray
 
-from datadist.control.messages import Verified, Verify
+from datadist.control.messages import Verified, Verify, seconds_until
 from datadist.engine.owned import OwnDirectory
 from datadist.engine.peers import PeerView
 from datadist.engine.plan import Segments
@@ -83,7 +83,7 @@ class Verification:
                     id=number,
                     address=remote.tobytes(),
                     length=length.tobytes(),
-                    seconds=max(0.001, deadline - time.monotonic()),
+                    seconds=seconds_until(deadline),
                 )
             )
             if view.session.closed:

@@ -1,0 +1,36 @@
+"""The messages of the control plane, by themselves (messages.py)."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from datadist.control.messages import MAX_SECONDS, decode, seconds_until
+
+TIMED: dict[str, dict[str, Any]] = {
+    "dial": {"link": 1, "backend": "shm", "one_sided": False},
+    "fetch": {"id": 1, "domain": "0" * 32, "source": "", "target": "", "length": ""},
+    "verify": {"id": 1, "address": "", "length": ""},
+}
+
+
+@pytest.mark.parametrize("kind", TIMED)
+def test_nobody_names_a_time_that_no_program_can_set(kind: str) -> None:
+    def take(seconds: float) -> None:
+        decode(json.dumps({"kind": kind, **TIMED[kind], "seconds": seconds}).encode())
+
+    take(0.001)
+    take(MAX_SECONDS)
+    for silly in (0.0, -1.0, MAX_SECONDS + 1, 2.0**31, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="seconds"):
+            take(silly)
+
+
+def test_what_is_said_of_a_deadline_can_be_said() -> None:
+    now = time.monotonic()
+    assert seconds_until(now - 5) == 0.001
+    assert 9 < seconds_until(now + 10) <= 10
+    assert seconds_until(now + 2 * MAX_SECONDS) == MAX_SECONDS
