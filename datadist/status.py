@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-__all__ = ["LLMException", "LLMStatusCode", "Status", "param_invalid"]
+__all__ = ["LLMException", "LLMStatusCode", "Status", "code_of", "param_invalid"]
 
 
 class LLMStatusCode(IntEnum):
@@ -80,6 +80,14 @@ class Status:
 
     def __repr__(self) -> str:
         return f"Status({self._status.name})"
+
+
+def code_of(number: int, unknown: LLMStatusCode = LLMStatusCode.LLM_FAILED) -> LLMStatusCode:
+    """The code that a peer names, or ``unknown``."""
+    try:
+        return LLMStatusCode(number)
+    except ValueError:
+        return unknown
 
 
 def param_invalid(text: str) -> LLMException:

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from datadist.status import LLMException, LLMStatusCode, Status, param_invalid
+from datadist.status import LLMException, LLMStatusCode, Status, code_of, param_invalid
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,9 @@ def test_status_holds_a_code() -> None:
     assert not status.is_ok()
     assert status.status_code is LLMStatusCode.LLM_TIMEOUT
     assert "LLM_TIMEOUT" in repr(status)
+
+
+def test_codes_that_peers_name() -> None:
+    assert code_of(0x5010B01A) is LLMStatusCode.LLM_TIMEOUT
+    assert code_of(7) is LLMStatusCode.LLM_FAILED
+    assert code_of(7, LLMStatusCode.LLM_LINK_FAILED) is LLMStatusCode.LLM_LINK_FAILED

@@ -23,7 +23,7 @@ from datadist.engine.building import Builder
 from datadist.engine.domain import Attempt, PairDomain
 from datadist.engine.peers import PeerView
 from datadist.engine.rendezvous import NO_KEY
-from datadist.status import LLMStatusCode
+from datadist.status import LLMStatusCode, code_of
 from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.link")
@@ -298,9 +298,7 @@ class Clusters:
         """A peer says why it does not link with us."""
         for pair in self._with(view):
             if pair.waiting and pair.link_id == message.link:
-                code = LLMStatusCode.LLM_LINK_FAILED
-                if message.status in set(LLMStatusCode):
-                    code = LLMStatusCode(message.status)
+                code = code_of(message.status, LLMStatusCode.LLM_LINK_FAILED)
                 self._end(pair, code, message.reason)
 
     # -- ends --------------------------------------------------------------------------------

@@ -6,9 +6,7 @@ receiver's caches; the receiver checks these, pulls, and answers with a status.
 
 from __future__ import annotations
 
-import itertools
 import logging
-import threading
 import time
 from contextlib import ExitStack
 
@@ -19,9 +17,10 @@ from datadist.engine import resolve
 from datadist.engine.owned import OwnDirectory
 from datadist.engine.peers import PeerView
 from datadist.engine.plan import Segments
+from datadist.engine.requests import Request, Requests
 from datadist.engine.transfer import Transfers
 from datadist.engine.workers import Workers
-from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.status import LLMException, LLMStatusCode, code_of, param_invalid
 
 log = logging.getLogger("datadist.transfer")
 
@@ -30,24 +29,13 @@ MAX_SEGMENTS = 100_000
 WORKERS = 2
 
 
-class _Waiting:
-    """A request of ours and its answer."""
-
-    def __init__(self, view: PeerView) -> None:
-        self.view = view
-        self.answered = threading.Event()
-        self.status = LLMStatusCode.LLM_FAILED
-        self.reason = "the peer is gone"
-
-
 class Fetches:
     """Both ends of such requests. :meth:`send` is for any thread, the rest for the reactor."""
 
     def __init__(self, transfers: Transfers, owned: OwnDirectory) -> None:
         self._transfers = transfers
         self._owned = owned
-        self._ids = itertools.count(1)
-        self._waiting: dict[int, _Waiting] = {}
+        self._requests: Requests[Fetched] = Requests()
         self._workers: Workers | None = None
 
     # -- sending -----------------------------------------------------------------------------
@@ -63,55 +51,47 @@ class Fetches:
                 f"a layer of {len(segments)} segments is more than {MAX_SEGMENTS}: send fewer blocks"
             )
         route = self._transfers.routes(cluster, deadline)[0]
-        request = next(self._ids)
         started, failed = time.monotonic(), True
-        waiting = self._waiting[request] = _Waiting(route.view)
-        try:
-            route.view.send(
-                Fetch.model_construct(
-                    id=request,
-                    domain=route.attempt.token,
-                    source=_packed(segments.local),
-                    target=_packed(segments.remote),
-                    length=_packed(segments.length),
-                    seconds=seconds_until(deadline),
-                )
+
+        def message(number: int) -> Fetch:
+            return Fetch.model_construct(
+                id=number,
+                domain=route.attempt.token,
+                source=_packed(segments.local),
+                target=_packed(segments.remote),
+                length=_packed(segments.length),
+                seconds=seconds_until(deadline),
             )
-            if route.view.session.closed:
-                waiting.answered.set()
-            self._await(cluster, waiting, deadline)
+
+        try:
+            with self._requests.ask(route.view, message) as request:
+                self._await(cluster, request, deadline)
             failed = False
         finally:
-            del self._waiting[request]
             self._transfers.count(route, True, segments.nbytes, started, failed)
 
-    def _await(self, cluster: int, waiting: _Waiting, deadline: float) -> None:
-        if not waiting.answered.wait(max(0.0, deadline - time.monotonic())):
+    def _await(self, cluster: int, request: Request[Fetched], deadline: float) -> None:
+        answer = request.wait(deadline)
+        if not request.over.is_set():
             raise LLMException(
                 f"cluster {cluster} did not take the layer within sync_kv_timeout "
                 f"({self._transfers.timeout:g} s)",
                 status_code=LLMStatusCode.LLM_TIMEOUT,
             )
-        if waiting.status is not LLMStatusCode.LLM_SUCCESS:
+        if answer is None or answer.status != LLMStatusCode.LLM_SUCCESS:
+            status = LLMStatusCode.LLM_FAILED if answer is None else code_of(answer.status)
+            reason = "the peer is gone" if answer is None else answer.reason
             raise LLMException(
-                f"cluster {cluster} could not take the layer: {waiting.reason}",
-                status_code=waiting.status,
+                f"cluster {cluster} could not take the layer: {reason}", status_code=status
             )
 
-    def on_fetched(self, message: Fetched) -> None:
+    def on_fetched(self, view: PeerView, message: Fetched) -> None:
         """A peer answers."""
-        waiting = self._waiting.get(message.id)
-        if waiting is not None:
-            known = message.status in set(LLMStatusCode)
-            waiting.status = LLMStatusCode(message.status if known else LLMStatusCode.LLM_FAILED)
-            waiting.reason = message.reason
-            waiting.answered.set()
+        self._requests.answer(view, message.id, message)
 
     def on_gone(self, view: PeerView) -> None:
         """A peer's session is over."""
-        for waiting in list(self._waiting.values()):
-            if waiting.view is view:
-                waiting.answered.set()
+        self._requests.on_gone(view)
 
     # -- receiving ---------------------------------------------------------------------------
 

@@ -147,7 +147,7 @@ class Inbox:
             case Fetch():
                 self._fetches.on_fetch(view, message)
             case Fetched():
-                self._fetches.on_fetched(message)
+                self._fetches.on_fetched(view, message)
             case Verify():
                 self._verification.on_verify(view, message)
             case Verified():

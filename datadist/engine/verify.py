@@ -10,9 +10,7 @@ becomes wrong after it.
 from __future__ import annotations
 
 import ctypes
-import itertools
 import logging
-import threading
 import time
 import zlib
 from contextlib import ExitStack
@@ -24,9 +22,10 @@ from datadist.control.messages import Verified, Verify, seconds_until
 from datadist.engine.owned import OwnDirectory
 from datadist.engine.peers import PeerView
 from datadist.engine.plan import Segments
+from datadist.engine.requests import Requests
 from datadist.engine.resolve import Route
 from datadist.engine.workers import Workers
-from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.status import LLMException, LLMStatusCode, code_of, param_invalid
 from datadist.transport import Placement
 
 log = logging.getLogger("datadist.transfer")
@@ -37,21 +36,13 @@ PIECE = 64 << 20
 """Bytes between two looks at the clock."""
 
 
-class _Waiting:
-    def __init__(self, view: PeerView) -> None:
-        self.view = view
-        self.answered = threading.Event()
-        self.answer: Verified | None = None
-
-
 class Verification:
     """Both ends. :meth:`compare` is for any thread, the ``on_`` methods for the reactor."""
 
     def __init__(self, owned: OwnDirectory, addressable: frozenset[Placement]) -> None:
         self._owned = owned
         self._addressable = addressable
-        self._ids = itertools.count(1)
-        self._waiting: dict[int, _Waiting] = {}
+        self._requests: Requests[Verified] = Requests()
         self._workers: Workers | None = None
 
     def compare(self, route: Route, segments: Segments, deadline: float) -> None:
@@ -75,39 +66,32 @@ class Verification:
         length: NDArray[np.int64],
         deadline: float,
     ) -> None:
-        view, number = route.view, next(self._ids)
-        waiting = self._waiting[number] = _Waiting(view)
-        try:
-            view.send(
-                Verify.model_construct(
-                    id=number,
-                    address=remote.tobytes(),
-                    length=length.tobytes(),
-                    seconds=seconds_until(deadline),
-                )
+        def message(number: int) -> Verify:
+            return Verify.model_construct(
+                id=number,
+                address=remote.tobytes(),
+                length=length.tobytes(),
+                seconds=seconds_until(deadline),
             )
-            if view.session.closed:
-                waiting.answered.set()
-            ours = self._checksum(local, length, deadline)
-            waiting.answered.wait(max(0.0, deadline - time.monotonic()))
-            self._judge(route, waiting, ours, int(length.sum()))
-        finally:
-            del self._waiting[number]
 
-    def _judge(self, route: Route, waiting: _Waiting, ours: int, nbytes: int) -> None:
-        cluster, answer = waiting.view.session.cluster_id, waiting.answer
+        with self._requests.ask(route.view, message) as request:
+            ours = self._checksum(local, length, deadline)
+            self._judge(route, request.wait(deadline), ours, int(length.sum()))
+
+    def _judge(self, route: Route, answer: Verified | None, ours: int, nbytes: int) -> None:
+        session = route.view.session
+        cluster = session.cluster_id
         if answer is None:
-            gone = waiting.view.session.closed
+            gone = session.closed
             raise LLMException(
                 f"cluster {cluster} {'is gone' if gone else 'did not answer in time'}: the transfer "
                 "is not verified, take its bytes as not moved",
                 status_code=LLMStatusCode.LLM_NOT_YET_LINK if gone else LLMStatusCode.LLM_TIMEOUT,
             )
         if answer.status != LLMStatusCode.LLM_SUCCESS:
-            known = answer.status in set(LLMStatusCode)
             raise LLMException(
                 f"cluster {cluster} could not verify the transfer: {answer.reason}",
-                status_code=LLMStatusCode(answer.status if known else LLMStatusCode.LLM_FAILED),
+                status_code=code_of(answer.status),
             )
         if answer.crc != ours:
             log.error(
@@ -167,16 +151,11 @@ class Verification:
 
     def on_verified(self, view: PeerView, message: Verified) -> None:
         """A peer answers."""
-        waiting = self._waiting.get(message.id)
-        if waiting is not None and waiting.view is view:
-            waiting.answer = message
-            waiting.answered.set()
+        self._requests.answer(view, message.id, message)
 
     def on_gone(self, view: PeerView) -> None:
         """A peer's session is over."""
-        for waiting in list(self._waiting.values()):
-            if waiting.view is view:
-                waiting.answered.set()
+        self._requests.on_gone(view)
 
     def close(self) -> None:
         """End the thread."""
