@@ -107,34 +107,10 @@ def throughput(
         def move(number: int) -> float:
             return both.own.move("cache", shape, PEER, cache_id, shape.lists(number))
 
-        cold, second, problems = Series(), Series(), list[str]()
-        for number in range(repeat):
-            progress(f"link {number + 1} of {repeat}")
-            both.link(f"bench-{number}")
-            cold.add(move(number))
-            if number == 0:
-                problems += _problems(both, shape, 0)
-            second.add(move(number + 1))
-            if number < repeat - 1:
-                both.unlink()
-        pid, theirs = both.peer.call("place", "cache")
-        _, mine = both.own.place("cache")
-        yardsticks = Yardsticks(both.own.transport, shape, mine, pid, theirs, threads)
-        warm, found = Series(), {name: Series() for name in yardsticks.names}
-        for number in range(repeat):
-            progress(f"transfer {number + 1} of {repeat}")
-            for name in yardsticks.names:
-                found[name].add(yardsticks.measure(name, number))
-            warm.add(move(number))
+        cold, second, problems = _first_transfers(both, shape, repeat, move, progress)
+        warm, limits = _beside_limits(both, shape, repeat, threads, move, progress)
         progress("what is spent where")
-        prepare, transport = Series(), Series()
-        cpu = -both.own.cpu(), -both.peer.call("cpu")
-        with both.timed_transport() as spent:
-            for number in range(repeat):
-                whole = move(number)
-                transport.add(spent[-1])
-                prepare.add(whole - spent[-1])
-        cpu = cpu[0] + both.own.cpu(), cpu[1] + both.peer.call("cpu")
+        prepare, transport, cpu = _spent(both, repeat, move)
         progress("verify")
         if pull:
             both.own.clear("cache")
@@ -146,8 +122,57 @@ def throughput(
         moved = repeat * shape.nbytes / GIB
         return Throughput(
             shape.name, shape.title, shape.nbytes, shape.segments, cold, second, warm, prepare,
-            transport, found, cpu[0] / moved, cpu[1] / moved, problems,
+            transport, limits, cpu[0] / moved, cpu[1] / moved, problems,
         )  # fmt: skip
+
+
+Move = Callable[[int], float]
+"""Transfers the lists of that number; returns the seconds."""
+
+
+def _first_transfers(
+    both: Pair, shape: Shape, repeat: int, move: Move, progress: Progress
+) -> tuple[Series, Series, list[str]]:
+    """First and second transfers of links made anew, the last of which stays; what is wrong."""
+    first, second, problems = Series(), Series(), list[str]()
+    for number in range(repeat):
+        progress(f"link {number + 1} of {repeat}")
+        both.link(f"bench-{number}")
+        first.add(move(number))
+        if number == 0:
+            problems += _problems(both, shape, 0)
+        second.add(move(number + 1))
+        if number < repeat - 1:
+            both.unlink()
+    return first, second, problems
+
+
+def _beside_limits(
+    both: Pair, shape: Shape, repeat: int, threads: int, move: Move, progress: Progress
+) -> tuple[Series, dict[str, Series]]:
+    """Transfers in turns with the machine's own ways, and these."""
+    pid, theirs = both.peer.call("place", "cache")
+    _, mine = both.own.place("cache")
+    yardsticks = Yardsticks(both.own.transport, shape, mine, pid, theirs, threads)
+    ours, limits = Series(), {name: Series() for name in yardsticks.names}
+    for number in range(repeat):
+        progress(f"transfer {number + 1} of {repeat}")
+        for name in yardsticks.names:
+            limits[name].add(yardsticks.measure(name, number))
+        ours.add(move(number))
+    return ours, limits
+
+
+def _spent(both: Pair, repeat: int, move: Move) -> tuple[Series, Series, tuple[float, float]]:
+    """Before and in the transport, and the processors' time of both ends, of all transfers."""
+    prepare, transport = Series(), Series()
+    before = both.own.cpu(), both.peer.call("cpu")
+    with both.timed_transport() as spent:
+        for number in range(repeat):
+            whole = move(number)
+            transport.add(spent[-1])
+            prepare.add(whole - spent[-1])
+    return prepare, transport, (both.own.cpu() - before[0], both.peer.call("cpu") - before[1])
 
 
 def _problems(both: Pair, shape: Shape, number: int) -> list[str]:

@@ -110,54 +110,9 @@ class Engine:
                 self.memory.add_pool(placement, config)
 
     def _start_control(self, environ: Mapping[str, str], stack: ExitStack) -> None:
-        self._reactor = Reactor("datadist-control")
-        stack.callback(self._reactor.stop)
-        self._workers = Workers(max(2, min(4, os.cpu_count() or 2)), "datadist-worker")
-        stack.callback(self._workers.stop)  # before the reactor, to which they report
-        capabilities = self.transport.capabilities
-        far = not capabilities.same_host_only
-        network = self._network_settings() if far else None
-        try:
-            self._meeting = Meeting(self._reactor, self.cluster_id, default_path(environ), network)
-        except RuntimeDirError as error:
-            raise LLMException(str(error), status_code=LLMStatusCode.LLM_FAILED) from error
-        stack.callback(lambda: self._call(self._meeting.close))
-        self.views: dict[str, PeerView] = {}
-        access = Access.READ_WRITE if self.options.remote_accessible else Access.READ
-        steps = Steps(
-            self._reactor,
-            self._meeting,
-            self.views,
-            self._workers,
-            self.transport,
-            self.memory,
-            self.owned,
-            access,
-        )
-        self._builder = Builder(
-            steps, self._reactor, self._meeting, self._workers, self.memory, self.owned
-        )
-        rendezvous = Rendezvous(
-            self._reactor,
-            self._meeting,
-            self.options.rendezvous,
-            far,
-            capabilities.self_bootstrapping,
-        )
-        self._links = Links(self._reactor, self._meeting, self.views, self._builder, rendezvous)
-        self._clusters = Clusters(
-            self._reactor,
-            self._meeting,
-            self.views,
-            self._builder,
-            self.backend.name,
-            self.options.remote_accessible,
-            far,
-        )
-        self._far = far
-        self.clusters = ClusterCalls(
-            self._reactor, self._clusters, self._builder, self.owned.revocations
-        )
+        self._far = not self.transport.capabilities.same_host_only
+        self._start_meeting(environ, stack)
+        self._start_linking()
         self._start_transfers(stack)
         Inbox(
             self._meeting,
@@ -172,6 +127,54 @@ class Engine:
         )
         self._call(self._meeting.start)
         self.listen(self.options.listen_ip, self.options.listen_port)
+
+    def _start_meeting(self, environ: Mapping[str, str], stack: ExitStack) -> None:
+        self._reactor = Reactor("datadist-control")
+        stack.callback(self._reactor.stop)
+        self._workers = Workers(max(2, min(4, os.cpu_count() or 2)), "datadist-worker")
+        stack.callback(self._workers.stop)  # before the reactor, to which they report
+        network = self._network_settings() if self._far else None
+        try:
+            self._meeting = Meeting(self._reactor, self.cluster_id, default_path(environ), network)
+        except RuntimeDirError as error:
+            raise LLMException(str(error), status_code=LLMStatusCode.LLM_FAILED) from error
+        stack.callback(lambda: self._call(self._meeting.close))
+        self.views: dict[str, PeerView] = {}
+
+    def _start_linking(self) -> None:
+        steps = Steps(
+            self._reactor,
+            self._meeting,
+            self.views,
+            self._workers,
+            self.transport,
+            self.memory,
+            self.owned,
+            Access.READ_WRITE if self.options.remote_accessible else Access.READ,
+        )
+        self._builder = Builder(
+            steps, self._reactor, self._meeting, self._workers, self.memory, self.owned
+        )
+        rendezvous = Rendezvous(
+            self._reactor,
+            self._meeting,
+            self.options.rendezvous,
+            self._far,
+            self.transport.capabilities.self_bootstrapping,
+        )
+        self._links = Links(self._reactor, self._meeting, self.views, self._builder, rendezvous)
+        self._clusters = Clusters(
+            self._reactor,
+            self._meeting,
+            self.views,
+            self._builder,
+            self.backend.name,
+            self.options.remote_accessible,
+            self._far,
+        )
+        self.clusters = ClusterCalls(
+            self._reactor, self._clusters, self._builder, self.owned.revocations
+        )
 
     def _start_transfers(self, stack: ExitStack) -> None:
         self.verification = Verification(self.owned, self.transport.capabilities.host_addressable)

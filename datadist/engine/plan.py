@@ -144,27 +144,21 @@ def plan_scatter(
             f"{count} blocks of {local_stride} bytes are more than {total} bytes fill: "
             f"list at most {-(-total // local_stride)}"
         )
-    each = min(total, count * local_stride)
-    short = count * local_stride - each
-    if tensors * count <= SCALAR_SEGMENTS:
-        runs = _runs(_plain(local_blocks), range(count), True)
-        local = [first * local_stride for first, _, _ in runs]
-        remote = [remote_offset + place * local_stride for _, place, _ in runs]
-        length = [n * local_stride for _, _, n in runs]
-        if length:
-            length[-1] -= short
-        return _spread_scalar(local_bases, remote_bases, local, remote, length, tensors * each)
-    places = np.arange(count, dtype=np.int64)
-    mine, places, lengths = _merge(_vector(local_blocks), places, local_stride)
-    lengths[-1] -= short
-    return _spread(
+    segments = plan_blocks(
         local_bases,
-        remote_bases,
-        mine * local_stride,
-        places * local_stride + remote_offset,
-        lengths,
-        tensors * each,
+        _shifted(remote_bases, remote_offset),
+        local_blocks,
+        range(count),
+        local_stride,
+        local_stride,
+        local_stride,
     )
+    short = max(0, count * local_stride - total)
+    if short:
+        each = len(segments) // tensors
+        np.frombuffer(segments.length, np.int64)[each - 1 :: each] -= short
+        segments.nbytes -= tensors * short
+    return segments
 
 
 def check_blocks(name: str, blocks: Blocks, count: int) -> Blocks:
@@ -221,6 +215,12 @@ def _tensors(local_bases: Bases, remote_bases: Bases) -> int:
             f"tensor counts differ: {tensors} local and {len(remote_bases)} remote tensors"
         )
     return tensors
+
+
+def _shifted(bases: Bases, offset: int) -> Bases:
+    if isinstance(bases, np.ndarray):
+        return bases + offset
+    return [base + offset for base in bases]
 
 
 def _plain(values: Bases | Blocks) -> Sequence[int]:

@@ -49,8 +49,3 @@ class Fence:
                 return False
             time.sleep(0.001)
         return True
-
-    def close(self) -> None:
-        """Close the descriptor if nobody took it."""
-        if self._fd >= 0:
-            os.close(self.take_fd())
