@@ -6,15 +6,18 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from datadist import LLMDataDist, LLMException, LLMRole
+from datadist import LLMDataDist, LLMException, LLMRole, LLMStatusCode
+from datadist.engine import engine as engine_module
 from tests import nodes
-from tests.nodes import Node
+from tests.faults import stage
+from tests.nodes import MIB, Node
 
 Start = Callable[..., Node]
 OPTIONS = {"llm.EnableCacheManager": "1", "llm.MemPoolConfig": '{"memory_size": 1048576}'}
@@ -97,3 +100,73 @@ def _fork_while_starting(here: nodes.Here) -> str:
     os.waitpid(pid, 0)
     with os.fdopen(reading) as pipe:
         return pipe.read()
+
+
+# -- the end -------------------------------------------------------------------------------------
+
+
+def _finalize_during_unlink(here: nodes.Here, comm_id: int, who: str) -> tuple[list[float], float]:
+    """Finalize while `unlink` waits for a transfer of many seconds.
+
+    Seconds that `finalize` took, and those until nothing of the engine is left.
+    """
+    engine, took = here.live, []
+    stage.PAUSE = 0.2
+    stage.slow_down(here)
+    stage.begin(here, "mid-pull")
+
+    def finalize(*_: object) -> None:
+        started = time.monotonic()
+        engine.finalize()
+        took.append(time.monotonic() - started)
+
+    started = time.monotonic()
+    if who == "signal handler":
+        signal.signal(signal.SIGUSR1, finalize)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        engine.unlink(comm_id)
+    else:
+        thread = threading.Thread(target=engine.unlink, args=(comm_id,))
+        thread.start()
+        time.sleep(0.2)
+        finalize()
+        thread.join()
+    while any(each.name.startswith("datadist") for each in threading.enumerate()):
+        assert time.monotonic() - started < 30
+        time.sleep(0.01)
+    return took, time.monotonic() - started
+
+
+@pytest.mark.parametrize("who", ["signal handler", "another thread"])
+def test_finalize_during_unlink(start_node: Start, who: str) -> None:
+    settings = {"pool": 16 * MIB, "sync_kv_timeout": 60_000}
+    peer, we = start_node(1, **settings), start_node(2, **settings)
+    for node in (peer, we):
+        node.do(stage.prepare, 1)
+    peer.begin(nodes.link_and_wait, "pair", {1: 0, 2: 1})
+    comm_id = we.do(nodes.link_and_wait, "pair", {1: 0, 2: 1})
+    peer.result()
+    took, whole = we.do(_finalize_during_unlink, comm_id, who)
+    assert len(took) == 1
+    assert whole < 10  # the transfer would take 12 s, and unlink waits for it for 60
+    assert we.do(stage.outcome)[0] in ("LLM_FAILED", "LLM_NOT_YET_LINK")
+    assert [line for line in we.do(nodes.log_of) if "report it" in line] == []
+    we.do(nodes.init, 2)
+
+
+def test_a_control_thread_that_hangs_keeps_nothing_open(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATADIST_RUNTIME_DIR", str(runtime_dir))
+    monkeypatch.setattr(engine_module, "CONTROL_SECONDS", 0.2)
+    engine = LLMDataDist(LLMRole.MIX, 1)
+    engine.init(dict(OPTIONS))
+    inner = engine._live(LLMStatusCode.LLM_FAILED)
+    inner._reactor.post(lambda: time.sleep(1.5))
+    with pytest.raises(LLMException, match="control thread") as caught:
+        engine.unlink_clusters([nodes.cluster_info(2, 1)])
+    assert caught.value.status_code is LLMStatusCode.LLM_FAILED
+    engine.finalize()
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("datadist")]
+    engine.init(dict(OPTIONS))
+    engine.finalize()

@@ -105,7 +105,9 @@ class LLMDataDist:
     def finalize(self) -> None:
         """Unlink everything, free pools, caches and keys; no-op when not initialised. Never raises.
 
-        Also called at exit of the process. The object can be initialised again.
+        Also called at exit of the process. The object can be initialised again. A signal handler may
+        call it: where it interrupted `link`, `unlink` or `unlink_clusters`, it returns at once, and
+        the rest follows on a thread when that call has ended.
         """
         with _changing:
             engine, self._engine = self._engine, None
@@ -113,10 +115,7 @@ class LLMDataDist:
                 LLMDataDist.llm_engine_instance = None
         if engine is None or engine.forked:
             return
-        try:
-            engine.finalize()
-        except Exception:
-            log.exception("finalize did not end cleanly; please report it")
+        engine.finalize()
 
     def _live(self, code: LLMStatusCode, era: int | None = None) -> Engine:
         """The engine for the cache manager of an era, which may outlive it.

@@ -262,6 +262,13 @@ class Builder:
             if view is not None:
                 self._meeting.release(view.session, attempt)
 
+    def hurry(self) -> None:
+        """Abort the transfers that those who close an attempt still wait for (finalize)."""
+        for attempt in list(self._unclosed):
+            if attempt.dead and attempt.link is not None:
+                for rank in attempt.others:
+                    attempt.link.abort(rank)
+
     def is_closing(self, domain: Domain) -> bool:
         """Whether an attempt of the domain was given up and is not closed yet."""
         return domain in list(self._dropped.values())

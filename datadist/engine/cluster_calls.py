@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from datadist.control.reactor import Reactor
 from datadist.engine.building import Builder
+from datadist.engine.calls import Calls
 from datadist.engine.clusters import Call, Clusters
 from datadist.engine.defects import text_of
 from datadist.engine.domain import PairDomain
@@ -18,7 +19,6 @@ from datadist.status import LLMStatusCode
 
 log = logging.getLogger("datadist.link")
 
-CONTROL_SECONDS = 30.0
 GRACE_SECONDS = 1.0
 """How much later than its deadline a pair may be settled; never reached unless we are stopped."""
 
@@ -33,12 +33,21 @@ class Target:
 
 
 class ClusterCalls:
-    """Links by address from any thread; results are returned, not raised."""
+    """Links by address from any thread; results are returned, not raised.
+
+    ``call`` runs a function on the reactor and raises LLM_FAILED when that does not answer.
+    """
 
     def __init__(
-        self, reactor: Reactor, clusters: Clusters, builder: Builder, revocations: Revocations
+        self,
+        call: Callable[[Callable[[], Any]], Any],
+        clusters: Clusters,
+        builder: Builder,
+        revocations: Revocations,
+        calls: Calls,
     ) -> None:
-        self._reactor = reactor
+        self._call = call
+        self._calls = calls
         self._clusters = clusters
         self._builder = builder
         self._revocations = revocations
@@ -54,7 +63,8 @@ class ClusterCalls:
         if len(target.addresses) != 1:
             return None
         ip, port = target.addresses[0]
-        return self._reactor.call(lambda: self._clusters.dial(ip, port, seconds), CONTROL_SECONDS)
+        call: Call = self._call(lambda: self._clusters.dial(ip, port, seconds))
+        return call
 
     # -- unlink ------------------------------------------------------------------------------
 
@@ -73,7 +83,7 @@ class ClusterCalls:
                 target, "unlink", LLMStatusCode.LLM_PARAM_INVALID, _needs_one_address(target)
             )
         # asked of the reactor, which first handles what has arrived: that the peer died, say
-        pair = self._reactor.call(lambda: self._clusters.pairs.get(target.cluster), CONTROL_SECONDS)
+        pair = self._call(lambda: self._clusters.pairs.get(target.cluster))
         if pair is None:
             return LLMStatusCode.LLM_SUCCESS
         if not force and not pair.usable and not pair.waiting:
@@ -87,15 +97,16 @@ class ClusterCalls:
 
     def close(self, pair: PairDomain, seconds: float, wait: bool) -> LLMStatusCode:
         """End a pair; with ``wait`` until the peer confirmed, or ``seconds`` have passed."""
-        attempt, told = self._reactor.call(lambda: self._clusters.remove(pair), CONTROL_SECONDS)
         confirmed = threading.Event()
-        self._revocations.when_acked(told, confirmed.set)
-        if attempt is not None:
-            try:
-                self._builder.close(attempt, seconds if wait else 0.0)
-            except Exception as error:
-                log.error("%s: closing it failed: %s", pair, text_of(error, attempt.link))
-                return LLMStatusCode.LLM_UNLINK_FAILED
+        with self._calls.under_way():
+            attempt, told = self._call(lambda: self._clusters.remove(pair))
+            self._revocations.when_acked(told, confirmed.set)
+            if attempt is not None:
+                try:
+                    self._builder.close(attempt, seconds if wait else 0.0)
+                except Exception as error:
+                    log.error("%s: closing it failed: %s", pair, text_of(error, attempt.link))
+                    return LLMStatusCode.LLM_UNLINK_FAILED
         if wait and not confirmed.wait(seconds):
             log.error("%s: the peer did not confirm the end in time", pair)
             return LLMStatusCode.LLM_TIMEOUT
@@ -103,7 +114,7 @@ class ClusterCalls:
 
     def close_all(self) -> None:
         """End every pair without waiting for peers (finalize)."""
-        self._reactor.call(self._clusters.end_calls, CONTROL_SECONDS)
+        self._call(self._clusters.end_calls)
         for pair in list(self._clusters.pairs.values()):
             self.close(pair, 0.0, wait=False)
 

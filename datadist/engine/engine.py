@@ -20,6 +20,7 @@ from datadist.control.runtime_dir import RuntimeDirError, default_path
 from datadist.control.session import Session
 from datadist.control.tcp import NetworkSettings
 from datadist.engine.building import CLOSE_SECONDS, Builder
+from datadist.engine.calls import Calls
 from datadist.engine.cluster_calls import ClusterCalls
 from datadist.engine.clusters import Clusters
 from datadist.engine.copies import Copies
@@ -58,6 +59,8 @@ T = TypeVar("T")
 MAX_DOMAINS = 512
 RECOMMENDED_DOMAINS = 16
 FLUSH_SECONDS = 1.0
+CALLS_SECONDS = 10.0
+"""Longest wait for calls that link or unlink, whose transfers were aborted; they need 5 s at most."""
 CONTROL_SECONDS = 30.0
 """Longest wait for our own reactor, which never blocks; reaching it is a defect."""
 
@@ -84,7 +87,8 @@ class Engine:
         self.cluster_id = cluster_id
         self.options = options
         self.forked = False
-        self._link_lock = threading.Lock()
+        self._link_lock = threading.RLock()
+        self._calls = Calls()
         self._comm_ids = comm_ids()
         self._warned = False
         with _system_errors(), ExitStack() as stack:
@@ -97,6 +101,7 @@ class Engine:
             self._add_pools()
             self.owned = OwnDirectory(self.memory)
             self._start_control(environ, stack)
+            stack.callback(self.owned.clear)
             self._closing = stack.pop_all()
         _live.add(self)
 
@@ -173,7 +178,7 @@ class Engine:
             self._far,
         )
         self.clusters = ClusterCalls(
-            self._reactor, self._clusters, self._builder, self.owned.revocations
+            self._call, self._clusters, self._builder, self.owned.revocations, self._calls
         )
 
     def _start_transfers(self, stack: ExitStack) -> None:
@@ -247,7 +252,7 @@ class Engine:
 
         Raises LLM_PARAM_INVALID, or LLM_LINK_FAILED for a rank table that cannot be used.
         """
-        with self._link_lock:
+        with self._calls.under_way(), self._link_lock:
             self._check_link(ranks)
             table = self._read_table(ranks, table_text)
             comm_id = next(self._comm_ids)
@@ -326,7 +331,7 @@ class Engine:
 
         Raises LLM_NOT_YET_LINK for an unknown id.
         """
-        with self._link_lock:
+        with self._calls.under_way(), self._link_lock:
             domain = self.domain(comm_id)
             self._leave(domain, patience=self.options.sync_timeout)
         self._builder.wait_for_dropped(CLOSE_SECONDS, domain)  # a failed one may still be closing
@@ -392,19 +397,44 @@ class Engine:
     # -- the end -----------------------------------------------------------------------------
 
     def finalize(self) -> None:
-        """Unlink everything and free everything; bounded to seconds, logs what goes wrong."""
+        """Unlink everything and free everything; bounded to seconds, logs what goes wrong.
+
+        A signal handler that interrupted a call of :class:`Calls` does not wait: the end comes on a
+        thread of its own, once that call has gone on.
+        """
+        if self._calls.of_this_thread():
+            threading.Thread(target=self._end, name="datadist-finalize").start()
+        else:
+            self._end()
+
+    def _end(self) -> None:
         _live.discard(self)
-        with self._link_lock:
-            for domain in list(self._links.domains.values()):
-                try:
-                    self._leave(domain, patience=0.0)
-                except LLMException as error:
-                    log.warning("finalize: %s", error)
-            self.clusters.close_all()
-            self._flush()
-            self._builder.wait_for_dropped(FLUSH_SECONDS)
-            self.owned.clear()
-            self._closing.close()
+        try:
+            with self._closing:
+                self._wait_for_calls()
+                self._leave_all()
+                self._flush()
+                self._builder.wait_for_dropped(FLUSH_SECONDS)
+        except Exception:
+            log.exception("finalize did not end cleanly; please report it")
+
+    def _wait_for_calls(self) -> None:
+        deadline = time.monotonic() + CALLS_SECONDS
+        while self._calls.any() and time.monotonic() < deadline:
+            self._builder.hurry()
+            time.sleep(0.002)
+        if self._calls.any():
+            log.error("finalize: a call of link or unlink has not ended in %g s", CALLS_SECONDS)
+
+    def _leave_all(self) -> None:
+        for domain in list(self._links.domains.values()):
+            try:
+                self._leave(domain, patience=0.0)
+            except LLMException as error:
+                if error.status_code is not LLMStatusCode.LLM_UNLINK_FAILED:
+                    raise  # the control thread does not answer: it would not for the next one
+                log.warning("finalize: %s", error)
+        self.clusters.close_all()
 
     def _flush(self) -> None:
         """Let peers hear that we leave, and say that none of them reads our memory any more."""
