@@ -107,6 +107,18 @@ def test_one_sided_slot_to_blocks(start_node: Start) -> None:
     _expect(target, {(t, 2): (t, 0) for t in range(TENSORS)})
 
 
+def test_a_slot_cannot_be_set_beside_a_blocks_key() -> None:
+    config = TransferWithCacheKeyConfig(BlocksCacheKey(2, 0), range(1), range(1))
+    with pytest.raises(LLMException, match="must be 0") as error:
+        config.src_batch_index = 1
+    assert error.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
+    config.cache_key = CacheKeyByIdAndIndex(2, 1)
+    config.src_batch_index = 1
+    with pytest.raises(LLMException, match="must be 0"):
+        config.cache_key = BlocksCacheKey(2, 0)
+    assert isinstance(config.cache_key, CacheKeyByIdAndIndex)
+
+
 @pytest.mark.parametrize("memory", ["pool", "numpy"])
 def test_two_sided_addresses_are_read_by_their_owner(start_node: Start, memory: str) -> None:
     sender, target = _linked(start_node, "cache cache", False, memory)

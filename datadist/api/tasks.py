@@ -111,6 +111,7 @@ class TransferWithCacheKeyConfig:
         dst_layer_range: range | None = None,
         src_batch_index: int = 0,
     ) -> None:
+        self._src_batch_index = 0
         self.cache_key = cache_key
         self._dst_cluster_id = cache_key.cluster_id
         for name, value in (
@@ -127,10 +128,6 @@ class TransferWithCacheKeyConfig:
                 "length"
             )
         self.src_batch_index = src_batch_index
-        if isinstance(cache_key, BlocksCacheKey) and src_batch_index != 0:
-            raise param_invalid(
-                f"src_batch_index is {src_batch_index}, it must be 0 with a BlocksCacheKey"
-            )
 
     @property
     def dst_cluster_id(self) -> int:
@@ -139,13 +136,14 @@ class TransferWithCacheKeyConfig:
 
     @property
     def cache_key(self) -> BlocksCacheKey | CacheKeyByIdAndIndex:
-        """The destination; setting raises ``TypeError``."""
+        """The destination; setting raises as the constructor."""
         return self._cache_key
 
     @cache_key.setter
     def cache_key(self, value: BlocksCacheKey | CacheKeyByIdAndIndex) -> None:
         kinds = (BlocksCacheKey, CacheKeyByIdAndIndex)
         checks.check_isinstance("cache_key", value, kinds, allow_none=False)
+        _check_slot(value, self._src_batch_index)
         self._cache_key = value
 
     @property
@@ -168,12 +166,13 @@ class TransferWithCacheKeyConfig:
 
     @property
     def src_batch_index(self) -> int:
-        """Slot of the source; setting raises ``TypeError``, ``ValueError``."""
+        """Slot of the source; setting raises as the constructor."""
         return self._src_batch_index
 
     @src_batch_index.setter
     def src_batch_index(self, value: int) -> None:
         checks.check_uint32("src_batch_index", value)
+        _check_slot(self._cache_key, value)
         self._src_batch_index = value
 
     def __repr__(self) -> str:
@@ -219,6 +218,11 @@ class CacheTask:
         state = "ended" if self._job.wait(0) else "running"
         names = [code.name if code is not None else None for code in self._job.results]
         return f"CacheTask({state}, {names})"
+
+
+def _check_slot(key: BlocksCacheKey | CacheKeyByIdAndIndex, slot: int) -> None:
+    if isinstance(key, BlocksCacheKey) and slot != 0:
+        raise param_invalid(f"src_batch_index is {slot}, it must be 0 with a BlocksCacheKey")
 
 
 def check_uint64s(name: str, values: object) -> None:
