@@ -155,6 +155,19 @@ def test_addresses_outside_of_live_caches_are_refused(start_node: Start) -> None
     assert sender.do(_send, [TransferConfig(2, beyond)]) == ["LLM_PARAM_INVALID"]
 
 
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_layers_to_oneself_are_refused(start_node: Start, one_sided: bool) -> None:
+    node = start_node(1, enable_remote_cache_accessible=one_sided)
+    node.do(nodes.make, "c", "cache", list(SHAPE), TENSORS)
+    one, two = CacheKeyByIdAndIndex(1, 1), node.do(_addresses, 0)
+    layers = range(TENSORS // 2)
+    config = (
+        TransferWithCacheKeyConfig(one, layers, layers) if one_sided else TransferConfig(1, two)
+    )
+    assert node.do(_send, [config]) == ["LLM_PARAM_INVALID"]
+    assert "which is this engine" in node.do(nodes.log_of, "ERROR")[-1]
+
+
 def test_a_dead_target_ends_the_task(start_node: Start) -> None:
     sender, target = _linked(start_node, "cache cache", True)
     target.kill()

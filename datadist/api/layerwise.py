@@ -198,6 +198,11 @@ def _fetch_move(
     def move(layer: int) -> None:
         deadline = time.monotonic() + engine.transfers.timeout
         at = PER_LAYER * (layer - first)
+        if cluster == engine.cluster_id:
+            raise param_invalid(
+                f"dst_cluster_id is {cluster}, which is this engine: name another one, or use "
+                "copy_cache or copy_blocks"
+            )
         with engine.owned.pinned(cache.cache_id) as own:
             layout = own.layout
             mine = layout.bases[PER_LAYER * layer : PER_LAYER * (layer + 1)]
