@@ -26,13 +26,15 @@ from pydantic import (
     ValidationError,
 )
 
+from datadist.portable import Portable
+
 __all__ = ["RankDevice", "RankTable", "RankTableError", "parse_rank_table"]
 
 MAX_TEXT = 1 << 20
 MAX_DIGITS = 20
 
 
-class RankTableError(ValueError):
+class RankTableError(Portable, ValueError):
     """A rank table that cannot be used; ``problems`` lists everything that is wrong with it."""
 
     def __init__(self, problems: list[str]) -> None:

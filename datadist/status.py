@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from datadist.portable import Portable
+
 __all__ = ["LLMException", "LLMStatusCode", "Status", "code_of", "param_invalid"]
 
 
@@ -41,7 +43,7 @@ class LLMStatusCode(IntEnum):
     LLM_UNKNOWN_ERROR = -1
 
 
-class LLMException(RuntimeError):
+class LLMException(Portable, RuntimeError):
     """An operation failed; ``status_code`` says how, the text why and what to do."""
 
     def __init__(
@@ -54,13 +56,6 @@ class LLMException(RuntimeError):
     def status_code(self) -> LLMStatusCode:
         """The code; LLM_SUCCESS where whoever raised it gave none."""
         return self._status_code
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (self.args, self._status_code)
-
-
-def _rebuild(args: tuple[object, ...], status_code: LLMStatusCode) -> LLMException:
-    return LLMException(*args, status_code=status_code)
 
 
 class Status:

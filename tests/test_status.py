@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
-
 import pytest
 
-from datadist.status import LLMException, LLMStatusCode, Status, code_of, param_invalid
+from datadist.status import LLMException, LLMStatusCode, Status, code_of
 
 
 @pytest.mark.parametrize(
@@ -50,13 +48,6 @@ def test_the_code_of_an_exception_is_read_only_and_success_by_default() -> None:
     assert error.status_code is LLMStatusCode.LLM_SUCCESS
     with pytest.raises(AttributeError):
         error.status_code = LLMStatusCode.LLM_FAILED  # type: ignore[misc]
-
-
-def test_an_exception_survives_pickling() -> None:
-    error = pickle.loads(pickle.dumps(param_invalid("wrong")))
-    assert type(error) is LLMException
-    assert error.args == ("wrong",)
-    assert error.status_code is LLMStatusCode.LLM_PARAM_INVALID
 
 
 def test_status_holds_a_code() -> None:

@@ -23,13 +23,14 @@ from datadist.engine.building import Builder
 from datadist.engine.domain import Attempt, PairDomain
 from datadist.engine.peers import PeerView
 from datadist.engine.rendezvous import NO_KEY
+from datadist.portable import Portable
 from datadist.status import LLMStatusCode, code_of
 from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.link")
 
 
-class DialError(Exception):
+class DialError(Portable):
     """A call of `link_clusters` that is decided before there is a pair."""
 
     def __init__(self, code: LLMStatusCode, reason: str) -> None:

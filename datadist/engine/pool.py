@@ -11,10 +11,12 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from threading import Lock
 
+from datadist.portable import Portable
+
 __all__ = ["PagePool", "PoolExhausted"]
 
 
-class PoolExhausted(Exception):
+class PoolExhausted(Portable):
     """The pool has no run of free pages that is long enough.
 
     ``requested``, ``free`` and ``largest_run`` are pages: those of the whole call, those free when

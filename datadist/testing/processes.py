@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from datadist.portable import Portable
 from datadist.testing import wire
 
 SECONDS = 60.0
@@ -26,7 +27,7 @@ BOOT = (
 )
 
 
-class PeerError(Exception):
+class PeerError(Portable):
     """A function failed in a process; the text has the traceback from there."""
 
     def __init__(self, text: str, kinds: Sequence[str] = ()) -> None:

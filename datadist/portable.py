@@ -1,0 +1,18 @@
+"""Exceptions that can be handed to another process, or copied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Portable(Exception):
+    """Is pickled with everything it carries, whatever the constructors of its classes take."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, dict(self.__dict__))
+
+
+def _rebuild(kind: type[Portable], args: tuple[object, ...], state: dict[str, Any]) -> Portable:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
