@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from datadist.portable import Portable
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
@@ -82,8 +84,8 @@ class Access(Enum):
     READ_WRITE = "read_write"
 
 
-class TransportError(Exception):
-    """Root of everything a transport raises on purpose."""
+class TransportError(Portable):
+    """Root of everything a transport raises on purpose; can be pickled, subclasses too."""
 
 
 class RegistrationError(TransportError):
