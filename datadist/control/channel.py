@@ -106,7 +106,10 @@ class Handshake:
     def closed(self) -> str:
         """What it means that the peer closes the connection now."""
         if self.dialled and self._secret is not None:
-            return "it refused our DATADIST_AUTH_KEY: set the same key on all ranks"
+            return (
+                "it refused us: it has another DATADIST_AUTH_KEY (set the same key on all ranks), or "
+                "too many connections that prove nothing; its log says which"
+            )
         if self._inbox or self._secret is not None:
             return "it closed the connection in the middle of the handshake"
         return "it closed the connection without a word (it is no datadist engine, or is busy)"
