@@ -45,7 +45,7 @@ class Mapping:
 class PoolRegion(Region):
     """Memory of our own in a memfd, which peers map."""
 
-    __slots__ = ("_filling", "fd", "pages", "region_id")
+    __slots__ = ("_filling", "fd", "pages", "region_id", "sealing")
 
     def __init__(
         self, region_id: int, fd: int, mapping: Mapping, placement: Placement, kind: str,
@@ -54,6 +54,7 @@ class PoolRegion(Region):
         super().__init__(mapping.address, mapping.size, placement, keeper=mapping)
         self.region_id = region_id
         self.fd = fd
+        self.sealing = threading.Lock()
         self.pages = kind
         self._filling = filling
 
@@ -119,12 +120,12 @@ def _flags(kind: str) -> int:
 def seal(region: PoolRegion, writable: bool) -> None:
     """Fix for good whether peers may map a region writable; our own mapping stays so."""
     seals = fcntl.F_SEAL_SEAL if writable else F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
-    present = fcntl.fcntl(region.fd, fcntl.F_GET_SEALS)
-    if present & fcntl.F_SEAL_SEAL:
-        if bool(present & F_SEAL_FUTURE_WRITE) == writable:
+    with region.sealing:  # the first links are opened by several threads at once
+        present = fcntl.fcntl(region.fd, fcntl.F_GET_SEALS)
+        if not present & fcntl.F_SEAL_SEAL:
+            fcntl.fcntl(region.fd, fcntl.F_ADD_SEALS, seals)
+        elif bool(present & F_SEAL_FUTURE_WRITE) == writable:
             raise RegistrationError("peers were given another access to this region before")
-        return
-    fcntl.fcntl(region.fd, fcntl.F_ADD_SEALS, seals)
 
 
 def descriptor_for_peer(region: PoolRegion, writable: bool) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import os
 import threading
 import time
@@ -177,3 +179,40 @@ def test_options_in_force_are_described() -> None:
     assert shown == {
         "populate": False, "ptracer": True, "threads": 1, "huge_pages": "auto", "kernel": "plain",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_several_threads_may_open_the_first_links(
+    monkeypatch: pytest.MonkeyPatch, writable: bool
+) -> None:
+    transport = _transport()
+    region = transport.allocate(MIB, Placement.HOST)
+    assert isinstance(region, PoolRegion)
+    both_have_looked, plain = threading.Barrier(2), fcntl.fcntl
+    failed: list[Exception] = []
+
+    def slow(fd: int, command: int, *rest: Any) -> int:
+        found = int(plain(fd, command, *rest))
+        if command == fcntl.F_GET_SEALS:
+            with contextlib.suppress(
+                threading.BrokenBarrierError
+            ):  # one at a time, as it should be
+                both_have_looked.wait(0.2)
+        return found
+
+    def seal() -> None:
+        try:
+            memory.seal(region, writable)
+        except Exception as error:
+            failed.append(error)
+
+    monkeypatch.setattr(fcntl, "fcntl", slow)
+    threads = [threading.Thread(target=seal) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert failed == []
+    with pytest.raises(RegistrationError, match="another access"):
+        memory.seal(region, not writable)
+    transport.release(region)
