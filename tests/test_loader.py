@@ -46,7 +46,8 @@ def _message(name: str) -> str:
 def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(KNOWN, "elsewhere", "datadist-elsewhere")
     text = _message("elsewhere")
-    assert "is not installed. Install it with `pip install datadist-elsewhere`" in text
+    assert "is not installed. Install datadist-elsewhere: `pip install ./plugins/elsewhere`" in text
+    assert "or `pip install datadist-elsewhere` where your package index has it" in text
     assert "Installed: " in text
     assert "shm (datadist-shm" in text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from datadist.diagnosis.finding import Finding, Level, on
-from datadist.engine.loader import survey
+from datadist.engine.loader import how_to_get, survey
 from datadist.quiet import quiet
 
 
@@ -16,7 +16,8 @@ def examine() -> Iterator[Finding]:
     if not rows:
         yield Finding(
             "transports", Level.PROBLEM, "none is installed",
-            "pip install datadist-shm (one host), datadist-rdma (RoCE) or datadist-hccl (Ascend)",
+            f"for one host install {how_to_get('shm')}; datadist-rdma is for RoCE, datadist-hccl for "
+            "Ascend NPUs",
         )  # fmt: skip
     for row in rows:
         yield Finding(

@@ -191,17 +191,26 @@ def _only(name: str) -> Backend:
 def _hint(name: str) -> str:
     """What would help somebody who asked for a transport that is not there."""
     if name in KNOWN:
-        return f"Install it with `pip install {KNOWN[name]}`. "
+        return f"Install {how_to_get(name)}. "
     names = [*KNOWN, *(backend.name for backend in list_backends())]
     near = difflib.get_close_matches(name, names, 1)
     return f"Did you mean {near[0]!r}? " if near else ""
+
+
+def how_to_get(name: str) -> str:
+    """A transport of this project, and the commands that install it."""
+    wanted = KNOWN[name]
+    return (
+        f"{wanted}: `pip install ./plugins/{name}` in a checkout of datadist, or "
+        f"`pip install {wanted}` where your package index has it"
+    )
 
 
 def _others(name: str) -> str:
     installed = [str(backend) for backend in list_backends() if backend.name != name]
     if installed:
         return f"Installed: {', '.join(installed)}; `datadist backends` says which are usable"
-    return "No other transport is installed; `pip install datadist-shm` serves one host"
+    return f"No other transport is installed; for one host install {how_to_get('shm')}"
 
 
 def _import(backend: Backend) -> object:
@@ -285,8 +294,8 @@ def _best() -> Choice:
         passed_over.append(f"{backend} is not: {state.reason}")
     if not passed_over:
         raise BackendError(
-            "no transport is installed: `pip install datadist-shm` serves one host, datadist-rdma "
-            "RoCE, datadist-hccl Ascend NPUs"
+            f"no transport is installed: for one host install {how_to_get('shm')}; datadist-rdma "
+            "is for RoCE, datadist-hccl for Ascend NPUs"
         )
     raise BackendError("no installed transport is usable here: " + "; ".join(passed_over))
 
