@@ -134,17 +134,7 @@ class CacheDesc:
         # None passes the checks of types above, and fails only where the values are used.
         checks.check_isinstance("shape", shape, (list, tuple), allow_none=False)
         checks.check_isinstance("batch_dim_index", batch_dim_index, int, allow_none=False)
-        if not 0 <= batch_dim_index < len(shape):
-            raise param_invalid(
-                f"batch_dim_index is {batch_dim_index}, outside of the shape {list(shape)}"
-            )
-        if seq_len_dim_index != -1 and not 0 <= seq_len_dim_index < len(shape):
-            raise param_invalid(
-                f"seq_len_dim_index is {seq_len_dim_index}, expected -1 or a dimension of the "
-                f"shape {list(shape)}"
-            )
-        for index, dim in enumerate(shape):
-            checks.check_int64(f"shape[{index}]", dim)
+        _check_dims(shape, batch_dim_index, seq_len_dim_index)
         self._num_tensors = num_tensors
         self._shape = shape
         self._data_type = data_type
@@ -225,6 +215,18 @@ class CacheDesc:
             f"CacheDesc({self._num_tensors} x {list(self._shape)} "
             f"{getattr(self._data_type, 'name', None)}, {getattr(self._placement, 'name', None)})"
         )
+
+
+def _check_dims(shape: Sequence[int], batch_dim: int, seq_len_dim: int) -> None:
+    if not 0 <= batch_dim < len(shape):
+        raise param_invalid(f"batch_dim_index is {batch_dim}, outside of the shape {list(shape)}")
+    if seq_len_dim != -1 and not 0 <= seq_len_dim < len(shape):
+        raise param_invalid(
+            f"seq_len_dim_index is {seq_len_dim}, expected -1 or a dimension of the shape "
+            f"{list(shape)}"
+        )
+    for index, dim in enumerate(shape):
+        checks.check_int64(f"shape[{index}]", dim)
 
 
 def fixed(desc: CacheDesc) -> CacheDesc:

@@ -19,7 +19,15 @@ from datadist.api.tasks import (
 )
 from datadist.engine.engine import Engine
 from datadist.engine.layerwise import LayerJob, LayerSend
-from datadist.engine.plan import Segments, check_blocks, plan_blocks, plan_scatter, plan_slots
+from datadist.engine.owned import Layout
+from datadist.engine.plan import (
+    Bases,
+    Segments,
+    check_blocks,
+    plan_blocks,
+    plan_scatter,
+    plan_slots,
+)
 from datadist.engine.push import PushLayers
 from datadist.engine.resolve import ById
 from datadist.engine.transfer import as_param_invalid
@@ -75,14 +83,7 @@ class LayerWise(ManagerPart):
         )
         kind = TransferWithCacheKeyConfig if self._one_sided else TransferConfig
         checks.check_sequence_of("transfer_configs", transfer_configs, kind)
-        if dst_block_indices is None and dst_block_memory_size:
-            raise param_invalid(
-                f"dst_block_memory_size is {dst_block_memory_size} without dst_block_indices"
-            )
-        if made_with(src_cache).num_tensors % PER_LAYER:
-            raise param_invalid(f"{src_cache!r} has an odd number of tensors: a layer has 2")
-        for config in transfer_configs:
-            _check_config(src_cache, config, blocks)
+        _check_fit(src_cache, transfer_configs, blocks)
         engine = self._engine()
         self._id(src_cache)
         sends = [_send(engine, src_cache, config, blocks) for config in transfer_configs]
@@ -108,6 +109,19 @@ def _check_blocks(
     if source is None and target is not None and nbytes is None:
         raise param_invalid("dst_block_indices alone needs dst_block_memory_size, in bytes")
     return _Blocks(source, target, nbytes or 0)
+
+
+def _check_fit(
+    cache: Cache,
+    configs: Sequence[TransferConfig] | Sequence[TransferWithCacheKeyConfig],
+    blocks: _Blocks,
+) -> None:
+    if blocks.target is None and blocks.nbytes:
+        raise param_invalid(f"dst_block_memory_size is {blocks.nbytes} without dst_block_indices")
+    if made_with(cache).num_tensors % PER_LAYER:
+        raise param_invalid(f"{cache!r} has an odd number of tensors: a layer has 2")
+    for config in configs:
+        _check_config(cache, config, blocks)
 
 
 def _check_config(
@@ -204,32 +218,33 @@ def _fetch_move(
                 "copy_cache or copy_blocks"
             )
         with engine.owned.pinned(cache.cache_id) as own:
-            layout = own.layout
-            mine = layout.bases[PER_LAYER * layer : PER_LAYER * (layer + 1)]
+            mine = own.layout.bases[PER_LAYER * layer : PER_LAYER * (layer + 1)]
             theirs = addresses[at : at + PER_LAYER]
-            if slot >= (1 if layout.blocks else layout.count):
+            if slot >= (1 if own.layout.blocks else own.layout.count):
                 raise param_invalid(f"src_batch_index is {slot}: {cache!r} has fewer slots")
             with as_param_invalid():
-                if blocks.source is not None and blocks.target is not None:
-                    _check_source_blocks(cache, blocks)
-                    sources = check_blocks("src_block_indices", blocks.source, layout.count)
-                    segments = plan_blocks(
-                        mine, theirs, sources, blocks.target,
-                        layout.stride, layout.stride, layout.stride,
-                    )  # fmt: skip
-                elif blocks.target is not None:
-                    _check_spread(cache, blocks)
-                    spread = plan_scatter(
-                        theirs, mine, blocks.target, blocks.nbytes,
-                        slot * layout.stride, layout.stride,
-                    )  # fmt: skip
-                    segments = Segments(spread.remote, spread.local, spread.length, spread.nbytes)
-                else:
-                    size = layout.tensor_size if layout.blocks else layout.stride
-                    segments = plan_slots(mine, theirs, slot * layout.stride, 0, size)
+                segments = _fetched(cache, own.layout, slot, blocks, mine, theirs)
             engine.fetches.send(cluster, segments, deadline)
 
     return move
+
+
+def _fetched(
+    cache: Cache, layout: Layout, slot: int, blocks: _Blocks, mine: Bases, theirs: Bases
+) -> Segments:
+    """What the destination reads of these tensors of ours, to where in its own."""
+    stride = layout.stride
+    if blocks.source is not None and blocks.target is not None:
+        _check_source_blocks(cache, blocks)
+        sources = check_blocks("src_block_indices", blocks.source, layout.count)
+        return plan_blocks(mine, theirs, sources, blocks.target, stride, stride, stride)
+    if blocks.target is not None:
+        _check_spread(cache, blocks)
+        spread = plan_scatter(theirs, mine, blocks.target, blocks.nbytes, slot * stride, stride)
+        return Segments(spread.remote, spread.local, spread.length, spread.nbytes)
+    return plan_slots(
+        mine, theirs, slot * stride, 0, layout.tensor_size if layout.blocks else stride
+    )
 
 
 def _check_source_blocks(cache: Cache, blocks: _Blocks) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datadist.engine.defects import text_of
-from datadist.engine.owned import OwnDirectory
+from datadist.engine.owned import Layout, OwnDirectory
 from datadist.engine.plan import Bases, Vector, plan_blocks, plan_slots
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import Transport
@@ -37,26 +37,9 @@ class Copies:
                     f"cache {src_id} has {len(source.bases)} tensors and cache {dst_id} "
                     f"{len(target.bases)}: they must be equal"
                 )
-            for name, slot, cache_id, layout in (
-                ("src_batch_index", src_slot, src_id, source),
-                ("dst_batch_index", dst_slot, dst_id, target),
-            ):
-                if slot >= layout.count:
-                    raise param_invalid(
-                        f"{name} is {slot}: cache {cache_id} has {layout.count} slots"
-                    )
-            for cache_id, layout in ((src_id, source), (dst_id, target)):
-                if offset >= layout.stride:
-                    raise param_invalid(
-                        f"offset is {offset}: a slot of cache {cache_id} holds {layout.stride} bytes"
-                    )
-            nbytes = source.stride - offset if size == -1 else size
-            for cache_id, layout in ((src_id, source), (dst_id, target)):
-                if nbytes > layout.stride - offset:
-                    raise param_invalid(
-                        f"{nbytes} bytes at offset {offset} do not fit a slot of cache {cache_id}, "
-                        f"which holds {layout.stride}"
-                    )
+            _check_slot("src_batch_index", src_slot, src_id, source)
+            _check_slot("dst_batch_index", dst_slot, dst_id, target)
+            nbytes = _bytes_to_copy({src_id: source, dst_id: target}, source.stride, offset, size)
             segments = plan_slots(
                 target.bases,
                 source.bases,
@@ -122,6 +105,28 @@ class Copies:
                 f"the local copy failed: {text_of(error, self._transport)}",
                 status_code=LLMStatusCode.LLM_FAILED,
             ) from error
+
+
+def _check_slot(name: str, slot: int, cache_id: int, layout: Layout) -> None:
+    if slot >= layout.count:
+        raise param_invalid(f"{name} is {slot}: cache {cache_id} has {layout.count} slots")
+
+
+def _bytes_to_copy(layouts: dict[int, Layout], stride: int, offset: int, size: int) -> int:
+    """``size`` bytes, or -1 for the rest of ``stride``, which must fit a slot of both caches."""
+    for cache_id, layout in layouts.items():
+        if offset >= layout.stride:
+            raise param_invalid(
+                f"offset is {offset}: a slot of cache {cache_id} holds {layout.stride} bytes"
+            )
+    nbytes = stride - offset if size == -1 else size
+    for cache_id, layout in layouts.items():
+        if nbytes > layout.stride - offset:
+            raise param_invalid(
+                f"{nbytes} bytes at offset {offset} do not fit a slot of cache {cache_id}, "
+                f"which holds {layout.stride}"
+            )
+    return nbytes
 
 
 def _addresses(bases: Sequence[int], offsets: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -92,20 +92,7 @@ class EngineOptions:
         port that is no number, ``KeyError`` for a role of None, ``ModuleNotFoundError`` where
         cache-manager mode is off, LLMException (LLM_PARAM_INVALID) for wrong values.
         """
-        checks.check_isinstance("options", options, dict)
-        if options is None:
-            raise AttributeError("options is None, only support dict")
-        _check_flow_graph_size(options)
-        given = dict(options)
-        if role is None:
-            raise KeyError("role is None: construct LLMDataDist with a member of LLMRole")
-        _apply_local_comm_res(given)
-        _apply_transfer_backend(given)
-        _apply_listen_info(given)
-        _require_cache_manager(given)
-        for key, value in given.items():
-            checks.check_isinstance(f"the option key {key!r}", key, str, allow_none=False)
-            checks.check_isinstance(f"option {key}", value, str, allow_none=False)
+        given = _completed(options, role)
         backend = given.get("llm.TransferBackend")
         return cls(
             # Keyword arguments are evaluated in this order, which is that of the checks.
@@ -129,6 +116,25 @@ class EngineOptions:
             checksum=_flag(given, "datadist.checksum"),
             extra=_extra(given),
         )
+
+
+def _completed(options: dict[str, str], role: LLMRole) -> dict[str, str]:
+    """A copy with what some options mean for others; all of it text."""
+    checks.check_isinstance("options", options, dict)
+    if options is None:
+        raise AttributeError("options is None, only support dict")
+    _check_flow_graph_size(options)
+    given = dict(options)
+    if role is None:
+        raise KeyError("role is None: construct LLMDataDist with a member of LLMRole")
+    _apply_local_comm_res(given)
+    _apply_transfer_backend(given)
+    _apply_listen_info(given)
+    _require_cache_manager(given)
+    for key, value in given.items():
+        checks.check_isinstance(f"the option key {key!r}", key, str, allow_none=False)
+        checks.check_isinstance(f"option {key}", value, str, allow_none=False)
+    return given
 
 
 def _check_flow_graph_size(options: dict[str, str]) -> None:
