@@ -84,6 +84,11 @@ class Node:
         assert self._process.pid is not None
         return self._process.pid
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs, or is stopped."""
+        return self._process.is_alive()
+
     def begin(self, function: Callable[..., Any], *args: Any, **options: Any) -> None:
         """Start ``function(here, *args, **options)`` in the node."""
         assert not self._busy

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.soak import __main__ as program
 from tests.soak import work
 from tests.soak.__main__ import main
+from tests.soak.resources import ALLOWED, ENOUGH, Usage, growth, usage
 from tests.soak.world import World
 
 
@@ -22,7 +26,7 @@ def test_equal_seeds_make_equal_steps(tmp_path: Path, capsys: pytest.CaptureFixt
     first, second = (_run(tmp_path, capsys, 5) for _ in range(2))
     assert first[0] == second[0] == 0, first[2] + second[2]
     assert first[1] == second[1] != ""
-    assert " 0 wrong" in first[2]
+    assert " 0 lost or wrong" in first[2]
 
 
 def test_wrong_bytes_are_counted(tmp_path: Path) -> None:
@@ -41,3 +45,70 @@ def test_wrong_bytes_are_counted(tmp_path: Path) -> None:
     world = World(1, tmp_path)
     world._verified(compared, wrong)
     assert world.totals.wrong == 1
+
+
+def _uses(**changes: list[int]) -> list[Usage]:
+    """Measurements that wobble, and ``changes`` on top of them."""
+    rests = []
+    for number in range(12):
+        wobble = number % 3
+        base = {"resident": (80 + 20 * wobble) << 20, "descriptors": 20 + wobble, "threads": 9}
+        base |= {"mappings": 400 + 50 * wobble, "pools": 1}
+        for name, values in changes.items():
+            base[name] += values[number]
+        rests.append(Usage(**base))
+    return rests
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_growth_is_seen_through_wobbling(name: str) -> None:
+    step = ALLOWED[name] // 8 + 1
+    leaking = _uses(**{name: [step * number for number in range(12)]})
+    assert list(growth(leaking)) == [name]
+    assert growth(leaking[: ENOUGH - 1]) == {}
+    assert growth(_uses()) == {}
+
+
+def test_usage_counts_what_a_process_has() -> None:
+    before = usage(os.getpid())
+    reader, writer = os.pipe()
+    after = usage(os.getpid())
+    os.close(reader)
+    os.close(writer)
+    assert after.descriptors == before.descriptors + 2
+    assert after.resident > 1 << 20
+    assert after.threads >= 1
+    assert after.mappings > 10
+
+
+class _Murdered(World):
+    """The third step finds that a process has ended by itself."""
+
+    def step(self) -> None:
+        if self.totals.steps.total() == 2:
+            node = next(iter(self._live.values())).node
+            os.kill(node.pid, signal.SIGKILL)
+            node._process.join(20)
+        super().step()
+
+
+def test_a_process_that_ends_by_itself_is_a_failure_with_the_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "World", _Murdered)
+    status, _, out = _run(tmp_path, capsys, 7)
+    assert status == 1
+    assert "ended by itself: cluster" in out
+    assert "FAILED, again with --seed 7" in out
+
+
+def test_a_leak_fails_the_soak(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Leaking(World):
+        def end(self) -> None:
+            super().end()
+            self.totals.leaks.append("one")
+
+    monkeypatch.setattr(program, "World", Leaking)
+    assert _run(tmp_path, capsys, 5)[0] == 1

@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from tests.soak.plot import plot
-from tests.soak.world import Totals, World
+from tests.soak.resources import ENOUGH
+from tests.soak.world import World
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,38 +32,44 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="datadist-") as place:
         world = World(args.seed, Path(place))
         try:
-            steps = 0
-            while time.monotonic() - started < args.minutes * 60:
+            while time.monotonic() - started < args.minutes * 60 and not world.over:
                 world.step()
-                steps += 1
-                if steps == args.steps:
+                if world.totals.steps.total() == args.steps:
                     break
             world.end()
         finally:
             world.close()
-    _report(world.totals, time.monotonic() - started, world.digest)
+    _report(world, time.monotonic() - started)
     if importlib.util.find_spec("matplotlib") is None:
         print("no plot: needs matplotlib (the extra soak)")
     else:
         args.plot.parent.mkdir(parents=True, exist_ok=True)
         plot(world.totals, args.plot)
         print(f"plot: {args.plot}")
-    return int(bool(world.totals.wrong or world.totals.problems or world.totals.leaks))
+    return int(world.totals.failed)
 
 
-def _report(totals: Totals, seconds: float, digest: str) -> None:
+def _report(world: World, seconds: float) -> None:
+    totals = world.totals
     steps = ", ".join(f"{name} {count}" for name, count in totals.steps.most_common())
     faults = ", ".join(f"{name} {count}" for name, count in totals.faults.most_common())
-    print(f"{seconds:.0f} s, {totals.steps.total()} steps (digest {digest}): {steps}")
+    print(f"{seconds:.0f} s, {totals.steps.total()} steps (digest {world.digest}): {steps}")
     print(f"{totals.faults.total()} faults: {faults or 'none'}")
-    print(f"{totals.verified} bytes verified, {totals.wrong} wrong")
+    print(f"{totals.verified} bytes verified, {totals.wrong} lost or wrong")
     for what in sorted({what for _, what, _ in totals.latencies}):
         values = sorted(value for _, name, value in totals.latencies if name == what)
         middle, worst = values[len(values) // 2] * 1e3, values[-1] * 1e3
         print(f"{what:12} {len(values):6} times, median {middle:9.3f} ms, worst {worst:9.3f} ms")
+    judged = [rests for rests in totals.rests.values() if len(rests) >= ENOUGH]
+    most = max(map(len, totals.rests.values()), default=0)
+    print(
+        f"use compared at rest: {len(judged)} of {len(totals.rests)} processes, up to {most} times"
+    )
     print(f"{len(totals.leaks)} leaks, {len(totals.problems)} problems")
     for line in (*totals.leaks, *totals.problems):
         print(f"  {line[:600]}")
+    verdict = f"FAILED, again with --seed {world.seed}" if totals.failed else "passed"
+    print(f"soak of seed {world.seed}: {verdict}")
 
 
 if __name__ == "__main__":

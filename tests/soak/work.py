@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -113,6 +114,25 @@ def torn(here: nodes.Here, owner: int, seed: int, slot: int) -> tuple[str, int, 
         nodes.fill(here, "into", GUARD)
         return (code.name if code is not None else repr(error)), 0, 0
     return "OK", compared, wrong
+
+
+def torn_push(here: nodes.Here, target: int, slot: int) -> tuple[str, int, int]:
+    """A push whose target is killed meanwhile: its status, and no bytes."""
+    try:
+        push(here, target, slot)
+    except Exception as error:
+        code = getattr(error, "status_code", None)
+        return (code.name if code is not None else repr(error)), 0, 0
+    return "OK", 0, 0
+
+
+def cut(here: nodes.Here, cluster: int) -> None:
+    """Cut the control connection to a cluster."""
+    engine = here.live._engine
+    assert engine is not None
+    for view in list(engine.views.values()):
+        if view.session.cluster_id == cluster:
+            view.session._sock.shutdown(socket.SHUT_RDWR)
 
 
 def link(here: nodes.Here, name: str, mapping: dict[int, int]) -> float:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
 import random
-import resource
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +14,21 @@ from typing import Any
 
 from tests.nodes import Node, RemoteError
 from tests.soak import work
+from tests.soak.resources import Usage, leaks, usage
 
 CLUSTERS = 8
+STEADY = (1, 5)
+"""These live as long as the soak: in them a leak adds up."""
+REST_EVERY = 25
+"""Steps after which everything is unlinked and measured."""
+SETTLE_SECONDS = 0.3
 TWO_SIDED = range(1, 5)
 """These clusters pull only; the others may push, too. Links stay within a group."""
 EXPECTED = {"OK", "LLM_NOT_YET_LINK", "LLM_FAILED", "LLM_TIMEOUT"}
 """How a pull may end whose owner is killed or stopped meanwhile."""
 WEIGHTS = {
     "start": 4, "link": 10, "pull": 20, "pull_blocks": 15, "push": 10, "hand_over": 8, "unlink": 5,
-    "kill": 1, "kill_in_pull": 1, "stop_in_pull": 2, "finalize": 1,
+    "kill": 1, "kill_in_pull": 1, "kill_in_push": 1, "stop_in_pull": 2, "cut": 1, "finalize": 1,
 }  # fmt: skip
 
 
@@ -32,9 +37,7 @@ class Sample:
     """Resources of all processes at one moment."""
 
     seconds: float
-    processes: int
-    resident: int
-    descriptors: int
+    each: list[Usage]
 
 
 @dataclass
@@ -49,6 +52,13 @@ class Totals:
     leaks: list[str] = field(default_factory=list)
     latencies: list[tuple[float, str, float]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    rests: defaultdict[str, list[Usage]] = field(default_factory=lambda: defaultdict(list))
+    """By process."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything was found."""
+        return bool(self.wrong or self.problems or self.leaks)
 
 
 @dataclass
@@ -64,6 +74,7 @@ class World:
     """Call :meth:`step` as often as you like, then :meth:`end`."""
 
     def __init__(self, seed: int, runtime_dir: Path) -> None:
+        self.seed = seed
         self._random = random.Random(seed)
         self._environ = {"DATADIST_RUNTIME_DIR": str(runtime_dir)}
         self._runtime_dir = runtime_dir
@@ -74,6 +85,8 @@ class World:
         self._digest = hashlib.sha256()
         self._began = time.monotonic()
         self.totals = Totals()
+        self.over = False
+        """Whether something happened after which nothing more can be done."""
 
     @property
     def digest(self) -> str:
@@ -87,11 +100,24 @@ class World:
         chosen = self._random.choice(possible[name])
         self._digest.update(f"{name} {chosen}\n".encode())
         self.totals.steps[name] += 1
-        try:
-            getattr(self, f"_{name}")(chosen)
-        except (RemoteError, TimeoutError, AssertionError) as error:
-            self.totals.problems.append(f"{name} {chosen}: {error}")
+        self._attempt(f"{name} {chosen}", lambda: getattr(self, f"_{name}")(chosen))
+        if not self.over and self.totals.steps.total() % REST_EVERY == 0:
+            self._attempt("rest", self._rest)
         self._sample()
+
+    def _attempt(self, what: str, act: Callable[[], None]) -> None:
+        """Do something; what goes wrong is the end, since nothing that follows would tell more."""
+        try:
+            act()
+        except (RemoteError, OSError, EOFError, AssertionError) as error:
+            self.over = True  # OSError: a process that is gone (BrokenPipeError), or hangs
+            gone = [f"cluster {c}" for c, live in self._live.items() if not live.node.is_alive]
+            ended = f"; ended by itself: {', '.join(gone)}" if gone else ""
+            self._problem(what, f"{type(error).__name__}: {error}{ended}")
+
+    def _problem(self, what: str, why: str) -> None:
+        step = self.totals.steps.total()
+        self.totals.problems.append(f"seed {self.seed}, step {step}, {what}: {why}")
 
     def _choices(self, name: str) -> list[Any]:
         if name == "start":
@@ -101,12 +127,14 @@ class World:
             live = [[c for c in group if c in self._live] for group in groups]
             return [group for group in live if len(group) > 1] if len(self._links) < 12 else []
         if name in ("kill", "finalize"):
-            return list(self._live) if len(self._live) > 3 else []
+            return [c for c in self._live if c not in STEADY] if len(self._live) > 3 else []
         if name == "unlink":
             return list(self._links)
         pairs = sorted({(a, b) for m in self._links.values() for a in m for b in m if a != b})
-        if name == "push":
-            return [pair for pair in pairs if pair[0] not in TWO_SIDED]
+        if name in ("push", "kill_in_push"):
+            pairs = [pair for pair in pairs if pair[0] not in TWO_SIDED]
+        if name in ("kill_in_pull", "kill_in_push"):
+            pairs = [pair for pair in pairs if pair[1] not in STEADY]
         if name == "hand_over":  # pulls consume request keys in two-sided mode only
             return [pair for pair in pairs if pair[0] in TWO_SIDED]
         return pairs
@@ -204,12 +232,33 @@ class World:
     def _kill_in_pull(self, pair: tuple[int, int]) -> None:
         puller, owner = pair
         self._begin_torn(pair)
-        self.totals.faults["killed during a pull"] += 1
-        node = self._live.pop(owner).node
+        self._kill_other(owner, "killed during a pull", puller)
+
+    def _kill_in_push(self, pair: tuple[int, int]) -> None:
+        pusher, target = pair
+        self._live[pusher].node.begin(work.torn_push, target, self._random.randrange(8))
+        time.sleep(self._random.random() * 0.004)
+        self._kill_other(target, "killed during a push", pusher)
+
+    def _kill_other(self, cluster: int, what: str, mover: int) -> None:
+        self.totals.faults[what] += 1
+        node = self._live.pop(cluster).node
         node.kill()
         node.close()
-        self._end_torn(puller)
-        self._forget(owner)
+        self._end_torn(mover)
+        self._forget(cluster)
+
+    def _cut(self, pair: tuple[int, int]) -> None:
+        """Cut the connection of two members: their links break, on both sides."""
+        self.totals.faults["connection cut"] += 1
+        self._live[pair[0]].node.do(work.cut, pair[1])
+        for name, members in list(self._links.items()):
+            if set(pair) <= set(members):
+                del self._links[name]
+                for cluster in pair:
+                    self._late("lost", self._live[cluster].node.do(work.lost, name))
+                for cluster in members:
+                    self._live[cluster].node.do(work.unlink, name)
 
     def _stop_in_pull(self, pair: tuple[int, int]) -> None:
         puller, owner = pair
@@ -230,7 +279,7 @@ class World:
         status, compared, wrong = self._live[puller].node.result()
         self._verified(compared, wrong)
         if status not in EXPECTED:
-            self.totals.problems.append(f"a pull whose owner was harmed ended with {status}")
+            self._problem("a transfer whose other end was harmed", f"it ended with {status}")
 
     def _finalize(self, cluster: int) -> None:
         self.totals.faults["finalized with live links"] += 1
@@ -239,10 +288,23 @@ class World:
 
     # -- the end -----------------------------------------------------------------------------
 
-    def end(self) -> None:
-        """Unlink and finalize everything, and look for what was left behind."""
+    def _rest(self) -> None:
+        """Unlink everything and measure what is left."""
         for name in list(self._links):
             self._unlink(name)
+        time.sleep(SETTLE_SECONDS)
+        for cluster, live in self._live.items():
+            who = f"cluster {cluster} (pid {live.node.pid})"
+            self.totals.rests[who].append(usage(live.node.pid))
+
+    def end(self) -> None:
+        """Unlink and finalize everything, and look for what was left behind."""
+        if not self.over:
+            self._attempt("end", self._end)
+        self.totals.leaks += leaks(self.totals.rests)
+
+    def _end(self) -> None:
+        self._rest()
         for cluster in list(self._live):
             self._end_node(cluster)
         left = [
@@ -254,7 +316,8 @@ class World:
         node = self._live.pop(cluster).node
         left = node.do(work.end)
         node.close()
-        self.totals.problems += [f"cluster {cluster}: {line}" for line in left.pop("defects")]
+        for line in left.pop("defects"):
+            self._problem(f"cluster {cluster}", line)
         self.totals.leaks += [f"cluster {cluster}: {what} {n}" for what, n in left.items() if n]
 
     def close(self) -> None:
@@ -268,11 +331,8 @@ class World:
         self.totals.latencies.append((time.monotonic() - self._began, what, seconds))
 
     def _sample(self) -> None:
-        resident = descriptors = 0
+        each = []
         for live in self._live.values():
-            pages = Path(f"/proc/{live.node.pid}/statm").read_text().split()
-            resident += int(pages[1]) * resource.getpagesize()
-            descriptors += len(os.listdir(f"/proc/{live.node.pid}/fd"))
-        self.totals.samples.append(
-            Sample(time.monotonic() - self._began, len(self._live), resident, descriptors)
-        )
+            with contextlib.suppress(OSError):  # it has ended by itself, which is found elsewhere
+                each.append(usage(live.node.pid))
+        self.totals.samples.append(Sample(time.monotonic() - self._began, each))
