@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,10 @@ def start_node(runtime_dir: Path) -> Iterator[Callable[..., Node]]:
     """Start a node; with a cluster id and settings it is initialised too."""
     started: list[Node] = []
 
-    def start(cluster: int | None = None, **settings: object) -> Node:
-        node = Node({"DATADIST_RUNTIME_DIR": str(runtime_dir)})
+    def start(
+        cluster: int | None = None, environ: Mapping[str, str] | None = None, **settings: object
+    ) -> Node:
+        node = Node({"DATADIST_RUNTIME_DIR": str(runtime_dir), **(environ or {})})
         started.append(node)
         if cluster is not None:
             pool = settings.pop("pool", 8 * nodes.MIB)

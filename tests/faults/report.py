@@ -11,7 +11,16 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.faults.matrix import BACKENDS, FAULTS, LINK_SECONDS, MATRIX, MOMENTS, SYNC_SECONDS, Cell
+from tests.faults.matrix import (
+    BACKENDS,
+    FAULTS,
+    IMPOSSIBLE,
+    LINK_SECONDS,
+    MATRIX,
+    MOMENTS,
+    SYNC_SECONDS,
+    Cell,
+)
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "faults.md"
 BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
@@ -30,7 +39,8 @@ def rows(cells: Iterable[Cell]) -> list[str]:
         outcome = (
             cell.status if cell.status.isupper() else f"`{cell.status}`".replace(" or ", "` or `")
         )
-        said = f": “{cell.says}”" if cell.says not in ("", "unlink") else ""
+        parts = [f"“{part.strip(': ')}”" for part in cell.says.split(" or ")]
+        said = f": {' or '.join(parts)}" if cell.says not in ("", "unlink") else ""
         lines.append(
             f"| {cell.fault} | {cell.moment} | {outcome}{said} | {cell.seconds:g} s "
             f"| {AFTER[cell.after]} |"
@@ -44,6 +54,13 @@ def explanations() -> list[str]:
         *(f"- **{name}**: {text}" for name, text in FAULTS.items()),
         "",
         *(f"- **{name}**: {text}" for name, text in MOMENTS.items()),
+        "",
+        *(f"- **{name}**, a column: {text}" for name, text in BACKENDS.items()),
+        "",
+        *(
+            f"Not in the table: {fault}, {moment}; {why}."
+            for (fault, moment), why in IMPOSSIBLE.items()
+        ),
     ]
 
 
@@ -58,7 +75,7 @@ def table(measured: dict[tuple[str, str], float]) -> list[str]:
     for cell, row in zip(MATRIX, rows(MATRIX), strict=True):
         times = (measured.get((cell.name, backend)) for backend in backends)
         shown = "".join(
-            f" {seconds * 1e3:.0f} ms |" if seconds is not None else " - |" for seconds in times
+            f" {seconds * 1e3:.0f} ms |" if seconds is not None else " |" for seconds in times
         )
         lines.append(row + shown)
     return lines

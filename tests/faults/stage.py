@@ -8,16 +8,20 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from datadist import (
+    CacheDesc,
     CacheKeyByIdAndIndex,
+    DataType,
     LayerSynchronizer,
     TransferWithCacheKeyConfig,
 )
+from datadist.control.session import Session
+from datadist.control.tcp import Proving
 from datadist.transport import TransferTimeout
 from tests import nodes
 
@@ -25,6 +29,7 @@ PIECE = 64 << 10
 PAUSE = 0.005
 TENSORS, SHAPE = 4, [1, 256 << 10]
 """A cache of 4 MiB, which takes a slowed link 64 pieces."""
+BYTE_PAUSE = 0.0005
 
 
 class SlowLink:
@@ -76,8 +81,34 @@ class Always(LayerSynchronizer):
 
 def prepare(here: nodes.Here, seed: int) -> None:
     """A cache with a pattern."""
-    nodes.make(here, "c", "cache", SHAPE, TENSORS)
-    nodes.fill(here, "c", seed)
+    if here.live.backend == "hccl":
+        from hccl_sim import engines
+
+        here.any["framework"] = engines.Framework("hccl")
+        desc = CacheDesc(TENSORS, SHAPE, DataType.DT_INT32)
+        here.caches["c"] = here.live.cache_manager.allocate_cache(desc)
+    else:
+        nodes.make(here, "c", "cache", SHAPE, TENSORS)
+    fill(here, seed)
+
+
+def fill(here: nodes.Here, seed: int) -> None:
+    """Write the cache, which no view reaches in the memory of an NPU."""
+    if "framework" in here.any:
+        from hccl_sim import engines
+
+        engines.fill(here, "c", seed)
+    else:
+        nodes.fill(here, "c", seed)
+
+
+def contents(here: nodes.Here) -> list[Any]:
+    """A copy of the cache's tensors."""
+    if "framework" in here.any:
+        from hccl_sim import engines
+
+        return engines.contents(here, "c")
+    return nodes.read(here, "c")
 
 
 def start_engine(here: nodes.Here, cluster: int, pool: int, **settings: Any) -> None:
@@ -85,6 +116,13 @@ def start_engine(here: nodes.Here, cluster: int, pool: int, **settings: Any) -> 
     nodes.init(here, cluster, pool, **settings)
     prepare(here, cluster)
     signal.signal(signal.SIGUSR1, lambda *_: sys.exit(0))
+
+
+def link_and_wait(here: nodes.Here, name: str, mapping: dict[int, int], table: str) -> int:
+    """Link by a table and wait until it is OK."""
+    comm_id = here.live.link(name, mapping, table)
+    here.live.wait_link(comm_id)
+    return comm_id
 
 
 def slow_down(here: nodes.Here) -> None:
@@ -96,18 +134,23 @@ def slow_down(here: nodes.Here) -> None:
         here.any["slow"] = domain.attempt.link = SlowLink(domain.attempt.link)  # type: ignore[assignment]
 
 
+def move(here: nodes.Here, moment: str) -> None:
+    """One transfer with the peer, from its beginning to its end."""
+    key = CacheKeyByIdAndIndex(1, 1, 0)
+    if moment == "mid-pull":
+        nodes.pull_cache(here, key, "c")
+    elif moment == "mid-push":
+        nodes.push_cache(here, key, "c")
+    else:
+        _send_layers(here)
+
+
 def begin(here: nodes.Here, moment: str) -> None:
     """Start a transfer of that kind in a thread, and return in the middle of it."""
-    key = CacheKeyByIdAndIndex(1, 1, 0)
 
     def run() -> None:
         try:
-            if moment == "mid-pull":
-                nodes.pull_cache(here, key, "c")
-            elif moment == "mid-push":
-                nodes.push_cache(here, key, "c")
-            else:
-                _send_layers(here)
+            move(here, moment)
             here.any["outcome"] = ("OK", time.monotonic(), "")
         except Exception as error:
             here.any["outcome"] = (status_of(error), time.monotonic(), str(error))
@@ -130,10 +173,12 @@ def _send_layers(here: nodes.Here) -> None:
     if code is None:
         raise TimeoutError("the task did not end")
     if code.name != "LLM_SUCCESS":
-        raise _Code(code)
+        raise Code(code)
 
 
-class _Code(Exception):
+class Code(Exception):
+    """What a layer-wise transfer ended with."""
+
     def __init__(self, code: Any) -> None:
         super().__init__(code.name)
         self.status_code = code
@@ -228,6 +273,16 @@ def let_attach(here: nodes.Here) -> None:
     here.any["go on"].set()
 
 
+def await_loss(here: nodes.Here) -> None:
+    """Wait until it has noticed that the control connection is lost."""
+    engine = here.live._engine
+    assert engine is not None
+    deadline = time.monotonic() + 20
+    while engine.views:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def await_attaching(here: nodes.Here) -> None:
     """Wait until it is held there."""
     assert here.any["attaching"].wait(20)
@@ -238,16 +293,25 @@ def exit_now(here: nodes.Here) -> None:
     threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
 
 
-def finalize_after_release(here: nodes.Here) -> None:
-    """Finalize while attaching is held, which is let go a moment later."""
-    threading.Timer(0.3, here.any["go on"].set).start()
-    here.live.finalize()
+def let_attach_soon(here: nodes.Here) -> None:
+    """Let it get done with attaching a moment later: once the fault has begun."""
+    timer = threading.Timer(0.3, here.any["go on"].set)
+    timer.daemon = True  # or the program would wait for it before it ends
+    timer.start()
 
 
 def _session(here: nodes.Here) -> Any:
     engine = here.live._engine
     assert engine is not None
+    deadline = time.monotonic() + 10
+    while not engine.views:
+        assert time.monotonic() < deadline, "there is no control connection"
+        time.sleep(0.001)
     return next(iter(engine.views.values())).session
+
+
+NONSENSE = b"\0\0\0\x10" + b"\xff" * 64
+"""A frame that is no message, long enough for a MAC behind it."""
 
 
 def cut(here: nodes.Here) -> None:
@@ -265,4 +329,54 @@ def garbage(here: nodes.Here) -> None:
     """Send a frame that is no message."""
     session = _session(here)
     with session._send_lock:
-        session._sock.send(b"\0\0\0\x10" + b"\xff" * 16)
+        session._sock.send(NONSENSE)
+
+
+class SlowSocket:
+    """A connection that sends one byte at a time."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def send(self, data: bytes, flags: int = 0) -> int:
+        """All of it, slowly."""
+        for at in range(len(data)):
+            self.sendmsg([data[at : at + 1]], (), flags)
+        return len(data)
+
+    def sendmsg(self, data: Sequence[Any], rights: Sequence[Any], flags: int = 0) -> int:
+        """One byte."""
+        time.sleep(BYTE_PAUSE)
+        return self._sock.sendmsg([data[0][:1]], rights, flags)
+
+
+def slow(here: nodes.Here) -> None:
+    """Send one byte at a time from now on, also over connections to come."""
+    for made in (Session, Proving):
+        begin = made.__init__
+
+        def slowly(self: Any, reactor: Any, sock: Any, *more: Any, begin: Any = begin) -> None:
+            begin(self, reactor, sock if isinstance(sock, SlowSocket) else SlowSocket(sock), *more)
+
+        made.__init__ = slowly  # type: ignore[method-assign]
+    engine = here.live._engine
+    assert engine is not None
+    for view in engine.views.values():
+        view.session._sock = SlowSocket(view.session._sock)  # type: ignore[assignment]
+
+
+def answer_badly(here: nodes.Here, fault: str, port: int) -> None:
+    """Be the program that answers at rank 0's address: to two calls of it, in a bad way."""
+    kept = here.any["kept"] = []
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        for _ in range(2):
+            sock, _ = listener.accept()
+            if fault == "half-open":
+                kept.append(sock)
+                return
+            if fault == "garbage":
+                sock.sendall(NONSENSE)
+            sock.close()

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.faults.backends import Setting
 from tests.faults.matrix import MATRIX, Cell
 from tests.faults.test_matrix import run_cell
 from tests.nodes import Node
@@ -24,5 +25,5 @@ CELLS = [
 def test_a_fault_during_a_transfer(
     start_node: Callable[..., Node], cell: Cell, record_property: Callable[[str, object], None]
 ) -> None:
-    status, seconds = run_cell(start_node, cell, "rdma")
+    status, seconds = run_cell(start_node, cell, Setting("rdma"))
     record_property(f"{cell.fault} {cell.moment}", f"{status} after {seconds * 1e3:.0f} ms")
