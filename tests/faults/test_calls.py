@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import datadist
-from datadist import CacheKeyByIdAndIndex
+from datadist import CacheDesc, CacheKeyByIdAndIndex, DataType
 from tests import nodes
 from tests.faults import stage
 from tests.nodes import MIB, Node
@@ -53,31 +54,81 @@ def _interrupted(here: nodes.Here, what: str, comm_id: int) -> str:
             timer.join()
         elif what == "look-up":
             nodes.pull_cache(here, CacheKeyByIdAndIndex(1, 99, 0), "c")
+        elif what == "allocate":
+            cache = here.live.cache_manager.allocate_cache(_most_of_the_pool())
+            here.live.cache_manager.deallocate_cache(cache)
+        elif what == "finalize":
+            here.live.finalize()
         else:
             stage.slow_down(here)
-            nodes.pull_cache(here, CacheKeyByIdAndIndex(1, 1, 0), "c")
+            stage.move(here, what)
         time.sleep(1)
     except KeyboardInterrupt:
         return "interrupted"
     return "not interrupted"
 
 
-@pytest.mark.parametrize("what", ["wait_link", "link_clusters", "look-up", "pull"])
+def _most_of_the_pool() -> CacheDesc:
+    """A cache for which another one of the kind has to go first."""
+    return CacheDesc(1, [1, 9 * MIB // 4], DataType.DT_INT32)
+
+
+def _hand_out(here: nodes.Here) -> None:
+    """Free a large cache that the peer knows: its pages return when the peer agrees."""
+    cache = here.live.cache_manager.allocate_cache(_most_of_the_pool())
+    here.any["known"] = cache
+
+
+def _take_back(here: nodes.Here) -> None:
+    here.live.cache_manager.deallocate_cache(here.any.pop("known"))
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["wait_link", "link_clusters", "look-up", "allocate", "mid-pull", "mid-push", "mid-async"],
+)
 def test_an_interrupted_call_leaves_a_usable_engine(start_node: Start, what: str) -> None:
-    peer, we, comm_id = _pair(start_node)
-    if what == "look-up":
+    writes = what in ("mid-push", "mid-async")
+    peer, we, comm_id = _pair(start_node, enable_remote_cache_accessible=writes)
+    if what == "allocate":
+        we.do(_hand_out)
+        peer.do(nodes.pull_cache, CacheKeyByIdAndIndex(2, 1, 0), "c")  # it has heard of all by now
+    if what in ("look-up", "allocate"):
         peer.pause()
+    if what == "allocate":
+        we.do(_take_back)
     assert we.do(_interrupted, what, comm_id) == "interrupted"
-    if what == "look-up":
+    if what in ("look-up", "allocate"):
         peer.resume()
     assert we.do(stage.pull_now)[0] == "OK"
     we.do(nodes.unlink, comm_id)
     peer.do(nodes.unlink, 1)
+    _link_again(peer, we)
+    we.do(nodes.finalize)
+
+
+def _link_again(peer: Node, we: Node) -> None:
     peer.begin(nodes.link_and_wait, "again", PAIR)
     we.do(nodes.link_and_wait, "again", PAIR)
     peer.result()
     assert we.do(stage.pull_now)[0] == "OK"
+
+
+def test_an_interrupted_finalize_can_be_called_again(start_node: Start) -> None:
+    peer, we, comm_id = _pair(start_node)
+    peer.pause()  # finalize waits for its answer
+    assert we.do(_interrupted, "finalize", comm_id) == "interrupted"
+    peer.resume()
     we.do(nodes.finalize)
+    assert we.do(_threads_of_engines) == []
+    we.do(nodes.init, 2, 16 * MIB)
+    we.do(stage.prepare, 2)
+    peer.do(nodes.unlink, 1)
+    _link_again(peer, we)
+
+
+def _threads_of_engines(_here: nodes.Here) -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("datadist")]
 
 
 # -- fork ------------------------------------------------------------------------------------
@@ -213,10 +264,11 @@ def test_deadlines_use_the_monotonic_clock_only() -> None:
 
 # -- finalize racing with everything ---------------------------------------------------------
 
-DOCUMENTED = ("LLMException", "RuntimeError")
+DOCUMENTED = ("LLMException", "RuntimeError", "Code")
+"""What calls raise; the last is the code that a layer-wise transfer ended with."""
 
 
-def _race(here: nodes.Here, after: float) -> tuple[float, list[str], list[str]]:
+def _race(here: nodes.Here, after: float, unlink: bool) -> tuple[float, list[str], list[str]]:
     """Finalize while threads do everything else; its seconds, other errors, threads left."""
     engine, strange = here.live, []
     over = threading.Event()
@@ -236,8 +288,13 @@ def _race(here: nodes.Here, after: float) -> tuple[float, list[str], list[str]]:
         cache = engine.cache_manager.allocate_cache(here.caches["c"].cache_desc)
         engine.cache_manager.deallocate_cache(cache)
 
+    def unlink_it() -> None:
+        time.sleep(after)
+        engine.unlink(1)
+
     calls: list[Callable[[], object]] = [
-        lambda: nodes.pull_cache(here, CacheKeyByIdAndIndex(1, 1, 0), "c"),
+        *(partial(stage.move, here, what) for what in ("mid-pull", "mid-push", "mid-async")),
+        *([unlink_it] if unlink else []),
         link_and_unlink,
         allocate,
         lambda: engine.link_clusters([nodes.cluster_info(9, 1)], 1000),
@@ -255,14 +312,14 @@ def _race(here: nodes.Here, after: float) -> tuple[float, list[str], list[str]]:
     for thread in threads:
         thread.join(10)
     hung = [t.name for t in threads if t.is_alive()]
-    left = [t.name for t in threading.enumerate() if t.name.startswith("datadist")]
-    return seconds, strange, hung + left
+    return seconds, strange, hung + _threads_of_engines(here)
 
 
+@pytest.mark.parametrize("unlink", [False, True], ids=["linked", "while unlinking"])
 @pytest.mark.parametrize("after", [0.0, 0.05, 0.3])
-def test_finalize_races_with_everything(start_node: Start, after: float) -> None:
-    peer, we, _ = _pair(start_node)
-    seconds, strange, left = we.do(_race, after)
+def test_finalize_races_with_everything(start_node: Start, after: float, unlink: bool) -> None:
+    peer, we, _ = _pair(start_node, enable_remote_cache_accessible=True)
+    seconds, strange, left = we.do(_race, after, unlink)
     assert strange == []
     assert left == []
     assert seconds < 10

@@ -20,7 +20,8 @@ from tests.nodes import MIB, Node, RemoteError
 
 Start = Callable[..., Node]
 PAIR = {1: 0, 2: 1}
-CGROUP = Path("/sys/fs/cgroup/memory")
+CGROUPS = {"/sys/fs/cgroup/memory": "memory.limit_in_bytes", "/sys/fs/cgroup": "memory.max"}
+"""Where groups of either version are made, and how they are limited."""
 
 
 def _descriptors(_here: nodes.Here) -> int:
@@ -135,15 +136,32 @@ def test_a_link_without_descriptors_fails_or_works_and_recovers(
 # -- memory cgroup ---------------------------------------------------------------------------
 
 
+def _make_cgroup(parent: Path, limit: str) -> Path:
+    """A memory cgroup with a limit of 256 MiB. Raises ``OSError`` where that is not possible."""
+    path = parent / f"datadist-test-{os.getpid()}"
+    path.mkdir()
+    try:
+        (path / limit).write_text(str(256 * MIB))
+        for swap in path.glob("memory.swap.max"):
+            swap.write_text("0")
+    except OSError:
+        path.rmdir()
+        raise
+    return path
+
+
 @pytest.fixture
 def cgroup() -> Any:
-    """A memory cgroup with a limit of 256 MiB."""
-    path = CGROUP / f"datadist-test-{os.getpid()}"
-    try:
-        path.mkdir()
-        (path / "memory.limit_in_bytes").write_text(str(256 * MIB))
-    except OSError as error:
-        pytest.skip(f"no memory cgroup can be made here: {error}")
+    """A memory cgroup of its own."""
+    problems = []
+    for parent, limit in CGROUPS.items():
+        try:
+            path = _make_cgroup(Path(parent), limit)
+            break
+        except OSError as error:
+            problems.append(str(error))
+    else:
+        pytest.skip(f"no memory cgroup can be made here: {'; '.join(problems)}")
     yield path
     deadline = time.monotonic() + 10
     while True:
