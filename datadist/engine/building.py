@@ -396,7 +396,7 @@ class Builder:
         rank = attempt.rank_of(view.incarnation)
         if rank is None:
             return
-        if domain.waiting and rank not in attempt.ready:
+        if domain.waiting and not (attempt.told_ready and rank in attempt.ready):
             self._dissolve(domain, reason)
             return
         attempt.gone.setdefault(rank, reason)
