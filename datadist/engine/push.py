@@ -184,10 +184,10 @@ class Pushes:
             found, token = resolve.look_up(view, target, deadline)
             try:
                 check_entry_accessible(found)
-                route = resolve.reachable(routes, routes[0], found.entry)
+                ways = resolve.reaching(routes, routes[0], found.entry)
 
                 def move(segments: Segments) -> None:
-                    self._transfers.move(route, segments, deadline, write=True)
+                    self._transfers.move_over(ways, segments, deadline, write=True)
 
                 yield _Pushing(cache, found, layers, move)
             finally:

@@ -60,6 +60,10 @@ class Route:
     view: PeerView
 
 
+class Ended(LLMException):
+    """The link that a transfer was about to use has ended; another one may serve."""
+
+
 def text_of(source: Source) -> str:
     """A source for people."""
     if isinstance(source, ById):
@@ -99,7 +103,9 @@ def routes_to(domains: Iterable[Domain], views: dict[str, PeerView], cluster: in
     return routes
 
 
-def no_route(domains: Iterable[Domain], cluster: int) -> LLMException:
+def no_route(
+    domains: Iterable[Domain], cluster: int, kind: type[LLMException] = LLMException
+) -> LLMException:
     """LLM_NOT_YET_LINK, with the state of the newest link to the cluster and what to do."""
     newest = max((d for d in domains if cluster in d.others), key=lambda d: d.serial, default=None)
     if newest is None:
@@ -112,20 +118,24 @@ def no_route(domains: Iterable[Domain], cluster: int) -> LLMException:
         gone = newest.attempt.gone if newest.attempt else {}
         reason = gone.get(newest.ranks[cluster], "it was unlinked just now")
         why = f"{newest} is broken: {reason}; unlink it and link again"
-    return LLMException(
+    return kind(
         f"cluster {cluster} is not linked: {why}", status_code=LLMStatusCode.LLM_NOT_YET_LINK
     )
 
 
-def reachable(routes: list[Route], first: Route, entry: Entry) -> Route:
-    """The newest route to the same peer whose link covers the cache's memory.
+def reaching(routes: list[Route], first: Route, entry: Entry) -> list[Route]:
+    """The routes to the same peer whose links cover the cache's memory, the newest first.
 
     Raises LLM_PARAM_INVALID when the cache was registered after all of them were linked.
     """
     needed = set(entry.regions)
-    for route in routes:
-        if route.view is first.view and needed <= route.attempt.exposed[route.rank]:
-            return route
+    found = [
+        route
+        for route in routes
+        if route.view is first.view and needed <= route.attempt.exposed[route.rank]
+    ]
+    if found:
+        return found
     raise param_invalid(
         f"cache {entry.cache_id} of cluster {first.view.session.cluster_id} was registered after "
         f"{first.domain} was linked, so this link does not reach its memory: unlink and link again "

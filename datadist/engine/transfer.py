@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic
 
 from datadist.control.messages import Consume, Entry
@@ -156,6 +156,8 @@ class Transfers:
                 return False
             try:
                 self.move(way.route, segments, monotonic() + self._timeout, way.entry)
+            except resolve.Ended:
+                return False
             finally:
                 view.end_pull(token)
         finally:
@@ -190,9 +192,8 @@ class Transfers:
                 layers, len(cache.layout.bases), len(found.entry.bases)
             )
             segments = plan(cache, found, mine, theirs)
-            route = resolve.reachable(routes, routes[0], found.entry)
-            self.move(
-                route,
+            route = self.move_over(
+                resolve.reaching(routes, routes[0], found.entry),
                 segments,
                 deadline,
                 found.entry,
@@ -222,6 +223,25 @@ class Transfers:
             raise resolve.no_route(domains, cluster)
         return routes
 
+    def move_over(
+        self,
+        routes: list[Route],
+        segments: Segments,
+        deadline: float,
+        source: Entry | None = None,
+        write: bool = False,
+        before: Callable[[], None] | None = None,
+        after: Callable[[], None] | None = None,
+    ) -> Route:
+        """:meth:`move` over the first of ``routes`` that has not ended meanwhile; returns that one."""
+        for route in routes:
+            with suppress(resolve.Ended):
+                self.move(route, segments, deadline, source, write, before, after)
+                return route
+        raise resolve.no_route(
+            self._domains(), routes[0].attempt.members[routes[0].rank].cluster_id
+        )
+
     def move(
         self,
         route: Route,
@@ -238,10 +258,11 @@ class Transfers:
         while nobody else uses the link; ``after`` on success.
 
         Raises LLMException: the status of :data:`STATUS_OF` for what the transport raises,
-        LLM_TIMEOUT when others keep the link busy, LLM_NOT_YET_LINK when it ended meanwhile, and
-        the codes of :meth:`_check_kept`.
+        LLM_TIMEOUT when others keep the link busy, the codes of :meth:`_check_kept`, and
+        :class:`resolve.Ended` when it ended meanwhile, which does not count.
         """
-        started, failed = monotonic(), True
+        started = monotonic()
+        failed: bool | None = True
         seconds = deadline - started
         attempt, rank = route.attempt, route.rank
         lock = attempt.locks[rank]
@@ -251,7 +272,9 @@ class Transfers:
             try:
                 link = attempt.link
                 if attempt.dead or rank in attempt.gone or link is None:
-                    raise resolve.no_route(self._domains(), attempt.members[rank].cluster_id)
+                    failed = None
+                    cluster = attempt.members[rank].cluster_id
+                    raise resolve.no_route(self._domains(), cluster, resolve.Ended)
                 if before is not None:
                     before()
                 seconds = seconds if seconds > 0 else 0.0
@@ -271,7 +294,8 @@ class Transfers:
         except Exception as error:
             raise self._failure(route, error, "push to" if write else "pull from") from error
         finally:
-            self.count(route, write, segments.nbytes, started, failed)
+            if failed is not None:
+                self.count(route, write, segments.nbytes, started, failed)
 
     def _check_kept(self, route: Route, source: Entry | None, deadline: float) -> None:
         """Raise when the owner may have reused what was read, while it was read.

@@ -1,0 +1,94 @@
+"""Two links to one cluster: the newest serves, and the other one when that ends meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datadist import BlocksCacheKey
+from tests import nodes
+from tests.nodes import Node, pattern
+
+Start = Callable[..., Node]
+SHAPE = [4, 64]
+PAIR = {1: 0, 2: 1}
+KEY = BlocksCacheKey(1, 0)
+
+
+def _newest(here: nodes.Here) -> Any:
+    engine = here.live._engine
+    assert engine is not None
+    return list(engine._links.domains.values())[-1].attempt
+
+
+def _begin(here: nodes.Here, what: str) -> None:
+    """Start a transfer that has chosen the newest link and waits for another one there."""
+    attempt = here.any["attempt"] = _newest(here)
+    attempt.locks[0].acquire()
+    call = nodes.push_blocks if what == "push" else nodes.pull_blocks
+    mine, theirs = ([1], [2]) if what == "push" else ([2], [1])
+
+    def run() -> None:
+        try:
+            call(here, KEY, "c", mine, theirs)
+            here.any["outcome"] = "OK"
+        except Exception as error:
+            here.any["outcome"] = str(error)
+
+    here.any["thread"] = threading.Thread(target=run)
+    here.any["thread"].start()
+    time.sleep(0.3)
+    assert here.any["thread"].is_alive()
+
+
+def _go_on(here: nodes.Here) -> str:
+    """Let it have the link, which has ended."""
+    attempt, deadline = here.any["attempt"], time.monotonic() + 20
+    while not attempt.gone:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    attempt.locks[0].release()
+    here.any["thread"].join(20)
+    return str(here.any["outcome"])
+
+
+def _totals(here: nodes.Here, direction: str) -> tuple[int, int]:
+    total = here.live.stats()["total"][direction]
+    return total["operations"], total["errors"]
+
+
+@pytest.mark.parametrize("what", ["first pull", "pull", "push"])
+@pytest.mark.parametrize("links", [1, 2])
+def test_a_transfer_whose_link_ends_takes_the_other_one(
+    start_node: Start, what: str, links: int
+) -> None:
+    peer, we = (start_node(c, enable_remote_cache_accessible=True) for c in (1, 2))
+    peer.do(nodes.make, "c", "blocks", SHAPE, 2, KEY)
+    peer.do(nodes.fill, "c", 1)
+    we.do(nodes.make, "c", "blocks", SHAPE, 2)
+    we.do(nodes.fill, "c", 2)
+    for number in range(links):
+        peer.begin(nodes.link_and_wait, f"link {number}", PAIR)
+        we.do(nodes.link_and_wait, f"link {number}", PAIR)
+        newest = peer.result()
+    if what == "pull":  # whose outcome is remembered
+        we.do(nodes.pull_blocks, KEY, "c", [0], [0])
+    direction = "push" if what == "push" else "pull"
+    operations, _ = we.do(_totals, direction)
+    we.do(_begin, what)
+    peer.do(nodes.unlink, newest)
+    outcome = we.do(_go_on)
+    if links == 1:
+        assert outcome.startswith("cluster 1 is not linked: link 'link 0'")
+        assert "cluster 1 has unlinked" in outcome
+        return
+    assert outcome == "OK"
+    assert we.do(_totals, direction) == (operations + 1, 0)
+    where, row, seed, source = (peer, 2, 2, 1) if what == "push" else (we, 1, 1, 2)
+    for tensor, array in enumerate(where.do(nodes.read, "c")):
+        np.testing.assert_array_equal(array[row], pattern(seed, tensor, tuple(SHAPE))[source])
