@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from datadist import checks
-from datadist.status import param_invalid
+from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import CacheDesc, Placement, fixed
 
 if TYPE_CHECKING:
@@ -144,6 +144,17 @@ class Cache:
 def made_with(cache: Cache) -> CacheDesc:
     """The description as it was when the cache was made; ``cache_desc`` may have changed since."""
     return cache._made
+
+
+def id_in(cache: Cache, manager: object) -> int:
+    """The id of a cache of this manager. Raises LLM_KV_CACHE_NOT_EXIST for one of another engine."""
+    owner = cache._owner
+    if owner is not manager and owner is not None:
+        raise LLMException(
+            f"{cache!r} was freed when its engine was finalized: make caches anew after init",
+            status_code=LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+        )
+    return cache._cache_id
 
 
 def is_stranger(cache: Cache, manager: object) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datadist import checks
 from datadist.api.arguments import check_kind
-from datadist.api.cache import Cache, is_stranger, made_with
+from datadist.api.cache import Cache, id_in, is_stranger, made_with
 from datadist.api.manager_part import ManagerPart
 from datadist.engine.defects import text_of
 from datadist.status import LLMException, LLMStatusCode, param_invalid
@@ -45,7 +45,7 @@ class Copying(ManagerPart):
         if req_id is not None:
             checks.check_uint64("req_id", req_id)
         self._engine().copies.copy_cache(
-            self._id(dst), self._id(src), dst_batch_index, src_batch_index, offset, size
+            id_in(dst, self), id_in(src, self), dst_batch_index, src_batch_index, offset, size
         )
 
     def copy_blocks(self, cache: Cache, copy_block_info: dict[int, list[int]]) -> None:
@@ -60,7 +60,7 @@ class Copying(ManagerPart):
             checks.check_list_of_int(f"copy_block_info[{source}]", targets)
         check_kind("cache", cache, True, "use copy_cache")
         pairs = [(a, b) for a, targets in copy_block_info.items() for b in targets]
-        self._engine().copies.copy_blocks(self._id(cache), pairs)
+        self._engine().copies.copy_blocks(id_in(cache, self), pairs)
 
     def swap_blocks(self, src_cache: Cache, dst_cache: Cache, src_to_dst: dict[int, int]) -> None:
         """Copy block ``a`` of ``src_cache`` to block ``src_to_dst[a]`` of ``dst_cache``.

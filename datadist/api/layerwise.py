@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from datadist import checks
 from datadist.api.arguments import cluster_of, source_of
-from datadist.api.cache import Cache, made_with
+from datadist.api.cache import Cache, id_in, made_with
 from datadist.api.manager_part import ManagerPart
 from datadist.api.tasks import (
     CacheTask,
@@ -85,7 +85,7 @@ class LayerWise(ManagerPart):
         checks.check_sequence_of("transfer_configs", transfer_configs, kind)
         _check_fit(src_cache, transfer_configs, blocks)
         engine = self._engine()
-        self._id(src_cache)
+        id_in(src_cache, self)
         sends = [_send(engine, src_cache, config, blocks) for config in transfer_configs]
         return CacheTask(
             LayerJob(sends, lambda layer: layer_synchronizer.synchronize_layer(layer, None))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import logging
 import os
 import threading
@@ -52,8 +51,6 @@ class LLMDataDist:
         self._engine: Engine | None = None
         self._options: EngineOptions | None = None
         self._cache_manager: CacheManager | None = None
-        self._era = 0
-        """How often it was initialised."""
 
     @property
     def cluster_id(self) -> int:
@@ -95,9 +92,7 @@ class LLMDataDist:
 
         parsed = EngineOptions.parse(options, self._role, os.environ)
         engine = Engine(self._cluster_id, parsed, os.environ)
-        self._era += 1
-        live = functools.partial(self._live, era=self._era)
-        self._cache_manager = CacheManager(live, parsed.remote_accessible)
+        self._cache_manager = CacheManager(engine, self._refusal, parsed.remote_accessible)
         self._options, self._engine = parsed, engine
         LLMDataDist.llm_engine_instance = self
         log.info("%r is ready", self)
@@ -111,27 +106,33 @@ class LLMDataDist:
         """
         with _changing:
             engine, self._engine = self._engine, None
+            manager = self._cache_manager
             if LLMDataDist.llm_engine_instance is self:
                 LLMDataDist.llm_engine_instance = None
         if engine is None or engine.forked:
             return
+        assert manager is not None
+        from datadist.api.manager_part import unbind
+
+        unbind(manager)
         engine.finalize()
 
-    def _live(self, code: LLMStatusCode, era: int | None = None) -> Engine:
-        """The engine for the cache manager of an era, which may outlive it.
-
-        Raises LLMException with ``code``.
-        """
+    def _live(self, code: LLMStatusCode) -> Engine:
+        """The engine. Raises LLMException with ``code`` where there is none."""
         engine = self._engine
-        if engine is None or era not in (None, self._era):
-            raise LLMException(
-                f"the engine of cluster {self._cluster_id} was finalized: call init, and use the "
-                "cache_manager that belongs to it",
-                status_code=code,
-            )
-        if engine.forked:
-            raise LLMException(self._forked(), status_code=code)
+        if engine is None or engine.forked:
+            raise self._refusal(code, engine is not None)
         return engine
+
+    def _refusal(self, code: LLMStatusCode, forked: bool) -> LLMException:
+        """Why a cache manager, which may outlive its engine, cannot serve."""
+        if forked:
+            return LLMException(self._forked(), status_code=code)
+        return LLMException(
+            f"the engine of cluster {self._cluster_id} was finalized: call init, and use the "
+            "cache_manager that belongs to it",
+            status_code=code,
+        )
 
     def _initialised(self) -> Engine:
         engine = self._engine

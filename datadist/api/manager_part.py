@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from datadist.api.cache import Cache, is_stranger
 from datadist.engine.engine import Engine
 from datadist.status import LLMException, LLMStatusCode
 
 
 class ManagerPart:
-    """``live(code)`` is the live engine, or raises LLMException with that code once finalized."""
+    """Bound to an engine until that is finalized (:func:`unbind`), and never to another one.
 
-    def __init__(self, live: Callable[[LLMStatusCode], Engine], one_sided: bool) -> None:
-        self._live = live
+    ``refusal(code, forked)`` makes the exception for calls afterwards, or in a forked child.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        refusal: Callable[[LLMStatusCode, bool], LLMException],
+        one_sided: bool,
+    ) -> None:
+        self._bound: Engine | None = engine
+        self._refusal = refusal
         self._one_sided = one_sided
         self._linked = False
+
+    def _live(self, code: LLMStatusCode) -> Engine:
+        """The engine. Raises LLMException with ``code`` once it was finalized."""
+        engine = self._bound
+        if engine is None or engine.forked:
+            raise self._refusal(code, engine is not None)
+        return engine
 
     def _engine(self) -> Engine:
         """The engine. Raises LLM_PARAM_INVALID once it was finalized."""
@@ -25,11 +40,7 @@ class ManagerPart:
         """The engine, to make or unregister a cache in. Raises LLM_FAILED once it was finalized."""
         return self._live(LLMStatusCode.LLM_FAILED)
 
-    def _id(self, cache: Cache) -> int:
-        """The id of a cache of our engine. Raises LLM_KV_CACHE_NOT_EXIST for one of another engine."""
-        if is_stranger(cache, self):
-            raise LLMException(
-                f"{cache!r} was freed when its engine was finalized: make caches anew after init",
-                status_code=LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
-            )
-        return cache.cache_id
+
+def unbind(manager: ManagerPart) -> None:
+    """Its engine is finalized."""
+    manager._bound = None

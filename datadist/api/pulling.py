@@ -15,7 +15,7 @@ from datadist.api.arguments import (
     source_of,
     tensors_per_layer,
 )
-from datadist.api.cache import Cache
+from datadist.api.cache import Cache, id_in
 from datadist.api.manager_part import ManagerPart
 from datadist.engine.plan import Blocks
 from datadist.status import LLMException, LLMStatusCode, param_invalid
@@ -62,7 +62,7 @@ class Pulling(ManagerPart):
         layers = layers_of(kwargs, per_layer)
         cluster, source = cluster_of(cache_key), source_of(cache_key)
         self._engine().transfers.pull_cache(
-            cluster, source, self._id(cache), batch_index, size, layers
+            cluster, source, id_in(cache, self), batch_index, size, layers
         )
 
     def pull_blocks(
@@ -83,7 +83,10 @@ class Pulling(ManagerPart):
         if type(src_cache_key) is BlocksCacheKey and type(dst_cache) is Cache and not kwargs:
             cluster, model = src_cache_key.cluster_id, src_cache_key.model_id
             try:
-                known, cache_id = self._live(_FINALIZED).transfers.pull_known, self._id(dst_cache)
+                known, cache_id = (
+                    self._live(_FINALIZED).transfers.pull_known,
+                    id_in(dst_cache, self),
+                )
             except LLMException:  # finalized, which other mistakes are told before
                 pass
             else:
@@ -103,5 +106,5 @@ class Pulling(ManagerPart):
         layers = layers_of(kwargs, per_layer)
         cluster, source = cluster_of(src_cache_key), source_of(src_cache_key)
         self._engine().transfers.pull_blocks(
-            cluster, source, self._id(dst_cache), src_blocks, dst_blocks, layers
+            cluster, source, id_in(dst_cache, self), src_blocks, dst_blocks, layers
         )

@@ -10,7 +10,7 @@ from datadist.api.arguments import (
     cluster_of,
     name_of,
 )
-from datadist.api.cache import Cache, made_with
+from datadist.api.cache import Cache, id_in, made_with
 from datadist.api.manager_part import ManagerPart
 from datadist.api.tasks import check_layer_range
 from datadist.engine.plan import Blocks
@@ -56,7 +56,7 @@ class Pushing(ManagerPart):
             raise param_invalid(f"size is {size}, only support -1: the whole slot")
         target = ById(dst_cache_key.cache_id, dst_cache_key.batch_index)
         self._engine().pushes.push_cache(
-            dst_cache_key.cluster_id, target, self._id(src_cache), src_batch_index, layers
+            dst_cache_key.cluster_id, target, id_in(src_cache, self), src_batch_index, layers
         )
 
     def push_blocks(
@@ -92,7 +92,7 @@ class Pushing(ManagerPart):
         self._engine().pushes.push_blocks(
             cluster_of(dst_cache_key),
             name_of(dst_cache_key),
-            self._id(src_cache),
+            id_in(src_cache, self),
             src_blocks,
             dst_blocks,
             layers,
