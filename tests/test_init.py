@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import threading
@@ -168,5 +169,7 @@ def test_a_control_thread_that_hangs_keeps_nothing_open(
     assert caught.value.status_code is LLMStatusCode.LLM_FAILED
     engine.finalize()
     assert not [t.name for t in threading.enumerate() if t.name.startswith("datadist")]
+    del inner
+    gc.collect()  # which warns of descriptors that were left open
     engine.init(dict(OPTIONS))
     engine.finalize()

@@ -143,8 +143,17 @@ class Engine:
             self._meeting = Meeting(self._reactor, self.cluster_id, default_path(environ), network)
         except RuntimeDirError as error:
             raise LLMException(str(error), status_code=LLMStatusCode.LLM_FAILED) from error
-        stack.callback(lambda: self._call(self._meeting.close))
+        stack.callback(self._close_meeting)
         self.views: dict[str, PeerView] = {}
+
+    def _close_meeting(self) -> None:
+        """By the control thread, with a word to everybody; by ours, without, where that hangs."""
+        try:
+            self._call(self._meeting.close)
+        except LLMException:
+            self._reactor.stop()
+            self._meeting.abandon()
+            raise
 
     def _start_linking(self) -> None:
         steps = Steps(
