@@ -146,9 +146,12 @@ def test_swaps_that_cannot_be(manager: CacheManager) -> None:
             manager.swap_blocks(src, dst, pairs)
         assert _status(error) is LLMStatusCode.LLM_PARAM_INVALID, (src, dst)
     manager.deallocate_blocks_cache(on_host)
-    with pytest.raises(LLMException) as error:
-        manager.swap_blocks(cache, on_host, {0: 0})
-    assert _status(error) is LLMStatusCode.LLM_PARAM_INVALID
+    again = manager.allocate_blocks_cache(host)
+    manager.unregister_cache(again.cache_id)  # which leaves the handle as it is
+    for freed in (on_host, again):
+        with pytest.raises(LLMException) as error:
+            manager.swap_blocks(cache, freed, {0: 0})
+        assert _status(error) is LLMStatusCode.LLM_PARAM_INVALID
 
 
 def test_a_cache_keeps_the_shape_that_it_was_made_with(manager: CacheManager) -> None:

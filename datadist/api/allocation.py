@@ -92,8 +92,9 @@ class Allocation(ManagerPart):
         free = self.deallocate_blocks_cache if blocks else self.deallocate_cache
         addressable = placement in engine.transport.capabilities.host_addressable
         return Cache(
-            cache_id, given, addresses, blocks, region.keeper, addressable, self,
-            self._ending(free), desc,
+            cache_id, given, addresses, blocks,
+            pooled=True, keeper=region.keeper, addressable=addressable,
+            owner=self, release=self._ending(free), made=desc,
         )  # fmt: skip
 
     def _ending(self, free: Callable[[Cache], None]) -> Callable[[Cache], None]:
@@ -239,16 +240,10 @@ class Allocation(ManagerPart):
         engine.owned.add(cache, without_placeholders(keys), unique=False)
         addressable = desc.placement in engine.transport.capabilities.host_addressable
         return Cache(
-            cache_id,
-            given,
-            list(addrs),
-            blocks,
-            None,
-            addressable,
-            self,
-            self._ending(lambda handle: self.unregister_cache(handle.cache_id)),
-            desc,
-        )
+            cache_id, given, list(addrs), blocks,
+            addressable=addressable, owner=self, made=desc,
+            release=self._ending(lambda handle: self.unregister_cache(handle.cache_id)),
+        )  # fmt: skip
 
 
 def _check_memory(desc: CacheDesc, addrs: list[int]) -> None:

@@ -32,6 +32,8 @@ class Cache:
         cache_desc: CacheDesc,
         tensor_addrs: list[int],
         is_blocks_cache: bool,
+        *,
+        pooled: bool = False,
         keeper: object | None = None,
         addressable: bool = True,
         owner: object | None = None,
@@ -43,6 +45,7 @@ class Cache:
         self._made = made or fixed(cache_desc)
         self._tensor_addrs = tensor_addrs
         self._is_blocks_cache = is_blocks_cache
+        self._pooled = pooled
         self._keeper = keeper
         self._addressable = addressable
         self._owner = owner
@@ -160,3 +163,8 @@ def id_in(cache: Cache, manager: object) -> int:
 def is_stranger(cache: Cache, manager: object) -> bool:
     """Whether the manager of another engine made it: its id means something else in ours."""
     return cache._owner is not None and cache._owner is not manager
+
+
+def is_pooled(cache: Cache) -> bool:
+    """Whether its memory is a pool's, which uses it again once the cache is freed."""
+    return cache._pooled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datadist import checks
 from datadist.api.arguments import check_kind
-from datadist.api.cache import Cache, id_in, is_stranger, made_with
+from datadist.api.cache import Cache, id_in, is_pooled, is_stranger, made_with
 from datadist.api.manager_part import ManagerPart
 from datadist.engine.defects import text_of
 from datadist.status import LLMException, LLMStatusCode, param_invalid
@@ -88,6 +88,9 @@ class Copying(ManagerPart):
                 raise param_invalid(f"{cache!r} has no tensors any more")
         engine = self._engine()
         owned = {c.cache_id for c in (src_cache, dst_cache) if engine.owned.get(c.cache_id)}
+        for cache in (src_cache, dst_cache):
+            if is_pooled(cache) and cache.cache_id not in owned:  # by unregister_cache
+                raise param_invalid(f"{cache!r} was freed: its memory may be another cache's")
         engine.copies.swap_blocks(
             src_cache.tensor_addrs, dst_cache.tensor_addrs, stride, src_to_dst, sorted(owned)
         )

@@ -83,10 +83,8 @@ class Pulling(ManagerPart):
         if type(src_cache_key) is BlocksCacheKey and type(dst_cache) is Cache and not kwargs:
             cluster, model = src_cache_key.cluster_id, src_cache_key.model_id
             try:
-                known, cache_id = (
-                    self._live(_FINALIZED).transfers.pull_known,
-                    id_in(dst_cache, self),
-                )
+                known = self._live(_FINALIZED).transfers.pull_known
+                cache_id = id_in(dst_cache, self)
             except LLMException:  # finalized, which other mistakes are told before
                 pass
             else:
