@@ -389,7 +389,7 @@ def test_results_of_two_sided_layers(start_node: Start) -> None:
         (("contiguous", to_blocks, SPREAD), SUCCESS),
         (("freed", to_slots, {}), UNKNOWN),
         (("contiguous", TransferConfig(3, slots), {}), NOT_LINKED),
-        (("contiguous", TransferConfig(OWN, slots), {}), NOT_LINKED),
+        (("contiguous", TransferConfig(OWN, slots), {}), PI),
         (("contiguous", TransferConfig(PEER, slots, None, 2), {}), PI),
         (("contiguous", TransferConfig(PEER, [4096, 8192]), {}), PI),
         (("contiguous", TransferConfig(PEER, [slots[0], slots[1] + 1028]), {}), PI),
