@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -109,6 +110,8 @@ class HcclTransport(Transport):
                 f"device {options.device_id} has no memory left: {error}"
             ) from error
         self._communicators: list[Communicator] = []
+        self._noting = threading.Lock()
+        """Held by the threads that open links, while they change that list."""
         self._closed = False
 
     @property
@@ -184,7 +187,8 @@ class HcclTransport(Transport):
         except TransportError:
             communicator.close(0.0)
             raise
-        self._communicators = [c for c in self._communicators if not c.ended] + [communicator]
+        with self._noting:
+            self._communicators = [c for c in self._communicators if not c.ended] + [communicator]
         return link
 
     def _connections(self, rank_table: RankTable, group: Group) -> dict[int, bool]:

@@ -320,6 +320,36 @@ def _join_all(here: Here, names: list[str]) -> None:
             result.result()
 
 
+def test_no_link_is_forgotten_when_several_are_opened_at_once(start_ranks: Start) -> None:
+    group = start_ranks().start()
+    group.open("first")
+    assert group[0].do(_open_at_once, group.pids, group.table, ["second", "third"]) == 3
+    group.finish()
+
+
+def _open_at_once(here: Here, pids: list[int], table: str, names: list[str]) -> int:
+    """How many communicators the transport knows then."""
+    import time
+
+    from datadist_hccl.communicator import Communicator
+
+    ended = Communicator.ended
+
+    def slowly(self: Communicator) -> bool:
+        time.sleep(0.2)
+        return bool(ended.__get__(self))
+
+    Communicator.ended = property(slowly)  # type: ignore[method-assign,assignment]
+    with ThreadPoolExecutor(len(names)) as pool:
+        for result in [
+            pool.submit(ranks.open_link, here, name, 0, pids, table, "read", ["device"], 20.0)
+            for name in names
+        ]:
+            result.result()
+    Communicator.ended = ended  # type: ignore[method-assign]
+    return len(ranks.of(here).transport._communicators)
+
+
 def test_512_links_of_one_process(start_ranks: Start) -> None:
     import time
 
