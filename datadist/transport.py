@@ -426,8 +426,9 @@ class Transport(ABC):
 
     @abstractmethod
     def open(self, group: Group, regions: Sequence[Region], access: Access) -> Link:
-        """Make this rank's side of a link. Local and quick; called on a worker thread.
+        """Make this rank's side of a link. Local and quick.
 
+        Called on worker threads, several of which may be opening links over the same regions.
         ``regions`` are those that peers may touch for the link's life, with ``access``.
         Raises :class:`LinkError` or :class:`RegistrationError`.
         """
