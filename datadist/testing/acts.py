@@ -9,6 +9,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -177,6 +178,20 @@ def open_link(
         state.links[link] = state.live.open(group, regions, access)
 
     return outcome_of(call)
+
+
+def open_links(
+    state: State, plans: Sequence[GroupPlan], rank: int, labels: Sequence[str], access: Access
+) -> list[Outcome]:
+    """As :func:`open_link`, several at the same moment."""
+    start = threading.Barrier(len(plans))
+
+    def opened(plan: GroupPlan) -> Outcome:
+        start.wait(10)
+        return open_link(state, plan.name, plan, rank, labels, access)
+
+    with ThreadPoolExecutor(len(plans)) as pool:
+        return list(pool.map(opened, plans))
 
 
 def offer(state: State, link: str, rank: int) -> WithFds:

@@ -217,18 +217,29 @@ class Bench:
         access: Access = Access.READ, *, over_network: bool = False,
     ) -> Linked:  # fmt: skip
         """A link that every rank has opened, and nothing more."""
-        linked = Linked(self, f"kit-{os.getpid()}-{next(self._numbers)}", members, access)
+        return self.open_at_once(1, members, memory, access, over_network=over_network)[0]
+
+    def open_at_once(
+        self, count: int, members: Mapping[int, Process], memory: Mapping[int, Sequence[Memory]],
+        access: Access = Access.READ, *, over_network: bool = False,
+    ) -> list[Linked]:  # fmt: skip
+        """Links that every rank has opened, all of them at the same moment."""
+        names = [f"kit-{os.getpid()}-{next(self._numbers)}" for _ in range(count)]
+        links = [Linked(self, name, members, access) for name in names]
         addresses = {r: self.settings.address(r) for r in members} if over_network else {}
-        plan = GroupPlan(
-            name=linked.name, pids={rank: process.pid for rank, process in members.items()},
-            table=self.settings.table(len(members)), seconds=LINK_SECONDS * self.scale,
-            addresses=addresses,
-        )  # fmt: skip
+        plans = [
+            GroupPlan(
+                name=name, pids={rank: process.pid for rank, process in members.items()},
+                table=self.settings.table(len(members)), seconds=LINK_SECONDS * self.scale,
+                addresses=addresses,
+            )
+            for name in names
+        ]  # fmt: skip
         for rank, process in members.items():
             labels = [m.label for m in memory.get(rank, ())]
-            outcome = process.do(acts.open_link, linked.name, plan, rank, labels, access)
-            assert outcome.ok, f"open at rank {rank}: {outcome}"
-        return linked
+            for outcome in process.do(acts.open_links, plans, rank, labels, access):
+                assert outcome.ok, f"open at rank {rank}: {outcome}"
+        return links
 
     @contextmanager
     def offered(self, linked: Linked, owner: int, rank: int) -> Iterator[tuple[bytes, list[int]]]:

@@ -19,6 +19,7 @@ from datadist.testing.reference import ReferenceLink, ReferenceTransport
 from datadist.transport import (
     Access,
     Group,
+    LinkError,
     Offer,
     PeerLost,
     Region,
@@ -50,6 +51,22 @@ class OffersTooMuch(_Saboteur):
     """An offer has more descriptors than core carries."""
 
     link_class = _GenerousLink
+
+
+class OpensOneAtATime(_Saboteur):
+    """A link cannot be opened while another one is."""
+
+    _busy = False
+
+    def open(self, group: Group, regions: Sequence[Region], access: Access) -> ReferenceLink:
+        if self._busy:
+            raise LinkError("another link is being opened")
+        self._busy = True
+        try:
+            time.sleep(0.1)
+            return super().open(group, regions, access)
+        finally:
+            self._busy = False
 
 
 class _SecretiveLink(ReferenceLink):
@@ -254,6 +271,7 @@ class Saboteur:
 
 SABOTEURS = (
     Saboteur(OffersTooMuch, "an_offer_can_be_carried"),
+    Saboteur(OpensOneAtATime, "links_are_opened_at_once"),
     Saboteur(WritesAfterClose, "nothing_is_written_after_the_owner_closed"),
     Saboteur(IgnoresTimeout, "a_long_transfer_ends_by_its_deadline"),
     Saboteur(HoldsGil, "the_gil_is_released[read]"),

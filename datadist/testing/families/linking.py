@@ -46,6 +46,14 @@ class Linking(Kit):
         assert outcome.ok, f"after another link was closed: {outcome}"
         second.close_all()
 
+    def test_links_are_opened_at_once(self, bench: Bench) -> None:
+        """The first ones over new memory, by several threads."""
+        members = bench.processes(2)
+        for _ in range(5):
+            memory = {rank: [bench.allocate(members[rank])] for rank in members}
+            for linked in bench.open_at_once(4, members, memory):
+                linked.close_all()
+
     def test_many_links_share_a_peer(self, bench: Bench) -> None:
         """Closed in another order than made; those that are left go on."""
         members = bench.processes(2)
