@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from datadist import CacheKey, LLMException
-from datadist.control.messages import MAX_FRAME, Binding, encode
+from datadist.control.messages import (
+    HEADER,
+    MAX_FRAME,
+    Binding,
+    Directory,
+    Message,
+    decode,
+    encode,
+)
 from datadist.control.session import Session
 from datadist.engine.directory import KeyName
 from datadist.engine.memory import Memory
@@ -29,14 +37,20 @@ class _Peer:
 
     def __init__(self) -> None:
         self.frames: list[int] = []
+        self.said: list[Directory] = []
         self.closed = False
         self.broken = False
 
-    def send(self, message: object) -> None:
+    def send(self, message: Message) -> None:
         if self.broken:
             self.broken = False
             raise MemoryError
-        self.frames.append(len(encode(message)))  # type: ignore[arg-type]
+        frame = encode(message)
+        self.frames.append(len(frame))
+        if isinstance(message, Directory):
+            said = decode(frame[HEADER.size :])
+            assert isinstance(said, Directory)
+            self.said.append(said)
 
 
 def _subscribed(owned: OwnDirectory) -> _Peer:
@@ -157,3 +171,37 @@ def test_the_cache_around_another_one_is_found() -> None:
     for address, length in ((999, 1), (1700, 301), (1999, 2), (2500, 1), (3000, 11), (3001, 10)):
         with pytest.raises(LLMException, match=f"at {address:#x} are not inside one tensor"):
             at(address, length)
+
+
+def test_a_key_that_is_gone_is_told_without_the_others() -> None:
+    owned = _owned()
+    peer = _subscribed(owned)
+    cache = _cache(1, (7,))
+    cache.pooled = True
+    names = [KeyName("request", number, 0) for number in range(1000)]
+    owned.add(cache, list(enumerate(names)), unique=True)
+    assert peer.frames[-1] > 50_000
+    owned.remove_key(names[3])
+    (binding,) = [b for b in cache.bindings.values() if b.key == 4]
+    owned.consumed(1, binding.id, 0, 1)
+    assert max(peer.frames[-2:]) < 300
+    assert [owned.bound(name) for name in names[2:6]] == [True, False, False, True]
+
+
+def test_what_a_peer_hears_of_a_key_that_is_gone() -> None:
+    owned, view = _owned(), PeerView(cast("Session", _Peer()))
+    cache = _cache(1, (7,))
+    cache.pooled = True
+    names = [KeyName("request", number, 0) for number in range(3)]
+    peer = _subscribed(owned)
+    owned.add(cache, list(enumerate(names)), unique=True)
+    for message in peer.said:
+        view.apply(message)
+    first, second, third = cache.bindings
+    view.consumed, view.covered = {first, second}, {third: {0}}
+    owned.remove_key(names[0])
+    view.apply(peer.said[-1])
+    assert [view.directory.find(name) is None for name in names] == [True, False, False]
+    assert view.directory.entries[1].bindings == [cache.bindings[second], cache.bindings[third]]
+    assert view.consumed == {second}
+    assert view.covered == {third: {0}}

@@ -235,6 +235,8 @@ class Directory(_Message):
     """Whether nothing more of what ``reset`` began is to come."""
     upsert: list[Entry] = []
     remove: list[UInt64] = []
+    unbind: list[tuple[UInt64, UInt64]] = []
+    """Cache and binding id of each key that a cache lost."""
 
 
 class Ack(_Message):

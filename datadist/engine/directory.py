@@ -51,6 +51,18 @@ class KeyDirectory:
             if left:
                 self._index[name] = left
 
+    def unbind(self, cache_id: int, binding_id: int) -> None:
+        """Forget one key of a cache; harmless when it is not there."""
+        entry = self.entries.get(cache_id)
+        for place, binding in enumerate(entry.bindings if entry else ()):
+            if entry is not None and binding.id == binding_id:
+                del entry.bindings[place]
+                name = name_of(binding)
+                left = [item for item in self._index.pop(name, ()) if item[1].id != binding_id]
+                if left:
+                    self._index[name] = left
+                return
+
     def replace_all(self, entries: Iterable[Entry]) -> None:
         """Forget everything, then take ``entries``."""
         self.entries.clear()

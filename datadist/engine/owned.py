@@ -355,7 +355,8 @@ class OwnDirectory:
         cache.bindings.pop(binding_id, None)
         cache.covered.pop(binding_id, None)
         if cache.held or cache.bindings:
-            self._update(cache)
+            self._index.unbind(cache.cache_id, binding_id)
+            self._publish([], [], [(cache.cache_id, binding_id)])
         else:
             self._drop(cache)
 
@@ -387,12 +388,14 @@ class OwnDirectory:
             cache.let_go = False
             self._memory.give_back(cache.layout.placement, cache.layout.bases)
 
-    def _publish(self, upsert: list[Entry], remove: list[int]) -> dict[PeerView, int]:
+    def _publish(
+        self, upsert: list[Entry], remove: list[int], unbind: Sequence[tuple[int, int]] = ()
+    ) -> dict[PeerView, int]:
         """Send a change to every subscriber; returns what each peer must acknowledge."""
         targets = {}
         for view in list(self._views):
             if view.subscribed:
-                self._send(view, upsert, remove)
+                self._send(view, upsert, remove, unbind)
             elif view.seq_acked >= view.seq_sent:
                 self._views.discard(view)
                 continue
@@ -404,13 +407,19 @@ class OwnDirectory:
         view: PeerView,
         upsert: list[Entry],
         remove: list[int],
+        unbind: Sequence[tuple[int, int]] = (),
         reset: bool = False,
         last: bool = True,
     ) -> None:
         view.seq_sent += 1
         view.send(
             Directory.model_construct(
-                seq=view.seq_sent, reset=reset, last=last, upsert=upsert, remove=remove
+                seq=view.seq_sent,
+                reset=reset,
+                last=last,
+                upsert=upsert,
+                remove=remove,
+                unbind=list(unbind),
             )
         )
 

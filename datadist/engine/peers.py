@@ -121,7 +121,11 @@ class PeerView:
                     self.directory.remove(cache_id)
                 for entry in update.upsert:
                     self.directory.put(entry)
-            if update.last and (self.consumed or self.covered):
+            for cache_id, binding_id in update.unbind:
+                self.directory.unbind(cache_id, binding_id)
+                self.consumed.discard(binding_id)
+                self.covered.pop(binding_id, None)
+            if update.last and not update.unbind and (self.consumed or self.covered):
                 bound = self.directory.binding_ids()
                 self.consumed &= bound
                 self.covered = {k: v for k, v in self.covered.items() if k in bound}
