@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -9,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from datadist.transport import LinkError, Offer
 from datadist_hccl.resource import Resource
 
-Address = Annotated[int, Field(gt=0, lt=1 << 63)]
+END = (1 << 63) - 1
+"""Segments are compared with windows in int64: no region ends beyond this."""
+Address = Annotated[int, Field(gt=0, le=END)]
 
 
 class RegionOffer(BaseModel):
@@ -37,10 +40,19 @@ class OfferData(BaseModel):
 def parse_offer(rank: int, offer: Offer) -> OfferData:
     """Read the offer of ``rank``. Raises :class:`LinkError`."""
     try:
-        return OfferData.model_validate_json(offer.data)
+        data = OfferData.model_validate_json(offer.data)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "text"
         raise LinkError(
             f"the offer of rank {rank} is not valid: {place}: {first['msg']}", rank
         ) from None
+    regions = sorted((region.address, region.size) for region in data.regions)
+    for (address, size), (second, _) in itertools.pairwise([*regions, (END, 0)]):
+        if address + size > second:
+            raise LinkError(
+                f"the offer of rank {rank} is not valid: the region of {size} bytes at {address:#x} "
+                "overlaps another one, or ends beyond memory",
+                rank,
+            )
+    return data

@@ -440,9 +440,18 @@ def test_blobs_that_are_none_are_refused_for_good(answers: list[list[bytes]], pr
     assert not isinstance(caught.value, LinkError), "which would be tried again"
 
 
+def _offered(*regions: tuple[int, int]) -> bytes:
+    listed = [{"address": address, "size": size, "placement": 1} for address, size in regions]
+    return json.dumps({"writable": True, "regions": listed}).encode()
+
+
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b"\xff\x00", b"{}", b'{"writable": true, "regions": [{"address": 0}]}']
-)
+    "data",
+    [
+        b"", b"{", b"\xff\x00", b"{}", b'{"writable": true, "regions": [{"address": 0}]}',
+        _offered((1 << 62, 1 << 62)), _offered((4096, 64), (4100, 64)), _offered((64, 64), (64, 1)),
+    ],
+)  # fmt: skip
 def test_offers_that_are_none_are_refused(data: bytes) -> None:
     with pytest.raises(LinkError, match="the offer of rank 1 is not valid") as caught:
         parse_offer(1, Offer(data))
