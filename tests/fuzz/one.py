@@ -6,12 +6,14 @@ import sys
 
 import atheris
 
+INSTRUMENTED = ["datadist", "datadist_shm", "datadist_rdma", "datadist_hccl", "tests.fuzz"]
+
 
 def main() -> None:
     """Never returns."""
     name = sys.argv.pop(1)
     # The targets' modules are instrumented as they are imported here.
-    with atheris.instrument_imports(include=["datadist", "datadist_shm", "tests.fuzz"]):
+    with atheris.instrument_imports(include=INSTRUMENTED):
         from tests.fuzz.targets import TARGETS
     target = TARGETS[name]
 

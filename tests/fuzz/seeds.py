@@ -63,6 +63,39 @@ def _offers() -> list[bytes]:
     return [bytes([count]) + json.dumps(offer).encode() for count, offer in offers]
 
 
+def _hccl_offers() -> list[bytes]:
+    regions = [
+        {"address": 1 << 21, "size": 1 << 21, "placement": 1},
+        {"address": 1 << 40, "size": 64, "placement": 0},
+    ]
+    resource = {"version": "1.0", "server_id": "one", "device_id": 0, "device_ip": "10.1.0.1"}
+    return [
+        json.dumps({"version": 1, "writable": False, "regions": regions}).encode(),
+        json.dumps({"writable": True, "regions": regions[:1], "resource": resource}).encode(),
+        json.dumps({"writable": True, "regions": []}).encode(),
+    ]
+
+
+def _rdma_offers() -> list[bytes]:
+    regions = [
+        {"address": 4096, "size": 4096, "key": 7},
+        {"address": 1 << 40, "size": 64, "key": 8},
+    ]
+    end = {"queue_pair": 17, "psn": 1, "gid": "0" * 20 + "ffff0a000001", "mtu": 3, "reads": 16}
+    return [
+        json.dumps({**end, "version": 1, "writable": False, "regions": regions}).encode(),
+        json.dumps({**end, "writable": True, "regions": regions[:1]}).encode(),
+    ]
+
+
+def _introductions() -> list[bytes]:
+    said = {
+        "wire": 1, "incarnation": TOKEN, "cluster_id": 1, "link": 1, "backend": "hccl",
+        "one_sided": False, "meaning": TOKEN, "attempt": TOKEN, "endpoints": ["10.0.0.1:26000"],
+    }  # fmt: skip
+    return [json.dumps(said).encode(), json.dumps({**said, "endpoints": []}).encode()]
+
+
 def _options() -> list[bytes]:
     values = {
         "llm.SyncKvCacheWaitTime": "1000",
@@ -117,5 +150,8 @@ SEEDS = {
     "options": _options(),
     "pool_config": [b'{"memory_size": 1048576}', b'{"memory_size": 1073741824, "page_shift": 16}'],
     "shm_offer": _offers(),
+    "rdma_offer": _rdma_offers(),
+    "hccl_offer": _hccl_offers(),
+    "introduction": _introductions(),
     "handshake": [GREETING + bytes(32) + bytes(32)],
 }

@@ -9,12 +9,14 @@ import json
 import struct
 from collections.abc import Callable
 
+from pydantic import ValidationError
+
 from datadist.control.channel import Handshake, HandshakeError
 from datadist.control.messages import HEADER, decode, encode
 from datadist.engine.options import EngineOptions
 from datadist.rank_table import RankTableError, parse_rank_table
 from datadist.status import LLMException
-from datadist.transport import LinkError
+from datadist.transport import LinkError, Offer, Peer
 from datadist.types import LLMRole
 
 
@@ -76,11 +78,55 @@ def shm_offer(data: bytes) -> bool:
         offer = parse_offer(1, data[1:], descriptors)
     except LinkError:
         return False
+    _check_apart([(region.address, region.size) for region in offer.regions])
+    return True
+
+
+def rdma_offer(data: bytes) -> bool:
+    """The offer of a peer over RDMA; as :func:`shm_offer`."""
+    from datadist_rdma.offer import parse_offer
+
+    try:
+        offer = parse_offer(1, data)
+    except LinkError:
+        return False
+    _check_apart([(region.address, region.size) for region in offer.regions])
+    return True
+
+
+def hccl_offer(data: bytes) -> bool:
+    """The offer of a peer over HCCL, up to the windows that segments are compared with."""
+    from datadist_hccl.offer import parse_offer
+    from datadist_hccl.path import Path
+
+    path = Path(Peer(1, ""))
+    try:
+        path.offered = parse_offer(1, Offer(data))
+    except LinkError:
+        return False
+    path.rdma = False
+    path.settle()
+    _check_apart([(region.address, region.size) for region in path.offered.regions])
+    return True
+
+
+def _check_apart(regions: list[tuple[int, int]]) -> None:
     end = 0
-    for region in sorted(offer.regions, key=lambda r: r.address):
-        assert region.address >= end
-        assert region.size > 0
-        end = region.address + region.size
+    for address, size in sorted(regions):
+        assert address >= end
+        assert size > 0
+        end = address + size
+
+
+def introduction(data: bytes) -> bool:
+    """What a member says that the transport's library brought together with us."""
+    from datadist.engine.introduction import Introduction
+
+    try:
+        said = Introduction.model_validate_json(data)
+    except ValidationError:
+        return False
+    assert Introduction.model_validate_json(said.model_dump_json()) == said
     return True
 
 
@@ -133,5 +179,8 @@ TARGETS: dict[str, Callable[[bytes], bool]] = {
     "options": options,
     "pool_config": pool_config,
     "shm_offer": shm_offer,
+    "rdma_offer": rdma_offer,
+    "hccl_offer": hccl_offer,
+    "introduction": introduction,
     "handshake": handshake,
 }
