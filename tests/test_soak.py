@@ -9,15 +9,20 @@ from typing import Any
 
 import pytest
 
+from tests.nodes import Here
 from tests.soak import __main__ as program
-from tests.soak import work
+from tests.soak import work, world
 from tests.soak.__main__ import main
 from tests.soak.resources import ALLOWED, ENOUGH, Usage, growth, usage
 from tests.soak.world import World
 
 
-def _run(tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int) -> tuple[int, str, str]:
-    status = main(["--steps", "12", "--seed", str(seed), "--plot", str(tmp_path / "soak.png")])
+def _run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int, steps: int = 12
+) -> tuple[int, str, str]:
+    status = main(
+        ["--steps", str(steps), "--seed", str(seed), "--plot", str(tmp_path / "soak.png")]
+    )
     out = capsys.readouterr().out
     return status, out.partition("(digest ")[2].partition(")")[0], out
 
@@ -30,7 +35,7 @@ def test_equal_seeds_make_equal_steps(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_wrong_bytes_are_counted(tmp_path: Path) -> None:
-    from tests.nodes import Here, fill
+    from tests.nodes import fill
 
     here: Any = Here()
     import numpy as np
@@ -42,9 +47,9 @@ def test_wrong_bytes_are_counted(tmp_path: Path) -> None:
     compared, wrong = work._difference(here, "into", 1, {})
     assert compared == work.TENSORS * shape[0] * shape[1] * 4
     assert wrong == 1
-    world = World(1, tmp_path)
-    world._verified(compared, wrong)
-    assert world.totals.wrong == 1
+    made = World(1, tmp_path)
+    made._verified(compared, wrong)
+    assert made.totals.wrong == 1
 
 
 def _uses(**changes: list[int]) -> list[Usage]:
@@ -102,13 +107,23 @@ def test_a_process_that_ends_by_itself_is_a_failure_with_the_seed(
     assert "FAILED, again with --seed 7" in out
 
 
-def test_a_leak_fails_the_soak(
+def _leaking_link(here: Here, name: str, mapping: dict[int, int]) -> float:
+    """Link, and forget to close something."""
+    here.any.setdefault("forgotten", []).append(os.dup(0))
+    return work.link(here, name, mapping)
+
+
+def test_a_descriptor_lost_with_each_link_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Leaking(World):
-        def end(self) -> None:
-            super().end()
-            self.totals.leaks.append("one")
+        link_work = staticmethod(_leaking_link)
 
     monkeypatch.setattr(program, "World", Leaking)
-    assert _run(tmp_path, capsys, 5)[0] == 1
+    monkeypatch.setattr(world, "REST_EVERY", 6)
+    weights = {"start": 4, "link": 10, "pull": 2, "unlink": 1}
+    monkeypatch.setattr(world, "WEIGHTS", weights)
+    status, _, out = _run(tmp_path, capsys, 5, steps=80)
+    assert status == 1
+    assert "descriptors grew by" in out
+    assert "mappings grew" not in out

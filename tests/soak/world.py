@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.nodes import Node, RemoteError
+from tests.nodes import Here, Node, RemoteError
 from tests.soak import work
 from tests.soak.resources import Usage, leaks, usage
 
@@ -72,6 +72,9 @@ class Live:
 
 class World:
     """Call :meth:`step` as often as you like, then :meth:`end`."""
+
+    link_work: Callable[[Here, str, dict[int, int]], float] = staticmethod(work.link)
+    """What members do to link."""
 
     def __init__(self, seed: int, runtime_dir: Path) -> None:
         self.seed = seed
@@ -154,7 +157,7 @@ class World:
         name = f"link {self._names}"
         mapping = {cluster: rank for rank, cluster in enumerate(members)}
         for cluster in members:
-            self._live[cluster].node.begin(work.link, name, mapping)
+            self._live[cluster].node.begin(self.link_work, name, mapping)
         self._gather("link", members)
         self._links[name] = tuple(members)
 
