@@ -205,3 +205,22 @@ def test_what_a_peer_hears_of_a_key_that_is_gone() -> None:
     assert view.directory.entries[1].bindings == [cache.bindings[second], cache.bindings[third]]
     assert view.consumed == {second}
     assert view.covered == {third: {0}}
+
+
+def test_memory_of_a_cache_that_is_refused_is_let_go(start_node: Start) -> None:
+    node = start_node(1)
+    before = node.do(_regions)
+    with pytest.raises(RemoteError, match="65537 cache keys"):
+        node.do(_register_with_keys, MAX_KEYS + 1)
+    assert node.do(_regions) == before
+
+
+def _register_with_keys(here: nodes.Here, count: int) -> None:
+    keys = [CacheKey(1, slot) for slot in range(count)]
+    nodes.make(here, "refused", "cache", [count, 1], 1, keys, memory="numpy")
+
+
+def _regions(here: nodes.Here) -> int:
+    engine = here.live._engine
+    assert engine is not None
+    return len(engine.memory._held)

@@ -234,10 +234,13 @@ class Allocation(ManagerPart):
         regions: list[int] = []
         if accessible or not self._one_sided:
             regions = engine.memory.register(addrs, size, desc.placement)
-        cache = OwnCache(
-            cache_id, layout_of(desc, addrs, size, blocks), False, accessible, tuple(regions)
-        )
-        engine.owned.add(cache, without_placeholders(keys), unique=False)
+        try:
+            layout = layout_of(desc, addrs, size, blocks)
+            cache = OwnCache(cache_id, layout, False, accessible, tuple(regions))
+            engine.owned.add(cache, without_placeholders(keys), unique=False)
+        except BaseException:
+            engine.memory.unregister(regions)
+            raise
         addressable = desc.placement in engine.transport.capabilities.host_addressable
         return Cache(
             cache_id, given, list(addrs), blocks,
