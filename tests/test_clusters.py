@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from datadist import BlocksCacheKey, LLMRole
+from datadist import BlocksCacheKey, LLMRole, LLMStatusCode
 from tests import nodes
 from tests.nodes import Node, RemoteError, pattern
 
@@ -49,6 +50,45 @@ def test_a_link_works_in_both_directions_at_once(start_node: Start, free_ports: 
         server.do(nodes.pull_blocks, BlocksCacheKey(2, 0), "blocks", [2], [0])
     assert error.value.status == "LLM_NOT_YET_LINK"
     server.do(nodes.switch_role, LLMRole.DECODER)
+
+
+def _attach_slowly(here: nodes.Here) -> None:
+    from datadist_shm.link import ShmLink
+
+    attach = ShmLink.attach
+
+    def slowly(link: ShmLink, *args: Any) -> None:
+        time.sleep(0.5)
+        attach(link, *args)
+
+    ShmLink.attach = slowly  # type: ignore[method-assign,assignment]
+
+
+def _hang_once_ready(here: nodes.Here) -> None:
+    """Let the control thread be busy from the moment on when this end is ready."""
+    steps = here.live._live(LLMStatusCode.LLM_FAILED)._builder._steps
+    check = steps.check_ok
+
+    def check_and_hang(*args: Any) -> None:
+        check(*args)
+        steps.check_ok = check  # type: ignore[method-assign]
+        time.sleep(2)
+
+    steps.check_ok = check_and_hang  # type: ignore[method-assign,assignment]
+
+
+def test_a_link_works_at_once_where_the_control_thread_is_busy(
+    start_node: Start, free_ports: Ports
+) -> None:
+    (port,) = free_ports(1)
+    server, client = _listening(start_node, 1, port), start_node(2, local_comm_res="")
+    client.do(nodes.make, "blocks", "blocks", [8, 100], 4, BlocksCacheKey(2, 0))
+    client.do(nodes.fill, "blocks", 2)
+    client.do(_attach_slowly)
+    server.do(_hang_once_ready)
+    assert client.do(nodes.link_clusters, [(1, port)]) == OK
+    server.do(nodes.pull_blocks, BlocksCacheKey(2, 0), "blocks", [2], [0])
+    assert _block(server, 0) == _expected(2, 2)
 
 
 def test_two_that_link_with_each_other_at_once(start_node: Start, free_ports: Ports) -> None:

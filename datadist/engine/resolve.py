@@ -103,6 +103,16 @@ def routes_to(domains: Iterable[Domain], views: dict[str, PeerView], cluster: in
     return routes
 
 
+def members_of(
+    domains: Iterable[Domain], views: dict[str, PeerView], cluster: int
+) -> list[PeerView]:
+    """The cluster's engines in links that are being formed."""
+    attempts = [d.attempt for d in domains if cluster in d.others and d.waiting and d.attempt]
+    members = [member for attempt in attempts for member in attempt.members.values()]
+    names = {member.incarnation for member in members if member.cluster_id == cluster}
+    return [view for name in names if (view := views.get(name)) is not None]
+
+
 def no_route(
     domains: Iterable[Domain], cluster: int, kind: type[LLMException] = LLMException
 ) -> LLMException:
