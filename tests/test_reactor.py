@@ -55,3 +55,29 @@ def test_once_abandoned_nobody_waits_for_what_another_thread_held() -> None:
         release.set()
         holder.join()
         poster.join()
+
+
+def test_calls_do_not_wait_for_a_reactor_that_was_stopped() -> None:
+    reactor = Reactor("test")
+    busy, go_on, answers = threading.Event(), threading.Event(), []
+
+    def call() -> None:
+        try:
+            reactor.call(lambda: None, 60)
+        except TimeoutError as error:
+            answers.append(str(error))
+
+    def block() -> None:
+        busy.set()
+        go_on.wait(20)
+
+    reactor.post(block)
+    assert busy.wait(20)
+    reactor._stopping = True  # what is posted now comes too late
+    waiting = threading.Thread(target=call)
+    waiting.start()
+    go_on.set()
+    reactor.stop()
+    waiting.join(20)
+    call()
+    assert answers == ["the control thread of this engine has ended"] * 2

@@ -5,6 +5,7 @@ All control-plane state is changed on this thread only, so it needs no locks.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
@@ -14,9 +15,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import TypeVar
+from typing import Any, TypeVar
 
 log = logging.getLogger("datadist.control")
 
@@ -56,6 +57,7 @@ class Reactor:
         self._order = itertools.count()
         self._crowded = CROWDED
         self._stopping = False
+        self._waited_for: set[Future[Any]] = set()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -74,7 +76,8 @@ class Reactor:
     def call(self, function: Callable[[], T], timeout: float) -> T:
         """Run ``function`` on the reactor and return its result or raise its exception.
 
-        Raises ``TimeoutError`` when the reactor does not come to it within ``timeout`` seconds.
+        Raises ``TimeoutError`` when the reactor does not come to it within ``timeout`` seconds, and at
+        once when it has been stopped.
         """
         if self.inside():
             return function()
@@ -86,7 +89,10 @@ class Reactor:
             except BaseException as error:
                 future.set_exception(error)
 
+        self._waited_for.add(future)
         self.post(run)
+        if self._wake < 0:
+            self._give_up_calls()
         try:
             return future.result(timeout)
         except FutureTimeout:  # not the builtin before Python 3.11
@@ -95,6 +101,14 @@ class Reactor:
             raise TimeoutError(
                 f"the control thread of this engine did not answer within {timeout:g} s"
             ) from None
+        finally:
+            self._waited_for.discard(future)
+
+    def _give_up_calls(self) -> None:
+        """Wake those who wait for a thread that has ended."""
+        for future in list(self._waited_for):
+            with contextlib.suppress(InvalidStateError):  # it was done just before
+                future.set_exception(TimeoutError("the control thread of this engine has ended"))
 
     def later(self, delay: float, call: Callable[[], object]) -> Timer:
         """Run ``call`` in ``delay`` seconds; from the reactor's thread."""
@@ -132,6 +146,7 @@ class Reactor:
         self._thread.join(timeout)
         with self._waking:
             self.abandon()
+        self._give_up_calls()
 
     def abandon(self) -> None:
         """Close the descriptors without waiting for the thread (as in a forked child)."""
