@@ -46,7 +46,7 @@ def _expected(value: int, source: Any) -> list[list[int]]:
 
 
 def _known(here: nodes.Here) -> int:
-    return len(here.live._live(LLMStatusCode.LLM_FAILED).transfers._shortcuts._ways)
+    return len(here.live._live(LLMStatusCode.LLM_FAILED).pulls._shortcuts._ways)
 
 
 def _link(owner: Node, puller: Node, name: str) -> None:

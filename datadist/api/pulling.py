@@ -61,7 +61,7 @@ class Pulling(ManagerPart):
             check_one_id(cache_key)
         layers = layers_of(kwargs, per_layer)
         cluster, source = cluster_of(cache_key), source_of(cache_key)
-        self._engine().transfers.pull_cache(
+        self._engine().pulls.pull_cache(
             cluster, source, id_in(cache, self), batch_index, size, layers
         )
 
@@ -83,7 +83,7 @@ class Pulling(ManagerPart):
         if type(src_cache_key) is BlocksCacheKey and type(dst_cache) is Cache and not kwargs:
             cluster, model = src_cache_key.cluster_id, src_cache_key.model_id
             try:
-                known = self._live(_FINALIZED).transfers.pull_known
+                known = self._live(_FINALIZED).pulls.pull_known
                 cache_id = id_in(dst_cache, self)
             except LLMException:  # finalized, which other mistakes are told before
                 pass
@@ -103,6 +103,6 @@ class Pulling(ManagerPart):
         check_source_blocks(src_cache_key, src_blocks)
         layers = layers_of(kwargs, per_layer)
         cluster, source = cluster_of(src_cache_key), source_of(src_cache_key)
-        self._engine().transfers.pull_blocks(
+        self._engine().pulls.pull_blocks(
             cluster, source, id_in(dst_cache, self), src_blocks, dst_blocks, layers
         )

@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from datadist.control.meeting import EndpointError, Meeting
@@ -30,13 +30,14 @@ from datadist.engine.domain import Domain, TableDomain
 from datadist.engine.fetch import Fetches
 from datadist.engine.inbox import Inbox
 from datadist.engine.links import Links
-from datadist.engine.loader import BackendError, Choice, choose_backend
 from datadist.engine.memory import Memory
 from datadist.engine.options import EngineOptions
 from datadist.engine.owned import OwnDirectory
 from datadist.engine.peers import PeerView
+from datadist.engine.pull import Pulls
 from datadist.engine.push import Pushes
 from datadist.engine.rendezvous import Rendezvous
+from datadist.engine.starting import check_descriptors, start_transport, system_errors
 from datadist.engine.steps import Steps
 from datadist.engine.suspects import Suspects
 from datadist.engine.transfer import Transfers
@@ -47,9 +48,6 @@ from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import (
     Access,
     Placement,
-    Transport,
-    TransportError,
-    TransportOptions,
 )
 from datadist.types import RegisterMemStatus
 
@@ -91,11 +89,10 @@ class Engine:
         self._calls = Calls()
         self._comm_ids = comm_ids()
         self._warned = False
-        with _system_errors(), ExitStack() as stack:
-            _check_descriptors()
-            self.backend, self.transport = _start_transport(options, environ)
+        with system_errors(), ExitStack() as stack:
+            check_descriptors()
+            self.backend, self.transport = start_transport(options, environ)
             stack.callback(self.transport.close)
-            log.info("backend %s: %s", self.backend.backend, _facts(self.transport))
             self.memory = Memory(self.transport)
             stack.callback(self.memory.close)
             self._add_pools()
@@ -195,14 +192,13 @@ class Engine:
         stack.callback(self.verification.close)
         self.transfers = Transfers(
             self.cluster_id,
-            self.options.remote_accessible,
             self.options.sync_timeout,
             self._all_domains,
             self.views,
-            self.owned,
             self._drain,
             self.verification.compare if self.options.checksum else None,
         )
+        self.pulls = Pulls(self.transfers, self.owned, self.options.remote_accessible)
         self.pushes = Pushes(self.transfers, self.owned)
         self.fetches = Fetches(self.transfers, self.owned)
         stack.callback(self.fetches.close)
@@ -460,67 +456,8 @@ class Engine:
         self._meeting.abandon()
 
 
-def _check_descriptors() -> None:
-    """Without a descriptor no installed transport is found, and none would seem to be there."""
-    os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
-
-
-@contextmanager
-def _system_errors() -> Iterator[None]:
-    """What the system refuses while an engine starts, descriptors above all, as LLM_FAILED."""
-    try:
-        yield
-    except OSError as error:
-        raise LLMException(
-            f"the engine cannot start: {error} (see `ulimit -n` for descriptors)",
-            status_code=LLMStatusCode.LLM_FAILED,
-        ) from error
-
-
-def _start_transport(
-    options: EngineOptions, environ: Mapping[str, str]
-) -> tuple[Choice, Transport]:
-    try:
-        choice = choose_backend(options.backend, environ)
-    except BackendError as error:
-        raise param_invalid(str(error)) from error
-    settings = TransportOptions(
-        device_id=options.device_id,
-        listen_address=options.listen_ip,
-        traffic_class=options.traffic_class,
-        service_level=options.service_level,
-        retry_count=options.link_retry_count,
-        link_timeout=options.link_total_time,
-        auth_key=options.auth_key,
-        local_comm_res=options.local_comm_res,
-        extra=options.extra.get(choice.name, {}),
-    )
-    try:
-        return choice, choice.transport_class(settings)
-    except TransportError as error:
-        raise LLMException(
-            f"backend {choice.name} ({choice.why}) does not start: {error}",
-            status_code=LLMStatusCode.LLM_FAILED,
-        ) from error
-    except Exception as error:
-        log.error("defect of backend %s: its start raised what the interface does not allow",
-                  choice.backend, exc_info=error)  # fmt: skip
-        raise LLMException(
-            f"backend {choice.backend} does not start: {type(error).__name__}: {error}",
-            status_code=LLMStatusCode.LLM_FAILED,
-        ) from error
-
-
 def _owes(view: PeerView) -> bool:
     return not view.gone and (view.seq_acked < view.seq_sent or view.session.unsent())
-
-
-def _facts(transport: Transport) -> str:
-    try:
-        facts = transport.describe()
-    except Exception as error:
-        return text_of(error, transport)
-    return ", ".join(f"{name} {value}" for name, value in facts.items()) or "no details"
 
 
 def _after_fork_in_child() -> None:

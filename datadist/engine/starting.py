@@ -1,0 +1,79 @@
+"""What an engine needs to start: descriptors, and a transport."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from datadist.engine.defects import text_of
+from datadist.engine.loader import BackendError, Choice, choose_backend
+from datadist.engine.options import EngineOptions
+from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.transport import Transport, TransportError, TransportOptions
+
+log = logging.getLogger("datadist.engine")
+
+
+def check_descriptors() -> None:
+    """Without a descriptor no installed transport is found, and none would seem to be there."""
+    os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """What the system refuses while an engine starts, descriptors above all, as LLM_FAILED."""
+    try:
+        yield
+    except OSError as error:
+        raise LLMException(
+            f"the engine cannot start: {error} (see `ulimit -n` for descriptors)",
+            status_code=LLMStatusCode.LLM_FAILED,
+        ) from error
+
+
+def start_transport(options: EngineOptions, environ: Mapping[str, str]) -> tuple[Choice, Transport]:
+    """The transport that was chosen, started.
+
+    Raises LLMException: LLM_PARAM_INVALID where none can be chosen, LLM_FAILED where it does not start.
+    """
+    try:
+        choice = choose_backend(options.backend, environ)
+    except BackendError as error:
+        raise param_invalid(str(error)) from error
+    settings = TransportOptions(
+        device_id=options.device_id,
+        listen_address=options.listen_ip,
+        traffic_class=options.traffic_class,
+        service_level=options.service_level,
+        retry_count=options.link_retry_count,
+        link_timeout=options.link_total_time,
+        auth_key=options.auth_key,
+        local_comm_res=options.local_comm_res,
+        extra=options.extra.get(choice.name, {}),
+    )
+    try:
+        transport = choice.transport_class(settings)
+    except TransportError as error:
+        raise LLMException(
+            f"backend {choice.name} ({choice.why}) does not start: {error}",
+            status_code=LLMStatusCode.LLM_FAILED,
+        ) from error
+    except Exception as error:
+        log.error("defect of backend %s: its start raised what the interface does not allow",
+                  choice.backend, exc_info=error)  # fmt: skip
+        raise LLMException(
+            f"backend {choice.backend} does not start: {type(error).__name__}: {error}",
+            status_code=LLMStatusCode.LLM_FAILED,
+        ) from error
+    log.info("backend %s: %s", choice.backend, _facts(transport))
+    return choice, transport
+
+
+def _facts(transport: Transport) -> str:
+    try:
+        facts = transport.describe()
+    except Exception as error:
+        return text_of(error, transport)
+    return ", ".join(f"{name} {value}" for name, value in facts.items()) or "no details"
