@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeAlias
 
 from datadist.control.meeting import Meeting
@@ -186,9 +187,7 @@ class Builder:
             self._retire(domain, attempt)
         attempt.dropped = True
         self._dropped[attempt] = domain
-        if attempt.link is not None:
-            for rank in attempt.others:
-                attempt.link.abort(rank)
+        attempt.abort(attempt.others)
         self._close_when_quiet(attempt)
 
     def leave(self, domain: Domain, attempt: Attempt) -> dict[PeerView, int]:
@@ -203,14 +202,17 @@ class Builder:
                 self._meeting.hold(view.session, ACKS)
                 self._owned.send_revocation(view, lambda seq: Left(domain=attempt.token, seq=seq))
                 targets[view] = view.seq_sent
-        self._retire(domain, attempt)
+        self._retire(domain, attempt, targets)
         return targets
 
     def fail(self, attempt: Attempt, reason: str) -> None:
         """Tell the members that the attempt failed for good."""
         self._steps.tell(attempt, Fail(domain=attempt.token, reason=reason[:4000]))
 
-    def _retire(self, domain: Domain, attempt: Attempt) -> None:
+    def _retire(
+        self, domain: Domain, attempt: Attempt, told: Mapping[PeerView, int] | None = None
+    ) -> None:
+        """A member that was ``told`` hears of our caches until no pull of its own goes on."""
         attempt.dead = True
         domain.attempt = None
         self._active.pop(attempt.token, None)
@@ -222,14 +224,16 @@ class Builder:
             if view is not None:
                 if rank in attempt.offers:
                     answer(view, attempt.token)
-                self._owned.unsubscribe_unless(view, self._linked(view))
+                seq = {view: told[view]} if told and view in told else {}
+                self._owned.revocations.when_acked(seq, partial(self._unsubscribe, view))
         attempt.offers.clear()
 
-    def _linked(self, view: PeerView) -> bool:
-        return any(
+    def _unsubscribe(self, view: PeerView) -> None:
+        linked = any(
             domain.attempt is not None and domain.attempt.rank_of(view.incarnation) is not None
-            for domain in self._active.values()
+            for domain in list(self._active.values())
         )
+        self._owned.unsubscribe_unless(view, linked)
 
     def _close_when_quiet(self, attempt: Attempt) -> None:
         if attempt.closing or (attempt.jobs and not attempt.joining):
@@ -245,9 +249,9 @@ class Builder:
             attempt.processes.clear()
             self._dropped.pop(attempt, None)
             self._unclosed.discard(attempt)
+            self._reactor.post(lambda: self._release(attempt))
             self._memory.conceal(attempt.regions)
             attempt.regions = []
-            self._reactor.post(lambda: self._release(attempt))
         self.on_closed(attempt, risky)
         if risky:
             log.warning(
@@ -265,9 +269,9 @@ class Builder:
     def hurry(self) -> None:
         """Abort the transfers that those who close an attempt still wait for (finalize)."""
         for attempt in list(self._unclosed):
-            if attempt.dead and attempt.link is not None:
-                for rank in attempt.others:
-                    attempt.link.abort(rank)
+            if attempt.dead and not attempt.hurried:
+                attempt.hurried = True
+                attempt.abort(attempt.others)
 
     def is_closing(self, domain: Domain) -> bool:
         """Whether an attempt of the domain was given up and is not closed yet."""
@@ -368,12 +372,6 @@ class Builder:
         if domain is not None:
             cluster = view.session.cluster_id
             self._member_gone(domain, view, f"cluster {cluster} has unlinked", logging.DEBUG, True)
-        for attempt in list(self._unclosed):  # one that we left, where a pull may still go on
-            rank = attempt.rank_of(view.incarnation)
-            if attempt.token == message.domain and rank is not None:
-                attempt.gone.setdefault(rank, f"cluster {view.session.cluster_id} has unlinked")
-                if attempt.link is not None:
-                    attempt.link.abort(rank)
         view.acknowledge(message.seq)
 
     def on_lost(self, view: PeerView, reason: str, orderly: bool) -> None:
@@ -400,8 +398,7 @@ class Builder:
             self._dissolve(domain, reason)
             return
         attempt.gone.setdefault(rank, reason)
-        if attempt.link is not None:
-            attempt.link.abort(rank)
+        attempt.abort([rank])
         if domain.status is RegisterMemStatus.OK:
             log.log(level, "%s: %s", domain, reason)
         domain.owner.on_member_gone(domain, unlinked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -20,6 +21,8 @@ from datadist.rank_table import RankTable
 from datadist.status import LLMStatusCode
 from datadist.transport import Link
 from datadist.types import RegisterMemStatus
+
+log = logging.getLogger("datadist.link")
 
 
 @dataclass(eq=False)
@@ -49,6 +52,8 @@ class Attempt:
     counters: dict[int, Counters] = field(default_factory=dict)
     dead: bool = False
     """Whether it was given up."""
+    hurried: bool = False
+    """Whether what still moved was aborted, since the engine ends."""
     greeted: set[int] = field(default_factory=set)
     """Ranks for which our offer was prepared."""
     joining: bool = False
@@ -100,6 +105,15 @@ class Attempt:
         missing = [rank for rank in self.others if rank not in self.ready]
         return f"waiting until rank {', '.join(map(str, missing))} is ready"
 
+    def abort(self, ranks: Iterable[int]) -> None:
+        """Stop what moves between us and these ranks, and all that would follow."""
+        for rank in ranks:
+            try:
+                if self.link is not None:
+                    self.link.abort(rank)
+            except Exception:
+                log.exception("defect of the transport: aborting raised; please report it")
+
     def shut_down(self, patience: float, limit: float) -> frozenset[int]:
         """Close the transport's link; not on the reactor.
 
@@ -108,10 +122,7 @@ class Attempt:
         """
         self.dead = True
         held = self._acquire(self.locks.values(), time.monotonic() + patience)
-        link = self.link
-        if link is not None:
-            for rank in self.others:
-                link.abort(rank)
+        self.abort(self.others)
         deadline = time.monotonic() + limit
         if not self.joining:  # which ends when the link is closed
             self.quiet.wait(limit)

@@ -108,6 +108,7 @@ class Pulls:
 
         False, and nothing is done, for what takes the full way.
         """
+        deadline = monotonic() + self._transfers.timeout
         way = self._shortcuts.find(cluster, model, cache_id)
         segments = way.plan(src_blocks, dst_blocks) if way else None
         cache = self._owned.pin(cache_id) if segments is not None else None
@@ -119,9 +120,7 @@ class Pulls:
             if token is None:
                 return False
             try:
-                self._transfers.move(
-                    way.route, segments, monotonic() + self._transfers.timeout, way.entry
-                )
+                self._transfers.move(way.route, segments, deadline, way.entry)
             except resolve.Ended:
                 return False
             finally:

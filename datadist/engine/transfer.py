@@ -35,6 +35,8 @@ STATUS_OF: tuple[tuple[type[TransportError], LLMStatusCode], ...] = (
     (Unsupported, LLMStatusCode.LLM_FEATURE_NOT_ENABLED),
 )
 """Status of a transport's errors; what is not listed is LLM_FAILED."""
+SURE_SECONDS = 0.5
+"""No owner reuses memory so soon after it has told a reader, which may be stopped, of it."""
 
 
 class Transfers:
@@ -165,25 +167,25 @@ class Transfers:
         """Raise when the owner may have reused what was read, while it was read.
 
         An owner waits only so long for a reader that does not answer, and not at all for one whose
-        connection was cut. What it said before it reused memory has arrived by then.
+        connection was cut. What it said before that has arrived by then, or waits at the owner behind
+        what we left unread: after a pull that took long enough for that it is asked.
 
         Raises LLM_FAILED for an owner that has ended or left, LLM_KV_CACHE_NOT_EXIST for a cache
         that is registered no more. Memory of a pool is kept for as long as a pull goes on.
         """
-        view = route.view
-        session = view.session
-        if not session.settled() and not self._drain(session, max(1.0, deadline - monotonic())):
-            raise _overtaken(route, "our control thread does not say whether it is still valid")
-        if session.closed or route.rank in route.attempt.gone:
-            reason = route.attempt.gone.get(route.rank, "its connection has ended")
-            raise _overtaken(route, f"{reason}; unlink and link again")
-        if source is None or source.pooled or source.cache_id in view.directory.entries:
-            return
-        raise _overtaken(
-            route,
-            f"cache {source.cache_id} was unregistered there meanwhile",
-            LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
-        )
+        session = route.view.session
+        left = deadline - monotonic()
+        late = left < self.timeout - SURE_SECONDS
+        left = max(1.0, left)
+        heard = session.settled() or self._drain(session, left)
+        _check_unrevoked(route, source)
+        if late and source is not None and not source.pooled:
+            heard = route.view.synchronize(left)
+            _check_unrevoked(route, source)
+        if not heard:
+            raise _overtaken(
+                route, "nobody says whether that is still valid (is the owner stopped?)"
+            )
 
     def _wait_for(self, lock: threading.Lock, route: Route, deadline: float) -> float:
         """Take the lock of a link and rank; the seconds that are left."""
@@ -221,6 +223,20 @@ class Transfers:
         return LLMException(
             f"the {what} cluster {cluster} over {route.domain} failed: {text}", status_code=status
         )
+
+
+def _check_unrevoked(route: Route, source: Entry | None) -> None:
+    """Raise what the owner's words say of a pull, see :meth:`Transfers._check_kept`."""
+    if route.view.session.closed or route.rank in route.attempt.gone:
+        reason = route.attempt.gone.get(route.rank, "its connection has ended")
+        raise _overtaken(route, f"{reason}; unlink and link again")
+    if source is None or source.pooled or source.cache_id in route.view.directory.entries:
+        return
+    raise _overtaken(
+        route,
+        f"cache {source.cache_id} was unregistered there meanwhile",
+        LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+    )
 
 
 def _overtaken(

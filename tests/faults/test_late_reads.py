@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
 
+from datadist import CacheDesc, DataType
 from tests import nodes
 from tests.faults import stage
 from tests.nodes import MIB, Node
@@ -102,5 +104,57 @@ def test_both_unlink_during_a_pull(start_node: Start) -> None:
     owner.do(_reuse)
     status, _, text = puller.do(stage.outcome)
     puller.do(_end_unlink)
-    assert status == "LLM_FAILED"
-    assert "has unlinked" in text
+    assert status == "LLM_KV_CACHE_NOT_EXIST"
+    assert "unregistered there meanwhile" in text
+
+
+def _say_much(here: nodes.Here) -> None:
+    """More than a socket holds, and then be too busy to send the rest."""
+    manager = here.live.cache_manager
+    for _ in range(400):
+        manager.deallocate_cache(manager.allocate_cache(CacheDesc(1, [1, 1], DataType.DT_INT8)))
+    _unregister(here)
+    engine = here.live._engine
+    assert engine is not None
+    engine._reactor.post(lambda: time.sleep(1))
+
+
+def test_what_the_owner_said_last_waits_behind_a_full_socket(start_node: Start) -> None:
+    owner, puller, *_ = _reading(start_node, "numpy")
+    puller.pause()
+    owner.do(_say_much)
+    owner.do(_reuse)
+    puller.resume()
+    status, _, text = puller.do(stage.outcome)
+    assert puller.do(_reused_bytes) > 0
+    assert status == "LLM_KV_CACHE_NOT_EXIST", text
+
+
+def _begin_unlink_clusters(here: nodes.Here, port: int) -> None:
+    def unlink() -> None:
+        here.any["codes"] = nodes.unlink_clusters(here, [(1, port)], 10_000)
+
+    here.any["unlinking"] = threading.Thread(target=unlink)
+    here.any["unlinking"].start()
+    engine = here.live._engine
+    assert engine is not None
+    while engine._clusters.pairs:
+        here.any["unlinking"].join(0.001)
+
+
+def test_unlink_clusters_lets_a_pull_of_ours_end(
+    start_node: Start, free_ports: Callable[[int], list[int]]
+) -> None:
+    settings = {"pool": 16 * MIB, "sync_kv_timeout": 20_000, "local_comm_res": ""}
+    (port,) = free_ports(1)
+    owner = start_node(1, listen_ip_info=f"127.0.0.1:{port}", **settings)
+    puller = start_node(2, **settings)
+    for node, seed in ((owner, 1), (puller, 2)):
+        node.do(stage.prepare, seed)
+    puller.do(nodes.link_clusters, [(1, port)])
+    puller.do(stage.slow_down)
+    puller.do(stage.begin, "mid-pull")
+    puller.do(_begin_unlink_clusters, port)
+    status, _, text = puller.do(stage.outcome)
+    puller.do(_end_unlink)
+    assert status == "OK", text
