@@ -155,6 +155,36 @@ def test_finalize_during_unlink(start_node: Start, who: str) -> None:
     we.do(nodes.init, 2)
 
 
+def _finalize_during_pull(here: nodes.Here) -> tuple[str, float, float]:
+    """Outcome of a pull of many seconds that a handler interrupts, its end, and that of the engine."""
+    engine = here.live
+    stage.PAUSE = 0.2
+    stage.slow_down(here)
+    signal.signal(signal.SIGUSR1, lambda *_: engine.finalize())
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    started = time.monotonic()
+    status, ended, _ = stage.pull_now(here)
+    engine.init(dict(OPTIONS))  # waits for what is left
+    whole = time.monotonic() - started
+    assert sum(each.name == "datadist-finalize" for each in threading.enumerate()) == 0
+    return status, ended - started, whole
+
+
+def test_a_signal_handler_finalizes_during_a_pull(start_node: Start) -> None:
+    settings = {"pool": 16 * MIB, "sync_kv_timeout": 60_000}
+    peer, we = start_node(1, **settings), start_node(2, **settings)
+    for node in (peer, we):
+        node.do(stage.prepare, 1)
+    peer.begin(nodes.link_and_wait, "pair", {1: 0, 2: 1})
+    we.do(nodes.link_and_wait, "pair", {1: 0, 2: 1})
+    peer.result()
+    status, ended, whole = we.do(_finalize_during_pull)
+    assert status in ("LLM_FAILED", "LLM_NOT_YET_LINK")
+    assert ended < 4  # without care 7 s: link and transport wait for the interrupted pull itself
+    assert whole < 6
+    assert [line for line in we.do(nodes.log_of) if "mappings stay" in line] == []
+
+
 def test_a_control_thread_that_hangs_keeps_nothing_open(
     runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

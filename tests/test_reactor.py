@@ -6,6 +6,8 @@ import os
 import threading
 from pathlib import Path
 
+import pytest
+
 from datadist.control.reactor import Reactor
 
 
@@ -81,3 +83,17 @@ def test_calls_do_not_wait_for_a_reactor_that_was_stopped() -> None:
     waiting.join(20)
     call()
     assert answers == ["the control thread of this engine has ended"] * 2
+
+
+def test_a_call_that_nobody_waits_for_any_more_does_not_run() -> None:
+    reactor = Reactor("test")
+    go_on, ran = threading.Event(), []
+    reactor.post(lambda: go_on.wait(20))
+    try:
+        with pytest.raises(TimeoutError, match="did not answer within"):
+            reactor.call(lambda: ran.append("late"), 0.05)
+        go_on.set()
+        assert reactor.call(lambda: list(ran), 20) == []
+    finally:
+        go_on.set()
+        reactor.stop()

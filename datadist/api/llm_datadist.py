@@ -26,6 +26,8 @@ log = logging.getLogger("datadist")
 
 MAX_MEMBERS = 4
 MAX_NAME = 128
+END_SECONDS = 15.0
+"""What the end of an engine takes at most."""
 
 _changing = threading.RLock()
 """Held while an engine starts, and while one is given up: a process has one at a time."""
@@ -41,6 +43,8 @@ class LLMDataDist:
     """
 
     llm_engine_instance: ClassVar[LLMDataDist | None] = None
+    _ending: ClassVar[threading.Thread | None] = None
+    """What is left of the last engine, where a signal handler ended it."""
     """The initialised object of this process."""
 
     def __init__(self, role: LLMRole, cluster_id: int) -> None:
@@ -86,6 +90,7 @@ class LLMDataDist:
                 f"{other!r} is initialised in this process, and only one can be: finalize it first",
                 status_code=LLMStatusCode.LLM_FAILED,
             )
+        self._await_end()
         from datadist.api.cache_manager import CacheManager
         from datadist.engine.engine import Engine
         from datadist.engine.options import EngineOptions
@@ -97,12 +102,25 @@ class LLMDataDist:
         LLMDataDist.llm_engine_instance = self
         log.info("%r is ready", self)
 
+    @staticmethod
+    def _await_end() -> None:
+        """An engine that a signal handler finalized may still be on its way out."""
+        ending = LLMDataDist._ending
+        if ending is not None:
+            ending.join(END_SECONDS)
+            if ending.is_alive():
+                raise LLMException(
+                    "the engine that was finalized before has not ended yet: initialise once the call "
+                    "that finalize interrupted has returned",
+                    status_code=LLMStatusCode.LLM_FAILED,
+                )
+
     def finalize(self) -> None:
         """Unlink everything, free pools, caches and keys; no-op when not initialised. Never raises.
 
         Also called at exit of the process. The object can be initialised again. A signal handler may
-        call it: where it interrupted `link`, `unlink` or `unlink_clusters`, it returns at once, and
-        the rest follows on a thread when that call has ended.
+        call it: where it interrupted a call of this engine, it returns at once, and the rest follows
+        on a thread when that call has ended.
         """
         with _changing:
             engine, self._engine = self._engine, None
@@ -115,7 +133,7 @@ class LLMDataDist:
         from datadist.api.manager_part import unbind
 
         unbind(manager)
-        engine.finalize()
+        LLMDataDist._ending = engine.finalize()
 
     def _live(self, code: LLMStatusCode) -> Engine:
         """The engine. Raises LLMException with ``code`` where there is none."""

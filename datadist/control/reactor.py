@@ -84,10 +84,14 @@ class Reactor:
         future: Future[T] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # nobody waits for it any more
             try:
-                future.set_result(function())
+                result = function()
             except BaseException as error:
-                future.set_exception(error)
+                _settle(future.set_exception, error)
+            else:
+                _settle(future.set_result, result)
 
         self._waited_for.add(future)
         self.post(run)
@@ -98,6 +102,7 @@ class Reactor:
         except FutureTimeout:  # not the builtin before Python 3.11
             if future.done():
                 raise
+            future.cancel()
             raise TimeoutError(
                 f"the control thread of this engine did not answer within {timeout:g} s"
             ) from None
@@ -107,8 +112,9 @@ class Reactor:
     def _give_up_calls(self) -> None:
         """Wake those who wait for a thread that has ended."""
         for future in list(self._waited_for):
-            with contextlib.suppress(InvalidStateError):  # it was done just before
-                future.set_exception(TimeoutError("the control thread of this engine has ended"))
+            _settle(
+                future.set_exception, TimeoutError("the control thread of this engine has ended")
+            )
 
     def later(self, delay: float, call: Callable[[], object]) -> Timer:
         """Run ``call`` in ``delay`` seconds; from the reactor's thread."""
@@ -189,3 +195,9 @@ class Reactor:
             call()
         except Exception:
             log.exception("unexpected error in the control plane; please report it")
+
+
+def _settle(how: Callable[[T], None], outcome: T) -> None:
+    """Settle a future, which somebody else may have done just before."""
+    with contextlib.suppress(InvalidStateError):
+        how(outcome)

@@ -152,8 +152,10 @@ class RuntimeDir:
         return bool(_HIDDEN.match(name)) and age > HIDDEN_SECONDS
 
     def close(self) -> None:
-        """Close the descriptor of the directory; the directory stays."""
-        os.close(self._fd)
+        """Close the descriptor of the directory, once; the directory stays."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _proc_path(self, name: str) -> str:
         return f"/proc/self/fd/{self._fd}/{name}"

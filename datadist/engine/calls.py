@@ -1,10 +1,12 @@
-"""Calls that link or unlink: which threads are inside one."""
+"""Calls that link or unlink, and calls that a signal handler interrupted."""
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 class Calls:
@@ -27,6 +29,15 @@ class Calls:
         """Whether some thread is inside a call."""
         return bool(self._threads)
 
-    def of_this_thread(self) -> bool:
-        """Whether we are in a signal handler that interrupted a call."""
-        return threading.get_ident() in self._threads
+
+def interrupted() -> bool:
+    """Whether our caller was called from inside of an engine, as a signal handler may be.
+
+    What such a call holds is let go only after the handler has returned.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("datadist.engine."):
+            return True
+        frame = frame.f_back
+    return False

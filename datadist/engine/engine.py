@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, TypeVar
 
 from datadist.control.meeting import EndpointError, Meeting
@@ -20,7 +20,7 @@ from datadist.control.runtime_dir import RuntimeDirError, default_path
 from datadist.control.session import Session
 from datadist.control.tcp import NetworkSettings
 from datadist.engine.building import CLOSE_SECONDS, Builder
-from datadist.engine.calls import Calls
+from datadist.engine.calls import Calls, interrupted
 from datadist.engine.cluster_calls import ClusterCalls
 from datadist.engine.clusters import Clusters
 from datadist.engine.copies import Copies
@@ -401,16 +401,19 @@ class Engine:
 
     # -- the end -----------------------------------------------------------------------------
 
-    def finalize(self) -> None:
+    def finalize(self) -> threading.Thread | None:
         """Unlink everything and free everything; bounded to seconds, logs what goes wrong.
 
-        A signal handler that interrupted a call of :class:`Calls` does not wait: the end comes on a
-        thread of its own, once that call has gone on.
+        A signal handler that interrupted a call of this engine does not wait: the end comes on a
+        thread of its own, once that call has gone on. Returns that thread.
         """
-        if self._calls.of_this_thread():
-            threading.Thread(target=self._end, name="datadist-finalize").start()
-        else:
-            self._end()
+        if interrupted():
+            ending = threading.Thread(target=self._end, name="datadist-finalize")
+            with suppress(RuntimeError):  # no thread can be started
+                ending.start()
+                return ending
+        self._end()
+        return None
 
     def _end(self) -> None:
         _live.discard(self)

@@ -71,13 +71,14 @@ class Fetches:
             self._transfers.count(route, True, segments.nbytes, started, failed)
 
     def _await(self, cluster: int, request: Request[Fetched], deadline: float) -> None:
-        answer = request.wait(deadline)
+        request.wait(deadline)
         if not request.over.is_set():
             raise LLMException(
                 f"cluster {cluster} did not take the layer within sync_kv_timeout "
                 f"({self._transfers.timeout:g} s)",
                 status_code=LLMStatusCode.LLM_TIMEOUT,
             )
+        answer = request.answer
         if answer is None or answer.status != LLMStatusCode.LLM_SUCCESS:
             status = LLMStatusCode.LLM_FAILED if answer is None else code_of(answer.status)
             reason = "the peer is gone" if answer is None else answer.reason

@@ -73,7 +73,7 @@ def start_transport(options: EngineOptions, environ: Mapping[str, str]) -> tuple
 
 def _facts(transport: Transport) -> str:
     try:
-        facts = transport.describe()
+        facts = [f"{name} {value}" for name, value in transport.describe().items()]
     except Exception as error:
         return text_of(error, transport)
-    return ", ".join(f"{name} {value}" for name, value in facts.items()) or "no details"
+    return ", ".join(facts) or "no details"
