@@ -376,6 +376,11 @@ def switch_role(here: Here, role: LLMRole, port: int | None = None) -> None:
     here.live.switch_role(role, options.generate_options() if port is not None else None)
 
 
+def unregister(here: Here, label: str) -> None:
+    """Forget a cache; the handle and the arrays stay."""
+    here.live.cache_manager.unregister_cache(here.caches[label].cache_id)
+
+
 def deallocate(here: Here, label: str) -> None:
     """Free a cache of the pool."""
     manager, cache = here.live.cache_manager, here.caches.pop(label)

@@ -106,6 +106,18 @@ def _fork_while_starting(here: nodes.Here) -> str:
 # -- the end -------------------------------------------------------------------------------------
 
 
+def _linked(start: Start) -> tuple[Node, int]:
+    """A member with a cache and a long timeout, and the comm id of its link to another."""
+    settings = {"pool": 16 * MIB, "sync_kv_timeout": 60_000}
+    peer, we = start(1, **settings), start(2, **settings)
+    for node in (peer, we):
+        node.do(stage.prepare, 1)
+    peer.begin(nodes.link_and_wait, "pair", {1: 0, 2: 1})
+    comm_id = we.do(nodes.link_and_wait, "pair", {1: 0, 2: 1})
+    peer.result()
+    return we, comm_id
+
+
 def _finalize_during_unlink(here: nodes.Here, comm_id: int, who: str) -> tuple[list[float], float]:
     """Finalize while `unlink` waits for a transfer of many seconds.
 
@@ -140,13 +152,7 @@ def _finalize_during_unlink(here: nodes.Here, comm_id: int, who: str) -> tuple[l
 
 @pytest.mark.parametrize("who", ["signal handler", "another thread"])
 def test_finalize_during_unlink(start_node: Start, who: str) -> None:
-    settings = {"pool": 16 * MIB, "sync_kv_timeout": 60_000}
-    peer, we = start_node(1, **settings), start_node(2, **settings)
-    for node in (peer, we):
-        node.do(stage.prepare, 1)
-    peer.begin(nodes.link_and_wait, "pair", {1: 0, 2: 1})
-    comm_id = we.do(nodes.link_and_wait, "pair", {1: 0, 2: 1})
-    peer.result()
+    we, comm_id = _linked(start_node)
     took, whole = we.do(_finalize_during_unlink, comm_id, who)
     assert len(took) == 1
     assert whole < 10  # the transfer would take 12 s, and unlink waits for it for 60
@@ -171,13 +177,7 @@ def _finalize_during_pull(here: nodes.Here) -> tuple[str, float, float]:
 
 
 def test_a_signal_handler_finalizes_during_a_pull(start_node: Start) -> None:
-    settings = {"pool": 16 * MIB, "sync_kv_timeout": 60_000}
-    peer, we = start_node(1, **settings), start_node(2, **settings)
-    for node in (peer, we):
-        node.do(stage.prepare, 1)
-    peer.begin(nodes.link_and_wait, "pair", {1: 0, 2: 1})
-    we.do(nodes.link_and_wait, "pair", {1: 0, 2: 1})
-    peer.result()
+    we, _ = _linked(start_node)
     status, ended, whole = we.do(_finalize_during_pull)
     assert status in ("LLM_FAILED", "LLM_NOT_YET_LINK")
     assert ended < 4  # without care 7 s: link and transport wait for the interrupted pull itself

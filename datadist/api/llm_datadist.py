@@ -43,9 +43,9 @@ class LLMDataDist:
     """
 
     llm_engine_instance: ClassVar[LLMDataDist | None] = None
+    """The initialised object of this process."""
     _ending: ClassVar[threading.Thread | None] = None
     """What is left of the last engine, where a signal handler ended it."""
-    """The initialised object of this process."""
 
     def __init__(self, role: LLMRole, cluster_id: int) -> None:
         checks.check_isinstance("role", role, LLMRole)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,21 +12,21 @@ class Calls:
     """The engine is taken apart only after these calls. Any thread; no locks, so signals are harmless."""
 
     def __init__(self) -> None:
-        self._threads: list[int] = []
+        self._inside: list[None] = []
+        """One item per call: appending and popping need no lock."""
 
     @contextmanager
     def under_way(self) -> Iterator[None]:
-        """Note that this thread is inside a call."""
-        own = threading.get_ident()
-        self._threads.append(own)
+        """Note that a thread is inside a call."""
+        self._inside.append(None)
         try:
             yield
         finally:
-            self._threads.remove(own)
+            self._inside.pop()
 
     def any(self) -> bool:
         """Whether some thread is inside a call."""
-        return bool(self._threads)
+        return bool(self._inside)
 
 
 def interrupted() -> bool:

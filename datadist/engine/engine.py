@@ -45,10 +45,7 @@ from datadist.engine.verify import Verification
 from datadist.engine.workers import Workers
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
 from datadist.status import LLMException, LLMStatusCode, param_invalid
-from datadist.transport import (
-    Access,
-    Placement,
-)
+from datadist.transport import Access, Placement
 from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.engine")

@@ -148,14 +148,19 @@ class Pulls:
                 layers, len(cache.layout.bases), len(found.entry.bases)
             )
             segments = plan(cache, found, mine, theirs)
-            route = self._transfers.move_over(
-                resolve.reaching(routes, routes[0], found.entry),
-                segments,
-                deadline,
-                found.entry,
-                before=lambda: self._check_unconsumed(view, found, source),
-                after=lambda: self._consume(view, found, theirs),
-            )
+
+            def move(route: Route) -> None:
+                self._transfers.move(
+                    route,
+                    segments,
+                    deadline,
+                    found.entry,
+                    before=lambda: self._check_unconsumed(view, found, source),
+                    after=lambda: self._consume(view, found, theirs),
+                )
+
+            ways = resolve.reaching(routes, routes[0], found.entry)
+            route = self._transfers.move_over(ways, move)
         finally:
             view.end_pull(token)
         return route, found, version

@@ -187,7 +187,10 @@ class Pushes:
                 ways = resolve.reaching(routes, routes[0], found.entry)
 
                 def move(segments: Segments) -> None:
-                    self._transfers.move_over(ways, segments, deadline, write=True)
+                    self._transfers.move_over(
+                        ways,
+                        lambda way: self._transfers.move(way, segments, deadline, write=True),
+                    )
 
                 yield _Pushing(cache, found, layers, move)
             finally:

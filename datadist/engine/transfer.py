@@ -89,20 +89,11 @@ class Transfers:
             raise resolve.no_route(domains, cluster)
         return routes
 
-    def move_over(
-        self,
-        routes: list[Route],
-        segments: Segments,
-        deadline: float,
-        source: Entry | None = None,
-        write: bool = False,
-        before: Callable[[], None] | None = None,
-        after: Callable[[], None] | None = None,
-    ) -> Route:
-        """:meth:`move` over the first of ``routes`` that has not ended meanwhile; returns that one."""
+    def move_over(self, routes: list[Route], move: Callable[[Route], None]) -> Route:
+        """``move`` over the first of ``routes`` that has not ended meanwhile; returns that one."""
         for route in routes:
             with suppress(resolve.Ended):
-                self.move(route, segments, deadline, source, write, before, after)
+                move(route)
                 return route
         raise resolve.no_route(
             self._domains(), routes[0].attempt.members[routes[0].rank].cluster_id

@@ -314,6 +314,12 @@ NONSENSE = b"\0\0\0\x10" + b"\xff" * 64
 """A frame that is no message, long enough for a MAC behind it."""
 
 
+def give_up(here: nodes.Here) -> None:
+    """End the control connection ourselves, as when the peer left too much unread."""
+    session = _session(here)
+    session._reactor.call(lambda: session.close("made by the test"), 5)
+
+
 def cut(here: nodes.Here) -> None:
     """Cut the control connection."""
     _session(here)._sock.shutdown(socket.SHUT_RDWR)

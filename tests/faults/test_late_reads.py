@@ -36,17 +36,6 @@ def _reuse(here: nodes.Here) -> None:
         array[:] = REUSED
 
 
-def _unregister(here: nodes.Here) -> None:
-    here.live.cache_manager.unregister_cache(here.caches["c"].cache_id)
-
-
-def _close_session(here: nodes.Here) -> None:
-    engine = here.live._engine
-    assert engine is not None
-    session = next(iter(engine.views.values())).session
-    engine._reactor.call(lambda: session.close("made by the test"), 5)
-
-
 def _reused_bytes(here: nodes.Here) -> int:
     return sum(int(np.count_nonzero(array == REUSED)) for array in here.arrays["c"])
 
@@ -69,7 +58,7 @@ def test_a_cache_unregistered_while_its_puller_is_stopped(start_node: Start) -> 
     owner, puller, *_ = _reading(start_node, "numpy")
     puller.do(stage.half_open)  # what the owner says is not heard during the pull
     puller.pause()
-    owner.do(_unregister)
+    owner.do(nodes.unregister, "c")
     owner.do(_reuse)
     puller.resume()
     status, _, text = puller.do(stage.outcome)
@@ -88,7 +77,7 @@ def test_a_pool_cache_freed_during_a_pull_is_kept_until_it_ends(start_node: Star
 def test_an_owner_whose_connection_is_cut(start_node: Start) -> None:
     owner, puller, *_ = _reading(start_node, "pool")
     puller.do(stage.half_open)
-    owner.do(_close_session)
+    owner.do(stage.give_up)
     owner.do(_reuse)
     status, _, text = puller.do(stage.outcome)
     assert puller.do(_reused_bytes) > 0
@@ -100,7 +89,7 @@ def test_both_unlink_during_a_pull(start_node: Start) -> None:
     owner, puller, ours, theirs = _reading(start_node, "numpy")
     puller.do(_begin_unlink, theirs)
     owner.do(nodes.unlink, ours)
-    owner.do(_unregister)
+    owner.do(nodes.unregister, "c")
     owner.do(_reuse)
     status, _, text = puller.do(stage.outcome)
     puller.do(_end_unlink)
@@ -113,7 +102,7 @@ def _say_much(here: nodes.Here) -> None:
     manager = here.live.cache_manager
     for _ in range(400):
         manager.deallocate_cache(manager.allocate_cache(CacheDesc(1, [1, 1], DataType.DT_INT8)))
-    _unregister(here)
+    nodes.unregister(here, "c")
     engine = here.live._engine
     assert engine is not None
     engine._reactor.post(lambda: time.sleep(1))

@@ -12,6 +12,7 @@ import pytest
 
 from datadist import CacheDesc, CacheKeyByIdAndIndex, DataType, Placement
 from tests import nodes
+from tests.faults import stage
 from tests.nodes import MIB, Node, RemoteError
 
 Start = Callable[..., Node]
@@ -132,19 +133,15 @@ def test_pool_memory_under_a_pusher_that_dies_returns(start_node: Start) -> None
     assert owner.do(_changed_bytes) == 0
 
 
-def _unregister(here: nodes.Here) -> None:
-    here.live.cache_manager.unregister_cache(here.caches["target"].cache_id)
-
-
 def test_registered_memory_under_a_stopped_pusher_stays_registered(start_node: Start) -> None:
     owner, pusher, comm_id = _pushing(start_node, "numpy")
     for _ in range(2):
         with pytest.raises(RemoteError, match="did not confirm that it has stopped") as error:
-            owner.do(_unregister)
+            owner.do(nodes.unregister, "target")
         assert error.value.status == "LLM_FAILED"
     pusher.resume()
     pusher.result()
-    owner.do(_unregister)
+    owner.do(nodes.unregister, "target")
     owner.do(_fill, "target", MINE)
     time.sleep(0.2)
     assert owner.do(_differing) == 0
@@ -155,17 +152,9 @@ def _differing(here: nodes.Here) -> int:
     return sum(int(np.count_nonzero(array != MINE)) for array in here.arrays["target"])
 
 
-def _close_session(here: nodes.Here) -> None:
-    """Give the control connection up, as when the peer left too much unread."""
-    engine = here.live._engine
-    assert engine is not None
-    session = next(iter(engine.views.values())).session
-    engine._reactor.call(lambda: session.close("made by the test"), 5)
-
-
 def test_pool_memory_under_a_stopped_pusher_whose_connection_is_lost(start_node: Start) -> None:
     owner, pusher, comm_id = _pushing(start_node, "pool")
-    owner.do(_close_session)
+    owner.do(stage.give_up)
     refused, count = owner.do(_reuse)
     assert "wait for peers to let go" in refused
     assert count == FULL // BLOCK - KEPT
@@ -179,7 +168,7 @@ def test_pool_memory_under_a_stopped_pusher_whose_connection_is_lost(start_node:
 
 def test_a_stopped_pusher_whose_connection_is_lost_and_that_dies(start_node: Start) -> None:
     owner, pusher, comm_id = _pushing(start_node, "pool")
-    owner.do(_close_session)
+    owner.do(stage.give_up)
     owner.do(nodes.unlink, comm_id)
     refused, _ = owner.do(_reuse)
     assert "wait for peers to let go" in refused
