@@ -163,6 +163,13 @@ class Capabilities:
     """
     passive_target: bool = True
     """Whether a peer's memory is reached without that peer's CPU making progress."""
+    watches_control: bool = False
+    """Whether :meth:`Link.read` says if :attr:`Peer.control_fd` was readable once all was read.
+
+    It promises also that a read of memory which its owner withdrew meanwhile harms neither the link
+    nor the peer: it raises, or reads what is there. Small pulls are much faster then, since core
+    need not ask before and after each whether the owner has said something.
+    """
 
 
 @dataclass(frozen=True)
@@ -237,6 +244,10 @@ class Peer:
     """Core's descriptor of the process, valid while the link is open; None for ourselves."""
     address: str | None = None
     """Network address, when the peer was met over the network."""
+    control_fd: int | None = None
+    """Core's connection to the peer: readable when something has arrived that core has not taken yet,
+    also its end. Only to be polled, and only while something is read (see
+    :attr:`Capabilities.watches_control`); None for ourselves and for peers unknown to core."""
 
 
 @dataclass(frozen=True)
@@ -309,8 +320,11 @@ class Link(ABC):
     @abstractmethod
     def read(
         self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
-    ) -> None:
+    ) -> bool | None:
         """Copy every segment from the memory of ``rank`` into ours, or fail.
+
+        Returns None, but where ``watches_control`` is declared: whether the peer's ``control_fd``
+        was readable after the last byte was read.
 
         ``local``, ``remote`` and ``length`` are C-contiguous int64 buffers of equal item count
         n >= 1: our addresses, the owner's addresses, bytes (each > 0). ``timeout`` in seconds.

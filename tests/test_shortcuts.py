@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -177,3 +180,78 @@ def test_an_owner_that_died_is_reported(linked: tuple[Node, Node]) -> None:
     with pytest.raises(RemoteError) as caught:
         puller.do(_pull, [5], [6])
     assert caught.value.status in ("LLM_FAILED", "LLM_NOT_YET_LINK")
+
+
+def test_a_small_pull_does_not_wait_for_a_thread_that_computes(linked: tuple[Node, Node]) -> None:
+    """Whoever lets the GIL go gets it back from a computing thread after 5 ms."""
+    _, puller = linked
+    puller.do(_pull, [5], [6])
+    assert puller.do(_switches_during_pulls) == 0
+
+
+def _switches_during_pulls(here: nodes.Here) -> int:
+    """How often another thread, which waits for the GIL all the time, got it during 50 pulls."""
+    turns, stop = 0, False
+
+    def take_turns() -> None:
+        nonlocal turns
+        while not stop:
+            turns += 1
+            time.sleep(0)  # lets the GIL go, and waits for it
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=take_turns)
+    thread.start()
+    sys.setswitchinterval(1000)  # nobody is made to let it go
+    try:
+        time.sleep(0.01)
+        began, before = time.monotonic(), turns
+        while time.monotonic() < began + 0.01:  # for the thread to arrive where it waits
+            before = turns
+        for _ in range(50):
+            _pull_only(here, [5], [6])
+        return turns - before
+    finally:
+        stop = True
+        sys.setswitchinterval(interval)
+        thread.join()
+
+
+def test_a_peer_that_keeps_talking_makes_pulls_slow_but_not_wrong(
+    linked: tuple[Node, Node],
+) -> None:
+    owner, puller = linked
+    puller.do(_pull, [5], [6])
+    owner.begin(_make_and_free, 200)
+    for _ in range(50):
+        assert puller.do(_pull, [5], [6]) == _expected(100, [5])
+    owner.result()
+    before = puller.do(_operations)
+    assert puller.do(_pull, [5], [6]) == _expected(100, [5])
+    assert puller.do(_operations) == before + 1
+
+
+def _make_and_free(here: nodes.Here, times: int) -> None:
+    for _ in range(times):
+        _make(here, "passing", False, 0)
+        _free(here, "passing")
+
+
+def _operations(here: nodes.Here) -> int:
+    return int(here.live.stats()["total"]["pull"]["operations"])
+
+
+def test_what_arrives_during_a_small_pull_is_heard_before_it_returns(
+    linked: tuple[Node, Node],
+) -> None:
+    owner, puller = linked
+    puller.do(_pull, [5], [6])
+    for value in (50, 60, 70):  # each time the puller has not looked since the key moved
+        owner.do(_free, "source")
+        owner.do(_make, "source", True, value)
+        assert puller.do(_pull, [5], [6]) == _expected(value, [5])
+    owner.do(_free, "source")
+    with pytest.raises(RemoteError) as caught:
+        puller.do(_pull, [5], [6])
+    assert caught.value.status == "LLM_KV_CACHE_NOT_EXIST"
+    assert puller.do(_known) == 0

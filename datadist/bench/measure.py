@@ -58,10 +58,11 @@ class Pair:
         name = "read" if self.settings.direction == "pull" else "write"
         operate, spent = getattr(link, name), []
 
-        def timed(*args: Any) -> None:
+        def timed(*args: Any) -> Any:
             began = time.perf_counter()
-            operate(*args)
+            answer = operate(*args)
             spent.append(time.perf_counter() - began)
+            return answer
 
         setattr(link, name, timed)
         try:

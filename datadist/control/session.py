@@ -72,7 +72,8 @@ class Session:
         """Largest frame that is accepted."""
         self.on_message: Callable[[Session, Message, list[int]], None] | None = None
         self.on_closed: Callable[[Session, str], None] | None = None
-        self._dispatching = False
+        self.dispatching = False
+        """Whether something that arrived is being handled."""
         self._inbox = bytearray()
         self._fds: deque[int] = deque()
         self._outbox: deque[tuple[memoryview, list[int]]] = deque()
@@ -88,6 +89,11 @@ class Session:
     def takes_descriptors(self) -> bool:
         """Whether :meth:`send` can pass descriptors."""
         return True
+
+    @property
+    def control_fd(self) -> int:
+        """The socket's descriptor: readable when something has arrived, also the end."""
+        return self._sock.fileno()
 
     def _identify(self) -> None:
         raw = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -133,7 +139,7 @@ class Session:
             waiting = self._arrivals.poll(0, 1)
         except (OSError, ValueError):  # closed meanwhile
             return True
-        return not waiting and not self._dispatching
+        return not waiting and not self.dispatching
 
     def drain(self) -> None:
         """Handle what has arrived, on the reactor's thread."""
@@ -203,11 +209,11 @@ class Session:
                 return
             self._update_events()
         if events & READ:
-            self._dispatching = True
+            self.dispatching = True
             try:
                 self._receive()
             finally:
-                self._dispatching = False
+                self.dispatching = False
 
     def _give_up(self, reason: str) -> None:
         self.drain()  # a goodbye that lies there says more than the failure to send

@@ -23,6 +23,12 @@ class Tally:
         self.errors = 0
         self.seconds = 0.0
 
+    def add(self, nbytes: int, seconds: float) -> None:
+        """Count an operation that went well."""
+        self.operations += 1
+        self.bytes += nbytes
+        self.seconds += seconds
+
     def as_dict(self) -> dict[str, int | float]:
         """Plain numbers."""
         return {

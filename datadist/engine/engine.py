@@ -194,6 +194,7 @@ class Engine:
             self.views,
             self._drain,
             self.verification.compare if self.options.checksum else None,
+            self.transport.capabilities.watches_control,
         )
         self.pulls = Pulls(self.transfers, self.owned, self.options.remote_accessible)
         self.pushes = Pushes(self.transfers, self.owned)

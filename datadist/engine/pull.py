@@ -38,7 +38,7 @@ class Pulls:
         self._transfers = transfers
         self._owned = owned
         self._one_sided = one_sided
-        self._shortcuts = Shortcuts()
+        self._shortcuts = Shortcuts(transfers, owned)
 
     def pull_cache(
         self, cluster: int, source: Source, cache_id: int, slot: int, size: int, layers: Layers
@@ -106,28 +106,9 @@ class Pulls:
     ) -> bool:
         """As :meth:`pull_blocks` with a blocks key, where that went well before and still would.
 
-        False, and nothing is done, for what takes the full way.
+        False for what takes the full way; it may have written to the blocks that shall be written.
         """
-        deadline = monotonic() + self._transfers.timeout
-        way = self._shortcuts.find(cluster, model, cache_id)
-        segments = way.plan(src_blocks, dst_blocks) if way else None
-        cache = self._owned.pin(cache_id) if segments is not None else None
-        if way is None or segments is None or cache is None:
-            return False
-        try:
-            view = way.route.view
-            token = view.begin_pull_at(way.version)
-            if token is None:
-                return False
-            try:
-                self._transfers.move(way.route, segments, deadline, way.entry)
-            except resolve.Ended:
-                return False
-            finally:
-                view.end_pull(token)
-        finally:
-            self._owned.unpin(cache)
-        return True
+        return self._shortcuts.pull((cluster, model, cache_id), src_blocks, dst_blocks)
 
     def _pull(
         self, cluster: int, source: Source, cache: OwnCache, layers: Layers, plan: Planner

@@ -4,51 +4,77 @@ A decoder pulls a few blocks from the same cache over and over. Looking up link,
 more time than moving a block, so the outcome of a full pull is kept and used again for as long as
 the peer's directory, the link and our cache are what they were. Whatever is out of the ordinary
 takes the full way, which knows how to say what is wrong.
+
+:meth:`Shortcuts.pull` does in one piece what the full way does in many, since calls and locks are
+most of what a small pull costs.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
+from time import monotonic
+from typing import TypeAlias
 
 import numpy as np
 
 from datadist.checks import all_ints
 from datadist.control.messages import Entry
-from datadist.engine.owned import OwnCache
+from datadist.engine import resolve
+from datadist.engine.owned import OwnCache, OwnDirectory
 from datadist.engine.plan import SCALAR_SEGMENTS, Blocks, Segments, check_blocks, plan_blocks
 from datadist.engine.resolve import Route
+from datadist.engine.transfer import SURE_SECONDS, Transfers
 
 MOST = 256
+Few: TypeAlias = "tuple[array[int], array[int], array[int]]"
+"""Local addresses, remote addresses, bytes."""
+Name: TypeAlias = "tuple[int, int, int]"
+"""Cluster, model id of the blocks key, id of our cache."""
 
 
-@dataclass(frozen=True, eq=False)
 class Way:
     """Where a blocks key of a cluster leads to, seen from one of our caches."""
 
-    route: Route
-    version: int
-    """Of the peer's directory."""
-    local_bases: Sequence[int]
-    local_count: int
-    remote_bases: Sequence[int]
-    entry: Entry
-    """The owner's cache."""
-    stride: int
-    lengths: Sequence[array[int]]
-    """Vectors of ``stride``, by their number."""
+    def __init__(
+        self, cache: OwnCache, entry: Entry, route: Route, version: int, transfers: Transfers
+    ) -> None:
+        layout = cache.layout
+        self.cache = cache
+        self.entry = entry
+        """The owner's cache."""
+        self.route = route
+        self.version = version
+        """Of the peer's directory."""
+        self.view = route.view
+        self.session = route.view.session
+        self.attempt = route.attempt
+        self.rank = route.rank
+        self.turn = route.attempt.locks[route.rank]
+        self.gone = route.attempt.gone
+        self.tensors = len(layout.bases)
+        self.tallies = transfers.tallies(route, push=False)
+        self.watched = transfers.watches_control
+        """Whether the transport tells what arrived meanwhile: nobody else needs to look."""
+        self.local_bases, self.local_count = layout.bases, layout.count
+        self.remote_bases, self.remote_count = tuple(entry.bases), entry.count
+        self.stride = layout.stride
+        self.lengths = [array("q", (layout.stride,) * n) for n in range(SCALAR_SEGMENTS + 1)]
+        """Vectors of ``stride``, by their number."""
 
-    def plan(self, src_blocks: Blocks, dst_blocks: Blocks) -> Segments | None:
-        """The segments; None for lists that are not in order."""
-        if type(src_blocks) is not list or type(dst_blocks) is not list:
-            return self._plan_many(src_blocks, dst_blocks)
+    def holds(self) -> bool:
+        """Whether the peer is there and has told us nothing since."""
+        return (
+            self.view.version == self.version
+            and not self.session.closed
+            and self.rank not in self.gone
+        )
+
+    def plan_few(self, src_blocks: list[int], dst_blocks: list[int]) -> Few | None:
+        """Up to SCALAR_SEGMENTS segments; None for more, and for lists that are not in order."""
         count = len(dst_blocks)
-        if count != len(src_blocks) or not count:
+        segments = count * self.tensors
+        if count != len(src_blocks) or not 0 < segments <= SCALAR_SEGMENTS:
             return None
-        segments = count * len(self.local_bases)
-        if segments > SCALAR_SEGMENTS:
-            return self._plan_many(src_blocks, dst_blocks)
         length, stride = self.lengths[segments], self.stride
         local, remote = length[:], length[:]  # in half the time of making new ones
         place, bases, limit = 0, self.local_bases, self.local_count
@@ -58,16 +84,17 @@ class Way:
             for base in bases:
                 local[place] = base + block * stride
                 place += 1
-        place, bases, limit = 0, self.remote_bases, self.entry.count
+        place, bases, limit = 0, self.remote_bases, self.remote_count
         for block in src_blocks:
             if type(block) is not int or not 0 <= block < limit:
                 return None
             for base in bases:
                 remote[place] = base + block * stride
                 place += 1
-        return Segments(local, remote, length, stride * segments)
+        return local, remote, length
 
-    def _plan_many(self, src_blocks: Blocks, dst_blocks: Blocks) -> Segments | None:
+    def plan(self, src_blocks: Blocks, dst_blocks: Blocks) -> Segments | None:
+        """The segments; None for lists that are not in order."""
         for blocks in (src_blocks, dst_blocks):
             if isinstance(blocks, (list, tuple)):
                 if not blocks or not all_ints(blocks):
@@ -75,7 +102,7 @@ class Way:
             elif not isinstance(blocks, np.ndarray) or not blocks.size:
                 return None
         try:
-            sources = check_blocks("src_blocks", src_blocks, self.entry.count)
+            sources = check_blocks("src_blocks", src_blocks, self.remote_count)
             targets = check_blocks("dst_blocks", dst_blocks, self.local_count)
             stride = self.stride
             return plan_blocks(
@@ -86,27 +113,12 @@ class Way:
 
 
 class Shortcuts:
-    """Ways by (cluster, model id of the blocks key, id of our cache)."""
+    """Ways by what they connect; every method works from any thread."""
 
-    def __init__(self) -> None:
-        self._ways: dict[tuple[int, int, int], Way] = {}
-
-    def find(self, cluster: int, model: int, cache_id: int) -> Way | None:
-        """A way that still holds, or None."""
-        way = self._ways.get((cluster, model, cache_id))
-        if way is None:
-            return None
-        route = way.route
-        attempt, view = route.attempt, route.view
-        if (
-            view.version == way.version  # the peer has told us nothing since
-            and not attempt.dead
-            and route.rank not in attempt.gone
-            and view.session.settled()
-        ):
-            return way
-        self._ways.pop((cluster, model, cache_id), None)
-        return None
+    def __init__(self, transfers: Transfers, owned: OwnDirectory) -> None:
+        self._transfers = transfers
+        self._owned = owned
+        self._ways: dict[Name, Way] = {}
 
     def remember(
         self, cluster: int, model: int, cache: OwnCache, entry: Entry, route: Route, version: int
@@ -114,8 +126,78 @@ class Shortcuts:
         """Keep what a full pull of all layers found; ``version`` is that of the look-up."""
         if len(self._ways) >= MOST:
             self._ways.clear()
-        layout = cache.layout
-        self._ways[cluster, model, cache.cache_id] = Way(
-            route, version, layout.bases, layout.count, tuple(entry.bases), entry,
-            layout.stride, [array("q", (layout.stride,) * n) for n in range(SCALAR_SEGMENTS + 1)],
-        )  # fmt: skip
+        way = Way(cache, entry, route, version, self._transfers)
+        self._ways[cluster, model, cache.cache_id] = way
+
+    def pull(self, name: Name, src_blocks: Blocks, dst_blocks: Blocks) -> bool:
+        """Pull by a known way; False where the pull has to take the full way, from its beginning.
+
+        Then it may have written to the blocks that shall be written.
+
+        Raises LLMException as the full way does.
+        """
+        started = monotonic()
+        way = self._ways.get(name)
+        if way is None:
+            return False
+        if way.watched and type(src_blocks) is list and type(dst_blocks) is list:
+            few = way.plan_few(src_blocks, dst_blocks)
+            if few is not None and way.turn.acquire(False):
+                done = self._pull_few(way, few, started)
+                if not done:
+                    self._ways.pop(name, None)
+                return done
+        return self._pull_many(name, way, src_blocks, dst_blocks, started + self._transfers.timeout)
+
+    def _pull_many(
+        self, name: Name, way: Way, src_blocks: Blocks, dst_blocks: Blocks, deadline: float
+    ) -> bool:
+        segments = way.plan(src_blocks, dst_blocks)
+        if segments is None or self._owned.pin(way.cache.cache_id) is None:
+            return False
+        try:
+            settled = way.session.settled()
+            token = way.view.begin_pull_at(way.version) if settled else None
+            if token is None:
+                self._ways.pop(name, None)
+                return False
+            try:
+                self._transfers.move(way.route, segments, deadline, way.entry)
+            except resolve.Ended:
+                return False
+            finally:
+                way.view.end_pull(token)
+        finally:
+            self._owned.unpin(way.cache)
+        return True
+
+    def _pull_few(self, way: Way, few: Few, started: float) -> bool:
+        """Read in our turn, which ends with this, and look afterwards whether that was still right."""
+        cache, view, transfers = way.cache, way.view, self._transfers
+        local, remote, length = few
+        link, rank, token = way.attempt.link, way.rank, None
+        pinned = self._owned.pin(cache.cache_id)
+        try:
+            token = view.begin_pull_at(way.version)
+            if pinned is None or token is None or link is None or way.attempt.dead:
+                return False
+            heard = link.read(rank, local, remote, length, transfers.timeout)
+        except Exception as error:
+            if not (way.session.settled() and way.holds()):
+                return False
+            transfers.count(way.route, False, 0, started, failed=True)
+            raise transfers.failure(way.route, error, "pull from") from error
+        finally:
+            if token is not None:
+                view.end_pull(token)
+            if pinned is not None:
+                self._owned.unpin(cache)
+            way.turn.release()
+        seconds = monotonic() - started
+        # What was being handled has changed the way once that is done, so this order counts.
+        if heard is not False or way.session.dispatching or not way.holds():
+            return False
+        if seconds > SURE_SECONDS and not way.entry.pooled:
+            return False
+        transfers.count_done(way.tallies, way.stride * len(length), seconds)
+        return True

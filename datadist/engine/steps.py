@@ -100,7 +100,9 @@ class Steps:
         for rank, view in present.items():
             session = view.session
             pidfd = None if session.process is None else session.process.fd
-            peers[rank] = Peer(rank, view.incarnation, session.peer_pid, pidfd, session.address)
+            peers[rank] = Peer(
+                rank, view.incarnation, session.peer_pid, pidfd, session.address, session.control_fd
+            )
 
         def opened(link: Link) -> None:
             attempt.link = link

@@ -11,7 +11,7 @@ from time import monotonic
 from datadist.control.messages import Entry
 from datadist.control.session import Session
 from datadist.engine import resolve
-from datadist.engine.counters import Counters
+from datadist.engine.counters import Counters, Tally
 from datadist.engine.defects import text_of
 from datadist.engine.domain import Domain
 from datadist.engine.owned import OwnCache
@@ -50,6 +50,7 @@ class Transfers:
         views: dict[str, PeerView],
         drain: Callable[[Session, float], bool],
         verify: Callable[[Route, Segments, float], None] | None = None,
+        watches_control: bool = False,
     ) -> None:
         self._own_cluster = own_cluster
         self.timeout = timeout
@@ -58,6 +59,8 @@ class Transfers:
         self._views = views
         self._drain = drain
         self._verify = verify
+        self.watches_control = watches_control and verify is None
+        """Whether a read says what arrived meanwhile; not where more than the read has to be done."""
         self.counters = Counters()
         """Of all links there were."""
         self.counting = threading.Lock()
@@ -149,7 +152,7 @@ class Transfers:
         except LLMException:
             raise
         except Exception as error:
-            raise self._failure(route, error, "push to" if write else "pull from") from error
+            raise self.failure(route, error, "push to" if write else "pull from") from error
         finally:
             if failed is not None:
                 self.count(route, write, segments.nbytes, started, failed)
@@ -188,23 +191,34 @@ class Transfers:
             )
         return deadline - monotonic()
 
+    def tallies(self, route: Route, push: bool) -> tuple[Tally, Tally]:
+        """Where operations over a link are counted: for that link, and for all."""
+        link, total = route.attempt.counters[route.rank], self.counters
+        return (link.push, total.push) if push else (link.pull, total.pull)
+
     def count(self, route: Route, push: bool, nbytes: int, started: float, failed: bool) -> None:
         """Count an operation that began at ``started`` (time.monotonic)."""
-        seconds = monotonic() - started
-        link, total = route.attempt.counters[route.rank], self.counters
+        tallies, seconds = self.tallies(route, push), monotonic() - started
+        if not failed:
+            self.count_done(tallies, nbytes, seconds)
+            return
+        with self.counting:
+            for tally in tallies:
+                tally.errors += 1
+                tally.seconds += seconds
+
+    def count_done(self, tallies: tuple[Tally, Tally], nbytes: int, seconds: float) -> None:
+        """Count an operation that went well."""
+        one, every = tallies
         self.counting.acquire()  # a with statement costs twice as much
         try:
-            for tally in (link.push, total.push) if push else (link.pull, total.pull):
-                tally.seconds += seconds
-                if failed:
-                    tally.errors += 1
-                else:
-                    tally.operations += 1
-                    tally.bytes += nbytes
+            one.add(nbytes, seconds)
+            every.add(nbytes, seconds)
         finally:
             self.counting.release()
 
-    def _failure(self, route: Route, error: Exception, what: str) -> LLMException:
+    def failure(self, route: Route, error: Exception, what: str) -> LLMException:
+        """What a user is told of an exception of the transport."""
         cluster = route.attempt.members[route.rank].cluster_id
         text = text_of(error, route.attempt.link)
         if isinstance(error, TransferError) and not error.link_usable:

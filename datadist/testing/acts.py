@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import socket
 import threading
 import time
 from array import array
@@ -160,13 +161,16 @@ def open_link(
 ) -> Outcome:
     """Make this rank's side."""
     fds = state.pidfds[link] = []
+    controls = state.controls[link] = {}
     peers = {rank: Peer(rank, f"engine-{plan.pids[rank]}")}
     for other, pid in plan.pids.items():
         if other in plan.addresses and other != rank:
             peers[other] = Peer(other, f"engine-{pid}", address=plan.addresses[other])
         elif other != rank:
             fds.append(os.pidfd_open(pid))
-            peers[other] = Peer(other, f"engine-{pid}", pid, fds[-1])
+            controls[other] = socket.socketpair()
+            control_fd = controls[other][0].fileno()
+            peers[other] = Peer(other, f"engine-{pid}", pid, fds[-1], control_fd=control_fd)
     group = Group(
         name=plan.name, rank=rank, peers=dict(sorted(peers.items())),
         table=None if plan.table is None else parse_rank_table(plan.table),
@@ -229,9 +233,20 @@ class Move:
     timeout: float
 
 
-def _run(link: Link, order: Move, vectors: Sequence[Any]) -> None:
+def _run(link: Link, order: Move, vectors: Sequence[Any]) -> bool | None:
     method = link.write if order.write else link.read
-    method(order.rank, vectors[0], vectors[1], vectors[2], order.timeout)
+    return method(order.rank, vectors[0], vectors[1], vectors[2], order.timeout)
+
+
+def control(state: State, link: str, rank: int, what: str) -> None:
+    """Let something arrive from a peer at what stands for core's connection, or take it, or its end."""
+    core, peer = state.controls[link][rank]
+    if what == "arrives":
+        peer.send(b"news")
+    elif what == "is taken":
+        core.recv(100)
+    else:
+        peer.close()
 
 
 def move(state: State, order: Move) -> Outcome:
@@ -318,6 +333,9 @@ def close_link(state: State, link: str) -> tuple[frozenset[int], float]:
     assert again <= risky, f"close said {set(risky)}, and {set(again)} when called again"
     for fd in state.pidfds.pop(link):
         os.close(fd)
+    for ends in state.controls.pop(link, {}).values():
+        for end in ends:
+            end.close()
     return risky, seconds
 
 

@@ -6,6 +6,7 @@ import ctypes
 import faulthandler
 import os
 import signal
+import socket
 import threading
 import traceback
 from collections.abc import Callable
@@ -56,6 +57,10 @@ class State:
     buffers: dict[str, object] = field(default_factory=dict)
     links: dict[str, Link] = field(default_factory=dict)
     pidfds: dict[str, list[int]] = field(default_factory=dict)
+    controls: dict[str, dict[int, tuple[socket.socket, socket.socket]]] = field(
+        default_factory=dict
+    )
+    """What stands for core's connections to the peers of each link, and their other ends."""
     tasks: dict[str, Task] = field(default_factory=dict)
     engine: Any = None
     any: dict[str, Any] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datadist.testing.families.control import Control
 from datadist.testing.families.data import Data
 from datadist.testing.families.declaration import Declaration
 from datadist.testing.families.end_to_end import EndToEnd
@@ -15,7 +16,7 @@ __all__ = ["TransportConformance"]
 
 
 class TransportConformance(
-    EndToEnd, Fence, Failures, Data, Linking, Registration, Lifecycle, Declaration
+    EndToEnd, Fence, Failures, Control, Data, Linking, Registration, Lifecycle, Declaration
 ):
     """Everything that `datadist.transport` demands of a transport, in real processes.
 

@@ -11,13 +11,14 @@ import os
 import time
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from datadist.testing.reference import ReferenceLink, ReferenceTransport
 from datadist.transport import (
     Access,
+    Capabilities,
     Group,
     LinkError,
     Offer,
@@ -189,6 +190,14 @@ class GrantsEverything(_Saboteur):
         return ReferenceLink(group, regions, Access.READ_WRITE)
 
 
+class ClaimsToWatch(_Saboteur):
+    """It declares that its reads say what arrived meanwhile, and they say nothing."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, watches_control=True)
+
+
 class _DeafLink(ReferenceLink):
     def abort(self, rank: int) -> None:
         """Do nothing."""
@@ -281,6 +290,7 @@ SABOTEURS = (
     Saboteur(LiesAboutPassiveTargets, "a_stopped_peer_is_reached[read]"),
     Saboteur(LiesAboutWriting, "sizes[1-write]"),
     Saboteur(GrantsEverything, "peers_with_read_access_cannot_write"),
+    Saboteur(ClaimsToWatch, "reads_say_what_has_arrived[1]"),
     Saboteur(IgnoresAbort, "abort_ends_what_is_in_flight"),
     Saboteur(MovesBeforeChecking, "bad_remote_addresses_move_nothing[read--1-2]"),
     Saboteur(MixesPeers, "all_pairs_at_once[3]"),

@@ -52,7 +52,10 @@ class _Path:
         self.lock = threading.Lock()
         """Held while something moves or is mapped here."""
         pidfd = -1 if peer.pidfd is None else peer.pidfd
-        self.native = array("q", [0, peer.pid or 0, pidfd, options.threads, options.kernel])
+        control = -1 if peer.control_fd is None else peer.control_fd
+        self.native = array(
+            "q", [0, peer.pid or 0, pidfd, control, options.threads, options.kernel]
+        )
         """What native code knows of this path; windows are appended when it is attached."""
         self.keys: list[tuple[str, int, bool]] = []
         self.writable = False
@@ -183,18 +186,19 @@ class ShmLink(Link):
 
     def read(
         self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
-    ) -> None:
-        """Copy from the peer; checked, chunked, without the GIL."""
+    ) -> bool:
+        """Copy from the peer; checked, chunked, and without the GIL but for a few bytes."""
         path = self._paths.get(rank) or self._path(rank)
         path.lock.acquire()  # a with statement costs twice as much, which small reads notice
         try:
             if not path.open:
                 raise self._not_open(rank)
-            failure = transfer(False, path.native, local, remote, length, 0, timeout)
+            answer = transfer(False, path.native, local, remote, length, 0, timeout)
         finally:
             path.lock.release()
-        if failure is not None:
-            raise _error(path, failure, remote, length, timeout)
+        if type(answer) is tuple:
+            raise _error(path, answer, remote, length, timeout)
+        return answer  # type: ignore[return-value]
 
     def write(
         self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
@@ -207,9 +211,9 @@ class ShmLink(Link):
             if path.fence is None:
                 raise Unsupported(f"rank {rank} granted read access only")
             fence = path.fence.address
-            failure = transfer(True, path.native, local, remote, length, fence, timeout)
-        if failure is not None:
-            raise _error(path, failure, remote, length, timeout)
+            answer = transfer(True, path.native, local, remote, length, fence, timeout)
+        if isinstance(answer, tuple):
+            raise _error(path, answer, remote, length, timeout)
 
     def _path(self, rank: int) -> _Path:
         try:

@@ -58,7 +58,11 @@ class ShmTransport(Transport):
         """HOST and DEVICE are labels: all memory is memory of the host."""
         both = frozenset(Placement)
         return Capabilities(
-            placements=both, foreign_memory=True, same_host_only=True, host_addressable=both
+            placements=both,
+            foreign_memory=True,
+            same_host_only=True,
+            host_addressable=both,
+            watches_control=True,
         )
 
     def allocate(self, size: int, placement: Placement) -> Region:

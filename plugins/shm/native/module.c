@@ -1,6 +1,7 @@
 /* The Python module datadist_shm._native: vectored copies, mappings and the fence.
  *
- * Addresses come as int64 vectors. The GIL is released while bytes move or pages are made. */
+ * Addresses come as int64 vectors. The GIL is released while more than a few bytes move, and while pages
+ * are made. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>
@@ -47,29 +48,30 @@ static int get_manner(PyObject *const *args, int *threads, int *kernel)
 }
 
 PyDoc_STRVAR(transfer_doc,
-"transfer(write, path, local, remote, length, fence, seconds) -> None, or (code, segment, errno) of a\n"
-"failure.\n"
-"path: writable int64 buffer of abort (not 0 ends what is in flight), pid, pidfd or -1, threads at\n"
-"most, kernel of KERNELS, then triples (owner's base, size, mapped base or 0) sorted by base; fence:\n"
+"transfer(write, path, local, remote, length, fence, seconds) -> whether control was readable at the\n"
+"end, or (code, segment, errno) of a failure.\n"
+"path: writable int64 buffer of abort (not 0 ends what is in flight), pid, pidfd or -1, control (a\n"
+"descriptor) or -1, threads at most, kernel of KERNELS, then triples (owner's base, size, mapped base or 0) sorted by base; fence:\n"
 "address of the page, or 0; seconds: how long it may take, from now.");
 
-enum { PATH_HEAD = 5 };
+enum { PATH_HEAD = 6 };
 
 /* The fixed part of a job from its path; 0 with an exception where it is not valid. */
 static int read_path(Job *job, const Py_buffer *path)
 {
     const int64_t *words = path->buf;
     Py_ssize_t count = path->len / 8;
-    if (path->len % 8 || count < PATH_HEAD || (count - PATH_HEAD) % 3 || words[3] < 1 ||
-        words[3] > MAX_THREADS || copy_kernel((int)words[4]) == NULL) {
+    if (path->len % 8 || count < PATH_HEAD || (count - PATH_HEAD) % 3 || words[4] < 1 ||
+        words[4] > MAX_THREADS || copy_kernel((int)words[5]) == NULL) {
         PyErr_SetString(PyExc_ValueError, "path is not valid");
         return 0;
     }
     job->abort_flag = path->buf;
     job->pid = (pid_t)words[1];
     job->pidfd = (int)words[2];
-    job->threads = (int)words[3];
-    job->kernel = (int)words[4];
+    job->control = (int)words[3];
+    job->threads = (int)words[4];
+    job->kernel = (int)words[5];
     job->windows = (const Window *)(words + PATH_HEAD);
     job->n_windows = (count - PATH_HEAD) / 3;
     return 1;
@@ -96,11 +98,12 @@ static PyObject *py_transfer(PyObject *self, PyObject *const *args, Py_ssize_t n
         job.local = vectors[0].buf;
         job.remote = vectors[1].buf;
         job.length = vectors[2].buf;
-        int code;
-        Py_BEGIN_ALLOW_THREADS
-        code = transfer(&job);
-        Py_END_ALLOW_THREADS
-        answer = code == DONE ? Py_NewRef(Py_None)
+        /* Another thread that computes would keep the GIL for 5 ms, where a block takes 1 us. */
+        PyThreadState *let_go = is_brief(&job) ? NULL : PyEval_SaveThread();
+        int code = transfer(&job);
+        if (let_go != NULL)
+            PyEval_RestoreThread(let_go);
+        answer = code == DONE ? PyBool_FromLong(job.heard)
                               : Py_BuildValue("ini", code, (Py_ssize_t)job.index, job.error);
     }
     release(vectors, taken);

@@ -15,6 +15,8 @@ enum {
     HELP_CHUNKS = 8,        /* chunks of a thread from one look at the machine's load to the next */
     STREAM_BYTES = 1 << 20, /* totals from which stores go past the cache */
     THREAD_BYTES = 4 << 20, /* what makes a thread worth its start */
+    BRIEF_BYTES = 64 << 10, /* at most so much is copied in some microseconds, */
+    BRIEF_SEGMENTS = 16,    /* in at most so many segments */
     IOVECS = 128,
 };
 
@@ -38,6 +40,16 @@ static int peer_is_gone(int pidfd)
     return pidfd >= 0 && poll(&p, 1, 0) > 0;
 }
 
+/* After the last byte: PEER_GONE or DONE, and job->heard. */
+static int look_around(Job *job)
+{
+    struct pollfd p[] = {{.fd = job->pidfd, .events = POLLIN}, {.fd = job->control, .events = POLLIN}};
+    if (poll(p, 2, 0) <= 0) /* negative descriptors are passed over */
+        return DONE;
+    job->heard = p[1].revents != 0;
+    return p[0].revents != 0 ? PEER_GONE : DONE;
+}
+
 static int holds(const Window *w, int64_t address, int64_t length)
 {
     return address >= w->base && length <= w->size && address - w->base <= w->size - length;
@@ -55,6 +67,22 @@ static const Window *find_window(const Job *job, int64_t address, int64_t length
             high = middle;
     }
     return low > 0 && holds(&job->windows[low - 1], address, length) ? &job->windows[low - 1] : NULL;
+}
+
+int is_brief(const Job *job)
+{
+    int64_t left = BRIEF_BYTES;
+    if (job->n > BRIEF_SEGMENTS)
+        return 0;
+    for (ssize_t i = 0; i < job->n; i++) {
+        if (job->length[i] > left)
+            return 0;
+        const Window *w = find_window(job, job->remote[i], job->length[i]);
+        if (w != NULL && w->mapped == 0)
+            return 0;
+        left -= job->length[i] > 0 ? job->length[i] : 0;
+    }
+    return 1;
 }
 
 /* Bounds of every segment, and what the whole amounts to. */
@@ -270,9 +298,7 @@ int transfer(Job *job)
         atomic_fetch_sub(&job->fence->active, 1);
     if (job->result == DONE && atomic_load(job->abort_flag))
         return ABORTED;
-    if (job->result == DONE && peer_is_gone(job->pidfd))
-        return PEER_GONE;
-    return job->result;
+    return job->result == DONE ? look_around(job) : job->result;
 }
 
 /* -- local copies ---------------------------------------------------------------------------- */
@@ -302,9 +328,9 @@ void copy_local(const int64_t *dst, const int64_t *src, const int64_t *length, s
     static const Window everything = {.base = 1, .size = INT64_MAX - 1, .mapped = 1};
     static const _Atomic int64_t never = 0;
     Job job = {
-        .windows = &everything, .n_windows = 1, .pidfd = -1, .local = dst, .remote = src,
-        .length = length, .n = n, .abort_flag = &never, .deadline_ns = INT64_MAX,
-        .threads = threads, .kernel = kernel,
+        .windows = &everything, .n_windows = 1, .pidfd = -1, .control = -1, .local = dst,
+        .remote = src, .length = length, .n = n, .abort_flag = &never,
+        .deadline_ns = INT64_MAX, .threads = threads, .kernel = kernel,
     };
     for (ssize_t i = 0; i < n; i++)
         job.total += length[i];

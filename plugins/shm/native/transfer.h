@@ -31,6 +31,7 @@ typedef struct {
     ssize_t n_windows;
     pid_t pid;
     int pidfd;
+    int control; /* descriptor to look at when all was read, or -1 */
     const int64_t *local, *remote, *length; /* n segments */
     ssize_t n;
     const _Atomic int64_t *abort_flag;
@@ -40,6 +41,7 @@ typedef struct {
     int kernel;          /* for large totals */
 
     /* Set by transfer(). */
+    int heard;     /* whether control was readable */
     int error;     /* errno of FAILED and BAD_ADDRESS */
     ssize_t index; /* segment of BAD_ADDRESS */
     int64_t total;
@@ -54,6 +56,9 @@ typedef struct {
 
 /* The deadline_ns of a job that may take so many seconds from now. */
 int64_t deadline_after(double seconds);
+
+/* Whether it takes some microseconds only: few bytes, all of them mapped here. */
+int is_brief(const Job *job);
 
 /* Move every segment, or fail; returns a result. No byte moves where a segment is out of bounds. */
 int transfer(Job *job);

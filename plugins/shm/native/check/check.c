@@ -75,9 +75,9 @@ static Job job_of(int64_t *local, int64_t *remote, int64_t *length, ssize_t n, c
 {
     window = (Window){.base = OWNER, .size = SIZE, .mapped = (int64_t)(intptr_t)theirs};
     return (Job){
-        .windows = &window, .n_windows = 1, .pidfd = -1, .local = local, .remote = remote,
-        .length = length, .n = n, .abort_flag = &no_abort, .deadline_ns = deadline_after(300),
-        .threads = 4, .kernel = kernel,
+        .windows = &window, .n_windows = 1, .pidfd = -1, .control = -1, .local = local,
+        .remote = remote, .length = length, .n = n, .abort_flag = &no_abort,
+        .deadline_ns = deadline_after(300), .threads = 4, .kernel = kernel,
     };
 }
 

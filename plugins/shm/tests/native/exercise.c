@@ -153,8 +153,8 @@ static Job job_of(Pair *pair, int write, int kernel)
 {
     return (Job){
         .write = write, .windows = &pair->window, .n_windows = 1, .pid = getpid(), .pidfd = -1,
-        .local = pair->local, .remote = pair->remote, .length = pair->length, .n = SEGMENTS,
-        .abort_flag = &pair->abort_flag, .fence = write ? &pair->fence : NULL,
+        .control = -1, .local = pair->local, .remote = pair->remote, .length = pair->length,
+        .n = SEGMENTS, .abort_flag = &pair->abort_flag, .fence = write ? &pair->fence : NULL,
         .deadline_ns = INT64_MAX, .threads = THREADS, .kernel = kernel,
     };
 }
@@ -286,8 +286,8 @@ static void move_foreign(void)
     int64_t local[2] = {number(mine), number(mine)}, length[2] = {SIZE, ROOM};
     int64_t remote[2] = {windows[0].base, windows[1].base};
     Job job = {
-        .windows = windows, .n_windows = 2, .pid = pid, .pidfd = pidfd, .local = local,
-        .remote = remote, .length = length, .n = 1, .abort_flag = &never,
+        .windows = windows, .n_windows = 2, .pid = pid, .pidfd = pidfd, .control = -1,
+        .local = local, .remote = remote, .length = length, .n = 1, .abort_flag = &never,
         .deadline_ns = INT64_MAX, .threads = THREADS, .kernel = KERNEL_PLAIN,
     };
     Job again = job, bad = job, gone = job;

@@ -1,0 +1,55 @@
+"""Reads that say whether the owner has said something meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+
+from datadist.testing import acts, memory_acts
+from datadist.testing.bench import MIB, Bench
+from datadist.testing.families.kit import KINDS, Kit, memory_of, pair
+
+
+class Control(Kit):
+    """What ``watches_control`` promises."""
+
+    @pytest.mark.parametrize("size", [1, MIB])
+    def test_reads_say_what_has_arrived(self, bench: Bench, size: int) -> None:
+        """At the connection to the owner, and at no other time."""
+        need_watching(bench)
+        linked, mine, theirs = pair(bench)
+
+        def heard() -> object:
+            outcome = linked.move(0, 1, mine, theirs, [(0, 0, size)])
+            assert outcome.ok, str(outcome)
+            return outcome.value
+
+        assert heard() is False, "read must return False while nothing has arrived"
+        for what, expected in (("arrives", True), ("is taken", False), ("ends", True)):
+            linked.members[0].do(acts.control, linked.name, 1, what)
+            said = heard()
+            assert said is expected, f"read returned {said} after: a message {what}"
+        linked.close_all()
+
+    @pytest.mark.parametrize("owner", KINDS)
+    def test_a_read_of_withdrawn_memory_harms_nothing(self, bench: Bench, owner: str) -> None:
+        """It may fail or read what is there; other links and the process go on."""
+        need_watching(bench)
+        members = bench.processes(2)
+        mine, lasting = bench.allocate(members[0]), bench.allocate(members[1])
+        theirs = memory_of(bench, members[1], owner)
+        linked = bench.link(members, {1: [theirs]})
+        other = bench.link(members, {1: [lasting]})
+        linked.close(1)
+        members[1].do(memory_acts.release, theirs.label)
+        for _ in range(3):
+            linked.move(0, 1, mine, theirs, [(0, 0, 4096)])
+        outcome = other.move(0, 1, mine, lasting, [(0, 0, 4096)])
+        assert outcome.ok, f"over another link: {outcome}"
+        linked.close_all()
+        other.close_all()
+
+
+def need_watching(bench: Bench) -> None:
+    """Skip where reads say nothing."""
+    if not bench.capabilities.watches_control:
+        pytest.skip("capabilities.watches_control is False")
