@@ -9,7 +9,7 @@ from datadist.testing.child import State
 
 
 def test_a_link_stays_in_reach_of_other_threads_until_it_is_closed() -> None:
-    state: Any = State(pidfds={"pair": []})
+    state: Any = State(pidfds={"pair": []}, controls={"pair": {}})
 
     class Closing:
         def close(self) -> frozenset[int]:

@@ -333,7 +333,7 @@ def close_link(state: State, link: str) -> tuple[frozenset[int], float]:
     assert again <= risky, f"close said {set(risky)}, and {set(again)} when called again"
     for fd in state.pidfds.pop(link):
         os.close(fd)
-    for ends in state.controls.pop(link, {}).values():
+    for ends in state.controls.pop(link).values():
         for end in ends:
             end.close()
     return risky, seconds
