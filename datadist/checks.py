@@ -7,6 +7,7 @@ with ``ValueError``.
 
 from __future__ import annotations
 
+from operator import index as as_index
 from typing import Any, TypeAlias
 
 Types: TypeAlias = "type | tuple[type, ...]"
@@ -31,9 +32,12 @@ def check_sequence_of(name: str, values: object, element: type) -> None:
 
 
 def check_blocks(name: str, values: object) -> None:
-    """Raise ``TypeError`` unless ``values`` is a list or tuple of int, or a flat array of integers."""
+    """Raise ``TypeError`` unless ``values`` is a list or tuple of integers, or a flat array of them.
+
+    Integers are, as in Python's own lists, also NumPy's: ``list(array)`` is made of such.
+    """
     if isinstance(values, (list, tuple)):
-        check_sequence_of(name, values, int)
+        _check_indices(name, values)
         return
     import numpy as np  # not with this module: `import datadist` is to be quick
 
@@ -44,6 +48,16 @@ def check_blocks(name: str, values: object) -> None:
             f"{name} is an array of {values.dtype} of shape {values.shape}, only support integers in "
             "one dimension"
         )
+
+
+def _check_indices(name: str, values: list[Any] | tuple[Any, ...]) -> None:
+    if all_ints(values):
+        return
+    for place, value in enumerate(values):
+        try:
+            as_index(value)
+        except TypeError:
+            check_isinstance(f"{name}[{place}]", value, int, allow_none=False)
 
 
 def check_list_of_int(name: str, values: object) -> None:

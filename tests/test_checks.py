@@ -79,6 +79,25 @@ def test_no_element_of_a_long_list_is_taken_for_an_integer(wrong: object, place:
         checks.check_sequence_of("x", values, int)
 
 
+@pytest.mark.parametrize("values", [[1, True], (2,), [np.int64(1), 2], list(np.arange(40)), []])
+def test_blocks_are_integers_of_python_or_numpy(values: list[object]) -> None:
+    checks.check_blocks("x", values)
+
+
+@pytest.mark.parametrize(
+    "wrong", [1.0, np.float64(1), "1", None, Decimal(1), 1j, [1], _Odd(), _Broken()]
+)
+@pytest.mark.parametrize("place", [0, 39])
+def test_blocks_are_nothing_else(wrong: object, place: int) -> None:
+    values: list[object] = list(range(40))
+    values[place] = wrong
+    with pytest.raises(TypeError, match=rf"x\[{place}\] is a {type(wrong).__name__}"):
+        checks.check_blocks("x", values)
+    for refused in (None, {1}, "12"):
+        with pytest.raises(TypeError, match="only support list or tuple"):
+            checks.check_blocks("x", refused)
+
+
 def test_a_list_of_int_is_no_tuple() -> None:
     checks.check_list_of_int("x", [1, 2])
     with pytest.raises(TypeError, match="only support list"):

@@ -79,6 +79,8 @@ LISTS: list[Any] = [
     (list(range(40)), list(range(20, 60))),
     (np.arange(10), np.arange(10, 20)),
     (np.array([3], np.int32), np.array([60], np.uint8)),
+    ([np.int64(3)], [np.uint8(60)]),
+    (list(np.arange(12)), list(np.arange(20, 32))),
 ]
 
 
@@ -101,6 +103,8 @@ def test_a_second_pull_moves_the_same_as_the_first(
         ([0], [], "LLMException", "dst_blocks is empty"),
         ([], [0], "LLMException", "src_blocks is empty"),
         ([0.5], [0], "TypeError", "float"),
+        ([np.float32(1)], [0], "TypeError", r"src_blocks\[0\] is a float32"),
+        ([np.zeros(1, np.int64)] * 9, list(range(9)), "TypeError", "is a ndarray"),
         (None, [0], "TypeError", "src_blocks"),
         ([0], "0", "TypeError", "dst_blocks"),
         (np.zeros((2, 2), np.int64), [0, 1], "TypeError", "one dimension"),

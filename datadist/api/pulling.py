@@ -78,7 +78,7 @@ class Pulling(ManagerPart):
         With a :class:`BlocksCacheKey` ``src_blocks[i]`` of the owner goes to ``dst_blocks[i]``.
         With the other keys ``src_blocks`` is empty and the contiguous slot is spread over
         ``dst_blocks`` in order. Lists of blocks may be NumPy arrays of integers, which saves time
-        for long ones. Keywords and errors as :meth:`pull_cache`.
+        for long ones, or hold NumPy's integers. Keywords and errors as :meth:`pull_cache`.
         """
         if type(src_cache_key) is BlocksCacheKey and type(dst_cache) is Cache and not kwargs:
             cluster, model = src_cache_key.cluster_id, src_cache_key.model_id

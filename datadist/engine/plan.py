@@ -78,7 +78,7 @@ def plan_slots(
     return Segments(
         _vector(local_bases) + local_offset,
         _vector(remote_bases) + remote_offset,
-        np.full(tensors, size, np.int64),
+        _filled(tensors, size),
         size * tensors,
     )
 
@@ -114,7 +114,7 @@ def plan_blocks(
         return _spread_scalar(local_bases, remote_bases, local, remote, length, total)
     mine, theirs = _vector(local_blocks), _vector(remote_blocks)
     if not dense:
-        lengths = np.full(count, block_bytes, np.int64)
+        lengths = _filled(count, block_bytes)
     else:
         mine, theirs, lengths = _merge(mine, theirs, block_bytes)
     return _spread(
@@ -181,7 +181,8 @@ def check_blocks(name: str, blocks: Blocks, count: int) -> Blocks:
         # As unsigned numbers negative ones are huge, so that one pass finds both kinds.
         vector = _vector(blocks)
         wrapped = isinstance(blocks, np.ndarray) and blocks.dtype == np.uint64
-        bad = int((blocks if wrapped else vector.view(np.uint64)).max()) >= count  # type: ignore[union-attr]
+        unsigned = blocks if wrapped else vector.view(np.uint64)
+        bad = int(np.maximum.reduce(unsigned)) >= count
     except OverflowError:
         bad = True
     except TypeError as error:
@@ -238,6 +239,12 @@ def _vector(values: Bases | Blocks) -> Int64Array:
     return np.frombuffer(array("Q", values), np.int64)
 
 
+def _filled(count: int, value: int) -> Int64Array:
+    vector = np.empty(count, np.int64)  # np.full takes twice as long for few
+    vector.fill(value)
+    return vector
+
+
 def _runs(mine: Sequence[int], theirs: Sequence[int], dense: bool) -> list[tuple[int, int, int]]:
     """(first local, first remote, count) of every run; single blocks where not ``dense``."""
     runs: list[tuple[int, int, int]] = []
@@ -259,9 +266,9 @@ def _merge(
     steps = mine[1:] - mine[:-1]
     breaks = steps != 1
     breaks |= np.subtract(theirs[1:], theirs[:-1], out=steps) != 1
-    inner = np.flatnonzero(breaks)
-    if len(inner) + 1 == count:
-        return mine, theirs, np.full(count, block_bytes, np.int64)
+    if np.count_nonzero(breaks) == count - 1:
+        return mine, theirs, _filled(count, block_bytes)
+    (inner,) = breaks.nonzero()
     bounds = np.empty(len(inner) + 2, np.int64)
     bounds[0], bounds[-1] = 0, count
     np.add(inner, 1, out=bounds[1:-1])

@@ -17,7 +17,6 @@ from typing import TypeAlias
 
 import numpy as np
 
-from datadist.checks import all_ints
 from datadist.control.messages import Entry
 from datadist.engine import resolve
 from datadist.engine.owned import OwnCache, OwnDirectory
@@ -97,7 +96,7 @@ class Way:
         """The segments; None for lists that are not in order."""
         for blocks in (src_blocks, dst_blocks):
             if isinstance(blocks, (list, tuple)):
-                if not blocks or not all_ints(blocks):
+                if not blocks:
                     return None
             elif not isinstance(blocks, np.ndarray) or not blocks.size:
                 return None
