@@ -3,26 +3,47 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Segments below this go through the cache: their ends would cost more than the middle saves. */
-enum { STREAM_SEGMENT = 1024 };
+enum {
+    STREAM_SEGMENT = 1024, /* below, the ends would cost more than the middle saves: through the cache */
+    PAGE = 4096,           /* what the processor reads ahead in */
+    RUN = 512,             /* bytes of a page before the next page's turn */
+    PAGES = 4,             /* pages in turn, which keeps so many more reads under way */
+};
 
 static void copy_plain(char *to, const char *from, size_t bytes)
 {
     memcpy(to, from, bytes);
 }
 
-/* A kernel that streams: the target is brought to a full line, whole steps of STEP bytes follow, and
- * what is left goes through the cache. BODY moves one step. */
+/* A kernel that streams: the target is brought to a full line; pages follow, some at a time, then whole
+ * steps of STEP bytes, and what is left goes through the cache. BODY moves one step. */
 #define STREAM_KERNEL(NAME, ATTRIBUTES, STEP, BODY)                                                \
+    ATTRIBUTES static inline void NAME##_run(char *to, const char *from, size_t bytes)             \
+    {                                                                                              \
+        for (; bytes >= (STEP); bytes -= (STEP), to += (STEP), from += (STEP)) {                   \
+            BODY                                                                                   \
+        }                                                                                          \
+    }                                                                                              \
+    ATTRIBUTES static inline void NAME##_pages(char *to, const char *from, int pages)              \
+    {                                                                                              \
+        for (size_t at = 0; at < PAGE; at += RUN)                                                  \
+            for (int page = 0; page < pages; page++)                                               \
+                NAME##_run(to + page * PAGE + at, from + page * PAGE + at, RUN);                   \
+    }                                                                                              \
     ATTRIBUTES static void NAME(char *to, const char *from, size_t bytes)                          \
     {                                                                                              \
         if (bytes >= STREAM_SEGMENT) {                                                             \
-            size_t head = -(uintptr_t)to & 63;                                                     \
-            memcpy(to, from, head);                                                                \
-            to += head, from += head, bytes -= head;                                               \
-            for (; bytes >= (STEP); bytes -= (STEP), to += (STEP), from += (STEP)) {               \
-                BODY                                                                               \
-            }                                                                                      \
+            size_t part = -(uintptr_t)to & 63;                                                     \
+            memcpy(to, from, part);                                                                \
+            to += part, from += part, bytes -= part;                                               \
+            for (int pages = PAGES; pages > 1; pages /= 2)                                         \
+                for (part = (size_t)pages * PAGE; bytes >= part; bytes -= part) {                  \
+                    NAME##_pages(to, from, pages);                                                 \
+                    to += part, from += part;                                                      \
+                }                                                                                  \
+            NAME##_run(to, from, bytes);                                                           \
+            part = bytes - bytes % (STEP);                                                         \
+            to += part, from += part, bytes -= part;                                               \
         }                                                                                          \
         memcpy(to, from, bytes);                                                                   \
     }

@@ -22,11 +22,15 @@ def _vector(values: list[int]) -> array[int]:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_ends_of_every_alignment(kernel: str) -> None:
     rng = np.random.default_rng(1)
-    source = rng.integers(0, 256, 2 * MIB, np.uint8)
-    pieces = [(int(a), int(b), int(n)) for a, b, n in rng.integers(0, 4000, (300, 3))]
-    pieces = [(place * 4096 + a % 64, place * 4096 + b % 64, n + 1) for place, (a, b, n) in
-              enumerate(pieces)]  # fmt: skip
-    target, expected = np.zeros(2 * MIB, np.uint8), np.zeros(2 * MIB, np.uint8)
+    source = rng.integers(0, 256, 10 * MIB, np.uint8)
+    lengths = [int(n) for most in (1000, 9000, 30_000) for n in rng.integers(1, most, 100)]
+    pieces = [
+        (place * 32_768 + int(a), place * 32_768 + int(b), n)
+        for place, (n, (a, b)) in enumerate(
+            zip(lengths, rng.integers(0, 64, (300, 2)), strict=True)
+        )
+    ]
+    target, expected = np.zeros_like(source), np.zeros_like(source)
     for to, frm, n in pieces:
         expected[to : to + n] = source[frm : frm + n]
     _native.copy(

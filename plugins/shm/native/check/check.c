@@ -43,9 +43,10 @@ static void fill(char *at, size_t bytes, unsigned seed)
 /* Every kernel, at every alignment of both sides, with lengths about the ends of its steps. */
 static void check_kernels(void)
 {
-    enum { MOST = 5000, ROOM = MOST + 256 };
+    enum { MOST = 29000, ROOM = MOST + 256 };
     static char from[ROOM], to[ROOM], expected[ROOM];
-    static const size_t lengths[] = {0, 1, 15, 63, 64, 65, 1023, 1024, 1025, 1088, 1151, 1152, 4096, MOST};
+    static const size_t lengths[] = {0, 1, 15, 63, 64, 65, 1023, 1024, 1025, 1088, 1151, 1152, 4096,
+                                     8191, 8192, 8255, 8256, 16384, 16448, 24576, 24640, MOST};
     fill(from, ROOM, 1);
     for (int kernel = 0; kernel < KERNELS; kernel++) {
         Copy copy = copy_kernel(kernel);
