@@ -18,10 +18,8 @@ from datadist.api.arguments import (
 from datadist.api.cache import Cache, id_in
 from datadist.api.manager_part import ManagerPart
 from datadist.engine.plan import Blocks
-from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.status import param_invalid
 from datadist.types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
-
-_FINALIZED = LLMStatusCode.LLM_PARAM_INVALID
 
 
 class Pulling(ManagerPart):
@@ -80,16 +78,16 @@ class Pulling(ManagerPart):
         ``dst_blocks`` in order. Lists of blocks may be NumPy arrays of integers, which saves time
         for long ones, or hold NumPy's integers. Keywords and errors as :meth:`pull_cache`.
         """
+        engine = self._bound
         if type(src_cache_key) is BlocksCacheKey and type(dst_cache) is Cache and not kwargs:
-            cluster, model = src_cache_key.cluster_id, src_cache_key.model_id
-            try:
-                known = self._live(_FINALIZED).pulls.pull_known
-                cache_id = id_in(dst_cache, self)
-            except LLMException:  # finalized, which other mistakes are told before
-                pass
-            else:
-                if known(cluster, model, cache_id, src_blocks, dst_blocks):
-                    return
+            # Fields, not properties, and no calls: this is the way of every small pull.
+            name = src_cache_key._cluster_id, src_cache_key._model_id, dst_cache._cache_id
+            if (
+                engine is not None
+                and dst_cache._owner is self
+                and engine.pulls.pull_known(name, src_blocks, dst_blocks)
+            ):
+                return
         kinds = (CacheKey, CacheKeyByIdAndIndex, BlocksCacheKey)
         checks.check_isinstance("src_cache_key", src_cache_key, kinds)
         checks.check_isinstance("dst_cache", dst_cache, Cache)

@@ -453,6 +453,7 @@ class Engine:
     def abandon(self) -> None:
         """In a forked child: the threads are gone; close descriptors, touch nothing shared."""
         self.forked = True
+        self.pulls.forget()
         self._reactor.abandon()
         self._meeting.abandon()
 

@@ -39,6 +39,12 @@ class Pulls:
         self._owned = owned
         self._one_sided = one_sided
         self._shortcuts = Shortcuts(transfers, owned)
+        self.pull_known = self._shortcuts.pull
+        """Tried before :meth:`pull_blocks` with a blocks key."""
+
+    def forget(self) -> None:
+        """Have every pull take the full way."""
+        self._shortcuts.clear()
 
     def pull_cache(
         self, cluster: int, source: Source, cache_id: int, slot: int, size: int, layers: Layers
@@ -100,15 +106,6 @@ class Pulls:
             route, found, version = self._pull(cluster, source, cache, layers, plan)
         if isinstance(source, KeyName) and source.space == "blocks" and layers.all:
             self._shortcuts.remember(cluster, source.model, cache, found.entry, route, version)
-
-    def pull_known(
-        self, cluster: int, model: int, cache_id: int, src_blocks: Blocks, dst_blocks: Blocks
-    ) -> bool:
-        """As :meth:`pull_blocks` with a blocks key, where that went well before and still would.
-
-        False for what takes the full way; it may have written to the blocks that shall be written.
-        """
-        return self._shortcuts.pull((cluster, model, cache_id), src_blocks, dst_blocks)
 
     def _pull(
         self, cluster: int, source: Source, cache: OwnCache, layers: Layers, plan: Planner

@@ -56,6 +56,7 @@ class Way:
         """Whether the transport tells what arrived meanwhile: nobody else needs to look."""
         self.local_bases, self.local_count = layout.bases, layout.count
         self.remote_bases, self.remote_count = tuple(entry.bases), entry.count
+        self.local_base, self.remote_base = self.local_bases[0], self.remote_bases[0]
         self.stride = layout.stride
         self.lengths = [array("q", (layout.stride,) * n) for n in range(SCALAR_SEGMENTS + 1)]
         """Vectors of ``stride``, by their number."""
@@ -76,6 +77,15 @@ class Way:
             return None
         length, stride = self.lengths[segments], self.stride
         local, remote = length[:], length[:]  # in half the time of making new ones
+        if segments == 1:  # a third of the time of the loops
+            (mine,), (theirs,) = dst_blocks, src_blocks
+            if type(mine) is not int or type(theirs) is not int:
+                return None
+            if not (0 <= mine < self.local_count and 0 <= theirs < self.remote_count):
+                return None
+            local[0] = self.local_base + mine * stride
+            remote[0] = self.remote_base + theirs * stride
+            return local, remote, length
         place, bases, limit = 0, self.local_bases, self.local_count
         for block in dst_blocks:
             if type(block) is not int or not 0 <= block < limit:
@@ -127,6 +137,10 @@ class Shortcuts:
             self._ways.clear()
         way = Way(cache, entry, route, version, self._transfers)
         self._ways[cluster, model, cache.cache_id] = way
+
+    def clear(self) -> None:
+        """Forget all ways."""
+        self._ways.clear()
 
     def pull(self, name: Name, src_blocks: Blocks, dst_blocks: Blocks) -> bool:
         """Pull by a known way; False where the pull has to take the full way, from its beginning.
