@@ -4,10 +4,10 @@ It speaks memory, ranks, addresses and deadlines; never cluster ids, cache keys 
 A plugin is a class derived from :class:`Transport`, published under the entry-point group
 ``datadist.transports``; the entry point's name is the backend name that users select.
 
-Rules for plugin code: calls end by their deadline and release the GIL while they wait or copy.
-Any thread may call. At most one read or write is in flight per (link, rank); different ranks and
-links run in parallel. Errors are the classes of this module; anything else that escapes a plugin
-is reported to the user as a defect of that plugin.
+Rules for plugin code: calls end by their deadline and release the GIL while they wait or copy,
+unless that takes some microseconds only. Any thread may call. At most one read or write is in
+flight per (link, rank); different ranks and links run in parallel. Errors are the classes of this
+module; anything else that escapes a plugin is reported to the user as a defect of that plugin.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Session:
     def __init__(self, reactor: Reactor, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._arrivals = select.epoll()  # asked before each pull: a third of the time of FIONREAD
+        self._arrivals = select.epoll()  # asked often: a third of the time of FIONREAD
         self._arrivals.register(sock, select.EPOLLIN)
         self._reactor = reactor
         self._identify()
