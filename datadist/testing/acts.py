@@ -285,22 +285,23 @@ def move_until_failure(state: State, order: Move, seconds: float) -> Outcome:
 
 
 def move_and_tick(state: State, order: Move) -> tuple[Outcome, int]:
-    """A read or write, and how often another thread ran in the meantime (about once per ms)."""
-    stop, ticks = threading.Event(), 0
+    """A read or write, and in how many tenths of its time another thread ran."""
+    stop = threading.Event()
+    ticks: list[float] = []
 
     def tick() -> None:
-        nonlocal ticks
         while not stop.wait(0.001):
-            ticks += 1
+            ticks.append(time.monotonic())
 
     thread = threading.Thread(target=tick)
     thread.start()
-    before = ticks
+    begin = time.monotonic()
     outcome = move(state, order)
-    counted = ticks - before
+    seconds = time.monotonic() - begin
     stop.set()
     thread.join()
-    return outcome, counted
+    tenths = {int((tick - begin) / seconds * 10) for tick in ticks}
+    return outcome, len(tenths & set(range(10)))
 
 
 def start(state: State, task: str, function: Callable[..., Any], *args: Any) -> None:

@@ -100,6 +100,7 @@ class _HoldingLink(ReferenceLink):
         self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
     ) -> None:
         ctypes.PyDLL(None).usleep(3_000_000)  # PyDLL keeps the GIL
+        time.sleep(0.1)  # a kit that only counts how often others ran is deceived by this
         super().read(rank, local, remote, length, timeout)
 
 
