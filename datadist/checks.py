@@ -11,6 +11,8 @@ from operator import index as as_index
 from typing import Any, TypeAlias
 
 Types: TypeAlias = "type | tuple[type, ...]"
+MOST_SHOWN = 200
+"""Characters of a value in a text: an array or a list of many is no help there."""
 
 
 def _names(types: Types) -> str:
@@ -22,7 +24,13 @@ def check_isinstance(name: str, value: object, types: Types, allow_none: bool = 
     """Raise ``TypeError`` when ``value`` is none of ``types``."""
     if (value is None and allow_none) or isinstance(value, types):
         return
-    raise TypeError(f"{name} is a {type(value).__name__} ({value!r}), only support {_names(types)}")
+    raise _not_supported(name, value, _names(types))
+
+
+def _not_supported(name: str, value: object, supported: str) -> TypeError:
+    shown = repr(value)
+    shown = shown if len(shown) <= MOST_SHOWN and "\n" not in shown else "its value is long"
+    return TypeError(f"{name} is a {type(value).__name__} ({shown}), only support {supported}")
 
 
 def check_sequence_of(name: str, values: object, element: type) -> None:
@@ -42,8 +50,8 @@ def check_blocks(name: str, values: object) -> None:
     import numpy as np  # not with this module: `import datadist` is to be quick
 
     if not isinstance(values, np.ndarray):
-        check_sequence_of(name, values, int)
-    elif values.dtype.kind not in "iu" or values.ndim != 1:
+        raise _not_supported(name, values, "list, tuple or NumPy array of integers")
+    if values.dtype.kind not in "iu" or values.ndim != 1:
         raise TypeError(
             f"{name} is an array of {values.dtype} of shape {values.shape}, only support integers in "
             "one dimension"
@@ -58,6 +66,13 @@ def _check_indices(name: str, values: list[Any] | tuple[Any, ...]) -> None:
             as_index(value)
         except TypeError:
             check_isinstance(f"{name}[{place}]", value, int, allow_none=False)
+
+
+def check_list_of_blocks(name: str, values: object) -> None:
+    """As :func:`check_blocks`, but no tuple."""
+    if values is None or isinstance(values, tuple):
+        raise _not_supported(name, values, "list or NumPy array of integers")
+    check_blocks(name, values)
 
 
 def check_list_of_int(name: str, values: object) -> None:

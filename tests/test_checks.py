@@ -94,8 +94,24 @@ def test_blocks_are_nothing_else(wrong: object, place: int) -> None:
     with pytest.raises(TypeError, match=rf"x\[{place}\] is a {type(wrong).__name__}"):
         checks.check_blocks("x", values)
     for refused in (None, {1}, "12"):
-        with pytest.raises(TypeError, match="only support list or tuple"):
+        with pytest.raises(TypeError, match="only support list, tuple or NumPy array of integers"):
             checks.check_blocks("x", refused)
+
+
+def test_a_list_of_blocks_is_no_tuple() -> None:
+    for good in ([1, 2], [np.int32(1)], np.arange(2), []):
+        checks.check_list_of_blocks("x", good)
+    for wrong in (None, (1, 2), [1.5], np.ones(2), np.ones((2, 2), int), "12"):
+        with pytest.raises(TypeError, match=r"x.*only support"):
+            checks.check_list_of_blocks("x", wrong)
+
+
+@pytest.mark.parametrize("large", [np.zeros(1000), np.zeros((2, 2)), list(range(1000))])
+def test_a_large_value_is_not_spelled_out(large: object) -> None:
+    with pytest.raises(TypeError) as caught:
+        checks.check_isinstance("x", large, int)
+    assert len(str(caught.value)) < 100
+    assert "\n" not in str(caught.value)
 
 
 def test_a_list_of_int_is_no_tuple() -> None:

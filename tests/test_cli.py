@@ -56,3 +56,4 @@ def test_demo_says_why_it_cannot_run() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert "'nonsense' is not installed" in done.stderr
+    assert "Traceback" not in done.stderr

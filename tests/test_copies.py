@@ -94,7 +94,7 @@ def test_slots_that_do_not_fit(manager: CacheManager) -> None:
 def test_blocks_are_copied_in_order(manager: CacheManager) -> None:
     cache = manager.allocate_blocks_cache(CacheDesc(2, [8, 10], DataType.DT_INT32))
     expected = _filled(cache, 1)
-    manager.copy_blocks(cache, {0: [1, 5], 1: [2], 7: []})
+    manager.copy_blocks(cache, {0: np.array([1, 5]), 1: [2], 7: []})
     for array in expected:
         array[1] = array[5] = array[0]
         array[2] = array[1]

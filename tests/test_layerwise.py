@@ -83,11 +83,12 @@ def test_one_sided_slots(start_node: Start, memory: str) -> None:
     _expect(target, {(t, 3): (t + 2, 2) for t in range(4)})
 
 
-def test_one_sided_blocks(start_node: Start) -> None:
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_one_sided_blocks(start_node: Start, kind: Callable[[list[int]], Any]) -> None:
     sender, target = _linked(start_node, "blocks blocks", True)
     config = TransferWithCacheKeyConfig(BlocksCacheKey(2, 0), range(3), range(3))
-    done = sender.do(_send, [config], src_block_indices=[1, 3], dst_block_indices=[2, 0])
-    assert done == ["LLM_SUCCESS"]
+    blocks = {"src_block_indices": kind([1, 3]), "dst_block_indices": kind([2, 0])}
+    assert sender.do(_send, [config], **blocks) == ["LLM_SUCCESS"]
     _expect(target, {(t, d): (t, s) for t in range(TENSORS) for s, d in ((1, 2), (3, 0))})
 
 
@@ -128,11 +129,12 @@ def test_two_sided_addresses_are_read_by_their_owner(start_node: Start, memory: 
     _expect(target, {(t, 3): (t + 2, 2) for t in range(4)})
 
 
-def test_two_sided_blocks(start_node: Start) -> None:
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_two_sided_blocks(start_node: Start, kind: Callable[[list[int]], Any]) -> None:
     sender, target = _linked(start_node, "blocks blocks", False)
     config = TransferConfig(2, target.do(_addresses, 0))
-    done = sender.do(_send, [config], src_block_indices=[1, 3], dst_block_indices=[2, 0])
-    assert done == ["LLM_SUCCESS"]
+    blocks = {"src_block_indices": kind([1, 3]), "dst_block_indices": kind([2, 0])}
+    assert sender.do(_send, [config], **blocks) == ["LLM_SUCCESS"]
     _expect(target, {(t, d): (t, s) for t in range(TENSORS) for s, d in ((1, 2), (3, 0))})
 
 

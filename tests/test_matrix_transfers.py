@@ -98,7 +98,7 @@ PULL_CACHE = (
     Check(TypeError, "only support CacheKey or CacheKeyBy", {"cache_key": BlocksCacheKey(PEER)}),
     Check(
         TypeError,
-        "only support CacheKeyByIdAndIndex",
+        "with enable_remote_cache_accessible pull_cache takes CacheKeyByIdAndIndex only",
         {"cache_key": CacheKey(PEER, 1)},
         "one-sided",
     ),

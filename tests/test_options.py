@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datadist.api.config import LLMConfig
-from datadist.engine.options import EngineOptions
+from datadist.api.config import _EMITTERS, LLMConfig, _Emit
+from datadist.engine.options import KNOWN, EngineOptions
 from datadist.status import LLMException, LLMStatusCode
 from datadist.types import LLMRole
 
@@ -45,6 +45,26 @@ def test_defaults() -> None:
     assert (options.remote_accessible, options.backend, options.hixl) == (False, None, False)
     assert (options.sync_timeout, options.link_total_time, options.link_retry_count) == (1, 120, 1)
     assert (options.listen_ip, options.listen_port) == (None, None)
+
+
+def test_unknown_options_are_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
+    config = LLMConfig()
+    config.enable_cache_manager = True
+    known = {
+        "llm.Role": "Mix", "llm.RefInputFoo": "1", "other.thing": "1", "datadist.shm.threads": "1",
+    }  # fmt: skip
+    parse({**config.generate_options(), **known})
+    assert not caplog.records
+    assert parse({**ON, "llm.Nope": "1", "llm.ListenIpInfo": "x"}) == EngineOptions()
+    assert [record.getMessage() for record in caplog.records] == [
+        "there is no option llm.Nope, it has no effect",
+        "there is no option llm.ListenIpInfo, it has no effect; did you mean llm.listenIpInfo?",
+    ]
+
+
+def test_every_property_of_the_configuration_is_known() -> None:
+    emitted = {emitter._key for emitter in _EMITTERS.values() if isinstance(emitter, _Emit)}
+    assert emitted <= KNOWN
 
 
 def test_the_documented_example_is_understood() -> None:

@@ -150,7 +150,8 @@ def check_one_id(key: CacheKey) -> None:
     """Exactly one id in a pull. Raises LLM_PARAM_INVALID."""
     if (key.req_id != INVALID_ID) == (key.prefix_id != INVALID_ID):
         raise param_invalid(
-            f"exactly one of req_id and prefix_id must be valid in a pull, got {key!r}"
+            f"exactly one of req_id and prefix_id must be valid in a pull, got {key!r}: give "
+            f"{INVALID_ID} (2**64 - 1) for the other one"
         )
 
 

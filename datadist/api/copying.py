@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 from datadist import checks
 from datadist.api.arguments import check_kind
 from datadist.api.cache import Cache, id_in, is_pooled, is_stranger, made_with
@@ -10,6 +13,10 @@ from datadist.engine.defects import text_of
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import Placement, Region, Unsupported
 from datadist.types import MemInfo, Memtype
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Copying(ManagerPart):
@@ -48,16 +55,20 @@ class Copying(ManagerPart):
             id_in(dst, self), id_in(src, self), dst_batch_index, src_batch_index, offset, size
         )
 
-    def copy_blocks(self, cache: Cache, copy_block_info: dict[int, list[int]]) -> None:
+    def copy_blocks(
+        self, cache: Cache, copy_block_info: Mapping[int, list[int] | NDArray[np.integer[Any]]]
+    ) -> None:
         """Copy block ``a`` to each block of ``copy_block_info[a]``, in every tensor, in order.
+
+        Lists of blocks may be NumPy arrays of integers.
 
         Raises LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST, LLM_FAILED.
         """
         checks.check_isinstance("cache", cache, Cache)
         checks.check_isinstance("copy_block_info", copy_block_info, dict, allow_none=False)
-        checks.check_dict("copy_block_info", copy_block_info, int, list)
+        checks.check_dict("copy_block_info", copy_block_info, int, object)
         for source, targets in copy_block_info.items():
-            checks.check_list_of_int(f"copy_block_info[{source}]", targets)
+            checks.check_list_of_blocks(f"copy_block_info[{source}]", targets)
         check_kind("cache", cache, True, "use copy_cache")
         pairs = [(a, b) for a, targets in copy_block_info.items() for b in targets]
         self._engine().copies.copy_blocks(id_in(cache, self), pairs)

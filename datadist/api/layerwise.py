@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 from datadist import checks
@@ -15,13 +16,14 @@ from datadist.api.tasks import (
     LayerSynchronizer,
     TransferConfig,
     TransferWithCacheKeyConfig,
-    check_uint64s,
+    check_indices,
 )
 from datadist.engine.engine import Engine
 from datadist.engine.layerwise import LayerJob, LayerSend
 from datadist.engine.owned import Layout
 from datadist.engine.plan import (
     Bases,
+    Blocks,
     Segments,
     check_blocks,
     plan_blocks,
@@ -42,8 +44,8 @@ PER_LAYER = 2
 class _Blocks:
     """Block indices as given; ``nbytes`` is 0 where the size of a remote block was not given."""
 
-    source: Sequence[int] | None
-    target: Sequence[int] | None
+    source: Blocks | None
+    target: Blocks | None
     nbytes: int
 
 
@@ -55,8 +57,8 @@ class LayerWise(ManagerPart):
         src_cache: Cache,
         layer_synchronizer: LayerSynchronizer,
         transfer_configs: Sequence[TransferConfig] | Sequence[TransferWithCacheKeyConfig],
-        src_block_indices: Sequence[int] | None = None,
-        dst_block_indices: Sequence[int] | None = None,
+        src_block_indices: Blocks | None = None,
+        dst_block_indices: Blocks | None = None,
         dst_block_memory_size: int | None = None,
     ) -> CacheTask:
         """Send layers (2 tensors each) of a DEVICE cache to every destination, as they are final.
@@ -66,10 +68,11 @@ class LayerWise(ManagerPart):
         layer may take ``sync_kv_timeout``; the first failure ends the task.
 
         What moves: without block lists one slot of a contiguous cache (``src_batch_index``), or
-        whole tensors of a blocks cache; with ``dst_block_indices`` alone a slot spread over blocks of
-        ``dst_block_memory_size`` bytes; with both lists ``src_block_indices[i]`` to
-        ``dst_block_indices[i]``. Destinations are :class:`TransferWithCacheKeyConfig` in one-sided
-        mode and :class:`TransferConfig` otherwise, whose cluster then reads the layer itself.
+        whole tensors of a blocks cache; with ``dst_block_indices`` alone a slot spread over blocks
+        of ``dst_block_memory_size`` bytes; with both lists ``src_block_indices[i]`` to
+        ``dst_block_indices[i]``; the lists may be NumPy arrays of integers. Destinations are
+        :class:`TransferWithCacheKeyConfig` in one-sided mode and :class:`TransferConfig` otherwise,
+        whose cluster then reads the layer itself.
 
         Raises ``TypeError``, ``ValueError``, LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST
         for a cache of an engine that was finalized; what fails later is a result of the task.
@@ -92,12 +95,10 @@ class LayerWise(ManagerPart):
         )
 
 
-def _check_blocks(
-    source: Sequence[int] | None, target: Sequence[int] | None, nbytes: int | None
-) -> _Blocks:
+def _check_blocks(source: Blocks | None, target: Blocks | None, nbytes: int | None) -> _Blocks:
     for name, indices in (("dst_block_indices", target), ("src_block_indices", source)):
         if indices is not None:
-            check_uint64s(name, indices)
+            check_indices(name, indices)
     if nbytes is not None:
         checks.check_uint64("dst_block_memory_size", nbytes)
     if source is not None and target is None:
@@ -108,7 +109,8 @@ def _check_blocks(
         )
     if source is None and target is not None and nbytes is None:
         raise param_invalid("dst_block_indices alone needs dst_block_memory_size, in bytes")
-    return _Blocks(source, target, nbytes or 0)
+    # The caller may use its lists again while the task runs.
+    return _Blocks(copy(source), copy(target), nbytes or 0)
 
 
 def _check_fit(

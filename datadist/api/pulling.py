@@ -45,8 +45,12 @@ class Pulling(ManagerPart):
         Raises LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST (unknown cache or key),
         LLM_NOT_YET_LINK (no usable link), LLM_TIMEOUT (``sync_kv_timeout``), LLM_FAILED.
         """
-        kinds = (CacheKeyByIdAndIndex,) if self._one_sided else (CacheKey, CacheKeyByIdAndIndex)
-        checks.check_isinstance("cache_key", cache_key, kinds)
+        if self._one_sided and isinstance(cache_key, CacheKey):
+            raise TypeError(
+                f"cache_key is a CacheKey ({cache_key!r}): with enable_remote_cache_accessible "
+                "pull_cache takes CacheKeyByIdAndIndex only"
+            )
+        checks.check_isinstance("cache_key", cache_key, (CacheKey, CacheKeyByIdAndIndex))
         checks.check_isinstance("cache", cache, Cache)
         checks.check_uint32("batch_index", batch_index)
         checks.check_int64("size", size)

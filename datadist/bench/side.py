@@ -303,4 +303,7 @@ def _serve(pipe: Connection, cluster: int, settings: Settings) -> None:
             answer = (True, getattr(side, method)(*args))
         except Exception as error:
             answer = (False, f"{type(error).__name__}: {error}")
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except OSError:  # the other end has given up, and says why
+            return

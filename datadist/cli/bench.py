@@ -25,6 +25,7 @@ from datadist.bench.results import Result
 from datadist.bench.scale import scale
 from datadist.bench.shapes import MIB, SHAPES
 from datadist.bench.side import BenchError, Settings
+from datadist.engine.loader import BackendError, choose_backend
 from datadist.quiet import quiet
 
 WORKLOADS = [*SHAPES, "latency", "link", "beside", "scale"]
@@ -64,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
     """0 when every byte was right, 1 otherwise, 2 where something cannot be measured."""
     results: list[Result] = []
     try:
-        names, settings = _workloads(args.workloads), _settings(args)
         with quiet("datadist"), _runtime_directory():
+            names, settings = _workloads(args.workloads), _settings(args)
             for name in names:
                 results += _measure(name, settings, args)
         if args.plot:
@@ -115,7 +116,11 @@ def _settings(args: argparse.Namespace) -> Settings:
         if not sign:
             raise BenchError(f"--option is {item!r}, expected KEY=VALUE")
         options[key] = value
-    return Settings(args.backend, args.memory, args.direction, options)
+    try:
+        backend = choose_backend(args.backend, os.environ).name
+    except BackendError as error:
+        raise BenchError(str(error)) from None
+    return Settings(backend, args.memory, args.direction, options)
 
 
 def _measure(name: str, settings: Settings, args: argparse.Namespace) -> Iterator[Result]:

@@ -12,6 +12,7 @@ import os
 import secrets
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -238,12 +239,11 @@ def _show(cluster: int, done: float) -> None:
 
 
 def _child(plan: Plan, cluster: int, pipe: Connection) -> None:
-    try:
-        _cluster(plan, cluster, pipe)
-    except LLMException as error:
-        pipe.send(("error", f"{error} ({error.status_code.name})"))
-    except (EOFError, BrokenPipeError):
-        pass  # the parent has given up and says why
+    with suppress(EOFError, BrokenPipeError):  # the parent has given up and says why
+        try:
+            _cluster(plan, cluster, pipe)
+        except LLMException as error:
+            pipe.send(("error", f"{error} ({error.status_code.name})"))
 
 
 def _cluster(plan: Plan, cluster: int, pipe: Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import logging
 import os
@@ -23,6 +24,33 @@ DEFAULT_LINK_SECONDS = 120.0
 CONNECT_RANGE = (120, 7200)
 DEFAULT_PEER_SECONDS = 10.0
 PEER_RANGE = (2, 600)
+KNOWN = frozenset(
+    {
+        "llm.BufPoolCfg",
+        "llm.ClusterInfo",
+        "llm.EnableCacheManager",
+        "llm.EnableRemoteCacheAccessible",
+        "llm.EnableSwitchRole",
+        "llm.GlobalResourceConfig",
+        "llm.HostMemPoolConfig",
+        "llm.LinkRetryCount",
+        "llm.LinkTotalTime",
+        "llm.ListenIp",
+        "llm.ListenPort",
+        "llm.LocalCommRes",
+        "llm.MemPoolConfig",
+        "llm.MemoryUtilization",
+        "llm.OutputMaxSize",
+        "llm.RdmaServiceLevel",
+        "llm.RdmaTrafficClass",
+        "llm.Role",
+        "llm.SyncKvCacheWaitTime",
+        "llm.TransferBackend",
+        "llm.deployResPath",
+        "llm.listenIpInfo",
+    }
+)
+"""Documented options (LLM-DataDist API, initialisation options), also those without effect here."""
 
 
 class PoolConfig(BaseModel):
@@ -93,6 +121,7 @@ class EngineOptions:
         cache-manager mode is off, LLMException (LLM_PARAM_INVALID) for wrong values.
         """
         given = _completed(options, role)
+        _warn_of_unknown(given)
         backend = given.get("llm.TransferBackend")
         return cls(
             # Keyword arguments are evaluated in this order, which is that of the checks.
@@ -116,6 +145,15 @@ class EngineOptions:
             checksum=_flag(given, "datadist.checksum"),
             extra=_extra(given),
         )
+
+
+def _warn_of_unknown(given: dict[str, str]) -> None:
+    """A misspelt option has no effect, as documented; nobody who wrote it wants that."""
+    for key in given:
+        if key.startswith("llm.") and key not in KNOWN and not key.startswith("llm.RefInput"):
+            alike = difflib.get_close_matches(key, KNOWN, 1, cutoff=0.8)
+            hint = f"; did you mean {alike[0]}?" if alike else ""
+            log.warning("there is no option %s, it has no effect%s", key, hint)
 
 
 def _completed(options: dict[str, str], role: LLMRole) -> dict[str, str]:
