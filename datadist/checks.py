@@ -59,7 +59,7 @@ def check_blocks(name: str, values: object) -> None:
 
 
 def _check_indices(name: str, values: list[Any] | tuple[Any, ...]) -> None:
-    if all_ints(values):
+    if set(map(type, values)) <= {int}:
         return
     for place, value in enumerate(values):
         try:

@@ -324,7 +324,8 @@ class Link(ABC):
         """Copy every segment from the memory of ``rank`` into ours, or fail.
 
         Returns None, but where ``watches_control`` is declared: whether the peer's ``control_fd``
-        was readable after the last byte was read.
+        was readable after the last byte was read; True where that cannot be told, as for a peer
+        without one.
 
         ``local``, ``remote`` and ``length`` are C-contiguous int64 buffers of equal item count
         n >= 1: our addresses, the owner's addresses, bytes (each > 0). ``timeout`` in seconds.

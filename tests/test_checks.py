@@ -98,6 +98,10 @@ def test_blocks_are_nothing_else(wrong: object, place: int) -> None:
             checks.check_blocks("x", refused)
 
 
+def test_small_integers_of_numpy_are_not_added_up() -> None:
+    checks.check_blocks("x", list(np.array([200, 100], np.uint8)))  # their sum would overflow
+
+
 def test_a_list_of_blocks_is_no_tuple() -> None:
     for good in ([1, 2], [np.int32(1)], np.arange(2), []):
         checks.check_list_of_blocks("x", good)

@@ -27,20 +27,28 @@ class _Peer:
         self.acknowledged.append(message.seq)
 
 
-class _Pulls(set[int]):
-    """Something happens just before a pull is noted."""
+class _Noted(set[int]):
+    """Something happens just before the first token comes or goes."""
 
     def __init__(self, meanwhile: Callable[[], None]) -> None:
         super().__init__()
-        self._meanwhile = meanwhile
+        self._meanwhile = [meanwhile]
+
+    def _step(self) -> None:
+        if self._meanwhile:
+            self._meanwhile.pop()()
 
     def add(self, token: int) -> None:
-        self._meanwhile()
+        self._step()
         super().add(token)
+
+    def discard(self, token: object) -> None:
+        self._step()
+        super().discard(token)
 
 
 class _Steps(list[object]):
-    """Something happens just before an item comes or goes."""
+    """Something happens just before an item comes."""
 
     def __init__(self, meanwhile: Callable[[], None]) -> None:
         super().__init__()
@@ -49,10 +57,6 @@ class _Steps(list[object]):
     def append(self, item: object) -> None:
         self._meanwhile()
         super().append(item)
-
-    def pop(self, *place: object) -> object:
-        self._meanwhile()
-        return super().pop()
 
 
 def _view() -> tuple[PeerView, _Peer]:
@@ -66,12 +70,11 @@ def _change(view: PeerView, seq: int) -> None:
 
 def test_a_change_is_acknowledged_when_the_pulls_before_it_have_ended() -> None:
     view, peer = _view()
-    first, second = view.begin_pull_at(0), view.begin_pull_at(0)
-    assert first is not None
-    assert second is not None
+    first, second, late = 1, 2, 3
+    assert view.begin_pull_at(0, first)
+    assert view.begin_pull_at(0, second)
     _change(view, 1)
-    late = view.begin_pull_at(1)
-    assert late is not None
+    assert view.begin_pull_at(1, late)
     _change(view, 2)
     view.end_pull(first)
     assert peer.acknowledged == []
@@ -85,17 +88,16 @@ def test_a_change_is_acknowledged_when_the_pulls_before_it_have_ended() -> None:
 
 def test_a_pull_does_not_begin_by_what_has_just_changed() -> None:
     view, peer = _view()
-    view._pulls = _Pulls(lambda: _change(view, 1))
-    assert view.begin_pull_at(0) is None
+    view.pulls = _Noted(lambda: _change(view, 1))
+    assert not view.begin_pull_at(0, 1)
     assert peer.acknowledged == [1]
-    assert not view._pulls
+    assert not view.pulls
 
 
 def test_a_pull_that_ends_while_a_change_looks_for_it_holds_nothing_up() -> None:
     view, peer = _view()
-    token = view.begin_pull_at(0)
-    assert token is not None
-    view._deferred = cast("list[tuple[set[int], int]]", _Steps(lambda: view.end_pull(token)))
+    assert view.begin_pull_at(0, 1)
+    view._deferred = cast("list[tuple[set[int], int]]", _Steps(lambda: view.end_pull(1)))
     _change(view, 1)
     assert peer.acknowledged == [1]
 
@@ -125,28 +127,29 @@ def _owned() -> tuple[OwnDirectory, OwnCache, _Pages]:
 
 def test_memory_comes_back_after_the_last_transfer_that_uses_it() -> None:
     owned, cache, pages = _owned()
-    assert owned.pin(1) is cache
-    assert owned.pin(1) is cache
+    assert owned.pin(cache, 1)
+    assert owned.pin(cache, 2)
     owned.deallocate(1)
-    assert owned.pin(1) is None
-    owned.unpin(cache)
+    assert not owned.pin(cache, 3)
+    owned.unpin(cache, 1)
+    owned.unpin(cache, 1)
     assert pages.back == []
-    owned.unpin(cache)
+    owned.unpin(cache, 2)
     assert pages.back == [7]
 
 
 def test_a_cache_that_is_being_freed_is_not_used_any_more() -> None:
     owned, cache, pages = _owned()
-    cache.pins = cast("list[None]", _Steps(lambda: owned.deallocate(1)))
-    assert owned.pin(1) is None
+    cache.pins = _Noted(lambda: owned.deallocate(1))
+    assert not owned.pin(cache, 1)
     assert pages.back == [7]
     assert not cache.pins
 
 
 def test_memory_that_is_freed_while_the_last_transfer_ends_comes_back() -> None:
     owned, cache, pages = _owned()
-    assert owned.pin(1) is cache
-    cache.pins = cast("list[None]", _Steps(lambda: owned.deallocate(1)))
-    list.append(cache.pins, None)
-    owned.unpin(cache)
+    assert owned.pin(cache, 1)
+    cache.pins = _Noted(lambda: owned.deallocate(1))
+    set.add(cache.pins, 1)
+    owned.unpin(cache, 1)
     assert pages.back == [7]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import signal
 import sys
 import threading
 import time
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datadist import BlocksCacheKey, CacheDesc, DataType, LLMStatusCode
+from datadist import BlocksCacheKey, CacheDesc, DataType, LLMException, LLMStatusCode
 from tests import nodes
 from tests.nodes import Node, RemoteError
 
@@ -56,6 +58,11 @@ def _link(owner: Node, puller: Node, name: str) -> None:
     owner.begin(nodes.link_and_wait, name, PAIR)
     puller.do(nodes.link_and_wait, name, PAIR)
     owner.result()
+
+
+def _way(here: nodes.Here) -> Any:
+    (way,) = here.live._live(LLMStatusCode.LLM_FAILED).pulls._shortcuts._ways.values()
+    return way
 
 
 def _free(here: nodes.Here, label: str) -> None:
@@ -259,3 +266,101 @@ def test_what_arrives_during_a_small_pull_is_heard_before_it_returns(
         puller.do(_pull, [5], [6])
     assert caught.value.status == "LLM_KV_CACHE_NOT_EXIST"
     assert puller.do(_known) == 0
+
+
+class _Alarm(KeyboardInterrupt):
+    """What a handler of a signal raises."""
+
+
+def _interrupt_pulls(here: nodes.Here, rounds: int) -> list[str]:
+    """Interrupt small pulls, wherever they are; what a pull after each interruption says."""
+    armed, found, random_moment = False, [], random.Random(1).uniform
+
+    def handle(_number: int, _frame: object) -> None:
+        if armed:
+            raise _Alarm
+
+    before = signal.signal(signal.SIGALRM, handle)
+    for _ in range(rounds):
+        try:
+            armed = True
+            signal.setitimer(signal.ITIMER_REAL, random_moment(20e-6, 150e-6))
+            while True:
+                _pull_only(here, [5], [6])
+        except _Alarm:
+            armed = False
+        try:
+            _pull_only(here, [5], [6])
+        except LLMException as error:
+            found.append(str(error))
+            break
+    signal.signal(signal.SIGALRM, before)
+    return found
+
+
+def _in_use(here: nodes.Here) -> tuple[int, int]:
+    """Local transfers that keep our cache, and pulls that a peer waits for."""
+    engine = here.live._live(LLMStatusCode.LLM_FAILED)
+    pins = engine.owned._caches[here.caches["target"].cache_id].pins
+    return len(pins), sum(len(view.pulls) for view in engine.views.values())
+
+
+def test_small_pulls_that_are_interrupted_leave_nothing_taken(linked: tuple[Node, Node]) -> None:
+    _, puller = linked
+    puller.do(_pull, [5], [6])
+    puller.do(_pull, [5], [6])
+    assert puller.do(_interrupt_pulls, 2000) == []
+    assert puller.do(_in_use) == (0, 0)
+    assert puller.do(_pull, [5], [6]) == _expected(100, [5])
+
+
+def _reads_of_a_pull(here: nodes.Here, seconds: float) -> tuple[int, str]:
+    """Reads of the transport in one pull, and its outcome; each takes so much longer."""
+    link, reads = _way(here).attempt.link, 0
+    read = link.read
+
+    def slow(*args: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        time.sleep(seconds)
+        return read(*args)
+
+    link.read = slow
+    try:
+        _pull_only(here, [1], [2])
+    except LLMException as error:
+        return reads, error.status_code.name
+    finally:
+        del link.read
+    return reads, "OK"
+
+
+def test_a_link_that_is_broken_is_not_read_from(linked: tuple[Node, Node]) -> None:
+    _, puller = linked
+    puller.do(_pull, [5], [6])
+    puller.do(_break)
+    assert puller.do(_reads_of_a_pull, 0.0) == (0, "LLM_NOT_YET_LINK")
+
+
+def _break(here: nodes.Here) -> None:
+    way = _way(here)
+    way.attempt.gone[way.rank] = "for the test"
+
+
+def _register_large(here: nodes.Here, label: str, keyed: bool) -> None:
+    memory = here.any["memory"] = np.ones((4, 300 << 10), np.uint8)
+    here.caches[label] = here.live.cache_manager.register_blocks_cache(
+        CacheDesc(1, list(memory.shape), DataType.DT_UINT8),
+        [memory.ctypes.data],
+        BlocksCacheKey(1) if keyed else None,
+    )
+
+
+def test_what_takes_long_is_not_read_twice(start_node: Start) -> None:
+    """The owner of registered memory is asked after a long read, which is as good as before then."""
+    owner, puller = start_node(1), start_node(2)
+    owner.do(_register_large, "source", True)
+    puller.do(_register_large, "target", False)
+    _link(owner, puller, "large")
+    puller.do(_pull_only, [1], [2])
+    assert puller.do(_reads_of_a_pull, 0.6) == (1, "OK")

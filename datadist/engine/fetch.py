@@ -15,7 +15,7 @@ import numpy as np
 from datadist.control.messages import Fetch, Fetched, seconds_until
 from datadist.engine import resolve
 from datadist.engine.owned import OwnDirectory
-from datadist.engine.peers import PeerView
+from datadist.engine.peers import TOKENS, PeerView
 from datadist.engine.plan import Segments
 from datadist.engine.requests import Request, Requests
 from datadist.engine.transfer import Transfers
@@ -100,8 +100,9 @@ class Fetches:
         """A peer asks us to take a layer."""
         if self._workers is None:
             self._workers = Workers(WORKERS, "datadist-fetch")
+        token = next(TOKENS)
         with view.lock:
-            token = view.begin_pull()
+            view.begin_pull(token)
         deadline = time.monotonic() + message.seconds
         self._workers.submit(lambda: self._serve(view, message, token, deadline))
 

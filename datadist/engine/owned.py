@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from datadist.control.messages import Binding, Directory, Entry, Message
 from datadist.engine.directory import KeyDirectory, KeyName
 from datadist.engine.memory import Memory
-from datadist.engine.peers import PeerView
+from datadist.engine.peers import TOKENS, PeerView
 from datadist.engine.revocations import Revocations
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import Placement
@@ -65,8 +65,8 @@ class OwnCache:
     """Tensors that peers have pulled, per binding."""
     held: bool = True
     """Whether the id still references it."""
-    pins: list[None] = field(default_factory=list)
-    """One item per local transfer that uses the memory: appending and popping need no lock."""
+    pins: set[int] = field(default_factory=set)
+    """Of the local transfers that use the memory, by token: adding and discarding need no lock."""
     let_go: bool = False
     """Whether peers have let go of it."""
 
@@ -165,36 +165,34 @@ class OwnDirectory:
 
         Raises LLM_KV_CACHE_NOT_EXIST.
         """
-        cache = self.pin(cache_id, freed_too)
-        if cache is None:
-            raise LLMException(
-                f"cache {cache_id} does not exist in this engine: it was freed, or never "
-                "allocated or registered here",
-                status_code=LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
-            )
+        cache, token = self._caches.get(cache_id), next(TOKENS)
         try:
+            if cache is None or not self.pin(cache, token, freed_too):
+                raise _not_here(cache_id)
             yield cache
         finally:
-            self.unpin(cache)
+            if cache is not None:
+                cache.pins.discard(token)  # in C: no handler of a signal comes before that
+                self.unpin(cache, token)
 
-    def pin(self, cache_id: int, freed_too: bool = False) -> OwnCache | None:
-        """Keep the memory of a cache until :meth:`unpin`; None where it does not exist.
+    def pin(self, cache: OwnCache, token: int, freed_too: bool = False) -> bool:
+        """Keep the memory of a cache until :meth:`unpin`; False where it does not exist any more.
 
-        Takes no lock: a cache is pinned before it is looked at once more, and leaves the directory
-        before anybody looks for pins, so one of the two sees the other.
+        ``token`` is the next of :data:`TOKENS`. Takes no lock: a cache is pinned before it is looked
+        at once more, and leaves the directory before anybody looks for pins, so one of the two sees
+        the other.
         """
-        cache = self._caches.get(cache_id)
-        if cache is None or not (cache.held or freed_too):
-            return None
-        cache.pins.append(None)
-        if cache_id in self._caches:
-            return cache
-        self.unpin(cache)
-        return None
+        if not (cache.held or freed_too):
+            return False
+        cache.pins.add(token)
+        if cache.cache_id in self._caches:
+            return True
+        self.unpin(cache, token)
+        return False
 
-    def unpin(self, cache: OwnCache) -> None:
-        """Undo one :meth:`pin`."""
-        cache.pins.pop()
+    def unpin(self, cache: OwnCache, token: int) -> None:
+        """Undo :meth:`pin`, if it was done."""
+        cache.pins.discard(token)
         if cache.cache_id not in self._caches:  # somebody waits to free it
             with self._lock:
                 self._free_if_unused(cache)
@@ -436,6 +434,14 @@ def _parts(entries: list[Entry]) -> Iterator[list[Entry]]:
         part.append(entry)
         size += more
     yield part
+
+
+def _not_here(cache_id: int) -> LLMException:
+    return LLMException(
+        f"cache {cache_id} does not exist in this engine: it was freed, or never allocated or "
+        "registered here",
+        status_code=LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+    )
 
 
 def describe(name: KeyName) -> str:

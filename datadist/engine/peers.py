@@ -27,6 +27,9 @@ MAX_ANNOUNCED = 1024
 """Wishes of one peer, which can hold half as many domains."""
 OFFER_WINDOW = 8
 """Offers on their way to one peer; bounds the descriptors in flight."""
+TOKENS = itertools.count(1)
+"""Names of transfers. Whoever begins one has its token before anything is noted under it, so that all
+of that can be undone wherever an exception of a signal handler gets in between."""
 
 
 @dataclass
@@ -91,8 +94,8 @@ class PeerView:
         """Changes with every update of the directory."""
         self.consumed: set[int] = set()
         self.covered: dict[int, set[int]] = {}
-        self._pulls: set[int] = set()
-        self._tokens = itertools.count(1)
+        self.pulls: set[int] = set()
+        """In flight, by token."""
         self._deferred: list[tuple[set[int], int]] = []
         self._offers_out = 0
         self._offers: deque[Callable[[], bool]] = deque()
@@ -134,35 +137,35 @@ class PeerView:
     def acknowledge(self, seq: int) -> None:
         """Send the acknowledgement now, or when the pulls in flight have ended."""
         with self.lock:
-            self._deferred.append((set(self._pulls), seq))
+            self._deferred.append((set(self.pulls), seq))
         self._acknowledge_deferred()
 
-    def begin_pull(self) -> int:
-        """Note that a transfer starts; call with ``lock`` held, together with the look-up."""
-        token = next(self._tokens)
-        self._pulls.add(token)
-        return token
+    def begin_pull(self, token: int) -> None:
+        """Note that a transfer starts; call with ``lock`` held, together with the look-up.
 
-    def begin_pull_at(self, version: int) -> int | None:
+        ``token`` is the next of :data:`TOKENS`.
+        """
+        self.pulls.add(token)
+
+    def begin_pull_at(self, version: int, token: int) -> bool:
         """:meth:`begin_pull`, unless the directory has changed since it had that version.
 
         Takes no lock: the pull is noted before the version is read, and :meth:`apply` changes the
         version before it looks for pulls, so one of the two sees the other.
         """
-        token = next(self._tokens)
-        self._pulls.add(token)
-        if self.version != version:
-            self.end_pull(token)
-            return None
-        return token
+        self.pulls.add(token)
+        if self.version == version:
+            return True
+        self.end_pull(token)
+        return False
 
     def end_pull(self, token: int) -> None:
-        """Note that it ended; sends the acknowledgements that waited for it.
+        """Note that it ended, if it began; sends the acknowledgements that waited for it.
 
         In the same manner: a pull is taken off before acknowledgements are looked for, and these are
         noted before they look for pulls.
         """
-        self._pulls.discard(token)
+        self.pulls.discard(token)
         if self._deferred:
             self._acknowledge_deferred()
 
@@ -170,7 +173,7 @@ class PeerView:
         done, left = 0, []
         with self.lock:
             for waiting, seq in self._deferred:
-                if waiting.isdisjoint(self._pulls):
+                if waiting.isdisjoint(self.pulls):
                     done = max(done, seq)
                 else:
                     left.append((waiting, seq))

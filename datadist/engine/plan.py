@@ -193,7 +193,8 @@ def check_blocks(name: str, blocks: Blocks, count: int) -> Blocks:
 
 
 def _out_of_range(name: str, blocks: Blocks, count: int) -> Exception:
-    place, block = next((i, b) for i, b in enumerate(blocks) if not 0 <= b < count)
+    numbers = map(as_index, blocks)
+    place, block = next((i, b) for i, b in enumerate(numbers) if not 0 <= b < count)
     if block < 0:
         return TypeError(f"{name}[{place}] is {int(block)}, only support unsigned integers")
     limit = (

@@ -9,7 +9,7 @@ from datadist.control.messages import Consume
 from datadist.engine import resolve
 from datadist.engine.directory import KeyName
 from datadist.engine.owned import OwnCache, OwnDirectory
-from datadist.engine.peers import PeerView
+from datadist.engine.peers import TOKENS, PeerView
 from datadist.engine.plan import (
     Blocks,
     Segments,
@@ -116,10 +116,10 @@ class Pulls:
         routes = self._transfers.routes(cluster, deadline)
         if self._one_sided:
             check_accessible(cache)
-        view = routes[0].view
+        view, token = routes[0].view, next(TOKENS)
         version = view.version
-        found, token = resolve.look_up(view, source, deadline)
         try:
+            found = resolve.look_up(view, source, deadline, token)
             if self._one_sided:
                 check_entry_accessible(found)
             mine, theirs = resolve.tensors_of(
@@ -140,6 +140,7 @@ class Pulls:
             ways = resolve.reaching(routes, routes[0], found.entry)
             route = self._transfers.move_over(ways, move)
         finally:
+            view.pulls.discard(token)  # in C: no handler of a signal comes before that
             view.end_pull(token)
         return route, found, version
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from datadist.engine import resolve
 from datadist.engine.owned import OwnCache, OwnDirectory
+from datadist.engine.peers import TOKENS
 from datadist.engine.plan import (
     Blocks,
     Segments,
@@ -180,9 +181,9 @@ class Pushes:
             deadline = time.monotonic() + self._transfers.timeout * max(1, len(layers.source))
             routes = self._transfers.routes(cluster, deadline)
             check_accessible(cache)
-            view = routes[0].view
-            found, token = resolve.look_up(view, target, deadline)
+            view, token = routes[0].view, next(TOKENS)
             try:
+                found = resolve.look_up(view, target, deadline, token)
                 check_entry_accessible(found)
                 ways = resolve.reaching(routes, routes[0], found.entry)
 
@@ -194,6 +195,7 @@ class Pushes:
 
                 yield _Pushing(cache, found, layers, move)
             finally:
+                view.pulls.discard(token)  # in C: no handler of a signal comes before that
                 view.end_pull(token)
 
 

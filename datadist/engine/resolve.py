@@ -153,17 +153,17 @@ def reaching(routes: list[Route], first: Route, entry: Entry) -> list[Route]:
     )
 
 
-def look_up(view: PeerView, source: Source, deadline: float) -> tuple[Found, int]:
-    """The source in the peer's directory, and the token of the pull that has begun.
+def look_up(view: PeerView, source: Source, deadline: float, token: int) -> Found:
+    """The source in the peer's directory; a pull of that ``token`` has begun when it is found.
 
     Asks the peer when it is not there. Raises LLM_KV_CACHE_NOT_EXIST, LLM_TIMEOUT when the peer did
     not answer, LLM_NOT_YET_LINK when it is gone.
     """
-    found = _attempt_look_up(view, source)
+    found = _attempt_look_up(view, source, token)
     if found is not None:
         return found
     answered = view.synchronize(max(0.0, deadline - time.monotonic()))
-    found = _attempt_look_up(view, source)
+    found = _attempt_look_up(view, source, token)
     if found is not None:
         return found
     cluster = view.session.cluster_id
@@ -190,10 +190,12 @@ def not_there(view: PeerView, source: Source) -> LLMException:
     )
 
 
-def _attempt_look_up(view: PeerView, source: Source) -> tuple[Found, int] | None:
+def _attempt_look_up(view: PeerView, source: Source, token: int) -> Found | None:
     with view.lock:
         found = find(view.directory, source, view.consumed)
-        return (found, view.begin_pull()) if found else None
+        if found is not None:
+            view.begin_pull(token)
+        return found
 
 
 def tensors_of(layers: Layers, local: int, remote: int) -> tuple[slice, slice]:

@@ -20,11 +20,14 @@ import numpy as np
 from datadist.control.messages import Entry
 from datadist.engine import resolve
 from datadist.engine.owned import OwnCache, OwnDirectory
+from datadist.engine.peers import TOKENS
 from datadist.engine.plan import SCALAR_SEGMENTS, Blocks, Segments, check_blocks, plan_blocks
 from datadist.engine.resolve import Route
 from datadist.engine.transfer import SURE_SECONDS, Transfers
 
 MOST = 256
+FEW_BYTES = 256 << 10
+"""What is read in microseconds, so that it costs little to read it again in the full way."""
 Few: TypeAlias = "tuple[array[int], array[int], array[int]]"
 """Local addresses, remote addresses, bytes."""
 Name: TypeAlias = "tuple[int, int, int]"
@@ -58,7 +61,8 @@ class Way:
         self.remote_bases, self.remote_count = tuple(entry.bases), entry.count
         self.local_base, self.remote_base = self.local_bases[0], self.remote_bases[0]
         self.stride = layout.stride
-        self.lengths = [array("q", (layout.stride,) * n) for n in range(SCALAR_SEGMENTS + 1)]
+        self.few = min(SCALAR_SEGMENTS, FEW_BYTES // layout.stride)
+        self.lengths = [array("q", (layout.stride,) * n) for n in range(self.few + 1)]
         """Vectors of ``stride``, by their number."""
 
     def holds(self) -> bool:
@@ -70,10 +74,10 @@ class Way:
         )
 
     def plan_few(self, src_blocks: list[int], dst_blocks: list[int]) -> Few | None:
-        """Up to SCALAR_SEGMENTS segments; None for more, and for lists that are not in order."""
+        """Up to ``few`` segments; None for more, and for lists that are not in order."""
         count = len(dst_blocks)
         segments = count * self.tensors
-        if count != len(src_blocks) or not 0 < segments <= SCALAR_SEGMENTS:
+        if count != len(src_blocks) or not 0 < segments <= self.few:
             return None
         length, stride = self.lengths[segments], self.stride
         local, remote = length[:], length[:]  # in half the time of making new ones
@@ -155,7 +159,7 @@ class Shortcuts:
             return False
         if way.watched and type(src_blocks) is list and type(dst_blocks) is list:
             few = way.plan_few(src_blocks, dst_blocks)
-            if few is not None and way.turn.acquire(False):
+            if few is not None and not way.turn.locked():
                 done = self._pull_few(way, few, started)
                 if not done:
                     self._ways.pop(name, None)
@@ -166,46 +170,51 @@ class Shortcuts:
         self, name: Name, way: Way, src_blocks: Blocks, dst_blocks: Blocks, deadline: float
     ) -> bool:
         segments = way.plan(src_blocks, dst_blocks)
-        if segments is None or self._owned.pin(way.cache.cache_id) is None:
+        if segments is None:
             return False
+        token, done = next(TOKENS), False
         try:
-            settled = way.session.settled()
-            token = way.view.begin_pull_at(way.version) if settled else None
-            if token is None:
-                self._ways.pop(name, None)
-                return False
-            try:
+            if (
+                self._owned.pin(way.cache, token)
+                and way.session.settled()
+                and way.view.begin_pull_at(way.version, token)
+            ):
                 self._transfers.move(way.route, segments, deadline, way.entry)
-            except resolve.Ended:
-                return False
-            finally:
-                way.view.end_pull(token)
-        finally:
-            self._owned.unpin(way.cache)
-        return True
+                done = True
+            self._end(way, token)
+        except BaseException as error:
+            self._end(way, token)  # again, where something interrupted it
+            if not isinstance(error, resolve.Ended):
+                raise
+        if not done:
+            self._ways.pop(name, None)
+        return done
 
     def _pull_few(self, way: Way, few: Few, started: float) -> bool:
-        """Read in our turn, which ends with this, and look afterwards whether that was still right."""
-        cache, view, transfers = way.cache, way.view, self._transfers
+        """Read in our turn, and look afterwards whether that was still right."""
+        view, transfers = way.view, self._transfers
         local, remote, length = few
-        link, rank, token = way.attempt.link, way.rank, None
-        pinned = self._owned.pin(cache.cache_id)
+        link, rank, token = way.attempt.link, way.rank, next(TOKENS)
+        heard: bool | None = None
         try:
-            token = view.begin_pull_at(way.version)
-            if pinned is None or token is None or link is None or way.attempt.dead:
-                return False
-            heard = link.read(rank, local, remote, length, transfers.timeout)
-        except Exception as error:
+            # No handler of a signal runs between what this takes and what gives it back. Where another
+            # thread was faster it waits for as long as that one's transfer may take.
+            with way.turn:
+                if (
+                    self._owned.pin(way.cache, token)
+                    and view.begin_pull_at(way.version, token)
+                    and not (link is None or way.attempt.dead or rank in way.gone)
+                ):
+                    heard = link.read(rank, local, remote, length, transfers.timeout)
+                self._end(way, token)
+        except BaseException as error:
+            self._end(way, token)  # again, where something interrupted it
+            if not isinstance(error, Exception):
+                raise
             if not (way.session.settled() and way.holds()):
                 return False
             transfers.count(way.route, False, 0, started, failed=True)
             raise transfers.failure(way.route, error, "pull from") from error
-        finally:
-            if token is not None:
-                view.end_pull(token)
-            if pinned is not None:
-                self._owned.unpin(cache)
-            way.turn.release()
         seconds = monotonic() - started
         # What was being handled has changed the way once that is done, so this order counts.
         if heard is not False or way.session.dispatching or not way.holds():
@@ -214,3 +223,8 @@ class Shortcuts:
             return False
         transfers.count_done(way.tallies, way.stride * len(length), seconds)
         return True
+
+    def _end(self, way: Way, token: int) -> None:
+        """Note that a pull ended, as far as it had begun."""
+        way.view.end_pull(token)
+        self._owned.unpin(way.cache, token)

@@ -123,13 +123,12 @@ class Transfers:
         """
         started = monotonic()
         failed: bool | None = True
-        seconds = deadline - started
         attempt, rank = route.attempt, route.rank
         lock = attempt.locks[rank]
+        held: list[bool] = []
         try:
-            if not lock.acquire(False):
-                seconds = self._wait_for(lock, route, deadline)
             try:
+                self._take(lock, held, route, deadline)
                 link = attempt.link
                 if attempt.dead or rank in attempt.gone or link is None:
                     failed = None
@@ -137,7 +136,7 @@ class Transfers:
                     raise resolve.no_route(self._domains(), cluster, resolve.Ended)
                 if before is not None:
                     before()
-                seconds = seconds if seconds > 0 else 0.0
+                seconds = max(0.0, deadline - monotonic())
                 operate = link.write if write else link.read
                 operate(rank, segments.local, segments.remote, segments.length, seconds)
                 if not write:
@@ -147,7 +146,8 @@ class Transfers:
                 if after is not None:
                     after()
             finally:
-                lock.release()
+                if True in held:
+                    lock.release()
             failed = False
         except LLMException:
             raise
@@ -181,15 +181,21 @@ class Transfers:
                 route, "nobody says whether that is still valid (is the owner stopped?)"
             )
 
-    def _wait_for(self, lock: threading.Lock, route: Route, deadline: float) -> float:
-        """Take the lock of a link and rank; the seconds that are left."""
-        if not lock.acquire(timeout=max(0.0, deadline - monotonic())):
+    def _take(self, lock: threading.Lock, held: list[bool], route: Route, deadline: float) -> None:
+        """Take the lock of a link and rank; True is in ``held`` once that is done.
+
+        It is put there in C: a handler of a signal runs before the lock was taken, or after it was
+        noted.
+        """
+        held += map(lock.acquire, (False,))
+        if True not in held:
+            held += map(lock.acquire, (True,), (max(0.0, deadline - monotonic()),))
+        if True not in held:
             raise LLMException(
                 f"another transfer over {route.domain} took longer than sync_kv_timeout "
                 f"({self.timeout:g} s)",
                 status_code=LLMStatusCode.LLM_TIMEOUT,
             )
-        return deadline - monotonic()
 
     def tallies(self, route: Route, push: bool) -> tuple[Tally, Tally]:
         """Where operations over a link are counted: for that link, and for all."""
@@ -210,12 +216,9 @@ class Transfers:
     def count_done(self, tallies: tuple[Tally, Tally], nbytes: int, seconds: float) -> None:
         """Count an operation that went well."""
         one, every = tallies
-        self.counting.acquire()  # a with statement costs twice as much
-        try:
+        with self.counting:
             one.add(nbytes, seconds)
             every.add(nbytes, seconds)
-        finally:
-            self.counting.release()
 
     def failure(self, route: Route, error: Exception, what: str) -> LLMException:
         """What a user is told of an exception of the transport."""

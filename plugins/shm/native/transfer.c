@@ -40,14 +40,13 @@ static int peer_is_gone(int pidfd)
     return pidfd >= 0 && poll(&p, 1, 0) > 0;
 }
 
-/* After the last byte: PEER_GONE or DONE, and job->heard. */
+/* After the last byte: PEER_GONE or DONE, and job->heard, also where that cannot be told. */
 static int look_around(Job *job)
 {
     struct pollfd p[] = {{.fd = job->pidfd, .events = POLLIN}, {.fd = job->control, .events = POLLIN}};
-    if (poll(p, 2, 0) <= 0) /* negative descriptors are passed over */
-        return DONE;
-    job->heard = p[1].revents != 0;
-    return p[0].revents != 0 ? PEER_GONE : DONE;
+    int ready = poll(p, 2, 0); /* negative descriptors are passed over */
+    job->heard = ready < 0 || job->control < 0 || p[1].revents != 0;
+    return ready > 0 && p[0].revents != 0 ? PEER_GONE : DONE;
 }
 
 static int holds(const Window *w, int64_t address, int64_t length)
@@ -75,12 +74,12 @@ int is_brief(const Job *job)
     if (job->n > BRIEF_SEGMENTS)
         return 0;
     for (ssize_t i = 0; i < job->n; i++) {
-        if (job->length[i] > left)
+        if (job->length[i] <= 0 || job->length[i] > left)
             return 0;
         const Window *w = find_window(job, job->remote[i], job->length[i]);
         if (w != NULL && w->mapped == 0)
             return 0;
-        left -= job->length[i] > 0 ? job->length[i] : 0;
+        left -= job->length[i];
     }
     return 1;
 }
