@@ -75,6 +75,23 @@ class Pushing(ManagerPart):
         :meth:`push_cache`; blocks must be equally large at both ends.
         """
         self._require_one_sided("push_blocks")
+        engine = self._bound
+        if (
+            type(dst_cache_key) is BlocksCacheKey
+            and type(src_cache) is Cache
+            and src_layer_range is None
+            and dst_layer_range is None
+            and type(tensor_num_per_layer) is int
+            and engine is not None
+            and src_cache._owner is self
+        ):
+            # Fields, not properties, as in small pulls.
+            name = (
+                dst_cache_key._cluster_id, dst_cache_key._model_id, src_cache._cache_id,
+                tensor_num_per_layer,
+            )  # fmt: skip
+            if engine.pushes.push_known(name, src_blocks, dst_blocks):
+                return
         checks.check_isinstance("dst_cache_key", dst_cache_key, BlocksCacheKey)
         checks.check_isinstance("src_cache", src_cache, Cache)
         checks.check_blocks("src_blocks", src_blocks)

@@ -454,6 +454,7 @@ class Engine:
         """In a forked child: the threads are gone; close descriptors, touch nothing shared."""
         self.forked = True
         self.pulls.forget()
+        self.pushes.forget()
         self._reactor.abandon()
         self._meeting.abandon()
 

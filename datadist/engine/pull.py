@@ -105,7 +105,8 @@ class Pulls:
 
             route, found, version = self._pull(cluster, source, cache, layers, plan)
         if isinstance(source, KeyName) and source.space == "blocks" and layers.all:
-            self._shortcuts.remember(cluster, source.model, cache, found.entry, route, version)
+            name = cluster, source.model, cache_id
+            self._shortcuts.remember(name, cache, found.entry, route, version)
 
     def _pull(
         self, cluster: int, source: Source, cache: OwnCache, layers: Layers, plan: Planner

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from datadist.engine import resolve
+from datadist.engine.directory import KeyName
 from datadist.engine.owned import OwnCache, OwnDirectory
 from datadist.engine.peers import TOKENS
 from datadist.engine.plan import (
@@ -18,7 +19,8 @@ from datadist.engine.plan import (
     plan_scatter,
     plan_slots,
 )
-from datadist.engine.resolve import ById, Found, Source, tensor_range
+from datadist.engine.resolve import ById, Found, Route, Source, tensor_range
+from datadist.engine.shortcuts import Shortcuts
 from datadist.engine.transfer import (
     Transfers,
     as_param_invalid,
@@ -46,6 +48,13 @@ class Pushes:
     def __init__(self, transfers: Transfers, owned: OwnDirectory) -> None:
         self._transfers = transfers
         self._owned = owned
+        self._shortcuts = Shortcuts(transfers, owned)
+        self.push_known = self._shortcuts.push
+        """Tried before :meth:`push_blocks` with a blocks key and all layers."""
+
+    def forget(self) -> None:
+        """Have every push take the full way."""
+        self._shortcuts.clear()
 
     def push_cache(
         self, cluster: int, target: ById, cache_id: int, slot: int, layers: PushLayers
@@ -124,7 +133,11 @@ class Pushes:
                     stride,
                     stride,
                 )
-            pushing.move(segments)
+            route = pushing.move(segments)
+            whole = len(local.layout.bases) == len(entry.bases) == mine.stop - mine.start
+            if isinstance(target, KeyName) and whole and mine == theirs:
+                name = cluster, target.model, cache_id, layers.per_layer
+                self._shortcuts.remember(name, local, entry, route, pushing.version)
 
     def push_slot_to_blocks(
         self, cluster: int, target: Source, cache_id: int, slot: int, dst_blocks: Blocks,
@@ -182,18 +195,19 @@ class Pushes:
             routes = self._transfers.routes(cluster, deadline)
             check_accessible(cache)
             view, token = routes[0].view, next(TOKENS)
+            version = view.version
             try:
                 found = resolve.look_up(view, target, deadline, token)
                 check_entry_accessible(found)
                 ways = resolve.reaching(routes, routes[0], found.entry)
 
-                def move(segments: Segments) -> None:
-                    self._transfers.move_over(
+                def move(segments: Segments) -> Route:
+                    return self._transfers.move_over(
                         ways,
                         lambda way: self._transfers.move(way, segments, deadline, write=True),
                     )
 
-                yield _Pushing(cache, found, layers, move)
+                yield _Pushing(cache, found, layers, version, move)
             finally:
                 view.pulls.discard(token)  # in C: no handler of a signal comes before that
                 view.end_pull(token)
@@ -206,7 +220,10 @@ class _Pushing:
     local: OwnCache
     found: Found
     layers: PushLayers
-    move: Callable[[Segments], None]
+    version: int
+    """Of the peer's directory, that says so."""
+    move: Callable[[Segments], Route]
+    """Writes, and says over which link."""
 
     def theirs(self) -> slice:
         """The target's tensors."""

@@ -1,4 +1,4 @@
-"""Pulls between blocks caches that went well before: what was found out then, while it holds.
+"""Pulls and pushes between blocks caches that went well before: what was found out, while it holds.
 
 A decoder pulls a few blocks from the same cache over and over. Looking up link, key and bounds costs
 more time than moving a block, so the outcome of a full pull is kept and used again for as long as
@@ -30,8 +30,8 @@ FEW_BYTES = 256 << 10
 """What is read in microseconds, so that it costs little to read it again in the full way."""
 Few: TypeAlias = "tuple[array[int], array[int], array[int]]"
 """Local addresses, remote addresses, bytes."""
-Name: TypeAlias = "tuple[int, int, int]"
-"""Cluster, model id of the blocks key, id of our cache."""
+Name: TypeAlias = "tuple[int, ...]"
+"""Cluster, model id of the blocks key, id of our cache; of a push also the tensors of a layer."""
 
 
 class Way:
@@ -106,20 +106,20 @@ class Way:
                 place += 1
         return local, remote, length
 
-    def plan(self, src_blocks: Blocks, dst_blocks: Blocks) -> Segments | None:
-        """The segments; None for lists that are not in order."""
-        for blocks in (src_blocks, dst_blocks):
+    def plan(self, theirs: Blocks, mine: Blocks) -> Segments | None:
+        """The segments between these blocks; None for lists that are not in order."""
+        for blocks in (theirs, mine):
             if isinstance(blocks, (list, tuple)):
                 if not blocks:
                     return None
             elif not isinstance(blocks, np.ndarray) or not blocks.size:
                 return None
         try:
-            sources = check_blocks("src_blocks", src_blocks, self.remote_count)
-            targets = check_blocks("dst_blocks", dst_blocks, self.local_count)
+            remote = check_blocks("theirs", theirs, self.remote_count)
+            local = check_blocks("mine", mine, self.local_count)
             stride = self.stride
             return plan_blocks(
-                self.local_bases, self.remote_bases, targets, sources, stride, stride, stride
+                self.local_bases, self.remote_bases, local, remote, stride, stride, stride
             )
         except (TypeError, ValueError):
             return None
@@ -134,13 +134,12 @@ class Shortcuts:
         self._ways: dict[Name, Way] = {}
 
     def remember(
-        self, cluster: int, model: int, cache: OwnCache, entry: Entry, route: Route, version: int
+        self, name: Name, cache: OwnCache, entry: Entry, route: Route, version: int
     ) -> None:
-        """Keep what a full pull of all layers found; ``version`` is that of the look-up."""
+        """Keep what a full transfer of all layers found; ``version`` is that of the look-up."""
         if len(self._ways) >= MOST:
             self._ways.clear()
-        way = Way(cache, entry, route, version, self._transfers)
-        self._ways[cluster, model, cache.cache_id] = way
+        self._ways[name] = Way(cache, entry, route, version, self._transfers)
 
     def clear(self) -> None:
         """Forget all ways."""
@@ -164,14 +163,26 @@ class Shortcuts:
                 if not done:
                     self._ways.pop(name, None)
                 return done
-        return self._pull_many(name, way, src_blocks, dst_blocks, started + self._transfers.timeout)
+        return self._move(name, way, way.plan(src_blocks, dst_blocks), started, write=False)
 
-    def _pull_many(
-        self, name: Name, way: Way, src_blocks: Blocks, dst_blocks: Blocks, deadline: float
+    def push(self, name: Name, src_blocks: Blocks, dst_blocks: Blocks) -> bool:
+        """Push by a known way; False where nothing was written: the push has to take the full way.
+
+        Raises LLMException as the full way does.
+        """
+        way = self._ways.get(name)
+        if way is None:
+            return False
+        started = monotonic()
+        return self._move(name, way, way.plan(dst_blocks, src_blocks), started, write=True)
+
+    def _move(
+        self, name: Name, way: Way, segments: Segments | None, started: float, write: bool
     ) -> bool:
-        segments = way.plan(src_blocks, dst_blocks)
         if segments is None:
             return False
+        layers = way.tensors // name[-1] if write else 1
+        deadline = started + self._transfers.timeout * layers
         token, done = next(TOKENS), False
         try:
             if (
@@ -179,7 +190,7 @@ class Shortcuts:
                 and way.session.settled()
                 and way.view.begin_pull_at(way.version, token)
             ):
-                self._transfers.move(way.route, segments, deadline, way.entry)
+                self._transfers.move(way.route, segments, deadline, way.entry, write)
                 done = True
             self._end(way, token)
         except BaseException as error:
