@@ -57,8 +57,8 @@ def test_unknown_options_are_pointed_out(caplog: pytest.LogCaptureFixture) -> No
     assert not caplog.records
     assert parse({**ON, "llm.Nope": "1", "llm.ListenIpInfo": "x"}) == EngineOptions()
     assert [record.getMessage() for record in caplog.records] == [
-        "there is no option llm.Nope, it has no effect",
-        "there is no option llm.ListenIpInfo, it has no effect; did you mean llm.listenIpInfo?",
+        "there is no option 'llm.Nope', it has no effect",
+        "there is no option 'llm.ListenIpInfo', it has no effect; did you mean llm.listenIpInfo?",
     ]
 
 

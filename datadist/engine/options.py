@@ -153,7 +153,7 @@ def _warn_of_unknown(given: dict[str, str]) -> None:
         if key.startswith("llm.") and key not in KNOWN and not key.startswith("llm.RefInput"):
             alike = difflib.get_close_matches(key, KNOWN, 1, cutoff=0.8)
             hint = f"; did you mean {alike[0]}?" if alike else ""
-            log.warning("there is no option %s, it has no effect%s", key, hint)
+            log.warning("there is no option %r, it has no effect%s", key, hint)
 
 
 def _completed(options: dict[str, str], role: LLMRole) -> dict[str, str]:
