@@ -97,7 +97,7 @@ def _links(results: list[LinkTime]) -> str:
         for result in results
     ]  # fmt: skip
     header = (
-        "WORKLOAD", "POOL MIB", "LINK TO OK", "", "TO FIRST BYTE", "", "LATER TRANSFER", "", "INIT",
+        "WORKLOAD", "POOL MIB", "LINK TO OK", "", "TO FIRST BYTE", "", "SECOND TRANSFER", "", "INIT",
     )  # fmt: skip
     return render(header, rows) if rows else ""
 
