@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+import pytest
+
 from datadist.control.messages import Ack, Directory, Message
 from datadist.control.session import Session
 from datadist.engine.memory import Memory
@@ -100,6 +102,24 @@ def test_a_pull_that_ends_while_a_change_looks_for_it_holds_nothing_up() -> None
     view._deferred = cast("list[tuple[set[int], int]]", _Steps(lambda: view.end_pull(1)))
     _change(view, 1)
     assert peer.acknowledged == [1]
+
+
+def test_an_acknowledgement_that_is_interrupted_is_sent_with_the_next_pull() -> None:
+    view, peer = _view()
+    assert view.begin_pull_at(0, 1)
+    _change(view, 1)
+    send = peer.send
+    peer.send = _interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        view.end_pull(1)
+    peer.send = send  # type: ignore[method-assign]
+    assert view.begin_pull_at(1, 2)
+    view.end_pull(2)
+    assert peer.acknowledged == [1]
+
+
+def _interrupted(_message: Message) -> None:
+    raise KeyboardInterrupt
 
 
 class _Pages:

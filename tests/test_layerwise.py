@@ -83,7 +83,7 @@ def test_one_sided_slots(start_node: Start, memory: str) -> None:
     _expect(target, {(t, 3): (t + 2, 2) for t in range(4)})
 
 
-@pytest.mark.parametrize("kind", [list, np.array])
+@pytest.mark.parametrize("kind", [list, np.array, lambda blocks: list(np.array(blocks, np.uint8))])
 def test_one_sided_blocks(start_node: Start, kind: Callable[[list[int]], Any]) -> None:
     sender, target = _linked(start_node, "blocks blocks", True)
     config = TransferWithCacheKeyConfig(BlocksCacheKey(2, 0), range(3), range(3))
@@ -129,7 +129,7 @@ def test_two_sided_addresses_are_read_by_their_owner(start_node: Start, memory: 
     _expect(target, {(t, 3): (t + 2, 2) for t in range(4)})
 
 
-@pytest.mark.parametrize("kind", [list, np.array])
+@pytest.mark.parametrize("kind", [list, np.array, lambda blocks: list(np.array(blocks, np.uint8))])
 def test_two_sided_blocks(start_node: Start, kind: Callable[[list[int]], Any]) -> None:
     sender, target = _linked(start_node, "blocks blocks", False)
     config = TransferConfig(2, target.do(_addresses, 0))

@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from operator import index as as_index
+
+import numpy as np
 
 from datadist import checks
 from datadist.api.arguments import cluster_of, source_of
@@ -109,8 +112,14 @@ def _check_blocks(source: Blocks | None, target: Blocks | None, nbytes: int | No
         )
     if source is None and target is not None and nbytes is None:
         raise param_invalid("dst_block_indices alone needs dst_block_memory_size, in bytes")
-    # The caller may use its lists again while the task runs.
-    return _Blocks(copy(source), copy(target), nbytes or 0)
+    return _Blocks(_kept(source), _kept(target), nbytes or 0)
+
+
+def _kept(blocks: Blocks | None) -> Blocks | None:
+    """A copy, for the caller may use its list again while the task runs; a list of plain int."""
+    if blocks is None or isinstance(blocks, np.ndarray):
+        return copy(blocks)
+    return [as_index(block) for block in blocks]
 
 
 def _check_fit(

@@ -170,16 +170,16 @@ class PeerView:
             self._acknowledge_deferred()
 
     def _acknowledge_deferred(self) -> None:
-        done, left = 0, []
+        """Sent before it is crossed out: rather twice than not at all, where a signal interrupts."""
         with self.lock:
-            for waiting, seq in self._deferred:
-                if waiting.isdisjoint(self.pulls):
-                    done = max(done, seq)
-                else:
-                    left.append((waiting, seq))
-            self._deferred = left
-        if done:
+            ready = [seq for waiting, seq in self._deferred if waiting.isdisjoint(self.pulls)]
+        if ready:
+            done = max(
+                ready
+            )  # the pulls that an earlier change waits for, this one would wait for, too
             self.send(Ack(seq=done))
+            with self.lock:
+                self._deferred = [item for item in self._deferred if item[1] > done]
 
     # -- look-ups that miss ------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from datadist.engine.owned import OwnCache, OwnDirectory
 from datadist.engine.peers import TOKENS
 from datadist.engine.plan import SCALAR_SEGMENTS, Blocks, Segments, check_blocks, plan_blocks
 from datadist.engine.resolve import Route
-from datadist.engine.transfer import SURE_SECONDS, Transfers
+from datadist.engine.transfer import AT_ONCE, SURE_SECONDS, Transfers
 
 MOST = 256
 FEW_BYTES = 256 << 10
@@ -158,10 +158,10 @@ class Shortcuts:
             return False
         if way.watched and type(src_blocks) is list and type(dst_blocks) is list:
             few = way.plan_few(src_blocks, dst_blocks)
-            if few is not None and not way.turn.locked():
-                done = self._pull_few(way, few, started)
-                if not done:
-                    self._ways.pop(name, None)
+            done = None if few is None else self._pull_few(way, few, started)
+            if done is False:
+                self._ways.pop(name, None)
+            if done is not None:
                 return done
         return self._move(name, way, way.plan(src_blocks, dst_blocks), started, write=False)
 
@@ -194,38 +194,46 @@ class Shortcuts:
                 done = True
             self._end(way, token)
         except BaseException as error:
-            self._end(way, token)  # again, where something interrupted it
+            way.view.pulls.discard(token)  # in C: no handler of a signal comes before these
+            way.cache.pins.discard(token)
+            self._end(way, token)
             if not isinstance(error, resolve.Ended):
                 raise
         if not done:
             self._ways.pop(name, None)
         return done
 
-    def _pull_few(self, way: Way, few: Few, started: float) -> bool:
-        """Read in our turn, and look afterwards whether that was still right."""
+    def _pull_few(self, way: Way, few: Few, started: float) -> bool | None:
+        """Read in our turn, and look afterwards whether that was still right; None: it is not ours."""
         view, transfers = way.view, self._transfers
         local, remote, length = few
         link, rank, token = way.attempt.link, way.rank, next(TOKENS)
         heard: bool | None = None
+        held: list[bool] = []
         try:
-            # No handler of a signal runs between what this takes and what gives it back. Where another
-            # thread was faster it waits for as long as that one's transfer may take.
-            with way.turn:
-                if (
-                    self._owned.pin(way.cache, token)
-                    and view.begin_pull_at(way.version, token)
-                    and not (link is None or way.attempt.dead or rank in way.gone)
-                ):
-                    heard = link.read(rank, local, remote, length, transfers.timeout)
-                self._end(way, token)
+            held += map(way.turn.acquire, AT_ONCE)  # noted in C, see Transfers
+            if True not in held:
+                return None
+            if (
+                self._owned.pin(way.cache, token)
+                and view.begin_pull_at(way.version, token)
+                and not (link is None or way.attempt.dead or rank in way.gone)
+            ):
+                heard = link.read(rank, local, remote, length, transfers.timeout)
+            self._end(way, token)
         except BaseException as error:
-            self._end(way, token)  # again, where something interrupted it
+            way.view.pulls.discard(token)  # in C: no handler of a signal comes before these
+            way.cache.pins.discard(token)
+            self._end(way, token)
             if not isinstance(error, Exception):
                 raise
             if not (way.session.settled() and way.holds()):
                 return False
             transfers.count(way.route, False, 0, started, failed=True)
             raise transfers.failure(way.route, error, "pull from") from error
+        finally:
+            if True in held:
+                way.turn.release()
         seconds = monotonic() - started
         # What was being handled has changed the way once that is done, so this order counts.
         if heard is not False or way.session.dispatching or not way.holds():

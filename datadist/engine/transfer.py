@@ -37,6 +37,8 @@ STATUS_OF: tuple[tuple[type[TransportError], LLMStatusCode], ...] = (
 """Status of a transport's errors; what is not listed is LLM_FAILED."""
 SURE_SECONDS = 0.5
 """No owner reuses memory so soon after it has told a reader, which may be stopped, of it."""
+AT_ONCE = (False,)
+"""For `map` over a lock's ``acquire``: once, without waiting."""
 
 
 class Transfers:
@@ -187,7 +189,7 @@ class Transfers:
         It is put there in C: a handler of a signal runs before the lock was taken, or after it was
         noted.
         """
-        held += map(lock.acquire, (False,))
+        held += map(lock.acquire, AT_ONCE)
         if True not in held:
             held += map(lock.acquire, (True,), (max(0.0, deadline - monotonic()),))
         if True not in held:
