@@ -51,7 +51,7 @@ def _expected(value: int, source: Any) -> list[list[int]]:
 
 
 def _known(here: nodes.Here) -> int:
-    return len(here.live._live(LLMStatusCode.LLM_FAILED).pulls._shortcuts._ways)
+    return len(here.live._live(LLMStatusCode.LLM_FAILED).shortcuts._ways)
 
 
 def _link(owner: Node, puller: Node, name: str) -> None:
@@ -61,7 +61,7 @@ def _link(owner: Node, puller: Node, name: str) -> None:
 
 
 def _way(here: nodes.Here) -> Any:
-    (way,) = here.live._live(LLMStatusCode.LLM_FAILED).pulls._shortcuts._ways.values()
+    (way,) = here.live._live(LLMStatusCode.LLM_FAILED).shortcuts._ways.values()
     return way
 
 

@@ -50,7 +50,7 @@ def _expected(source: Any, target: Any) -> list[list[int]]:
 
 
 def _known(here: nodes.Here) -> int:
-    return len(here.live._live(LLMStatusCode.LLM_FAILED).pushes._shortcuts._ways)
+    return len(here.live._live(LLMStatusCode.LLM_FAILED).shortcuts._ways)
 
 
 def _link(target: Node, pusher: Node, name: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import dataclass
 from operator import index as as_index
 
@@ -19,7 +18,7 @@ from datadist.api.tasks import (
     LayerSynchronizer,
     TransferConfig,
     TransferWithCacheKeyConfig,
-    check_indices,
+    check_uint64s,
 )
 from datadist.engine.engine import Engine
 from datadist.engine.layerwise import LayerJob, LayerSend
@@ -99,9 +98,8 @@ class LayerWise(ManagerPart):
 
 
 def _check_blocks(source: Blocks | None, target: Blocks | None, nbytes: int | None) -> _Blocks:
-    for name, indices in (("dst_block_indices", target), ("src_block_indices", source)):
-        if indices is not None:
-            check_indices(name, indices)
+    target = _kept("dst_block_indices", target)
+    source = _kept("src_block_indices", source)
     if nbytes is not None:
         checks.check_uint64("dst_block_memory_size", nbytes)
     if source is not None and target is None:
@@ -112,14 +110,21 @@ def _check_blocks(source: Blocks | None, target: Blocks | None, nbytes: int | No
         )
     if source is None and target is not None and nbytes is None:
         raise param_invalid("dst_block_indices alone needs dst_block_memory_size, in bytes")
-    return _Blocks(_kept(source), _kept(target), nbytes or 0)
+    return _Blocks(source, target, nbytes or 0)
 
 
-def _kept(blocks: Blocks | None) -> Blocks | None:
-    """A copy, for the caller may use its list again while the task runs; a list of plain int."""
-    if blocks is None or isinstance(blocks, np.ndarray):
-        return copy(blocks)
-    return [as_index(block) for block in blocks]
+def _kept(name: str, blocks: Blocks | None) -> Blocks | None:
+    """A copy of indices, checked: the caller may use its list again while the task runs."""
+    if blocks is None:
+        return None
+    checks.check_blocks(name, blocks)
+    if not isinstance(blocks, np.ndarray):
+        plain = [as_index(block) for block in blocks]
+        check_uint64s(name, plain)
+        return plain
+    if blocks.size and blocks.min() < 0:
+        check_uint64s(name, blocks.tolist())
+    return blocks.copy()
 
 
 def _check_fit(

@@ -89,7 +89,7 @@ class Pulling(ManagerPart):
             if (
                 engine is not None
                 and dst_cache._owner is self
-                and engine.pulls.pull_known(name, src_blocks, dst_blocks)
+                and engine.shortcuts.pull(name, src_blocks, dst_blocks)
             ):
                 return
         kinds = (CacheKey, CacheKeyByIdAndIndex, BlocksCacheKey)

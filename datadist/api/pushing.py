@@ -90,7 +90,7 @@ class Pushing(ManagerPart):
                 dst_cache_key._cluster_id, dst_cache_key._model_id, src_cache._cache_id,
                 tensor_num_per_layer,
             )  # fmt: skip
-            if engine.pushes.push_known(name, src_blocks, dst_blocks):
+            if engine.shortcuts.push(name, src_blocks, dst_blocks):
                 return
         checks.check_isinstance("dst_cache_key", dst_cache_key, BlocksCacheKey)
         checks.check_isinstance("src_cache", src_cache, Cache)

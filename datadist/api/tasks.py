@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from datadist import checks
 from datadist.engine.layerwise import LayerJob
 from datadist.keys import BlocksCacheKey, CacheKeyByIdAndIndex
 from datadist.status import LLMStatusCode, param_invalid
-
-if TYPE_CHECKING:
-    from datadist.engine.plan import Blocks
 
 __all__ = ["CacheTask", "LayerSynchronizer", "TransferConfig", "TransferWithCacheKeyConfig"]
 
@@ -233,19 +229,9 @@ def check_uint64s(name: str, values: object) -> None:
     """A list or tuple of uint64. Raises ``TypeError``, ``ValueError``."""
     checks.check_sequence_of(name, values, int)
     assert isinstance(values, (list, tuple))
-    _check_each(name, values)
-
-
-def check_indices(name: str, values: Blocks) -> None:
-    """A list, tuple or array of uint64. Raises ``TypeError``, ``ValueError``."""
-    checks.check_blocks(name, values)
-    _check_each(name, values)
-
-
-def _check_each(name: str, values: Blocks) -> None:
-    if len(values) and (min(values) < 0 or max(values) >= 1 << 64):
+    if values and (min(values) < 0 or max(values) >= 1 << 64):
         for index, value in enumerate(values):
-            checks.check_uint64(f"{name}[{index}]", int(value))
+            checks.check_uint64(f"{name}[{index}]", value)
 
 
 def check_layer_range(name: str, value: range | None) -> range:

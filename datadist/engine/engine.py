@@ -37,6 +37,7 @@ from datadist.engine.peers import PeerView
 from datadist.engine.pull import Pulls
 from datadist.engine.push import Pushes
 from datadist.engine.rendezvous import Rendezvous
+from datadist.engine.shortcuts import Shortcuts
 from datadist.engine.starting import check_descriptors, start_transport, system_errors
 from datadist.engine.steps import Steps
 from datadist.engine.suspects import Suspects
@@ -196,8 +197,11 @@ class Engine:
             self.verification.compare if self.options.checksum else None,
             self.transport.capabilities.watches_control,
         )
-        self.pulls = Pulls(self.transfers, self.owned, self.options.remote_accessible)
-        self.pushes = Pushes(self.transfers, self.owned)
+        self.shortcuts = Shortcuts(self.transfers, self.owned)
+        self.pulls = Pulls(
+            self.transfers, self.owned, self.shortcuts, self.options.remote_accessible
+        )
+        self.pushes = Pushes(self.transfers, self.owned, self.shortcuts)
         self.fetches = Fetches(self.transfers, self.owned)
         stack.callback(self.fetches.close)
         self.copies = Copies(self.transport, self.owned)
@@ -453,8 +457,7 @@ class Engine:
     def abandon(self) -> None:
         """In a forked child: the threads are gone; close descriptors, touch nothing shared."""
         self.forked = True
-        self.pulls.forget()
-        self.pushes.forget()
+        self.shortcuts.clear()
         self._reactor.abandon()
         self._meeting.abandon()
 

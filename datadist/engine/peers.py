@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -140,6 +141,16 @@ class PeerView:
             self._deferred.append((set(self.pulls), seq))
         self._acknowledge_deferred()
 
+    @contextmanager
+    def pulling(self) -> Iterator[int]:
+        """The token of a transfer that is begun in here, and ends with this."""
+        token = next(TOKENS)
+        try:
+            yield token
+        finally:
+            self.pulls.discard(token)  # in C: no handler of a signal comes before that
+            self.end_pull(token)
+
     def begin_pull(self, token: int) -> None:
         """Note that a transfer starts; call with ``lock`` held, together with the look-up.
 
@@ -174,9 +185,7 @@ class PeerView:
         with self.lock:
             ready = [seq for waiting, seq in self._deferred if waiting.isdisjoint(self.pulls)]
         if ready:
-            done = max(
-                ready
-            )  # the pulls that an earlier change waits for, this one would wait for, too
+            done = max(ready)  # it would wait for every pull that an earlier change waits for
             self.send(Ack(seq=done))
             with self.lock:
                 self._deferred = [item for item in self._deferred if item[1] > done]

@@ -9,7 +9,7 @@ from datadist.control.messages import Consume
 from datadist.engine import resolve
 from datadist.engine.directory import KeyName
 from datadist.engine.owned import OwnCache, OwnDirectory
-from datadist.engine.peers import TOKENS, PeerView
+from datadist.engine.peers import PeerView
 from datadist.engine.plan import (
     Blocks,
     Segments,
@@ -34,17 +34,13 @@ Planner = Callable[[OwnCache, Found, slice, slice], Segments]
 class Pulls:
     """Reads from caches of linked clusters; every method works from any thread."""
 
-    def __init__(self, transfers: Transfers, owned: OwnDirectory, one_sided: bool) -> None:
+    def __init__(
+        self, transfers: Transfers, owned: OwnDirectory, shortcuts: Shortcuts, one_sided: bool
+    ) -> None:
         self._transfers = transfers
         self._owned = owned
+        self._shortcuts = shortcuts
         self._one_sided = one_sided
-        self._shortcuts = Shortcuts(transfers, owned)
-        self.pull_known = self._shortcuts.pull
-        """Tried before :meth:`pull_blocks` with a blocks key."""
-
-    def forget(self) -> None:
-        """Have every pull take the full way."""
-        self._shortcuts.clear()
 
     def pull_cache(
         self, cluster: int, source: Source, cache_id: int, slot: int, size: int, layers: Layers
@@ -117,9 +113,9 @@ class Pulls:
         routes = self._transfers.routes(cluster, deadline)
         if self._one_sided:
             check_accessible(cache)
-        view, token = routes[0].view, next(TOKENS)
+        view = routes[0].view
         version = view.version
-        try:
+        with view.pulling() as token:
             found = resolve.look_up(view, source, deadline, token)
             if self._one_sided:
                 check_entry_accessible(found)
@@ -140,9 +136,6 @@ class Pulls:
 
             ways = resolve.reaching(routes, routes[0], found.entry)
             route = self._transfers.move_over(ways, move)
-        finally:
-            view.pulls.discard(token)  # in C: no handler of a signal comes before that
-            view.end_pull(token)
         return route, found, version
 
     @staticmethod

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datadist.engine import resolve
 from datadist.engine.directory import KeyName
 from datadist.engine.owned import OwnCache, OwnDirectory
-from datadist.engine.peers import TOKENS
 from datadist.engine.plan import (
     Blocks,
     Segments,
@@ -45,16 +44,10 @@ class Pushes:
     One call moves all layers; it may take ``sync_kv_timeout`` per layer.
     """
 
-    def __init__(self, transfers: Transfers, owned: OwnDirectory) -> None:
+    def __init__(self, transfers: Transfers, owned: OwnDirectory, shortcuts: Shortcuts) -> None:
         self._transfers = transfers
         self._owned = owned
-        self._shortcuts = Shortcuts(transfers, owned)
-        self.push_known = self._shortcuts.push
-        """Tried before :meth:`push_blocks` with a blocks key and all layers."""
-
-    def forget(self) -> None:
-        """Have every push take the full way."""
-        self._shortcuts.clear()
+        self._shortcuts = shortcuts
 
     def push_cache(
         self, cluster: int, target: ById, cache_id: int, slot: int, layers: PushLayers
@@ -194,9 +187,9 @@ class Pushes:
             deadline = time.monotonic() + self._transfers.timeout * max(1, len(layers.source))
             routes = self._transfers.routes(cluster, deadline)
             check_accessible(cache)
-            view, token = routes[0].view, next(TOKENS)
+            view = routes[0].view
             version = view.version
-            try:
+            with view.pulling() as token:
                 found = resolve.look_up(view, target, deadline, token)
                 check_entry_accessible(found)
                 ways = resolve.reaching(routes, routes[0], found.entry)
@@ -208,9 +201,6 @@ class Pushes:
                     )
 
                 yield _Pushing(cache, found, layers, version, move)
-            finally:
-                view.pulls.discard(token)  # in C: no handler of a signal comes before that
-                view.end_pull(token)
 
 
 @dataclass(frozen=True)

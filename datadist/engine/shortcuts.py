@@ -31,7 +31,8 @@ FEW_BYTES = 256 << 10
 Few: TypeAlias = "tuple[array[int], array[int], array[int]]"
 """Local addresses, remote addresses, bytes."""
 Name: TypeAlias = "tuple[int, ...]"
-"""Cluster, model id of the blocks key, id of our cache; of a push also the tensors of a layer."""
+"""Cluster, model id of the blocks key, id of our cache; of a push also the tensors of a layer, so that
+names of pulls and of pushes differ."""
 
 
 class Way:
