@@ -225,6 +225,13 @@ def link_and_wait(here: Here, name: str, mapping: dict[int, int]) -> int:
     return comm_id
 
 
+def link_pair(first: Node, second: Node, name: str = "pair") -> tuple[int, int]:
+    """Link the nodes of clusters 1 and 2, from here; the id of the link at each."""
+    first.begin(link_and_wait, name, {1: 0, 2: 1})
+    theirs = second.do(link_and_wait, name, {1: 0, 2: 1})
+    return first.result(), theirs
+
+
 def unlink(here: Here, comm_id: int) -> None:
     """Unlink."""
     here.live.unlink(comm_id)

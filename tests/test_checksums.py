@@ -14,7 +14,6 @@ from tests import nodes
 from tests.nodes import MIB, Node, RemoteError, pattern
 
 Start = Callable[..., Node]
-PAIR = {1: 0, 2: 1}
 WIDTH, TENSORS = 40, 4
 
 
@@ -37,9 +36,7 @@ def _pair(start: Start, memory: str = "pool", one_sided: bool = False) -> tuple[
     owner.do(nodes.make, "c", "cache", [2, WIDTH], TENSORS, keys, memory)
     mover.do(nodes.make, "c", "cache", [2, WIDTH], TENSORS, None, memory)
     owner.do(nodes.fill, "c", 1)
-    owner.begin(nodes.link_and_wait, "pair", PAIR)
-    mover.do(nodes.link_and_wait, "pair", PAIR)
-    owner.result()
+    nodes.link_pair(owner, mover)
     return owner, mover
 
 

@@ -37,12 +37,6 @@ def _pair(start: Start, **settings: Any) -> tuple[Node, Node]:
     return start(1, **settings), start(2, **settings)
 
 
-def _link(owner: Node, caller: Node) -> None:
-    owner.begin(nodes.link_and_wait, "pair", {1: 0, 2: 1})
-    caller.do(nodes.link_and_wait, "pair", {1: 0, 2: 1})
-    owner.result()
-
-
 def _make(node: Node, label: str, kind: str = "cache", *args: Any, seed: int = 9) -> None:
     node.do(nodes.make, label, kind, list(SHAPE), TENSORS, *args)
     node.do(nodes.fill, label, seed)
@@ -94,7 +88,7 @@ def test_pulls_between_any_placements(start_node: Start, one_sided: bool) -> Non
     owner.do(_on_both, 1)
     owner.do(_blocks_by_model)
     caller.do(_on_both, 9)
-    _link(owner, caller)
+    nodes.link_pair(owner, caller)
     ids = {Placement.HOST: 1, Placement.DEVICE: 3}
     for theirs, mine in product(Placement, Placement):
         label = f"{mine.name} cache"
@@ -124,7 +118,7 @@ def test_a_description_serves_caches_of_both_kinds(start_node: Start) -> None:
     assert owner.do(_both_kinds_of_one_description) == [True, False]
     _make(caller, "slots")
     _make(caller, "blocks", "blocks")
-    _link(owner, caller)
+    nodes.link_pair(owner, caller)
     caller.do(nodes.pull_cache, CacheKey(1, 1), "slots")
     caller.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "blocks", [0], [0])
 
@@ -147,7 +141,7 @@ def test_a_range_stays_registered_for_the_cache_that_is_left(start_node: Start) 
     owner, caller = _pair(start_node)
     first, second = owner.do(_register_twice)
     _make(caller, "slots")
-    _link(owner, caller)
+    nodes.link_pair(owner, caller)
     owner.do(_unregister, first)
     caller.do(nodes.pull_cache, CacheKeyByIdAndIndex(1, second, 2), "slots", 0)
     _expect(caller, "slots", {0: 2})
@@ -162,7 +156,7 @@ def test_a_key_names_its_slot_in_one_sided_mode_too(start_node: Start) -> None:
     keys = [CacheKey(1, 10), CacheKey(1, 11), CacheKey(1, INVALID, 0, 20)]
     _make(owner, "src", "cache", keys, seed=1)
     _make(caller, "dst", "blocks")
-    _link(owner, caller)
+    nodes.link_pair(owner, caller)
     caller.do(nodes.pull_blocks, CacheKey(1, 11), "dst", [], [0])
     caller.do(nodes.pull_blocks, CacheKey(1, INVALID, 0, 20), "dst", [], [1])
     caller.do(nodes.pull_blocks, CacheKeyByIdAndIndex(1, 1, 3), "dst", [], [3])
@@ -173,7 +167,7 @@ def test_the_slot_of_a_prefix_can_be_pulled_by_id(start_node: Start) -> None:
     owner, caller = _pair(start_node)
     _make(owner, "src", "cache", [CacheKey(1, INVALID, 0, 20)], seed=1)
     _make(caller, "dst")
-    _link(owner, caller)
+    nodes.link_pair(owner, caller)
     for _ in range(2):
         caller.do(nodes.pull_cache, CacheKeyByIdAndIndex(1, 1, 0), "dst", 2)
     _expect(caller, "dst", {2: 0})
@@ -183,7 +177,7 @@ def test_layers_are_counted_for_each_key(start_node: Start) -> None:
     owner, caller = _pair(start_node)
     _make(owner, "src", "cache", [CacheKey(1, 10), CacheKey(1, 11)], seed=1)
     _make(caller, "dst")
-    _link(owner, caller)
+    nodes.link_pair(owner, caller)
     caller.do(nodes.pull_cache, CacheKey(1, 10), "dst")
     half: dict[str, Any] = {"src_layer_range": range(1), "dst_layer_range": range(1)}
     for _ in range(2):
@@ -198,7 +192,7 @@ def test_what_is_new_or_gone_at_the_owner_is_seen_in_one_sided_mode(start_node: 
     _make(owner, "old", seed=1)
     _make(caller, "slots")
     _make(caller, "blocks", "blocks")
-    _link(owner, caller)
+    nodes.link_pair(owner, caller)
     caller.do(nodes.pull_cache, CacheKeyByIdAndIndex(1, 1), "slots")
     _make(owner, "new", "blocks", BlocksCacheKey(1, 5), seed=2)
     caller.do(nodes.pull_blocks, BlocksCacheKey(1, 5), "blocks", [3], [0])
@@ -229,7 +223,7 @@ def test_configs_to_one_cluster_have_results_of_their_own(start_node: Start) -> 
     target, sender = _pair(start_node, enable_remote_cache_accessible=True)
     _make(sender, "src", seed=1)
     _make(target, "dst")
-    _link(target, sender)
+    nodes.link_pair(target, sender)
     key = CacheKeyByIdAndIndex(1, 1, 3)
     configs = [
         TransferWithCacheKeyConfig(key, range(1), range(1)),

@@ -223,9 +223,7 @@ def test_crowds_of_silent_strangers_do_not_stall_a_link(
         for cluster in (1, 2)
         for _ in range(300)
     ]
-    first.begin(nodes.link_and_wait, "pair", PAIR)
-    second.do(nodes.link_and_wait, "pair", PAIR)
-    first.result()
+    nodes.link_pair(first, second)
     for stranger in crowd:
         stranger.close()
 

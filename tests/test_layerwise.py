@@ -58,9 +58,7 @@ def _linked(start: Start, kinds: str, one_sided: bool, memory: str = "pool") -> 
     target.do(nodes.make, "c", theirs, list(SHAPE), TENSORS, key, memory)
     sender.do(nodes.fill, "c", 1)
     target.do(nodes.fill, "c", GUARD)
-    sender.begin(nodes.link_and_wait, "pair", {1: 0, 2: 1})
-    target.do(nodes.link_and_wait, "pair", {1: 0, 2: 1})
-    sender.result()
+    nodes.link_pair(sender, target)
     return sender, target
 
 

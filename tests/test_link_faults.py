@@ -18,12 +18,6 @@ Start = Callable[..., Node]
 PAIR = {1: 0, 2: 1}
 
 
-def _link(first: Node, second: Node, name: str) -> tuple[int, int]:
-    first.begin(nodes.link_and_wait, name, PAIR)
-    theirs = second.do(nodes.link_and_wait, name, PAIR)
-    return first.result(), theirs
-
-
 def _break_attach(here: nodes.Here, broken: bool) -> None:
     from datadist_shm.link import ShmLink
 
@@ -53,14 +47,14 @@ def _try(here: nodes.Here, name: str) -> str:
 
 def test_links_that_failed_do_not_hold_up_later_ones(start_node: Start) -> None:
     first, second = start_node(1), start_node(2)
-    _link(first, second, "keeps the session")
+    nodes.link_pair(first, second, "keeps the session")
     second.do(_break_attach, True)
     for number in range(20):
         first.begin(_try, f"bad {number}")
         assert "sabotage" in second.do(_try, f"bad {number}")
         assert "sabotage" in first.result()
     second.do(_break_attach, False)
-    _link(first, second, "good")
+    nodes.link_pair(first, second, "good")
 
 
 def _offer_much(here: nodes.Here, size: int, fds: int) -> None:
@@ -91,7 +85,7 @@ def test_an_offer_that_cannot_be_carried_fails_this_link(
     start_node: Start, size: int, fds: int, reason: str
 ) -> None:
     first, second = start_node(1), start_node(2)
-    ours, theirs = _link(first, second, "before")
+    ours, theirs = nodes.link_pair(first, second, "before")
     first.do(_offer_much, size, fds)
     second.begin(_try, "pair")
     assert reason in first.do(_try, "pair")
@@ -108,11 +102,11 @@ def _link_and_unlink(here: nodes.Here, times: int) -> None:
 
 def test_links_that_were_given_up_do_not_hold_up_later_ones(start_node: Start) -> None:
     first, second = start_node(1), start_node(2)
-    _link(first, second, "keeps the session")
+    nodes.link_pair(first, second, "keeps the session")
     first.begin(_link_and_unlink, 80)
     second.do(_link_and_unlink, 80)
     first.result()
-    _link(first, second, "good")
+    nodes.link_pair(first, second, "good")
 
 
 def _wait_for_many(here: nodes.Here, count: int) -> None:
@@ -126,7 +120,7 @@ def test_hundreds_that_wait_for_a_third_do_not_hold_up_a_pair(start_node: Start)
     second.do(_wait_for_many, 300)
     first.result()
     time.sleep(1.5)  # until differing wishes would be compared
-    _link(first, second, "pair")
+    nodes.link_pair(first, second, "pair")
     first.begin(nodes.link, "different", PAIR)
     other = second.do(
         nodes.link, "different", PAIR, nodes.table_for(PAIR).replace("host", "elsewhere")
@@ -169,7 +163,7 @@ def test_a_member_that_gives_up_when_we_are_ok_breaks_the_link(start_node: Start
 def test_a_look_up_that_is_not_answered(start_node: Start, fault: str, status: str) -> None:
     owner, puller = start_node(1), start_node(2, sync_kv_timeout=1500)
     puller.do(nodes.make, "c", "cache", [1, 8], 2)
-    _link(owner, puller, "pair")
+    nodes.link_pair(owner, puller, "pair")
     owner.pause()
     puller.begin(nodes.pull_cache, CacheKey(1, 77), "c")
     if fault == "kill":
@@ -203,7 +197,7 @@ def test_a_request_key_is_pulled_once_however_many_try(start_node: Start) -> Non
     shape = [1, 4 << 20]
     owner.do(nodes.make, "c", "cache", shape, 2, [CacheKey(1, 5)])
     puller.do(nodes.make, "c", "cache", shape, 2)
-    _link(owner, puller, "pair")
+    nodes.link_pair(owner, puller, "pair")
     assert puller.do(_pull_in_threads, 4) == ["LLM_KV_CACHE_NOT_EXIST"] * 3 + ["OK"]
 
 
@@ -239,7 +233,7 @@ def _fork_while_sending(here: nodes.Here) -> int:
 
 def test_a_fork_while_another_thread_sends(start_node: Start) -> None:
     first, second = start_node(1), start_node(2)
-    _link(first, second, "pair")
+    nodes.link_pair(first, second, "pair")
     assert first.do(_fork_while_sending) == 7
 
 

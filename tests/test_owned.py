@@ -28,7 +28,6 @@ from tests import nodes
 from tests.nodes import Node, RemoteError
 
 Start = Callable[..., Node]
-PAIR = {1: 0, 2: 1}
 LARGEST = (1 << 64) - 1
 
 
@@ -127,9 +126,7 @@ def test_memory_that_ends_beyond_int64_is_refused() -> None:
 
 def test_keys_of_a_linked_engine(start_node: Start) -> None:
     owner, puller = start_node(1), start_node(2)
-    owner.begin(nodes.link_and_wait, "pair", PAIR)
-    puller.do(nodes.link_and_wait, "pair", PAIR)
-    owner.result()
+    nodes.link_pair(owner, puller)
     puller.do(nodes.make, "dst", "cache", [1, 4], 1)
     pages = owner.do(_pages_used)
     with pytest.raises(RemoteError, match="260000 cache keys") as caught:

@@ -13,7 +13,6 @@ from datadist import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from tests import nodes
 from tests.nodes import Node, RemoteError, pattern
 
-PAIR = {1: 0, 2: 1}
 SLOTS, BLOCKS, WIDTH, TENSORS = 3, 12, 40, 4
 GUARD = 99
 
@@ -27,9 +26,7 @@ def _linked(
     """An owner (cluster 1) and a puller (cluster 2); ``before`` makes caches, then they link."""
     owner, puller = start(1, **settings), start(2, **settings)
     before(owner, puller)
-    owner.begin(nodes.link_and_wait, "pair", PAIR)
-    puller.do(nodes.link_and_wait, "pair", PAIR)
-    owner.result()
+    nodes.link_pair(owner, puller)
     return owner, puller
 
 
@@ -242,9 +239,7 @@ def test_memory_registered_after_link_needs_a_new_link(start_node: Start) -> Non
     assert caught.value.status == "LLM_PARAM_INVALID"
     for node in (owner, puller):
         node.do(nodes.unlink, 1)
-    owner.begin(nodes.link_and_wait, "pair", PAIR)
-    puller.do(nodes.link_and_wait, "pair", PAIR)
-    owner.result()
+    nodes.link_pair(owner, puller)
     puller.do(nodes.pull_cache, key, "dst")
 
 

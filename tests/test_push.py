@@ -25,9 +25,7 @@ def _linked(start: Start, shape: list[int], kind: str, memory: str) -> tuple[Nod
     target.do(nodes.make, "c", kind, shape, TENSORS, key, theirs)
     pusher.do(nodes.fill, "c", 1)
     target.do(nodes.fill, "c", GUARD)
-    pusher.begin(nodes.link_and_wait, "pair", {1: 0, 2: 1})
-    target.do(nodes.link_and_wait, "pair", {1: 0, 2: 1})
-    pusher.result()
+    nodes.link_pair(pusher, target)
     return pusher, target
 
 
@@ -116,9 +114,7 @@ def test_a_target_that_registered_for_itself_only_is_refused(start_node: Start) 
         "numpy",
         remote_accessible=False,
     )
-    pusher.begin(nodes.link_and_wait, "pair", {1: 0, 2: 1})
-    target.do(nodes.link_and_wait, "pair", {1: 0, 2: 1})
-    pusher.result()
+    nodes.link_pair(pusher, target)
     with pytest.raises(RemoteError) as error:
         pusher.do(nodes.push_blocks, BlocksCacheKey(2, 0), "c", [0], [0])
     assert error.value.status == "LLM_PARAM_INVALID"

@@ -15,9 +15,9 @@ import pytest
 
 from datadist import BlocksCacheKey, CacheDesc, DataType, LLMException, LLMStatusCode
 from tests import nodes
+from tests.block_lists import LISTS
 from tests.nodes import Node, RemoteError
 
-PAIR = {1: 0, 2: 1}
 Start = Callable[..., Node]
 BLOCKS, BYTES, TENSORS = 64, 256, 3
 
@@ -54,12 +54,6 @@ def _known(here: nodes.Here) -> int:
     return len(here.live._live(LLMStatusCode.LLM_FAILED).shortcuts._ways)
 
 
-def _link(owner: Node, puller: Node, name: str) -> None:
-    owner.begin(nodes.link_and_wait, name, PAIR)
-    puller.do(nodes.link_and_wait, name, PAIR)
-    owner.result()
-
-
 def _way(here: nodes.Here) -> Any:
     (way,) = here.live._live(LLMStatusCode.LLM_FAILED).shortcuts._ways.values()
     return way
@@ -75,20 +69,8 @@ def linked(start_node: Start) -> tuple[Node, Node]:
     owner, puller = start_node(1), start_node(2)
     owner.do(_make, "source", True, 100)
     puller.do(_make, "target", False, 0)
-    _link(owner, puller, "shortcuts")
+    nodes.link_pair(owner, puller, "shortcuts")
     return owner, puller
-
-
-LISTS: list[Any] = [
-    ([5], [6]),
-    ([1, 2, 3, 9], [30, 31, 32, 4]),
-    ((7, 8), (8, 7)),
-    (list(range(40)), list(range(20, 60))),
-    (np.arange(10), np.arange(10, 20)),
-    (np.array([3], np.int32), np.array([60], np.uint8)),
-    ([np.int64(3)], [np.uint8(60)]),
-    (list(np.arange(12)), list(np.arange(20, 32))),
-]
 
 
 @pytest.mark.parametrize(("source", "target"), LISTS)
@@ -175,7 +157,7 @@ def test_after_unlink_the_link_is_missed_and_a_new_one_found(linked: tuple[Node,
     with pytest.raises(RemoteError) as caught:
         puller.do(_pull, [5], [6])
     assert caught.value.status == "LLM_NOT_YET_LINK"
-    _link(owner, puller, "again")
+    nodes.link_pair(owner, puller, "again")
     assert puller.do(_pull, [5], [6]) == _expected(100, [5])
 
 
@@ -361,6 +343,6 @@ def test_what_takes_long_is_not_read_twice(start_node: Start) -> None:
     owner, puller = start_node(1), start_node(2)
     owner.do(_register_large, "source", True)
     puller.do(_register_large, "target", False)
-    _link(owner, puller, "large")
+    nodes.link_pair(owner, puller, "large")
     puller.do(_pull_only, [1], [2])
     assert puller.do(_reads_of_a_pull, 0.6) == (1, "OK")

@@ -11,9 +11,9 @@ import pytest
 
 from datadist import BlocksCacheKey, CacheDesc, DataType, LLMStatusCode
 from tests import nodes
+from tests.block_lists import LISTS
 from tests.nodes import Node, RemoteError
 
-PAIR = {1: 0, 2: 1}
 BLOCKS, BYTES, TENSORS = 64, 256, 4
 
 
@@ -53,30 +53,14 @@ def _known(here: nodes.Here) -> int:
     return len(here.live._live(LLMStatusCode.LLM_FAILED).shortcuts._ways)
 
 
-def _link(target: Node, pusher: Node, name: str) -> None:
-    target.begin(nodes.link_and_wait, name, PAIR)
-    pusher.do(nodes.link_and_wait, name, PAIR)
-    target.result()
-
-
 @pytest.fixture
 def linked(start_node: Callable[..., Node]) -> tuple[Node, Node]:
     """The owner of a blocks cache and one that pushes into it."""
     target, pusher = (start_node(c, enable_remote_cache_accessible=True) for c in (1, 2))
     target.do(_make, "theirs", True)
     pusher.do(_make, "ours", False)
-    _link(target, pusher, "pushes")
+    nodes.link_pair(target, pusher, "pushes")
     return target, pusher
-
-
-LISTS: list[Any] = [
-    ([5], [6]),
-    ([1, 2, 3, 9], [30, 31, 32, 4]),
-    ((7, 8), (8, 7)),
-    (list(range(40)), list(range(20, 60))),
-    (np.arange(10), np.arange(10, 20)),
-    ([np.int64(3)], [np.uint8(60)]),
-]
 
 
 @pytest.mark.parametrize(("source", "target"), LISTS)

@@ -85,10 +85,7 @@ def _linked(start: Start) -> Node:
 
 
 def _link(caller: Node, owner: Node) -> int:
-    owner.begin(nodes.link_and_wait, "pair", {1: 0, 2: 1})
-    comm_id = caller.do(nodes.link_and_wait, "pair", {1: 0, 2: 1})
-    owner.result()
-    return int(comm_id)
+    return nodes.link_pair(owner, caller)[1]
 
 
 KEY = CacheKeyByIdAndIndex(2, 1)

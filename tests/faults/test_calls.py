@@ -108,9 +108,7 @@ def test_an_interrupted_call_leaves_a_usable_engine(start_node: Start, what: str
 
 
 def _link_again(peer: Node, we: Node) -> None:
-    peer.begin(nodes.link_and_wait, "again", PAIR)
-    we.do(nodes.link_and_wait, "again", PAIR)
-    peer.result()
+    nodes.link_pair(peer, we, "again")
     assert we.do(stage.pull_now)[0] == "OK"
 
 
@@ -230,9 +228,7 @@ def test_a_jump_of_the_date_changes_nothing(start_node: Start, seconds: float) -
     assert we.do(stage.pull_now)[0] == "OK"
     we.do(nodes.unlink, comm_id)
     peer.do(nodes.unlink, 1)
-    peer.begin(nodes.link_and_wait, "again", PAIR)
-    we.do(nodes.link_and_wait, "again", PAIR)
-    peer.result()
+    nodes.link_pair(peer, we, "again")
     assert we.do(stage.pull_now)[0] == "OK"
 
 

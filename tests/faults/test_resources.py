@@ -52,9 +52,7 @@ def _lift(here: nodes.Here, what: int) -> None:
 
 
 def _link(first: Node, second: Node, name: str) -> None:
-    first.begin(nodes.link_and_wait, name, PAIR)
-    second.do(nodes.link_and_wait, name, PAIR)
-    first.result()
+    nodes.link_pair(first, second, name)
 
 
 def test_a_pool_beyond_the_address_space(start_node: Start) -> None:
