@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -245,8 +246,10 @@ def _meddle(here: nodes.Here, at: str, target: str, what: str) -> None:
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
         except OSError:
-            source.close()
-            sink.close()
+            for sock in (source, sink):
+                with contextlib.suppress(OSError):  # ends the other direction's recv, too
+                    sock.shutdown(socket.SHUT_RDWR)
+                sock.close()
 
     def serve() -> None:
         for number in range(1000):
