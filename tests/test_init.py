@@ -112,9 +112,7 @@ def _linked(start: Start) -> tuple[Node, int]:
     peer, we = start(1, **settings), start(2, **settings)
     for node in (peer, we):
         node.do(stage.prepare, 1)
-    peer.begin(nodes.link_and_wait, "pair", {1: 0, 2: 1})
-    comm_id = we.do(nodes.link_and_wait, "pair", {1: 0, 2: 1})
-    peer.result()
+    _, comm_id = nodes.link_pair(peer, we)
     return we, comm_id
 
 

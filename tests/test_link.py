@@ -83,12 +83,6 @@ def documented_example(
     return comm_id, status
 
 
-def _link_pair(one: Node, two: Node, name: str = "pair") -> tuple[int, int]:
-    one.begin(nodes.link_and_wait, name, PAIR)
-    comm_id = two.do(nodes.link_and_wait, name, PAIR)
-    return one.result(), comm_id
-
-
 def test_a_cluster_that_never_comes(start_node: Start) -> None:
     mapping = {1: 0, 2: 1, 3: 2}
     one, two = start_node(1, link_total_time=2), start_node(2, link_total_time=2)
@@ -149,7 +143,7 @@ def test_tables_that_mean_the_same_link(start_node: Start) -> None:
 @pytest.mark.parametrize("during", ["idle", "pull"])
 def test_a_killed_peer_is_reported_and_its_successor_linked(start_node: Start, during: str) -> None:
     owner, puller = start_node(1, pool=64 << 20), start_node(2, pool=64 << 20)
-    _link_pair(owner, puller)
+    nodes.link_pair(owner, puller)
     owner.do(nodes.make, "src", "cache", [1, 8 << 20], 1)
     puller.do(nodes.make, "dst", "cache", [1, 8 << 20], 1)
     if during == "pull":
@@ -167,7 +161,7 @@ def test_a_killed_peer_is_reported_and_its_successor_linked(start_node: Start, d
     assert "cluster 1" in puller.do(nodes.link_error, 1)
     puller.do(nodes.unlink, 1)
     successor = start_node(1, pool=64 << 20)
-    _link_pair(successor, puller)
+    nodes.link_pair(successor, puller)
     successor.do(nodes.make, "src", "cache", [1, 8 << 20], 1)
     puller.do(nodes.pull_cache, CacheKeyByIdAndIndex(1, 1, 0), "dst")
 
@@ -189,7 +183,7 @@ def test_unlink_is_local_and_the_name_can_be_used_again(start_node: Start) -> No
     one, two = start_node(1), start_node(2)
     two.do(nodes.make, "dst", "cache", [1, 16])
     for _ in range(3):
-        first, second = _link_pair(one, two)
+        first, second = nodes.link_pair(one, two)
         one.do(nodes.unlink, first)
         with pytest.raises(RemoteError) as caught:
             one.do(nodes.status, first)
@@ -319,7 +313,7 @@ def _quiet_usage(here: nodes.Here) -> dict[str, Any]:
 
 def test_peers_cannot_write_the_pool_in_the_default_mode(start_node: Start) -> None:
     owner, puller = start_node(1), start_node(2)
-    _link_pair(owner, puller)
+    nodes.link_pair(owner, puller)
     assert puller.do(_writable_peer_mappings) == []
     assert owner.do(_writable_descriptors) == "PermissionError"
 
@@ -369,7 +363,7 @@ def test_wait_link_times_out_and_reports_what_is_missing(start_node: Start) -> N
 
 def test_a_forked_child_is_refused(start_node: Start) -> None:
     one, two = start_node(1), start_node(2)
-    _link_pair(one, two)
+    nodes.link_pair(one, two)
     assert "before this process forked" in one.do(_fork_and_query)
     assert one.do(nodes.status, 1) is RegisterMemStatus.OK
     two.do(nodes.make, "dst", "cache", [1, 16])
@@ -394,8 +388,8 @@ def _fork_and_query(here: nodes.Here) -> str:
 
 def test_finalize_and_init_again(start_node: Start) -> None:
     one, two = start_node(1), start_node(2)
-    _link_pair(one, two)
+    nodes.link_pair(one, two)
     one.do(nodes.finalize)
     one.do(nodes.init, 1)
     two.do(nodes.unlink, 1)
-    assert _link_pair(one, two) == (1, 2)
+    assert nodes.link_pair(one, two) == (1, 2)

@@ -66,9 +66,7 @@ def _linked(start: Start, one_sided: bool) -> tuple[Node, Node]:
     )
     for node, cluster in ((caller, OWN), (owner, PEER)):
         node.do(_prepare, cluster)
-    caller.begin(nodes.link_and_wait, "pair", {OWN: 0, PEER: 1})
-    owner.do(nodes.link_and_wait, "pair", {OWN: 0, PEER: 1})
-    caller.result()
+    nodes.link_pair(caller, owner)
     return caller, owner
 
 

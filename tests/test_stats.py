@@ -13,7 +13,6 @@ from tests import nodes
 from tests.nodes import Node, RemoteError
 
 Start = Callable[..., Node]
-PAIR = {1: 0, 2: 1}
 TENSORS, WIDTH = 4, 40
 SLOT_BYTES = TENSORS * WIDTH * 4
 
@@ -22,9 +21,7 @@ def _pair(start: Start, **settings: Any) -> tuple[Node, Node, int]:
     owner, puller = start(1, **settings), start(2, **settings)
     owner.do(nodes.make, "c", "cache", [3, WIDTH], TENSORS)
     puller.do(nodes.make, "c", "cache", [3, WIDTH], TENSORS)
-    owner.begin(nodes.link_and_wait, "pair", PAIR)
-    comm_id = puller.do(nodes.link_and_wait, "pair", PAIR)
-    owner.result()
+    _, comm_id = nodes.link_pair(owner, puller)
     return owner, puller, comm_id
 
 

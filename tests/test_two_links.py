@@ -16,7 +16,6 @@ from tests.nodes import Node, pattern
 
 Start = Callable[..., Node]
 SHAPE = [4, 64]
-PAIR = {1: 0, 2: 1}
 KEY = BlocksCacheKey(1, 0)
 
 
@@ -73,9 +72,7 @@ def test_a_transfer_whose_link_ends_takes_the_other_one(
     we.do(nodes.make, "c", "blocks", SHAPE, 2)
     we.do(nodes.fill, "c", 2)
     for number in range(links):
-        peer.begin(nodes.link_and_wait, f"link {number}", PAIR)
-        we.do(nodes.link_and_wait, f"link {number}", PAIR)
-        newest = peer.result()
+        newest, _ = nodes.link_pair(peer, we, f"link {number}")
     if what == "pull":  # whose outcome is remembered
         we.do(nodes.pull_blocks, KEY, "c", [0], [0])
     direction = "push" if what == "push" else "pull"

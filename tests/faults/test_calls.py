@@ -31,9 +31,7 @@ def _pair(start: Start, **settings: Any) -> tuple[Node, Node, int]:
     peer, we = start(1, **settings), start(2, **settings)
     for node, seed in ((peer, 1), (we, 2)):
         node.do(stage.prepare, seed)
-    peer.begin(nodes.link_and_wait, "pair", PAIR)
-    comm_id = we.do(nodes.link_and_wait, "pair", PAIR)
-    peer.result()
+    _, comm_id = nodes.link_pair(peer, we)
     return peer, we, comm_id
 
 

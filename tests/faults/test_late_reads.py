@@ -14,7 +14,6 @@ from tests.faults import stage
 from tests.nodes import MIB, Node
 
 Start = Callable[..., Node]
-PAIR = {1: 0, 2: 1}
 REUSED = 0x6B6B6B6B
 
 
@@ -24,11 +23,10 @@ def _reading(start: Start, memory: str) -> tuple[Node, Node, int, int]:
     owner.do(nodes.make, "c", "cache", stage.SHAPE, stage.TENSORS, None, memory)
     owner.do(nodes.fill, "c", 1)
     puller.do(stage.prepare, 2)
-    owner.begin(nodes.link_and_wait, "pair", PAIR)
-    theirs = puller.do(nodes.link_and_wait, "pair", PAIR)
+    ours, theirs = nodes.link_pair(owner, puller)
     puller.do(stage.slow_down)
     puller.do(stage.begin, "mid-pull")
-    return owner, puller, owner.result(), theirs
+    return owner, puller, ours, theirs
 
 
 def _reuse(here: nodes.Here) -> None:

@@ -16,7 +16,6 @@ from tests.faults import stage
 from tests.nodes import MIB, Node, RemoteError
 
 Start = Callable[..., Node]
-PAIR = {1: 0, 2: 1}
 SHAPE, TENSORS = [1, 64 * MIB // 4], 4
 PUSHED, MINE = 0x5A5A5A5A, 0x11111111
 FULL, BLOCK = 304 * MIB, 16 * MIB
@@ -55,9 +54,7 @@ def _pushing(start: Start, memory: str) -> tuple[Node, Node, int]:
     owner.do(nodes.make, "target", "cache", SHAPE, TENSORS, None, memory)
     pusher.do(nodes.make, "source", "cache", SHAPE, TENSORS)
     pusher.do(_fill, "source", PUSHED)
-    owner.begin(nodes.link_and_wait, "pair", PAIR)
-    pusher.do(nodes.link_and_wait, "pair", PAIR)
-    comm_id = owner.result()
+    comm_id, _ = nodes.link_pair(owner, pusher)
     for _ in range(10):
         owner.do(_fill, "target", 0)
         owner.begin(_stop_pusher_inside, pusher.pid)

@@ -51,10 +51,6 @@ def _lift(here: nodes.Here, what: int) -> None:
         os.close(fd)
 
 
-def _link(first: Node, second: Node, name: str) -> None:
-    nodes.link_pair(first, second, name)
-
-
 def test_a_pool_beyond_the_address_space(start_node: Start) -> None:
     node = start_node()
     node.do(_init_once)
@@ -87,7 +83,7 @@ def test_a_peers_pool_beyond_the_address_space(start_node: Start) -> None:
     we.do(_lift, resource.RLIMIT_AS)
     for node in (owner, we):
         node.do(nodes.unlink, 1)
-    _link(owner, we, "again")
+    nodes.link_pair(owner, we, "again")
     assert we.do(stage.pull_now)[0] == "OK"
 
 
@@ -127,7 +123,7 @@ def test_a_link_without_descriptors_fails_or_works_and_recovers(
     we.do(_lift, resource.RLIMIT_NOFILE)
     for node in (peer, we):
         node.do(nodes.unlink, 1)
-    _link(peer, we, "again")
+    nodes.link_pair(peer, we, "again")
     assert we.do(stage.pull_now)[0] == "OK"
 
 
@@ -177,7 +173,7 @@ def test_a_process_beyond_its_memory_cgroup_is_killed_and_peers_notice(
     peer, we = start_node(1), start_node(2)
     for node, seed in ((peer, 1), (we, 2)):
         node.do(stage.prepare, seed)
-    _link(peer, we, "pair")
+    nodes.link_pair(peer, we)
     (cgroup / "cgroup.procs").write_text(str(peer.pid))
     peer.begin(_devour, 512 * MIB)  # refuses nothing: the kernel ends it
     reason = we.do(stage.wait_until_broken, 1)[2]
@@ -202,7 +198,7 @@ def test_memory_that_a_dead_consumer_knew_returns_to_the_pool(start_node: Start)
     owner, consumer = start_node(1), start_node(2)
     for node, seed in ((owner, 1), (consumer, 2)):
         node.do(stage.prepare, seed)
-    _link(owner, consumer, "pair")
+    nodes.link_pair(owner, consumer)
     consumer.pause()
     owner.do(nodes.deallocate, "c")
     held = owner.do(_stats)
@@ -220,7 +216,7 @@ def test_pulls_of_a_dead_producer_fail_at_once(start_node: Start) -> None:
     owner, consumer = start_node(1), start_node(2, sync_kv_timeout=20_000)
     for node, seed in ((owner, 1), (consumer, 2)):
         node.do(stage.prepare, seed)
-    _link(owner, consumer, "pair")
+    nodes.link_pair(owner, consumer)
     owner.kill()
     started = time.monotonic()
     for _ in range(100):
