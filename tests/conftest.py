@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -13,6 +14,10 @@ import pytest
 from tests import hosts, netcopy, nodes
 from tests.hosts import Network
 from tests.nodes import Node
+
+os.environ["DATADIST_JOB"] = (
+    ""  # the same place in the runtime directory with and without pytest-xdist
+)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datadist.control.messages import MAX_FDS, Message, decode, encode
+from datadist.control.messages import MAX_FDS, WIRE_VERSION, Message, decode, encode
 
 HEADER = struct.Struct(">I")
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -38,8 +38,11 @@ class Stranger:
         self._inbox = b""
         if hello:
             self.say(
-                {"kind": "hello", "wire": 1, "incarnation": self.incarnation, "cluster_id": cluster}
-            )
+                {
+                    "kind": "hello", "wire": WIRE_VERSION, "incarnation": self.incarnation,
+                    "cluster_id": cluster,
+                }
+            )  # fmt: skip
 
     def _connect(self, path: str) -> None:
         """Connect, waiting while the engine has many to accept."""

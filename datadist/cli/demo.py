@@ -247,6 +247,7 @@ def _child(plan: Plan, cluster: int, pipe: Connection) -> None:
 
 
 def _cluster(plan: Plan, cluster: int, pipe: Connection) -> None:
+    os.environ["DATADIST_JOB"] = plan.name  # apart from other demos of this user
     role = LLMRole.PROMPT if cluster == 1 else LLMRole.DECODER
     config = LLMConfig()
     config.enable_cache_manager = True

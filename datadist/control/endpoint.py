@@ -1,18 +1,25 @@
 """The address that an engine listens on for `link_clusters`, and how peers of this host find it.
 
 The port is taken, so that nobody else can have it, and a symbolic link in the runtime directory,
-named after the address, leads to the engine's socket there. Only an engine that may talk over the
-network opens the port to it.
+named after the address and its network namespace, leads to the engine's socket there.
+Only an engine that may talk over the network opens the port to it.
 """
 
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 from datadist.control.hostport import HostPort
+from datadist.control.job import described
 from datadist.control.listener import NetworkError, listen_problem
 from datadist.control.remote import Remote
-from datadist.control.runtime_dir import Address, RuntimeDir
+from datadist.control.runtime_dir import (
+    Address,
+    RuntimeDir,
+    RuntimeDirError,
+    network_namespace,
+)
 
 ANY = "0.0.0.0"
 
@@ -75,12 +82,50 @@ class Endpoint:
             self._remote.unlisten(self._place)
 
 
-def find(directory: RuntimeDir, address: str, port: int) -> Address | None:
-    """The engine of this host that listens at an address, or None."""
-    found = directory.published(address, port)
-    if found is None and _is_local(address):
-        found = directory.published(ANY, port)
-    return found
+def find(directory: RuntimeDir, address: str, port: int, far: bool) -> Address | None:
+    """The engine of this host that listens at an address, or None.
+
+    An address of this network namespace means an engine in it. Any other one is looked up among those
+    of namespaces that share the directory, unless the network can be asked (``far``). Raises
+    :class:`EndpointError` where several of these have the address.
+    """
+    there = directory.listening(port)
+    if _is_local(address):
+        here = network_namespace()
+        known = {each.ip: each.engine for each in there if each.namespace == here}
+        return known.get(address) or known.get(ANY)
+    found = {each.engine for each in there if each.ip == address}
+    if far or not found:
+        return None
+    if len(found) > 1:
+        raise EndpointError(
+            f"{len(found)} engines in different network namespaces listen at {HostPort(address, port)}, "
+            "and this one belongs to none of these: give them addresses or ports that differ"
+        )
+    return found.pop()
+
+
+def hint(directory: RuntimeDir, port: int) -> str:
+    """Engines of this user that listen at a port where nobody else was found, in words; or ""."""
+    here = network_namespace()
+    found = [
+        f"cluster {each.engine.cluster_id} listens at {HostPort(each.ip, port)} in another network "
+        "namespace (let it listen at an address of its own)"
+        for each in directory.listening(port)
+        if each.namespace != here
+    ]
+    for job in directory.other_jobs():
+        with suppress(OSError, RuntimeDirError):
+            other = RuntimeDir(directory.path, job)
+            try:
+                found += [
+                    f"cluster {each.engine.cluster_id} listens at {HostPort(each.ip, port)} in "
+                    f"{described(job)} (set the same DATADIST_JOB)"
+                    for each in other.listening(port)
+                ]
+            finally:
+                other.leave()
+    return "".join(f"; {text}" for text in found)
 
 
 def _bind(place: HostPort) -> socket.socket:

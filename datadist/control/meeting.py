@@ -8,6 +8,7 @@ For engines of other hosts see :mod:`datadist.control.remote`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -15,7 +16,8 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from datadist.control.endpoint import Endpoint, EndpointError, find
+from datadist.control.claims import Claims
+from datadist.control.endpoint import Endpoint, EndpointError, find, hint
 from datadist.control.messages import (
     MAX_FRAME,
     MAX_HELLO,
@@ -25,10 +27,12 @@ from datadist.control.messages import (
     Idle,
     Message,
 )
+from datadist.control.process import own_program
 from datadist.control.reactor import READ, Reactor, Timer
 from datadist.control.remote import Remote
 from datadist.control.runtime_dir import Address, RuntimeDir
 from datadist.control.session import Session
+from datadist.control.sweeping import sweep
 from datadist.control.tcp import NetworkSettings
 
 __all__ = ["EndpointError", "Meeting"]
@@ -43,9 +47,10 @@ RETRY_SECONDS = 0.05
 class Meeting:
     """Sessions by peer incarnation; every method but the constructor runs on the reactor.
 
-    The owner sets ``on_session(session)``, ``on_message(session, message, fds)`` and
-    ``on_lost(session, reason, orderly)``. ``remote`` reaches other hosts; it is None without
-    ``network``, and then no network socket is ever opened.
+    The owner sets ``on_session(session)``, ``on_message(session, message, fds)``,
+    ``on_lost(session, reason, orderly)`` and ``on_refused(hello, pid)``, which tells of an engine of
+    our job that may not link. ``remote`` reaches other hosts; it is None without ``network``, and then
+    no network socket is ever opened.
     """
 
     def __init__(
@@ -54,15 +59,18 @@ class Meeting:
         cluster_id: int,
         path: Path,
         network: NetworkSettings | None = None,
+        job: str = "",
     ) -> None:
         self._reactor = reactor
-        self._dir = RuntimeDir(path)
+        self.directory = RuntimeDir(path, job)
         self.address = Address(cluster_id, secrets.token_hex(16))
+        self.claims = Claims(self.directory, self.address)
+        """Used by the threads that call `link`, not by the reactor."""
         try:
-            self._dir.sweep()
-            self._listener = self._dir.listen(self.address)
+            sweep(self.directory)
+            self._listener = self.directory.listen(self.address)
         except BaseException:
-            self._dir.close()
+            self.directory.leave()
             raise
         self._endpoint: Endpoint | None = None
         self.remote = None if network is None else Remote(reactor, self, network)
@@ -75,6 +83,7 @@ class Meeting:
         self.on_session: Callable[[Session], None] = lambda _s: None
         self.on_message: Callable[[Session, Message, list[int]], None] = lambda _s, _m, _f: None
         self.on_lost: Callable[[Session, str, bool], None] = lambda _s, _r, _o: None
+        self.on_refused: Callable[[Hello, int | None], None] = lambda _h, _p: None
 
     def start(self) -> None:
         """Begin to accept."""
@@ -87,7 +96,7 @@ class Meeting:
         was not possible to look, for want of descriptors.
         """
         try:
-            found = list(self._dir.engines())
+            found = list(self.directory.engines())
         except OSError as error:
             log.warning("cannot look for cluster %d: %s (see `ulimit -n`)", cluster_id, error)
             return False
@@ -109,11 +118,18 @@ class Meeting:
             self._endpoint.close()
             self._endpoint = None
         if ip and port:
-            self._endpoint = Endpoint(self._dir, self.address, ip, port, self.remote)
+            self._endpoint = Endpoint(self.directory, self.address, ip, port, self.remote)
 
     def find(self, ip: str, port: int) -> Address | None:
-        """The engine of this host that listens at ``ip:port``, or None."""
-        return find(self._dir, ip, port)
+        """The engine of our job and host that listens at ``ip:port``, or None.
+
+        Raises :class:`EndpointError` where that is not one engine.
+        """
+        return find(self.directory, ip, port, self.remote is not None)
+
+    def hint(self, port: int) -> str:
+        """Who listens at a port, but cannot be met: what to say besides that nobody is there."""
+        return hint(self.directory, port)
 
     def contact(self, address: Address) -> bool:
         """Get a session with the engine, by dialling or knocking; ends in ``on_session``.
@@ -124,7 +140,7 @@ class Meeting:
         if peer in self.sessions or peer in self._dialling or peer == self.address.incarnation:
             return True
         try:
-            sock = self._dir.connect(address)
+            sock = self.directory.connect(address)
         except BlockingIOError:  # its backlog is full
             self._reactor.later(RETRY_SECONDS, lambda: self.contact(address))
             return True
@@ -140,12 +156,32 @@ class Meeting:
             self._knock(sock)
         return True
 
+    def tell_refused(self) -> None:
+        """Let every engine of our job know that ours may not link: its peer may be the wrong one."""
+        with contextlib.suppress(OSError):
+            for address in list(self.directory.engines()):
+                if address != self.address:
+                    self._tell_refused(address)
+
+    def _tell_refused(self, address: Address) -> None:
+        try:
+            sock = self.directory.connect(address)
+        except BlockingIOError:  # its backlog is full
+            self._reactor.later(RETRY_SECONDS, lambda: self._tell_refused(address))
+            return
+        except OSError as error:
+            log.warning("cannot tell cluster %d that this engine may not link: %s",
+                        address.cluster_id, error)  # fmt: skip
+            return
+        if sock is not None:
+            self._knock(sock, refused=True)
+
     def sees(self, address: Address) -> bool:
         """Whether the engine listens in our runtime directory."""
         try:
-            if address not in self._dir.engines():
+            if address not in self.directory.engines():
                 return False
-            sock = self._dir.connect(address)
+            sock = self.directory.connect(address)
         except BlockingIOError:
             return True
         except OSError:
@@ -170,8 +206,9 @@ class Meeting:
         """Stop listening, take our name away, say goodbye to everyone."""
         self._reactor.unwatch(self._listener.fileno())
         self.listen_at(None, None)
-        self._dir.remove(self.address)
+        self.directory.remove(self.address)
         self._listener.close()
+        self.claims.release()
         if self.remote is not None:
             self.remote.close()
         for session in list(self.sessions.values()):
@@ -179,37 +216,41 @@ class Meeting:
             session.close("this engine was finalized")
         for session in list(self._handshakes):
             session.close("this engine was finalized")
-        self._dir.close()
+        self.directory.leave()
 
     def abandon(self) -> None:
         """In a forked child: close the descriptors without a word to anyone."""
         self._listener.close()
+        self.claims.abandon()
         if self._endpoint is not None:
             self._endpoint.abandon()
         if self.remote is not None:
             self.remote.abandon()
         for session in (*self.sessions.values(), *self._handshakes):
             session.abandon()
-        self._dir.close()
+        self.directory.close()
 
     # -- handshake -------------------------------------------------------------------------
 
-    def hello(self, knock: bool = False) -> Hello:
+    def hello(self, knock: bool = False, refused: bool = False) -> Hello:
         """The message that says who we are."""
         return Hello(
             wire=WIRE_VERSION,
             incarnation=self.address.incarnation,
             cluster_id=self.address.cluster_id,
             knock=knock,
+            refused=refused,
+            job=self.directory.job,
+            program=own_program(),
         )
 
-    def _knock(self, sock: socket.socket) -> None:
+    def _knock(self, sock: socket.socket, refused: bool = False) -> None:
         try:
             session = Session(self._reactor, sock)
         except OSError:
             sock.close()
             return
-        session.send(self.hello(knock=True))
+        session.send(self.hello(knock=True, refused=refused))
         session.close("knocked")
 
     def _begin(self, sock: socket.socket, dialled: str | None) -> None:
@@ -278,6 +319,9 @@ class Meeting:
                 message.cluster_id, session.peer_pid, message.wire, WIRE_VERSION,
             )  # fmt: skip
             session.close("it speaks another protocol version")
+        elif message.refused:
+            session.close("it may not link")
+            self.on_refused(message, session.peer_pid)
         elif message.knock:
             session.close("knocked")
             self.contact(Address(message.cluster_id, message.incarnation))
@@ -304,6 +348,7 @@ class Meeting:
             earlier.drain()
             earlier.close("it connected again")
         session.incarnation, session.cluster_id = hello.incarnation, hello.cluster_id
+        session.program = hello.program
         session.on_message, session.on_closed = self._on_session_message, self._on_session_closed
         session.limit = MAX_FRAME
         self.sessions[session.incarnation] = session

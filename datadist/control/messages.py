@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 """Version of this protocol; engines of different versions refuse each other by name."""
 
 MAX_FRAME = 16 << 20
@@ -42,6 +42,7 @@ Address = Annotated[int, Field(ge=0, lt=1 << 63)]
 """What fits the int64 vectors of transfers."""
 Rank = Annotated[int, Field(ge=0, lt=1 << 32)]
 Text = Annotated[str, Field(max_length=4096)]
+Name = Annotated[str, Field(max_length=80)]
 Token = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Endpoints = Annotated[list[Text], Field(max_length=16)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
@@ -54,7 +55,9 @@ class _Message(BaseModel):
 class Hello(_Message):
     """First message of either side. After a ``knock`` the sender hangs up: dial back instead.
 
-    Over TCP the listener's ``knock`` says that the two shall meet in their runtime directory.
+    Over TCP the listener's ``knock`` says that the two shall meet in their runtime directory. ``refused``
+    comes with a knock that wants no answer: the sender may not link, since another live engine of its
+    job has its cluster id.
     """
 
     kind: Literal["hello"] = "hello"
@@ -62,6 +65,10 @@ class Hello(_Message):
     incarnation: Token
     cluster_id: UInt64
     knock: bool = False
+    refused: bool = False
+    job: Name = ""
+    program: Name = ""
+    """What runs there, for people."""
 
 
 class Welcome(_Message):
@@ -185,6 +192,13 @@ class Refused(_Message):
     link: UInt64
     status: Annotated[int, Field(ge=0, lt=1 << 32)]
     reason: Text
+
+
+class Duplicate(_Message):
+    """The sender met the receiver's cluster id at two engines: ``text`` says what became of that."""
+
+    kind: Literal["duplicate"] = "duplicate"
+    text: Text
 
 
 class Binding(_Message):
@@ -345,6 +359,7 @@ Message = (
     | Left
     | Dial
     | Refused
+    | Duplicate
     | Directory
     | Ack
     | Sync

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from datadist.control.hostport import HostPort
+from datadist.control.job import described
 from datadist.control.listener import Listener
 from datadist.control.messages import WIRE_VERSION, Hello, Message, Welcome
 from datadist.control.reactor import Reactor, Timer
@@ -31,6 +32,7 @@ Done = Callable[[Address | str], None]
 """Hears which engine a dial met, or why none."""
 
 AGAIN_SECONDS = 0.05
+MAX_REPORTED = 256
 
 
 @dataclass
@@ -57,6 +59,8 @@ class Remote:
         self._listeners: dict[HostPort, tuple[Listener, int]] = {}
         self._dials: set[Dial] = set()
         self._met: dict[Session, _Acquaintance] = {}
+        self._reported: set[str] = set()
+        """Incarnations of engines that were refused, which try again."""
         self._closed = False
 
     # -- listening ---------------------------------------------------------------------------
@@ -197,21 +201,40 @@ class Remote:
             self._part(session, f"it breaks the protocol: it said {message.kind} out of turn")
 
     def _problem(self, session: Session, hello: Hello, met: _Acquaintance) -> str | None:
-        if hello.wire != WIRE_VERSION:
-            problem = (
-                f"cluster {hello.cluster_id} ({session.peer}) speaks control protocol "
-                f"{hello.wire}, this engine {WIRE_VERSION}: install the same datadist release at "
-                "both ends"
-            )
-            log.warning("%s", problem)
+        problem = self._difference(session, hello)
+        if problem is not None:
             if met.done is None:
                 session.send(self._meeting.hello())  # so that the other end can say so too
+                self._report(hello, problem)
             return problem
         if hello.incarnation == self._meeting.address.incarnation:
             return "this engine itself answers there"
         if met.cluster_id not in (None, hello.cluster_id):
             return f"cluster {hello.cluster_id} answers there, not cluster {met.cluster_id}"
         return None
+
+    def _difference(self, session: Session, hello: Hello) -> str | None:
+        """Why the two can never have a session."""
+        who, own_job = f"cluster {hello.cluster_id} ({session.peer})", self._meeting.directory.job
+        if hello.wire != WIRE_VERSION:
+            return (
+                f"{who} speaks control protocol {hello.wire}, this engine {WIRE_VERSION}: install the "
+                "same datadist release at both ends"
+            )
+        if hello.job != own_job:
+            return (
+                f"{who} belongs to {described(hello.job)}, this engine to {described(own_job)}: set the "
+                "same DATADIST_JOB at both ends"
+            )
+        return None
+
+    def _report(self, hello: Hello, problem: str) -> None:
+        """Log a problem once per engine, which tries again and again."""
+        if hello.incarnation not in self._reported:
+            if len(self._reported) >= MAX_REPORTED:
+                self._reported.clear()
+            self._reported.add(hello.incarnation)
+            log.warning("%s", problem)
 
     def _answer(self, session: Session, met: _Acquaintance, hello: Hello) -> None:
         """As the listener: say who we are, and leave the decision to the dialler."""

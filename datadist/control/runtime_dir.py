@@ -1,7 +1,8 @@
-"""The per-user directory where engines of one host find each other's sockets.
+"""The per-user directory where engines of one host and job find each other's sockets.
 
-One socket per engine, ``<cluster id>-<incarnation>.sock``, and for one that listens on an address a
-symbolic link ``<ip>:<port>`` to it; nothing else is ever put there.
+One socket per engine, ``<cluster id>-<incarnation>.sock``; for one that listens on an address a
+symbolic link to it, ``<network namespace>@<ip>:<port>``; and what :mod:`datadist.control.claims` puts
+there. The engines of a named job have a directory of their own inside, ``job-<name>``.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ import os
 import re
 import socket
 import stat
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 _NAME = re.compile(r"^(\d{1,20})-([0-9a-f]{32})\.sock$")
-_LISTENING = re.compile(r"^[0-9.]{7,15}:\d{1,5}$")
-_HIDDEN = re.compile(r"^\.[0-9a-f]{32}(-\d{1,5})?$")
-HIDDEN_SECONDS = 60.0
+_LISTENING = re.compile(r"^(\d+)@([0-9.]{7,15}):(\d{1,5})$")
+_JOB = "job-"
 
 
 class RuntimeDirError(Exception):
@@ -28,7 +27,7 @@ class RuntimeDirError(Exception):
 
 @dataclass(frozen=True)
 class Address:
-    """An engine's place in the directory."""
+    """An engine's place in the directory of its job."""
 
     cluster_id: int
     incarnation: str
@@ -39,6 +38,33 @@ class Address:
         return f"{self.cluster_id}-{self.incarnation}.sock"
 
 
+@dataclass(frozen=True)
+class Listening:
+    """An address that an engine listens on, as seen in its network namespace."""
+
+    namespace: int
+    ip: str
+    engine: Address
+
+
+def engine_of(name: str) -> Address | None:
+    """The engine whose socket has this name; None for any other name."""
+    match = _NAME.match(name)
+    return Address(int(match[1]), match[2]) if match else None
+
+
+def job_of(place: Path) -> tuple[Path, str]:
+    """The runtime directory that a job's part belongs to, and the job."""
+    if place.name.startswith(_JOB):
+        return place.parent, place.name.removeprefix(_JOB)
+    return place, ""
+
+
+def network_namespace() -> int:
+    """The number of this thread's network namespace: addresses mean something in one only."""
+    return os.stat("/proc/thread-self/ns/net").st_ino
+
+
 def default_path(environ: Mapping[str, str] = os.environ) -> Path:
     """``DATADIST_RUNTIME_DIR``, else the fixed ``/tmp/datadist-<uid>``."""
     chosen = environ.get("DATADIST_RUNTIME_DIR")
@@ -46,43 +72,56 @@ def default_path(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 class RuntimeDir:
-    """The directory, opened once; all paths go through its descriptor (no 108-byte limit)."""
+    """One job's part of the directory, opened once; paths go through its descriptor (no 108-byte limit).
 
-    def __init__(self, path: Path) -> None:
+    ``job`` is a name that :func:`datadist.control.job.job_name` takes. Raises :class:`RuntimeDirError`.
+    """
+
+    def __init__(self, path: Path, job: str = "") -> None:
         self.path = path
-        try:
-            path.mkdir(mode=0o700, parents=False, exist_ok=True)
-            self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            raise RuntimeDirError(
-                f"cannot use the runtime directory {path}: {error.strerror}; create it with mode "
-                "0700 or set DATADIST_RUNTIME_DIR to a directory that only you can enter"
-            ) from error
-        self._check(os.fstat(self._fd))
+        self.job = job
+        self.fd = -1
+        """Descriptor of the job's part."""
+        self._open()
 
-    def _check(self, info: os.stat_result) -> None:
-        if info.st_uid == os.geteuid() and not stat.S_IMODE(info.st_mode) & 0o077:
-            return
-        os.close(self._fd)
-        raise RuntimeDirError(
-            f"the runtime directory {self.path} belongs to user {info.st_uid} with mode "
-            f"{stat.S_IMODE(info.st_mode):04o}, expected user {os.geteuid()} with mode 0700; "
-            "correct it or set DATADIST_RUNTIME_DIR"
-        )
+    @property
+    def place(self) -> Path:
+        """The job's part, for people."""
+        return self.path / f"{_JOB}{self.job}" if self.job else self.path
+
+    def _open(self) -> None:
+        self.close()
+        self.fd = _enter(self.path, None, self.path)
+        if self.job:
+            outer, self.fd = self.fd, -1
+            try:
+                self.fd = _enter(Path(self.place.name), outer, self.place)
+            finally:
+                os.close(outer)
 
     def listen(self, address: Address) -> socket.socket:
         """A listening socket under the address's name, which appears only once it listens."""
-        hidden, name = f".{address.incarnation}", address.file_name
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            sock.bind(self._proc_path(hidden))
-            sock.listen(128)
-            sock.setblocking(False)
-            os.rename(hidden, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-        except OSError as error:
-            sock.close()
-            raise RuntimeDirError(f"cannot listen in {self.path}: {error}") from error
-        return sock
+        while True:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            try:
+                self._listen(sock, address)
+            except OSError as error:
+                sock.close()
+                if not self._vanished():
+                    raise RuntimeDirError(f"cannot listen in {self.place}: {error}") from error
+                self._open()  # the last engine of the job took its empty directory away
+            else:
+                return sock
+
+    def _listen(self, sock: socket.socket, address: Address) -> None:
+        hidden = f".{address.incarnation}"
+        sock.bind(self._proc_path(hidden))
+        sock.listen(128)
+        sock.setblocking(False)
+        os.rename(hidden, address.file_name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
+    def _vanished(self) -> bool:
+        return bool(self.job) and os.fstat(self.fd).st_nlink == 0
 
     def connect(self, address: Address) -> socket.socket | None:
         """A connection, or None where nobody listens (a stale name is removed)."""
@@ -102,60 +141,97 @@ class RuntimeDir:
     def remove(self, address: Address) -> None:
         """Take the name out of the directory; harmless when it is not there."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(address.file_name, dir_fd=self._fd)
+            os.unlink(address.file_name, dir_fd=self.fd)
 
     def engines(self) -> Iterator[Address]:
         """Every name that looks like an engine's, alive or not."""
-        for name in os.listdir(self._fd):
-            match = _NAME.match(name)
-            if match:
-                yield Address(int(match[1]), match[2])
+        for name in os.listdir(self.fd):
+            engine = engine_of(name)
+            if engine is not None:
+                yield engine
 
     def publish(self, ip: str, port: int, address: Address) -> None:
-        """Let ``ip:port`` lead to an engine; replaces what a crashed process left. Raises OSError."""
-        hidden = f".{address.incarnation}-{port}"
-        os.symlink(address.file_name, hidden, dir_fd=self._fd)
-        os.rename(hidden, f"{ip}:{port}", src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        """Let ``ip:port`` lead to an engine; replaces what a crashed process left. Raises OSError.
 
-    def published(self, ip: str, port: int) -> Address | None:
-        """The engine that ``ip:port`` leads to, alive or not; None where there is no such name."""
+        It is an address of this thread's network namespace, where the engine has taken the port.
+        """
+        hidden = f".{address.incarnation}-{port}"
+        os.symlink(address.file_name, hidden, dir_fd=self.fd)
+        os.rename(hidden, _listening_name(ip, port), src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
+    def listening(self, port: int) -> list[Listening]:
+        """Who listens at a port, alive or not, in any network namespace that shares the directory."""
+        found = []
+        for name in os.listdir(self.fd):
+            match = _LISTENING.match(name)
+            if match and int(match[3]) == port:
+                engine = self._target(name)
+                if engine is not None:
+                    found.append(Listening(int(match[1]), match[2], engine))
+        return found
+
+    def _target(self, name: str) -> Address | None:
+        """The engine that a symbolic link of the directory names."""
         try:
-            match = _NAME.match(os.readlink(f"{ip}:{port}", dir_fd=self._fd))
+            return engine_of(os.readlink(name, dir_fd=self.fd))
         except OSError:
             return None
-        return Address(int(match[1]), match[2]) if match else None
 
     def retract(self, ip: str, port: int, address: Address) -> None:
         """Undo :meth:`publish` unless another engine has the name now."""
-        if self.published(ip, port) == address:
+        name = _listening_name(ip, port)
+        if self._target(name) == address:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{ip}:{port}", dir_fd=self._fd)
+                os.unlink(name, dir_fd=self.fd)
 
-    def sweep(self) -> None:
-        """Remove the names that crashed processes left behind."""
-        for address in self.engines():
-            with contextlib.suppress(OSError):
-                sock = self.connect(address)
-                if sock is not None:
-                    sock.close()
-        for name in os.listdir(self._fd):
-            with contextlib.suppress(FileNotFoundError):
-                if self._is_left_over(name):
-                    os.unlink(name, dir_fd=self._fd)
+    def other_jobs(self) -> list[str]:
+        """Names of the other jobs that have a place in the directory; "" is the one without a name."""
+        with contextlib.suppress(OSError):
+            names = [
+                name.removeprefix(_JOB) for name in os.listdir(self.path) if name.startswith(_JOB)
+            ]
+            return [job for job in ("", *names) if job != self.job]
+        return []
 
-    def _is_left_over(self, name: str) -> bool:
-        """Whether a name leads nowhere, or is hidden for longer than any engine hides one."""
-        if _LISTENING.match(name):
-            target = os.readlink(name, dir_fd=self._fd)
-            return target not in os.listdir(self._fd)
-        age = time.time() - os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mtime
-        return bool(_HIDDEN.match(name)) and age > HIDDEN_SECONDS
+    def leave(self) -> None:
+        """:meth:`close`; the place of a job goes with its last engine."""
+        if self.job:
+            with contextlib.suppress(OSError):  # another engine is there
+                os.rmdir(self.place)
+        self.close()
 
     def close(self) -> None:
-        """Close the descriptor of the directory, once; the directory stays."""
-        fd, self._fd = self._fd, -1
+        """Close the descriptor, once; the directory stays."""
+        fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
     def _proc_path(self, name: str) -> str:
-        return f"/proc/self/fd/{self._fd}/{name}"
+        return f"/proc/self/fd/{self.fd}/{name}"
+
+
+def _listening_name(ip: str, port: int) -> str:
+    return f"{network_namespace()}@{ip}:{port}"
+
+
+def _enter(path: Path, inside: int | None, shown: Path) -> int:
+    """Make a directory unless it is there, and open it. Raises :class:`RuntimeDirError`."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700, dir_fd=inside)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(path, flags, dir_fd=inside)
+    except OSError as error:
+        raise RuntimeDirError(
+            f"cannot use the runtime directory {shown}: {error.strerror}; create it with mode "
+            "0700 or set DATADIST_RUNTIME_DIR to a directory that only you can enter"
+        ) from error
+    info = os.fstat(fd)
+    if info.st_uid == os.geteuid() and not stat.S_IMODE(info.st_mode) & 0o077:
+        return fd
+    os.close(fd)
+    raise RuntimeDirError(
+        f"the runtime directory {shown} belongs to user {info.st_uid} with mode "
+        f"{stat.S_IMODE(info.st_mode):04o}, expected user {os.geteuid()} with mode 0700; "
+        "correct it or set DATADIST_RUNTIME_DIR"
+    )

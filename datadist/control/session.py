@@ -66,6 +66,8 @@ class Session:
         self._identify()
         self.incarnation = ""
         self.cluster_id = -1
+        self.program = ""
+        """What runs at the other end, for people."""
         self.closed = False
         self.orderly = False
         self.limit = MAX_FRAME
@@ -84,6 +86,11 @@ class Session:
     def peer(self) -> str:
         """The process at the other end, for people."""
         return f"pid {self.peer_pid}"
+
+    @property
+    def who(self) -> str:
+        """The same, with the program that runs there."""
+        return f"{self.peer}, {self.program}" if self.program else self.peer
 
     @property
     def takes_descriptors(self) -> bool:

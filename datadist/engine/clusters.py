@@ -15,12 +15,13 @@ import time
 from dataclasses import dataclass, field
 
 from datadist.control.hostport import HostPort
-from datadist.control.meeting import Meeting
+from datadist.control.meeting import EndpointError, Meeting
 from datadist.control.messages import Dial, Form, Member, Refused, seconds_until
 from datadist.control.reactor import Reactor, Timer
 from datadist.control.runtime_dir import Address
 from datadist.engine.building import Builder
 from datadist.engine.domain import Attempt, PairDomain
+from datadist.engine.duplicates import Duplicates
 from datadist.engine.peers import PeerView
 from datadist.engine.rendezvous import NO_KEY
 from datadist.portable import Portable
@@ -67,6 +68,7 @@ class Clusters:
         backend: str,
         one_sided: bool,
         far: bool,
+        duplicates: Duplicates,
     ) -> None:
         self._reactor = reactor
         self._meeting = meeting
@@ -75,6 +77,7 @@ class Clusters:
         self._backend = backend
         self._one_sided = one_sided
         self._far = far
+        self._duplicates = duplicates
         self.pairs: dict[int, PairDomain] = {}
         self._calls: dict[Call, Timer] = {}
         """Those that the network has not answered."""
@@ -84,7 +87,11 @@ class Clusters:
     def dial(self, ip: str, port: int, seconds: float) -> Call:
         """Link with the engine that listens at ``ip:port``: on this host, else over the network."""
         call = Call(HostPort(ip, port), time.monotonic() + seconds)
-        address = self._meeting.find(ip, port)
+        try:
+            address = self._meeting.find(ip, port)
+        except EndpointError as error:
+            call.refuse(LLMStatusCode.LLM_LINK_FAILED, str(error))
+            return call
         if address is not None:
             self._on_met(call, address, None)
         elif self._meeting.remote is not None:
@@ -92,11 +99,10 @@ class Clusters:
             self._meeting.remote.contact(
                 call.place, None, lambda met: self._on_reached(call, met), seconds
             )
-        elif self._far:
-            why = f"nobody listens at {call.place} on this host; {NO_KEY}"
-            call.refuse(LLMStatusCode.LLM_LINK_FAILED, why)
         else:
-            call.refuse(LLMStatusCode.LLM_LINK_FAILED, f"nobody listens at {call.place}")
+            where = f" on this host; {NO_KEY}" if self._far else ""
+            why = f"nobody listens at {call.place}{where}{self._meeting.hint(port)}"
+            call.refuse(LLMStatusCode.LLM_LINK_FAILED, why)
         return call
 
     def _on_reached(self, call: Call, met: Address | str) -> None:
@@ -239,6 +245,8 @@ class Clusters:
         )
         if crossing and self._meeting.address.incarnation > view.incarnation:
             return  # the peer answers ours
+        if pair is not None and pair.usable and pair.incarnation != view.incarnation:
+            self._duplicates.on_replaced(pair, view)
         if not crossing or pair is None:
             pair = self._new_pair(view.session.cluster_id, view.incarnation, message.seconds)
         self._form(pair, view, message.link)
@@ -309,6 +317,7 @@ class Clusters:
         pair.status = RegisterMemStatus.OK
         self._release(pair)
         log.info("linked with cluster %d", pair.cluster)
+        self._duplicates.on_linked(pair)
         pair.settled.set()
 
     def on_failed(self, pair: PairDomain, reason: str) -> None:

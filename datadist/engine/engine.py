@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from typing import Any, TypeVar
 
+from datadist.control.job import described
 from datadist.control.meeting import EndpointError, Meeting
 from datadist.control.messages import Announce
 from datadist.control.reactor import Reactor
@@ -27,6 +28,7 @@ from datadist.engine.copies import Copies
 from datadist.engine.counters import link_stats, pool_stats
 from datadist.engine.defects import text_of
 from datadist.engine.domain import Domain, TableDomain
+from datadist.engine.duplicates import REMEDY, Duplicates
 from datadist.engine.fetch import Fetches
 from datadist.engine.inbox import Inbox
 from datadist.engine.links import Links
@@ -43,6 +45,7 @@ from datadist.engine.steps import Steps
 from datadist.engine.suspects import Suspects
 from datadist.engine.transfer import Transfers
 from datadist.engine.verify import Verification
+from datadist.engine.waiting import Waiting
 from datadist.engine.workers import Workers
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
 from datadist.status import LLMException, LLMStatusCode, param_invalid
@@ -124,6 +127,7 @@ class Engine:
             self.owned,
             self.verification,
             Suspects(self._reactor, self._builder, self.owned, self.options.remote_accessible),
+            self._duplicates,
         )
         self._call(self._meeting.start)
         self.listen(self.options.listen_ip, self.options.listen_port)
@@ -135,7 +139,9 @@ class Engine:
         stack.callback(self._workers.stop)  # before the reactor, to which they report
         network = self._network_settings() if self._far else None
         try:
-            self._meeting = Meeting(self._reactor, self.cluster_id, default_path(environ), network)
+            self._meeting = Meeting(
+                self._reactor, self.cluster_id, default_path(environ), network, self.options.job
+            )
         except RuntimeDirError as error:
             raise LLMException(str(error), status_code=LLMStatusCode.LLM_FAILED) from error
         stack.callback(self._close_meeting)
@@ -171,7 +177,17 @@ class Engine:
             self._far,
             self.transport.capabilities.self_bootstrapping,
         )
-        self._links = Links(self._reactor, self._meeting, self.views, self._builder, rendezvous)
+        waiting = Waiting(self._reactor, self._meeting, self.views, rendezvous, self._workers)
+        self._duplicates = Duplicates(self._meeting, self.views, self._all_domains)
+        self._links = Links(
+            self._reactor,
+            self._meeting,
+            self.views,
+            self._builder,
+            rendezvous,
+            waiting,
+            self._duplicates,
+        )
         self._clusters = Clusters(
             self._reactor,
             self._meeting,
@@ -180,6 +196,7 @@ class Engine:
             self.backend.name,
             self.options.remote_accessible,
             self._far,
+            self._duplicates,
         )
         self.clusters = ClusterCalls(
             self._call, self._clusters, self._builder, self.owned.revocations, self._calls
@@ -257,11 +274,13 @@ class Engine:
     def link(self, name: str, ranks: Mapping[int, int], table_text: str) -> int:
         """Begin to form a domain and return its comm id (LLM-DataDist API, link).
 
-        Raises LLM_PARAM_INVALID, or LLM_LINK_FAILED for a rank table that cannot be used.
+        Raises LLM_PARAM_INVALID, also where another live engine of the job has our cluster id, or
+        LLM_LINK_FAILED for a rank table that cannot be used.
         """
         with self._calls.under_way(), self._link_lock:
             self._check_link(ranks)
             table = self._read_table(ranks, table_text)
+            self._claim()
             comm_id = next(self._comm_ids)
             domain = TableDomain(
                 owner=self._links,
@@ -278,11 +297,28 @@ class Engine:
                     backend=self.backend.name,
                     one_sided=self.options.remote_accessible,
                 ),
+                job=self.options.job,
                 by_library=self._met_by_library(table, ranks.values()),
                 deadline=time.monotonic() + self.options.link_total_time,
             )
             self._call(lambda: self._links.add(domain))
             return comm_id
+
+    def _claim(self) -> None:
+        """Make our cluster id ours within the job, at the first link."""
+        try:
+            holder = self._meeting.claims.take()
+        except OSError as error:
+            raise LLMException(
+                f"cannot claim cluster id {self.cluster_id} in {self._meeting.directory.place}: {error}",
+                status_code=LLMStatusCode.LLM_FAILED,
+            ) from error
+        if holder is not None:
+            self._call(self._meeting.tell_refused)
+            raise param_invalid(
+                f"cluster id {self.cluster_id} belongs to another live engine in "
+                f"{described(self.options.job)} of {self._meeting.directory.path}: {holder}; {REMEDY}"
+            )
 
     def _met_by_library(self, table: RankTable, ranks: Iterable[int]) -> bool:
         """Whether the transport brings the members together: it can, and they have several servers."""
@@ -399,7 +435,7 @@ class Engine:
         }
 
     def _missing(self, domain: TableDomain) -> str:
-        return self._call(lambda: self._links.missing(domain))
+        return self._call(lambda: self._links.waiting.missing(domain))
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -421,6 +457,7 @@ class Engine:
         _live.discard(self)
         try:
             with self._closing:
+                self._meeting.claims.release()  # an engine that follows need not wait for our end
                 self._wait_for_calls()
                 self._leave_all()
                 self._flush()

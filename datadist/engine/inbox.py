@@ -13,6 +13,7 @@ from datadist.control.messages import (
     Dial,
     Directory,
     Dissolve,
+    Duplicate,
     Fail,
     Fetch,
     Fetched,
@@ -32,6 +33,7 @@ from datadist.control.messages import (
 from datadist.control.session import Session, close_all
 from datadist.engine.building import ACKS, Builder
 from datadist.engine.clusters import Clusters
+from datadist.engine.duplicates import Duplicates
 from datadist.engine.fetch import Fetches
 from datadist.engine.links import Links
 from datadist.engine.owned import OwnDirectory
@@ -56,6 +58,7 @@ class Inbox:
         owned: OwnDirectory,
         verification: Verification,
         suspects: Suspects,
+        duplicates: Duplicates,
     ) -> None:
         self._meeting = meeting
         self._views = views
@@ -66,12 +69,14 @@ class Inbox:
         self._owned = owned
         self._verification = verification
         self._suspects = suspects
+        self._duplicates = duplicates
         meeting.on_session = self._on_session
         meeting.on_message = self._on_message
         meeting.on_lost = self._on_lost
 
     def _on_session(self, session: Session) -> None:
         view = self._views[session.incarnation] = PeerView(session)
+        self._duplicates.on_session(view)
         self._links.on_session(view)
         self._clusters.on_session(view)
         self._builder.on_session(view)
@@ -95,6 +100,8 @@ class Inbox:
             return
         if isinstance(message, OfferMessage):
             self._builder.on_offer(view, message, fds)
+        elif isinstance(message, Duplicate):
+            self._duplicates.on_told(view, message)
         elif not (self._on_matching(view, message) or self._on_directory(view, message)):
             session.close(f"it sent {message.kind} where that has no meaning")
 

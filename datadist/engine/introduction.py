@@ -13,7 +13,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from datadist.control.messages import WIRE_VERSION, Member, Text, Token, UInt64
+from datadist.control.job import described
+from datadist.control.messages import WIRE_VERSION, Member, Name, Text, Token, UInt64
 from datadist.control.runtime_dir import Address
 from datadist.engine.domain import TableDomain
 
@@ -26,6 +27,7 @@ class Introduction(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     wire: int
+    job: Name
     incarnation: Token
     cluster_id: UInt64
     link: UInt64
@@ -48,6 +50,7 @@ def introduce(domain: TableDomain, own: Address, endpoints: list[str]) -> bytes:
     """Our blob, for one attempt."""
     introduction = Introduction(
         wire=WIRE_VERSION,
+        job=domain.job,
         incarnation=own.incarnation,
         cluster_id=own.cluster_id,
         link=domain.comm_id,
@@ -107,6 +110,11 @@ def _problem(domain: TableDomain, rank: int, cluster: int, said: Introduction) -
         return (
             f"rank {rank} speaks control protocol {said.wire}, this engine {WIRE_VERSION}: install "
             "the same datadist release everywhere"
+        )
+    if said.job != domain.job:
+        return (
+            f"rank {rank} belongs to {described(said.job)}, this engine to {described(domain.job)}: set "
+            "the same DATADIST_JOB everywhere"
         )
     if said.cluster_id != cluster:
         return f"ranks disagree: rank {rank} is cluster {said.cluster_id}, here cluster {cluster}"

@@ -18,9 +18,11 @@ from datadist.control.reactor import Reactor, Timer
 from datadist.engine import introduction
 from datadist.engine.building import Builder
 from datadist.engine.domain import Attempt, TableDomain
+from datadist.engine.duplicates import Duplicates
 from datadist.engine.matching import differences, disagreement, mutual
 from datadist.engine.peers import MAX_ANNOUNCED, Announcement, Meaning, PeerView, meaning
 from datadist.engine.rendezvous import Rendezvous
+from datadist.engine.waiting import Waiting
 from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.link")
@@ -45,12 +47,16 @@ class Links:
         views: dict[str, PeerView],
         builder: Builder,
         rendezvous: Rendezvous,
+        waiting: Waiting,
+        duplicates: Duplicates,
     ) -> None:
         self._reactor = reactor
         self._meeting = meeting
         self._views = views
         self._builder = builder
         self._rendezvous = rendezvous
+        self.waiting = waiting
+        self._duplicates = duplicates
         self.domains: dict[int, TableDomain] = {}
         self._by_meaning: dict[Meaning, list[TableDomain]] = {}
         self._comparing: Timer | None = None
@@ -65,6 +71,7 @@ class Links:
         self._rendezvous.begin(domain)
         left = domain.deadline - time.monotonic()
         domain.expiry = self._reactor.later(left, lambda: self._expire(domain))
+        self.waiting.watch(domain)
         if domain.by_library and double:
             self._end(
                 domain,
@@ -327,6 +334,7 @@ class Links:
             "%s: linked rank %d with %s", domain, domain.rank,
             ", ".join(f"cluster {c} (rank {r})" for c, r in domain.others.items()),
         )  # fmt: skip
+        self._duplicates.on_linked(domain)
         domain.settled.set()
 
     def on_dissolved(self, domain: TableDomain) -> None:
@@ -356,7 +364,7 @@ class Links:
         if not domain.waiting:
             return
         if domain.attempt is None:
-            for view, link in self._wishes_like(domain):
+            for view, link in self.waiting.wishes_like(domain):
                 view.send(Mismatch(link=link, reason=reason[:4000]))
         self._end(domain, reason)
 
@@ -364,7 +372,7 @@ class Links:
         """Fail a domain that ran out of time, naming who is missing; its peers wait on."""
         if domain.waiting:
             waited = domain.deadline - domain.created
-            self._end(domain, f"not complete after {waited:.6g} s: {self.missing(domain)}")
+            self._end(domain, f"not complete after {waited:.6g} s: {self.waiting.missing(domain)}")
 
     def _end(self, domain: TableDomain, reason: str) -> None:
         domain.status, domain.reason = RegisterMemStatus.FAILED, reason
@@ -374,30 +382,3 @@ class Links:
             self._builder.drop(domain)
         self._stop_waiting(domain)
         domain.settled.set()
-
-    def missing(self, domain: TableDomain) -> str:
-        """Who or what a domain waits for, for people."""
-        waiting, network = self._waiting_for(domain), self._rendezvous.explain(domain)
-        if domain.setback is not None:
-            waiting += f"; an attempt was given up: {domain.setback}"
-        return waiting if network is None else f"{waiting}; network: {network}"
-
-    def _waiting_for(self, domain: TableDomain) -> str:
-        if domain.attempt is not None:
-            return f"stage: {domain.attempt.stage()}"
-        present = {view.session.cluster_id for view, _ in self._wishes_like(domain)}
-        missing = [
-            f"cluster {cluster} (rank {rank}) has not called link with this name, mapping and table"
-            for cluster, rank in sorted(domain.others.items(), key=lambda item: item[1])
-            if cluster not in present
-        ]
-        return "; ".join(missing) or (
-            "every cluster is there, but rank 0 has not begun (is it stopped or busy?)"
-        )
-
-    def _wishes_like(self, domain: TableDomain) -> list[tuple[PeerView, int]]:
-        return [
-            (view, link)
-            for view in self._views.values()
-            for link in view.announcements.meaning(domain.meaning)
-        ]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datadist import checks
 from datadist.control.hostport import HostPort
+from datadist.control.job import job_name
 from datadist.status import param_invalid
 from datadist.types import LLMRole
 
@@ -97,6 +98,8 @@ class EngineOptions:
     service_level: int | None = None
     local_comm_res: str | None = None
     auth_key: bytes | None = field(default=None, repr=False)
+    job: str = ""
+    """Engines of other jobs are never met."""
     rendezvous: HostPort | None = None
     """Where rank 0 listens; None: where the rank table says."""
     peer_timeout: float = DEFAULT_PEER_SECONDS
@@ -113,8 +116,8 @@ class EngineOptions:
         """Check and convert, in the documented order (LLM-DataDist API, init; options).
 
         ``options`` are left as they are. ``environ`` gives HCCL_CONNECT_TIMEOUT (seconds, used
-        where the total time is 0), DATADIST_AUTH_KEY, DATADIST_RENDEZVOUS and
-        DATADIST_PEER_TIMEOUT.
+        where the total time is 0), DATADIST_AUTH_KEY, DATADIST_JOB,
+        DATADIST_RENDEZVOUS and DATADIST_PEER_TIMEOUT.
 
         Raises ``TypeError``, ``AttributeError`` for what is no dict of text, ``ValueError`` for a
         port that is no number, ``KeyError`` for a role of None, ``ModuleNotFoundError`` where
@@ -140,6 +143,7 @@ class EngineOptions:
             host_pool=_pool(given, "llm.HostMemPoolConfig"),
             local_comm_res=given.get("llm.LocalCommRes"),
             auth_key=os.fsencode(environ.get("DATADIST_AUTH_KEY", "")) or None,
+            job=_job(environ),
             rendezvous=_rendezvous(environ),
             peer_timeout=_peer_timeout(environ),
             checksum=_flag(given, "datadist.checksum"),
@@ -333,6 +337,13 @@ def _link_time(given: dict[str, str], environ: Mapping[str, str]) -> float:
         )  # fmt: skip
         return DEFAULT_LINK_SECONDS
     return float(seconds)
+
+
+def _job(environ: Mapping[str, str]) -> str:
+    try:
+        return job_name(environ)
+    except ValueError as error:
+        raise param_invalid(str(error)) from None
 
 
 def _rendezvous(environ: Mapping[str, str]) -> HostPort | None:

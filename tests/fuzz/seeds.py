@@ -19,7 +19,7 @@ def _messages() -> list[bytes]:
     )  # fmt: skip
     member = messages.Member(rank=0, cluster_id=1, incarnation=TOKEN, link=1)
     made: list[messages.Message] = [
-        messages.Hello(wire=1, incarnation=TOKEN, cluster_id=1),
+        messages.Hello(wire=messages.WIRE_VERSION, incarnation=TOKEN, cluster_id=1),
         messages.Welcome(),
         messages.Announce(
             link=1, name="pair", ranks=[(1, 0), (2, 1)], table=table_for({1: 0, 2: 1}),
@@ -36,6 +36,7 @@ def _messages() -> list[bytes]:
         messages.Left(domain=TOKEN, seq=1),
         messages.Dial(link=1, backend="shm", one_sided=False, seconds=1.0),
         messages.Refused(link=1, status=1, reason="why"),
+        messages.Duplicate(text="who"),
         messages.Directory(seq=1, upsert=[entry], remove=[2], unbind=[(1, 1)]),
         messages.Ack(seq=1),
         messages.Sync(id=1),
@@ -90,8 +91,8 @@ def _rdma_offers() -> list[bytes]:
 
 def _introductions() -> list[bytes]:
     said = {
-        "wire": 1, "incarnation": TOKEN, "cluster_id": 1, "link": 1, "backend": "hccl",
-        "one_sided": False, "meaning": TOKEN, "attempt": TOKEN, "endpoints": ["10.0.0.1:26000"],
+        "wire": messages.WIRE_VERSION, "job": "", "incarnation": TOKEN, "cluster_id": 1, "link": 1,
+        "backend": "hccl", "one_sided": False, "meaning": TOKEN, "attempt": TOKEN, "endpoints": ["10.0.0.1:26000"],
     }  # fmt: skip
     return [json.dumps(said).encode(), json.dumps({**said, "endpoints": []}).encode()]
 

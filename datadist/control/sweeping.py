@@ -1,0 +1,72 @@
+"""Removing what crashed processes left in the runtime directory; an `init` does it for all jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import struct
+import time
+
+from datadist.control.runtime_dir import RuntimeDir, RuntimeDirError
+
+SECONDS = 60.0
+"""Age at which a name that engines have for a moment only is left over."""
+_HIDDEN = re.compile(r"^\.[0-9a-f]{32}(-\d{1,5})?$")
+_CLAIM = re.compile(r"^\d{1,20}\.claim$")
+_CONTESTED = re.compile(r"^(\d{1,20}-[0-9a-f]{32})\.contested$")
+_FLOCK = struct.Struct("hhqqi4x")
+"""``struct flock`` of Linux with 64-bit offsets: type, whence, start, length, pid."""
+
+
+def sweep(directory: RuntimeDir) -> None:
+    """Sweep the place of our job, and those of others, which go when nothing is left in them.
+
+    No claim may be held by this process: looking at one closes a descriptor of its file.
+    """
+    _sweep_job(directory)
+    for job in directory.other_jobs():
+        with contextlib.suppress(OSError, RuntimeDirError):
+            other = RuntimeDir(directory.path, job)
+            try:
+                _sweep_job(other)
+            finally:
+                other.leave()
+
+
+def _sweep_job(directory: RuntimeDir) -> None:
+    for address in directory.engines():
+        with contextlib.suppress(OSError):
+            sock = directory.connect(address)  # removes the name where nobody listens
+            if sock is not None:
+                sock.close()
+    names = set(os.listdir(directory.fd))
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            if _is_left_over(directory.fd, name, names):
+                os.unlink(name, dir_fd=directory.fd)
+
+
+def _is_left_over(directory: int, name: str, names: set[str]) -> bool:
+    """Whether a name leads nowhere, or is there for longer than any engine needs it."""
+    if "@" in name:
+        return os.readlink(name, dir_fd=directory) not in os.listdir(directory)
+    contested = _CONTESTED.match(name)
+    if contested:
+        return f"{contested[1]}.sock" not in names
+    age = time.time() - os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime
+    if age < SECONDS:
+        return False
+    return bool(_HIDDEN.match(name)) or (
+        bool(_CLAIM.match(name)) and not _is_locked(directory, name)
+    )
+
+
+def _is_locked(directory: int, name: str) -> bool:
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        found = fcntl.fcntl(fd, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, 0, 0, 0, 0))
+        return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
+    finally:
+        os.close(fd)

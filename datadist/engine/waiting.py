@@ -1,0 +1,130 @@
+"""What a link that is not complete waits for, in words: at the end, when asked, and once early."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from datadist.control.meeting import Meeting
+from datadist.control.reactor import Reactor
+from datadist.control.sightings import Sighting, elsewhere
+from datadist.engine.domain import TableDomain
+from datadist.engine.matching import differences
+from datadist.engine.peers import PeerView
+from datadist.engine.rendezvous import Rendezvous
+from datadist.engine.workers import Workers
+
+log = logging.getLogger("datadist.link")
+
+WARN_SECONDS = 5.0
+"""A link that is not complete by then gets one warning."""
+MOST_OTHERS = 4
+"""Cluster ids that are named because they are here instead."""
+
+
+class Waiting:
+    """Tells who is missing in a domain and who is here instead; on the reactor's thread."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        meeting: Meeting,
+        views: dict[str, PeerView],
+        rendezvous: Rendezvous,
+        workers: Workers,
+    ) -> None:
+        self._reactor = reactor
+        self._meeting = meeting
+        self._views = views
+        self._rendezvous = rendezvous
+        self._workers = workers
+
+    def watch(self, domain: TableDomain) -> None:
+        """Warn in a while if the domain still waits; a shorter one is looked after, not warned of."""
+        seconds = domain.deadline - time.monotonic()
+        warn = seconds > WARN_SECONDS
+        self._reactor.later(WARN_SECONDS if warn else seconds / 2, lambda: self._look(domain, warn))
+
+    def _look(self, domain: TableDomain, warn: bool) -> None:
+        """Look for the missing members in other jobs and directories, which takes a while."""
+        if not domain.waiting:
+            return
+        absent = [cluster for cluster in domain.others if not self._met(cluster)]
+
+        def look() -> None:
+            found = elsewhere(self._meeting.directory, absent) if absent else []
+            self._reactor.post(lambda: self._report(domain, found, warn))
+
+        self._workers.submit(look)
+
+    def _report(self, domain: TableDomain, found: list[Sighting], warn: bool) -> None:
+        domain.elsewhere = found
+        if warn and domain.waiting:
+            now = time.monotonic()
+            log.warning(
+                "%s is not complete after %.0f s and waits for %.0f s more: %s",
+                domain, now - domain.created, max(0.0, domain.deadline - now), self.missing(domain),
+            )  # fmt: skip
+
+    def missing(self, domain: TableDomain) -> str:
+        """Who or what a domain waits for, for people."""
+        waiting, network = self._waiting_for(domain), self._rendezvous.explain(domain)
+        if domain.setback is not None:
+            waiting += f"; an attempt was given up: {domain.setback}"
+        return waiting if network is None else f"{waiting}; network: {network}"
+
+    def _waiting_for(self, domain: TableDomain) -> str:
+        if domain.attempt is not None:
+            return f"stage: {domain.attempt.stage()}"
+        ready = {view.session.cluster_id for view, _ in self.wishes_like(domain)}
+        missing = [
+            self._absence(domain, cluster, rank)
+            for cluster, rank in sorted(domain.others.items(), key=lambda item: item[1])
+            if cluster not in ready
+        ]
+        return "; ".join(missing) or (
+            "every cluster is there, but rank 0 has not begun (is it stopped or busy?)"
+        )
+
+    def wishes_like(self, domain: TableDomain) -> list[tuple[PeerView, int]]:
+        """The peers that wait for the same domain, and their link ids."""
+        return [
+            (view, link)
+            for view in self._views.values()
+            for link in view.announcements.meaning(domain.meaning)
+        ]
+
+    def _met(self, cluster: int) -> list[PeerView]:
+        return [view for view in self._views.values() if view.session.cluster_id == cluster]
+
+    def _absence(self, domain: TableDomain, cluster: int, rank: int) -> str:
+        who = f"cluster {cluster} (rank {rank})"
+        met = self._met(cluster)
+        if met:
+            return "; ".join(f"{who} {_instead(domain, view)}" for view in met)
+        seen = [str(each) for each in domain.elsewhere if each.cluster_id == cluster]
+        if seen:
+            return f"{who} is not here: {', and '.join(seen)}"
+        others = sorted(
+            {e.cluster_id for e in self._meeting.directory.engines()} - set(domain.ranks)
+        )
+        listed = ", ".join(map(str, others[:MOST_OTHERS])) + (
+            ", ..." if others[MOST_OTHERS:] else ""
+        )
+        here = f" (other clusters are: {listed})" if others else ""
+        return f"{who} has not called link, and no engine with its cluster id is here{here}"
+
+
+def _instead(domain: TableDomain, view: PeerView) -> str:
+    """What a member that does not wait for the domain does."""
+    here = f"is here ({view.session.who})"
+    names = sorted({each.message.name for each in view.announcements})
+    for each in view.announcements:
+        if each.message.name == domain.name:
+            differ = differences(
+                domain.announce, domain.own_cluster, each.message, view.session.cluster_id
+            )
+            return f"{here} and waits with this comm_name, but {differ}"
+    if names:
+        return f"{here} and waits with comm_name {', '.join(map(repr, names))}, not {domain.name!r}"
+    return f"{here}, but has not called link with this engine, or its link has ended"
