@@ -15,9 +15,7 @@ from tests import hosts, netcopy, nodes
 from tests.hosts import Network
 from tests.nodes import Node
 
-os.environ["DATADIST_JOB"] = (
-    ""  # the same place in the runtime directory with and without pytest-xdist
-)
+os.environ.setdefault("DATADIST_JOB", "")  # the same place with and without pytest-xdist
 
 
 @pytest.fixture

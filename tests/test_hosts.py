@@ -81,3 +81,16 @@ def test_the_variable_replaces_the_table(start_on: Start, net: Network) -> None:
     one, two = start_on(0, 1, environ=environ), start_on(1, 2, environ=environ)
     _link_all([one, two], "pair", PAIR, hosts.table(["x.x.x.x", "y.y.y.y"]))
     hosts.check_pull(one, 1, two)
+
+
+def test_engines_of_different_jobs_never_link(start_on: Start, net: Network) -> None:
+    table = hosts.table([host.ipv4 for host in net.hosts[:2]])
+    first = start_on(0, 1, environ={"DATADIST_JOB": "a"}, link_total_time=4)
+    second = start_on(1, 2, environ={"DATADIST_JOB": "b"}, link_total_time=4)
+    for node in (first, second):
+        node.do(nodes.link, "pair", {1: 0, 2: 1}, table)
+    assert "belongs to job 'a', this engine to job 'b': set the same DATADIST_JOB" in hosts.why(
+        second
+    )
+    refused = [x for x in first.do(nodes.log_of, "WARNING") if "belongs to job 'b'" in x]
+    assert len(refused) == 1, "it tries again and again, which is told of once"

@@ -127,4 +127,4 @@ def _instead(domain: TableDomain, view: PeerView) -> str:
             return f"{here} and waits with this comm_name, but {differ}"
     if names:
         return f"{here} and waits with comm_name {', '.join(map(repr, names))}, not {domain.name!r}"
-    return f"{here}, but has not called link with this engine, or its link has ended"
+    return f"{here}, but waits for no link with this engine"

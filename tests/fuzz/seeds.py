@@ -92,7 +92,8 @@ def _rdma_offers() -> list[bytes]:
 def _introductions() -> list[bytes]:
     said = {
         "wire": messages.WIRE_VERSION, "job": "", "incarnation": TOKEN, "cluster_id": 1, "link": 1,
-        "backend": "hccl", "one_sided": False, "meaning": TOKEN, "attempt": TOKEN, "endpoints": ["10.0.0.1:26000"],
+        "backend": "hccl", "one_sided": False, "meaning": TOKEN, "attempt": TOKEN,
+        "endpoints": ["10.0.0.1:26000"],
     }  # fmt: skip
     return [json.dumps(said).encode(), json.dumps({**said, "endpoints": []}).encode()]
 

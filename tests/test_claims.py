@@ -1,0 +1,144 @@
+"""Claims on cluster ids, between real processes: who has one, and when it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from datadist.control.claims import Claims
+from datadist.control.runtime_dir import Address, RuntimeDir
+from datadist.control.sweeping import sweep
+from tests import nodes
+from tests.nodes import Node, RemoteError
+
+Start = Callable[..., Node]
+
+
+def _claim(here: nodes.Here, path: str, cluster: int = 7, job: str = "") -> str | None:
+    """Try to take a claim; its holder in words where that is another engine."""
+    engine = Address(cluster, f"{os.getpid():032x}")
+    here.any["claims"] = claims = Claims(RuntimeDir(Path(path), job), engine)
+    holder = claims.take()
+    return None if holder is None else str(holder)
+
+
+def _release(here: nodes.Here) -> None:
+    here.any["claims"].release()
+
+
+def _fork(here: nodes.Here) -> int:
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    return child
+
+
+@pytest.fixture
+def place(runtime_dir: Path) -> str:
+    return str(runtime_dir)
+
+
+def test_one_engine_has_an_id_until_it_gives_it_back(start_node: Start, place: str) -> None:
+    first, second = start_node(), start_node()
+    assert first.do(_claim, place) is None
+    assert first.do(nodes.log_of) == []
+    refused = second.do(_claim, place)
+    assert re.fullmatch(rf"pid {first.pid}, .+, \d+ s old", refused)
+    assert second.do(_claim, place, 8) is None, "another id"
+    assert second.do(_claim, place, 7, "other") is None, "another job"
+    first.do(_release)
+    assert second.do(_claim, place) is None
+    assert os.path.exists(f"{place}/7.claim")
+    second.do(_release)
+    assert not os.path.exists(f"{place}/7.claim")
+
+
+@pytest.mark.parametrize("how", ["killed", "killed, a forked child lives on"])
+def test_a_claim_ends_with_its_process(start_node: Start, place: str, how: str) -> None:
+    first, second = start_node(), start_node()
+    assert first.do(_claim, place) is None
+    child = first.do(_fork) if "child" in how else None
+    try:
+        assert second.do(_claim, place) is not None
+        first.kill()
+        assert second.do(_claim, place) is None, "there is nothing to wait for"
+    finally:
+        if child is not None:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_stopped_process_keeps_its_claim(start_node: Start, place: str) -> None:
+    first, second = start_node(), start_node()
+    assert first.do(_claim, place) is None
+    first.pause()
+    assert second.do(_claim, place) is not None
+    first.resume()
+
+
+def test_a_sweep_of_another_process_takes_no_claim_away(start_node: Start, place: str) -> None:
+    first, second = start_node(), start_node()
+    assert first.do(_claim, place) is None
+    path = Path(place) / "7.claim"
+    os.utime(path, (1.0, 1.0))
+    directory = RuntimeDir(Path(place))
+    sweep(directory)
+    directory.close()
+    assert path.exists()
+    assert second.do(_claim, place) is not None
+
+
+def test_who_was_refused_is_known_until_the_holder_ends(start_node: Start, place: str) -> None:
+    first, second = start_node(), start_node()
+    first.do(_claim, place)
+    second.do(_claim, place)
+    holder = Address(7, f"{first.pid:032x}")
+    directory = RuntimeDir(Path(place))
+    claims = Claims(directory, Address(9, "f" * 32))
+    contest = claims.contest(holder)
+    assert contest is not None
+    assert contest.pid == second.pid
+    assert claims.contest(Address(7, "e" * 32)) is None
+    first.do(_release)
+    assert claims.contest(holder) is None
+    assert os.listdir(place) == []
+    directory.close()
+
+
+def test_a_claim_that_is_removed_and_taken_at_once_is_one(start_node: Start, place: str) -> None:
+    """Many that come and go: never two at once."""
+    racers = [start_node() for _ in range(3)]
+    for racer in racers:
+        racer.begin(_race, place, 200)
+    assert all(racer.result() > 0 for racer in racers)
+
+
+def _race(here: nodes.Here, place: str, rounds: int) -> int:
+    taken = 0
+    for _ in range(rounds):
+        if _claim(here, place) is None:
+            taken += 1
+            witness = f"{place}/witness"
+            fd = os.open(witness, os.O_CREAT | os.O_EXCL)  # fails where another one is inside
+            os.close(fd)
+            os.unlink(witness)
+            _release(here)
+    return taken
+
+
+def test_a_directory_that_is_gone_is_an_error_in_words(
+    start_node: Start, runtime_dir: Path
+) -> None:
+    node = start_node(1)
+    for path in runtime_dir.iterdir():
+        path.unlink()
+    runtime_dir.rmdir()
+    with pytest.raises(RemoteError, match="cannot claim cluster id 1") as caught:
+        node.do(nodes.link, "pair", {1: 0, 2: 1})
+    assert caught.value.status == "LLM_FAILED"

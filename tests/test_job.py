@@ -1,0 +1,114 @@
+"""Names of jobs, and what becomes of them in the runtime directory."""
+
+from __future__ import annotations
+
+import os
+import string
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datadist.control.job import described, job_name
+from datadist.control.runtime_dir import Address, RuntimeDir, job_of
+from datadist.control.sweeping import sweep
+
+ENGINE = Address(1, "a" * 32)
+XDIST = {"PYTEST_XDIST_TESTRUNUID": "f" * 32, "PYTEST_XDIST_WORKER": "gw0"}
+
+
+def test_the_variable_comes_before_the_worker_of_xdist() -> None:
+    assert job_name({}) == ""
+    assert job_name({"DATADIST_JOB": "serving-a"}) == "serving-a"
+    assert job_name({"DATADIST_JOB": "serving-a", **XDIST}) == "serving-a"
+    assert job_name({"DATADIST_JOB": "", **XDIST}) == "", "the empty name can be chosen"
+
+
+def test_every_worker_of_every_run_is_a_job() -> None:
+    names = {
+        job_name({"PYTEST_XDIST_TESTRUNUID": run, "PYTEST_XDIST_WORKER": worker})
+        for run in ("one/run", "another", "x" * 300)
+        for worker in ("gw0", "gw1")
+    }
+    assert len(names) == 6
+    assert job_name(XDIST) == job_name(dict(XDIST))
+    assert all(job_name({"DATADIST_JOB": name}) == name for name in names)
+    assert job_name({"PYTEST_XDIST_WORKER": "gw0"}) == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", "..", ".hidden", "-a", "a b", "a\n", "x" * 65, "naïve", "/etc", "a\0", "\udc80"]
+)
+def test_what_is_no_name_is_shown(name: str) -> None:
+    with pytest.raises(ValueError, match="DATADIST_JOB is ") as caught:
+        job_name({"DATADIST_JOB": name})
+    assert repr(name) in str(caught.value)
+
+
+@given(st.text(string.printable, max_size=70))
+def test_a_name_is_refused_or_one_folder(name: str) -> None:
+    try:
+        chosen = job_name({"DATADIST_JOB": name})
+    except ValueError:
+        return
+    place = Path("/run") / f"job-{chosen}" if chosen else Path("/run")
+    assert job_of(place) == (Path("/run"), chosen)
+    assert described(chosen)
+
+
+def test_jobs_do_not_see_each_other(tmp_path: Path) -> None:
+    first, second = RuntimeDir(tmp_path / "run", "one"), RuntimeDir(tmp_path / "run", "two")
+    with first.listen(ENGINE):
+        assert list(first.engines()) == [ENGINE]
+        assert list(second.engines()) == []
+        assert second.connect(ENGINE) is None
+        assert first.other_jobs() == ["", "two"]
+    first.close()
+    second.close()
+
+
+def test_the_place_of_a_job_goes_with_its_last_engine(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    first, second = RuntimeDir(path, "one"), RuntimeDir(path, "one")
+    sock = second.listen(ENGINE)
+    first.leave()
+    assert list(second.engines()) == [ENGINE], "another engine is there"
+    second.remove(ENGINE)
+    sock.close()
+    second.leave()
+    assert os.listdir(path) == []
+
+
+def test_a_place_that_goes_while_an_engine_starts_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    starting, ending = RuntimeDir(path, "one"), RuntimeDir(path, "one")
+    ending.leave()
+    with starting.listen(ENGINE):
+        later = RuntimeDir(path, "one")
+        assert list(later.engines()) == [ENGINE]
+        later.close()
+    starting.close()
+
+
+def test_a_sweep_takes_away_jobs_that_crashed_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    crashed, alive, own = (RuntimeDir(path, job) for job in ("crashed", "alive", ""))
+    crashed.listen(ENGINE).close()  # its name stays, as after a crash
+    with alive.listen(ENGINE):
+        sweep(own)
+        assert sorted(os.listdir(path)) == ["job-alive"]
+        assert list(alive.engines()) == [ENGINE]
+    for directory in (crashed, alive, own):
+        directory.close()
+
+
+def test_a_sweep_keeps_young_claims_and_those_that_are_held(tmp_path: Path) -> None:
+    own = RuntimeDir(tmp_path / "run")
+    for name, age in (("1.claim", 0.0), ("2.claim", 1e6), (f"3-{'b' * 32}.contested", 0.0)):
+        path = own.place / name
+        path.touch()
+        os.utime(path, (path.stat().st_mtime - age,) * 2)
+    sweep(own)
+    assert sorted(os.listdir(own.place)) == ["1.claim"]
+    own.close()
