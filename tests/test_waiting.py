@@ -14,8 +14,8 @@ from tests.nodes import Node, RemoteError
 
 Start = Callable[..., Node]
 PAIR = {1: 0, 2: 1}
-ABSENT = 90210
-"""A cluster id that no other test uses: engines of this user are seen wherever they are."""
+ABSENT, ELSEWHERE = 90210, 90211
+"""Cluster ids that no other tests use: engines of this user are seen wherever they are."""
 WARNING = re.compile(
     r"WARNING .*link 'pair' \(comm id 1\) is not complete after (\d+) s and waits for (\d+) s more: (.+)"
 )
@@ -55,6 +55,14 @@ def test_another_cluster_is_here_instead(start_node: Start) -> None:
     node, _ = start_node(1), start_node(22)
     node.do(nodes.link, "pair", {1: 0, ABSENT: 1})
     assert "no engine with its cluster id is here (other clusters are: 22)" in _told(node)
+
+
+def test_the_peer_is_here_but_stopped(start_node: Start) -> None:
+    node, peer = start_node(1), start_node(2)
+    peer.pause()
+    node.do(nodes.link, "pair", PAIR)
+    assert "does not answer (is it stopped or busy?)" in _told(node)
+    peer.resume()
 
 
 def test_the_peer_is_here_but_does_not_link(start_node: Start) -> None:
@@ -100,8 +108,8 @@ def test_the_peer_is_in_another_job(start_node: Start) -> None:
 
 def test_the_peer_is_in_another_directory(start_node: Start, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    node, peer = start_node(1), start_node(2, {"DATADIST_RUNTIME_DIR": str(other)})
-    node.do(nodes.link, "pair", PAIR)
+    node, peer = start_node(1), start_node(ELSEWHERE, {"DATADIST_RUNTIME_DIR": str(other)})
+    node.do(nodes.link, "pair", {1: 0, ELSEWHERE: 1})
     told = _told(node)
     assert f"pid {peer.pid}, " in told
     assert f"runtime directory {other}" in told

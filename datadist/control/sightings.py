@@ -14,8 +14,8 @@ from datadist.control.job import described as job_described
 from datadist.control.process import described, processes_of_this_user, program_of
 from datadist.control.runtime_dir import Address, RuntimeDir, engine_of, job_of
 
-MOST = 8
-"""Sightings that are told."""
+MOST = 32
+"""Sightings that are kept."""
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -56,7 +56,7 @@ def elsewhere(own: RuntimeDir, clusters: Iterable[int]) -> list[Sighting]:
                 found.append(
                     Sighting(engine.cluster_id, pid, program_of(pid), directory, job, same)
                 )
-    return found[:MOST]
+    return sorted(found, key=lambda each: not each.same_directory)[:MOST]
 
 
 def _places(own: RuntimeDir) -> list[Path]:

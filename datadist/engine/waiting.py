@@ -18,6 +18,8 @@ log = logging.getLogger("datadist.link")
 
 WARN_SECONDS = 5.0
 """A link that is not complete by then gets one warning."""
+MOST_SEEN = 3
+"""Engines elsewhere that are named for one member, those of the same directory first."""
 MOST_OTHERS = 4
 """Cluster ids that are named because they are here instead."""
 
@@ -104,15 +106,24 @@ class Waiting:
             return "; ".join(f"{who} {_instead(domain, view)}" for view in met)
         seen = [str(each) for each in domain.elsewhere if each.cluster_id == cluster]
         if seen:
-            return f"{who} is not here: {', and '.join(seen)}"
-        others = sorted(
-            {e.cluster_id for e in self._meeting.directory.engines()} - set(domain.ranks)
+            return f"{who} is not here: {'; '.join(seen[:MOST_SEEN])}"
+        here = {engine.cluster_id for engine in self._meeting.directory.engines()}
+        if cluster in here:
+            return (
+                f"{who} has not called link: an engine with its cluster id is here, but does not answer "
+                "(is it stopped or busy?)"
+            )
+        return f"{who} has not called link, and no engine with its cluster id is here" + _listed(
+            sorted(here - set(domain.ranks))
         )
-        listed = ", ".join(map(str, others[:MOST_OTHERS])) + (
-            ", ..." if others[MOST_OTHERS:] else ""
-        )
-        here = f" (other clusters are: {listed})" if others else ""
-        return f"{who} has not called link, and no engine with its cluster id is here{here}"
+
+
+def _listed(others: list[int]) -> str:
+    """Clusters that are here instead."""
+    if not others:
+        return ""
+    more = ", ..." if others[MOST_OTHERS:] else ""
+    return f" (other clusters are: {', '.join(map(str, others[:MOST_OTHERS]))}{more})"
 
 
 def _instead(domain: TableDomain, view: PeerView) -> str:
