@@ -104,15 +104,15 @@ class Waiting:
         met = self._met(cluster)
         if met:
             return "; ".join(f"{who} {_instead(domain, view)}" for view in met)
-        seen = [str(each) for each in domain.elsewhere if each.cluster_id == cluster]
-        if seen:
-            return f"{who} is not here: {'; '.join(seen[:MOST_SEEN])}"
         here = {engine.cluster_id for engine in self._meeting.directory.engines()}
         if cluster in here:
             return (
                 f"{who} has not called link: an engine with its cluster id is here, but does not answer "
                 "(is it stopped or busy?)"
             )
+        seen = [str(each) for each in domain.elsewhere if each.cluster_id == cluster]
+        if seen:
+            return f"{who} is not here: {'; '.join(seen[:MOST_SEEN])}"
         return f"{who} has not called link, and no engine with its cluster id is here" + _listed(
             sorted(here - set(domain.ranks))
         )
