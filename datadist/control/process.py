@@ -55,7 +55,11 @@ def _duration(seconds: float) -> str:
 def processes_of_this_user() -> list[int]:
     """Ids of the processes that this user may look into, but for this one."""
     own, uid, found = os.getpid(), os.geteuid(), []
-    for entry in os.scandir("/proc"):
+    try:
+        entries = list(os.scandir("/proc"))
+    except OSError:
+        return []
+    for entry in entries:
         try:
             if entry.name.isdecimal() and entry.stat().st_uid == uid and int(entry.name) != own:
                 found.append(int(entry.name))

@@ -40,33 +40,50 @@ class Waiting:
         self._views = views
         self._rendezvous = rendezvous
         self._workers = workers
+        self._due: dict[TableDomain, bool] = {}
+        """Domains to be looked for, and whether to warn."""
+        self._looking = False
 
     def watch(self, domain: TableDomain) -> None:
-        """Warn in a while if the domain still waits; a shorter one is looked after, not warned of."""
+        """Warn in a while if the domain still waits; one with less time is only looked after."""
         seconds = domain.deadline - time.monotonic()
         warn = seconds > WARN_SECONDS
-        self._reactor.later(WARN_SECONDS if warn else seconds / 2, lambda: self._look(domain, warn))
+        delay = WARN_SECONDS if warn else seconds / 2
+        self._reactor.later(delay, lambda: self._look_for(domain, warn))
 
-    def _look(self, domain: TableDomain, warn: bool) -> None:
-        """Look for the missing members in other jobs and directories, which takes a while."""
-        if not domain.waiting:
-            return
-        absent = [cluster for cluster in domain.others if not self._met(cluster)]
+    def _look_for(self, domain: TableDomain, warn: bool) -> None:
+        """Look for the missing members in other jobs and directories: one look for all that wait."""
+        if domain.waiting:
+            self._due[domain] = warn
+            if not self._looking:
+                self._looking = True
+                self._reactor.post(self._look)
+
+    def _look(self) -> None:
+        due, self._due = self._due, {}
+        absent = {c for domain in due for c in domain.others if not self._met(c)}
 
         def look() -> None:
             found = elsewhere(self._meeting.directory, absent) if absent else []
-            self._reactor.post(lambda: self._report(domain, found, warn))
+            self._reactor.post(lambda: self._report(due, found))
 
         self._workers.submit(look)
 
-    def _report(self, domain: TableDomain, found: list[Sighting], warn: bool) -> None:
-        domain.elsewhere = found
-        if warn and domain.waiting:
-            now = time.monotonic()
-            log.warning(
-                "%s is not complete after %.0f s and waits for %.0f s more: %s",
-                domain, now - domain.created, max(0.0, domain.deadline - now), self.missing(domain),
-            )  # fmt: skip
+    def _report(self, due: dict[TableDomain, bool], found: list[Sighting]) -> None:
+        for domain, warn in due.items():
+            domain.elsewhere = [each for each in found if each.cluster_id in domain.others]
+            if warn and domain.waiting:
+                self._warn(domain)
+        self._looking = bool(self._due)
+        if self._due:
+            self._look()
+
+    def _warn(self, domain: TableDomain) -> None:
+        now = time.monotonic()
+        log.warning(
+            "%s is not complete after %.0f s and waits for %.0f s more: %s",
+            domain, now - domain.created, max(0.0, domain.deadline - now), self.missing(domain),
+        )  # fmt: skip
 
     def missing(self, domain: TableDomain) -> str:
         """Who or what a domain waits for, for people."""
