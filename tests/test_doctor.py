@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from datadist.cli import main
+from datadist.control.runtime_dir import Address, RuntimeDir
 from datadist.diagnosis import Finding, Level, ascend, host, rdma, worst
 from datadist.diagnosis.finding import on
 
@@ -164,3 +165,19 @@ def test_only_what_concerns_a_backend_counts() -> None:
     assert worst(findings, ["shm"]) is Level.NOTE
     assert worst(findings, ["hccl"]) is Level.PROBLEM
     assert worst(findings, ["rdma"]) is Level.OK
+
+
+def test_engines_are_counted_by_job(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    assert host.runtime_directory(place).found == f"{place} can be made"
+    assert not place.exists()
+    directories = [RuntimeDir(place, job) for job in ("", "blue", "empty")]
+    sockets = [d.listen(Address(7, "a" * 32)) for d in directories[:2]]
+    text = host.runtime_directory(place).found
+    assert "1 in the job without a name" in text
+    assert "1 in job 'blue'" in text
+    assert "empty" not in text
+    for sock in sockets:
+        sock.close()
+    for directory in directories:
+        directory.close()

@@ -88,6 +88,14 @@ def test_what_differs_is_named(changes: dict[str, Any], problem: str) -> None:
         introduction.read(_domain(7), blobs)
 
 
+def test_another_job_is_refused() -> None:
+    foreign = json.dumps({**json.loads(_blob(8)), "job": "blue"}).encode()
+    with pytest.raises(
+        ValueError, match="rank 1 belongs to job 'blue', this engine to the job without"
+    ):
+        introduction.read(_domain(7), [_blob(7), foreign, _blob(9)])
+
+
 def test_ranks_in_another_order_and_other_releases_are_refused() -> None:
     with pytest.raises(ValueError, match="rank 0 is cluster 8"):
         introduction.read(_domain(7), [_blob(8), _blob(7), _blob(9)])

@@ -8,6 +8,7 @@ import resource
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from datadist.control.job import described
 from datadist.control.runtime_dir import RuntimeDir, RuntimeDirError, default_path
 from datadist.diagnosis.finding import Finding, Level, on
 
@@ -172,12 +173,23 @@ def runtime_directory(path: Path) -> Finding:
         directory = RuntimeDir(path)
     except RuntimeDirError as error:
         return Finding("runtime directory", Level.PROBLEM, str(error), "as said")
-    engines = len(list(directory.engines()))
+    listed = {job: _engines(path, job) for job in (directory.job, *directory.other_jobs())}
     directory.close()
     if not existed:
         path.rmdir()
         return Finding("runtime directory", Level.OK, f"{path} can be made")
-    return Finding("runtime directory", Level.OK, f"{path}: {engines} engines listed")
+    jobs = ", ".join(f"{count} in {described(job)}" for job, count in listed.items() if count)
+    return Finding("runtime directory", Level.OK, f"{path}: engines listed: {jobs or 'none'}")
+
+
+def _engines(path: Path, job: str) -> int:
+    try:
+        directory = RuntimeDir(path, job)
+    except RuntimeDirError:
+        return 0
+    count = len(list(directory.engines()))
+    directory.leave()
+    return count
 
 
 def _size(limit: int) -> str:

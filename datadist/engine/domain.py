@@ -217,6 +217,8 @@ class TableDomain(Domain):
     """Where engines with the cluster ids of missing members were seen."""
     expiry: Timer | None = None
     """Ends the waiting."""
+    look: Timer | None = None
+    """Has missing members looked for."""
 
     @property
     def searching(self) -> bool:

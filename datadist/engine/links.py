@@ -202,8 +202,9 @@ class Links:
             view.send(self._rendezvous.announcement(domain, view))
 
     def _stop_waiting(self, domain: TableDomain) -> None:
-        if domain.expiry is not None:
-            domain.expiry.cancel()
+        for timer in (domain.expiry, domain.look):
+            if timer is not None:
+                timer.cancel()
         self._rendezvous.end(domain)
         self._withdraw(domain)
 

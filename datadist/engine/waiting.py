@@ -49,7 +49,7 @@ class Waiting:
         seconds = domain.deadline - time.monotonic()
         warn = seconds > WARN_SECONDS
         delay = WARN_SECONDS if warn else seconds / 2
-        self._reactor.later(delay, lambda: self._look_for(domain, warn))
+        domain.look = self._reactor.later(delay, lambda: self._look_for(domain, warn))
 
     def _look_for(self, domain: TableDomain, warn: bool) -> None:
         """Look for the missing members in other jobs and directories: one look for all that wait."""
