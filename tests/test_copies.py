@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,10 @@ from datadist.api.cache_manager import CacheManager
 
 
 @pytest.fixture
-def manager(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CacheManager]:
-    """The cache manager of an engine with both pools."""
+def manager(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[CacheManager]:
+    """The cache manager of an engine with both pools; a parameter gives more options."""
     monkeypatch.setenv("DATADIST_RUNTIME_DIR", str(runtime_dir))
     config = LLMConfig()
     config.enable_cache_manager = True
@@ -37,7 +39,7 @@ def manager(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cach
         {"memory_size": 1 << 20, "page_shift": 12}
     )
     with LLMDataDist(LLMRole.MIX, 1) as engine:
-        engine.init(config.generate_options())
+        engine.init({**config.generate_options(), **getattr(request, "param", {})})
         yield engine.cache_manager
 
 
@@ -152,6 +154,66 @@ def test_swaps_that_cannot_be(manager: CacheManager) -> None:
         with pytest.raises(LLMException) as error:
             manager.swap_blocks(cache, freed, {0: 0})
         assert _status(error) is LLMStatusCode.LLM_PARAM_INVALID
+
+
+def _of_two_types(manager: CacheManager) -> tuple[Cache, Cache, Cache, Cache]:
+    """Contiguous caches of float16 (bytes of 7) and int8, a blocks cache and a CPU cache of these."""
+    shape, half = [3, 64], [3, 32]
+    float16 = manager.allocate_cache(CacheDesc(2, half, DataType.DT_FLOAT16))
+    int8 = manager.allocate_cache(CacheDesc(2, shape, DataType.DT_INT8))
+    blocks = manager.allocate_blocks_cache(CacheDesc(2, half, DataType.DT_FLOAT16))
+    desc = CacheDesc(2, shape, DataType.DT_INT8, Placement.HOST)
+    on_host = manager.allocate_blocks_cache(desc)
+    cpu = Cache.create_cpu_cache(desc, list(on_host.tensor_addrs))
+    for cache in (float16, blocks):
+        for array in cache.numpy():
+            array.view(np.uint8)[:] = 7
+    return float16, int8, blocks, cpu
+
+
+def test_types_that_differ_are_said_once(
+    manager: CacheManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    float16, int8, blocks, cpu = _of_two_types(manager)
+    manager.swap_blocks(blocks, cpu, {})
+    manager.copy_cache(int8, int8, 0, 1)
+    assert caplog.messages == []
+    for _ in range(2):
+        manager.copy_cache(int8, float16)
+        manager.swap_blocks(blocks, cpu, {0: 1})
+        manager.copy_cache(float16, int8)
+        manager.swap_blocks(cpu, blocks, {1: 0})
+    assert (int8.numpy()[1][0] == 7).all()
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        "copy_cache",
+        "swap_blocks",
+    ] * 2
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    copied, swapped = caplog.messages[:2]
+    assert "cache 1 of cluster 1, has data_type DT_FLOAT16" in copied
+    assert "cache 2 of cluster 1, has data_type DT_INT8" in copied
+    assert "a CPU cache, has data_type DT_INT8" in swapped
+    assert "peer" not in copied
+
+
+@pytest.mark.parametrize("manager", [{"datadist.check_types": "1"}], indirect=True)
+def test_types_that_differ_are_refused_where_they_are_checked(
+    manager: CacheManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    float16, int8, blocks, cpu = _of_two_types(manager)
+    before = [array.copy() for array in int8.numpy()]
+    calls: list[Callable[[], None]] = [
+        lambda: manager.copy_cache(int8, float16),
+        lambda: manager.swap_blocks(blocks, cpu, {0: 1}),
+    ]
+    for call in calls:
+        with pytest.raises(LLMException, match=r"FLOAT16.*INT8.*datadist\.check_types") as error:
+            call()
+        assert _status(error) is LLMStatusCode.LLM_PARAM_INVALID
+    np.testing.assert_array_equal(int8.numpy(), before)
+    manager.copy_cache(int8, int8, 0, 1)
+    manager.swap_blocks(blocks, cpu, {})
+    assert caplog.messages == []
 
 
 def test_a_cache_keeps_the_shape_that_it_was_made_with(manager: CacheManager) -> None:

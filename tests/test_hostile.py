@@ -107,8 +107,8 @@ def engine(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engin
 def _entry(**changes: Any) -> dict[str, Any]:
     entry = {
         "cache_id": 1, "blocks": False, "bases": [BASE, BASE + 4096], "stride": 64, "count": 1,
-        "tensor_size": 64, "placement": 1, "pooled": True, "accessible": False, "regions": [1],
-        "bindings": [],
+        "tensor_size": 64, "data_type": 4, "placement": 1, "pooled": True, "accessible": False,
+        "regions": [1], "bindings": [],
     }  # fmt: skip
     return {**entry, **changes}
 
@@ -163,6 +163,15 @@ def test_an_honest_member_is_served(engine: Engine) -> None:
     stranger = _linked(engine, _entry())
     engine.api.cache_manager.pull_cache(CacheKeyByIdAndIndex(2, 1, 0), engine.cache)
     assert all((array == 0).all() for array in engine.cache.numpy())
+    stranger.close()
+
+
+def test_a_member_with_element_types_of_a_newer_version_is_served(engine: Engine) -> None:
+    stranger = _linked(engine, _entry(data_type=77))
+    for _ in range(3):
+        engine.api.cache_manager.pull_cache(CacheKeyByIdAndIndex(2, 1, 0), engine.cache)
+    assert len([line for line in engine.log if "data_type number 77" in line]) == 1
+    assert not stranger.closed(0.1)
     stranger.close()
 
 

@@ -137,7 +137,7 @@ def _owned() -> tuple[OwnDirectory, OwnCache, _Pages]:
     """A directory with cache 1, whose base address is 7."""
     pages = _Pages()
     owned = OwnDirectory(cast("Memory", pages))
-    layout = Layout(True, (7,), 1, 1, 1, Placement.HOST)
+    layout = Layout(True, (7,), 1, 1, 1, Placement.HOST, 2)
     cache = OwnCache(1, layout, pooled=True, accessible=False, regions=())
     owned.add(cache, [], unique=False)
     return owned, cache, pages

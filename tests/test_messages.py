@@ -12,7 +12,15 @@ from datadist.control.messages import MAX_SECONDS, decode, seconds_until
 
 TIMED: dict[str, dict[str, Any]] = {
     "dial": {"link": 1, "backend": "shm", "one_sided": False},
-    "fetch": {"id": 1, "domain": "0" * 32, "source": "", "target": "", "length": ""},
+    "fetch": {
+        "id": 1,
+        "domain": "0" * 32,
+        "source": "",
+        "target": "",
+        "length": "",
+        "data_type": 1,
+        "same_type": False,
+    },
     "verify": {"id": 1, "address": "", "length": ""},
 }
 

@@ -29,6 +29,7 @@ from tests.nodes import Node, RemoteError
 
 Start = Callable[..., Node]
 LARGEST = (1 << 64) - 1
+LONGEST_TYPE = (1 << 32) - 1
 
 
 class _Peer:
@@ -59,7 +60,7 @@ def _subscribed(owned: OwnDirectory) -> _Peer:
 
 
 def _cache(cache_id: int, bases: tuple[int, ...], size: int = 1) -> OwnCache:
-    layout = Layout(False, bases, size, 1, size, Placement.HOST)
+    layout = Layout(False, bases, size, 1, size, Placement.HOST, LONGEST_TYPE)
     return OwnCache(cache_id, layout, pooled=False, accessible=False, regions=bases)
 
 

@@ -72,7 +72,9 @@ def tensor_size(desc: CacheDesc) -> int:
 def layout_of(desc: CacheDesc, addresses: Sequence[int], size: int, blocks: bool) -> Layout:
     """Where the cache lies."""
     count = desc.shape[0]
-    return Layout(blocks, tuple(addresses), size // count, count, size, desc.placement)
+    return Layout(
+        blocks, tuple(addresses), size // count, count, size, desc.placement, desc.data_type.value
+    )
 
 
 def name_of(key: CacheKey | BlocksCacheKey) -> KeyName:

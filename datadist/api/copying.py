@@ -9,6 +9,7 @@ from datadist import checks
 from datadist.api.arguments import check_kind
 from datadist.api.cache import Cache, id_in, is_pooled, is_stranger, made_with
 from datadist.api.manager_part import ManagerPart
+from datadist.engine.copies import SwapSide
 from datadist.engine.defects import text_of
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import Placement, Region, Unsupported
@@ -34,8 +35,9 @@ class Copying(ManagerPart):
     ) -> None:
         """Copy ``size`` bytes at ``offset`` of a slot of ``src`` to the same offset in ``dst``.
 
-        Per tensor; ``size`` -1 means the rest of the source slot. Shapes and types need not match,
-        the numbers of tensors must. ``req_id`` has no effect.
+        Per tensor; ``size`` -1 means the rest of the source slot. Shapes need not match, nor do
+        element types (a warning, or LLM_PARAM_INVALID with ``datadist.check_types``); the numbers of
+        tensors must. ``req_id`` has no effect.
 
         Raises LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST, LLM_FAILED.
         """
@@ -77,7 +79,7 @@ class Copying(ManagerPart):
         """Copy block ``a`` of ``src_cache`` to block ``src_to_dst[a]`` of ``dst_cache``.
 
         One way, in spite of the name. One of the two has placement HOST and the other one DEVICE;
-        either may come from :meth:`Cache.create_cpu_cache`.
+        either may come from :meth:`Cache.create_cpu_cache`. Element types as in :meth:`copy_cache`.
 
         Raises LLMException: LLM_PARAM_INVALID, LLM_FAILED.
         """
@@ -102,9 +104,11 @@ class Copying(ManagerPart):
         for cache in (src_cache, dst_cache):
             if is_pooled(cache) and cache.cache_id not in owned:  # by unregister_cache
                 raise param_invalid(f"{cache!r} was freed: its memory may be another cache's")
-        engine.copies.swap_blocks(
-            src_cache.tensor_addrs, dst_cache.tensor_addrs, stride, src_to_dst, sorted(owned)
+        source, target = (
+            SwapSide(cache.cache_id, made_with(cache).data_type.value, cache.tensor_addrs)
+            for cache in (src_cache, dst_cache)
         )
+        engine.copies.swap_blocks(source, target, stride, src_to_dst, sorted(owned))
 
     def remap_registered_memory(self, mem_infos: MemInfo | list[MemInfo]) -> None:
         """Have the transport make registered DEVICE memory reachable again after a device fault.

@@ -74,7 +74,8 @@ class LayerWise(ManagerPart):
         of ``dst_block_memory_size`` bytes; with both lists ``src_block_indices[i]`` to
         ``dst_block_indices[i]``; the lists may be NumPy arrays of integers. Destinations are
         :class:`TransferWithCacheKeyConfig` in one-sided mode and :class:`TransferConfig` otherwise,
-        whose cluster then reads the layer itself.
+        whose cluster then reads the layer itself. Element types that differ are a warning, or with
+        ``datadist.check_types`` the result LLM_PARAM_INVALID.
 
         Raises ``TypeError``, ``ValueError``, LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST
         for a cache of an engine that was finalized; what fails later is a result of the task.
@@ -240,7 +241,7 @@ def _fetch_move(
                 raise param_invalid(f"src_batch_index is {slot}: {cache!r} has fewer slots")
             with as_param_invalid():
                 segments = _fetched(cache, own.layout, slot, blocks, mine, theirs)
-            engine.fetches.send(cluster, segments, deadline)
+            engine.fetches.send(cluster, segments, own.layout.data_type, deadline)
 
     return move
 

@@ -42,6 +42,9 @@ class Pulling(ManagerPart):
         In two-sided mode a request key, also one found by id and slot, is consumed once all tensors
         were pulled. In one-sided mode only :class:`CacheKeyByIdAndIndex` is accepted.
 
+        Bytes are not converted: element types that differ are a warning, once for each peer, and
+        with ``datadist.check_types`` LLM_PARAM_INVALID before anything is moved or consumed.
+
         Raises LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST (unknown cache or key),
         LLM_NOT_YET_LINK (no usable link), LLM_TIMEOUT (``sync_kv_timeout``), LLM_FAILED.
         """

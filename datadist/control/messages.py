@@ -41,6 +41,8 @@ UInt64 = Annotated[int, Field(ge=0, lt=1 << 64)]
 Address = Annotated[int, Field(ge=0, lt=1 << 63)]
 """What fits the int64 vectors of transfers."""
 Rank = Annotated[int, Field(ge=0, lt=1 << 32)]
+ElementType = Annotated[int, Field(ge=0, lt=1 << 32)]
+"""Number of a :class:`datadist.types.DataType`; a newer peer may have others."""
 Text = Annotated[str, Field(max_length=4096)]
 Name = Annotated[str, Field(max_length=80)]
 Token = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -220,6 +222,7 @@ class Entry(_Message):
     stride: Address
     count: Address
     tensor_size: Address
+    data_type: ElementType
     placement: Annotated[int, Field(ge=0, le=1)]
     pooled: bool
     """Whether pulls consume its keys (in two-sided mode)."""
@@ -288,7 +291,8 @@ class Fetch(_Message):
     """Ask the receiver to read memory of the sender into its own caches; answered by Fetched.
 
     ``source``, ``target`` and ``length`` are equal numbers of int64: addresses at the sender, at the
-    receiver, and bytes.
+    receiver, and bytes. ``data_type`` is that of the sender's cache; with ``same_type`` the receiver
+    refuses to write into caches of another type.
     """
 
     kind: Literal["fetch"] = "fetch"
@@ -297,6 +301,8 @@ class Fetch(_Message):
     source: Base64Bytes
     target: Base64Bytes
     length: Base64Bytes
+    data_type: ElementType
+    same_type: bool
     seconds: Seconds
 
 

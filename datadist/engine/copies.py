@@ -4,23 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datadist.engine.defects import text_of
+from datadist.engine.element_types import ElementTypes
 from datadist.engine.owned import Layout, OwnDirectory
 from datadist.engine.plan import Bases, Vector, plan_blocks, plan_slots
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import Transport
 
 
+class SwapSide(NamedTuple):
+    """A cache of `swap_blocks`, which need not be of this engine."""
+
+    cache_id: int
+    data_type: int
+    """Number of a :class:`~datadist.types.DataType`."""
+    bases: Bases
+
+
 class Copies:
     """Local copies through the transport, which knows how to reach each placement. Any thread."""
 
-    def __init__(self, transport: Transport, owned: OwnDirectory) -> None:
+    def __init__(self, transport: Transport, owned: OwnDirectory, types: ElementTypes) -> None:
         self._transport = transport
         self._owned = owned
+        self._types = types
 
     def copy_cache(
         self, dst_id: int, src_id: int, dst_slot: int, src_slot: int, offset: int, size: int
@@ -46,6 +58,9 @@ class Copies:
                 dst_slot * target.stride + offset,
                 src_slot * source.stride + offset,
                 nbytes,
+            )
+            self._types.check_copy(
+                "copy_cache", (src_id, source.data_type), (dst_id, target.data_type)
             )
             self._copy(segments.local, segments.remote, segments.length)
 
@@ -74,10 +89,10 @@ class Copies:
                 )
 
     def swap_blocks(
-        self, src_bases: Bases, dst_bases: Bases, stride: int, src_to_dst: Mapping[int, int],
+        self, source: SwapSide, target: SwapSide, stride: int, src_to_dst: Mapping[int, int],
         cache_ids: Sequence[int],
     ) -> None:  # fmt: skip
-        """Copy blocks of ``stride`` bytes between tensors at these addresses.
+        """Copy blocks of ``stride`` bytes between the tensors of two caches.
 
         ``cache_ids`` are caches of this engine among the two, kept alive meanwhile.
         """
@@ -87,14 +102,15 @@ class Copies:
             for cache_id in cache_ids:
                 stack.enter_context(self._owned.pinned(cache_id))
             segments = plan_blocks(
-                dst_bases,
-                src_bases,
+                target.bases,
+                source.bases,
                 list(src_to_dst.values()),
                 list(src_to_dst),
                 stride,
                 stride,
                 stride,
             )
+            self._types.check_copy("swap_blocks", source[:2], target[:2])
             self._copy(segments.local, segments.remote, segments.length)
 
     def _copy(self, dst: Vector, src: Vector, length: Vector) -> None:

@@ -29,6 +29,7 @@ from datadist.engine.counters import link_stats, pool_stats
 from datadist.engine.defects import text_of
 from datadist.engine.domain import Domain, TableDomain
 from datadist.engine.duplicates import REMEDY, Duplicates
+from datadist.engine.element_types import ElementTypes
 from datadist.engine.fetch import Fetches
 from datadist.engine.inbox import Inbox
 from datadist.engine.links import Links
@@ -215,13 +216,14 @@ class Engine:
             self.transport.capabilities.watches_control,
         )
         self.shortcuts = Shortcuts(self.transfers, self.owned)
+        types = ElementTypes(self.cluster_id, self.options.check_types)
         self.pulls = Pulls(
-            self.transfers, self.owned, self.shortcuts, self.options.remote_accessible
+            self.transfers, self.owned, self.shortcuts, types, self.options.remote_accessible
         )
-        self.pushes = Pushes(self.transfers, self.owned, self.shortcuts)
-        self.fetches = Fetches(self.transfers, self.owned)
+        self.pushes = Pushes(self.transfers, self.owned, self.shortcuts, types)
+        self.fetches = Fetches(self.transfers, self.owned, types)
         stack.callback(self.fetches.close)
-        self.copies = Copies(self.transport, self.owned)
+        self.copies = Copies(self.transport, self.owned, types)
 
     def _all_domains(self) -> list[Domain]:
         return [*list(self._links.domains.values()), *list(self._clusters.pairs.values())]

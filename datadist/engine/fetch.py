@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datadist.control.messages import Fetch, Fetched, seconds_until
 from datadist.engine import resolve
+from datadist.engine.element_types import ElementTypes
 from datadist.engine.owned import OwnDirectory
 from datadist.engine.peers import TOKENS, PeerView
 from datadist.engine.plan import Segments
@@ -32,19 +34,21 @@ WORKERS = 2
 class Fetches:
     """Both ends of such requests. :meth:`send` is for any thread, the rest for the reactor."""
 
-    def __init__(self, transfers: Transfers, owned: OwnDirectory) -> None:
+    def __init__(self, transfers: Transfers, owned: OwnDirectory, types: ElementTypes) -> None:
         self._transfers = transfers
         self._owned = owned
+        self._types = types
         self._requests: Requests[Fetched] = Requests()
         self._workers: Workers | None = None
 
     # -- sending -----------------------------------------------------------------------------
 
-    def send(self, cluster: int, segments: Segments, deadline: float) -> None:
-        """Have a cluster take ``segments`` of our memory; ``remote`` are addresses in its caches.
+    def send(self, cluster: int, segments: Segments, data_type: int, deadline: float) -> None:
+        """Have a cluster take ``segments`` of a cache of ours; ``remote`` are addresses in its caches.
 
-        The caller keeps our memory valid. Raises LLMException: LLM_NOT_YET_LINK, LLM_PARAM_INVALID
-        for addresses outside of the peer's caches, LLM_TIMEOUT, LLM_FAILED.
+        ``data_type`` is that of our cache, whose memory the caller keeps valid. Raises LLMException:
+        LLM_NOT_YET_LINK, LLM_PARAM_INVALID for addresses outside of the peer's caches and for types
+        that differ where they must not, LLM_TIMEOUT, LLM_FAILED.
         """
         if len(segments) > MAX_SEGMENTS:
             raise param_invalid(
@@ -60,6 +64,8 @@ class Fetches:
                 source=_packed(segments.local),
                 target=_packed(segments.remote),
                 length=_packed(segments.length),
+                data_type=data_type,
+                same_type=self._types.required,
                 seconds=seconds_until(deadline),
             )
 
@@ -138,10 +144,19 @@ class Fetches:
         if route is None:
             raise resolve.no_route([], cluster)
         with ExitStack() as stack:
-            for cache_id in self._owned.caches_at(vectors[0], length):
-                stack.enter_context(self._owned.pinned(cache_id))
+            for cache_id in self._targets(message, vectors[0], length):
+                cache = stack.enter_context(self._owned.pinned(cache_id))
+                self._types.check_fetch(view, message, cache)
             segments = Segments(vectors[0], vectors[1], length, int(length.sum()))
             self._transfers.move(route, segments, deadline)
+
+    def _targets(
+        self, message: Fetch, addresses: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> set[int]:
+        """The caches at these addresses; where caches share memory, those of the sender's type."""
+        with suppress(LLMException):
+            return self._owned.caches_at(addresses, lengths, data_type=message.data_type)
+        return self._owned.caches_at(addresses, lengths)
 
     def close(self) -> None:
         """End the threads."""

@@ -106,6 +106,8 @@ class EngineOptions:
     """Seconds of silence after which a peer's host counts as dead."""
     checksum: bool = False
     """Whether both ends compare checksums after each transfer that this engine begins."""
+    check_types: bool = False
+    """Whether transfers between caches of different element types are errors."""
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Options ``datadist.<backend>.<name>``, by backend and name."""
 
@@ -147,6 +149,7 @@ class EngineOptions:
             rendezvous=_rendezvous(environ),
             peer_timeout=_peer_timeout(environ),
             checksum=_flag(given, "datadist.checksum"),
+            check_types=_flag(given, "datadist.check_types"),
             extra=_extra(given),
         )
 

@@ -43,6 +43,8 @@ class Layout:
     count: int
     tensor_size: int
     placement: Placement
+    data_type: int
+    """Number of a :class:`~datadist.types.DataType`."""
 
     def __post_init__(self) -> None:
         """Raises LLM_PARAM_INVALID for memory that no address reaches."""
@@ -80,6 +82,7 @@ class OwnCache:
             stride=layout.stride,
             count=layout.count,
             tensor_size=layout.tensor_size,
+            data_type=layout.data_type,
             placement=layout.placement,
             pooled=self.pooled,
             accessible=self.accessible,
@@ -198,11 +201,12 @@ class OwnDirectory:
                 self._free_if_unused(cache)
 
     def caches_at(
-        self, addresses: NDArray[np.int64], lengths: NDArray[np.int64], freed_too: bool = False
-    ) -> set[int]:
+        self, addresses: NDArray[np.int64], lengths: NDArray[np.int64], freed_too: bool = False,
+        data_type: int | None = None,
+    ) -> set[int]:  # fmt: skip
         """The live caches that hold these ranges, each range within one tensor.
 
-        ``freed_too`` as in :meth:`pinned`.
+        ``freed_too`` as in :meth:`pinned`. ``data_type``: only caches of that type.
 
         Raises LLM_PARAM_INVALID for the first range that no tensor holds.
         """
@@ -210,7 +214,7 @@ class OwnDirectory:
             tensors = sorted(
                 (base, cache.layout.tensor_size, cache.cache_id)
                 for cache in self._caches.values()
-                if cache.held or freed_too
+                if (cache.held or freed_too) and data_type in (None, cache.layout.data_type)
                 for base in cache.layout.bases
             )
         base, size, cache_ids = np.array(tensors or [(0, 0, 0)], np.int64).T

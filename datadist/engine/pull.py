@@ -8,6 +8,7 @@ from time import monotonic
 from datadist.control.messages import Consume
 from datadist.engine import resolve
 from datadist.engine.directory import KeyName
+from datadist.engine.element_types import ElementTypes
 from datadist.engine.owned import OwnCache, OwnDirectory
 from datadist.engine.peers import PeerView
 from datadist.engine.plan import (
@@ -35,11 +36,13 @@ class Pulls:
     """Reads from caches of linked clusters; every method works from any thread."""
 
     def __init__(
-        self, transfers: Transfers, owned: OwnDirectory, shortcuts: Shortcuts, one_sided: bool
-    ) -> None:
+        self, transfers: Transfers, owned: OwnDirectory, shortcuts: Shortcuts, types: ElementTypes,
+        one_sided: bool,
+    ) -> None:  # fmt: skip
         self._transfers = transfers
         self._owned = owned
         self._shortcuts = shortcuts
+        self._types = types
         self._one_sided = one_sided
 
     def pull_cache(
@@ -123,6 +126,7 @@ class Pulls:
                 layers, len(cache.layout.bases), len(found.entry.bases)
             )
             segments = plan(cache, found, mine, theirs)
+            self._types.check_pull(view, found.entry, cache)
 
             def move(route: Route) -> None:
                 self._transfers.move(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from datadist.engine import resolve
 from datadist.engine.directory import KeyName
+from datadist.engine.element_types import ElementTypes
 from datadist.engine.owned import OwnCache, OwnDirectory
 from datadist.engine.plan import (
     Blocks,
@@ -44,10 +45,13 @@ class Pushes:
     One call moves all layers; it may take ``sync_kv_timeout`` per layer.
     """
 
-    def __init__(self, transfers: Transfers, owned: OwnDirectory, shortcuts: Shortcuts) -> None:
+    def __init__(
+        self, transfers: Transfers, owned: OwnDirectory, shortcuts: Shortcuts, types: ElementTypes
+    ) -> None:
         self._transfers = transfers
         self._owned = owned
         self._shortcuts = shortcuts
+        self._types = types
 
     def push_cache(
         self, cluster: int, target: ById, cache_id: int, slot: int, layers: PushLayers
@@ -195,6 +199,7 @@ class Pushes:
                 ways = resolve.reaching(routes, routes[0], found.entry)
 
                 def move(segments: Segments) -> Route:
+                    self._types.check_push(view, cache, found.entry)
                     return self._transfers.move_over(
                         ways,
                         lambda way: self._transfers.move(way, segments, deadline, write=True),

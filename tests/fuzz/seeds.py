@@ -15,7 +15,7 @@ def _messages() -> list[bytes]:
     binding = messages.Binding(id=1, slot=0, space="request", key=5, model=0)
     entry = messages.Entry(
         cache_id=1, blocks=False, bases=[4096, 8192], stride=64, count=2, tensor_size=128,
-        placement=1, pooled=True, accessible=False, regions=[1], bindings=[binding],
+        data_type=1, placement=1, pooled=True, accessible=False, regions=[1], bindings=[binding],
     )  # fmt: skip
     member = messages.Member(rank=0, cluster_id=1, incarnation=TOKEN, link=1)
     made: list[messages.Message] = [
@@ -43,7 +43,8 @@ def _messages() -> list[bytes]:
         messages.Synced(id=1),
         messages.Consume(cache_id=1, binding=1, start=0, stop=2),
         messages.Fetch.model_construct(
-            id=1, domain=TOKEN, source=b"8" * 8, target=b"9" * 8, length=b"\1" + b"\0" * 7, seconds=1.0
+            id=1, domain=TOKEN, source=b"8" * 8, target=b"9" * 8, length=b"\1" + b"\0" * 7,
+            data_type=1, same_type=False, seconds=1.0,
         ),
         messages.Fetched(id=1, status=0, reason=""),
         messages.Verify.model_construct(id=1, address=b"8" * 8, length=b"\1" * 8, seconds=1.0),
@@ -113,6 +114,7 @@ def _options() -> list[bytes]:
         "llm.LocalCommRes": "{}",
         "datadist.shm.populate": "0",
         "datadist.checksum": "1",
+        "datadist.check_types": "1",
         "llm.MemPoolConfig": '{"memory_size": 1048576}',
     }
     lines = [f"{key}={value}".encode() for key, value in values.items()]
