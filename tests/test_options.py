@@ -52,13 +52,17 @@ def test_unknown_options_are_pointed_out(caplog: pytest.LogCaptureFixture) -> No
     config.enable_cache_manager = True
     known = {
         "llm.Role": "Mix", "llm.RefInputFoo": "1", "other.thing": "1", "datadist.shm.threads": "1",
+        "datadist.checksum": "0", "datadist.check_types": "0",
     }  # fmt: skip
     parse({**config.generate_options(), **known})
     assert not caplog.records
-    assert parse({**ON, "llm.Nope": "1", "llm.ListenIpInfo": "x"}) == EngineOptions()
+    wrong = {"llm.Nope": "1", "llm.ListenIpInfo": "x", "datadist.check_type": "1"}
+    assert parse({**ON, **wrong}) == EngineOptions()
     assert [record.getMessage() for record in caplog.records] == [
         "there is no option 'llm.Nope', it has no effect",
         "there is no option 'llm.ListenIpInfo', it has no effect; did you mean llm.listenIpInfo?",
+        "there is no option 'datadist.check_type', it has no effect; did you mean "
+        "datadist.check_types?",
     ]
 
 

@@ -52,6 +52,8 @@ KNOWN = frozenset(
     }
 )
 """Documented options (LLM-DataDist API, initialisation options), also those without effect here."""
+OWN = frozenset({"datadist.check_types", "datadist.checksum"})
+"""Options beyond upstream's, apart from those of transports."""
 
 
 class PoolConfig(BaseModel):
@@ -157,8 +159,10 @@ class EngineOptions:
 def _warn_of_unknown(given: dict[str, str]) -> None:
     """A misspelt option has no effect, as documented; nobody who wrote it wants that."""
     for key in given:
-        if key.startswith("llm.") and key not in KNOWN and not key.startswith("llm.RefInput"):
-            alike = difflib.get_close_matches(key, KNOWN, 1, cutoff=0.8)
+        ours = key.startswith("datadist.") and key.count(".") == 1
+        upstream = key.startswith("llm.") and not key.startswith("llm.RefInput")
+        if (ours or upstream) and key not in KNOWN | OWN:
+            alike = difflib.get_close_matches(key, KNOWN | OWN, 1, cutoff=0.8)
             hint = f"; did you mean {alike[0]}?" if alike else ""
             log.warning("there is no option %r, it has no effect%s", key, hint)
 
