@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 from datadist import checks
+from datadist.keywords import did_you_mean, named_keywords
 from datadist.status import param_invalid
 
 __all__ = ["INVALID_ID", "BlocksCacheKey", "CacheKey", "CacheKeyByIdAndIndex"]
@@ -33,8 +34,10 @@ def _arguments(
 def _refuse_unknown(kind: str, names: tuple[str, ...], values: dict[str, Any]) -> None:
     unknown = [name for name in values if name not in names]
     if unknown:
+        known = (*names, "prompt_cluster_id")
         raise param_invalid(
-            f"Unsupported argument {unknown[0]!r} of {kind}: it takes {', '.join(names)}"
+            f"Unsupported argument {unknown[0]!r} of {kind}{did_you_mean(unknown[0], known)}: it "
+            f"takes {', '.join(known)}"
         )
 
 
@@ -51,6 +54,19 @@ class CacheKey:
 
     _NAMES = ("cluster_id", "req_id", "model_id", "prefix_id")
 
+    @overload
+    def __init__(
+        self, cluster_id: int, req_id: int, model_id: int = 0, prefix_id: int = INVALID_ID
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        *,
+        prompt_cluster_id: int,
+        req_id: int,
+        model_id: int = 0,
+        prefix_id: int = INVALID_ID,
+    ) -> None: ...
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         values = _arguments("CacheKey", self._NAMES, args, kwargs)
         for name in ("cluster_id", "req_id"):
@@ -94,7 +110,7 @@ class CacheKey:
     def __repr__(self) -> str:
         return (
             f"CacheKey(cluster_id={self._cluster_id}, req_id={self._req_id}, "
-            f"model_id={self._model_id}, prefix_id={self._prefix_id})"
+            f"prefix_id={self._prefix_id}, model_id={self._model_id})"
         )
 
 
@@ -106,6 +122,10 @@ class BlocksCacheKey:
 
     _NAMES = ("cluster_id", "model_id")
 
+    @overload
+    def __init__(self, cluster_id: int, model_id: int = 0) -> None: ...
+    @overload
+    def __init__(self, *, prompt_cluster_id: int, model_id: int = 0) -> None: ...
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         values = _arguments("BlocksCacheKey", self._NAMES, args, kwargs)
         if "cluster_id" not in values:
@@ -113,6 +133,7 @@ class BlocksCacheKey:
         _refuse_unknown("BlocksCacheKey", self._NAMES, values)
         self._cluster_id: int = values["cluster_id"]
         self._model_id: int = values.get("model_id", 0)
+        self._by_alias = not args and "cluster_id" not in kwargs
         checks.check_isinstance("cluster_id", self._cluster_id, int)
         checks.check_isinstance("model_id", self._model_id, int)
 
@@ -132,9 +153,11 @@ class BlocksCacheKey:
         return self._model_id
 
     def __repr__(self) -> str:
-        return f"BlocksCacheKey(cluster_id={self._cluster_id}, model_id={self._model_id})"
+        name = "prompt_cluster_id" if self._by_alias else "cluster_id"
+        return f"BlocksCacheKey({name}={self._cluster_id}, model_id={self._model_id})"
 
 
+@named_keywords
 class CacheKeyByIdAndIndex:
     """Names a slot by the owner's cache id: ``cluster_id``, ``cache_id``, ``batch_index`` (0).
 

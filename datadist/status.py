@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
-
+from datadist.enums import NamedInt
+from datadist.keywords import named_keywords
 from datadist.portable import Portable
 
-__all__ = ["LLMException", "LLMStatusCode", "Status", "code_of", "param_invalid"]
+__all__ = [
+    "LLMException",
+    "LLMStatusCode",
+    "Status",
+    "code_of",
+    "param_invalid",
+    "text_without_code",
+]
 
 
-class LLMStatusCode(IntEnum):
+class LLMStatusCode(NamedInt):
     """Result of an operation; the numbers are upstream's, also of those never produced here."""
 
     LLM_SUCCESS = 0
@@ -43,8 +50,15 @@ class LLMStatusCode(IntEnum):
     LLM_UNKNOWN_ERROR = -1
 
 
+@named_keywords
 class LLMException(Portable, RuntimeError):
-    """An operation failed; ``status_code`` says how, the text why and what to do."""
+    """An operation failed; ``status_code`` says how, the text why and what to do.
+
+    ``str`` is the text and the name of the code, ``text (LLM_TIMEOUT)``; without a code (that is
+    LLM_SUCCESS) the text alone. ``args`` are what was given, without the name.
+    """
+
+    _status_code = LLMStatusCode.LLM_SUCCESS  # of subclasses that do not call __init__, too
 
     def __init__(
         self, *args: object, status_code: LLMStatusCode = LLMStatusCode.LLM_SUCCESS
@@ -57,7 +71,14 @@ class LLMException(Portable, RuntimeError):
         """The code; LLM_SUCCESS where whoever raised it gave none."""
         return self._status_code
 
+    def __str__(self) -> str:
+        text, code = text_without_code(self), self._status_code
+        if not isinstance(code, LLMStatusCode) or code is LLMStatusCode.LLM_SUCCESS:
+            return text
+        return f"{text} ({code.name})" if text else code.name
 
+
+@named_keywords
 class Status:
     """A status code as an object."""
 
@@ -75,6 +96,11 @@ class Status:
 
     def __repr__(self) -> str:
         return f"Status({self._status.name})"
+
+
+def text_without_code(error: LLMException) -> str:
+    """What went wrong, for texts that name the code themselves."""
+    return RuntimeError.__str__(error)
 
 
 def code_of(number: int, unknown: LLMStatusCode = LLMStatusCode.LLM_FAILED) -> LLMStatusCode:

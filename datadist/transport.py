@@ -17,9 +17,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum
+from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from datadist.enums import NamedInt
 from datadist.portable import Portable
 
 if TYPE_CHECKING:
@@ -67,14 +68,11 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class Placement(IntEnum):
+class Placement(NamedInt):
     """Where memory lives: in the host, or in the accelerator."""
 
     HOST = 0
     DEVICE = 1
-
-    def __str__(self) -> str:
-        return f"Placement.{self.name}"
 
 
 class Access(Enum):

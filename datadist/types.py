@@ -6,10 +6,12 @@ import copy
 import math
 import socket
 from collections.abc import Sequence
-from enum import Enum, IntEnum
+from enum import Enum
 
 from datadist import checks
+from datadist.enums import NamedInt
 from datadist.keys import INVALID_ID, BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
+from datadist.keywords import named_keywords
 from datadist.status import LLMException, param_invalid
 from datadist.transport import Placement
 
@@ -33,15 +35,12 @@ __all__ = [
 ]
 
 
-class LLMRole(IntEnum):
+class LLMRole(NamedInt):
     """What an engine is for; a label, which restricts nothing."""
 
     PROMPT = 1
     DECODER = 2
     MIX = 3
-
-    def __str__(self) -> str:
-        return f"LLMRole.{self.name}"
 
 
 class RegisterMemStatus(Enum):
@@ -102,6 +101,7 @@ def element_size(data_type: DataType) -> int:
     return _SIZES[data_type]
 
 
+@named_keywords
 class CacheDesc:
     """``num_tensors`` tensors of one ``shape`` and type.
 
@@ -203,17 +203,20 @@ class CacheDesc:
             self._size = size
         return self._size
 
-    def update_dim(self, index: int, value: int) -> None:
+    def update_dim(self, dim_index: int, dim_value: int) -> None:
         """Change a dimension of a list shape. Raises ``TypeError`` for a tuple."""
         if not isinstance(self._shape, list):
             raise TypeError(f"shape is a {type(self._shape).__name__}, only support list")
-        self._shape[index] = value
+        self._shape[dim_index] = dim_value
         self._size = None
 
     def __repr__(self) -> str:
+        # Upstream's text, in which a blank is missing, too.
         return (
-            f"CacheDesc({self._num_tensors} x {list(self._shape)} "
-            f"{getattr(self._data_type, 'name', None)}, {getattr(self._placement, 'name', None)})"
+            f"CacheDesc(num_tensors={self._num_tensors}, shape={self._shape}, "
+            f"data_type={self._data_type}, placement={self._placement}, "
+            f"batch_dim_index={self._batch_dim}, seq_len_dim_index={self._seq_len_dim_index},"
+            f"kv_tensor_format={self._kv_tensor_format})"
         )
 
 
@@ -237,6 +240,7 @@ def fixed(desc: CacheDesc) -> CacheDesc:
     return same
 
 
+@named_keywords
 class MemInfo:
     """A range of memory: type, address, size in bytes. Raises ``TypeError``."""
 
@@ -264,9 +268,10 @@ class MemInfo:
         return self._size
 
     def __repr__(self) -> str:
-        return f"MemInfo({self._mem_type}, addr={self._addr}, size={self._size})"
+        return f"MemInfo(mem_type={self._mem_type}, addr={self._addr}, size={self._size})"
 
 
+@named_keywords
 class LLMClusterInfo:
     """A cluster to link with by address: its id, and IP and port of either end."""
 

@@ -304,3 +304,25 @@ def test_wrong_pulls_change_nothing(start_node: Start) -> None:
             puller.do(nodes.pull_blocks, key, "blocks", source, target)
         assert caught.value.status == "LLM_PARAM_INVALID"
     _same(puller.do(nodes.read, "dst"), expected)
+
+
+@pytest.mark.parametrize("method", [nodes.pull_blocks, nodes.push_blocks])
+def test_misspelt_layers_move_nothing(start_node: Start, method: Callable[..., None]) -> None:
+    key = BlocksCacheKey(1, 7)
+
+    def before(owner: Node, puller: Node) -> None:
+        owner.do(nodes.make, "theirs", "blocks", [BLOCKS, WIDTH], TENSORS, key)
+        puller.do(nodes.make, "mine", "blocks", [BLOCKS, WIDTH], TENSORS)
+
+    owner, puller = _linked(start_node, before, enable_remote_cache_accessible=True)
+    puller.do(method, key, "mine", [0], [0])  # goes the short way from now on
+    owner.do(nodes.fill, "theirs", 1)
+    expected = _guard(puller, "mine")
+    for name in ("src_layers", "dst_layer", "tensors_per_layer"):
+        options: dict[str, Any] = {name: range(0, 1)}
+        with pytest.raises(RemoteError, match=f"unexpected keyword argument '{name}'") as caught:
+            puller.do(method, key, "mine", [1], [2], **options)
+        assert caught.value.kind == "TypeError"
+        assert "src_layer_range, dst_layer_range, tensor_num_per_layer" in caught.value.text
+    _same(puller.do(nodes.read, "mine"), expected)
+    _same(owner.do(nodes.read, "theirs"), [pattern(1, i, (BLOCKS, WIDTH)) for i in range(TENSORS)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datadist.status import LLMException, LLMStatusCode, Status, code_of
+from datadist.status import LLMException, LLMStatusCode, Status, code_of, text_without_code
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,32 @@ def test_there_are_29_codes_with_distinct_numbers() -> None:
 def test_an_exception_carries_its_code() -> None:
     error = LLMException("text", status_code=LLMStatusCode.LLM_TIMEOUT)
     assert isinstance(error, RuntimeError)
-    assert str(error) == "text"
+    assert error.args == ("text",)
     assert error.status_code is LLMStatusCode.LLM_TIMEOUT
+
+
+def test_the_text_of_an_exception_ends_with_the_name_of_its_code() -> None:
+    error = LLMException("text", status_code=LLMStatusCode.LLM_TIMEOUT)
+    assert str(error) == f"{error}" == "text (LLM_TIMEOUT)"
+    assert text_without_code(error) == "text"
+    assert str(LLMException(status_code=LLMStatusCode.LLM_TIMEOUT)) == "LLM_TIMEOUT"
+    two = LLMException("text", 2, status_code=LLMStatusCode.LLM_FAILED)
+    assert str(two) == "('text', 2) (LLM_FAILED)"
+    assert two.args == ("text", 2)
+
+
+class WithoutInit(LLMException):
+    def __init__(self) -> None:
+        RuntimeError.__init__(self, "its own")
+
+
+def test_without_a_code_the_text_names_none() -> None:
+    assert str(LLMException("text")) == "text"
+    assert str(LLMException()) == ""
+    assert str(LLMException("text", status_code=LLMStatusCode.LLM_SUCCESS)) == "text"
+    assert str(LLMException("text", status_code=7)) == "text"  # type: ignore[arg-type]
+    assert str(WithoutInit()) == "its own"
+    assert WithoutInit().status_code is LLMStatusCode.LLM_SUCCESS
 
 
 def test_the_code_of_an_exception_is_read_only_and_success_by_default() -> None:

@@ -72,7 +72,14 @@ def test_a_description_gives_back_what_it_was_given() -> None:
     assert (desc.batch_dim, desc.batch_size, desc.seq_len_dim_index) == (1, 2, 2)
     assert desc.kv_tensor_format == "ND"
     assert desc.size == 80
-    assert repr(desc) == "CacheDesc(4 x [10, 2, 2] DT_FLOAT16, HOST)"
+    assert (
+        repr(desc)
+        == str(desc)
+        == (
+            "CacheDesc(num_tensors=4, shape=(10, 2, 2), data_type=DataType.DT_FLOAT16, "
+            "placement=Placement.HOST, batch_dim_index=1, seq_len_dim_index=2,kv_tensor_format=ND)"
+        )
+    )
 
 
 def test_a_description_has_the_documented_defaults() -> None:
@@ -142,7 +149,7 @@ def test_updating_a_dimension_changes_the_callers_list() -> None:
     shape = [2, 3]
     desc = CacheDesc(1, shape, F16)
     assert desc.size == 12
-    desc.update_dim(0, 5)
+    desc.update_dim(dim_index=0, dim_value=5)
     assert shape == [5, 3]
     assert desc.size == 30
     assert desc.batch_size == 2
@@ -184,9 +191,9 @@ def test_cache_keys_are_checked_in_order() -> None:
     assert "Unsupported argument 'nonsense'" in refused(CacheKey, 1, 2, nonsense=5)
     assert "Unsupported" in refused(CacheKey, "1", None, nonsense=5)
     with pytest.raises(TypeError, match="cluster_id"):
-        CacheKey(None, -1)
+        CacheKey(None, -1)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="req_id is -1"):
-        CacheKey(1, -1, None)
+        CacheKey(1, -1, None)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="prefix_id"):
         CacheKey(1, 1, 1, 2**64)
 
@@ -196,12 +203,12 @@ def test_blocks_cache_keys() -> None:
     assert (key.cluster_id, key.prompt_cluster_id, key.model_id) == (7, 7, 3)
     assert BlocksCacheKey(7).model_id == 0
     assert BlocksCacheKey(-1, 2**70).model_id == 2**70
-    assert BlocksCacheKey(None).cluster_id is None
+    assert BlocksCacheKey(None).cluster_id is None  # type: ignore[call-overload]
     assert "at most 2" in refused(BlocksCacheKey, 1, 2, 3)
     assert "cluster_id is required" in refused(BlocksCacheKey, model_id=1)
     assert "Unsupported" in refused(BlocksCacheKey, 1, req_id=1)
     with pytest.raises(TypeError, match="model_id"):
-        BlocksCacheKey(1, "1")
+        BlocksCacheKey(1, "1")  # type: ignore[call-overload]
 
 
 def test_keys_by_id_and_index() -> None:
@@ -220,7 +227,21 @@ def test_keys_compare_by_identity_and_show_their_fields() -> None:
     assert CacheKey(1, 2) != CacheKey(1, 2)
     assert BlocksCacheKey(1) != BlocksCacheKey(1)
     assert repr(BlocksCacheKey(1, 2)) == "BlocksCacheKey(cluster_id=1, model_id=2)"
-    assert "req_id=2, model_id=3, prefix_id=4" in repr(CacheKey(1, 2, 3, 4))
+    assert repr(BlocksCacheKey(cluster_id=1)) == "BlocksCacheKey(cluster_id=1, model_id=0)"
+    by_alias = BlocksCacheKey(prompt_cluster_id=1, model_id=2)
+    assert repr(by_alias) == "BlocksCacheKey(prompt_cluster_id=1, model_id=2)"
+    both: dict[str, int] = {"cluster_id": 1, "prompt_cluster_id": 2}
+    assert repr(BlocksCacheKey(**both)) == "BlocksCacheKey(cluster_id=1, model_id=0)"
+    key = "CacheKey(cluster_id=1, req_id=2, prefix_id=4, model_id=3)"
+    assert repr(CacheKey(1, 2, 3, 4)) == str(CacheKey(1, 2, 3, 4)) == key
+    assert repr(CacheKey(prompt_cluster_id=1, req_id=2, model_id=3, prefix_id=4)) == key
+
+
+def test_unknown_arguments_of_keys_are_told_with_the_names_that_there_are() -> None:
+    said = refused(CacheKey, 1, req_ib=2, req_id=3)
+    assert "Unsupported argument 'req_ib' of CacheKey (did you mean 'req_id'?): it takes" in said
+    assert "it takes cluster_id, req_id, model_id, prefix_id, prompt_cluster_id" in said
+    assert "did you mean 'model_id'?" in refused(BlocksCacheKey, 1, model=1)
 
 
 # -- memory and clusters -------------------------------------------------------------------------
@@ -229,6 +250,7 @@ def test_keys_compare_by_identity_and_show_their_fields() -> None:
 def test_memory_descriptions_check_types_only() -> None:
     info = MemInfo(Memtype.MEM_TYPE_HOST, -1, 0)
     assert (info.mem_type, info.addr, info.size) == (Memtype.MEM_TYPE_HOST, -1, 0)
+    assert repr(info) == str(info) == "MemInfo(mem_type=Memtype.MEM_TYPE_HOST, addr=-1, size=0)"
     with pytest.raises(TypeError, match="mem_type"):
         MemInfo(1, 1, 1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="size"):

@@ -23,6 +23,7 @@ from datadist.api.manager_part import ManagerPart
 from datadist.engine.directory import KeyName
 from datadist.engine.engine import Engine
 from datadist.engine.owned import OwnCache
+from datadist.keywords import named_keywords
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import BlocksCacheKey, CacheDesc, CacheKey, Placement, fixed
 
@@ -33,6 +34,7 @@ Names = Callable[[], list[tuple[int, KeyName]]]
 """Slot and name of each key of a new cache, made only once what comes before was checked."""
 
 
+@named_keywords
 class Allocation(ManagerPart):
     """Caches from the pools and over memory of the caller."""
 

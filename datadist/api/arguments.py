@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from datadist import checks
 from datadist.api.cache import Cache
@@ -38,7 +37,7 @@ def check_kind(name: str, cache: Cache, blocks: bool, hint: str) -> None:
     check_not_none(name, cache)
     if cache.is_blocks_cache is not blocks:
         state = "is not" if blocks else "is"
-        raise param_invalid(f"{cache!r} {state} a blocks cache: {hint}")
+        raise param_invalid(f"{name} {state} a blocks cache ({cache!r}): {hint}")
 
 
 def check_addresses(desc: CacheDesc, addrs: list[int]) -> None:
@@ -175,13 +174,6 @@ def check_source_blocks(
         )
 
 
-def tensors_per_layer(kwargs: dict[str, Any]) -> int:
-    """The keyword ``tensor_num_per_layer``, default 2."""
-    value = kwargs.get("tensor_num_per_layer", 2)
-    check_per_layer(value)
-    return int(value)
-
-
 def check_per_layer(value: int) -> None:
     """A positive uint32. Raises ``TypeError``, ``ValueError``, LLM_PARAM_INVALID."""
     checks.check_uint32("tensor_num_per_layer", value)
@@ -189,16 +181,16 @@ def check_per_layer(value: int) -> None:
         raise param_invalid("tensor_num_per_layer is 0: it must be positive")
 
 
-def layers_of(kwargs: dict[str, Any], per_layer: int) -> Layers:
-    """The layer ranges among the keywords."""
+def layers_of(source: range | None, target: range | None, per_layer: int) -> Layers:
+    """The layers of a pull. Raises ``TypeError``, ``ValueError``, LLM_PARAM_INVALID."""
     return Layers(
-        _layer_range("src_layer_range", kwargs.get("src_layer_range")),
-        _layer_range("dst_layer_range", kwargs.get("dst_layer_range")),
-        per_layer,
+        _layer_range("src_layer_range", source),
+        _layer_range("dst_layer_range", target),
+        int(per_layer),
     )
 
 
-def _layer_range(name: str, value: Any) -> range | None:
+def _layer_range(name: str, value: range | None) -> range | None:
     if value is None:
         return None
     checks.check_isinstance(name, value, range)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datadist.keywords import named_keywords
 from datadist.types import DataType
 
 __all__ = ["CacheTensor", "tensor_view"]
@@ -75,6 +76,7 @@ def tensor_view(
     return view
 
 
+@named_keywords
 class CacheTensor:
     """One tensor of a cache: :meth:`numpy`, and DLPack for torch and others."""
 

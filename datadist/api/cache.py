@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from datadist import checks
+from datadist.keywords import named_keywords
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import CacheDesc, Placement, fixed
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Cache"]
 
 
+@named_keywords
 class Cache:
     """A cache of this engine: ``num_tensors`` tensors of one shape, K and V of a layer adjacent.
 
@@ -135,12 +137,9 @@ class Cache:
             self._release(self)
 
     def __repr__(self) -> str:
-        desc = self._made
-        kind = "blocks" if self._is_blocks_cache else "contiguous"
-        state = "" if self._tensor_addrs else ", deallocated"
         return (
-            f"Cache(id={self._cache_id}, {kind}, {desc.num_tensors} x {list(desc.shape)} "
-            f"{desc.data_type.name}, {desc.placement.name}{state})"
+            f"Cache(cache_id = {self._cache_id}, device_tensor_addrs = {len(self._tensor_addrs)}, "
+            f"is_blocks_cache = {self._is_blocks_cache})"
         )
 
 

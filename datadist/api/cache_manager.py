@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from datadist import checks
 from datadist.api.allocation import Allocation
+from datadist.api.arguments import check_not_none, check_one_id
 from datadist.api.copying import Copying
 from datadist.api.layerwise import LayerWise
 from datadist.api.pulling import Pulling
 from datadist.api.pushing import Pushing
+from datadist.keywords import named_keywords
 from datadist.types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 
 __all__ = ["CacheManager"]
 
 
+@named_keywords
 class CacheManager(Allocation, Pulling, Pushing, LayerWise, Copying):
     """Caches of one engine; from :attr:`LLMDataDist.cache_manager`. Methods may run in any thread.
 
@@ -23,9 +26,15 @@ class CacheManager(Allocation, Pulling, Pushing, LayerWise, Copying):
 
     @staticmethod
     def check_cache_key(cache_key: CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey) -> None:
-        """Raise ``TypeError`` for what is no key."""
+        """Raise ``TypeError`` for what is no key, LLM_PARAM_INVALID for one that no pull takes.
+
+        That is a :class:`CacheKey` without exactly one valid id.
+        """
         kinds = (CacheKey, CacheKeyByIdAndIndex, BlocksCacheKey)
         checks.check_isinstance("cache_key", cache_key, kinds)
+        check_not_none("cache_key", cache_key)
+        if isinstance(cache_key, CacheKey):
+            check_one_id(cache_key)
 
     def set_is_call_linked(self) -> None:
         """Note that `link` was called: registered memory is not remote accessible from now on."""

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from datadist import checks
+from datadist.keywords import named_keywords
 from datadist.status import param_invalid
 from datadist.types import ipv4_number
 
 __all__ = ["LLMConfig", "LlmConfig"]
 
 
+@named_keywords
 class LLMConfig:
     """Options of an engine as properties; :meth:`generate_options` gives the dict for `init`.
 

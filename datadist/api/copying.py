@@ -11,6 +11,7 @@ from datadist.api.cache import Cache, id_in, is_pooled, is_stranger, made_with
 from datadist.api.manager_part import ManagerPart
 from datadist.engine.copies import SwapSide
 from datadist.engine.defects import text_of
+from datadist.keywords import named_keywords
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import Placement, Region, Unsupported
 from datadist.types import MemInfo, Memtype
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@named_keywords
 class Copying(ManagerPart):
     """Local copies, synchronous, between any placements that the transport can reach."""
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from datadist import checks
+from datadist.keywords import named_keywords
 from datadist.status import param_invalid
 from datadist.types import CacheDesc, Placement
 
 __all__ = ["KvCache"]
 
 
+@named_keywords
 class KvCache:
     """Addresses per device and tensor. Nothing here makes one but :meth:`create_cpu_cache`."""
 
@@ -73,4 +75,4 @@ class KvCache:
         return cls(-1, cache_desc, lists, True)
 
     def __repr__(self) -> str:
-        return f"KvCache(id={self._cache_id}, {self._cache_desc!r}, {len(self._addrs)} devices)"
+        return f"KvCache(cache_id = {self._cache_id}, num_devices = {len(self._addrs)})"

@@ -35,6 +35,7 @@ from datadist.engine.plan import (
 from datadist.engine.push import PushLayers
 from datadist.engine.resolve import ById
 from datadist.engine.transfer import as_param_invalid
+from datadist.keywords import named_keywords
 from datadist.status import param_invalid
 from datadist.types import Placement
 
@@ -51,6 +52,7 @@ class _Blocks:
     nbytes: int
 
 
+@named_keywords
 class LayerWise(ManagerPart):
     """Asynchronous transfers."""
 

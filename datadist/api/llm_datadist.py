@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadist import checks
+from datadist.keywords import named_keywords
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import LLMClusterInfo, LLMRole, RegisterMemStatus, ipv4_text
 
@@ -33,6 +34,7 @@ _changing = threading.RLock()
 """Held while an engine starts, and while one is given up: a process has one at a time."""
 
 
+@named_keywords
 class LLMDataDist:
     """The engine of this process: prompt, decoder or both (a label, which restricts nothing).
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from datadist import checks
 from datadist.api.arguments import (
     check_kind,
     check_not_none,
     check_one_id,
+    check_per_layer,
     check_source_blocks,
     cluster_of,
     layers_of,
     source_of,
-    tensors_per_layer,
 )
 from datadist.api.cache import Cache, id_in
 from datadist.api.manager_part import ManagerPart
 from datadist.engine.plan import Blocks
+from datadist.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
 from datadist.status import param_invalid
 from datadist.types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
+PER_LAYER = 2
+"""Tensors of a layer where the caller names no number: K and V."""
+
+
+@named_keywords
 class Pulling(ManagerPart):
     """Pulls, in both modes."""
 
@@ -31,13 +39,17 @@ class Pulling(ManagerPart):
         cache: Cache,
         batch_index: int = 0,
         size: int = -1,
-        **kwargs: Any,
+        *,
+        src_layer_range: range | None = None,
+        dst_layer_range: range | None = None,
+        tensor_num_per_layer: int = PER_LAYER,
+        **unknown: Unpack[NoKeywords],
     ) -> None:
         """Pull the slot that a key names on its cluster into slot ``batch_index`` of ``cache``.
 
         ``size`` is bytes from the start of the slot in each tensor; -1 means all of the local slot.
-        Keywords: ``src_layer_range``, ``dst_layer_range`` (``range``, step 1; None or empty means
-        all) and ``tensor_num_per_layer`` (default 2).
+        Layer ranges have step 1; None or an empty one means all layers. A layer has
+        ``tensor_num_per_layer`` tensors.
 
         In two-sided mode a request key, also one found by id and slot, is consumed once all tensors
         were pulled. In one-sided mode only :class:`CacheKeyByIdAndIndex` is accepted.
@@ -48,6 +60,8 @@ class Pulling(ManagerPart):
         Raises LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST (unknown cache or key),
         LLM_NOT_YET_LINK (no usable link), LLM_TIMEOUT (``sync_kv_timeout``), LLM_FAILED.
         """
+        if unknown:
+            raise unknown_keyword("pull_cache", keywords_of(Pulling.pull_cache), unknown)
         if self._one_sided and isinstance(cache_key, CacheKey):
             raise TypeError(
                 f"cache_key is a CacheKey ({cache_key!r}): with enable_remote_cache_accessible "
@@ -60,11 +74,11 @@ class Pulling(ManagerPart):
         check_kind("cache", cache, False, "use pull_blocks")
         if size != -1 and size <= 0:
             raise param_invalid(f"size is {size}: it must be -1 (the whole slot) or positive")
-        per_layer = tensors_per_layer(kwargs)
+        check_per_layer(tensor_num_per_layer)
         check_not_none("cache_key", cache_key)
         if isinstance(cache_key, CacheKey):
             check_one_id(cache_key)
-        layers = layers_of(kwargs, per_layer)
+        layers = layers_of(src_layer_range, dst_layer_range, tensor_num_per_layer)
         cluster, source = cluster_of(cache_key), source_of(cache_key)
         self._engine().pulls.pull_cache(
             cluster, source, id_in(cache, self), batch_index, size, layers
@@ -76,17 +90,28 @@ class Pulling(ManagerPart):
         dst_cache: Cache,
         src_blocks: Blocks = (),
         dst_blocks: Blocks = (),
-        **kwargs: Any,
+        *,
+        src_layer_range: range | None = None,
+        dst_layer_range: range | None = None,
+        tensor_num_per_layer: int = PER_LAYER,
+        **unknown: Unpack[NoKeywords],
     ) -> None:
         """Pull into blocks of ``dst_cache``.
 
         With a :class:`BlocksCacheKey` ``src_blocks[i]`` of the owner goes to ``dst_blocks[i]``.
         With the other keys ``src_blocks`` is empty and the contiguous slot is spread over
         ``dst_blocks`` in order. Lists of blocks may be NumPy arrays of integers, which saves time
-        for long ones, or hold NumPy's integers. Keywords and errors as :meth:`pull_cache`.
+        for long ones, or hold NumPy's integers. Layers and errors as :meth:`pull_cache`.
         """
         engine = self._bound
-        if type(src_cache_key) is BlocksCacheKey and type(dst_cache) is Cache and not kwargs:
+        if (
+            type(src_cache_key) is BlocksCacheKey
+            and type(dst_cache) is Cache
+            and src_layer_range is None
+            and dst_layer_range is None
+            and tensor_num_per_layer is PER_LAYER
+            and not unknown
+        ):
             # Fields, not properties, and no calls: this is the way of every small pull.
             name = src_cache_key._cluster_id, src_cache_key._model_id, dst_cache._cache_id
             if (
@@ -95,6 +120,8 @@ class Pulling(ManagerPart):
                 and engine.shortcuts.pull(name, src_blocks, dst_blocks)
             ):
                 return
+        if unknown:
+            raise unknown_keyword("pull_blocks", keywords_of(Pulling.pull_blocks), unknown)
         kinds = (CacheKey, CacheKeyByIdAndIndex, BlocksCacheKey)
         checks.check_isinstance("src_cache_key", src_cache_key, kinds)
         checks.check_isinstance("dst_cache", dst_cache, Cache)
@@ -103,10 +130,10 @@ class Pulling(ManagerPart):
         check_kind("dst_cache", dst_cache, True, "use pull_cache")
         if not len(dst_blocks):
             raise param_invalid("dst_blocks is empty: list the blocks to pull into")
-        per_layer = tensors_per_layer(kwargs)
+        check_per_layer(tensor_num_per_layer)
         check_not_none("src_cache_key", src_cache_key)
         check_source_blocks(src_cache_key, src_blocks)
-        layers = layers_of(kwargs, per_layer)
+        layers = layers_of(src_layer_range, dst_layer_range, tensor_num_per_layer)
         cluster, source = cluster_of(src_cache_key), source_of(src_cache_key)
         self._engine().pulls.pull_blocks(
             cluster, source, id_in(dst_cache, self), src_blocks, dst_blocks, layers

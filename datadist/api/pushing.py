@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from datadist import checks
 from datadist.api.arguments import (
     check_kind,
@@ -16,10 +18,15 @@ from datadist.api.tasks import check_layer_range
 from datadist.engine.plan import Blocks
 from datadist.engine.push import PushLayers, layers_to_push
 from datadist.engine.resolve import ById
+from datadist.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
 from datadist.status import param_invalid
 from datadist.types import BlocksCacheKey, CacheKeyByIdAndIndex
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
+
+@named_keywords
 class Pushing(ManagerPart):
     """Pushes, in one-sided mode only."""
 
@@ -32,6 +39,7 @@ class Pushing(ManagerPart):
         dst_layer_range: range | None = None,
         size: int = -1,
         tensor_num_per_layer: int = 2,
+        **unknown: Unpack[NoKeywords],
     ) -> None:
         """Push slot ``src_batch_index`` of ``src_cache`` into the slot that the key names.
 
@@ -43,6 +51,8 @@ class Pushing(ManagerPart):
         (unknown local or remote cache), LLM_NOT_YET_LINK, LLM_TIMEOUT (``sync_kv_timeout`` per
         layer), LLM_FAILED.
         """
+        if unknown:
+            raise unknown_keyword("push_cache", keywords_of(Pushing.push_cache), unknown)
         self._require_one_sided("push_cache")
         checks.check_isinstance(
             "dst_cache_key", dst_cache_key, CacheKeyByIdAndIndex, allow_none=False
@@ -68,12 +78,15 @@ class Pushing(ManagerPart):
         src_layer_range: range | None = None,
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = 2,
+        **unknown: Unpack[NoKeywords],
     ) -> None:
         """Push ``src_blocks[i]`` of ``src_cache`` into ``dst_blocks[i]`` of the key's blocks cache.
 
         Lists of blocks may be NumPy arrays of integers. Layer ranges and errors as
         :meth:`push_cache`; blocks must be equally large at both ends.
         """
+        if unknown:
+            raise unknown_keyword("push_blocks", keywords_of(Pushing.push_blocks), unknown)
         self._require_one_sided("push_blocks")
         engine = self._bound
         if (

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datadist import checks
 from datadist.engine.layerwise import LayerJob
 from datadist.keys import BlocksCacheKey, CacheKeyByIdAndIndex
+from datadist.keywords import named_keywords
 from datadist.status import LLMStatusCode, param_invalid
 
 __all__ = ["CacheTask", "LayerSynchronizer", "TransferConfig", "TransferWithCacheKeyConfig"]
@@ -25,6 +26,7 @@ class LayerSynchronizer(ABC):
         """
 
 
+@named_keywords
 class TransferConfig:
     """A destination in two-sided mode: absolute addresses at ``dst_cluster_id``.
 
@@ -90,11 +92,12 @@ class TransferConfig:
     def __repr__(self) -> str:
         return (
             f"TransferConfig(dst_cluster_id={self._dst_cluster_id}, "
-            f"{len(self._dst_addrs)} addresses, src_layer_range={self._src_layer_range}, "
+            f"dst_addrs={self._dst_addrs}, src_layer_range={self._src_layer_range}, "
             f"src_batch_index={self._src_batch_index})"
         )
 
 
+@named_keywords
 class TransferWithCacheKeyConfig:
     """A destination in one-sided mode: the cache that a key names.
 
@@ -177,12 +180,13 @@ class TransferWithCacheKeyConfig:
 
     def __repr__(self) -> str:
         return (
-            f"TransferWithCacheKeyConfig({self._cache_key!r}, src_layer_range="
+            f"TransferWithCacheKeyConfig(cache_key={self._cache_key!r}, src_layer_range="
             f"{self._src_layer_range}, dst_layer_range={self._dst_layer_range}, "
             f"src_batch_index={self._src_batch_index})"
         )
 
 
+@named_keywords
 class CacheTask:
     """A transfer that runs; from :meth:`CacheManager.transfer_cache_async`."""
 

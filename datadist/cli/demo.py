@@ -243,7 +243,7 @@ def _child(plan: Plan, cluster: int, pipe: Connection) -> None:
         try:
             _cluster(plan, cluster, pipe)
         except LLMException as error:
-            pipe.send(("error", f"{error} ({error.status_code.name})"))
+            pipe.send(("error", str(error)))
 
 
 def _cluster(plan: Plan, cluster: int, pipe: Connection) -> None:

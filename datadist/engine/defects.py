@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 
-from datadist.status import LLMException
+from datadist.status import LLMException, text_without_code
 from datadist.transport import TransportError
 
 log = logging.getLogger("datadist.transport")
 
-ALLOWED = (TransportError, MemoryError, LLMException)
+ALLOWED = (TransportError, MemoryError)
 
 
 def text_of(error: BaseException, plugin: object) -> str:
     """The text of what a call of ``plugin``, a transport or a link, raised."""
+    if isinstance(error, LLMException):
+        return text_without_code(error)  # whoever raises the next one gives it a code
     if isinstance(error, ALLOWED):
         return str(error)
     kind = type(plugin)

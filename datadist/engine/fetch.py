@@ -22,7 +22,13 @@ from datadist.engine.plan import Segments
 from datadist.engine.requests import Request, Requests
 from datadist.engine.transfer import Transfers
 from datadist.engine.workers import Workers
-from datadist.status import LLMException, LLMStatusCode, code_of, param_invalid
+from datadist.status import (
+    LLMException,
+    LLMStatusCode,
+    code_of,
+    param_invalid,
+    text_without_code,
+)
 
 log = logging.getLogger("datadist.transfer")
 
@@ -117,7 +123,7 @@ class Fetches:
         try:
             self._take(view, message, deadline)
         except LLMException as error:
-            status, reason = error.status_code, str(error)
+            status, reason = error.status_code, text_without_code(error)
         except Exception as error:
             log.exception("a layer of cluster %d failed; please report it", view.session.cluster_id)
             status, reason = LLMStatusCode.LLM_FAILED, f"{type(error).__name__}: {error}"

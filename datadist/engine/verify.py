@@ -25,7 +25,13 @@ from datadist.engine.plan import Segments
 from datadist.engine.requests import Requests
 from datadist.engine.resolve import Route
 from datadist.engine.workers import Workers
-from datadist.status import LLMException, LLMStatusCode, code_of, param_invalid
+from datadist.status import (
+    LLMException,
+    LLMStatusCode,
+    code_of,
+    param_invalid,
+    text_without_code,
+)
 from datadist.transport import Placement
 
 log = logging.getLogger("datadist.transfer")
@@ -146,7 +152,7 @@ class Verification:
             address = np.frombuffer(message.address, np.int64)
             crc = self._checksum(address, np.frombuffer(message.length, np.int64), deadline)
         except LLMException as error:
-            status, reason = error.status_code, str(error)
+            status, reason = error.status_code, text_without_code(error)
         view.send(Verified(id=message.id, status=status, reason=reason[:4000], crc=crc))
 
     def on_verified(self, view: PeerView, message: Verified) -> None:

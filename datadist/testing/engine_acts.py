@@ -16,7 +16,7 @@ from datadist import (
     LLMDataDist,
     LLMRole,
 )
-from datadist.status import LLMException
+from datadist.status import LLMException, text_without_code
 from datadist.testing import acts
 from datadist.testing.child import State
 from datadist.testing.pattern import difference, pattern
@@ -123,7 +123,7 @@ def _status(call: Any) -> str:
     try:
         call()
     except LLMException as error:
-        return f"{error.status_code.name}: {error}"
+        return f"{error.status_code.name}: {text_without_code(error)}"
     return "ok"
 
 
