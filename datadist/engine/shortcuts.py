@@ -193,7 +193,8 @@ class Shortcuts:
             ):
                 self._transfers.move(way.route, segments, deadline, way.entry, write)
                 done = True
-            self._end(way, token)
+            way.view.end_pull(token)  # as _end, without the call
+            self._owned.unpin(way.cache, token)
         except BaseException as error:
             way.view.pulls.discard(token)  # in C: no handler of a signal comes before these
             way.cache.pins.discard(token)
@@ -221,7 +222,8 @@ class Shortcuts:
                 and not (link is None or way.attempt.dead or rank in way.gone)
             ):
                 heard = link.read(rank, local, remote, length, transfers.timeout)
-            self._end(way, token)
+            view.end_pull(token)  # as _end, without the call
+            self._owned.unpin(way.cache, token)
         except BaseException as error:
             way.view.pulls.discard(token)  # in C: no handler of a signal comes before these
             way.cache.pins.discard(token)
@@ -236,8 +238,12 @@ class Shortcuts:
             if True in held:
                 way.turn.release()
         seconds = monotonic() - started
-        # What was being handled has changed the way once that is done, so this order counts.
-        if heard is not False or way.session.dispatching or not way.holds():
+        if heard is not False:
+            return False
+        # What was being handled has changed the way once that is done, so this order counts. The
+        # rest is `holds`, without the call.
+        session = way.session
+        if session.dispatching or view.version != way.version or session.closed or rank in way.gone:
             return False
         if seconds > SURE_SECONDS and not way.entry.pooled:
             return False
