@@ -71,8 +71,15 @@ def test_rows_have_a_status_and_differences_a_reason() -> None:
 
 def test_absent_names_are_absent() -> None:
     absent = [name for name, status, _ in _rows() if status == "absent"]
-    assert absent == ["Tensor", "TensorDesc", "KvCacheManager"]
-    assert not [name for name in absent if hasattr(datadist, name)]
+    names = [name for name in absent if not name.startswith("llm_datadist")]
+    assert names == ["Tensor", "TensorDesc", "KvCacheManager", "PushType"]
+    types = importlib.import_module("datadist.drop_in.llm_datadist.v2.llm_types")
+    assert not [name for name in names if hasattr(datadist, name) or hasattr(types, name)]
+    modules = [name for name in absent if name not in names]
+    assert len(modules) == 4
+    for name in modules:
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(f"datadist.drop_in.{name}")
 
 
 def test_exported_names_are_those_of_the_drop_in_and_the_extras() -> None:
@@ -81,7 +88,11 @@ def test_exported_names_are_those_of_the_drop_in_and_the_extras() -> None:
 
 
 def test_modules_of_the_drop_in_exist() -> None:
-    modules = [name for name, *_ in _rows() if name.startswith("llm_datadist")]
+    modules = [
+        name
+        for name, status, _ in _rows()
+        if name.startswith("llm_datadist") and status != "absent"
+    ]
     assert len(modules) == 7
     for name in modules:
         module = importlib.import_module(f"datadist.drop_in.{name}")

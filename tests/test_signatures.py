@@ -1,9 +1,10 @@
-"""What tools see of the API: docstrings, annotations, and the marker that the package is typed."""
+"""What tools see of the API: docstrings, annotations, parameters, and the marker that it is typed."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import shutil
 import subprocess
 import sys
@@ -11,13 +12,16 @@ import zipfile
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
 
 import datadist
+from datadist import Placement
 from datadist.api.arrays import CacheTensor
 from datadist.api.cache_manager import CacheManager
+from tests import upstream
 
 ROOT = Path(__file__).parents[1]
 DROP_IN = (
@@ -139,3 +143,74 @@ def test_the_wheel_says_that_it_is_typed_and_has_the_drop_in(tmp_path: Path) -> 
     }
     assert sources <= set(names)
     assert not [name for name in names if name.startswith(("llm_datadist", "tests"))]
+
+
+# -- against upstream ----------------------------------------------------------------------------
+
+
+def _parameters(name: str) -> str:
+    """The parameters of one of our constructors or methods, without ``self``, as text."""
+    kind, _, method = name.partition(".")
+    owner = _public()[kind]
+    found = inspect.signature(getattr(owner, method) if method else owner)
+    parameters = [p for p in found.parameters.values() if p.name not in ("self", "cls")]
+    shown = [_parameter(p) for p in parameters]
+    kinds = [p.kind for p in parameters]
+    if inspect.Parameter.KEYWORD_ONLY in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        shown.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
+    return ", ".join(shown)
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    name = stars.get(parameter.kind, "") + parameter.name
+    value = parameter.default
+    if value is inspect.Parameter.empty:
+        return name
+    return f"{name}={value if isinstance(value, Enum) else repr(value)}"
+
+
+def test_parameters_show_names_order_defaults_and_kinds() -> None:
+    def sample(a: int, b: Any = Placement.HOST, *, c: str = "x", **more: Any) -> None: ...
+
+    parameters = inspect.signature(sample).parameters.values()
+    assert [_parameter(p) for p in parameters] == ["a", "b=Placement.HOST", "c='x'", "**more"]
+    assert _parameters("LLMException") == upstream.SIGNATURES["LLMException"]
+
+
+@pytest.mark.parametrize("name", upstream.SIGNATURES)
+def test_parameters_are_those_of_upstream(name: str) -> None:
+    _, expected = upstream.DIFFERENT.get(name, (None, upstream.SIGNATURES[name]))
+    assert _parameters(name) == expected
+
+
+@pytest.mark.parametrize("name", upstream.DIFFERENT)
+def test_other_parameters_are_listed_as_deviations(name: str) -> None:
+    number, ours = upstream.DIFFERENT[name]
+    assert ours != upstream.SIGNATURES[name]
+    page = (ROOT / "docs" / "api.md").read_text()
+    (text,) = re.findall(rf"^{number}\. (.*?)(?=^\d+\. |\Z)", page, re.MULTILINE | re.DOTALL)
+    assert f"`{name.rpartition('.')[2]}`" in text
+    (row,) = [line for line in page.splitlines() if line.startswith("|") and f"`{name}`" in line]
+    assert "| differs |" in row
+    assert f"({number})" in row
+
+
+def test_the_table_has_all_that_is_not_marked_as_an_extra() -> None:
+    rows = re.findall(r"^\| (`.+?`) \| (\w+) \|", (ROOT / "docs" / "api.md").read_text(), re.M)
+    extra = {n for names, status in rows if status == "extra" for n in re.findall("`(.+?)`", names)}
+    ours = {f"{kind}.{name}" for kind, value in _public().items() for name in _own_methods(value)}
+    aliases = {f"LlmConfig.{name}" for name in ("generate_options", "gen_options")}
+    assert ours - extra - aliases == {name for name in upstream.SIGNATURES if "." in name}
+
+
+def _own_methods(kind: object) -> set[str]:
+    """Public methods of a class of the API, not of the transport interface."""
+    if not inspect.isclass(kind) or issubclass(kind, Enum):
+        return set()
+    if kind.__module__ == "datadist.transport":
+        return set()
+    bases = [base for base in kind.__mro__ if base.__module__.startswith("datadist")]
+    members = {name: member for base in bases for name, member in vars(base).items()}
+    kinds = (FunctionType, classmethod, staticmethod)
+    return {n for n, m in members.items() if isinstance(m, kinds) and not n.startswith("_")}
