@@ -7,6 +7,7 @@ against a linked peer is in test_matrix_linked.py. Source of the rows: LLM-DataD
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -322,9 +323,14 @@ def test_an_empty_range_of_a_pull_means_all_layers(worlds: Worlds, empty: range)
     verify(Table("CacheManager.pull_cache", TABLES[0].good, (check,)), worlds=worlds)
 
 
-def test_other_keywords_of_a_pull_are_ignored(worlds: Worlds) -> None:
-    check = Check(NOT_LINKED, "not linked", {"no_such_keyword": object()})
-    verify(Table("CacheManager.pull_cache", TABLES[0].good, (check,)), worlds=worlds)
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.method)
+def test_an_unknown_keyword_is_refused_before_anything_else(worlds: Worlds, table: Table) -> None:
+    unknown = Check(
+        TypeError, "keyword argument 'no_such_keyword': it takes", {"no_such_keyword": 1}
+    )
+    for check in (unknown, *table.checks):
+        wrong = replace(table, good={**table.good, **check.broken}, checks=(unknown,))
+        verify(wrong, table.world, worlds)
 
 
 @pytest.mark.parametrize(

@@ -162,9 +162,8 @@ def _parameters(name: str) -> str:
 
 
 def _parameter(parameter: inspect.Parameter) -> str:
-    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-    name = stars.get(parameter.kind, "") + parameter.name
     value = parameter.default
+    name = str(parameter.replace(annotation=parameter.empty, default=parameter.empty))
     if value is inspect.Parameter.empty:
         return name
     return f"{name}={value if isinstance(value, Enum) else repr(value)}"
