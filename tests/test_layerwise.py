@@ -149,6 +149,8 @@ def test_addresses_outside_of_live_caches_are_refused(start_node: Start) -> None
     sender, target = _linked(start_node, "cache cache", False)
     beyond = target.do(_addresses, SHAPE[1] * 4 * 3 + 4)
     assert sender.do(_send, [TransferConfig(2, beyond)]) == ["LLM_PARAM_INVALID"]
+    (line,) = sender.do(nodes.log_of, "ERROR")
+    assert line.count("LLM_") == line.count("(LLM_PARAM_INVALID)") == 1
     _expect(target, {})
     target.do(nodes.deallocate, "c")
     target.do(nodes.make, "c", "cache", [1, 1], 1)

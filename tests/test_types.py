@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import datadist.transport
+from datadist import Cache, KvCache, TransferConfig, TransferWithCacheKeyConfig
 from datadist.keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from datadist.status import LLMException, LLMStatusCode
 from datadist.types import (
@@ -242,6 +243,27 @@ def test_unknown_arguments_of_keys_are_told_with_the_names_that_there_are() -> N
     assert "Unsupported argument 'req_ib' of CacheKey (did you mean 'req_id'?): it takes" in said
     assert "it takes cluster_id, req_id, model_id, prefix_id, prompt_cluster_id" in said
     assert "did you mean 'model_id'?" in refused(BlocksCacheKey, 1, model=1)
+
+
+def test_handles_and_destinations_show_their_fields() -> None:
+    desc = CacheDesc(2, [1], F16, Placement.HOST)
+    cache = Cache.create_cpu_cache(desc, [8, 16])
+    assert (
+        repr(cache)
+        == str(cache)
+        == ("Cache(cache_id = -1, device_tensor_addrs = 2, is_blocks_cache = True)")
+    )
+    old = KvCache.create_cpu_cache(desc, [[8, 16], [24, 32]])
+    assert repr(old) == str(old) == "KvCache(cache_id = -1, num_devices = 2)"
+    assert repr(TransferConfig(3, [4, 5], range(1))) == (
+        "TransferConfig(dst_cluster_id=3, dst_addrs=[4, 5], src_layer_range=range(0, 1), "
+        "src_batch_index=0)"
+    )
+    config = TransferWithCacheKeyConfig(BlocksCacheKey(1), range(1), range(1))
+    assert repr(config) == (
+        "TransferWithCacheKeyConfig(cache_key=BlocksCacheKey(cluster_id=1, model_id=0), "
+        "src_layer_range=range(0, 1), dst_layer_range=range(0, 1), src_batch_index=0)"
+    )
 
 
 # -- memory and clusters -------------------------------------------------------------------------
