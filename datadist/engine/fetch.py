@@ -23,6 +23,7 @@ from datadist.engine.requests import Request, Requests
 from datadist.engine.transfer import Transfers
 from datadist.engine.workers import Workers
 from datadist.status import LLMException, LLMStatusCode, code_of, param_invalid
+from datadist.texts import in_seconds
 
 log = logging.getLogger("datadist.transfer")
 
@@ -81,7 +82,7 @@ class Fetches:
         if not request.over.is_set():
             raise LLMException(
                 f"cluster {cluster} did not take the layer within sync_kv_timeout "
-                f"({self._transfers.timeout:g} s)",
+                f"({in_seconds(self._transfers.timeout)})",
                 status_code=LLMStatusCode.LLM_TIMEOUT,
             )
         answer = request.answer

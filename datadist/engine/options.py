@@ -15,6 +15,7 @@ from datadist import checks
 from datadist.control.hostport import HostPort
 from datadist.control.job import job_name
 from datadist.status import param_invalid
+from datadist.texts import in_seconds
 from datadist.types import LLMRole
 
 __all__ = ["EngineOptions", "PoolConfig"]
@@ -339,8 +340,8 @@ def _link_time(given: dict[str, str], environ: Mapping[str, str]) -> float:
     seconds = _digits(text)
     if seconds is None or not low <= seconds <= high:
         log.warning(
-            "HCCL_CONNECT_TIMEOUT is %r, it must be a number in [%d, %d]: using %g s",
-            text, low, high, DEFAULT_LINK_SECONDS,
+            "HCCL_CONNECT_TIMEOUT is %r, it must be a number in [%d, %d]: using %s",
+            text, low, high, in_seconds(DEFAULT_LINK_SECONDS),
         )  # fmt: skip
         return DEFAULT_LINK_SECONDS
     return float(seconds)
