@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from datadist.names import NamedMembers
 from datadist.portable import Portable
 
 __all__ = ["LLMException", "LLMStatusCode", "Status", "code_of", "param_invalid"]
 
 
-class LLMStatusCode(IntEnum):
+class LLMStatusCode(IntEnum, metaclass=NamedMembers):
     """Result of an operation; the numbers are upstream's, also of those never produced here."""
 
     LLM_SUCCESS = 0

@@ -43,9 +43,9 @@ def nearest(name: str, names: Iterable[str], cutoff: float = 0.7) -> str | None:
     return by_lower[found[0]] if found else None
 
 
-def suggestion(name: str, names: Iterable[str]) -> str:
+def suggestion(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
     """``: did you mean '...'?``; empty where no name is alike."""
-    near = nearest(name, names)
+    near = nearest(name, names, cutoff)
     return f": did you mean {near!r}?" if near else ""
 
 

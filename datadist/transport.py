@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from datadist.names import NamedMembers
 from datadist.portable import Portable
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class Placement(IntEnum):
+class Placement(IntEnum, metaclass=NamedMembers):
     """Where memory lives: in the host, or in the accelerator."""
 
     HOST = 0
@@ -77,7 +78,7 @@ class Placement(IntEnum):
         return f"Placement.{self.name}"
 
 
-class Access(Enum):
+class Access(Enum, metaclass=NamedMembers):
     """What peers may do with the regions of a link."""
 
     READ = "read"

@@ -10,6 +10,7 @@ from enum import Enum, IntEnum
 
 from datadist import checks
 from datadist.keys import INVALID_ID, BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
+from datadist.names import CheckedAttributes, NamedMembers
 from datadist.status import LLMException, param_invalid
 from datadist.transport import Placement
 
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 
-class LLMRole(IntEnum):
+class LLMRole(IntEnum, metaclass=NamedMembers):
     """What an engine is for; a label, which restricts nothing."""
 
     PROMPT = 1
@@ -44,7 +45,7 @@ class LLMRole(IntEnum):
         return f"LLMRole.{self.name}"
 
 
-class RegisterMemStatus(Enum):
+class RegisterMemStatus(Enum, metaclass=NamedMembers):
     """State of a communication domain."""
 
     OK = 0
@@ -52,14 +53,14 @@ class RegisterMemStatus(Enum):
     FAILED = 2
 
 
-class Memtype(Enum):
+class Memtype(Enum, metaclass=NamedMembers):
     """Where memory lies, in :class:`MemInfo` (numbered the other way round than Placement)."""
 
     MEM_TYPE_DEVICE = 0
     MEM_TYPE_HOST = 1
 
 
-class DataType(Enum):
+class DataType(Enum, metaclass=NamedMembers):
     """Element types; numbers are those of the graph engine's tensor types."""
 
     DT_FLOAT = 0
@@ -102,7 +103,7 @@ def element_size(data_type: DataType) -> int:
     return _SIZES[data_type]
 
 
-class CacheDesc:
+class CacheDesc(CheckedAttributes):
     """``num_tensors`` tensors of one ``shape`` and type.
 
     Dimension 0 counts the batch slots of a contiguous cache or the blocks of a blocks cache.
@@ -237,7 +238,7 @@ def fixed(desc: CacheDesc) -> CacheDesc:
     return same
 
 
-class MemInfo:
+class MemInfo(CheckedAttributes):
     """A range of memory: type, address, size in bytes. Raises ``TypeError``."""
 
     def __init__(self, mem_type: Memtype, addr: int, size: int) -> None:
@@ -267,7 +268,7 @@ class MemInfo:
         return f"MemInfo({self._mem_type}, addr={self._addr}, size={self._size})"
 
 
-class LLMClusterInfo:
+class LLMClusterInfo(CheckedAttributes):
     """A cluster to link with by address: its id, and IP and port of either end."""
 
     def __init__(self) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from datadist import checks
+from datadist.names import CheckedAttributes
 from datadist.status import param_invalid
 from datadist.types import ipv4_number
 
 __all__ = ["LLMConfig", "LlmConfig"]
 
 
-class LLMConfig:
+class LLMConfig(CheckedAttributes):
     """Options of an engine as properties; :meth:`generate_options` gives the dict for `init`.
 
     The dict is one object per configuration: keys are added and overwritten, never removed. All

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datadist import checks
 from datadist.engine.layerwise import LayerJob
 from datadist.keys import BlocksCacheKey, CacheKeyByIdAndIndex
+from datadist.names import CheckedAttributes
 from datadist.status import LLMStatusCode, param_invalid
 
 __all__ = ["CacheTask", "LayerSynchronizer", "TransferConfig", "TransferWithCacheKeyConfig"]
@@ -25,7 +26,7 @@ class LayerSynchronizer(ABC):
         """
 
 
-class TransferConfig:
+class TransferConfig(CheckedAttributes):
     """A destination in two-sided mode: absolute addresses at ``dst_cluster_id``.
 
     ``dst_addrs`` holds two addresses per layer, already offset by the remote batch slot; layers
@@ -95,7 +96,7 @@ class TransferConfig:
         )
 
 
-class TransferWithCacheKeyConfig:
+class TransferWithCacheKeyConfig(CheckedAttributes):
     """A destination in one-sided mode: the cache that a key names.
 
     Both layer ranges are needed (step 1, equal lengths); layer ``src_layer_range[i]`` goes to layer
