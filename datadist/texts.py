@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["MOST_SHOWN", "in_seconds", "kind_of", "nearest", "shown", "suggestion"]
+__all__ = ["MOST_SHOWN", "in_seconds", "nearest", "shown", "suggestion"]
 
 MOST_SHOWN = 200
-"""Characters of a value in a text: a list of many is no help there."""
+"""Characters of a value in a text."""
+MOST_ELEMENTS = 32
+"""Elements of a list in a text: more are no help there."""
 
 
 def shown(value: object) -> str:
     """``repr(value)`` in one line and of bounded length, also where the value's own repr fails."""
     if isinstance(value, (str, bytes)):
         return _shortened(repr(value[: MOST_SHOWN + 1]), len(value))
+    if isinstance(value, (list, tuple, set, frozenset, dict)) and len(value) > MOST_ELEMENTS:
+        return f"{len(value)} elements"
     try:
         text = " ".join(repr(value).split())
     except Exception as error:
@@ -25,13 +29,6 @@ def _shortened(text: str, length: int) -> str:
     if len(text) <= MOST_SHOWN:
         return text
     return f"{text[:MOST_SHOWN]}... ({length} characters in all)"
-
-
-def kind_of(value: object) -> str:
-    """The name of a value's type: with its module where that is neither Python's nor ours."""
-    kind = type(value)
-    top = kind.__module__.partition(".")[0]
-    return kind.__name__ if top in ("builtins", "datadist") else f"{top}.{kind.__name__}"
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.7) -> str | None:

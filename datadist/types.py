@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from enum import Enum, IntEnum
 
 from datadist import checks
+from datadist.hints import ADDRESSES
 from datadist.keys import INVALID_ID, BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from datadist.names import CheckedAttributes, NamedMembers
 from datadist.status import LLMException, param_invalid
@@ -243,7 +244,7 @@ class MemInfo(CheckedAttributes):
 
     def __init__(self, mem_type: Memtype, addr: int, size: int) -> None:
         checks.check_isinstance("mem_type", mem_type, Memtype)
-        checks.check_isinstance("addr", addr, int)
+        checks.check_isinstance("addr", addr, int, use=ADDRESSES)
         checks.check_isinstance("size", size, int)
         self._mem_type = mem_type
         self._addr = addr

@@ -56,13 +56,13 @@ def test_no_text_rounds_times_in_a_way_of_its_own() -> None:
 def test_a_value_is_shown_in_one_line_of_bounded_length(value: object) -> None:
     assert "\n" not in shown(value)
     assert len(shown(value)) < MOST_SHOWN + 40
-    if len(repr(value)) < MOST_SHOWN and " " not in repr(value):
+    if len(repr(value)) < MOST_SHOWN and len(repr(value)) < 32 and " " not in repr(value):
         assert shown(value) == repr(value)
 
 
 def test_long_values_are_cut_and_say_so() -> None:
     assert shown("x" * 10**7).endswith("... (10000000 characters in all)")
-    assert shown(list(range(1000))).startswith("[0, 1, 2,")
+    assert shown(list(range(1000))) == "1000 elements"
 
 
 def test_a_repr_that_fails_does_not_hide_the_reason() -> None:

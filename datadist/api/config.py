@@ -125,7 +125,7 @@ class LLMConfig(CheckedAttributes):
 
     @mem_pool_cfg.setter
     def mem_pool_cfg(self, value: str | None) -> None:
-        checks.check_isinstance("mem_pool_cfg", value, str)
+        checks.check_json("mem_pool_cfg", value)
         self._set["mem_pool_cfg"] = value
 
     @property
@@ -135,7 +135,7 @@ class LLMConfig(CheckedAttributes):
 
     @host_mem_pool_cfg.setter
     def host_mem_pool_cfg(self, value: str | None) -> None:
-        checks.check_isinstance("host_mem_pool_cfg", value, str)
+        checks.check_json("host_mem_pool_cfg", value)
         self._set["host_mem_pool_cfg"] = value
 
     @property
@@ -165,7 +165,7 @@ class LLMConfig(CheckedAttributes):
 
     @local_comm_res.setter
     def local_comm_res(self, value: str | None) -> None:
-        checks.check_isinstance("local_comm_res", value, str)
+        checks.check_json("local_comm_res", value)
         self._set["local_comm_res"] = value
 
     @property
@@ -185,7 +185,7 @@ class LLMConfig(CheckedAttributes):
 
     @global_resource_config.setter
     def global_resource_config(self, value: str | None) -> None:
-        checks.check_isinstance("global_resource_config", value, str)
+        checks.check_json("global_resource_config", value)
         self._set["global_resource_config"] = value
 
     @property
@@ -239,7 +239,7 @@ class LLMConfig(CheckedAttributes):
 
     @buf_pool_cfg.setter
     def buf_pool_cfg(self, value: str | None) -> None:
-        checks.check_isinstance("buf_pool_cfg", value, str)
+        checks.check_json("buf_pool_cfg", value)
         self._set["buf_pool_cfg"] = value
 
     @property
@@ -253,7 +253,7 @@ class LLMConfig(CheckedAttributes):
 
     @cluster_info.setter
     def cluster_info(self, value: str) -> None:
-        checks.check_isinstance("cluster_info", value, str, allow_none=False)
+        checks.check_json("cluster_info", value, allow_none=False)
         self._set["cluster_info"] = json.dumps(_with_numeric_ips(json.loads(value)))
 
     @property

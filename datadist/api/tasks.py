@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from datadist import checks
 from datadist.engine.layerwise import LayerJob
+from datadist.hints import ADDRESSES
 from datadist.keys import BlocksCacheKey, CacheKeyByIdAndIndex
 from datadist.names import CheckedAttributes
 from datadist.status import LLMStatusCode, param_invalid
@@ -64,7 +65,7 @@ class TransferConfig(CheckedAttributes):
 
     @dst_addrs.setter
     def dst_addrs(self, value: Sequence[int]) -> None:
-        check_uint64s("dst_addrs", value)
+        check_uint64s("dst_addrs", value, ADDRESSES)
         self._dst_addrs = value
 
     @property
@@ -226,9 +227,9 @@ def _check_slot(key: BlocksCacheKey | CacheKeyByIdAndIndex, slot: int) -> None:
         raise param_invalid(f"src_batch_index is {slot}, it must be 0 with a BlocksCacheKey")
 
 
-def check_uint64s(name: str, values: object) -> None:
+def check_uint64s(name: str, values: object, use: str = "") -> None:
     """A list or tuple of uint64. Raises ``TypeError``, ``ValueError``."""
-    checks.check_sequence_of(name, values, int)
+    checks.check_sequence_of(name, values, int, use)
     assert isinstance(values, (list, tuple))
     if values and (min(values) < 0 or max(values) >= 1 << 64):
         for index, value in enumerate(values):
