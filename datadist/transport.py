@@ -39,6 +39,7 @@ __all__ = [
     "Link",
     "LinkError",
     "Offer",
+    "OptionError",
     "Peer",
     "PeerLost",
     "Placement",
@@ -99,6 +100,10 @@ class LinkError(TransportError):
     def __init__(self, message: str, rank: int | None = None) -> None:
         super().__init__(message)
         self.rank = rank
+
+
+class OptionError(TransportError):
+    """A value that the user gave is wrong; the text names the option, the value and what is expected."""
 
 
 class AddressError(TransportError):
@@ -387,7 +392,8 @@ class Transport(ABC):
     def __init__(self, options: TransportOptions) -> None:
         """Open the device. The first moment at which vendor libraries may load.
 
-        Raises :class:`TransportError` if there is no usable device.
+        Raises :class:`OptionError` for wrong options (see ``datadist.plugin_options``), else
+        :class:`TransportError` if there is no usable device.
         """
 
     @property

@@ -317,9 +317,10 @@ class LLMDataDist:
         """
         engine = self._initialised()
         checks.check_isinstance("role", role, LLMRole)
-        checks.check_isinstance("switch_options", switch_options, dict)
-        from datadist.engine.options import parse_listen_info
+        from datadist.engine.options import check_is_options, parse_listen_info
 
+        if switch_options is not None:
+            check_is_options("switch_options", switch_options)
         listen = parse_listen_info(switch_options or {})
         if role is None:
             raise KeyError("role is None: give a member of LLMRole")

@@ -154,7 +154,7 @@ class ReferenceTransport(spi.Transport):
 
     def __init__(self, options: spi.TransportOptions) -> None:
         if options.extra:
-            raise spi.TransportError(f"unknown option {min(options.extra)}: there are none")
+            raise spi.OptionError(f"unknown option {min(options.extra)}: there are none")
         LIBC.prctl(PR_SET_PTRACER, PTRACER_ANY)  # Yama, where it is on, asks whom we let look at us
 
     @property
