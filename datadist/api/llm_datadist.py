@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadist import checks
+from datadist.speaker import start_speaking, stop_speaking
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import LLMClusterInfo, LLMRole, RegisterMemStatus, ipv4_text
 
@@ -95,8 +96,13 @@ class LLMDataDist:
         from datadist.engine.engine import Engine
         from datadist.engine.options import EngineOptions
 
-        parsed = EngineOptions.parse(options, self._role, os.environ)
-        engine = Engine(self._cluster_id, parsed, os.environ)
+        start_speaking(self._cluster_id)
+        try:
+            parsed = EngineOptions.parse(options, self._role, os.environ)
+            engine = Engine(self._cluster_id, parsed, os.environ)
+        except BaseException:
+            stop_speaking()
+            raise
         self._cache_manager = CacheManager(engine, self._refusal, parsed.remote_accessible)
         self._options, self._engine = parsed, engine
         LLMDataDist.llm_engine_instance = self

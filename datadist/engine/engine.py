@@ -49,6 +49,7 @@ from datadist.engine.verify import Verification
 from datadist.engine.waiting import Waiting
 from datadist.engine.workers import Workers
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
+from datadist.speaker import stop_speaking
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.texts import in_seconds
 from datadist.transport import Access, Placement
@@ -467,6 +468,8 @@ class Engine:
                 self._builder.wait_for_dropped(FLUSH_SECONDS)
         except Exception:
             log.exception("finalize did not end cleanly; please report it")
+        finally:
+            stop_speaking()
 
     def _wait_for_calls(self) -> None:
         deadline = time.monotonic() + CALLS_SECONDS

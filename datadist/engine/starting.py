@@ -11,6 +11,7 @@ from datadist.engine.defects import text_of
 from datadist.engine.loader import BackendError, Choice, choose_backend
 from datadist.engine.option_keys import where
 from datadist.engine.options import EngineOptions
+from datadist.speaker import attach
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import OptionError, Transport, TransportError, TransportOptions
 
@@ -46,6 +47,7 @@ def start_transport(options: EngineOptions, environ: Mapping[str, str]) -> tuple
         key = "llm.TransferBackend"
         origin = f" [option {key}{where(key)}]" if options.backend else ""
         raise param_invalid(f"{error}{origin}") from error
+    attach()
     settings = TransportOptions(
         device_id=options.device_id,
         listen_address=options.listen_ip,
@@ -73,6 +75,7 @@ def start_transport(options: EngineOptions, environ: Mapping[str, str]) -> tuple
             f"backend {choice.backend} does not start: {type(error).__name__}: {error}",
             status_code=LLMStatusCode.LLM_FAILED,
         ) from error
+    attach()
     log.info("backend %s: %s", choice.backend, _facts(transport))
     return choice, transport
 

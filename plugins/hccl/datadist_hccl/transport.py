@@ -94,7 +94,8 @@ class HcclTransport(Transport):
             if options.device_id >= count:
                 raise OptionError(
                     f"option ge.exec.deviceId: LLMConfig.device_id is {options.device_id} and "
-                    f"{count} NPUs are visible to this process (ASCEND_RT_VISIBLE_DEVICES renumbers them from 0)"
+                    f"{count} NPUs are visible to this process "
+                    "(ASCEND_RT_VISIBLE_DEVICES renumbers them from 0)"
                 )
             self._device = Device(runtime, options.device_id)
         except AclError as error:
