@@ -20,7 +20,8 @@ ME = f"[cluster 7, pid {os.getpid()}]"
 
 @pytest.fixture
 def speaking() -> Iterator[None]:
-    logging.getLogger("datadist.some.plugin")
+    for name in ("datadist.shm", "datadist.some.plugin"):  # a plugin makes its when it is imported
+        logging.getLogger(name)
     start_speaking(7)
     yield
     stop_speaking()
