@@ -10,33 +10,44 @@ from __future__ import annotations
 from operator import index as as_index
 from typing import Any, TypeAlias
 
+from datadist import hints
+from datadist.texts import shown
+
 Types: TypeAlias = "type | tuple[type, ...]"
-MOST_SHOWN = 200
-"""Characters of a value in a text: an array or a list of many is no help there."""
 
 
-def _names(types: Types) -> str:
-    each = types if isinstance(types, tuple) else (types,)
-    return " or ".join(kind.__name__ for kind in each)
+def check_isinstance(
+    name: str, value: object, types: Types, allow_none: bool = True, use: str = ""
+) -> None:
+    """Raise ``TypeError`` when ``value`` is none of ``types``.
 
-
-def check_isinstance(name: str, value: object, types: Types, allow_none: bool = True) -> None:
-    """Raise ``TypeError`` when ``value`` is none of ``types``."""
+    ``use`` is :data:`hints.ADDRESSES` where an int is an address.
+    """
     if (value is None and allow_none) or isinstance(value, types):
         return
-    raise _not_supported(name, value, _names(types))
+    each = types if isinstance(types, tuple) else (types,)
+    supported = " or ".join(kind.__name__ for kind in each)
+    raise _not_supported(name, value, supported, hints.for_wanted(value, each, use))
 
 
-def _not_supported(name: str, value: object, supported: str) -> TypeError:
-    shown = repr(value)
-    shown = shown if len(shown) <= MOST_SHOWN and "\n" not in shown else "its value is long"
-    return TypeError(f"{name} is a {type(value).__name__} ({shown}), only support {supported}")
+def check_json(name: str, value: object, allow_none: bool = True) -> None:
+    """Raise ``TypeError`` unless ``value`` is text, which is to be JSON."""
+    if isinstance(value, str) or (value is None and allow_none):
+        return
+    raise _not_supported(name, value, "str, which is JSON", hints.for_json(value))
 
 
-def check_sequence_of(name: str, values: object, element: type) -> None:
+def _not_supported(name: str, value: object, supported: str, hint: str = "") -> TypeError:
+    value_text = hints.described(value) or shown(value)
+    todo = f": {hint}" if hint else ""
+    kind = type(value).__name__
+    return TypeError(f"{name} is a {kind} ({value_text}), only support {supported}{todo}")
+
+
+def check_sequence_of(name: str, values: object, element: type, use: str = "") -> None:
     """Raise ``TypeError`` unless ``values`` is a list or tuple of ``element``."""
-    check_isinstance(name, values, (list, tuple), allow_none=False)
-    _check_elements(name, values, element)
+    check_isinstance(name, values, (list, tuple), allow_none=False, use=use)
+    _check_elements(name, values, element, use)
 
 
 def check_blocks(name: str, values: object) -> None:
@@ -50,7 +61,8 @@ def check_blocks(name: str, values: object) -> None:
     import numpy as np  # not with this module: `import datadist` is to be quick
 
     if not isinstance(values, np.ndarray):
-        raise _not_supported(name, values, "list, tuple or NumPy array of integers")
+        hint = hints.for_wanted(values, (list, tuple))
+        raise _not_supported(name, values, "list, tuple or NumPy array of integers", hint)
     if values.dtype.kind not in "iu" or values.ndim != 1:
         raise TypeError(
             f"{name} is an array of {values.dtype} of shape {values.shape}, only support integers in "
@@ -71,14 +83,15 @@ def _check_indices(name: str, values: list[Any] | tuple[Any, ...]) -> None:
 def check_list_of_blocks(name: str, values: object) -> None:
     """As :func:`check_blocks`, but no tuple."""
     if values is None or isinstance(values, tuple):
-        raise _not_supported(name, values, "list or NumPy array of integers")
+        hint = hints.for_wanted(values, (list,))
+        raise _not_supported(name, values, "list or NumPy array of integers", hint)
     check_blocks(name, values)
 
 
-def check_list_of_int(name: str, values: object) -> None:
+def check_list_of_int(name: str, values: object, use: str = "") -> None:
     """Raise ``TypeError`` unless ``values`` is a list (no tuple) of int."""
-    check_isinstance(name, values, list, allow_none=False)
-    _check_elements(name, values, int)
+    check_isinstance(name, values, list, allow_none=False, use=use)
+    _check_elements(name, values, int, use)
 
 
 def _all_are(values: list[Any] | tuple[Any, ...], element: type) -> bool:
@@ -86,12 +99,12 @@ def _all_are(values: list[Any] | tuple[Any, ...], element: type) -> bool:
     return set(map(type, values)) <= {element}
 
 
-def _check_elements(name: str, values: object, element: type) -> None:
+def _check_elements(name: str, values: object, element: type, use: str = "") -> None:
     assert isinstance(values, (list, tuple))
     if _all_are(values, element):
         return  # the common case, many times faster
     for index, value in enumerate(values):
-        check_isinstance(f"{name}[{index}]", value, element, allow_none=False)
+        check_isinstance(f"{name}[{index}]", value, element, allow_none=False, use=use)
 
 
 def check_dict(name: str, values: object, key: type, value: type) -> None:

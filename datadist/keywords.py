@@ -13,6 +13,8 @@ from functools import wraps
 from types import FunctionType
 from typing import Any, TypedDict, TypeVar
 
+from datadist.texts import nearest
+
 __all__ = ["NoKeywords", "did_you_mean", "keywords_of", "named_keywords", "unknown_keyword"]
 
 Kind = TypeVar("Kind", bound=type)
@@ -49,10 +51,8 @@ def unknown_keyword(shown: str, known: Sequence[str], unknown: Iterable[str]) ->
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """`` (did you mean 'nearest'?)`` where one of the names is near, else nothing."""
-    from difflib import get_close_matches  # not with this module: `import datadist` is to be quick
-
-    near = get_close_matches(name, known, 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    near = nearest(name, known, cutoff=0.6)
+    return f" (did you mean {near!r}?)" if near else ""
 
 
 def keywords_of(function: Callable[..., Any]) -> tuple[str, ...]:

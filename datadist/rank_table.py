@@ -26,6 +26,7 @@ from pydantic import (
     ValidationError,
 )
 
+from datadist import hints
 from datadist.portable import Portable
 
 __all__ = ["RankDevice", "RankTable", "RankTableError", "parse_rank_table"]
@@ -242,13 +243,23 @@ def _without_trailing_commas(text: str) -> str:
     return _TOKEN.sub(lambda match: " " if match[0] == "," else match[0], text)
 
 
+def _near(text: str, error: Exception) -> str:
+    """The text around the place of an error."""
+    if not isinstance(error, json.JSONDecodeError):
+        return ""
+    return f", near {text[max(0, error.pos - 20) : error.pos + 20]!r}"
+
+
 def _read_json(text: str) -> dict[str, Any]:
     if len(text) > MAX_TEXT:
         raise RankTableError([f"it has {len(text)} characters, more than {MAX_TEXT}"])
     try:
         raw = json.loads(_without_trailing_commas(text))
     except (ValueError, RecursionError) as error:
-        raise RankTableError([f"it is not valid JSON: {error}"]) from None
+        why = hints.for_json_text(text) or f"{error}{_near(text, error)}"
+        raise RankTableError([f"it is not valid JSON: {why}"]) from None
+    if isinstance(raw, str):
+        raise RankTableError(["it is a JSON string in which the table is: give that text itself"])
     if not isinstance(raw, dict):
         raise RankTableError([f"expected a JSON object, got {type(raw).__name__}"])
     return raw

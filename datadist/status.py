@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datadist.enums import NamedInt
 from datadist.keywords import named_keywords
+from datadist.names import NamedMembers
 from datadist.portable import Portable
 
 __all__ = [
@@ -16,7 +17,7 @@ __all__ = [
 ]
 
 
-class LLMStatusCode(NamedInt):
+class LLMStatusCode(NamedInt, metaclass=NamedMembers):
     """Result of an operation; the numbers are upstream's, also of those never produced here."""
 
     LLM_SUCCESS = 0

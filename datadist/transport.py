@@ -21,6 +21,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadist.enums import NamedInt
+from datadist.names import NamedMembers
 from datadist.portable import Portable
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "Link",
     "LinkError",
     "Offer",
+    "OptionError",
     "Peer",
     "PeerLost",
     "Placement",
@@ -68,14 +70,14 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class Placement(NamedInt):
+class Placement(NamedInt, metaclass=NamedMembers):
     """Where memory lives: in the host, or in the accelerator."""
 
     HOST = 0
     DEVICE = 1
 
 
-class Access(Enum):
+class Access(Enum, metaclass=NamedMembers):
     """What peers may do with the regions of a link."""
 
     READ = "read"
@@ -96,6 +98,10 @@ class LinkError(TransportError):
     def __init__(self, message: str, rank: int | None = None) -> None:
         super().__init__(message)
         self.rank = rank
+
+
+class OptionError(TransportError):
+    """A value that the user gave is wrong; the text names the option, the value and what is expected."""
 
 
 class AddressError(TransportError):
@@ -384,7 +390,8 @@ class Transport(ABC):
     def __init__(self, options: TransportOptions) -> None:
         """Open the device. The first moment at which vendor libraries may load.
 
-        Raises :class:`TransportError` if there is no usable device.
+        Raises :class:`OptionError` for wrong options (see ``datadist.plugin_options``), else
+        :class:`TransportError` if there is no usable device.
         """
 
     @property

@@ -10,8 +10,10 @@ from enum import Enum
 
 from datadist import checks
 from datadist.enums import NamedInt
+from datadist.hints import ADDRESSES
 from datadist.keys import INVALID_ID, BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from datadist.keywords import named_keywords
+from datadist.names import CheckedAttributes, NamedMembers
 from datadist.status import LLMException, param_invalid
 from datadist.transport import Placement
 
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 
-class LLMRole(NamedInt):
+class LLMRole(NamedInt, metaclass=NamedMembers):
     """What an engine is for; a label, which restricts nothing."""
 
     PROMPT = 1
@@ -43,7 +45,7 @@ class LLMRole(NamedInt):
     MIX = 3
 
 
-class RegisterMemStatus(Enum):
+class RegisterMemStatus(Enum, metaclass=NamedMembers):
     """State of a communication domain."""
 
     OK = 0
@@ -51,14 +53,14 @@ class RegisterMemStatus(Enum):
     FAILED = 2
 
 
-class Memtype(Enum):
+class Memtype(Enum, metaclass=NamedMembers):
     """Where memory lies, in :class:`MemInfo` (numbered the other way round than Placement)."""
 
     MEM_TYPE_DEVICE = 0
     MEM_TYPE_HOST = 1
 
 
-class DataType(Enum):
+class DataType(Enum, metaclass=NamedMembers):
     """Element types; numbers are those of the graph engine's tensor types."""
 
     DT_FLOAT = 0
@@ -102,7 +104,7 @@ def element_size(data_type: DataType) -> int:
 
 
 @named_keywords
-class CacheDesc:
+class CacheDesc(CheckedAttributes):
     """``num_tensors`` tensors of one ``shape`` and type.
 
     Dimension 0 counts the batch slots of a contiguous cache or the blocks of a blocks cache.
@@ -241,12 +243,12 @@ def fixed(desc: CacheDesc) -> CacheDesc:
 
 
 @named_keywords
-class MemInfo:
+class MemInfo(CheckedAttributes):
     """A range of memory: type, address, size in bytes. Raises ``TypeError``."""
 
     def __init__(self, mem_type: Memtype, addr: int, size: int) -> None:
         checks.check_isinstance("mem_type", mem_type, Memtype)
-        checks.check_isinstance("addr", addr, int)
+        checks.check_isinstance("addr", addr, int, use=ADDRESSES)
         checks.check_isinstance("size", size, int)
         self._mem_type = mem_type
         self._addr = addr
@@ -272,7 +274,7 @@ class MemInfo:
 
 
 @named_keywords
-class LLMClusterInfo:
+class LLMClusterInfo(CheckedAttributes):
     """A cluster to link with by address: its id, and IP and port of either end."""
 
     def __init__(self) -> None:

@@ -174,7 +174,8 @@ def _collect_log(here: Here) -> None:
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            here.log.append(f"{record.levelname} {record.getMessage()}")
+            engine = f"{getattr(record, 'datadist_engine', '')} "
+            here.log.append(f"{record.levelname} {record.getMessage().removeprefix(engine)}")
 
     logger = logging.getLogger("datadist")
     logger.addHandler(Collector())
@@ -253,7 +254,7 @@ def finalize(here: Here) -> None:
 
 
 def log_of(here: Here, level: str = "") -> list[str]:
-    """What was logged, lines that begin with ``level``."""
+    """What was logged, lines that begin with ``level``, without the engine, which is this one."""
     return [line for line in here.log if line.startswith(level)]
 
 

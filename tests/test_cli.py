@@ -43,6 +43,17 @@ def test_check_names_every_problem(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "cannot read" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("pad", [0, 5000])
+def test_check_is_given_the_table_itself(pad: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", table_for({1: 0, 2: 1}) + " " * pad]) == 2
+    err = capsys.readouterr().err
+    assert err.endswith("it is JSON, give the name of the file that holds it, or - and the JSON "
+                        "as input\n")  # fmt: skip
+    assert len(err) < 400
+    assert main(["check", "no\0such"]) == 2
+    assert "cannot read 'no\\x00such': embedded null byte" in capsys.readouterr().err
+
+
 def test_demo_verifies_every_cluster() -> None:
     command = [sys.executable, "-m", "datadist", "demo", "--clusters", "3", "--tokens", "100"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

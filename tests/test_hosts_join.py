@@ -69,7 +69,9 @@ def test_one_server_meets_before_it_joins(join_on: Start) -> None:
     members = [join_on(0, cluster, key=None, link_total_time=8) for cluster in PAIR]
     table = nodes.table_for(PAIR)
     (comm_id,) = _begin(members[:1], PAIR, table)
-    with pytest.raises(RemoteError, match=r"cluster 2 \(rank 1\) is here .* waits for no link"):
+    with pytest.raises(
+        RemoteError, match=r"cluster 2 \(rank 1\) is here .* has not called link with"
+    ):
         members[0].do(nodes.wait, comm_id, 500)
     hosts.wait_all(members, [comm_id, *_begin(members[1:], PAIR, table)])
     hosts.check_pull(members[1], 2, members[0])

@@ -192,6 +192,27 @@ def test_a_wrong_field_is_named_with_what_was_expected(
     assert text in found
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "it is empty"),
+        (
+            "/etc/hccn/ranks.json",
+            "'/etc/hccn/ranks.json' is the name of a file, give the text that",
+        ),
+        ("ranks.json", "open(path).read()"),
+        ("{'version': '1.0'}", "json.dumps(...) of a dict"),
+        ('{"version": "1.0" "x"}', "delimiter: line 1 column 19 (char 18), near "),
+        ('"{}"', "it is a JSON string in which the table is"),
+    ],
+)
+def test_text_that_is_no_table_says_what_it_is(text: str, said: str) -> None:
+    with pytest.raises(RankTableError) as caught:
+        parse_rank_table(text)
+    (problem,) = caught.value.problems
+    assert said in problem
+
+
 def test_all_problems_are_reported_at_once() -> None:
     found = problems(
         {

@@ -70,7 +70,7 @@ def test_the_peer_is_here_but_does_not_link(start_node: Start) -> None:
     node.do(nodes.link, "pair", PAIR)
     told = _told(node)
     assert f"cluster 2 (rank 1) is here (pid {peer.pid}, " in told
-    assert "waits for no link with this engine" in told
+    assert "has not called link with this engine" in told
 
 
 def test_the_peer_waits_under_another_name(start_node: Start) -> None:
@@ -98,7 +98,8 @@ def test_the_peer_is_in_another_job(start_node: Start) -> None:
     node.do(nodes.link, "pair", PAIR)
     peer.do(nodes.link, "pair", PAIR)
     told = _told(node)
-    assert f"cluster 2 (rank 1) is not here: pid {peer.pid}, " in told
+    assert "no engine with its cluster id is here, but elsewhere: " in told
+    assert f"pid {peer.pid}, " in told
     assert "job 'blue'" in told
     assert "set the same DATADIST_JOB" in told
     theirs = _told(peer)

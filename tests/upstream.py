@@ -82,18 +82,18 @@ SIGNATURES = {
 _LAYERS = "*, src_layer_range=None, dst_layer_range=None, tensor_num_per_layer=2"
 
 DIFFERENT = {
-    "CacheManager.pull_cache": (24, f"cache_key, cache, batch_index=0, size=-1, {_LAYERS}"),
+    "CacheManager.pull_cache": (26, f"cache_key, cache, batch_index=0, size=-1, {_LAYERS}"),
     "CacheManager.pull_blocks": (
-        24,
+        26,
         f"src_cache_key, dst_cache, src_blocks=(), dst_blocks=(), {_LAYERS}",
     ),
-    "CacheManager": (25, "engine, refusal, one_sided"),
+    "CacheManager": (27, "engine, refusal, one_sided"),
     "Cache": (
-        25,
+        27,
         "cache_id, cache_desc, tensor_addrs, is_blocks_cache, *, pooled=False, keeper=None, "
         "addressable=True, owner=None, release=None, made=None",
     ),
-    "KvCache": (25, "cache_id, cache_desc, per_device_tensor_addrs, is_blocks_cache=False"),
-    "CacheTask": (25, "job"),
+    "KvCache": (27, "cache_id, cache_desc, per_device_tensor_addrs, is_blocks_cache=False"),
+    "CacheTask": (27, "job"),
 }
 """Ours where they differ, and the number of the deviation that says so in docs/api.md."""

@@ -23,6 +23,7 @@ from datadist.api.manager_part import ManagerPart
 from datadist.engine.directory import KeyName
 from datadist.engine.engine import Engine
 from datadist.engine.owned import OwnCache
+from datadist.hints import ADDRESSES
 from datadist.keywords import named_keywords
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import BlocksCacheKey, CacheDesc, CacheKey, Placement, fixed
@@ -254,4 +255,4 @@ class Allocation(ManagerPart):
 def _check_memory(desc: CacheDesc, addrs: list[int]) -> None:
     checks.check_isinstance("cache_desc", desc, CacheDesc)
     if addrs is not None:  # None fails where the addresses are used
-        checks.check_list_of_int("addrs", addrs)
+        checks.check_list_of_int("addrs", addrs, ADDRESSES)

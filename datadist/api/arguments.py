@@ -12,6 +12,7 @@ from datadist.engine.engine import Engine
 from datadist.engine.owned import Layout, describe
 from datadist.engine.plan import Blocks
 from datadist.engine.resolve import ById, Layers, Source
+from datadist.hints import ADDRESSES
 from datadist.status import param_invalid
 from datadist.types import (
     INVALID_ID,
@@ -42,7 +43,7 @@ def check_kind(name: str, cache: Cache, blocks: bool, hint: str) -> None:
 
 def check_addresses(desc: CacheDesc, addrs: list[int]) -> None:
     """One address per tensor. Raises ``TypeError`` for None, LLM_PARAM_INVALID."""
-    checks.check_isinstance("addrs", addrs, list, allow_none=False)
+    checks.check_isinstance("addrs", addrs, list, allow_none=False, use=ADDRESSES)
     if not addrs:
         raise param_invalid("addrs is empty: give one address per tensor")
     check_not_none("cache_desc", desc)

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from datadist import checks
+from datadist.hints import ADDRESSES
 from datadist.keywords import named_keywords
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import CacheDesc, Placement, fixed
@@ -115,7 +116,7 @@ class Cache:
         there is not one address per tensor.
         """
         checks.check_isinstance("cache_desc", cache_desc, CacheDesc)
-        checks.check_list_of_int("addrs", addrs)
+        checks.check_list_of_int("addrs", addrs, ADDRESSES)
         if cache_desc.placement is not Placement.HOST:
             raise param_invalid(f"a CPU cache needs placement HOST, not {cache_desc.placement}")
         if cache_desc.num_tensors != len(addrs):

@@ -8,6 +8,7 @@ from typing import Any
 
 from datadist import checks
 from datadist.keywords import named_keywords
+from datadist.names import CheckedAttributes
 from datadist.status import param_invalid
 from datadist.types import ipv4_number
 
@@ -15,7 +16,7 @@ __all__ = ["LLMConfig", "LlmConfig"]
 
 
 @named_keywords
-class LLMConfig:
+class LLMConfig(CheckedAttributes):
     """Options of an engine as properties; :meth:`generate_options` gives the dict for `init`.
 
     The dict is one object per configuration: keys are added and overwritten, never removed. All
@@ -126,7 +127,7 @@ class LLMConfig:
 
     @mem_pool_cfg.setter
     def mem_pool_cfg(self, value: str | None) -> None:
-        checks.check_isinstance("mem_pool_cfg", value, str)
+        checks.check_json("mem_pool_cfg", value)
         self._set["mem_pool_cfg"] = value
 
     @property
@@ -136,7 +137,7 @@ class LLMConfig:
 
     @host_mem_pool_cfg.setter
     def host_mem_pool_cfg(self, value: str | None) -> None:
-        checks.check_isinstance("host_mem_pool_cfg", value, str)
+        checks.check_json("host_mem_pool_cfg", value)
         self._set["host_mem_pool_cfg"] = value
 
     @property
@@ -166,7 +167,7 @@ class LLMConfig:
 
     @local_comm_res.setter
     def local_comm_res(self, value: str | None) -> None:
-        checks.check_isinstance("local_comm_res", value, str)
+        checks.check_json("local_comm_res", value)
         self._set["local_comm_res"] = value
 
     @property
@@ -186,7 +187,7 @@ class LLMConfig:
 
     @global_resource_config.setter
     def global_resource_config(self, value: str | None) -> None:
-        checks.check_isinstance("global_resource_config", value, str)
+        checks.check_json("global_resource_config", value)
         self._set["global_resource_config"] = value
 
     @property
@@ -240,7 +241,7 @@ class LLMConfig:
 
     @buf_pool_cfg.setter
     def buf_pool_cfg(self, value: str | None) -> None:
-        checks.check_isinstance("buf_pool_cfg", value, str)
+        checks.check_json("buf_pool_cfg", value)
         self._set["buf_pool_cfg"] = value
 
     @property
@@ -254,7 +255,7 @@ class LLMConfig:
 
     @cluster_info.setter
     def cluster_info(self, value: str) -> None:
-        checks.check_isinstance("cluster_info", value, str, allow_none=False)
+        checks.check_json("cluster_info", value, allow_none=False)
         self._set["cluster_info"] = json.dumps(_with_numeric_ips(json.loads(value)))
 
     @property

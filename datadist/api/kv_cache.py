@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from datadist import checks
+from datadist.hints import ADDRESSES
 from datadist.keywords import named_keywords
 from datadist.status import param_invalid
 from datadist.types import CacheDesc, Placement
@@ -58,11 +59,11 @@ class KvCache:
         there is not one address per tensor.
         """
         checks.check_isinstance("cache_desc", cache_desc, CacheDesc)
-        checks.check_isinstance("addrs", addrs, list, allow_none=False)
+        checks.check_isinstance("addrs", addrs, list, allow_none=False, use=ADDRESSES)
         nested = bool(addrs) and isinstance(addrs[0], list)
         devices = list(addrs) if nested else [addrs]
         for device in devices:
-            checks.check_list_of_int("addrs", device)
+            checks.check_list_of_int("addrs", device, ADDRESSES)
         if cache_desc.placement is not Placement.HOST:
             raise param_invalid(f"a CPU cache needs placement HOST, not {cache_desc.placement}")
         lists = [list(device) for device in devices if isinstance(device, list)]

@@ -33,7 +33,7 @@ from datadist.engine.plan import (
     plan_slots,
 )
 from datadist.engine.push import PushLayers
-from datadist.engine.resolve import ById
+from datadist.engine.resolve import ById, slots_of
 from datadist.engine.transfer import as_param_invalid
 from datadist.keywords import named_keywords
 from datadist.status import param_invalid
@@ -239,13 +239,19 @@ def _fetch_move(
         with engine.owned.pinned(cache.cache_id) as own:
             mine = own.layout.bases[PER_LAYER * layer : PER_LAYER * (layer + 1)]
             theirs = addresses[at : at + PER_LAYER]
-            if slot >= (1 if own.layout.blocks else own.layout.count):
-                raise param_invalid(f"src_batch_index is {slot}: {cache!r} has fewer slots")
+            _check_slot(slot, cache.cache_id, own.layout)
             with as_param_invalid():
                 segments = _fetched(cache, own.layout, slot, blocks, mine, theirs)
             engine.fetches.send(cluster, segments, own.layout.data_type, deadline)
 
     return move
+
+
+def _check_slot(slot: int, cache_id: int, layout: Layout) -> None:
+    if layout.blocks and slot:
+        raise param_invalid(f"src_batch_index is {slot}: it must be 0 with a blocks cache")
+    if slot >= layout.count:
+        raise param_invalid(f"src_batch_index is {slot}: {slots_of(cache_id, layout.count)}")
 
 
 def _fetched(

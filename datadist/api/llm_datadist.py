@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadist import checks
 from datadist.keywords import named_keywords
+from datadist.speaker import start_speaking, stop_speaking
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import LLMClusterInfo, LLMRole, RegisterMemStatus, ipv4_text
 
@@ -97,8 +98,13 @@ class LLMDataDist:
         from datadist.engine.engine import Engine
         from datadist.engine.options import EngineOptions
 
-        parsed = EngineOptions.parse(options, self._role, os.environ)
-        engine = Engine(self._cluster_id, parsed, os.environ)
+        start_speaking(self._cluster_id)
+        try:
+            parsed = EngineOptions.parse(options, self._role, os.environ)
+            engine = Engine(self._cluster_id, parsed, os.environ)
+        except BaseException:
+            stop_speaking()
+            raise
         self._cache_manager = CacheManager(engine, self._refusal, parsed.remote_accessible)
         self._options, self._engine = parsed, engine
         LLMDataDist.llm_engine_instance = self
@@ -186,9 +192,9 @@ class LLMDataDist:
         engine = self._initialised()
         _check_name(comm_name)
         _check_mapping(cluster_rank_info)
-        checks.check_isinstance("rank_table", rank_table, str)
+        checks.check_json("rank_table", rank_table)
         _check_ranks(cluster_rank_info)
-        checks.check_isinstance("rank_table", rank_table, str, allow_none=False)
+        checks.check_json("rank_table", rank_table, allow_none=False)
         _check_name_bytes(comm_name)
         self._refuse_hixl("link")
         comm_id = engine.link(comm_name, cluster_rank_info, rank_table)
@@ -319,9 +325,10 @@ class LLMDataDist:
         """
         engine = self._initialised()
         checks.check_isinstance("role", role, LLMRole)
-        checks.check_isinstance("switch_options", switch_options, dict)
-        from datadist.engine.options import parse_listen_info
+        from datadist.engine.options import check_is_options, parse_listen_info
 
+        if switch_options is not None:
+            check_is_options("switch_options", switch_options)
         listen = parse_listen_info(switch_options or {})
         if role is None:
             raise KeyError("role is None: give a member of LLMRole")

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from datadist import checks
 from datadist.engine.layerwise import LayerJob
+from datadist.hints import ADDRESSES
 from datadist.keys import BlocksCacheKey, CacheKeyByIdAndIndex
 from datadist.keywords import named_keywords
+from datadist.names import CheckedAttributes
 from datadist.status import LLMStatusCode, param_invalid
 
 __all__ = ["CacheTask", "LayerSynchronizer", "TransferConfig", "TransferWithCacheKeyConfig"]
@@ -27,7 +29,7 @@ class LayerSynchronizer(ABC):
 
 
 @named_keywords
-class TransferConfig:
+class TransferConfig(CheckedAttributes):
     """A destination in two-sided mode: absolute addresses at ``dst_cluster_id``.
 
     ``dst_addrs`` holds two addresses per layer, already offset by the remote batch slot; layers
@@ -65,7 +67,7 @@ class TransferConfig:
 
     @dst_addrs.setter
     def dst_addrs(self, value: Sequence[int]) -> None:
-        check_uint64s("dst_addrs", value)
+        check_uint64s("dst_addrs", value, ADDRESSES)
         self._dst_addrs = value
 
     @property
@@ -98,7 +100,7 @@ class TransferConfig:
 
 
 @named_keywords
-class TransferWithCacheKeyConfig:
+class TransferWithCacheKeyConfig(CheckedAttributes):
     """A destination in one-sided mode: the cache that a key names.
 
     Both layer ranges are needed (step 1, equal lengths); layer ``src_layer_range[i]`` goes to layer
@@ -229,9 +231,9 @@ def _check_slot(key: BlocksCacheKey | CacheKeyByIdAndIndex, slot: int) -> None:
         raise param_invalid(f"src_batch_index is {slot}, it must be 0 with a BlocksCacheKey")
 
 
-def check_uint64s(name: str, values: object) -> None:
+def check_uint64s(name: str, values: object, use: str = "") -> None:
     """A list or tuple of uint64. Raises ``TypeError``, ``ValueError``."""
-    checks.check_sequence_of(name, values, int)
+    checks.check_sequence_of(name, values, int, use)
     assert isinstance(values, (list, tuple))
     if values and (min(values) < 0 or max(values) >= 1 << 64):
         for index, value in enumerate(values):

@@ -28,6 +28,7 @@ from datadist import (
 from datadist.bench.shapes import Shape, fill, verify
 from datadist.engine.engine import Engine
 from datadist.engine.plan import Blocks
+from datadist.texts import in_seconds
 from datadist.transport import Link, Transport
 
 SECONDS = 300.0
@@ -268,7 +269,7 @@ class Remote:
     def result(self) -> Any:
         """What it returned. Raises :class:`BenchError`."""
         if not self._pipe.poll(SECONDS):
-            raise BenchError(f"{self._process.name} did nothing for {SECONDS:g} s")
+            raise BenchError(f"{self._process.name} did nothing for {in_seconds(SECONDS)}")
         try:
             ok, value = self._pipe.recv()
         except EOFError:

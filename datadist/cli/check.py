@@ -11,6 +11,7 @@ from pathlib import Path
 from datadist.cli.tables import render
 from datadist.engine.loader import BackendError, choose_backend
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
+from datadist.texts import shown
 from datadist.transport import TransportError, TransportOptions
 
 
@@ -29,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
     """0 when all is well, 1 with every problem, 2 where something could not be read."""
     try:
         text = sys.stdin.read() if args.table == "-" else Path(args.table).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        print(f"cannot read {args.table}: {error}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        print(f"cannot read {shown(args.table)}: {_unreadable(args.table, error)}", file=sys.stderr)
         return 2
     problems: list[str] = []
     mapping = _mapping(args.mapping, problems)
@@ -52,6 +53,12 @@ def run(args: argparse.Namespace) -> int:
     checked = f"structure and {args.backend}" if args.backend else "structure only (see --backend)"
     print(f"rank table {table.version}: {len(table.devices)} ranks; checked: {checked}")
     return 0
+
+
+def _unreadable(table: str, error: Exception) -> str:
+    if table.lstrip()[:1] in ("{", "["):
+        return "it is JSON, give the name of the file that holds it, or - and the JSON as input"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _mapping(text: str | None, problems: list[str]) -> dict[int, int]:

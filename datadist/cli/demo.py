@@ -30,6 +30,7 @@ from datadist import (
     LLMException,
     LLMRole,
 )
+from datadist.texts import in_seconds
 
 LAYERS, HEADS, HEAD_DIM, BLOCK_TOKENS = 32, 8, 128, 16
 BLOCK_SHAPE = (BLOCK_TOKENS, HEADS, HEAD_DIM)
@@ -207,7 +208,7 @@ class _ChildFailed(Exception):
 
 def _receive(pipe: Connection, cluster: int) -> tuple[str, Any]:
     if not pipe.poll(SECONDS):
-        raise TimeoutError(f"cluster {cluster} did nothing for {SECONDS:g} s")
+        raise TimeoutError(f"cluster {cluster} did nothing for {in_seconds(SECONDS)}")
     try:
         kind, value = pipe.recv()
     except EOFError:

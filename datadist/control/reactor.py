@@ -19,6 +19,8 @@ from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
 
+from datadist.texts import in_seconds
+
 log = logging.getLogger("datadist.control")
 
 T = TypeVar("T")
@@ -104,7 +106,7 @@ class Reactor:
                 raise
             future.cancel()
             raise TimeoutError(
-                f"the control thread of this engine did not answer within {timeout:g} s"
+                f"the control thread of this engine did not answer within {in_seconds(timeout)}"
             ) from None
         finally:
             self._waited_for.discard(future)

@@ -19,6 +19,7 @@ from datadist.control.channel import TAG_SIZE, Handshake, HandshakeError, Seals
 from datadist.control.hostport import HostPort, is_address
 from datadist.control.reactor import READ, WRITE, Reactor
 from datadist.control.session import CHUNK, Session
+from datadist.texts import in_seconds
 
 Address = tuple[socket.AddressFamily, Any]
 
@@ -84,7 +85,7 @@ class TcpSession(Session):
     def _explain(self, doing: str, error: OSError) -> str:
         if error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH):
             return (
-                f"no sign of life from {self.peer} for {self._settings.peer_timeout:.6g} s (its "
+                f"no sign of life from {self.peer} for {in_seconds(self._settings.peer_timeout)} (its "
                 f"host is down, or the network is cut): {error.strerror}"
             )
         return super()._explain(doing, error)
@@ -122,8 +123,8 @@ class Proving:
         self._timer = reactor.later(
             seconds,
             lambda: self._fail(
-                f"it did not finish the handshake in {seconds:g} s (is it stopped, or no datadist "
-                "engine?)"
+                f"it did not finish the handshake in {in_seconds(seconds)} (is it stopped, or no "
+                "datadist engine?)"
             ),
         )
         self._open = True
@@ -294,7 +295,7 @@ class Dial:
 
     def _too_late(self) -> None:
         self._fail(
-            f"connecting timed out after {self._seconds:g} s (the host is down, the address is "
+            f"connecting timed out after {in_seconds(self._seconds)} (the host is down, the address is "
             "wrong, or a firewall drops the packets)"
         )
 

@@ -32,6 +32,7 @@ from datadist.engine.owned import OwnDirectory
 from datadist.engine.peers import PeerView
 from datadist.engine.steps import Steps, answer
 from datadist.engine.workers import Workers
+from datadist.texts import in_seconds
 from datadist.transport import Link, LinkError, Peer
 from datadist.types import RegisterMemStatus
 
@@ -152,7 +153,9 @@ class Builder:
         absent = [rank for rank in attempt.others if self._steps.view(attempt, rank) is None]
         if absent and not attempt.dead and domain.waiting:
             who = ", ".join(f"cluster {attempt.members[r].cluster_id} (rank {r})" for r in absent)
-            self._dissolve(domain, f"no contact with {who} within {MEET_SECONDS:g} s of joining")
+            self._dissolve(
+                domain, f"no contact with {who} within {in_seconds(MEET_SECONDS)} of joining"
+            )
 
     def is_taken(self, incarnation: str, link: int) -> bool:
         """Whether a wish is part of an attempt of ours."""

@@ -13,6 +13,7 @@ from datadist.engine.defects import text_of
 from datadist.engine.element_types import ElementTypes
 from datadist.engine.owned import Layout, OwnDirectory
 from datadist.engine.plan import Bases, Vector, plan_blocks, plan_slots
+from datadist.engine.resolve import slots_of
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import Transport
 
@@ -125,7 +126,7 @@ class Copies:
 
 def _check_slot(name: str, slot: int, cache_id: int, layout: Layout) -> None:
     if slot >= layout.count:
-        raise param_invalid(f"{name} is {slot}: cache {cache_id} has {layout.count} slots")
+        raise param_invalid(f"{name} is {slot}: {slots_of(cache_id, layout.count)}")
 
 
 def _bytes_to_copy(layouts: dict[int, Layout], stride: int, offset: int, size: int) -> int:

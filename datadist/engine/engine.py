@@ -49,7 +49,9 @@ from datadist.engine.verify import Verification
 from datadist.engine.waiting import Waiting
 from datadist.engine.workers import Workers
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
+from datadist.speaker import stop_speaking
 from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.texts import in_seconds
 from datadist.transport import Access, Placement
 from datadist.types import RegisterMemStatus
 
@@ -466,6 +468,8 @@ class Engine:
                 self._builder.wait_for_dropped(FLUSH_SECONDS)
         except Exception:
             log.exception("finalize did not end cleanly; please report it")
+        finally:
+            stop_speaking()
 
     def _wait_for_calls(self) -> None:
         deadline = time.monotonic() + CALLS_SECONDS
@@ -473,7 +477,9 @@ class Engine:
             self._builder.hurry()
             time.sleep(0.002)
         if self._calls.any():
-            log.error("finalize: a call of link or unlink has not ended in %g s", CALLS_SECONDS)
+            log.error(
+                "finalize: a call of link or unlink has not ended in %s", in_seconds(CALLS_SECONDS)
+            )
 
     def _leave_all(self) -> None:
         for domain in list(self._links.domains.values()):

@@ -29,6 +29,7 @@ from datadist.status import (
     param_invalid,
     text_without_code,
 )
+from datadist.texts import in_seconds
 
 log = logging.getLogger("datadist.transfer")
 
@@ -87,7 +88,7 @@ class Fetches:
         if not request.over.is_set():
             raise LLMException(
                 f"cluster {cluster} did not take the layer within sync_kv_timeout "
-                f"({self._transfers.timeout:g} s)",
+                f"({in_seconds(self._transfers.timeout)})",
                 status_code=LLMStatusCode.LLM_TIMEOUT,
             )
         answer = request.answer

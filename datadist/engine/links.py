@@ -23,6 +23,7 @@ from datadist.engine.matching import differences, disagreement, mutual
 from datadist.engine.peers import MAX_ANNOUNCED, Announcement, Meaning, PeerView, meaning
 from datadist.engine.rendezvous import Rendezvous
 from datadist.engine.waiting import Waiting
+from datadist.texts import in_seconds
 from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.link")
@@ -373,7 +374,9 @@ class Links:
         """Fail a domain that ran out of time, naming who is missing; its peers wait on."""
         if domain.waiting:
             waited = domain.deadline - domain.created
-            self._end(domain, f"not complete after {waited:.6g} s: {self.waiting.missing(domain)}")
+            self._end(
+                domain, f"not complete after {in_seconds(waited)}: {self.waiting.missing(domain)}"
+            )
 
     def _end(self, domain: TableDomain, reason: str) -> None:
         domain.status, domain.reason = RegisterMemStatus.FAILED, reason

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from datadist import checks
 from datadist.control.hostport import HostPort
 from datadist.control.job import job_name
+from datadist.engine.option_keys import check_keys, meant_by, not_text, where, wrong
+from datadist.engine.pool_config import PoolConfig, parse_pool
 from datadist.status import param_invalid
+from datadist.texts import in_seconds, shown
 from datadist.types import LLMRole
 
 __all__ = ["EngineOptions", "PoolConfig"]
@@ -25,52 +25,6 @@ DEFAULT_LINK_SECONDS = 120.0
 CONNECT_RANGE = (120, 7200)
 DEFAULT_PEER_SECONDS = 10.0
 PEER_RANGE = (2, 600)
-KNOWN = frozenset(
-    {
-        "llm.BufPoolCfg",
-        "llm.ClusterInfo",
-        "llm.EnableCacheManager",
-        "llm.EnableRemoteCacheAccessible",
-        "llm.EnableSwitchRole",
-        "llm.GlobalResourceConfig",
-        "llm.HostMemPoolConfig",
-        "llm.LinkRetryCount",
-        "llm.LinkTotalTime",
-        "llm.ListenIp",
-        "llm.ListenPort",
-        "llm.LocalCommRes",
-        "llm.MemPoolConfig",
-        "llm.MemoryUtilization",
-        "llm.OutputMaxSize",
-        "llm.RdmaServiceLevel",
-        "llm.RdmaTrafficClass",
-        "llm.Role",
-        "llm.SyncKvCacheWaitTime",
-        "llm.TransferBackend",
-        "llm.deployResPath",
-        "llm.listenIpInfo",
-    }
-)
-"""Documented options (LLM-DataDist API, initialisation options), also those without effect here."""
-OWN = frozenset({"datadist.check_types", "datadist.checksum"})
-"""Options beyond upstream's, apart from those of transports."""
-
-
-class PoolConfig(BaseModel):
-    """A memory pool: bytes, and the page size as a power of two (64 KiB by default).
-
-    Limits: LLM-DataDist API, memory pools.
-    """
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-
-    memory_size: int = Field(gt=0)
-    page_shift: int = Field(default=16, ge=10, lt=31)
-
-    @property
-    def page_size(self) -> int:
-        """Bytes of a page."""
-        return 1 << self.page_shift
 
 
 @dataclass(frozen=True)
@@ -128,7 +82,7 @@ class EngineOptions:
         cache-manager mode is off, LLMException (LLM_PARAM_INVALID) for wrong values.
         """
         given = _completed(options, role)
-        _warn_of_unknown(given)
+        check_keys(given)
         backend = given.get("llm.TransferBackend")
         return cls(
             # Keyword arguments are evaluated in this order, which is that of the checks.
@@ -143,8 +97,8 @@ class EngineOptions:
             listen_ip=_listen_ip(given),
             listen_port=_listen_port(given),
             sync_timeout=(_number(given, "llm.SyncKvCacheWaitTime", 1, 2**31 - 1) or 1000) / 1000,
-            device_pool=_pool(given, "llm.MemPoolConfig"),
-            host_pool=_pool(given, "llm.HostMemPoolConfig"),
+            device_pool=parse_pool(given, "llm.MemPoolConfig"),
+            host_pool=parse_pool(given, "llm.HostMemPoolConfig"),
             local_comm_res=given.get("llm.LocalCommRes"),
             auth_key=os.fsencode(environ.get("DATADIST_AUTH_KEY", "")) or None,
             job=_job(environ),
@@ -156,22 +110,22 @@ class EngineOptions:
         )
 
 
-def _warn_of_unknown(given: dict[str, str]) -> None:
-    """A misspelt option has no effect, as documented; nobody who wrote it wants that."""
-    for key in given:
-        ours = key.startswith("datadist.") and key.count(".") == 1
-        upstream = key.startswith("llm.") and not key.startswith("llm.RefInput")
-        if (ours or upstream) and key not in KNOWN | OWN:
-            alike = difflib.get_close_matches(key, KNOWN | OWN, 1, cutoff=0.8)
-            hint = f"; did you mean {alike[0]}?" if alike else ""
-            log.warning("there is no option %r, it has no effect%s", key, hint)
+def check_is_options(name: str, options: object) -> None:
+    """Raise for what is no dict of options: ``AttributeError`` for None, else ``TypeError``."""
+    how = "give config.generate_options(), where config is an LLMConfig"
+    if options is None:
+        raise AttributeError(f"{name} is None, only support dict: {how}")
+    if isinstance(options, dict):
+        return
+    if callable(options):
+        how = "call it, generate_options() returns the dict"
+    kind = type(options).__name__
+    raise TypeError(f"{name} is a {kind} ({shown(options)}), only support dict: {how}")
 
 
 def _completed(options: dict[str, str], role: LLMRole) -> dict[str, str]:
     """A copy with what some options mean for others; all of it text."""
-    checks.check_isinstance("options", options, dict)
-    if options is None:
-        raise AttributeError("options is None, only support dict")
+    check_is_options("options", options)
     _check_flow_graph_size(options)
     given = dict(options)
     if role is None:
@@ -181,18 +135,20 @@ def _completed(options: dict[str, str], role: LLMRole) -> dict[str, str]:
     _apply_listen_info(given)
     _require_cache_manager(given)
     for key, value in given.items():
-        checks.check_isinstance(f"the option key {key!r}", key, str, allow_none=False)
-        checks.check_isinstance(f"option {key}", value, str, allow_none=False)
+        checks.check_isinstance(f"the option key {shown(key)}", key, str, allow_none=False)
+        if not isinstance(value, str):
+            raise TypeError(not_text(key, value))
     return given
 
 
 def _check_flow_graph_size(options: dict[str, str]) -> None:
-    size = options.get("ge.flowGraphMemMaxSize")
+    key = "ge.flowGraphMemMaxSize"
+    size = options.get(key)
     if size is None:
         return
-    checks.check_isinstance("option ge.flowGraphMemMaxSize", size, str)
+    checks.check_isinstance(f"option {key}", size, str)
     if not size.isdecimal():
-        raise param_invalid(f"option ge.flowGraphMemMaxSize is {size!r}, it must be one number")
+        raise wrong(key, size, expected="one number")
 
 
 def _apply_local_comm_res(given: dict[str, str]) -> None:
@@ -200,32 +156,30 @@ def _apply_local_comm_res(given: dict[str, str]) -> None:
         return
     given.setdefault("llm.EnableCacheManager", "1")
     given.setdefault("llm.EnableRemoteCacheAccessible", "1")
-    if given["llm.EnableCacheManager"] != "1":
-        raise param_invalid(
-            "llm.LocalCommRes (local_comm_res) needs llm.EnableCacheManager "
-            "(enable_cache_manager) on"
-        )
+    _require(given, "llm.EnableCacheManager", "llm.LocalCommRes (LLMConfig.local_comm_res)")
+
+
+def _require(given: dict[str, str], key: str, what: str) -> None:
+    """Raise LLM_PARAM_INVALID unless the option that ``what`` needs is on."""
+    value = given.get(key)
+    if value != "1":
+        state = "not set" if value is None else shown(value)
+        raise param_invalid(f'{what} needs option {key} to be "1", it is {state}{where(key)}')
 
 
 def _apply_transfer_backend(given: dict[str, str]) -> None:
     """Conditions of the value "hixl"; the name of a transport has none."""
-    if given.get("llm.TransferBackend") == "":
-        raise param_invalid(
-            'llm.TransferBackend (transfer_backend) is empty: name a transport, or "auto"'
-        )
-    if given.get("llm.TransferBackend") != "hixl":
+    backend = given.get("llm.TransferBackend")
+    if backend == "":
+        raise wrong("llm.TransferBackend", backend, "it is empty")
+    if backend != "hixl":
         return
-    if given.get("llm.EnableCacheManager") != "1":
-        raise param_invalid(
-            'transfer_backend "hixl" needs llm.EnableCacheManager (enable_cache_manager) on'
-        )
-    if given.setdefault("llm.EnableRemoteCacheAccessible", "1") != "1":
-        raise param_invalid(
-            'transfer_backend "hixl" needs llm.EnableRemoteCacheAccessible '
-            "(enable_remote_cache_accessible) on"
-        )
+    what = 'transfer_backend "hixl"'
+    _require(given, "llm.EnableCacheManager", what)
+    given.setdefault("llm.EnableRemoteCacheAccessible", "1")
+    _require(given, "llm.EnableRemoteCacheAccessible", what)
     if "llm.listenIpInfo" not in given:
-        raise param_invalid('transfer_backend "hixl" needs llm.listenIpInfo (listen_ip_info)')
+        raise param_invalid(f"{what} needs llm.listenIpInfo (LLMConfig.listen_ip_info)")
 
 
 def _apply_listen_info(given: dict[str, str]) -> None:
@@ -242,6 +196,7 @@ def parse_listen_info(options: dict[str, str]) -> tuple[str, int] | None:
 
     Raises ``TypeError``, ``ValueError`` for a port that is no number, LLM_PARAM_INVALID.
     """
+    check_keys(options)
     info = options.get("llm.listenIpInfo")
     if info is None:
         return None
@@ -254,18 +209,17 @@ def parse_listen_info(options: dict[str, str]) -> tuple[str, int] | None:
 
 
 def _split_listen_info(info: str) -> tuple[str, int]:
-    checks.check_isinstance("option llm.listenIpInfo", info, str, allow_none=False)
+    key = "llm.listenIpInfo"
+    if not isinstance(info, str):
+        raise TypeError(not_text(key, info))
     if info.count(":") != 1:
-        raise param_invalid(
-            f"llm.listenIpInfo (listen_ip_info) is {info!r}, expected IPv4:port such as "
-            "10.0.0.1:26000"
-        )
+        raise wrong(key, info)
     ip, port = info.split(":")
     try:
         return ip, int(port)
     except ValueError:
         raise ValueError(
-            f"llm.listenIpInfo (listen_ip_info) is {info!r}: the port {port!r} is not a number"
+            f"option {key} is {shown(info)}: the port {shown(port)} is not a number{where(key)}"
         ) from None
 
 
@@ -278,8 +232,8 @@ def _listen_ip(given: dict[str, str]) -> str | None:
         return str(ipaddress.IPv4Address(ip))
     except ValueError:
         raise param_invalid(
-            f"the listen address (llm.listenIpInfo, llm.ListenIp) is {ip!r}, expected an IPv4 "
-            "address such as 10.0.0.1"
+            "the listen address (option llm.listenIpInfo, LLMConfig.listen_ip_info; or llm.ListenIp) "
+            f"is {shown(ip)}, expected an IPv4 address such as 10.0.0.1"
         ) from None
 
 
@@ -291,24 +245,35 @@ def _require_cache_manager(given: dict[str, str]) -> None:
     if given.get("llm.EnableCacheManager") == "1":
         return
     raise ModuleNotFoundError(
-        "cache-manager mode is off: set enable_cache_manager = True, or the option "
-        'llm.EnableCacheManager to "1". Without it upstream uses the separate package '
-        "llm_datadist_v1, which does not exist here",
+        f"cache-manager mode is off: {_why_off(given)}. Set enable_cache_manager = True of an "
+        "LLMConfig and give its generate_options(), or set the option llm.EnableCacheManager to the "
+        'text "1". Without it upstream uses the separate package llm_datadist_v1, which does not exist '
+        "here",
         name="llm_datadist_v1",
     )
+
+
+def _why_off(given: dict[str, str]) -> str:
+    key = "llm.EnableCacheManager"
+    if key in given:
+        return f'option {key} is {shown(given[key])}, not the text "1"'
+    for each in given:
+        if isinstance(each, str) and meant_by(each) == key:
+            return f"there is no option {shown(each)}, {key} is meant"
+    return f"option {key} is not given" if given else "the options are empty"
 
 
 def _flag(given: dict[str, str], key: str) -> bool:
     value = given.get(key, "0")
     if value not in ("0", "1"):
-        raise param_invalid(f'option {key} is {value!r}, it must be "0" or "1"')
+        raise wrong(key, value)
     return value == "1"
 
 
 def _device_id(given: dict[str, str]) -> int:
     value = given.get("ge.exec.deviceId", "0")
     if ";" in value:
-        raise param_invalid(f"option ge.exec.deviceId is {value!r}: only one device is possible")
+        raise wrong("ge.exec.deviceId", value, "only one device is possible")
     return _number(given, "ge.exec.deviceId", 0, 2**31 - 1) or 0
 
 
@@ -318,7 +283,7 @@ def _number(given: dict[str, str], key: str, low: int, high: int) -> int | None:
         return None
     number = _digits(value)
     if number is None or not low <= number <= high:
-        raise param_invalid(f"option {key} is {value!r}, it must be a number in [{low}, {high}]")
+        raise wrong(key, value)
     return number
 
 
@@ -339,8 +304,8 @@ def _link_time(given: dict[str, str], environ: Mapping[str, str]) -> float:
     seconds = _digits(text)
     if seconds is None or not low <= seconds <= high:
         log.warning(
-            "HCCL_CONNECT_TIMEOUT is %r, it must be a number in [%d, %d]: using %g s",
-            text, low, high, DEFAULT_LINK_SECONDS,
+            "HCCL_CONNECT_TIMEOUT is %r, it must be a number in [%d, %d]: using %s",
+            text, low, high, in_seconds(DEFAULT_LINK_SECONDS),
         )  # fmt: skip
         return DEFAULT_LINK_SECONDS
     return float(seconds)
@@ -369,30 +334,9 @@ def _peer_timeout(environ: Mapping[str, str]) -> float:
     seconds = _digits(text)
     if seconds is None or not low <= seconds <= high:
         raise param_invalid(
-            f"DATADIST_PEER_TIMEOUT is {text!r}, it must be a number of seconds in [{low}, {high}]"
+            f"DATADIST_PEER_TIMEOUT is {shown(text)}, it must be a number of seconds in [{low}, {high}]"
         )
     return float(seconds)
-
-
-def _pool(given: dict[str, str], key: str) -> PoolConfig | None:
-    text = given.get(key)
-    if text is None:
-        return None
-    try:
-        pool = PoolConfig.model_validate_json(text)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'text'}: {item['msg']}" for item in error.errors()
-        )
-        raise param_invalid(
-            f"option {key} is {text!r}: {problems}; expected for example "
-            '{"memory_size": 1073741824}, or no such option for no pool'
-        ) from None
-    if pool.memory_size >> pool.page_shift >= 2**32 - 1:
-        raise param_invalid(
-            f"option {key}: {pool.memory_size} bytes are too many pages, raise page_shift"
-        )
-    return pool
 
 
 def _extra(given: dict[str, str]) -> dict[str, dict[str, str]]:

@@ -58,9 +58,8 @@ class Pulls:
             if layout.blocks:
                 raise param_invalid(f"cache {cache_id} is a blocks cache: use pull_blocks")
             if slot >= layout.count:
-                raise param_invalid(
-                    f"batch_index is {slot}: cache {cache_id} has {layout.count} slots"
-                )
+                has = resolve.slots_of(cache_id, layout.count)
+                raise param_invalid(f"batch_index is {slot}: {has}")
             if size > layout.stride:
                 raise param_invalid(
                     f"size is {size}: a slot of cache {cache_id} holds {layout.stride} bytes"

@@ -68,15 +68,12 @@ class Pushes:
                 )
             theirs = pushing.theirs()
             if target.slot >= entry.count:
-                raise param_invalid(
-                    f"batch_index is {target.slot}: cache {entry.cache_id} of cluster {cluster} has "
-                    f"{entry.count} slots"
-                )
+                has = resolve.slots_of(entry.cache_id, entry.count, cluster)
+                raise param_invalid(f"batch_index is {target.slot}: {has}")
             mine = pushing.mine()
             if slot >= local.layout.count:
-                raise param_invalid(
-                    f"src_batch_index is {slot}: cache {cache_id} has {local.layout.count} slots"
-                )
+                has = resolve.slots_of(cache_id, local.layout.count)
+                raise param_invalid(f"src_batch_index is {slot}: {has}")
             stride = local.layout.stride
             if stride > entry.stride:
                 raise param_invalid(
@@ -149,9 +146,8 @@ class Pushes:
                     f"{cluster} has {'blocks' if entry.blocks else 'slots'} of {entry.stride} bytes"
                 )
             if not 0 <= slot < local.layout.count:
-                raise param_invalid(
-                    f"src_batch_index is {slot}, cache {cache_id} has {local.layout.count} slots"
-                )
+                has = resolve.slots_of(cache_id, local.layout.count)
+                raise param_invalid(f"src_batch_index is {slot}: {has}")
             with as_param_invalid():
                 targets = check_blocks("dst_block_indices", dst_blocks, entry.count)
                 theirs, mine = pushing.theirs(), pushing.mine()

@@ -181,8 +181,25 @@ def look_up(view: PeerView, source: Source, deadline: float, token: int) -> Foun
     )
 
 
+def slots_of(cache_id: int, count: int, cluster: int | None = None, blocks: bool = False) -> str:
+    """How many slots a cache has, for a text; the cache is ours where no cluster is given."""
+    whose = "this engine" if cluster is None else f"cluster {cluster}"
+    kind = "blocks" if blocks else "slots"
+    return f"cache {cache_id} of {whose} has {count} {kind}, 0 to {count - 1}"
+
+
 def not_there(view: PeerView, source: Source) -> LLMException:
     """LLM_KV_CACHE_NOT_EXIST for a source that the peer does not have."""
+    if isinstance(source, ById):
+        with view.lock:
+            entry = view.directory.entries.get(source.cache_id)
+        if entry is not None and source.slot >= entry.count:
+            cluster = view.session.cluster_id
+            has = slots_of(source.cache_id, entry.count, cluster, entry.blocks)
+            return LLMException(
+                f"batch_index is {source.slot}: {has}",
+                status_code=LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+            )
     return LLMException(
         f"cluster {view.session.cluster_id} has no cache for {text_of(source)}: it was not allocated "
         "or registered there, was pulled already, or was freed",

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 
 from datadist.engine.defects import text_of
 from datadist.engine.loader import BackendError, Choice, choose_backend
+from datadist.engine.option_keys import where
 from datadist.engine.options import EngineOptions
+from datadist.speaker import attach
 from datadist.status import LLMException, LLMStatusCode, param_invalid
-from datadist.transport import Transport, TransportError, TransportOptions
+from datadist.transport import OptionError, Transport, TransportError, TransportOptions
 
 log = logging.getLogger("datadist.engine")
 
@@ -36,12 +38,16 @@ def system_errors() -> Iterator[None]:
 def start_transport(options: EngineOptions, environ: Mapping[str, str]) -> tuple[Choice, Transport]:
     """The transport that was chosen, started.
 
-    Raises LLMException: LLM_PARAM_INVALID where none can be chosen, LLM_FAILED where it does not start.
+    Raises LLMException: LLM_PARAM_INVALID where none can be chosen or an option of it is wrong,
+    LLM_FAILED where it does not start.
     """
     try:
         choice = choose_backend(options.backend, environ)
     except BackendError as error:
-        raise param_invalid(str(error)) from error
+        key = "llm.TransferBackend"
+        origin = f" [option {key}{where(key)}]" if options.backend else ""
+        raise param_invalid(f"{error}{origin}") from error
+    attach()
     settings = TransportOptions(
         device_id=options.device_id,
         listen_address=options.listen_ip,
@@ -55,6 +61,8 @@ def start_transport(options: EngineOptions, environ: Mapping[str, str]) -> tuple
     )
     try:
         transport = choice.transport_class(settings)
+    except OptionError as error:
+        raise param_invalid(f"backend {choice.name} does not start: {error}") from error
     except TransportError as error:
         raise LLMException(
             f"backend {choice.name} ({choice.why}) does not start: {error}",
@@ -67,6 +75,7 @@ def start_transport(options: EngineOptions, environ: Mapping[str, str]) -> tuple
             f"backend {choice.backend} does not start: {type(error).__name__}: {error}",
             status_code=LLMStatusCode.LLM_FAILED,
         ) from error
+    attach()
     log.info("backend %s: %s", choice.backend, _facts(transport))
     return choice, transport
 

@@ -19,6 +19,7 @@ from datadist.engine.peers import PeerView
 from datadist.engine.plan import Segments
 from datadist.engine.resolve import Found, Route
 from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.texts import in_seconds
 from datadist.transport import (
     AddressError,
     TransferError,
@@ -195,7 +196,7 @@ class Transfers:
         if True not in held:
             raise LLMException(
                 f"another transfer over {route.domain} took longer than sync_kv_timeout "
-                f"({self.timeout:g} s)",
+                f"({in_seconds(self.timeout)})",
                 status_code=LLMStatusCode.LLM_TIMEOUT,
             )
 

@@ -127,12 +127,11 @@ class Waiting:
                 f"{who} has not called link: an engine with its cluster id is here, but does not answer "
                 "(is it stopped or busy?)"
             )
+        absent = f"{who} has not called link, and no engine with its cluster id is here"
         seen = [str(each) for each in domain.elsewhere if each.cluster_id == cluster]
         if seen:
-            return f"{who} is not here: {'; '.join(seen[:MOST_SEEN])}"
-        return f"{who} has not called link, and no engine with its cluster id is here" + _listed(
-            sorted(here - set(domain.ranks))
-        )
+            return f"{absent}, but elsewhere: {'; '.join(seen[:MOST_SEEN])}"
+        return absent + _listed(sorted(here - set(domain.ranks)))
 
 
 def _listed(others: list[int]) -> str:
@@ -155,4 +154,4 @@ def _instead(domain: TableDomain, view: PeerView) -> str:
             return f"{here} and waits with this comm_name, but {differ}"
     if names:
         return f"{here} and waits with comm_name {', '.join(map(repr, names))}, not {domain.name!r}"
-    return f"{here}, but waits for no link with this engine"
+    return f"{here}, but has not called link with this engine, or has unlinked"

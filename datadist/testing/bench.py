@@ -16,6 +16,7 @@ from datadist.testing import acts, memory_acts
 from datadist.testing.acts import GroupPlan, Move, Outcome
 from datadist.testing.pattern import Landed
 from datadist.testing.processes import PeerError, Process
+from datadist.texts import in_seconds
 from datadist.transport import Access, Capabilities, Placement, TransportOptions
 
 MIB = 1 << 20
@@ -113,7 +114,9 @@ class Linked:
         self._open.discard(rank)
         risky, seconds = self.members[rank].do(acts.close_link, self.name)
         limit = 5 * self._bench.scale
-        assert seconds < limit, f"close took {seconds:.1f} s, it must end within {limit:g} s"
+        assert seconds < limit, (
+            f"close took {seconds:.1f} s, it must end within {in_seconds(limit)}"
+        )
         return frozenset(risky)
 
     def close_all(self) -> None:

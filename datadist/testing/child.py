@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from datadist.testing import wire
+from datadist.texts import in_seconds
 from datadist.transport import Link, Region, Transport
 
 PR_SET_PDEATHSIG = 1
@@ -40,7 +41,7 @@ class Task:
         """What the call returned or raised. Raises ``TimeoutError``."""
         self._thread.join(timeout)
         if self._thread.is_alive():
-            raise TimeoutError(f"a call on another thread did not end in {timeout:g} s")
+            raise TimeoutError(f"a call on another thread did not end in {in_seconds(timeout)}")
         if self._error is not None:
             raise self._error
         return self._value

@@ -18,6 +18,7 @@ from typing import Any
 
 from datadist.portable import Portable
 from datadist.testing import wire
+from datadist.texts import in_seconds
 
 SECONDS = 60.0
 STACKS_SECONDS = 2.0
@@ -89,7 +90,7 @@ class Process:
             stacks = self._stacks()
             self.kill()
             raise PeerError(
-                f"{self.name} did not end {self._running} in {timeout * self._scale:g} s and was "
+                f"{self.name} did not end {self._running} in {in_seconds(timeout * self._scale)} and was "
                 f"killed; its threads:\n{stacks}"
             )
         try:

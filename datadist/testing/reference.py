@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from datadist import transport as spi
+from datadist.texts import in_seconds
 from datadist.transport import Access, Placement
 
 if TYPE_CHECKING:
@@ -121,7 +122,9 @@ class ReferenceLink(spi.Link):
                     if rank in self._ended:
                         raise spi.TransferError("the link was aborted or closed")
                     if time.monotonic() >= deadline:
-                        raise spi.TransferTimeout(f"not done in {timeout:g} s", link_usable=True)
+                        raise spi.TransferTimeout(
+                            f"not done in {in_seconds(timeout)}", link_usable=True
+                        )
                     path.copy(call, here + at, there + at, min(PIECE, size - at))
 
     def abort(self, rank: int) -> None:
@@ -151,7 +154,7 @@ class ReferenceTransport(spi.Transport):
 
     def __init__(self, options: spi.TransportOptions) -> None:
         if options.extra:
-            raise spi.TransportError(f"unknown option {min(options.extra)}: there are none")
+            raise spi.OptionError(f"unknown option {min(options.extra)}: there are none")
         LIBC.prctl(PR_SET_PTRACER, PTRACER_ANY)  # Yama, where it is on, asks whom we let look at us
 
     @property

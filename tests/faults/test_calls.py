@@ -230,7 +230,7 @@ def test_a_jump_of_the_date_changes_nothing(start_node: Start, seconds: float) -
     assert we.do(stage.pull_now)[0] == "OK"
 
 
-WALL_CLOCK = {("runtime_dir.py", "_is_left_over")}
+WALL_CLOCK = {("sweeping.py", "_is_left_over")}
 """Who may ask for the date: the age of a file is a difference of dates."""
 
 

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from datadist.texts import in_seconds
 from datadist.transport import (
     Access,
     AddressError,
@@ -133,7 +134,7 @@ class UcxLink(Link):
                 answer = _ask(path.stream, path.secret, kind, local, remote, length)
             except TimeoutError:
                 path.ended = f"a request to rank {rank} took too long before"
-                raise TransferTimeout(f"not complete after {timeout:g} s") from None
+                raise TransferTimeout(f"not complete after {in_seconds(timeout)}") from None
             except Ended as error:
                 raise self._lost(path, error) from None
         if answer == OUTSIDE:

@@ -8,6 +8,7 @@ import mmap
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from datadist.plugin_options import refuse_unknown
 from datadist.transport import (
     Access,
     Availability,
@@ -44,9 +45,7 @@ class UcxTransport(Transport):
         return Availability(True, "UCX over TCP")
 
     def __init__(self, options: TransportOptions) -> None:
-        unknown = sorted(set(options.extra) - {"device"})
-        if unknown:
-            raise TransportError(f"unknown option datadist.ucx.{unknown[0]}; there is: device")
+        refuse_unknown("ucx", options.extra, {"device": "network interface to use, default lo"})
         self._device = options.extra.get("device", LOOPBACK)
         if self._device != LOOPBACK and options.auth_key is None:
             raise TransportError(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from datadist.texts import in_seconds
 from datadist.transport import (
     Access,
     AddressError,
@@ -294,7 +295,9 @@ class HcclLink(Link):
         text = f"{code} ({abi.ACL_NAMES.get(code, 'unknown error')}){runtime.recent()}"
         if code == abi.ACL_STREAM_TIMEOUT and not path.aborted:
             usable = self._stop_queued(path)
-            raise TransferTimeout(f"not complete after {order.timeout:.3g} s", link_usable=usable)
+            raise TransferTimeout(
+                f"not complete after {in_seconds(order.timeout)}", link_usable=usable
+            )
         path.broken = f"the link to rank {rank} broke: {text}"
         self._stop_queued(path)
         if code in abi.ACL_PEER_SUSPECT or gone(path.peer):
@@ -361,8 +364,8 @@ class HcclLink(Link):
         ended = self._communicator.close(CLOSE_SECONDS)
         if not ended:
             log.error(
-                "%s: HCCL did not let go of the link in %g s; its memory is kept until it does",
-                self._group.name, CLOSE_SECONDS,
+                "%s: HCCL did not let go of the link in %s; its memory is kept until it does",
+                self._group.name, in_seconds(CLOSE_SECONDS),
             )  # fmt: skip
         shared = any(region in self._regions for region in self._communicator.shared)
         if self._access is Access.READ or (ended and not shared):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from datadist.plugin_options import refuse_unknown
 from datadist.rank_table import RankTable
 from datadist.transport import (
     Access,
@@ -17,6 +18,7 @@ from datadist.transport import (
     Capabilities,
     Group,
     LinkError,
+    OptionError,
     Placement,
     Region,
     RegistrationError,
@@ -77,10 +79,7 @@ class HcclTransport(Transport):
         return Availability(True, f"{count} x {soc}, {', '.join(vendor.libraries)}")
 
     def __init__(self, options: TransportOptions) -> None:
-        if options.extra:
-            raise TransportError(
-                f"unknown option datadist.hccl.{min(options.extra)}; there are none"
-            )
+        refuse_unknown("hccl", options.extra, {})
         _check_quality(options)
         self._options = options
         self._roce = environment.settle(os.environ)
@@ -93,8 +92,9 @@ class HcclTransport(Transport):
             self._family = _supported(self._soc)
             count = runtime.device_count()
             if options.device_id >= count:
-                raise TransportError(
-                    f"device_id is {options.device_id} and {count} NPUs are visible to this process "
+                raise OptionError(
+                    f"option ge.exec.deviceId: LLMConfig.device_id is {options.device_id} and "
+                    f"{count} NPUs are visible to this process "
                     "(ASCEND_RT_VISIBLE_DEVICES renumbers them from 0)"
                 )
             self._device = Device(runtime, options.device_id)
@@ -282,11 +282,15 @@ def _unsupported(soc: str) -> str:
 def _check_quality(options: TransportOptions) -> None:
     traffic, service = options.traffic_class, options.service_level
     if traffic is not None and (traffic > 255 or traffic % 4):
-        raise TransportError(
-            f"rdma_traffic_class is {traffic}, it must be a multiple of 4 in [0, 255]"
+        raise OptionError(
+            f"option llm.RdmaTrafficClass: LLMConfig.rdma_traffic_class is {traffic}, it must be a "
+            "multiple of 4 in [0, 255]"
         )
     if service is not None and service > 7:
-        raise TransportError(f"rdma_service_level is {service}, it must be in [0, 7]")
+        raise OptionError(
+            f"option llm.RdmaServiceLevel: LLMConfig.rdma_service_level is {service}, it must be in "
+            "[0, 7]"
+        )
 
 
 def _check_alignment(regions: Sequence[HcclRegion]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from datadist.texts import in_seconds
 from datadist.transport import (
     Access,
     AddressError,
@@ -267,8 +268,8 @@ class RdmaLink(Link):
                 path.pair.close()
         if not quiet:
             log.error(
-                "a call did not end within %g s: its queue pairs are in the error state, and stay",
-                CLOSE_SECONDS,
+                "a call did not end within %s: its queue pairs are in the error state, and stay",
+                in_seconds(CLOSE_SECONDS),
             )
         return frozenset()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from datadist.transport import TransportError, TransportOptions
+from datadist.plugin_options import number, refuse_unknown
+from datadist.transport import TransportOptions
 from datadist_rdma.ports import Wish
 
 KNOWN = {
@@ -41,24 +42,21 @@ def parse(options: TransportOptions, environ: Mapping[str, str]) -> Options:
     """Check and convert.
 
     The configuration comes before ``HCCL_RDMA_TC``, ``HCCL_RDMA_SL``, ``HCCL_RDMA_TIMEOUT`` and
-    ``HCCL_RDMA_RETRY_CNT``, variables that clusters have set for HCCL. Raises TransportError.
+    ``HCCL_RDMA_RETRY_CNT``, variables that clusters have set for HCCL. Raises OptionError.
     """
-    unknown = sorted(set(options.extra) - set(KNOWN))
-    if unknown:
-        known = "; ".join(f"{name}: {text}" for name, text in KNOWN.items())
-        raise TransportError(f"unknown option datadist.rdma.{unknown[0]}; there are {known}")
+    refuse_unknown("rdma", options.extra, KNOWN)
 
     def own(name: str, low: int, high: int, variable: str, default: int | None) -> int | None:
         if name in options.extra:
-            return _number(f"option datadist.rdma.{name}", options.extra[name], low, high)
+            return number(f"option datadist.rdma.{name}", options.extra[name], low, high)
         if environ.get(variable):
-            return _number(variable, environ[variable], low, high)
+            return number(variable, environ[variable], low, high)
         return default
 
     def marked(name: str, value: int | None, high: int, variable: str) -> int:
         if value is not None:
-            return _number(name, str(value), 0, high)
-        return _number(variable, environ.get(variable) or "0", 0, high)
+            return number(name, str(value), 0, high)
+        return number(variable, environ.get(variable) or "0", 0, high)
 
     return Options(
         wish=Wish(
@@ -66,15 +64,19 @@ def parse(options: TransportOptions, environ: Mapping[str, str]) -> Options:
             own("port", 1, 255, "", None),
             own("gid_index", 0, 255, "", None),
         ),
-        traffic_class=marked("rdma_traffic_class", options.traffic_class, 255, "HCCL_RDMA_TC"),
-        service_level=marked("rdma_service_level", options.service_level, 7, "HCCL_RDMA_SL"),
+        traffic_class=marked(
+            "llm.RdmaTrafficClass: LLMConfig.rdma_traffic_class",
+            options.traffic_class,
+            255,
+            "HCCL_RDMA_TC",
+        ),
+        service_level=marked(
+            "llm.RdmaServiceLevel: LLMConfig.rdma_service_level",
+            options.service_level,
+            7,
+            "HCCL_RDMA_SL",
+        ),
         timeout=own("timeout", 1, 31, "HCCL_RDMA_TIMEOUT", DEFAULT_TIMEOUT) or DEFAULT_TIMEOUT,
         retry_count=own("retry_count", 0, 7, "HCCL_RDMA_RETRY_CNT", DEFAULT_RETRIES) or 0,
         attempts=options.retry_count,
     )
-
-
-def _number(name: str, text: str, low: int, high: int) -> int:
-    if text.isascii() and text.isdecimal() and low <= int(text[:20]) <= high:
-        return int(text)
-    raise TransportError(f"{name} is {text!r}, it must be a number in [{low}, {high}]")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
+from datadist.texts import in_seconds
 from datadist.transport import PeerLost, TransferError, TransferTimeout
 from datadist_rdma import verbs
 from datadist_rdma.chains import DEPTH, REQUEST, Chain
@@ -107,7 +108,7 @@ class Transfer:
 
     def _give_up(self, timeout: float) -> None:
         """Too late: let what is in flight end if it does so soon, else end it."""
-        text = f"not complete after {timeout:g} s"
+        text = f"not complete after {in_seconds(timeout)}"
         try:
             self._wait_until(self._posted, time.monotonic() + GRACE_SECONDS)
         except BaseException as error:

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from datadist.texts import in_seconds
 from datadist.transport import (
     Access,
     AddressError,
@@ -247,7 +248,10 @@ class ShmLink(Link):
         deadline = time.monotonic() + CLOSE_SECONDS
         ended = [path for path in self._paths.values() if _shut(path, deadline)]
         if len(ended) < len(self._paths):
-            log.error("what is in flight did not end within %g s: its mappings stay", CLOSE_SECONDS)
+            log.error(
+                "what is in flight did not end within %s: its mappings stay",
+                in_seconds(CLOSE_SECONDS),
+            )
         risky = self._revoke()
         for path in ended:
             self._detach(path)
@@ -302,7 +306,7 @@ def _error(
             "mapped any more"
         ),
         _native.TIMED_OUT: lambda: TransferTimeout(
-            f"not complete after {timeout:g} s", link_usable=True
+            f"not complete after {in_seconds(timeout)}", link_usable=True
         ),
         _native.ABORTED: lambda: TransferError("the link was closed or aborted meanwhile"),
         _native.PEER_GONE: lambda: PeerLost(f"the process of rank {rank} has ended", rank),

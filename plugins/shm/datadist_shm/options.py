@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from datadist.transport import TransportError
+from datadist.plugin_options import choice, number, refuse_unknown
+from datadist.texts import shown
+from datadist.transport import OptionError
 from datadist_shm import _native
 
 KERNEL_VARIABLE = "DATADIST_SHM_KERNEL"
@@ -39,11 +41,8 @@ class Options:
 
     @classmethod
     def parse(cls, given: Mapping[str, str], environ: Mapping[str, str]) -> Options:
-        """Check ``datadist.shm.<name>`` options. Raises :class:`TransportError`."""
-        unknown = sorted(set(given) - set(KNOWN))
-        if unknown:
-            known = ", ".join(f"{name}: {text}" for name, text in KNOWN.items())
-            raise TransportError(f"unknown option datadist.shm.{unknown[0]}; there are {known}")
+        """Check ``datadist.shm.<name>`` options. Raises :class:`OptionError`."""
+        refuse_unknown("shm", given, KNOWN)
         return cls(
             populate=_choice(given, "populate", "1", ("0", "1")) == "1",
             ptracer=_choice(given, "ptracer", "1", ("0", "1")) == "1",
@@ -54,11 +53,7 @@ class Options:
 
 
 def _choice(given: Mapping[str, str], name: str, default: str, values: tuple[str, ...]) -> str:
-    value = given.get(name, default)
-    if value not in values:
-        wanted = " or ".join(f'"{v}"' for v in values)
-        raise TransportError(f"option datadist.shm.{name} is {value!r}, it must be {wanted}")
-    return value
+    return choice(f"option datadist.shm.{name}", given.get(name, default), values)
 
 
 def _threads(text: str | None) -> int:
@@ -66,12 +61,7 @@ def _threads(text: str | None) -> int:
     cpus = min(len(os.sched_getaffinity(0)), _native.MAX_THREADS)
     if text is None:
         return min(cpus, MOST_THREADS)
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= _native.MAX_THREADS:
-        raise TransportError(
-            f"option datadist.shm.threads is {text!r}, it must be a number from 1 to "
-            f"{_native.MAX_THREADS}"
-        )
-    return min(int(text), cpus)
+    return min(number("option datadist.shm.threads", text, 1, _native.MAX_THREADS), cpus)
 
 
 def _kernel(given: Mapping[str, str], environ: Mapping[str, str]) -> int:
@@ -79,8 +69,9 @@ def _kernel(given: Mapping[str, str], environ: Mapping[str, str]) -> int:
     if name == "auto":
         return list(_native.KERNELS.values())[-1]
     if name not in _native.KERNELS:
-        raise TransportError(
-            f"the copy kernel {name!r} (datadist.shm.kernel, {KERNEL_VARIABLE}) does not exist on "
-            f"this machine: use auto or one of {', '.join(_native.KERNELS)}"
+        origin = "option datadist.shm.kernel" if "kernel" in given else KERNEL_VARIABLE
+        raise OptionError(
+            f"{origin} is {shown(name)}, a copy kernel that does not exist on this machine: use auto "
+            f"or one of {', '.join(_native.KERNELS)}"
         )
     return _native.KERNELS[name]

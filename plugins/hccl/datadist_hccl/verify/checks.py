@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from datadist.texts import in_seconds
 from datadist.transport import (
     LinkError,
     Placement,
@@ -145,7 +146,7 @@ def absent(session: Session) -> str:
     began = time.monotonic()
     link.close()
     closed = time.monotonic() - began
-    return f"{ABSENT_SECONDS:g} s were given, it took {took:.1f} s, closing {closed * 1e3:.0f} ms"
+    return f"{in_seconds(ABSENT_SECONDS)} were given, it took {took:.1f} s, closing {closed * 1e3:.0f} ms"
 
 
 def foreign(session: Session) -> str:

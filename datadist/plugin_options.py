@@ -1,0 +1,40 @@
+"""Checks of a transport's own options, ``datadist.<backend>.<name>``, in the words of core.
+
+For transports; each raises :class:`~datadist.transport.OptionError`, which `init` reports as
+LLM_PARAM_INVALID.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from datadist.texts import nearest, shown
+from datadist.transport import OptionError
+
+__all__ = ["choice", "number", "refuse_unknown"]
+
+
+def refuse_unknown(backend: str, given: Mapping[str, str], known: Mapping[str, str]) -> None:
+    """Raise for the first option that is none of ``known``, which has a description of each."""
+    for name in sorted(set(given) - set(known)):
+        near = nearest(name, known, cutoff=0.6)
+        hint = f"did you mean datadist.{backend}.{near}? " if near else ""
+        options = "; ".join(f"{each}: {text}" for each, text in known.items())
+        raise OptionError(
+            f"unknown option datadist.{backend}.{name}; {hint}there are {options or 'none'}"
+        )
+
+
+def number(name: str, text: str, low: int, high: int) -> int:
+    """A number in ``[low, high]``; ``name`` says whose, such as ``option datadist.shm.threads``."""
+    if text.isascii() and text.isdecimal() and len(text) <= 20 and low <= int(text) <= high:
+        return int(text)
+    raise OptionError(f"{name} is {shown(text)}, it must be a number in [{low}, {high}]")
+
+
+def choice(name: str, text: str, values: Sequence[str]) -> str:
+    """One of ``values``."""
+    if text in values:
+        return text
+    wanted = " or ".join(f'"{value}"' for value in values)
+    raise OptionError(f"{name} is {shown(text)}, it must be {wanted}")

@@ -1,0 +1,53 @@
+"""Parts of texts for people: values, near names, times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = ["MOST_SHOWN", "in_seconds", "nearest", "shown", "suggestion"]
+
+MOST_SHOWN = 200
+"""Characters of a value in a text."""
+MOST_ELEMENTS = 32
+"""Elements of a list in a text: more are no help there."""
+
+
+def shown(value: object) -> str:
+    """``repr(value)`` in one line and of bounded length, also where the value's own repr fails."""
+    if isinstance(value, (str, bytes)):
+        return _shortened(repr(value[: MOST_SHOWN + 1]), len(value))
+    if isinstance(value, (list, tuple, set, frozenset, dict)) and len(value) > MOST_ELEMENTS:
+        return f"{len(value)} elements"
+    try:
+        text = " ".join(repr(value).split())
+    except Exception as error:
+        return f"<its repr raised {type(error).__name__}>"
+    return _shortened(text, len(text))
+
+
+def _shortened(text: str, length: int) -> str:
+    if len(text) <= MOST_SHOWN:
+        return text
+    return f"{text[:MOST_SHOWN]}... ({length} characters in all)"
+
+
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.7) -> str | None:
+    """The name most alike, whatever its case; None where none is alike."""
+    import difflib  # not with this module: `import datadist` is to be quick
+
+    by_lower = {each.lower(): each for each in names}
+    found = difflib.get_close_matches(name[:MOST_SHOWN].lower(), by_lower, 1, cutoff)
+    return by_lower[found[0]] if found else None
+
+
+def suggestion(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """``: did you mean '...'?``; empty where no name is alike."""
+    near = nearest(name, names, cutoff)
+    return f": did you mean {near!r}?" if near else ""
+
+
+def in_seconds(value: float) -> str:
+    """A time in seconds, rounded to three digits or to whole seconds: ``6 s``, ``1.5 s``, ``1080 s``."""
+    if 0 < value < 0.001:
+        return "less than 0.001 s"
+    return f"{value:.0f} s" if value >= 100 else f"{value:.3g} s"
