@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from datadist import hints
+from datadist.addresses import is_address, looks_numeric
 from datadist.portable import Portable
 
 __all__ = ["RankDevice", "RankTable", "RankTableError", "parse_rank_table"]
@@ -192,6 +193,34 @@ class RankTable:
             )
         return problems
 
+    def shared_devices(self) -> list[str]:
+        """Ranks that are on one device of one server and do not tell their ports apart.
+
+        A device is one rank's, unless each of its processes has a ``device_port`` (rank table
+        documents of HCCL). Where device ids are only labels, as on shm, such a table works.
+        """
+        problems = []
+        seen: dict[tuple[str, int, int | None], int] = {}
+        for device in self.devices:
+            key = (device.server_id, device.device_id, device.device_port)
+            if key in seen:
+                problems.append(
+                    f"ranks {seen[key]} and {device.rank} use device {device.device_id} of server "
+                    f"{device.server_id}: give each a device_port of its own"
+                )
+            seen[key] = device.rank
+        return problems
+
+    def address_problems(self) -> list[str]:
+        """Fields that are meant as addresses and are none; placeholders (``x.x.x.x``) are left alone."""
+        return [
+            f"{name} of rank {device.rank} is {value!r}, which is no IP address: numbers have no leading "
+            "zeros and end at 255"
+            for device in self.devices
+            for name in ("server_id", "host_ip", "device_ip", "backup_device_ip")
+            if _is_bad_address(name, value := getattr(device, name))
+        ]
+
     def differences(self, other: RankTable, here: str, there: str) -> list[str]:
         """What two tables mean differently; ``here`` and ``there`` say whose they are."""
         found = []
@@ -211,6 +240,12 @@ class RankTable:
                 if theirs[rank][name] != value
             ]
         return found
+
+
+def _is_bad_address(name: str, value: str | None) -> bool:
+    if value is None or (name == "server_id" and value.count(".") != 3):
+        return False  # servers may also be called by a number
+    return any(looks_numeric(text) and not is_address(text) for text in value.split(","))
 
 
 def parse_rank_table(text: str) -> RankTable:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from enum import Enum
 
 from datadist import checks
+from datadist.addresses import parse_ipv4
 from datadist.enums import NamedInt
 from datadist.hints import ADDRESSES
 from datadist.keys import INVALID_ID, BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
@@ -206,7 +207,9 @@ class CacheDesc(CheckedAttributes):
         return self._size
 
     def update_dim(self, dim_index: int, dim_value: int) -> None:
-        """Change a dimension of a list shape. Raises ``TypeError`` for a tuple."""
+        """Change a dimension of a list shape. Raises ``TypeError`` for a tuple and for no integers."""
+        checks.check_isinstance("dim_index", dim_index, int, allow_none=False)
+        checks.check_isinstance("dim_value", dim_value, int, allow_none=False)
         if not isinstance(self._shape, list):
             raise TypeError(f"shape is a {type(self._shape).__name__}, only support list")
         self._shape[dim_index] = dim_value
@@ -344,9 +347,9 @@ def ipv4_number(ip: str) -> int:
     Raises ``RuntimeError`` for any other text (LLM-DataDist API, LLMClusterInfo).
     """
     try:
-        return int.from_bytes(socket.inet_aton(ip), "little")
-    except (OSError, ValueError):
-        raise RuntimeError(f"{ip!r} is not an IPv4 address such as 10.0.0.1") from None
+        return int.from_bytes(parse_ipv4(ip).packed, "little")
+    except ValueError as error:
+        raise RuntimeError(str(error)) from None
 
 
 def ipv4_text(number: int) -> str:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,3 +69,30 @@ def test_demo_says_why_it_cannot_run() -> None:
     assert done.returncode == 1
     assert "'nonsense' is not installed" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("devices", "shared"),
+    [
+        ([{"device_id": "3"}, {"device_id": "3"}], True),
+        ([{"device_id": "3", "device_port": "7"}, {"device_id": "3", "device_port": 7}], True),
+        ([{"device_id": "3", "device_port": "7"}, {"device_id": "3", "device_port": "8"}], False),
+        ([{"device_id": "3"}, {"device_id": "4"}], False),
+    ],
+)
+@pytest.mark.parametrize("servers", [1, 2])
+def test_check_finds_two_ranks_on_one_device(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], devices: list[dict[str, Any]], shared: bool,
+    servers: int,
+) -> None:  # fmt: skip
+    ranked = [{**device, "rank_id": str(rank)} for rank, device in enumerate(devices)]
+    groups = [ranked] if servers == 1 else [[device] for device in ranked]
+    table = {
+        "version": "1.0", "status": "completed", "server_count": str(servers),
+        "server_list": [{"server_id": "one", "device": group} for group in groups],
+    }  # fmt: skip
+    path = tmp_path / "rank_table.json"
+    path.write_text(json.dumps(table))
+    assert main(["check", str(path)]) == (1 if shared else 0)
+    said = capsys.readouterr().err
+    assert ("ranks 0 and 1 use device 3 of server one: give each a device_port" in said) is shared

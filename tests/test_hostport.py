@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datadist.control.hostport import HostPort, is_address
+from datadist.addresses import is_address
+from datadist.control.hostport import HostPort
 
 PORTS = st.integers(1, 65535)
 

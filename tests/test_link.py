@@ -129,6 +129,14 @@ def test_different_modes_fail_everywhere(start_node: Start) -> None:
         assert caught.value.status == "LLM_LINK_FAILED"
 
 
+def test_two_ranks_on_one_device_link_where_devices_are_labels(start_node: Start) -> None:
+    one, two = start_node(1), start_node(2)
+    table = table_for(PAIR).replace('"device_id": "1"', '"device_id": "0"')
+    ids = [node.do(nodes.link, "one device", PAIR, table) for node in (one, two)]
+    for node, comm_id in zip((one, two), ids, strict=True):
+        node.do(nodes.wait, comm_id)
+
+
 def test_tables_that_mean_the_same_link(start_node: Start) -> None:
     one, two = start_node(1), start_node(2)
     table = json.loads(table_for(PAIR))

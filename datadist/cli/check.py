@@ -40,6 +40,12 @@ def run(args: argparse.Namespace) -> int:
         table = parse_rank_table(text)
     except RankTableError as error:
         problems = error.problems + problems
+    if table is not None:
+        problems += table.address_problems()
+        problems += [
+            f"{text} (works only where device ids are labels, as on shm)"
+            for text in table.shared_devices()
+        ]
     if table is not None and mapping:
         problems += table.check_ranks(mapping.values())
     if args.backend:

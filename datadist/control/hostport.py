@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from typing import Any, NamedTuple
+
+from datadist.addresses import is_address, looks_numeric
 
 BASE_PORT = 26500
 """Port of device 0 where a rank table gives only an address; below the kernel's ephemeral range."""
@@ -28,6 +29,11 @@ class HostPort(NamedTuple):
             raise ValueError(f"{text!r}: write an IPv6 address as [address]:port")
         if not colon or not host or any(c.isspace() for c in host):
             raise ValueError(f"{text!r}: expected host:port or [IPv6 address]:port")
+        if not is_address(host) and looks_numeric(host):
+            raise ValueError(
+                f"{text!r}: {host!r} is neither a name nor an IPv4 address, which is four decimal "
+                "numbers from 0 to 255 without leading zeros"
+            )
         if not (digits.isascii() and digits.isdecimal() and len(digits) <= 5):
             raise ValueError(f"{text!r}: the port {digits!r} is not a number")
         if not 1 <= int(digits) <= 65535:
@@ -37,8 +43,10 @@ class HostPort(NamedTuple):
     def resolve(self) -> list[tuple[socket.AddressFamily, Any]]:
         """Families and socket addresses; blocks unless the host is an address.
 
-        Raises ``OSError`` for a name that is not known.
+        Raises ``OSError`` for a name that is not known, and for what is neither name nor address.
         """
+        if not is_address(self.host) and looks_numeric(self.host):
+            raise OSError(f"{self.host!r} is neither a host name nor an address")
         try:
             found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except UnicodeError as error:  # a label that no resolver takes
@@ -47,12 +55,3 @@ class HostPort(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def is_address(text: str | None) -> bool:
-    """Whether the text is an IPv4 or IPv6 address."""
-    try:
-        ipaddress.ip_address(text or "")
-    except ValueError:
-        return False
-    return True

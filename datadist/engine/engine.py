@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 import logging
 import os
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from typing import Any, TypeVar
 
+from datadist.addresses import parse_address
 from datadist.control.job import described
 from datadist.control.meeting import EndpointError, Meeting
 from datadist.control.messages import Announce
@@ -250,7 +250,7 @@ class Engine:
             self._call(lambda: self._meeting.listen_at(ip, port))
         except EndpointError as error:
             raise LLMException(str(error), status_code=LLMStatusCode.LLM_FAILED) from error
-        near = not (ip and port) or ipaddress.ip_address(ip).is_loopback
+        near = not (ip and port) or parse_address(ip).is_loopback
         if self._far and self.options.auth_key is None and not near:
             log.warning(
                 "DATADIST_AUTH_KEY is not set, so %s:%s is not opened to other hosts, and only "

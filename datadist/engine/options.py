@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from datadist import checks
+from datadist.addresses import parse_ipv4
 from datadist.control.hostport import HostPort
 from datadist.control.job import job_name
 from datadist.engine.option_keys import check_keys, meant_by, not_text, where, wrong
@@ -229,7 +229,7 @@ def _listen_ip(given: dict[str, str]) -> str | None:
         return None
     ip = given.get("llm.ListenIp", "")
     try:
-        return str(ipaddress.IPv4Address(ip))
+        return str(parse_ipv4(ip))
     except ValueError:
         raise param_invalid(
             "the listen address (option llm.listenIpInfo, LLMConfig.listen_ip_info; or llm.ListenIp) "

@@ -12,12 +12,12 @@ reactor's thread.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from datadist.control.hostport import BASE_PORT, HostPort, is_address
+from datadist.addresses import is_address, looks_numeric, parse_address
+from datadist.control.hostport import BASE_PORT, HostPort
 from datadist.control.interfaces import addresses
 from datadist.control.listener import Listener, NetworkError
 from datadist.control.meeting import Meeting
@@ -317,6 +317,11 @@ def _place(domain: TableDomain, chosen: HostPort | None) -> HostPort | str:
     if domain.table is None:
         return NO_ADDRESS
     device = domain.table.device(_first(domain))
+    if device.host_ip and looks_numeric(device.host_ip) and not is_address(device.host_ip):
+        return (
+            f"host_ip of rank 0 is {device.host_ip!r} in the rank table, which is no IP address: "
+            "correct it, or set DATADIST_RENDEZVOUS"
+        )
     host = next((h for h in (device.host_ip, device.server_id) if h and is_address(h)), None)
     if host is None:
         return NO_ADDRESS
@@ -332,7 +337,7 @@ def _place(domain: TableDomain, chosen: HostPort | None) -> HostPort | str:
 def _loopback_name(place: HostPort, address: HostPort) -> str | None:
     """What is wrong with a name that other hosts see as another address."""
     named = not is_address(place.host) and place.host != "localhost"
-    if named and ipaddress.ip_address(address.host).is_loopback:
+    if named and parse_address(address.host).is_loopback:
         return (
             f"{place.host} is the loopback address {address.host} on this host (see /etc/hosts), "
             "which other hosts cannot reach: set DATADIST_RENDEZVOUS to an address"

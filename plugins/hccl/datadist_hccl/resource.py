@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from datadist.rank_table import RankDevice, RankTable, RankTableError, parse_rank_table
 from datadist.transport import LinkError
 from datadist_hccl.acl import Device
-from datadist_hccl.table import Family
+from datadist_hccl.table import Family, version_of
 
 MAX_TEXT = 64 << 10
 ADDRESSES = Path("/etc/hccn.conf")
@@ -61,6 +61,8 @@ def given(text: str, physical_id: int) -> Resource:
         )
     if table.version == "1.2" and device.super_device_id is None:
         raise LinkError(f"{problem}: version 1.2 needs super_device_id")
+    if device.device_ip is not None and version_of(device.device_ip) is None:
+        raise LinkError(f"{problem}: device_ip is {device.device_ip!r}, no IP address")
     return _of(table.version, device)
 
 

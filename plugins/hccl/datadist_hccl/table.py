@@ -6,10 +6,10 @@ structure: here are the addresses, ids and order that only HCCL depends on.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
 from enum import Enum
 
+from datadist.addresses import parse_address
 from datadist.rank_table import RankDevice, RankTable
 from datadist.transport import LinkError
 from datadist_hccl.environment import PCIE, ROCE
@@ -83,16 +83,7 @@ def _devices(table: RankTable) -> list[str]:
         for device in table.devices
         if device.device_id > MAX_DEVICE_ID
     ]
-    seen: dict[tuple[int, int, int | None], int] = {}
-    for device in table.devices:
-        key = (device.server, device.device_id, device.device_port)
-        if key in seen:
-            problems.append(
-                f"ranks {seen[key]} and {device.rank} use device {device.device_id} of server "
-                f"{device.server_id}: give each a device_port of its own"
-            )
-        seen[key] = device.rank
-    return problems
+    return problems + table.shared_devices()
 
 
 def _servers(table: RankTable) -> list[str]:
@@ -106,7 +97,7 @@ def _servers(table: RankTable) -> list[str]:
     if order != sorted(order):
         problems.append("ranks of different servers are interleaved: number them server by server")
     for device in {device.server: device for device in table.devices}.values():
-        if device.host_ip is not None and _version(device.host_ip) is None:
+        if device.host_ip is not None and version_of(device.host_ip) is None:
             problems.append(
                 f"host_ip of server {device.server_id} is {device.host_ip!r}, no IP address"
             )
@@ -144,7 +135,7 @@ def _addresses(table: RankTable, family: Family, roce: bool) -> list[str]:
             if needed:
                 problems.append(f"device_ip of rank {device.rank} is missing: RDMA needs it")
             continue
-        version = _version(device.device_ip)
+        version = version_of(device.device_ip)
         if version is None:
             problems.append(
                 f"device_ip of rank {device.rank} is {device.device_ip!r}, no IP address"
@@ -161,10 +152,10 @@ def _addresses(table: RankTable, family: Family, roce: bool) -> list[str]:
     return problems
 
 
-def _version(addresses: str) -> int | None:
+def version_of(addresses: str) -> int | None:
     """4 or 6 for an address or a list of them; None for anything else."""
     try:
-        versions = {ipaddress.ip_address(text).version for text in addresses.split(",")}
+        versions = {parse_address(text).version for text in addresses.split(",")}
     except ValueError:
         return None
     return versions.pop() if len(versions) == 1 else None

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datadist.addresses import Address, parse_address
+
 SYSFS = Path("/sys/class/infiniband")
 ROCE_V2 = "RoCE v2"
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class NoPort(Exception):
@@ -43,6 +43,13 @@ class Gid:
 
     def __str__(self) -> str:
         return f"{self.address} ({self.device} port {self.port} GID {self.index})"
+
+
+def parse(text: str) -> Address:
+    """An address as GIDs have it: an IPv4-mapped one is IPv4. Raises ``ValueError``."""
+    address = parse_address(text)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
 
 
 def list_gids(root: Path = SYSFS) -> tuple[list[Gid], list[str]]:
@@ -142,6 +149,7 @@ def choose(gids: Sequence[Gid], wish: Wish, address: Address | None, origin: str
 def route_source(peer: str) -> Address | None:
     """The local address from which ``peer`` is reached; None where there is no route."""
     with contextlib.suppress(OSError, ValueError):
+        parse_address(peer)
         info = socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)[0]
         with socket.socket(info[0], socket.SOCK_DGRAM) as probe:
             probe.connect(info[4])  # sends nothing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import os
 import re
@@ -12,6 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from datadist.addresses import Address
 from datadist.rank_table import RankTable
 from datadist.transport import (
     Access,
@@ -72,7 +72,7 @@ class RdmaTransport(Transport):
         if len({gid.device for gid in self._gids if self._options.wish.fits(gid)}) == 1:
             self._device(self._default.device)
 
-    def _choose(self, address: ports.Address | None, origin: str) -> Gid:
+    def _choose(self, address: Address | None, origin: str) -> Gid:
         """The entry to use; the tables are read again where they have changed.
 
         Raises :class:`NoPort` or :class:`verbs.NoDevices`.
@@ -103,7 +103,7 @@ class RdmaTransport(Transport):
         if text is None or _PLACEHOLDER.fullmatch(text):
             return None
         try:
-            return self._choose(ipaddress.ip_address(text), f"device_ip of rank {rank}")
+            return self._choose(ports.parse(text), f"device_ip of rank {rank}")
         except (ValueError, NoPort, verbs.NoDevices) as error:
             raise LinkError(
                 f"rank table, device_ip of rank {rank}: {error}; give the RoCE address of that "
@@ -125,7 +125,7 @@ class RdmaTransport(Transport):
         except (NoPort, verbs.NoDevices) as error:
             raise LinkError(f"no way to rank {rank}: {error}", rank) from None
 
-    def _routed(self, rank: int, source: ports.Address | None) -> Gid:
+    def _routed(self, rank: int, source: Address | None) -> Gid:
         try:
             return self._choose(source, f"the route to rank {rank}")
         except NoPort:
@@ -253,10 +253,10 @@ def _usable_gids() -> list[Gid]:
     return usable
 
 
-def _listen_address(given: TransportOptions) -> ports.Address | None:
+def _listen_address(given: TransportOptions) -> Address | None:
     if given.listen_address is None:
         return None
     try:
-        return ipaddress.ip_address(given.listen_address)
+        return ports.parse(given.listen_address)
     except ValueError:
         return None

@@ -75,8 +75,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m datadist_rdma.verify", description=__doc__)
     parser.add_argument("--rank", type=int, choices=(0, 1), help="our part in a run on two hosts")
     parser.add_argument(
-        "--device-ip", nargs=2, metavar=("RANK0", "RANK1"), help="RoCE addresses for the rank table"
-    )
+        "--device-ip", nargs=2, type=_address, metavar=("RANK0", "RANK1"),
+        help="RoCE addresses for the rank table",
+    )  # fmt: skip
     parser.add_argument("--size", type=int, default=256, help="MiB to move (default 256)")
     parser.add_argument("--traffic-class", type=int, help="0 to 255")
     parser.add_argument("--service-level", type=int, help="0 to 7")
@@ -85,6 +86,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--verbose", action="store_true", help="show the log")
     return parser.parse_args(arguments)
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ports.parse(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 # -- this host -------------------------------------------------------------------------------------

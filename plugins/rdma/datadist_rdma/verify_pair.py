@@ -7,7 +7,6 @@ one pulls, so that nothing but the library carries messages.
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import json
 import os
 import re
@@ -212,7 +211,7 @@ def _rounds() -> list[int]:
 
 def _command(args: argparse.Namespace, block: int) -> list[str]:
     gids, _ = ports.list_gids()
-    address = ipaddress.ip_address(args.device_ip[args.rank]) if args.device_ip else None
+    address = ports.parse(args.device_ip[args.rank]) if args.device_ip else None
     gid = ports.choose(gids, ports.Wish(), address, "--device-ip")
     return [
         "ib_read_bw", "-F", "-d", gid.device, "-x", str(gid.index), "-s", str(block), "-t", "128",

@@ -1,0 +1,71 @@
+"""IP addresses as text: one strict reading for options, rank tables, the environment and commands.
+
+`inet_aton` and name look-ups read ``010.0.0.1`` as 8.0.0.1, ``127.1`` as 127.0.0.1 and end at the first
+space. Here an IPv4 address is four decimal numbers without leading zeros, and an IPv6 address may name
+the interface that it is reached by, ``fe80::1%eth0``. Nothing is trimmed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+__all__ = ["Address", "is_address", "looks_numeric", "parse_address", "parse_ipv4"]
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_SCOPE = re.compile(r"[^\s/%]{1,15}")
+"""Name or number of a network interface."""
+_NUMERIC = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?", re.DOTALL)
+"""Text that ends in a number: no host name does (RFC 3696), and resolvers take it for an address."""
+
+
+def parse_address(text: str) -> Address:
+    """An IPv4 or IPv6 address; an IPv4-mapped one stays IPv6. Raises ``ValueError``."""
+    try:
+        address = ipaddress.ip_address(str(text))
+    except ValueError:
+        raise ValueError(
+            f"{text!r} does not appear to be an IPv4 or IPv6 address{_hint(text)}"
+        ) from None
+    scope = address.scope_id if isinstance(address, ipaddress.IPv6Address) else None
+    if scope is not None and not _SCOPE.fullmatch(scope):
+        raise ValueError(
+            f"{text!r} does not appear to be an IPv6 address: no interface is called {scope!r}"
+        )
+    return address
+
+
+def parse_ipv4(text: str) -> ipaddress.IPv4Address:
+    """An IPv4 address. Raises ``ValueError``."""
+    try:
+        return ipaddress.IPv4Address(str(text))
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IPv4 address such as 10.0.0.1{_hint(text)}") from None
+
+
+def is_address(text: str | None) -> bool:
+    """Whether the text is an IPv4 or IPv6 address."""
+    try:
+        parse_address(text or "")
+    except ValueError:
+        return False
+    return True
+
+
+def looks_numeric(host: str) -> bool:
+    """Whether a resolver would read the text as a number and not as a name.
+
+    Also what becomes so by the rules of international names: full-width digits and dots.
+    """
+    try:
+        ascii_text = host.encode("idna").decode("ascii")
+    except UnicodeError:
+        ascii_text = host
+    return _NUMERIC.fullmatch(ascii_text) is not None
+
+
+def _hint(text: str) -> str:
+    if not looks_numeric(text) or ":" in text:
+        return ""
+    return ": write four decimal numbers from 0 to 255 without leading zeros"
