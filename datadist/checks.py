@@ -1,8 +1,8 @@
 """Checks of argument types and integer ranges at the border of the API.
 
-Rules (LLM-DataDist API, type checking): ``isinstance`` decides, so that bool passes for int; None
-passes unless stated otherwise; range checks refuse None with ``TypeError`` and values out of range
-with ``ValueError``.
+Rules (LLM-DataDist API, type checking): ``isinstance`` decides, but bool, which Python counts among the
+integers, passes only where it is asked for; None passes unless stated otherwise; range checks refuse
+None with ``TypeError`` and values out of range with ``ValueError``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,17 @@ from datadist.texts import shown
 Types: TypeAlias = "type | tuple[type, ...]"
 
 
+def is_a(value: object, types: Types) -> bool:
+    """``isinstance``, but True and False are no integers."""
+    if isinstance(value, bool):
+        return not {bool, object}.isdisjoint(_each(types))
+    return isinstance(value, types)
+
+
+def _each(types: Types) -> tuple[type, ...]:
+    return types if isinstance(types, tuple) else (types,)
+
+
 def check_isinstance(
     name: str, value: object, types: Types, allow_none: bool = True, use: str = ""
 ) -> None:
@@ -23,9 +34,9 @@ def check_isinstance(
 
     ``use`` is :data:`hints.ADDRESSES` where an int is an address.
     """
-    if (value is None and allow_none) or isinstance(value, types):
+    if (value is None and allow_none) or is_a(value, types):
         return
-    each = types if isinstance(types, tuple) else (types,)
+    each = _each(types)
     supported = " or ".join(kind.__name__ for kind in each)
     raise _not_supported(name, value, supported, hints.for_wanted(value, each, use))
 
@@ -53,7 +64,8 @@ def check_sequence_of(name: str, values: object, element: type, use: str = "") -
 def check_blocks(name: str, values: object) -> None:
     """Raise ``TypeError`` unless ``values`` is a list or tuple of integers, or a flat array of them.
 
-    Integers are, as in Python's own lists, also NumPy's: ``list(array)`` is made of such.
+    Integers are, as in Python's own lists, also NumPy's: ``list(array)`` is made of such. Neither's
+    True and False are.
     """
     if isinstance(values, (list, tuple)):
         _check_indices(name, values)
@@ -74,10 +86,17 @@ def _check_indices(name: str, values: list[Any] | tuple[Any, ...]) -> None:
     if _all_are(values, int):
         return
     for place, value in enumerate(values):
-        try:
-            as_index(value)
-        except TypeError:
+        if not is_index(value):
             check_isinstance(f"{name}[{place}]", value, int, allow_none=False)
+
+
+def is_index(value: object) -> bool:
+    """Whether this is an integer, Python's or NumPy's, and not a truth value."""
+    try:
+        as_index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
 
 
 def check_list_of_blocks(name: str, values: object) -> None:

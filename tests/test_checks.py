@@ -24,18 +24,17 @@ RANGES: list[tuple[Callable[[str, object], None], int, int]] = [
 def test_ranges_include_their_ends_and_nothing_more(
     check: Callable[[str, object], None], low: int, high: int
 ) -> None:
-    for value in (low, high, True):
+    for value in (low, high):
         check("x", value)
     for value in (low - 1, high + 1):
         with pytest.raises(ValueError, match=rf"x is {value}, .*\[{low}, {high}\]"):
             check("x", value)
-    for wrong in (None, "1", 1.0):
+    for wrong in (None, "1", 1.0, True, np.True_):
         with pytest.raises(TypeError, match=r"x is a .*only support int"):
             check("x", wrong)
 
 
-def test_isinstance_lets_bool_and_none_through() -> None:
-    checks.check_isinstance("x", True, int)
+def test_isinstance_lets_none_through() -> None:
     checks.check_isinstance("x", None, int)
     with pytest.raises(TypeError, match="x is a NoneType"):
         checks.check_isinstance("x", None, int, allow_none=False)
@@ -43,8 +42,28 @@ def test_isinstance_lets_bool_and_none_through() -> None:
         checks.check_isinstance("x", 1.5, (int, str))
 
 
+@pytest.mark.parametrize("types", [int, (int, str), (list, int, tuple), (Placement, int)])
+def test_a_truth_value_is_no_integer(types: checks.Types) -> None:
+    checks.check_isinstance("x", 1, types)
+    for wrong in (True, False):
+        with pytest.raises(TypeError, match=rf"x is a bool \({wrong}\), only support"):
+            checks.check_isinstance("x", wrong, types)
+        with pytest.raises(TypeError, match=r"x\[1\] is a bool"):
+            checks.check_sequence_of("x", [1, wrong], int)
+        for one, other in ((wrong, 1), (2, wrong)):
+            with pytest.raises(TypeError, match=r"x.* is a bool"):
+                checks.check_dict("x", {one: other}, int, int)
+
+
+def test_a_truth_value_is_one_where_that_is_asked_for() -> None:
+    for types in (bool, (int, bool), object):
+        checks.check_isinstance("x", True, types)
+    with pytest.raises(TypeError, match="only support bool"):
+        checks.check_isinstance("x", 1, bool)
+
+
 def test_elements_are_named_by_index() -> None:
-    checks.check_sequence_of("x", (1, True), int)
+    checks.check_sequence_of("x", (1, 0), int)
     with pytest.raises(TypeError, match=r"x\[1\] is a str"):
         checks.check_sequence_of("x", [1, "2"], int)
     for wrong in (None, {1}, "12"):
@@ -67,25 +86,42 @@ class _Broken:
 
 
 @pytest.mark.parametrize(
-    "wrong", [np.int64(1), np.zeros(2), 1.0, "1", None, Decimal(1), 1j, [1], _Odd(), _Broken()]
+    "wrong",
+    [
+        True,
+        np.True_,
+        np.int64(1),
+        np.zeros(2),
+        1.0,
+        "1",
+        None,
+        Decimal(1),
+        1j,
+        [1],
+        _Odd(),
+        _Broken(),
+    ],
 )
 @pytest.mark.parametrize("place", [0, 20, 39])
 def test_no_element_of_a_long_list_is_taken_for_an_integer(wrong: object, place: int) -> None:
     values: list[object] = list(range(40))
     checks.check_sequence_of("x", values, int)
-    checks.check_sequence_of("x", [True, 1 << 80, -1, Placement.HOST], int)
+    checks.check_sequence_of("x", [1, 1 << 80, -1, Placement.HOST], int)
     values[place] = wrong
     with pytest.raises(TypeError, match=rf"x\[{place}\] is a {type(wrong).__name__}"):
         checks.check_sequence_of("x", values, int)
 
 
-@pytest.mark.parametrize("values", [[1, True], (2,), [np.int64(1), 2], list(np.arange(40)), []])
+@pytest.mark.parametrize(
+    "values", [[1, Placement.HOST], (2,), [np.int64(1), 2], list(np.arange(40)), []]
+)
 def test_blocks_are_integers_of_python_or_numpy(values: list[object]) -> None:
     checks.check_blocks("x", values)
 
 
 @pytest.mark.parametrize(
-    "wrong", [1.0, np.float64(1), "1", None, Decimal(1), 1j, [1], _Odd(), _Broken()]
+    "wrong",
+    [False, np.False_, 1.0, np.float64(1), "1", None, Decimal(1), 1j, [1], _Odd(), _Broken()],
 )
 @pytest.mark.parametrize("place", [0, 39])
 def test_blocks_are_nothing_else(wrong: object, place: int) -> None:
@@ -105,7 +141,16 @@ def test_small_integers_of_numpy_are_not_added_up() -> None:
 def test_a_list_of_blocks_is_no_tuple() -> None:
     for good in ([1, 2], [np.int32(1)], np.arange(2), []):
         checks.check_list_of_blocks("x", good)
-    for wrong in (None, (1, 2), [1.5], np.ones(2), np.ones((2, 2), int), "12"):
+    for wrong in (
+        None,
+        (1, 2),
+        [1.5],
+        [True],
+        np.ones(2, bool),
+        np.ones(2),
+        np.ones((2, 2), int),
+        "12",
+    ):
         with pytest.raises(TypeError, match=r"x.*only support"):
             checks.check_list_of_blocks("x", wrong)
 

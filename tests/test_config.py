@@ -66,7 +66,6 @@ def test_properties_have_the_documented_defaults() -> None:
     [
         ("device_id", 3, {"ge.exec.deviceId": "3", "ge.session_device_id": "3"}),
         ("device_id", (4, 5), {"ge.exec.deviceId": "4;5", "ge.session_device_id": "4"}),
-        ("device_id", True, {"ge.exec.deviceId": "True", "ge.session_device_id": "True"}),
         ("sync_kv_timeout", 5000, {"llm.SyncKvCacheWaitTime": "5000"}),
         ("sync_kv_timeout", "3000", {"llm.SyncKvCacheWaitTime": "3000"}),
         ("ge_options", {"a": "b"}, {"a": "b"}),

@@ -256,3 +256,45 @@ def test_remapping_is_checked_and_answered(manager: CacheManager) -> None:
     with pytest.raises(LLMException) as error:
         manager.remap_registered_memory(good)
     assert _status(error) is LLMStatusCode.LLM_NOT_YET_LINK
+
+
+@pytest.mark.parametrize(
+    ("info", "text"),
+    [
+        ({0: [5], 1: [5]}, r"copy_block_info\[1\]\[0\] is 5, and so is copy_block_info\[0\]\[0\]"),
+        ({0: [4, 5, 5]}, r"copy_block_info\[0\]\[2\] is 5, and so is copy_block_info\[0\]\[1\]"),
+        ({0: np.array([5, 5])}, r"copy_block_info\[0\]\[1\] is 5"),
+        ({0: np.array([3, 4], np.uint8), 1: [4]}, r"copy_block_info\[1\]\[0\] is 4"),
+    ],
+)
+def test_no_block_is_written_twice(
+    manager: CacheManager, info: dict[int, list[int]], text: str
+) -> None:
+    cache = manager.allocate_blocks_cache(CacheDesc(2, [6, 10], DataType.DT_INT32))
+    before = _filled(cache, 1)
+    with pytest.raises(LLMException, match=text) as caught:
+        manager.copy_blocks(cache, info)
+    assert _status(caught) is LLMStatusCode.LLM_PARAM_INVALID
+    np.testing.assert_array_equal(cache.numpy(), before)
+
+
+def test_a_block_may_be_copied_on_in_one_call(manager: CacheManager) -> None:
+    cache = manager.allocate_blocks_cache(CacheDesc(2, [6, 10], DataType.DT_INT32))
+    expected = _filled(cache, 1)
+    manager.copy_blocks(cache, {0: [1, 2], 1: [3], 3: [4], 5: [0]})
+    for array in expected:
+        array[1] = array[2] = array[3] = array[4] = array[0]
+        array[0] = array[5]
+    np.testing.assert_array_equal(cache.numpy(), expected)
+
+
+def test_no_block_is_swapped_in_twice(manager: CacheManager) -> None:
+    ours = manager.allocate_blocks_cache(CacheDesc(2, [6, 10], DataType.DT_INT32))
+    host = manager.allocate_blocks_cache(CacheDesc(2, [6, 10], DataType.DT_INT32, Placement.HOST))
+    before, _ = _filled(host, 7), _filled(ours, 1)
+    with pytest.raises(
+        LLMException, match=r"src_to_dst\[2\] is 1, and so is src_to_dst\[0\]"
+    ) as caught:
+        manager.swap_blocks(ours, host, {0: 1, 1: 3, 2: 1})
+    assert _status(caught) is LLMStatusCode.LLM_PARAM_INVALID
+    np.testing.assert_array_equal(host.numpy(), before)

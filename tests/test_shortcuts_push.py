@@ -158,3 +158,34 @@ def _push_in_child(here: nodes.Here) -> int:
             os._exit(0 if "forked" in str(error) else 2)
         os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "kind", "text"),
+    [
+        ([1, 2], [3, 3], "LLMException", r"dst_blocks\[1\] is 3, and so is dst_blocks\[0\]"),
+        (np.arange(40), np.arange(40) // 2, "LLMException", r"dst_blocks\[1\] is 0, and so is"),
+        (list(range(40)), [*range(39), 7], "LLMException", r"dst_blocks\[39\] is 7, and so is .*7"),
+        ([True], [0], "TypeError", r"src_blocks\[0\] is a bool"),
+        ([2, 3], [True, 5], "TypeError", r"dst_blocks\[0\] is a bool"),
+        (list(range(20)), [*range(2, 21), False], "TypeError", r"dst_blocks\[19\] is a bool"),
+    ],
+)
+def test_lists_that_are_in_no_order_are_refused_after_a_good_push(
+    linked: tuple[Node, Node], source: Any, target: Any, kind: str, text: str
+) -> None:
+    owner, pusher = linked
+    for _ in range(2):
+        with pytest.raises(RemoteError, match=text) as caught:
+            pusher.do(_push, source, target)
+        assert caught.value.kind == kind
+        assert owner.do(_arrived, "theirs") == _expected([], [])
+        pusher.do(_push, [5], [6])
+        assert owner.do(_arrived, "theirs") == _expected([5], [6])
+
+
+def test_a_source_may_go_to_several_blocks(linked: tuple[Node, Node]) -> None:
+    owner, pusher = linked
+    for _ in range(2):
+        pusher.do(_push, [5, 5, 7], [1, 2, 3])
+        assert owner.do(_arrived, "theirs") == _expected([5, 5, 7], [1, 2, 3])

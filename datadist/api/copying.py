@@ -64,7 +64,8 @@ class Copying(ManagerPart):
     ) -> None:
         """Copy block ``a`` to each block of ``copy_block_info[a]``, in every tensor, in order.
 
-        Lists of blocks may be NumPy arrays of integers.
+        A pair may copy what an earlier one has written, but no block is written twice. Lists of
+        blocks may be NumPy arrays of integers.
 
         Raises LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST, LLM_FAILED.
         """
@@ -75,13 +76,15 @@ class Copying(ManagerPart):
             checks.check_list_of_blocks(f"copy_block_info[{source}]", targets)
         check_kind("cache", cache, True, "use copy_cache")
         pairs = [(a, b) for a, targets in copy_block_info.items() for b in targets]
+        _check_written_once(copy_block_info, len(pairs))
         self._engine().copies.copy_blocks(id_in(cache, self), pairs)
 
     def swap_blocks(self, src_cache: Cache, dst_cache: Cache, src_to_dst: dict[int, int]) -> None:
         """Copy block ``a`` of ``src_cache`` to block ``src_to_dst[a]`` of ``dst_cache``.
 
-        One way, in spite of the name. One of the two has placement HOST and the other one DEVICE;
-        either may come from :meth:`Cache.create_cpu_cache`. Element types as in :meth:`copy_cache`.
+        One way, in spite of the name, and to each block once. One of the two has placement HOST and
+        the other one DEVICE; either may come from :meth:`Cache.create_cpu_cache`. Element types as in
+        :meth:`copy_cache`.
 
         Raises LLMException: LLM_PARAM_INVALID, LLM_FAILED.
         """
@@ -93,15 +96,16 @@ class Copying(ManagerPart):
         checks.check_dict("src_to_dst", src_to_dst, int, int)
         stride = _check_alike(src_cache, dst_cache)
         _check_in_range(src_cache, dst_cache, src_to_dst)
+        _check_swapped_once(src_to_dst)
         placements = [made_with(cache).placement for cache in (src_cache, dst_cache)]
         if set(placements) != set(Placement):
             raise param_invalid(
                 f"swap_blocks copies between HOST and DEVICE, got {placements[0]} and {placements[1]}"
             )
+        engine = self._engine()
         for cache in (src_cache, dst_cache):
             if not cache.tensor_addrs or is_stranger(cache, self):
                 raise param_invalid(f"{cache!r} has no tensors any more")
-        engine = self._engine()
         owned = {c.cache_id for c in (src_cache, dst_cache) if engine.owned.get(c.cache_id)}
         for cache in (src_cache, dst_cache):
             if is_pooled(cache) and cache.cache_id not in owned:  # by unregister_cache
@@ -164,6 +168,34 @@ def _check_in_range(src: Cache, dst: Cache, pairs: dict[int, int]) -> None:
         for block in blocks:
             if not 0 <= block < count:
                 raise param_invalid(f"src_to_dst names block {block}: {cache!r} has {count} blocks")
+
+
+def _check_written_once(
+    info: Mapping[int, list[int] | NDArray[np.integer[Any]]], pairs: int
+) -> None:
+    """No block is the destination of two pairs: which one it would keep is not documented."""
+    if len({int(block) for targets in info.values() for block in targets}) == pairs:
+        return
+    seen: dict[int, str] = {}
+    for source, targets in info.items():
+        for place, block in enumerate(targets):
+            here = f"copy_block_info[{source}][{place}]"
+            if int(block) in seen:
+                raise param_invalid(
+                    f"{here} is {block}, and so is {seen[int(block)]}: name each destination once"
+                )
+            seen[int(block)] = here
+
+
+def _check_swapped_once(pairs: dict[int, int]) -> None:
+    seen: dict[int, int] = {}
+    for source, target in pairs.items():
+        if target in seen:
+            raise param_invalid(
+                f"src_to_dst[{source}] is {target}, and so is src_to_dst[{seen[target]}]: name each "
+                "destination once"
+            )
+        seen[target] = source
 
 
 def _region_of(info: MemInfo) -> Region:

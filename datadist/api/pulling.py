@@ -100,8 +100,9 @@ class Pulling(ManagerPart):
 
         With a :class:`BlocksCacheKey` ``src_blocks[i]`` of the owner goes to ``dst_blocks[i]``.
         With the other keys ``src_blocks`` is empty and the contiguous slot is spread over
-        ``dst_blocks`` in order. Lists of blocks may be NumPy arrays of integers, which saves time
-        for long ones, or hold NumPy's integers. Layers and errors as :meth:`pull_cache`.
+        ``dst_blocks`` in order. No destination is listed twice. Lists of blocks may be NumPy arrays
+        of integers, which saves time for long ones, or hold NumPy's integers. Layers and errors as
+        :meth:`pull_cache`.
         """
         engine = self._bound
         if (

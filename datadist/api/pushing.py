@@ -15,9 +15,10 @@ from datadist.api.arguments import (
 from datadist.api.cache import Cache, id_in, made_with
 from datadist.api.manager_part import ManagerPart
 from datadist.api.tasks import check_layer_range
-from datadist.engine.plan import Blocks
+from datadist.engine.plan import Blocks, check_distinct
 from datadist.engine.push import PushLayers, layers_to_push
 from datadist.engine.resolve import ById
+from datadist.engine.transfer import as_param_invalid
 from datadist.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
 from datadist.status import param_invalid
 from datadist.types import BlocksCacheKey, CacheKeyByIdAndIndex
@@ -82,8 +83,8 @@ class Pushing(ManagerPart):
     ) -> None:
         """Push ``src_blocks[i]`` of ``src_cache`` into ``dst_blocks[i]`` of the key's blocks cache.
 
-        Lists of blocks may be NumPy arrays of integers. Layer ranges and errors as
-        :meth:`push_cache`; blocks must be equally large at both ends.
+        Lists of blocks may be NumPy arrays of integers; no destination is listed twice. Layer ranges
+        and errors as :meth:`push_cache`; blocks must be equally large at both ends.
         """
         if unknown:
             raise unknown_keyword("push_blocks", keywords_of(Pushing.push_blocks), unknown)
@@ -119,6 +120,8 @@ class Pushing(ManagerPart):
                 f"src_blocks has {len(src_blocks)} entries and dst_blocks {len(dst_blocks)}: each "
                 "source block goes to the destination block at the same place"
             )
+        with as_param_invalid():
+            check_distinct("dst_blocks", dst_blocks)
         self._engine().pushes.push_blocks(
             cluster_of(dst_cache_key),
             name_of(dst_cache_key),
@@ -130,6 +133,7 @@ class Pushing(ManagerPart):
 
     def _require_one_sided(self, method: str) -> None:
         if not self._one_sided:
+            self._engine()
             raise param_invalid(
                 f"{method} needs EnableRemoteCacheAccessible: set enable_remote_cache_accessible = "
                 "True at both ends before init"

@@ -15,6 +15,7 @@ from datadist.engine.plan import (
     Blocks,
     Segments,
     check_blocks,
+    check_distinct,
     plan_blocks,
     plan_scatter,
     plan_slots,
@@ -95,6 +96,7 @@ class Pulls:
                 )
             with as_param_invalid():
                 targets = check_blocks("dst_blocks", dst_blocks, cache.layout.count)
+                check_distinct("dst_blocks", targets, cache.layout.count)
 
             def plan(local: OwnCache, found: Found, mine: slice, theirs: slice) -> Segments:
                 if found.entry.blocks:

@@ -21,7 +21,14 @@ from datadist.control.messages import Entry
 from datadist.engine import resolve
 from datadist.engine.owned import OwnCache, OwnDirectory
 from datadist.engine.peers import TOKENS
-from datadist.engine.plan import SCALAR_SEGMENTS, Blocks, Segments, check_blocks, plan_blocks
+from datadist.engine.plan import (
+    SCALAR_SEGMENTS,
+    Blocks,
+    Segments,
+    check_blocks,
+    check_distinct,
+    plan_blocks,
+)
 from datadist.engine.resolve import Route
 from datadist.engine.transfer import AT_ONCE, SURE_SECONDS, Transfers
 
@@ -75,7 +82,7 @@ class Way:
         )
 
     def plan_few(self, src_blocks: list[int], dst_blocks: list[int]) -> Few | None:
-        """Up to ``few`` segments; None for more, and for lists that are not in order."""
+        """Up to ``few`` segments of a pull; None for more, and for lists that are not in order."""
         count = len(dst_blocks)
         segments = count * self.tensors
         if count != len(src_blocks) or not 0 < segments <= self.few:
@@ -91,6 +98,8 @@ class Way:
             local[0] = self.local_base + mine * stride
             remote[0] = self.remote_base + theirs * stride
             return local, remote, length
+        if count > 1 and len(set(dst_blocks)) != count:
+            return None
         place, bases, limit = 0, self.local_bases, self.local_count
         for block in dst_blocks:
             if type(block) is not int or not 0 <= block < limit:
@@ -107,7 +116,7 @@ class Way:
                 place += 1
         return local, remote, length
 
-    def plan(self, theirs: Blocks, mine: Blocks) -> Segments | None:
+    def plan(self, theirs: Blocks, mine: Blocks, write: bool) -> Segments | None:
         """The segments between these blocks; None for lists that are not in order."""
         for blocks in (theirs, mine):
             if isinstance(blocks, (list, tuple)):
@@ -118,6 +127,10 @@ class Way:
         try:
             remote = check_blocks("theirs", theirs, self.remote_count)
             local = check_blocks("mine", mine, self.local_count)
+            if write:
+                check_distinct("theirs", remote, self.remote_count)
+            else:
+                check_distinct("mine", local, self.local_count)
             stride = self.stride
             return plan_blocks(
                 self.local_bases, self.remote_bases, local, remote, stride, stride, stride
@@ -164,7 +177,7 @@ class Shortcuts:
                 self._ways.pop(name, None)
             if done is not None:
                 return done
-        return self._move(name, way, way.plan(src_blocks, dst_blocks), started, write=False)
+        return self._move(name, way, way.plan(src_blocks, dst_blocks, False), started, False)
 
     def push(self, name: Name, src_blocks: Blocks, dst_blocks: Blocks) -> bool:
         """Push by a known way; False where nothing was written: the push has to take the full way.
@@ -175,7 +188,7 @@ class Shortcuts:
         if way is None:
             return False
         started = monotonic()
-        return self._move(name, way, way.plan(dst_blocks, src_blocks), started, write=True)
+        return self._move(name, way, way.plan(dst_blocks, src_blocks, True), started, True)
 
     def _move(
         self, name: Name, way: Way, segments: Segments | None, started: float, write: bool
