@@ -75,8 +75,8 @@ class World:
     """An engine, cluster 1, in a state; what is asked of it is made when it is asked for.
 
     States: "two-sided", "one-sided", "unpooled" (nothing configured, nothing registered), "fresh" (not
-    initialised), "linking" (`link` was called), "hixl" (that is its backend), "finalized" (its manager
-    is still at hand).
+    initialised), "linking" (`link` was called), "hixl" (that is its backend), "finalized" and
+    "finalized one-sided" (its manager is still at hand).
     """
 
     def __init__(self, name: str) -> None:
@@ -92,12 +92,12 @@ class World:
         desc = CacheDesc(1, [2, 16], INT32)
         self.manager.allocate_cache(desc, [CacheKey(OWN, BOUND)])
         self.manager.allocate_blocks_cache(desc, BlocksCacheKey(OWN, BOUND))
-        if name == "finalized":
+        if name.startswith("finalized"):
             _ = self.contiguous, self.odd, self.blocks, self.other_blocks, self.fewer_blocks
             _ = self.on_host, self.host_blocks, self.freed, self.freed_blocks
         if name == "linking":
             self.engine.link("linking", {OWN: 0, PEER: 1}, table_for({OWN: 0, PEER: 1}))
-        if name == "finalized":
+        if name.startswith("finalized"):
             self.engine.finalize()
 
     def addresses(self, shape: tuple[int, ...] = SHAPE, count: int = 2) -> list[int]:
@@ -180,7 +180,7 @@ def _options(name: str) -> dict[str, str]:
     config = LLMConfig()
     config.enable_cache_manager = True
     config.transfer_backend = "shm"
-    config.enable_remote_cache_accessible = name in ("one-sided", "hixl")
+    config.enable_remote_cache_accessible = name in ("one-sided", "hixl", "finalized one-sided")
     if name == "hixl":
         config.transfer_backend, config.listen_ip_info = "hixl", "127.0.0.1:0"
     if name != "unpooled":

@@ -30,6 +30,7 @@ from tests.nodes import table_for
 PAIR = {1: 0, 2: 1}
 TABLE = table_for(PAIR)
 INVALID = LLMStatusCode.LLM_PARAM_INVALID
+FINALIZED = LLMStatusCode.LLM_ENGINE_FINALIZED
 
 
 def _options(**settings: Any) -> dict[str, str]:
@@ -268,7 +269,7 @@ def test_a_finalized_engine_says_so(engine: LLMDataDist) -> None:
     manager = engine.cache_manager
     engine.finalize()
     desc = CacheDesc(1, [1], DataType.DT_INT8)
-    _raises(LLMStatusCode.LLM_FAILED, "finalized", manager.allocate_cache, desc)
+    _raises(FINALIZED, "finalized", manager.allocate_cache, desc)
     assert "not initialized" in repr(engine)
 
 
@@ -278,11 +279,11 @@ def test_an_old_manager_does_not_act_on_the_next_engine(engine: LLMDataDist) -> 
     engine.init(_options())
     new = engine.cache_manager
     kept = new.allocate_cache(desc, [CacheKey(1, 7)])
-    _raises(LLMStatusCode.LLM_FAILED, "finalized", old.allocate_cache, desc)
-    _raises(LLMStatusCode.LLM_FAILED, "finalized", old.unregister_cache, kept.cache_id)
-    _raises(INVALID, "finalized", old.remove_cache_key, CacheKey(1, 7))
-    _raises(INVALID, "finalized", old.deallocate_cache, kept)
-    _raises(INVALID, "finalized", old.copy_cache, kept, kept)
+    _raises(FINALIZED, "finalized", old.allocate_cache, desc)
+    _raises(FINALIZED, "finalized", old.unregister_cache, kept.cache_id)
+    _raises(FINALIZED, "finalized", old.remove_cache_key, CacheKey(1, 7))
+    _raises(FINALIZED, "finalized", old.deallocate_cache, kept)
+    _raises(FINALIZED, "finalized", old.copy_cache, kept, kept)
     assert new.allocate_cache(desc).cache_id == kept.cache_id + 1
 
 

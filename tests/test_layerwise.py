@@ -22,7 +22,7 @@ from datadist import (
 from datadist.engine.layerwise import LayerJob, LayerSend
 from datadist.status import LLMException
 from tests import nodes
-from tests.nodes import Node, pattern
+from tests.nodes import Node, RemoteError, pattern
 
 Start = Callable[..., Node]
 GUARD, TENSORS = 99, 6
@@ -33,7 +33,8 @@ class Always(LayerSynchronizer):
     """Every layer is final."""
 
     def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
-        assert timeout_in_millis is None
+        assert type(timeout_in_millis) is int
+        assert timeout_in_millis > 0
         return True
 
 
@@ -166,8 +167,9 @@ def test_layers_to_oneself_are_refused(start_node: Start, one_sided: bool) -> No
     config = (
         TransferWithCacheKeyConfig(one, layers, layers) if one_sided else TransferConfig(1, two)
     )
-    assert node.do(_send, [config]) == ["LLM_PARAM_INVALID"]
-    assert "which is this engine" in node.do(nodes.log_of, "ERROR")[-1]
+    with pytest.raises(RemoteError, match="which is this engine") as caught:
+        node.do(_send, [config])
+    assert caught.value.status == "LLM_PARAM_INVALID"
 
 
 def test_a_dead_target_ends_the_task(start_node: Start) -> None:
@@ -274,7 +276,9 @@ def test_blocks_lead_to_blocks_only(start_node: Start) -> None:
 def test_a_slot_that_the_source_lacks_is_not_spread(start_node: Start, slot: int) -> None:
     sender, target = _linked(start_node, "cache blocks", True)
     before = target.do(nodes.read, "c")
-    assert sender.do(_spread, slot) == ["LLM_PARAM_INVALID"]
+    with pytest.raises(RemoteError, match=f"src_batch_index is {slot}") as caught:
+        sender.do(_spread, slot)
+    assert caught.value.status == "LLM_PARAM_INVALID"
     assert np.array_equal(target.do(nodes.read, "c"), before)
 
 

@@ -36,6 +36,7 @@ from tests.matrix import (
 
 PI = LLMStatusCode.LLM_PARAM_INVALID
 FAILED = LLMStatusCode.LLM_FAILED
+FINALIZED = LLMStatusCode.LLM_ENGINE_FINALIZED
 UNKNOWN = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
 NO_MEMORY = LLMStatusCode.LLM_OUT_OF_MEMORY
 NOT_ENABLED = LLMStatusCode.LLM_FEATURE_NOT_ENABLED
@@ -65,7 +66,7 @@ def _allocation(method: str, keys: tuple[Check, ...], bound: tuple[Check, ...]) 
             keys[0],
             Check(AttributeError, "cache_desc is None", {"cache_desc": None}),
             Check(PI, "num_tensors", {"cache_desc": NO_TENSORS}),
-            Check(FAILED, "finalized", world="finalized"),
+            Check(FINALIZED, "finalized", world="finalized"),
             Check(PI, "no DEVICE pool", world="unpooled"),
             *keys[1:],
             Check(PI, "32 dimensions", {"cache_desc": TOO_MANY_DIMS}),
@@ -93,7 +94,7 @@ def _registration(method: str, keys: tuple[Check, ...]) -> Table:
             Check(AttributeError, "cache_desc is None", {"cache_desc": None}),
             Check(PI, "as many addrs", {"addrs": [0]}),
             Check(PI, "valid address", {"addrs": [0, 4096]}),
-            Check(FAILED, "finalized", world="finalized"),
+            Check(FINALIZED, "finalized", world="finalized"),
             *keys[1:],
             Check(PI, "32 dimensions", {"cache_desc": TOO_MANY_DIMS}),
             Check(PI, "must be positive", {"cache_desc": ZERO_DIM}),
@@ -112,7 +113,7 @@ def _deallocation(method: str, good: str, other: str) -> Table:
             Check(AttributeError, "cache is None", {"cache": None}),
             Check(PI, "use deallocate_", {"cache": Of(other)}),
             Check(NOT_ENABLED, "no memory pool", world="unpooled"),
-            Check(PI, "finalized", world="finalized"),
+            Check(FINALIZED, "finalized", world="finalized"),
         ),
     )
 
@@ -165,7 +166,7 @@ TABLES = [
             Check(TypeError, "only support CacheKey", {"cache_key": BlocksCacheKey(1)}),
             Check(AttributeError, "cache_key is None", {"cache_key": None}),
             Check(NOT_ENABLED, "no memory pool", world="unpooled"),
-            Check(PI, "finalized", world="finalized"),
+            Check(FINALIZED, "finalized", world="finalized"),
         ),
     ),
     Table(
@@ -175,7 +176,7 @@ TABLES = [
             Check(TypeError, "cache_id is a NoneType", {"cache_id": None}),
             Check(TypeError, "cache_id is a str", {"cache_id": "1"}),
             Check(ValueError, "cache_id is 9", {"cache_id": 1 << 63}),
-            Check(FAILED, "finalized", world="finalized"),
+            Check(FINALIZED, "finalized", world="finalized"),
         ),
     ),
     Table(
@@ -207,7 +208,7 @@ TABLES = [
             Check(PI, "size is 0", {"size": 0}),
             Check(PI, "size is -2", {"size": -2}),
             Check(ValueError, "req_id", {"req_id": -1}),
-            Check(PI, "finalized", world="finalized"),
+            Check(FINALIZED, "finalized", world="finalized"),
             Check(UNKNOWN, "does not exist", {"src": Of("freed")}),
             Check(UNKNOWN, "does not exist", {"dst": Of("freed")}),
             Check(PI, "they must be equal", {"dst": Of("odd")}),
@@ -228,7 +229,12 @@ TABLES = [
             Check(TypeError, r"copy_block_info\[0\]\[0\]", {"copy_block_info": {0: ["1"]}}),
             Check(AttributeError, "cache is None", {"cache": None}),
             Check(PI, "cache is not a blocks cache", {"cache": Of("contiguous")}),
-            Check(PI, "finalized", world="finalized"),
+            Check(
+                PI,
+                r"copy_block_info\[1\]\[0\] is 1, and so is copy_block_info\[0\]\[0\]",
+                {"copy_block_info": {0: [1], 1: [1]}},
+            ),
+            Check(FINALIZED, "finalized", world="finalized"),
             Check(UNKNOWN, "does not exist", {"cache": Of("freed_blocks")}),
             Check(PI, "names block 2", {"copy_block_info": {2: [0]}}),
             Check(PI, "names block 3", {"copy_block_info": {0: [1, 3]}}),
@@ -252,10 +258,16 @@ TABLES = [
             Check(PI, "names block -1", {"src_to_dst": {0: -1}}),
             Check(
                 PI,
+                r"src_to_dst\[1\] is 0, and so is src_to_dst\[0\]",
+                {"src_to_dst": {0: 0, 1: 0}},
+            ),
+            Check(
+                PI,
                 "between HOST and DEVICE",
                 {"src_cache": Of("blocks"), "dst_cache": Of("freed_blocks")},
             ),
             Check(PI, "between HOST and DEVICE", {"src_cache": Of("host_blocks")}),
+            Check(FINALIZED, "finalized", world="finalized"),
             Check(PI, "no tensors any more", {"src_cache": Of("freed_blocks")}),
         ),
     ),
@@ -272,7 +284,7 @@ TABLES = [
             Check(PI, "addr must not be 0", {"mem_infos": [_memory(addr=0)]}),
             Check(PI, "size must be positive", {"mem_infos": _memory(size=0)}),
             Check(PI, "mem_infos is empty", {"mem_infos": []}),
-            Check(PI, "finalized", world="finalized"),
+            Check(FINALIZED, "finalized", world="finalized"),
             Check(LLMStatusCode.LLM_NOT_YET_LINK, "nothing is linked"),
         ),
     ),

@@ -18,6 +18,7 @@ from datadist import (
     CacheKey,
     CacheKeyByIdAndIndex,
     LayerSynchronizer,
+    LLMException,
     LLMStatusCode,
     TransferConfig,
     TransferWithCacheKeyConfig,
@@ -325,7 +326,10 @@ Sent = tuple[str, Any, dict[str, Any]]
 def _send(here: Here, sent: Sent) -> str | None:
     label, config, blocks = sent
     manager = here.live.cache_manager
-    task = manager.transfer_cache_async(here.caches[label], Always(), [config], **blocks)
+    try:
+        task = manager.transfer_cache_async(here.caches[label], Always(), [config], **blocks)
+    except LLMException as error:
+        return f"refused: {error.status_code.name}"
     (code,) = task.get_results(20_000)
     assert task.synchronize() is (code or SUCCESS)
     return None if code is None else code.name
@@ -344,32 +348,38 @@ KEYED: list[tuple[Sent, LLMStatusCode]] = [
     (("blocks", _keyed(MODEL), BOTH), SUCCESS),
     (("blocks", _keyed(MODEL), {**BOTH, "dst_block_memory_size": 1024}), SUCCESS),
     (("contiguous", _keyed(MODEL), SPREAD), SUCCESS),
-    (("freed", _keyed(_by_id("contiguous")), {}), UNKNOWN),
     (("contiguous", _keyed(_by_id("contiguous", cluster=3)), {}), NOT_LINKED),
-    (("private", _keyed(_by_id("contiguous")), {}), PI),
     (("contiguous", _keyed(CacheKeyByIdAndIndex(PEER, 99)), {}), UNKNOWN),
     (("contiguous", _keyed(CacheKeyByIdAndIndex(PEER, PRIVATE)), {}), PI),
     (("contiguous", _keyed(_by_id("contiguous"), layer=1), {}), PI),
     (("contiguous", _keyed(_by_id("contiguous", 2)), {}), PI),
+    (("contiguous", _keyed(MODEL), {**SPREAD, "dst_block_indices": [2]}), PI),
+    (("blocks", _keyed(MODEL), {**BOTH, "dst_block_indices": [2]}), PI),
+    (("blocks", _keyed(BlocksCacheKey(PEER, IDS["wide_blocks"])), BOTH), PI),
+    (("blocks", _keyed(BlocksCacheKey(PEER, IDS["wide_blocks"])), {}), PI),
+]
+"""What the destination decides."""
+KEYED_REFUSED: list[tuple[Sent, LLMStatusCode]] = [
+    (("freed", _keyed(_by_id("contiguous")), {}), UNKNOWN),
+    (("private", _keyed(_by_id("contiguous")), {}), PI),
     (("contiguous", _keyed(_by_id("contiguous"), 2), {}), PI),
     (("contiguous", _keyed(MODEL), {}), PI),
     (("contiguous", _keyed(MODEL), BOTH), PI),
     (("contiguous", _keyed(MODEL), {**SPREAD, "dst_block_memory_size": 0}), PI),
     (("contiguous", _keyed(MODEL), {**SPREAD, "dst_block_memory_size": 2048}), PI),
-    (("contiguous", _keyed(MODEL), {**SPREAD, "dst_block_indices": [2]}), PI),
     (("blocks", _keyed(MODEL), SPREAD), PI),
     (("blocks", _keyed(MODEL), {**BOTH, "dst_block_memory_size": 512}), PI),
     (("blocks", _keyed(MODEL), {**BOTH, "src_block_indices": [2]}), PI),
-    (("blocks", _keyed(MODEL), {**BOTH, "dst_block_indices": [2]}), PI),
-    (("blocks", _keyed(BlocksCacheKey(PEER, IDS["wide_blocks"])), BOTH), PI),
-    (("blocks", _keyed(BlocksCacheKey(PEER, IDS["wide_blocks"])), {}), PI),
 ]
+"""What the caller's engine knows at the call."""
 
 
 def test_results_of_one_sided_layers(start_node: Start) -> None:
     caller, _owner = _linked(start_node, True)
     for sent, status in KEYED:
         assert caller.do(_send, sent) == status.name, sent
+    for sent, status in KEYED_REFUSED:
+        assert caller.do(_send, sent) == f"refused: {status.name}", sent
 
 
 def _addresses(here: Here, label: str) -> list[int]:
@@ -385,18 +395,22 @@ def test_results_of_two_sided_layers(start_node: Start) -> None:
         (("blocks", to_blocks, BOTH), SUCCESS),
         (("blocks", to_blocks, {}), SUCCESS),
         (("contiguous", to_blocks, SPREAD), SUCCESS),
-        (("freed", to_slots, {}), UNKNOWN),
         (("contiguous", TransferConfig(3, slots), {}), NOT_LINKED),
-        (("contiguous", TransferConfig(OWN, slots), {}), PI),
-        (("contiguous", TransferConfig(PEER, slots, None, 2), {}), PI),
         (("contiguous", TransferConfig(PEER, [4096, 8192]), {}), PI),
         (("contiguous", TransferConfig(PEER, [slots[0], slots[1] + 1028]), {}), PI),
+        (("contiguous", to_blocks, {**SPREAD, "dst_block_indices": [1 << 40]}), PI),
+    ]
+    refused: list[tuple[Sent, LLMStatusCode]] = [
+        (("freed", to_slots, {}), UNKNOWN),
+        (("contiguous", TransferConfig(OWN, slots), {}), PI),
+        (("contiguous", TransferConfig(PEER, slots, None, 2), {}), PI),
         (("contiguous", to_blocks, BOTH), PI),
         (("contiguous", to_blocks, {**SPREAD, "dst_block_memory_size": 2048}), PI),
-        (("contiguous", to_blocks, {**SPREAD, "dst_block_indices": [1 << 40]}), PI),
         (("blocks", to_blocks, SPREAD), PI),
         (("blocks", to_blocks, {**BOTH, "dst_block_memory_size": 512}), PI),
         (("blocks", to_blocks, {**BOTH, "src_block_indices": [2]}), PI),
     ]
     for sent, status in cases:
         assert caller.do(_send, sent) == status.name, sent
+    for sent, status in refused:
+        assert caller.do(_send, sent) == f"refused: {status.name}", sent

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from datadist import (
@@ -17,6 +18,7 @@ from datadist import (
     CacheKey,
     CacheKeyByIdAndIndex,
     LayerSynchronizer,
+    LLMException,
     LLMStatusCode,
     TransferConfig,
     TransferWithCacheKeyConfig,
@@ -25,6 +27,7 @@ from datadist.keys import INVALID_ID
 from tests.matrix import OWN, PEER, Check, Of, Table, Worlds, cases, verify, worlds_in
 
 PI = LLMStatusCode.LLM_PARAM_INVALID
+FINALIZED = LLMStatusCode.LLM_ENGINE_FINALIZED
 UNKNOWN = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
 NOT_LINKED = LLMStatusCode.LLM_NOT_YET_LINK
 BY_ID = CacheKeyByIdAndIndex(PEER, 1)
@@ -117,7 +120,7 @@ PULL_CACHE = (
     Check(PI, "exactly one of req_id", {"cache_key": CacheKey(OWN, INVALID_ID)}),
     Check(PI, "exactly one of req_id", {"cache_key": CacheKey(OWN, 1, prefix_id=1)}),
     *_pull_ranges(),
-    Check(PI, "finalized", world="finalized"),
+    Check(FINALIZED, "finalized", world="finalized"),
     Check(PI, "which is this engine", {"cache_key": CacheKeyByIdAndIndex(OWN, 1)}),
     Check(UNKNOWN, "does not exist", {"cache": Of("freed")}),
     Check(PI, "batch_index is 2", {"batch_index": 2}),
@@ -141,7 +144,7 @@ PULL_BLOCKS = (
     Check(
         TypeError, "model_id is 18446744073709551616", {"src_cache_key": BlocksCacheKey(2, 1 << 64)}
     ),
-    Check(PI, "finalized", world="finalized"),
+    Check(FINALIZED, "finalized", world="finalized"),
     Check(PI, "which is this engine", {"src_cache_key": BlocksCacheKey(OWN)}),
     Check(UNKNOWN, "does not exist", {"dst_cache": Of("freed_blocks")}),
     Check(PI, "src_blocks has 2 entries and dst_blocks 1", {"src_blocks": [0, 1]}),
@@ -150,12 +153,18 @@ PULL_BLOCKS = (
         TypeError, r"dst_blocks\[9\] is -1", {"src_blocks": [0] * 10, "dst_blocks": [0] * 9 + [-1]}
     ),
     Check(PI, r"dst_blocks\[0\] is 2", {"dst_blocks": [2]}),
+    Check(
+        PI,
+        r"dst_blocks\[1\] is 1, and so is dst_blocks\[0\]",
+        {"src_blocks": [0, 1], "dst_blocks": [1, 1]},
+    ),
     Check(PI, "dst_layer_range ends at layer 2", {"dst_layer_range": range(2)}),
     Check(PI, "ranges of equal length", {"src_layer_range": range(2)}),
     Check(NOT_LINKED, "cluster 2 is not linked"),
 )
 
 PUSH_CACHE = (
+    Check(FINALIZED, "finalized", world="finalized"),
     Check(PI, "EnableRemoteCacheAccessible", world="two-sided"),
     Check(TypeError, "only support CacheKeyByIdAndIndex", {"dst_cache_key": CacheKey(PEER, 1)}),
     Check(TypeError, "dst_cache_key is a NoneType", {"dst_cache_key": None}),
@@ -165,14 +174,17 @@ PUSH_CACHE = (
     Check(PI, "is a blocks cache", {"src_cache": Of("blocks")}),
     *PER_LAYER,
     *_push_ranges(),
+    Check(TypeError, "size is a bool", {"size": True}),
     Check(TypeError, "size is a NoneType", {"size": None}),
     Check(ValueError, "size", {"size": -(1 << 63) - 1}),
     Check(PI, "size is 4", {"size": 4}),
+    Check(FINALIZED, "finalized", world="finalized one-sided"),
     Check(UNKNOWN, "does not exist", {"src_cache": Of("freed")}),
     Check(NOT_LINKED, "cluster 2 is not linked"),
 )
 
 PUSH_BLOCKS = (
+    Check(FINALIZED, "finalized", world="finalized"),
     Check(PI, "EnableRemoteCacheAccessible", world="two-sided"),
     Check(TypeError, "only support BlocksCacheKey", {"dst_cache_key": BY_ID}),
     Check(TypeError, "src_cache is a int", {"src_cache": 1}),
@@ -181,6 +193,12 @@ PUSH_BLOCKS = (
     *_push_ranges(),
     Check(AttributeError, "dst_cache_key is None", {"dst_cache_key": None}),
     Check(PI, "src_blocks has 0 entries", {"src_blocks": ()}),
+    Check(
+        PI,
+        r"dst_blocks\[1\] is 1, and so is dst_blocks\[0\]",
+        {"src_blocks": [0, 1], "dst_blocks": [1, 1]},
+    ),
+    Check(FINALIZED, "finalized", world="finalized one-sided"),
     Check(TypeError, "cluster_id is -1", {"dst_cache_key": BlocksCacheKey(-1)}),
     Check(UNKNOWN, "does not exist", {"src_cache": Of("freed_blocks")}),
     Check(NOT_LINKED, "cluster 2 is not linked"),
@@ -226,6 +244,30 @@ def _keyed(source: range, slot: int = 0, cluster: int = PEER) -> list[TransferWi
     return [TransferWithCacheKeyConfig(key, source, source, slot)]
 
 
+def _shortened() -> TransferWithCacheKeyConfig:
+    (config,) = _keyed(range(1))
+    config.dst_layer_range = range(2)
+    return config
+
+
+def _lists() -> Iterator[Check]:
+    """What the lists and the source do not allow, whatever the destination is."""
+    both = {"src_block_indices": [0], "dst_block_indices": [1]}
+    blocks: dict[str, Any] = {"src_cache": Of("blocks")}
+    spread: dict[str, Any] = {"dst_block_indices": [0], "dst_block_memory_size": 1024}
+    yield Check(PI, "needs a blocks cache", {**both})
+    yield Check(PI, "hold 1024 bytes", {**both, **blocks, "dst_block_memory_size": 512})
+    beyond = {**both, **blocks, "src_block_indices": [2]}
+    yield Check(PI, r"src_block_indices\[0\] is 2: the cache has 2", beyond)
+    yield Check(PI, "needs src_block_indices with", {**spread, **blocks})
+    yield Check(PI, "it must be in", {**spread, "dst_block_memory_size": 2048})
+    yield Check(PI, "it must be in", {**spread, "dst_block_memory_size": 0})
+    yield Check(PI, "fill 1 blocks of 1024", {**spread, "dst_block_indices": [0, 1]})
+    repeated = {"dst_block_indices": [3, 5, 3], "dst_block_memory_size": 400}
+    yield Check(PI, r"dst_block_indices\[2\] is 3, and so is dst_block_indices\[0\]", repeated)
+
+
+LISTS = tuple(_lists())
 BOTH_LISTS = {"src_block_indices": [0], "dst_block_indices": [0]}
 ASYNC_TWO_SIDED = _async(
     (
@@ -239,7 +281,14 @@ ASYNC_TWO_SIDED = _async(
             PI, "there are 1 layers", {"transfer_configs": [TransferConfig(PEER, [4], range(2))]}
         ),
         Check(PI, "1 layers need 2", {"transfer_configs": [TransferConfig(PEER, [4, 8, 12, 16])]}),
-        Check(PI, "finalized", world="finalized"),
+        *LISTS,
+        Check(
+            PI,
+            r"dst_addrs\[1\] is 0x7fffffffffffff00",
+            {"transfer_configs": [TransferConfig(PEER, [4, (1 << 63) - 256])]},
+        ),
+        Check(PI, r"dst_addrs\[0\] is 0x0", {"transfer_configs": [TransferConfig(PEER, [0, 8])]}),
+        Check(FINALIZED, "finalized", world="finalized"),
     )
 )
 ASYNC_ONE_SIDED = _async(
@@ -255,6 +304,18 @@ ASYNC_ONE_SIDED = _async(
             {**BOTH_LISTS, "transfer_configs": _keyed(range(2), 1)},
         ),
         Check(PI, "there are 1 layers", {"transfer_configs": _keyed(range(2))}),
+        *LISTS,
+        Check(PI, "differ in length", {"transfer_configs": [_shortened()]}),
+        Check(
+            PI,
+            "give dst_block_indices",
+            {
+                "transfer_configs": [
+                    TransferWithCacheKeyConfig(BlocksCacheKey(PEER), range(1), range(1))
+                ]
+            },
+        ),
+        Check(FINALIZED, "finalized", world="finalized one-sided"),
     )
 )
 
@@ -351,3 +412,71 @@ def test_a_config_without_a_range_is_given_all_layers(worlds: Worlds) -> None:
     assert config.src_layer_range == range(1)
     assert task.get_results(10_000) == [NOT_LINKED]
     assert task.synchronize(10_000) is NOT_LINKED
+
+
+def _slots(one_sided: bool, slot: int, cluster: int = PEER) -> list[Any]:
+    two = [TransferConfig(cluster, [4, 8], None, slot)]
+    return _keyed(range(1), slot, cluster) if one_sided else two
+
+
+@pytest.mark.parametrize("name", ["two-sided", "one-sided"])
+@pytest.mark.parametrize("source", ["contiguous", "blocks"])
+def test_a_slot_that_the_source_lacks_is_refused_at_the_call(
+    worlds: Worlds, name: str, source: str
+) -> None:
+    world, one_sided = worlds.get(name), name == "one-sided"
+    send, cache = world.manager.transfer_cache_async, getattr(world, source)
+    for slot, wrong in ((0, False), (1, source == "blocks"), (2, True), ((1 << 32) - 1, True)):
+        configs = [*_slots(one_sided, 0), *_slots(one_sided, slot)]
+        if wrong:
+            with pytest.raises(LLMException, match=f"src_batch_index is {slot}") as caught:
+                send(cache, Always(), configs)
+            assert caught.value.status_code is PI
+        else:
+            assert send(cache, Always(), configs).get_results(10_000)[0] is NOT_LINKED
+
+
+@pytest.mark.parametrize("name", ["two-sided", "one-sided"])
+def test_what_the_engine_knows_is_refused_at_the_call(worlds: Worlds, name: str) -> None:
+    world, one_sided = worlds.get(name), name == "one-sided"
+    send = world.manager.transfer_cache_async
+    with pytest.raises(LLMException, match="which is this engine") as caught:
+        send(world.contiguous, Always(), _slots(one_sided, 0, OWN))
+    assert caught.value.status_code is PI
+    with pytest.raises(LLMException, match="does not exist") as caught:
+        send(world.freed, Always(), _slots(one_sided, 0))
+    assert caught.value.status_code is UNKNOWN
+
+
+@pytest.mark.parametrize("block", [1 << 53, 1 << 62, (1 << 64) - 1])
+def test_blocks_beyond_all_addresses_are_refused_at_the_call(worlds: Worlds, block: int) -> None:
+    world = worlds.get("two-sided")
+    for blocks in ([block], np.array([block], np.uint64)):
+        with pytest.raises(LLMException, match=r"dst_addrs\[0\] is 0x4: \d+ bytes") as caught:
+            world.manager.transfer_cache_async(
+                world.contiguous, Always(), _slots(False, 0),
+                dst_block_indices=blocks, dst_block_memory_size=1024,
+            )  # fmt: skip
+        assert caught.value.status_code is PI
+
+
+class Times(LayerSynchronizer):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, int]] = []
+
+    def synchronize_layer(self, layer_index: int, timeout_in_millis: int) -> bool:
+        """No layer is final."""
+        self.told.append((layer_index, timeout_in_millis))
+        return False
+
+
+@pytest.mark.parametrize("name", ["two-sided", "one-sided"])
+def test_a_synchronizer_is_told_the_time_of_a_layer(worlds: Worlds, name: str) -> None:
+    world, times = worlds.get(name), Times()
+    configs = _slots(name == "one-sided", 0)
+    task = world.manager.transfer_cache_async(world.contiguous, times, configs)
+    assert task.get_results(10_000) == [PI]
+    assert times.told == [(0, 1000)]  # the default of sync_kv_timeout
+    assert type(times.told[0][1]) is int

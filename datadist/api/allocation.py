@@ -69,7 +69,7 @@ class Allocation(ManagerPart):
         desc = fixed(given)
         if desc.num_tensors <= 0:
             raise param_invalid("num_tensors is 0: a cache has at least one tensor")
-        engine = self._engine_with_memory()
+        engine = self._engine()
         placement = desc.placement
         if not engine.memory.has_pool(placement):
             option = "mem_pool_cfg" if placement is Placement.DEVICE else "host_mem_pool_cfg"
@@ -105,18 +105,18 @@ class Allocation(ManagerPart):
 
         def end(cache: Cache) -> None:
             try:
-                self._engine()
-            except LLMException:
-                return
-            free(cache)
+                free(cache)
+            except LLMException as error:
+                if error.status_code is not LLMStatusCode.LLM_ENGINE_FINALIZED:
+                    raise
 
         return end
 
     def deallocate_cache(self, cache: Cache) -> None:
         """Give up a contiguous cache; its memory returns when its last key is gone.
 
-        Freed, unknown and registered caches, and those of an engine that was finalized, are left
-        alone. ``tensor_addrs`` is empty afterwards.
+        Freed, unknown and registered caches, and those of another engine, are left alone.
+        ``tensor_addrs`` is empty afterwards.
 
         Raises LLMException: LLM_PARAM_INVALID for a blocks cache, LLM_FEATURE_NOT_ENABLED where no
         pool is configured.
@@ -205,12 +205,13 @@ class Allocation(ManagerPart):
         Raises LLMException (LLM_FAILED), and keeps the cache, while a peer may be writing into it.
         """
         checks.check_int64("cache_id", cache_id)
-        engine = self._engine_with_memory()
+        engine = self._engine()
         engine.owned.unregister(cache_id, UNREGISTER_SECONDS, certain=self._one_sided)
 
     def _check_accessible(self, remote_accessible: bool | None) -> None:
         checks.check_isinstance("remote_accessible", remote_accessible, bool)
         if remote_accessible and self._linked:
+            self._engine()
             raise param_invalid(
                 "remote_accessible=True after link: the links that exist do not reach this memory; "
                 "register before link (finalize and init to start over)"
@@ -226,7 +227,7 @@ class Allocation(ManagerPart):
     ) -> Cache:
         check_addresses(given, addrs)
         desc = fixed(given)
-        engine = self._engine_with_memory()
+        engine = self._engine()
         keys = names()
         size = tensor_size(desc)
         check_key_count(keys, desc)

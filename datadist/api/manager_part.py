@@ -25,20 +25,12 @@ class ManagerPart:
         self._one_sided = one_sided
         self._linked = False
 
-    def _live(self, code: LLMStatusCode) -> Engine:
-        """The engine. Raises LLMException with ``code`` once it was finalized."""
+    def _engine(self) -> Engine:
+        """The engine. Raises LLM_ENGINE_FINALIZED once it was finalized, and in a forked child."""
         engine = self._bound
         if engine is None or engine.forked:
-            raise self._refusal(code, engine is not None)
+            raise self._refusal(LLMStatusCode.LLM_ENGINE_FINALIZED, engine is not None)
         return engine
-
-    def _engine(self) -> Engine:
-        """The engine. Raises LLM_PARAM_INVALID once it was finalized."""
-        return self._live(LLMStatusCode.LLM_PARAM_INVALID)
-
-    def _engine_with_memory(self) -> Engine:
-        """The engine, to make or unregister a cache in. Raises LLM_FAILED once it was finalized."""
-        return self._live(LLMStatusCode.LLM_FAILED)
 
 
 def unbind(manager: ManagerPart) -> None:

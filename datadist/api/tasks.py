@@ -20,11 +20,14 @@ class LayerSynchronizer(ABC):
     """What the caller subclasses to say when a layer is final."""
 
     @abstractmethod
-    def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
+    def synchronize_layer(self, layer_index: int, timeout_in_millis: int) -> bool:
         """Block until layer ``layer_index`` of the source is final; a false value ends the task.
 
         Called on a thread of the task, before each layer that some destination gets, in ascending
-        order; ``timeout_in_millis`` is always None. What it raises ends the task with LLM_FAILED.
+        order. ``timeout_in_millis`` is the time that each layer has, ``sync_kv_timeout``, which
+        begins with this call: for waits that are to have an end, such as ``event.wait``. Waiting
+        longer is no failure; the transfer to each destination, which begins when this returns true,
+        has that time of its own. What it raises ends the task with LLM_FAILED.
         """
 
 
@@ -198,7 +201,10 @@ class CacheTask:
     def synchronize(self, timeout_in_millis: int | None = None) -> LLMStatusCode:
         """Wait for the end: the first failure, else LLM_SUCCESS; LLM_TIMEOUT while it still runs.
 
-        May be called again. Raises ``TypeError``, ``ValueError`` for the timeout only.
+        LLM_ENGINE_FINALIZED where the engine was finalized before a layer was moved, and in a forked
+        child, where nothing moves any more. May be called again.
+
+        Raises ``TypeError``, ``ValueError`` for the timeout only.
         """
         if not self._wait(timeout_in_millis):
             return LLMStatusCode.LLM_TIMEOUT

@@ -7,6 +7,7 @@ was not reached keeps no result.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -47,19 +48,27 @@ class LayerJob:
         self._steps: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._done = threading.Event()
+        self._pid = os.getpid()
         mover = threading.Thread(target=self._move_all, name="datadist-layers-move", daemon=True)
         waiter = threading.Thread(target=self._wait_all, name="datadist-layers-wait")
         mover.start()
         waiter.start()
 
     def wait(self, timeout: float | None) -> bool:
-        """Whether the job has ended, within ``timeout`` seconds."""
-        return self._done.wait(timeout)
+        """Whether the job has ended, within ``timeout`` seconds; in a forked child nothing goes on."""
+        return self._forked or self._done.wait(timeout)
 
     @property
     def results(self) -> list[LLMStatusCode | None]:
         """A status per destination; None for one whose last layer was not reached."""
+        if self._forked and not self._done.is_set():
+            ended = LLMStatusCode.LLM_ENGINE_FINALIZED
+            return [ended if code is None else code for code in self._results]
         return list(self._results)
+
+    @property
+    def _forked(self) -> bool:
+        return os.getpid() != self._pid
 
     # -- waiting -----------------------------------------------------------------------------
 

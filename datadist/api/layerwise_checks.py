@@ -1,0 +1,180 @@
+"""What `transfer_cache_async` checks at the call: all that needs no word of the destination."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import index as as_index
+
+import numpy as np
+
+from datadist import checks
+from datadist.api.cache import Cache, made_with
+from datadist.api.tasks import TransferConfig, TransferWithCacheKeyConfig, check_uint64s
+from datadist.engine.plan import Blocks, check_blocks, check_distinct
+from datadist.engine.resolve import slots_of
+from datadist.engine.transfer import as_param_invalid
+from datadist.status import param_invalid
+from datadist.types import BlocksCacheKey
+
+PER_LAYER = 2
+"""Tensors of a layer here, always (LLM-DataDist API, transfer_cache_async)."""
+ADDRESS_END = 1 << 63
+
+Config = TransferConfig | TransferWithCacheKeyConfig
+
+
+@dataclass(frozen=True)
+class LayerBlocks:
+    """Block indices as given; ``nbytes`` is 0 where the size of a remote block was not given."""
+
+    source: Blocks | None
+    target: Blocks | None
+    nbytes: int
+
+
+def take_blocks(source: Blocks | None, target: Blocks | None, nbytes: int | None) -> LayerBlocks:
+    """Copies of the lists: the caller may use its own again while the task runs.
+
+    Raises ``TypeError``, ``ValueError``, LLM_PARAM_INVALID.
+    """
+    target = _kept("dst_block_indices", target)
+    source = _kept("src_block_indices", source)
+    if nbytes is not None:
+        checks.check_uint64("dst_block_memory_size", nbytes)
+    if source is not None and target is None:
+        raise param_invalid("src_block_indices needs dst_block_indices")
+    if source is not None and target is not None and len(source) != len(target):
+        raise param_invalid(
+            f"src_block_indices has {len(source)} entries and dst_block_indices {len(target)}"
+        )
+    if source is None and target is not None and nbytes is None:
+        raise param_invalid("dst_block_indices alone needs dst_block_memory_size, in bytes")
+    return LayerBlocks(source, target, nbytes or 0)
+
+
+def _kept(name: str, blocks: Blocks | None) -> Blocks | None:
+    if blocks is None:
+        return None
+    checks.check_blocks(name, blocks)
+    if not isinstance(blocks, np.ndarray):
+        plain = [as_index(block) for block in blocks]
+        check_uint64s(name, plain)
+        return plain
+    if blocks.size and blocks.min() < 0:
+        check_uint64s(name, blocks.tolist())
+    return blocks.copy()
+
+
+def check_fit(cache: Cache, configs: Sequence[Config], blocks: LayerBlocks) -> None:
+    """Whether the source, the destinations and the lists fit together. Raises LLM_PARAM_INVALID."""
+    if blocks.target is None and blocks.nbytes:
+        raise param_invalid(f"dst_block_memory_size is {blocks.nbytes} without dst_block_indices")
+    if made_with(cache).num_tensors % PER_LAYER:
+        raise param_invalid(f"{cache!r} has an odd number of tensors: a layer has 2")
+    for config in configs:
+        _check_config(cache, config, blocks)
+    _check_source_blocks(cache, blocks)
+    _check_spread(cache, blocks)
+    with as_param_invalid():
+        check_distinct("dst_block_indices", () if blocks.target is None else blocks.target)
+    for config in configs:
+        _check_slot(cache, config)
+        _check_destination(cache, config, blocks)
+
+
+def _check_config(cache: Cache, config: Config, blocks: LayerBlocks) -> None:
+    layers = made_with(cache).num_tensors // PER_LAYER
+    if config.src_layer_range is None:
+        config.src_layer_range = range(layers)
+    if blocks.source is not None and config.src_batch_index != 0:
+        raise param_invalid(
+            f"src_batch_index is {config.src_batch_index}, it must be 0 with src_block_indices"
+        )
+    if config.src_layer_range.stop > layers:
+        raise param_invalid(
+            f"src_layer_range is {config.src_layer_range}: there are {layers} layers"
+        )
+    if isinstance(config, TransferConfig):
+        expected = PER_LAYER * len(config.src_layer_range)
+        if len(config.dst_addrs) != expected:
+            raise param_invalid(
+                f"dst_addrs has {len(config.dst_addrs)} entries: {len(config.src_layer_range)} layers "
+                f"need {expected}"
+            )
+
+
+def _check_source_blocks(cache: Cache, blocks: LayerBlocks) -> None:
+    if blocks.source is None:
+        return
+    if not cache.is_blocks_cache:
+        raise param_invalid(f"src_block_indices needs a blocks cache, not {cache!r}")
+    stride = _stride(cache)
+    if blocks.nbytes and blocks.nbytes != stride:
+        raise param_invalid(
+            f"dst_block_memory_size is {blocks.nbytes}: blocks of {cache!r} hold {stride} bytes"
+        )
+    with as_param_invalid():
+        check_blocks("src_block_indices", blocks.source, made_with(cache).shape[0])
+
+
+def _check_spread(cache: Cache, blocks: LayerBlocks) -> None:
+    """A slot of a contiguous cache over blocks, each of which gets a part of it."""
+    if blocks.target is None or blocks.source is not None:
+        return
+    if cache.is_blocks_cache:
+        raise param_invalid(f"dst_block_indices needs src_block_indices with {cache!r}")
+    size, stride = made_with(cache).size, _stride(cache)
+    if not 0 < blocks.nbytes < size:
+        raise param_invalid(
+            f"dst_block_memory_size is {blocks.nbytes}, it must be in [1, {size - 1}] for {cache!r}"
+        )
+    most = -(-stride // blocks.nbytes)
+    if len(blocks.target) > most:
+        raise param_invalid(
+            f"dst_block_indices has {len(blocks.target)} entries: a slot of {cache!r} holds {stride} "
+            f"bytes, which fill {most} blocks of {blocks.nbytes}"
+        )
+
+
+def _check_slot(cache: Cache, config: Config) -> None:
+    slot, count = config.src_batch_index, made_with(cache).shape[0]
+    if cache.is_blocks_cache and slot:
+        raise param_invalid(f"src_batch_index is {slot}: it must be 0 with a blocks cache")
+    if slot >= count:
+        raise param_invalid(f"src_batch_index is {slot}: {slots_of(cache.cache_id, count)}")
+
+
+def _check_destination(cache: Cache, config: Config, blocks: LayerBlocks) -> None:
+    if isinstance(config, TransferConfig):
+        _check_addresses(cache, config, blocks)
+        return
+    source, target = config.src_layer_range, config.dst_layer_range
+    if len(source) != len(target):  # they can be set one after the other
+        raise param_invalid(
+            f"src_layer_range {source} and dst_layer_range {target} differ in length"
+        )
+    to_blocks = isinstance(config.cache_key, BlocksCacheKey)
+    if to_blocks and blocks.target is None and not cache.is_blocks_cache:
+        raise param_invalid(
+            f"{config.cache_key!r} names a blocks cache and {cache!r} is contiguous: give "
+            "dst_block_indices"
+        )
+
+
+def _check_addresses(cache: Cache, config: TransferConfig, blocks: LayerBlocks) -> None:
+    """What is written ends below 2**63, as every address does."""
+    size = made_with(cache).size if cache.is_blocks_cache else _stride(cache)
+    if blocks.target is not None and len(blocks.target):
+        last = blocks.target.max() if isinstance(blocks.target, np.ndarray) else max(blocks.target)
+        size = (int(last) + 1) * (blocks.nbytes or _stride(cache))
+    for place, address in enumerate(config.dst_addrs):
+        if not 0 < address <= ADDRESS_END - size:
+            raise param_invalid(
+                f"dst_addrs[{place}] is {address:#x}: {size} bytes from there on are no memory"
+            )
+
+
+def _stride(cache: Cache) -> int:
+    desc = made_with(cache)
+    return desc.size // desc.shape[0]
