@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -29,7 +30,7 @@ def _claim(here: nodes.Here, path: str, cluster: int = 7, job: str = "") -> str 
 
 
 def _release(here: nodes.Here) -> None:
-    here.any["claims"].release()
+    here.any["claims"].close()
 
 
 def _fork(here: nodes.Here) -> int:
@@ -101,22 +102,60 @@ def test_who_was_refused_is_known_until_the_holder_ends(start_node: Start, place
     holder = Address(7, f"{first.pid:032x}")
     directory = RuntimeDir(Path(place))
     claims = Claims(directory, Address(9, "f" * 32))
-    contest = claims.contest(holder)
-    assert contest is not None
-    assert contest.pid == second.pid
-    assert claims.contest(Address(7, "e" * 32)) is None
+    refused = claims.refused_beside(holder)
+    assert refused is not None
+    assert refused.pid == second.pid
+    assert claims.refused_beside(Address(7, "e" * 32)) is None
     first.do(_release)
-    assert claims.contest(holder) is None
+    assert claims.refused_beside(holder) is None
     assert os.listdir(place) == []
     directory.close()
 
 
 def test_a_claim_that_is_removed_and_taken_at_once_is_one(start_node: Start, place: str) -> None:
-    """Many that come and go: never two at once."""
-    racers = [start_node() for _ in range(3)]
+    """Many that come and go, beside one that sweeps: never two at once."""
+    racers, sweeper = [start_node() for _ in range(3)], start_node()
+    sweeper.begin(_sweep, place, 300)
     for racer in racers:
-        racer.begin(_race, place, 200)
+        racer.begin(_race, place, 100)
     assert all(racer.result() > 0 for racer in racers)
+    sweeper.result()
+
+
+def _sweep(here: nodes.Here, place: str, rounds: int) -> int:
+    directory = RuntimeDir(Path(place))
+    for _ in range(rounds):
+        for name in ("7.claim", "witness"):
+            with contextlib.suppress(OSError):
+                os.utime(f"{place}/{name}", (1.0, 1.0))  # as old as one that was left over
+        sweep(directory)
+    directory.close()
+    return rounds
+
+
+def test_a_claim_that_somebody_removed_is_not_taken_from_its_next_holder(
+    start_node: Start, place: str
+) -> None:
+    first, second, third = (start_node() for _ in range(3))
+    assert first.do(_claim, place) is None
+    os.unlink(f"{place}/7.claim")  # a cleaner
+    assert second.do(_claim, place) is None
+    first.do(_release)
+    assert third.do(_claim, place) is not None
+
+
+def test_a_claim_cannot_be_taken_once_it_was_closed(start_node: Start, place: str) -> None:
+    node = start_node()
+    node.do(_claim, place)
+    node.do(_release)
+    with pytest.raises(RemoteError, match="finalized") as caught:
+        node.do(_take_again)
+    assert caught.value.kind == "RuntimeError"
+    assert node.do(_claim, place) is None
+
+
+def _take_again(here: nodes.Here) -> None:
+    here.any["claims"].take()
 
 
 def _race(here: nodes.Here, place: str, rounds: int) -> int:

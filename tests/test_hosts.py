@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -94,3 +95,23 @@ def test_engines_of_different_jobs_never_link(start_on: Start, net: Network) -> 
     )
     refused = [x for x in first.do(nodes.log_of, "WARNING") if "belongs to job 'b'" in x]
     assert len(refused) == 1, "it tries again and again, which is told of once"
+
+
+def _link_refused(here: nodes.Here, mapping: dict[int, int], table: str) -> str:
+    try:
+        nodes.link(here, "pair", mapping, table)
+    except Exception as error:
+        return str(error)
+    return "linked"
+
+
+def test_engines_on_other_hosts_hear_of_a_refused_duplicate(start_on: Start, net: Network) -> None:
+    table = hosts.table([host.ipv4 for host in net.hosts[:2]])
+    first, far, duplicate = start_on(0, 1), start_on(1, 2), start_on(0, 1)
+    ids = [node.do(nodes.link, "pair", {1: 0, 2: 1}, table) for node in (first, far)]
+    hosts.wait_all([first, far], ids)
+    assert "cluster id 1 belongs" in duplicate.do(_link_refused, {1: 0, 2: 1}, table)
+    deadline = time.monotonic() + 20
+    while not any(f"pid {duplicate.pid}" in line for line in far.do(nodes.log_of, "WARNING")):
+        assert time.monotonic() < deadline, far.do(nodes.log_of)
+        time.sleep(0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import string
+import threading
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_a_name_is_refused_or_one_folder(name: str) -> None:
         chosen = job_name({"DATADIST_JOB": name})
     except ValueError:
         return
-    place = Path("/run") / f"job-{chosen}" if chosen else Path("/run")
+    place = Path("/run") / f".job-{chosen}" if chosen else Path("/run")
     assert job_of(place) == (Path("/run"), chosen)
     assert described(chosen)
 
@@ -97,7 +98,7 @@ def test_a_sweep_takes_away_jobs_that_crashed_and_no_other(tmp_path: Path) -> No
     crashed.listen(ENGINE).close()  # its name stays, as after a crash
     with alive.listen(ENGINE):
         sweep(own)
-        assert sorted(os.listdir(path)) == ["job-alive"]
+        assert sorted(os.listdir(path)) == [".job-alive"]
         assert list(alive.engines()) == [ENGINE]
     for directory in (crashed, alive, own):
         directory.close()
@@ -105,10 +106,54 @@ def test_a_sweep_takes_away_jobs_that_crashed_and_no_other(tmp_path: Path) -> No
 
 def test_a_sweep_keeps_young_claims_and_those_that_are_held(tmp_path: Path) -> None:
     own = RuntimeDir(tmp_path / "run")
-    for name, age in (("1.claim", 0.0), ("2.claim", 1e6), (f"3-{'b' * 32}.contested", 0.0)):
+    for name, age in (("1.claim", 0.0), ("2.claim", 1e6), (f"3-{'b' * 32}.refused", 0.0)):
         path = own.place / name
         path.touch()
         os.utime(path, (path.stat().st_mtime - age,) * 2)
     sweep(own)
     assert sorted(os.listdir(own.place)) == ["1.claim"]
     own.close()
+
+
+def test_a_sweep_survives_whatever_lies_there(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    own = RuntimeDir(path)
+    names = ["me@host", "@", "a@1.2.3.4:5", "1.claim.old", "00000000-1@1.2.3.4:80"]
+    for name in names[:-1]:
+        (path / name).mkdir()
+    (path / names[-1]).symlink_to("nowhere")
+    jobs = [RuntimeDir(path, job) for job in ("me@host", "a:b=c,d+e", "1-2.sock")]
+    sockets = [each.listen(ENGINE) for each in jobs]
+    sweep(own)
+    assert [list(each.engines()) for each in jobs] == [[ENGINE]] * 3
+    assert not (path / names[-1]).is_symlink()
+    sweep(jobs[0])
+    for sock in sockets:
+        sock.close()
+    for directory in (own, *jobs):
+        directory.close()
+
+
+def test_an_address_that_is_published_during_a_sweep_stays(tmp_path: Path) -> None:
+    directory, other = RuntimeDir(tmp_path / "run"), RuntimeDir(tmp_path / "run")
+    dead, live = Address(1, "d" * 32), Address(1, "e" * 32)
+    stop = threading.Event()
+
+    def sweep_always() -> None:
+        while not stop.is_set():
+            sweep(other)
+
+    thread = threading.Thread(target=sweep_always)
+    thread.start()
+    try:
+        for _ in range(200):
+            directory.publish("127.0.0.1", 5000, dead)
+            with directory.listen(live):
+                directory.publish("127.0.0.1", 5000, live)
+                assert [each.engine for each in directory.listening(5000)] == [live]
+                directory.remove(live)
+    finally:
+        stop.set()
+        thread.join()
+    directory.close()
+    other.close()

@@ -91,9 +91,8 @@ def test_without_names_duplicates_are_refused_and_those_linked_crosswise_warned(
     linked = {m[1]: started[m] for m, why in refusals.items() if why is None}
     for node in linked.values():
         node.do(_wait)
-        about = [line for line in node.do(nodes.log_of, "WARNING") if "DATADIST_JOB" in line]
-        assert any("cluster id 1" in line for line in about), node.do(nodes.log_of)
-        assert any("cluster id 2" in line for line in about), node.do(nodes.log_of)
+        for cluster in (PROMPT, DECODER):
+            _await_log(node, f"cluster id {cluster}", "DATADIST_JOB")
 
 
 def test_who_links_after_a_refusal_is_warned_as_well(start_node: Start) -> None:
@@ -151,6 +150,12 @@ def test_a_refusal_leaves_the_engine_as_it_was(start_node: Start) -> None:
     assert len(warnings) == 1, "each refused engine is told of once"
 
 
+def test_a_job_with_an_at_sign_is_beside_engines_without_a_job(start_node: Start) -> None:
+    start_node(1, {"DATADIST_JOB": "me@host"})
+    start_node(1)
+    start_node(1, {"DATADIST_JOB": "me@host:1"})
+
+
 def _descriptors(here: nodes.Here) -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -171,8 +176,8 @@ def test_a_second_engine_that_takes_the_place_of_a_link_by_address(
     assert f"pid {first.pid}" in line
     assert f"pid {second.pid}" in line
     assert "cluster id 2 names two live engines" in line
-    _await_log(first, "ended its link with this engine", f"pid {second.pid}")
-    _await_log(second, "this engine took its place", f"pid {first.pid}")
+    _await_log(first, "cluster 1 ended its link with this engine", f"pid {second.pid}")
+    _await_log(second, "cluster 1 ended for this engine its link with", f"pid {first.pid}")
 
 
 def _await_log(node: Node, *words: str) -> None:

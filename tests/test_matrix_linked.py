@@ -170,7 +170,9 @@ TWO_SIDED = [
             *_first_checks("cache_key", "cache", "freed", **BY_ID),
             Check(UNKNOWN, "cache id 99", {"cache_key": CacheKeyByIdAndIndex(PEER, 99)}),
             Check(UNKNOWN, "cache id -1", {"cache_key": CacheKeyByIdAndIndex(PEER, -1)}),
-            Check(UNKNOWN, "batch_index is 2: .* has 2 slots", {"cache_key": _by_id("contiguous", 2)}),
+            Check(
+                UNKNOWN, "batch_index is 2: .* has 2 slots", {"cache_key": _by_id("contiguous", 2)}
+            ),
             Check(UNKNOWN, "req_id 7", {"cache_key": CacheKey(PEER, 7)}),
             Check(UNKNOWN, "prefix_id 7", {"cache_key": CacheKey(PEER, 2**64 - 1, prefix_id=7)}),
             *PULL_CACHE_LAYOUT,

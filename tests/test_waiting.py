@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,8 +114,8 @@ def test_the_peer_is_in_another_directory(start_node: Start, tmp_path: Path) -> 
     node.do(nodes.link, "pair", {1: 0, ELSEWHERE: 1})
     told = _told(node)
     assert f"pid {peer.pid}, " in told
-    assert f"runtime directory {other}" in told
-    assert "set the same DATADIST_RUNTIME_DIR" in told
+    assert f"in the job without a name of runtime directory {other}" in told
+    assert "set the same DATADIST_RUNTIME_DIR and DATADIST_JOB" in told
 
 
 def test_a_short_link_says_it_at_its_end(start_node: Start) -> None:
@@ -138,3 +139,29 @@ def test_a_link_that_is_complete_says_nothing(start_node: Start) -> None:
     node.do(nodes.unlink, 2)
     time.sleep(6)
     assert node.do(nodes.log_of, "WARNING") == []
+
+
+def _hold_up_looks(here: nodes.Here) -> None:
+    """As a mount that does not answer does."""
+    from datadist.engine import waiting
+
+    def find_elsewhere(*_: Any) -> list[Any]:
+        time.sleep(3600)
+        return []
+
+    setattr(waiting, "find_elsewhere", find_elsewhere)  # noqa: B010
+
+
+def test_the_warning_does_not_wait_for_a_look_that_hangs(start_node: Start) -> None:
+    node = start_node(1)
+    node.do(_hold_up_looks)
+    node.do(nodes.link, "pair", {1: 0, ABSENT: 1})
+    assert f"cluster {ABSENT} (rank 1) has not called link" in _told(node)
+    node.do(nodes.link, "second", {1: 0, ABSENT: 1})
+    deadline = time.monotonic() + 30
+    while not any("'second'" in line for line in node.do(nodes.log_of, "WARNING")):
+        assert time.monotonic() < deadline, "a second one is warned of as well"
+        time.sleep(0.1)
+    began = time.monotonic()
+    node.do(nodes.finalize)
+    assert time.monotonic() - began < 4, "finalize does not wait for it"

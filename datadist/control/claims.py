@@ -3,19 +3,20 @@
 A claim is a lock of fcntl on ``<cluster id>.claim`` in the runtime directory. The kernel takes it
 back with the process, however that ends, and forked children do not inherit it. It is also lost when
 the process closes any descriptor of the file: nothing else here opens it while it is held, and who is
-refused closes a descriptor in its own process. ``<cluster id>-<incarnation>.contested`` says that an
+refused closes a descriptor in its own process. ``<cluster id>-<incarnation>.refused`` says that an
 engine was refused beside the holder with that incarnation.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
 import logging
 import os
+import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from datadist.control.process import described, now, own_program
@@ -49,46 +50,58 @@ UNKNOWN = Claimant(0, "", 0.0, "0" * 32)
 
 
 class Claims:
-    """The claim of one engine; not thread-safe."""
+    """The claim of one engine."""
 
     def __init__(self, directory: RuntimeDir, engine: Address) -> None:
         self._directory = directory
         self._engine = engine
         self._fd = -1
+        self._closed = False
+        self._lock = threading.RLock()
+        """Calls of `link` on several threads, and finalize beside them."""
 
     def take(self) -> Claimant | None:
         """Claim our cluster id, once; its holder where that is another live engine.
 
-        Raises ``OSError``.
+        Raises ``OSError``, and ``RuntimeError`` once :meth:`close` was called.
         """
-        if self._fd >= 0:
-            return None
-        while True:
-            fd = os.open(
-                self._name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600,
-                dir_fd=self._directory.fd,
-            )  # fmt: skip
-            if not self._lock(fd):
-                holder = _read_soon(fd)
-                os.close(fd)
-                self._contest(holder)
-                return holder
-            if self._is_current(fd):
-                break
-            os.close(fd)  # its holder removed it just now
-        self._fd = fd
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(asdict(self._claimant())).encode(), 0)
-        return None
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the engine was finalized")
+            if self._fd >= 0:
+                return None
+            with self._directory.locked():
+                return self._take()
 
-    def release(self) -> None:
-        """Give the id back; no-op without a claim."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            for name in (self._name, _contested(self._engine)):
-                with contextlib.suppress(OSError):
-                    os.unlink(name, dir_fd=self._directory.fd)
-            os.close(fd)
+    def _take(self) -> Claimant | None:
+        fd = self._open(self._name, os.O_RDWR | os.O_CREAT)
+        try:
+            if not self._lock_file(fd):
+                holder = _read_soon(fd)
+                self._note_refusal(holder)
+                return holder
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(asdict(self._claimant())).encode(), 0)
+            self._fd, fd = fd, -1
+            return None
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def close(self) -> None:
+        """Give the id back, for good; harmless when repeated."""
+        with self._lock:
+            self._closed = True
+            fd, self._fd = self._fd, -1
+            if fd < 0:
+                return
+            try:
+                with suppress(OSError), self._directory.locked():
+                    self._remove(_refused_beside(self._engine))
+                    if self._is_current(fd):
+                        self._remove(self._name)
+            finally:
+                os.close(fd)
 
     def abandon(self) -> None:
         """In a forked child, which does not hold it: close the descriptor."""
@@ -96,10 +109,10 @@ class Claims:
         if fd >= 0:
             os.close(fd)
 
-    def contest(self, engine: Address) -> Claimant | None:
+    def refused_beside(self, engine: Address) -> Claimant | None:
         """Who was refused the cluster id of an engine of our job; None where nobody was."""
         try:
-            fd = os.open(_contested(engine), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory.fd)
+            fd = self._open(_refused_beside(engine), os.O_RDONLY)
         except OSError:
             return None
         try:
@@ -114,7 +127,14 @@ class Claims:
     def _claimant(self) -> Claimant:
         return Claimant(os.getpid(), own_program(), now(), self._engine.incarnation)
 
-    def _lock(self, fd: int) -> bool:
+    def _open(self, name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._directory.fd)
+
+    def _remove(self, name: str) -> None:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=self._directory.fd)
+
+    def _lock_file(self, fd: int) -> bool:
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -127,33 +147,27 @@ class Claims:
                 return True
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
-            os.close(fd)
             raise
         return True
 
     def _is_current(self, fd: int) -> bool:
-        try:
-            there = os.stat(self._name, dir_fd=self._directory.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
+        """Whether the file is still the one of that name: somebody may have removed it."""
+        there = os.stat(self._name, dir_fd=self._directory.fd, follow_symlinks=False)
         return os.path.samestat(there, os.fstat(fd))
 
-    def _contest(self, holder: Claimant) -> None:
-        """Leave word for those who will link with the holder."""
-        name = _contested(Address(self._engine.cluster_id, holder.incarnation))
-        with contextlib.suppress(OSError):
-            fd = os.open(
-                name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600,
-                dir_fd=self._directory.fd,
-            )  # fmt: skip
+    def _note_refusal(self, holder: Claimant) -> None:
+        """Let those know who will link with the holder."""
+        name = _refused_beside(Address(self._engine.cluster_id, holder.incarnation))
+        with suppress(OSError):
+            fd = self._open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             try:
                 os.pwrite(fd, json.dumps(asdict(self._claimant())).encode(), 0)
             finally:
                 os.close(fd)
 
 
-def _contested(engine: Address) -> str:
-    return f"{engine.cluster_id}-{engine.incarnation}.contested"
+def _refused_beside(engine: Address) -> str:
+    return f"{engine.cluster_id}-{engine.incarnation}.refused"
 
 
 def _read_soon(fd: int) -> Claimant:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 
 VARIABLE = "DATADIST_JOB"
+XDIST = "xdist-"
+"""How the names begin that workers of pytest-xdist get."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+=,-]{0,63}")
 
 
@@ -32,7 +34,7 @@ def _xdist(environ: Mapping[str, str]) -> str:
     run, worker = environ.get("PYTEST_XDIST_TESTRUNUID"), environ.get("PYTEST_XDIST_WORKER")
     if not (run and worker):
         return ""
-    return f"xdist-{hashlib.sha256(f'{run} {worker}'.encode()).hexdigest()[:16]}"
+    return f"{XDIST}{hashlib.sha256(f'{run} {worker}'.encode()).hexdigest()[:16]}"
 
 
 def described(job: str) -> str:

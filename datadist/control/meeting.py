@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from datadist.control.messages import (
     Idle,
     Message,
 )
-from datadist.control.process import own_program
+from datadist.control.process import own_program, printable
 from datadist.control.reactor import READ, Reactor, Timer
 from datadist.control.remote import Remote
 from datadist.control.runtime_dir import Address, RuntimeDir
@@ -42,6 +43,8 @@ log = logging.getLogger("datadist.control")
 HANDSHAKE_SECONDS = 5.0
 MAX_HANDSHAKES = 256
 RETRY_SECONDS = 0.05
+REFUSAL_SECONDS = 2.0
+"""How long an engine that is busy is told that ours was refused."""
 
 
 class Meeting:
@@ -65,7 +68,6 @@ class Meeting:
         self.directory = RuntimeDir(path, job)
         self.address = Address(cluster_id, secrets.token_hex(16))
         self.claims = Claims(self.directory, self.address)
-        """Used by the threads that call `link`, not by the reactor."""
         try:
             sweep(self.directory)
             self._listener = self.directory.listen(self.address)
@@ -158,16 +160,18 @@ class Meeting:
 
     def tell_refused(self) -> None:
         """Let every engine of our job know that ours may not link: its peer may be the wrong one."""
+        deadline = time.monotonic() + REFUSAL_SECONDS
         with contextlib.suppress(OSError):
             for address in list(self.directory.engines()):
                 if address != self.address:
-                    self._tell_refused(address)
+                    self._tell_refused(address, deadline)
 
-    def _tell_refused(self, address: Address) -> None:
+    def _tell_refused(self, address: Address, deadline: float) -> None:
         try:
             sock = self.directory.connect(address)
         except BlockingIOError:  # its backlog is full
-            self._reactor.later(RETRY_SECONDS, lambda: self._tell_refused(address))
+            if time.monotonic() < deadline:
+                self._reactor.later(RETRY_SECONDS, lambda: self._tell_refused(address, deadline))
             return
         except OSError as error:
             log.warning("cannot tell cluster %d that this engine may not link: %s",
@@ -208,7 +212,7 @@ class Meeting:
         self.listen_at(None, None)
         self.directory.remove(self.address)
         self._listener.close()
-        self.claims.release()
+        self.claims.close()
         if self.remote is not None:
             self.remote.close()
         for session in list(self.sessions.values()):
@@ -348,7 +352,7 @@ class Meeting:
             earlier.drain()
             earlier.close("it connected again")
         session.incarnation, session.cluster_id = hello.incarnation, hello.cluster_id
-        session.program = hello.program
+        session.program = printable(hello.program)
         session.on_message, session.on_closed = self._on_session_message, self._on_session_closed
         session.limit = MAX_FRAME
         self.sessions[session.incarnation] = session

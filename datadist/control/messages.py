@@ -197,10 +197,15 @@ class Refused(_Message):
 
 
 class Duplicate(_Message):
-    """The sender met the receiver's cluster id at two engines: ``text`` says what became of that."""
+    """The sender met a cluster id at two engines. ``other`` is the one that the receiver is not.
+
+    "replaced": the receiver's link ends, and the other engine has one in its place. "took": the receiver
+    has the place of the other one. "refused": the other one may not link, beside the sender.
+    """
 
     kind: Literal["duplicate"] = "duplicate"
-    text: Text
+    what: Literal["replaced", "took", "refused"]
+    other: Name
 
 
 class Binding(_Message):

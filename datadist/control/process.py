@@ -14,9 +14,7 @@ MOST = 80
 def own_program() -> str:
     """The script that this process runs, without its arguments, which may hold secrets."""
     script = sys.argv[0] if getattr(sys, "argv", None) else ""
-    name = f"python {script}" if script in ("-c", "-m") else Path(script).name
-    shown = name or Path(sys.executable or "unknown").name
-    return shown.encode(errors="replace").decode()[:MOST]  # names of files may be no text
+    return printable(_script(script) or Path(sys.executable or "unknown").name)
 
 
 def program_of(pid: int) -> str:
@@ -27,9 +25,37 @@ def program_of(pid: int) -> str:
         return "unknown"
     name = Path(words[0]).name
     if name.startswith("python"):
-        script = next((word for word in words[1:] if word in ("-c", "-m") or word[:1] != "-"), "")
-        name = f"python {script}" if script in ("-c", "-m") else Path(script).name or name
-    return name[:MOST] or "unknown"
+        name = _python_program(words[1:]) or name
+    return printable(name) or "unknown"
+
+
+def _python_program(words: list[str]) -> str:
+    """What an interpreter with these arguments runs; "" where that is nothing."""
+    rest = iter(words)
+    for word in rest:
+        if word in ("-X", "-W"):
+            next(rest, "")
+        elif word == "-m":
+            return f"python -m {next(rest, '')}"
+        elif word == "-c":
+            return "python -c"
+        elif not word.startswith("-"):
+            return _script(word)
+    return ""
+
+
+def _script(path: str) -> str:
+    """A script by its name; one that every package has by the name of its package."""
+    if path in ("-c", "-m"):
+        return f"python {path}"
+    name = Path(path).name
+    return f"python -m {Path(path).parent.name}" if name == "__main__.py" else name
+
+
+def printable(text: str) -> str:
+    """A name in one line of bounded length, whoever gave it."""
+    safe = text.encode(errors="replace").decode()[:MOST]  # names of files may be no text
+    return "".join(each if each.isprintable() else "?" for each in safe)
 
 
 def now() -> float:

@@ -2,23 +2,30 @@
 
 One socket per engine, ``<cluster id>-<incarnation>.sock``; for one that listens on an address a
 symbolic link to it, ``<network namespace>@<ip>:<port>``; and what :mod:`datadist.control.claims` puts
-there. The engines of a named job have a directory of their own inside, ``job-<name>``.
+there. The engines of a named job have a directory of their own inside, ``.job-<name>``. Who adds or
+removes names that several engines may want holds the lock of the directory (:meth:`RuntimeDir.locked`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import re
 import socket
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 _NAME = re.compile(r"^(\d{1,20})-([0-9a-f]{32})\.sock$")
-_LISTENING = re.compile(r"^(\d+)@([0-9.]{7,15}):(\d{1,5})$")
-_JOB = "job-"
+_LISTENING = re.compile(r"^([0-9a-f]{8}-\d+)@([0-9.]{7,15}):(\d{1,5})$")
+_JOB = ".job-"
+"""No runtime directory that a user chooses begins like this."""
+LOCK_SECONDS = 1.0
+"""Longest wait for the lock of the directory; its holders need milliseconds."""
 
 
 class RuntimeDirError(Exception):
@@ -42,7 +49,7 @@ class Address:
 class Listening:
     """An address that an engine listens on, as seen in its network namespace."""
 
-    namespace: int
+    namespace: str
     ip: str
     engine: Address
 
@@ -53,6 +60,11 @@ def engine_of(name: str) -> Address | None:
     return Address(int(match[1]), match[2]) if match else None
 
 
+def place_of(directory: Path, job: str) -> Path:
+    """A job's part of a runtime directory."""
+    return directory / f"{_JOB}{job}" if job else directory
+
+
 def job_of(place: Path) -> tuple[Path, str]:
     """The runtime directory that a job's part belongs to, and the job."""
     if place.name.startswith(_JOB):
@@ -60,9 +72,15 @@ def job_of(place: Path) -> tuple[Path, str]:
     return place, ""
 
 
-def network_namespace() -> int:
-    """The number of this thread's network namespace: addresses mean something in one only."""
-    return os.stat("/proc/thread-self/ns/net").st_ino
+def network_namespace() -> str:
+    """Names this thread's network namespace and kernel: addresses mean something in one only."""
+    kernel = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    return f"{kernel}-{os.stat('/proc/thread-self/ns/net').st_ino}"
+
+
+def is_listening_name(name: str) -> bool:
+    """Whether a name of the directory is that of an address."""
+    return _LISTENING.match(name) is not None
 
 
 def default_path(environ: Mapping[str, str] = os.environ) -> Path:
@@ -87,7 +105,7 @@ class RuntimeDir:
     @property
     def place(self) -> Path:
         """The job's part, for people."""
-        return self.path / f"{_JOB}{self.job}" if self.job else self.path
+        return place_of(self.path, self.job)
 
     def _open(self) -> None:
         self.close()
@@ -156,8 +174,9 @@ class RuntimeDir:
         It is an address of this thread's network namespace, where the engine has taken the port.
         """
         hidden = f".{address.incarnation}-{port}"
-        os.symlink(address.file_name, hidden, dir_fd=self.fd)
-        os.rename(hidden, _listening_name(ip, port), src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        with self.locked():
+            os.symlink(address.file_name, hidden, dir_fd=self.fd)
+            os.rename(hidden, _listening_name(ip, port), src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def listening(self, port: int) -> list[Listening]:
         """Who listens at a port, alive or not, in any network namespace that shares the directory."""
@@ -167,7 +186,7 @@ class RuntimeDir:
             if match and int(match[3]) == port:
                 engine = self._target(name)
                 if engine is not None:
-                    found.append(Listening(int(match[1]), match[2], engine))
+                    found.append(Listening(match[1], match[2], engine))
         return found
 
     def _target(self, name: str) -> Address | None:
@@ -180,9 +199,27 @@ class RuntimeDir:
     def retract(self, ip: str, port: int, address: Address) -> None:
         """Undo :meth:`publish` unless another engine has the name now."""
         name = _listening_name(ip, port)
-        if self._target(name) == address:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=self.fd)
+        with self.locked():
+            if self._target(name) == address:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=self.fd)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock of the directory. A holder that is stopped is waited for within a limit only.
+
+        Raises ``OSError`` where no descriptor is left.
+        """
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            deadline = time.monotonic() + LOCK_SECONDS
+            while not _try_lock(fd) and time.monotonic() < deadline:
+                time.sleep(0.001)
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # a child that was forked meanwhile has it, too
+                fcntl.flock(fd, fcntl.LOCK_UN)
+            os.close(fd)
 
     def other_jobs(self) -> list[str]:
         """Names of the other jobs that have a place in the directory; "" is the one without a name."""
@@ -208,6 +245,14 @@ class RuntimeDir:
 
     def _proc_path(self, name: str) -> str:
         return f"/proc/self/fd/{self.fd}/{name}"
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # a file system without locks has none to wait for
+        return error.errno != errno.EWOULDBLOCK
+    return True
 
 
 def _listening_name(ip: str, port: int) -> str:

@@ -9,13 +9,13 @@ import re
 import struct
 import time
 
-from datadist.control.runtime_dir import RuntimeDir, RuntimeDirError
+from datadist.control.runtime_dir import RuntimeDir, RuntimeDirError, is_listening_name
 
 SECONDS = 60.0
 """Age at which a name that engines have for a moment only is left over."""
 _HIDDEN = re.compile(r"^\.[0-9a-f]{32}(-\d{1,5})?$")
 _CLAIM = re.compile(r"^\d{1,20}\.claim$")
-_CONTESTED = re.compile(r"^(\d{1,20}-[0-9a-f]{32})\.contested$")
+_REFUSED = re.compile(r"^(\d{1,20}-[0-9a-f]{32})\.refused$")
 _FLOCK = struct.Struct("hhqqi4x")
 """``struct flock`` of Linux with 64-bit offsets: type, whence, start, length, pid."""
 
@@ -41,20 +41,21 @@ def _sweep_job(directory: RuntimeDir) -> None:
             sock = directory.connect(address)  # removes the name where nobody listens
             if sock is not None:
                 sock.close()
-    names = set(os.listdir(directory.fd))
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):
-            if _is_left_over(directory.fd, name, names):
-                os.unlink(name, dir_fd=directory.fd)
+    with directory.locked():
+        names = set(os.listdir(directory.fd))
+        for name in names:
+            with contextlib.suppress(OSError):  # of a name that is none of ours, too
+                if _is_left_over(directory.fd, name, names):
+                    os.unlink(name, dir_fd=directory.fd)
 
 
 def _is_left_over(directory: int, name: str, names: set[str]) -> bool:
     """Whether a name leads nowhere, or is there for longer than any engine needs it."""
-    if "@" in name:
-        return os.readlink(name, dir_fd=directory) not in os.listdir(directory)
-    contested = _CONTESTED.match(name)
-    if contested:
-        return f"{contested[1]}.sock" not in names
+    if is_listening_name(name):
+        return os.readlink(name, dir_fd=directory) not in names
+    refused = _REFUSED.match(name)
+    if refused:
+        return f"{refused[1]}.sock" not in names
     age = time.time() - os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime
     if age < SECONDS:
         return False

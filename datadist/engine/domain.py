@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+from datadist.control.elsewhere import EngineElsewhere
 from datadist.control.hostport import HostPort
 from datadist.control.messages import Announce, Member, OfferMessage
 from datadist.control.reactor import Timer
 from datadist.control.session import Descriptor
-from datadist.control.sightings import Sighting
 from datadist.engine.counters import Counters
 from datadist.engine.peers import Meaning, meaning
 from datadist.rank_table import RankTable
@@ -213,7 +213,7 @@ class TableDomain(Domain):
     """Whether the transport's library brings the members together, before they know each other."""
     announced: set[str] = field(default_factory=set)
     """Incarnations that heard of it."""
-    elsewhere: list[Sighting] = field(default_factory=list)
+    elsewhere: list[EngineElsewhere] = field(default_factory=list)
     """Where engines with the cluster ids of missing members were seen."""
     expiry: Timer | None = None
     """Ends the waiting."""

@@ -6,11 +6,13 @@ Everything here runs on the reactor's thread.
 from __future__ import annotations
 
 import logging
+import select
+from collections import Counter
 from collections.abc import Callable
 
 from datadist.control.meeting import Meeting
 from datadist.control.messages import Duplicate, Hello
-from datadist.control.process import described
+from datadist.control.process import described, printable
 from datadist.control.runtime_dir import Address
 from datadist.engine.domain import Domain, PairDomain
 from datadist.engine.peers import PeerView
@@ -22,6 +24,8 @@ REMEDY = (
     "every engine a cluster id of its own"
 )
 MAX_REPORTED = 256
+MAX_TOLD = 8
+"""Warnings that one peer can cause by what it tells."""
 
 
 class Duplicates:
@@ -34,10 +38,15 @@ class Duplicates:
         self._views = views
         self._domains = domains
         self._reported: set[tuple[int, frozenset[str]]] = set()
+        self._told: Counter[str] = Counter()
+        """Messages by incarnation."""
+        self._refused: str | None = None
+        """Who was refused beside this engine."""
         meeting.on_refused = self._on_refused
 
     def on_session(self, view: PeerView) -> None:
         """An engine was met; another one with its cluster id may live."""
+        self._tell_far(view)
         cluster = view.session.cluster_id
         for other in list(self._views.values()):
             if other is view or other.session.cluster_id != cluster or not is_live(other):
@@ -53,58 +62,77 @@ class Duplicates:
         members = domain.attempt.members.values() if domain.attempt else ()
         for member in members:
             engine = Address(member.cluster_id, member.incarnation)
-            refused = self._meeting.claims.contest(engine)
-            if refused is not None:
-                self._warn(member.cluster_id, refused.incarnation, str(refused))
+            refused = self._meeting.claims.refused_beside(engine)
+            if refused is None or not self._is_new(member.cluster_id, refused.incarnation):
+                continue
+            if engine == self._meeting.address:
+                self._on_refused_beside_us(str(refused))
+            else:
+                self._warn_of_foreign(member.cluster_id, str(refused))
 
     def on_replaced(self, pair: PairDomain, view: PeerView) -> None:
         """An engine asks for the place of a pair that works, with another engine of its cluster id."""
         earlier = self._views.get(pair.incarnation)
         if earlier is None or earlier is view or not is_live(earlier):
             return
-        own, cluster = pair.own_cluster, pair.cluster
         log.warning(
             "cluster id %d names two live engines: the link to %s is replaced by one to %s; %s",
-            cluster, earlier.session.who, view.session.who, REMEDY,
+            pair.cluster, earlier.session.who, view.session.who, REMEDY,
         )  # fmt: skip
-        earlier.send(
-            Duplicate(
-                text=f"cluster {own} ended its link with this engine for one with {view.session.who}, "
-                f"which has the same cluster id {cluster}; {REMEDY}"
-            )
-        )
-        view.send(
-            Duplicate(
-                text=f"cluster {own} was linked with {earlier.session.who}, which has the same cluster "
-                f"id {cluster} and lives: this engine took its place; {REMEDY}"
-            )
-        )
+        earlier.send(Duplicate(what="replaced", other=printable(view.session.who)))
+        view.send(Duplicate(what="took", other=printable(earlier.session.who)))
 
     def on_told(self, view: PeerView, message: Duplicate) -> None:
-        """A peer met our cluster id at two engines."""
-        log.warning("told by cluster %d: %s", view.session.cluster_id, message.text)
+        """A peer met a cluster id at two engines."""
+        cluster, other = view.session.cluster_id, printable(message.other)
+        self._told[view.incarnation] += 1
+        if self._told[view.incarnation] > MAX_TOLD:
+            return
+        if message.what == "refused":
+            self._warn_of_foreign(cluster, other)
+            return
+        did = "ended its link with this engine for one with" if message.what == "replaced" else (
+            "ended for this engine its link with"
+        )  # fmt: skip
+        log.warning(
+            "cluster %d %s %s, which has the same cluster id %d; %s",
+            cluster, did, other, self._meeting.address.cluster_id, REMEDY,
+        )  # fmt: skip
 
     def _on_refused(self, hello: Hello, pid: int | None) -> None:
-        """An engine of our job may not link, since another one has its cluster id."""
-        cluster = hello.cluster_id
-        concerned = cluster == self._meeting.address.cluster_id or any(
-            cluster in domain.ranks for domain in self._domains()
-        )
-        if concerned:
-            self._warn(cluster, hello.incarnation, described(pid, hello.program))
-
-    def _warn(self, cluster: int, incarnation: str, who: str) -> None:
-        if not self._is_new(cluster, incarnation):
+        """An engine of our job and host may not link, since another one has its cluster id."""
+        cluster, who = hello.cluster_id, described(pid, printable(hello.program))
+        ours = cluster == self._meeting.address.cluster_id
+        if not ours and not any(cluster in domain.ranks for domain in self._domains()):
+            return  # who links later finds it beside the holder's claim
+        if not self._is_new(cluster, hello.incarnation):
             return
-        own = self._meeting.address.cluster_id
-        if cluster == own:
-            log.warning("another engine with this engine's cluster id %d (%s) was refused its link; the "
-                        "engines linked with this one may belong to that one's job: %s",
-                        cluster, who, REMEDY)  # fmt: skip
+        if ours:
+            self._on_refused_beside_us(who)
         else:
-            log.warning("a second engine with cluster id %d (%s) was refused its link; the first one, "
-                        "with which this engine links, may be the foreign one: %s",
-                        cluster, who, REMEDY)  # fmt: skip
+            self._warn_of_foreign(cluster, who)
+
+    def _on_refused_beside_us(self, who: str) -> None:
+        log.warning(
+            "another engine with this engine's cluster id %d (%s) was refused its link; the engines "
+            "linked with this one may belong to that one's job: %s",
+            self._meeting.address.cluster_id, who, REMEDY,
+        )  # fmt: skip
+        self._refused = printable(who)
+        for view in self._views.values():
+            self._tell_far(view)
+
+    def _tell_far(self, view: PeerView) -> None:
+        """An engine of another host does not see who is refused here."""
+        if self._refused is not None and view.session.address is not None:
+            view.send(Duplicate(what="refused", other=self._refused))
+
+    def _warn_of_foreign(self, cluster: int, who: str) -> None:
+        log.warning(
+            "a second engine with cluster id %d (%s) was refused its link; the first one, with which "
+            "this engine links, may be the foreign one: %s",
+            cluster, who, REMEDY,
+        )  # fmt: skip
 
     def _is_new(self, cluster: int, *incarnations: str) -> bool:
         case = (cluster, frozenset(incarnations))
@@ -117,6 +145,11 @@ class Duplicates:
 
 
 def is_live(view: PeerView) -> bool:
-    """Whether a peer's session goes on once everything that it has sent was handled."""
+    """Whether a peer's process and session go on once everything that it has sent was handled."""
     view.session.drain()
-    return not view.session.closed
+    process = view.session.process
+    if view.session.closed or process is None:
+        return not view.session.closed
+    poll = select.poll()
+    poll.register(process.fd, select.POLLIN)
+    return not poll.poll(0)

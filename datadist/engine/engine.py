@@ -180,7 +180,7 @@ class Engine:
             self._far,
             self.transport.capabilities.self_bootstrapping,
         )
-        waiting = Waiting(self._reactor, self._meeting, self.views, rendezvous, self._workers)
+        waiting = Waiting(self._reactor, self._meeting, self.views, rendezvous)
         self._duplicates = Duplicates(self._meeting, self.views, self._all_domains)
         self._links = Links(
             self._reactor,
@@ -312,6 +312,11 @@ class Engine:
         """Make our cluster id ours within the job, at the first link."""
         try:
             holder = self._meeting.claims.take()
+        except RuntimeError:
+            raise LLMException(
+                f"the engine of cluster {self.cluster_id} was finalized meanwhile",
+                status_code=LLMStatusCode.LLM_ENGINE_FINALIZED,
+            ) from None
         except OSError as error:
             raise LLMException(
                 f"cannot claim cluster id {self.cluster_id} in {self._meeting.directory.place}: {error}",
@@ -461,7 +466,7 @@ class Engine:
         _live.discard(self)
         try:
             with self._closing:
-                self._meeting.claims.release()  # an engine that follows need not wait for our end
+                self._meeting.claims.close()  # an engine that follows need not wait for our end
                 self._wait_for_calls()
                 self._leave_all()
                 self._flush()

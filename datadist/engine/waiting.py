@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 
+from datadist.control.elsewhere import EngineElsewhere, find_elsewhere
 from datadist.control.meeting import Meeting
 from datadist.control.reactor import Reactor
-from datadist.control.sightings import Sighting, elsewhere
 from datadist.engine.domain import TableDomain
 from datadist.engine.matching import differences
 from datadist.engine.peers import PeerView
 from datadist.engine.rendezvous import Rendezvous
-from datadist.engine.workers import Workers
 
 log = logging.getLogger("datadist.link")
 
 WARN_SECONDS = 5.0
 """A link that is not complete by then gets one warning."""
+LOOK_SECONDS = 1.0
+"""Longest wait for what is found elsewhere, before the warning goes without."""
 MOST_SEEN = 3
 """Engines elsewhere that are named for one member, those of the same directory first."""
 MOST_OTHERS = 4
@@ -33,16 +35,14 @@ class Waiting:
         meeting: Meeting,
         views: dict[str, PeerView],
         rendezvous: Rendezvous,
-        workers: Workers,
     ) -> None:
         self._reactor = reactor
         self._meeting = meeting
         self._views = views
         self._rendezvous = rendezvous
-        self._workers = workers
         self._due: dict[TableDomain, bool] = {}
-        """Domains to be looked for, and whether to warn."""
-        self._looking = False
+        """Domains whose members are to be looked for, and whether to warn."""
+        self._thread: threading.Thread | None = None
 
     def watch(self, domain: TableDomain) -> None:
         """Warn in a while if the domain still waits; one with less time is only looked after."""
@@ -52,31 +52,47 @@ class Waiting:
         domain.look = self._reactor.later(delay, lambda: self._look_for(domain, warn))
 
     def _look_for(self, domain: TableDomain, warn: bool) -> None:
-        """Look for the missing members in other jobs and directories: one look for all that wait."""
         if domain.waiting:
-            self._due[domain] = warn
-            if not self._looking:
-                self._looking = True
+            if not self._due:
                 self._reactor.post(self._look)
+            self._due[domain] = warn
 
     def _look(self) -> None:
+        """Find missing members in other jobs and directories: once for all domains that are due."""
         due, self._due = self._due, {}
         absent = {c for domain in due for c in domain.others if not self._met(c)}
+        if absent and self._start(due, absent):
+            self._reactor.later(LOOK_SECONDS, lambda: self._report(due))
+        else:
+            self._report(due)
+
+    def _start(self, due: dict[TableDomain, bool], absent: set[int]) -> bool:
+        """Look on a thread of its own; False where none can be had, or the last one still looks."""
 
         def look() -> None:
-            found = elsewhere(self._meeting.directory, absent) if absent else []
-            self._reactor.post(lambda: self._report(due, found))
+            found = find_elsewhere(self._meeting.directory, absent)
+            self._reactor.post(lambda: self._found(due, found))
 
-        self._workers.submit(look)
+        if self._thread is not None and self._thread.is_alive():
+            return False
+        self._thread = threading.Thread(target=look, name="datadist-look", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            return False
+        return True
 
-    def _report(self, due: dict[TableDomain, bool], found: list[Sighting]) -> None:
-        for domain, warn in due.items():
+    def _found(self, due: dict[TableDomain, bool], found: list[EngineElsewhere]) -> None:
+        for domain in due:
             domain.elsewhere = [each for each in found if each.cluster_id in domain.others]
+        self._report(due)
+
+    def _report(self, due: dict[TableDomain, bool]) -> None:
+        """Warn of the domains that still wait, once; without what is not found in time."""
+        while due:
+            domain, warn = due.popitem()
             if warn and domain.waiting:
                 self._warn(domain)
-        self._looking = bool(self._due)
-        if self._due:
-            self._look()
 
     def _warn(self, domain: TableDomain) -> None:
         now = time.monotonic()
@@ -154,4 +170,4 @@ def _instead(domain: TableDomain, view: PeerView) -> str:
             return f"{here} and waits with this comm_name, but {differ}"
     if names:
         return f"{here} and waits with comm_name {', '.join(map(repr, names))}, not {domain.name!r}"
-    return f"{here}, but has not called link with this engine, or has unlinked"
+    return f"{here}, but has not called link with this engine (again), or has unlinked"

@@ -36,7 +36,7 @@ def _messages() -> list[bytes]:
         messages.Left(domain=TOKEN, seq=1),
         messages.Dial(link=1, backend="shm", one_sided=False, seconds=1.0),
         messages.Refused(link=1, status=1, reason="why"),
-        messages.Duplicate(text="who"),
+        messages.Duplicate(what="refused", other="pid 1"),
         messages.Directory(seq=1, upsert=[entry], remove=[2], unbind=[(1, 1)]),
         messages.Ack(seq=1),
         messages.Sync(id=1),
