@@ -45,7 +45,7 @@ def for_wanted(value: object, wanted: tuple[type, ...], use: str = "") -> str:
     if not {int, list} & set(wanted):
         return ""
     if use != ADDRESSES:
-        return _number(value)
+        return _number(value, int in wanted)
     address = _address(value)
     many = address and list in wanted
     return (
@@ -68,7 +68,8 @@ def _address(value: object) -> str:
     return "tensor.address" if kind.__name__ == "CacheTensor" else ""
 
 
-def _number(value: object) -> str:
+def _number(value: object, one: bool) -> str:
+    """``one``: a single integer is wanted, or may be."""
     kind = type(value)
     if hasattr(kind, "data_ptr"):
         return "give tensor.tolist(), or int(tensor) where it is one number"
@@ -76,7 +77,7 @@ def _number(value: object) -> str:
         return "give array.tolist()"
     whole = isinstance(value, float) and value.is_integer()
     digits = isinstance(value, str) and value.isdecimal()
-    return "give int(...) of it" if whole or digits or hasattr(kind, "tolist") else ""
+    return "give int(...) of it" if one and (whole or digits or hasattr(kind, "tolist")) else ""
 
 
 def _truth(value: object) -> str:

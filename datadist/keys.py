@@ -34,6 +34,16 @@ def _arguments(
     return values
 
 
+def _require(
+    kind: str, names: tuple[str, ...], required: tuple[str, ...], values: dict[str, Any]
+) -> None:
+    for name in required:
+        if name not in values:
+            unknown = next((each for each in values if each not in names), None)
+            hint = "" if unknown is None else f": Unsupported argument {unknown!r} is none"
+            raise param_invalid(f"{name} is required in a {kind}{hint}")
+
+
 def _refuse_unknown(kind: str, names: tuple[str, ...], values: dict[str, Any]) -> None:
     unknown = [name for name in values if name not in names]
     if unknown:
@@ -76,9 +86,7 @@ class CacheKey(CheckedAssignment):
     ) -> None: ...
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         values = _arguments("CacheKey", self._NAMES, args, kwargs)
-        for name in ("cluster_id", "req_id"):
-            if name not in values:
-                raise param_invalid(f"{name} is required in a CacheKey")
+        _require("CacheKey", self._NAMES, ("cluster_id", "req_id"), values)
         _refuse_unknown("CacheKey", self._NAMES, values)
         _set(self, "_cluster_id", values["cluster_id"])
         _set(self, "_req_id", values["req_id"])
@@ -138,8 +146,7 @@ class BlocksCacheKey(CheckedAssignment):
     def __init__(self, *, prompt_cluster_id: int, model_id: int = 0) -> None: ...
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         values = _arguments("BlocksCacheKey", self._NAMES, args, kwargs)
-        if "cluster_id" not in values:
-            raise param_invalid("cluster_id is required in a BlocksCacheKey")
+        _require("BlocksCacheKey", self._NAMES, ("cluster_id",), values)
         _refuse_unknown("BlocksCacheKey", self._NAMES, values)
         _set(self, "_cluster_id", values["cluster_id"])
         _set(self, "_model_id", values.get("model_id", 0))

@@ -157,3 +157,28 @@ def test_an_address_that_is_published_during_a_sweep_stays(tmp_path: Path) -> No
         thread.join()
     directory.close()
     other.close()
+
+
+def test_a_relative_directory_stays_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "run" / ".job-q").mkdir(parents=True, mode=0o700)
+        (tmp_path / name / "run").chmod(0o700)
+    monkeypatch.chdir(tmp_path / "one")
+    directory = RuntimeDir(Path("run"), "q")
+    monkeypatch.chdir(tmp_path / "two")
+    directory.leave()
+    assert not (tmp_path / "one" / "run" / ".job-q").exists()
+    assert (tmp_path / "two" / "run" / ".job-q").exists()
+
+
+@pytest.mark.parametrize("mask", [0o777, 0o277, 0o022, 0])
+def test_the_umask_does_not_matter(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        directory = RuntimeDir(tmp_path / "run", "q")
+    finally:
+        os.umask(before)
+    assert [p.stat().st_mode & 0o777 for p in (directory.path, directory.place)] == [0o700] * 2
+    directory.close()

@@ -110,3 +110,15 @@ def test_the_name_of_one_goes_without_the_other(start_in: Start) -> None:
     client = start_in(1, 2)
     assert _link(client, 1, "127.0.0.1") == OK
     assert _pulled(client, 1) == _block(second)
+
+
+@pytest.mark.parametrize("address", ["10.20.30.40", "224.0.0.1", "255.255.255.255"])
+@pytest.mark.parametrize("nonlocal_bind", ["1"])
+def test_an_address_that_nobody_has_means_no_listener(
+    start_in: Start, net: Network, address: str, nonlocal_bind: str
+) -> None:
+    net.hosts[0].run("sysctl", "-qw", f"net.ipv4.ip_nonlocal_bind={nonlocal_bind}")
+    start_in(0, 1, listen_ip_info=f"0.0.0.0:{PORT}")
+    client = start_in(0, 2)
+    assert _link(client, 1, address)[0] == "LLM_LINK_FAILED"
+    assert _link(client, 1, "127.0.0.1") == OK

@@ -89,3 +89,34 @@ def test_a_transfer_whose_link_ends_takes_the_other_one(
     where, row, seed, source = (peer, 2, 2, 1) if what == "push" else (we, 1, 1, 2)
     for tensor, array in enumerate(where.do(nodes.read, "c")):
         np.testing.assert_array_equal(array[row], pattern(seed, tensor, tuple(SHAPE))[source])
+
+
+def test_small_pulls_follow_the_newest_link_to_another_engine(
+    start_node: Start, free_ports: Callable[[int], list[int]]
+) -> None:
+    """A decoder that pulled from one engine links with another one of the same cluster id."""
+    (port,) = free_ports(1)
+    options = {"enable_remote_cache_accessible": True}
+    first = start_node(1, listen_ip_info=f"127.0.0.1:{port}", **options)
+    second, decoder = start_node(1, **options), start_node(2, **options)
+    for seed, node in enumerate((first, second, decoder)):
+        node.do(
+            nodes.make, "blocks", "blocks", [8, 64], 2, BlocksCacheKey(2 if seed == 2 else 1, 0)
+        )
+        node.do(nodes.fill, "blocks", seed)
+    assert decoder.do(nodes.link_clusters, [(1, port)])[0] == "LLM_SUCCESS"
+    for _ in range(3):  # from the second on the known way
+        decoder.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "blocks", [1], [2])
+    assert _block(decoder, 2) == _block(first, 1)
+    decoder.do(nodes.push_blocks, BlocksCacheKey(1, 0), "blocks", src_blocks=[3], dst_blocks=[4])
+    nodes.link_pair(second, decoder)
+    decoder.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "blocks", [1], [2])
+    assert _block(decoder, 2) == _block(second, 1), "the newest link serves"
+    before = _block(first, 5)
+    decoder.do(nodes.push_blocks, BlocksCacheKey(1, 0), "blocks", src_blocks=[3], dst_blocks=[5])
+    assert _block(first, 5) == before
+    assert _block(second, 5) == _block(decoder, 3)
+
+
+def _block(node: Node, block: int) -> list[int]:
+    return [int(array[block][0]) for array in node.do(nodes.read, "blocks")]

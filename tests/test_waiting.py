@@ -85,6 +85,14 @@ def test_the_peer_waits_under_another_name(start_node: Start) -> None:
         peer.do(nodes.wait, 1, 100)
 
 
+def test_who_fails_second_still_hears_of_the_other_name(start_node: Start) -> None:
+    first, second = start_node(1, link_total_time=2), start_node(2, link_total_time=4)
+    first.do(nodes.link, "pair", PAIR)
+    second.do(nodes.link, "pears", PAIR)
+    _wait_failed(first)
+    assert "it waited with comm_name 'pair'" in _wait_failed(second)
+
+
 def test_the_peer_waits_with_another_mapping_that_names_us(start_node: Start) -> None:
     node, peer = start_node(1, link_total_time=6), start_node(2)
     node.do(nodes.link, "pair", {1: 0, 2: 1, 3: 2})

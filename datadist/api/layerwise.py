@@ -67,6 +67,7 @@ class LayerWise(ManagerPart):
             "layer_synchronizer", layer_synchronizer, LayerSynchronizer, allow_none=False
         )
         kind = TransferWithCacheKeyConfig if self._one_sided else TransferConfig
+        _check_mode(transfer_configs, self._one_sided)
         checks.check_sequence_of("transfer_configs", transfer_configs, kind)
         check_fit(src_cache, transfer_configs, blocks)
         engine = self._engine()
@@ -179,3 +180,15 @@ def _fetched(
     return plan_slots(
         mine, theirs, slot * stride, 0, layout.tensor_size if layout.blocks else stride
     )
+
+
+def _check_mode(configs: object, one_sided: bool) -> None:
+    """Raise ``TypeError`` for destinations of the other mode, with the option that decides."""
+    other = TransferConfig if one_sided else TransferWithCacheKeyConfig
+    needed = TransferWithCacheKeyConfig if one_sided else TransferConfig
+    for place, config in enumerate(configs if isinstance(configs, (list, tuple)) else ()):
+        if isinstance(config, other):
+            raise TypeError(
+                f"transfer_configs[{place}] is a {other.__name__}, only support {needed.__name__} while "
+                f"enable_remote_cache_accessible is {'on' if one_sided else 'off'}"
+            )

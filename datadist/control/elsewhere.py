@@ -34,7 +34,9 @@ class EngineElsewhere:
     def __str__(self) -> str:
         who = described(self.pid, self.program)
         if self.same_directory:
-            return f"{who} is in {job_described(self.job)}: set the same DATADIST_JOB"
+            return (
+                f"{who} is in {job_described(self.job)}: if it is meant, set the same DATADIST_JOB"
+            )
         return (
             f"{who} is in {job_described(self.job)} of runtime directory {self.directory}: if it is "
             "meant, set the same DATADIST_RUNTIME_DIR and DATADIST_JOB"

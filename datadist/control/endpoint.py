@@ -125,7 +125,7 @@ def hint(directory: RuntimeDir, port: int) -> str:
                 ]
             finally:
                 other.leave()
-    return "".join(f"; {text}" for text in found)
+    return "".join(f"; {text}" for text in dict.fromkeys(found))
 
 
 def _bind(place: HostPort) -> socket.socket:
@@ -140,9 +140,16 @@ def _bind(place: HostPort) -> socket.socket:
 
 
 def _is_local(address: str) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    """Whether an address is one of this network namespace, as its routes say.
+
+    Binding would not tell: ``net.ipv4.ip_nonlocal_bind`` allows any address. Nothing is sent.
+    """
+    if address == ANY:
+        return True
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
         try:
-            probe.bind((address, 0))
-        except OSError:
+            probe.connect((address, 9))
+        except OSError:  # no route, or a broadcast address
             return False
-    return True
+        source = str(probe.getsockname()[0])
+    return source == address or (source.startswith("127.") and address.startswith("127."))

@@ -209,7 +209,8 @@ class Meeting:
     def close(self) -> None:
         """Stop listening, take our name away, say goodbye to everyone."""
         self._reactor.unwatch(self._listener.fileno())
-        self.listen_at(None, None)
+        with contextlib.suppress(OSError):  # names that cannot be removed are swept later
+            self.listen_at(None, None)
         self.directory.remove(self.address)
         self._listener.close()
         self.claims.close()
@@ -323,6 +324,8 @@ class Meeting:
                 message.cluster_id, session.peer_pid, message.wire, WIRE_VERSION,
             )  # fmt: skip
             session.close("it speaks another protocol version")
+        elif message.job != self.directory.job:
+            session.close("it belongs to another job")
         elif message.refused:
             session.close("it may not link")
             self.on_refused(message, session.peer_pid)

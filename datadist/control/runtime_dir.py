@@ -96,7 +96,7 @@ class RuntimeDir:
     """
 
     def __init__(self, path: Path, job: str = "") -> None:
-        self.path = path
+        self.path = path.absolute()
         self.job = job
         self.fd = -1
         """Descriptor of the job's part."""
@@ -157,8 +157,8 @@ class RuntimeDir:
         return sock
 
     def remove(self, address: Address) -> None:
-        """Take the name out of the directory; harmless when it is not there."""
-        with contextlib.suppress(FileNotFoundError):
+        """Take the name out of the directory; harmless when it is not there, or has to stay there."""
+        with contextlib.suppress(OSError):
             os.unlink(address.file_name, dir_fd=self.fd)
 
     def engines(self) -> Iterator[Address]:
@@ -264,6 +264,7 @@ def _enter(path: Path, inside: int | None, shown: Path) -> int:
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700, dir_fd=inside)
+            os.chmod(path, 0o700, dir_fd=inside)  # whatever the umask is
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(path, flags, dir_fd=inside)
     except OSError as error:

@@ -20,7 +20,7 @@ from datadist.control.messages import Dial, Form, Member, Refused, seconds_until
 from datadist.control.reactor import Reactor, Timer
 from datadist.control.runtime_dir import Address
 from datadist.engine.building import Builder
-from datadist.engine.domain import Attempt, PairDomain
+from datadist.engine.domain import Attempt, PairDomain, outdate
 from datadist.engine.duplicates import Duplicates
 from datadist.engine.peers import PeerView
 from datadist.engine.rendezvous import NO_KEY
@@ -317,6 +317,7 @@ class Clusters:
         pair.status = RegisterMemStatus.OK
         self._release(pair)
         log.info("linked with cluster %d", pair.cluster)
+        outdate(self._views, pair)
         self._duplicates.on_linked(pair)
         pair.settled.set()
 

@@ -6,7 +6,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from datadist.control.messages import Announce, Member, OfferMessage
 from datadist.control.reactor import Timer
 from datadist.control.session import Descriptor
 from datadist.engine.counters import Counters
-from datadist.engine.peers import Meaning, meaning
+from datadist.engine.peers import Meaning, PeerView, meaning
 from datadist.rank_table import RankTable
 from datadist.status import LLMStatusCode
 from datadist.transport import Link
@@ -101,10 +101,16 @@ class Attempt:
             return "joining the peers in the transport's library"
         for rank in self.others:
             if rank not in self.attached:
-                verb = "attaching" if rank in self.attaching else "waiting for"
-                return f"{verb} the offer of rank {rank}"
+                if rank in self.attaching:
+                    return f"attaching the offer of rank {rank}"
+                return f"waiting for the offer of {self._who(rank)}"
         missing = [rank for rank in self.others if rank not in self.ready]
-        return f"waiting until rank {', '.join(map(str, missing))} is ready"
+        return f"waiting until {', '.join(map(self._who, missing))} is ready"
+
+    def _who(self, rank: int) -> str:
+        member = self.members.get(rank)
+        who = "" if member is None else f" (cluster {member.cluster_id}; is it stopped or busy?)"
+        return f"rank {rank}{who}"
 
     def abort(self, ranks: Iterable[int]) -> None:
         """Stop what moves between us and these ranks, and all that would follow."""
@@ -271,3 +277,10 @@ class PairDomain(Domain):
 
     def __repr__(self) -> str:
         return f"link to cluster {self.cluster}"
+
+
+def outdate(views: Mapping[str, PeerView], domain: Domain) -> None:
+    """A link is complete: transfers to its clusters look for the newest one again."""
+    for view in views.values():
+        if view.session.cluster_id in domain.others:
+            view.outdate()

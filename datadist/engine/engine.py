@@ -319,7 +319,8 @@ class Engine:
             ) from None
         except OSError as error:
             raise LLMException(
-                f"cannot claim cluster id {self.cluster_id} in {self._meeting.directory.place}: {error}",
+                f"cannot claim cluster id {self.cluster_id} in {self._meeting.directory.place}: {error} "
+                "(where the directory is gone, end the engine and start it again)",
                 status_code=LLMStatusCode.LLM_FAILED,
             ) from error
         if holder is not None:
@@ -420,7 +421,7 @@ class Engine:
         limit = domain.deadline - time.monotonic() + CONTROL_SECONDS
         if not domain.settled.wait(limit if timeout is None else timeout):
             raise LLMException(
-                f"{domain} is still PREPARING: {self._missing(domain)}",
+                f"{domain} is still PREPARING{_after(timeout)}: {self._missing(domain)}",
                 status_code=LLMStatusCode.LLM_TIMEOUT,
             )
         if domain.closed:
@@ -510,6 +511,10 @@ class Engine:
         self.shortcuts.clear()
         self._reactor.abandon()
         self._meeting.abandon()
+
+
+def _after(timeout: float | None) -> str:
+    return "" if timeout is None else f" after {timeout * 1000:.0f} ms"
 
 
 def _owes(view: PeerView) -> bool:

@@ -110,7 +110,7 @@ class Inbox:
             case Announce():
                 self._links.on_announce(view, message)
             case Withdraw():
-                view.announcements.pop(message.link)
+                view.announcements.give_up(message.link)
             case Mismatch():
                 self._links.on_mismatch(view, message)
             case Form():

@@ -17,7 +17,7 @@ from datadist.control.messages import Announce, Form, Member, Mismatch, Withdraw
 from datadist.control.reactor import Reactor, Timer
 from datadist.engine import introduction
 from datadist.engine.building import Builder
-from datadist.engine.domain import Attempt, TableDomain
+from datadist.engine.domain import Attempt, TableDomain, outdate
 from datadist.engine.duplicates import Duplicates
 from datadist.engine.matching import differences, disagreement, mutual
 from datadist.engine.peers import MAX_ANNOUNCED, Announcement, Meaning, PeerView, meaning
@@ -336,6 +336,7 @@ class Links:
             "%s: linked rank %d with %s", domain, domain.rank,
             ", ".join(f"cluster {c} (rank {r})" for c, r in domain.others.items()),
         )  # fmt: skip
+        outdate(self._views, domain)
         self._duplicates.on_linked(domain)
         domain.settled.set()
 

@@ -153,7 +153,7 @@ class OwnDirectory:
         if found is not None:
             raise param_invalid(
                 f"key {slot} ({describe(name)}) is bound to cache {found[0].cache_id} already: "
-                "remove_cache_key or free that cache first, or use another key"
+                f"{_how_to_unbind(name)} first, or use another key"
             )
 
     def get(self, cache_id: int) -> OwnCache | None:
@@ -455,3 +455,8 @@ def describe(name: KeyName) -> str:
     label = "req_id" if name.space == "request" else "prefix_id"
     key = "INVALID_ID" if name.key == INVALID_ID else name.key
     return f"{label} {key}, model_id {name.model}"
+
+
+def _how_to_unbind(name: KeyName) -> str:
+    """Keys of contiguous caches outlive deallocate_cache (LLM-DataDist API, reference counting)."""
+    return "free that cache" if name.space == "blocks" else "call remove_cache_key"

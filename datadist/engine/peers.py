@@ -26,6 +26,7 @@ def meaning(message: Announce) -> Meaning:
 
 MAX_ANNOUNCED = 1024
 """Wishes of one peer, which can hold half as many domains."""
+MOST_GIVEN_UP = 3
 OFFER_WINDOW = 8
 """Offers on their way to one peer; bounds the descriptors in flight."""
 TOKENS = itertools.count(1)
@@ -47,6 +48,8 @@ class Announcements:
     def __init__(self) -> None:
         self._by_link: dict[int, Announcement] = {}
         self._by_meaning: dict[Meaning, dict[int, Announcement]] = {}
+        self.given_up: deque[str] = deque(maxlen=MOST_GIVEN_UP)
+        """Names of wishes that were withdrawn, the last ones."""
 
     def put(self, message: Announce) -> None:
         """Take a wish; a later one of the same link id replaces it."""
@@ -62,6 +65,13 @@ class Announcements:
             del self._by_meaning[key][link]
             if not self._by_meaning[key]:
                 del self._by_meaning[key]
+
+    def give_up(self, link: int) -> None:
+        """Forget a wish that its peer has withdrawn, but for its name."""
+        announcement = self._by_link.get(link)
+        if announcement is not None and announcement.message.name not in self.given_up:
+            self.given_up.append(announcement.message.name)
+        self.pop(link)
 
     def meaning(self, key: Meaning) -> dict[int, Announcement]:
         """The wishes that mean ``key``, by link id, oldest first."""
@@ -92,7 +102,7 @@ class PeerView:
         self.lock = threading.Lock()
         self.directory = KeyDirectory()
         self.version = 0
-        """Changes with every update of the directory."""
+        """Changes with every update of the directory, and with every newer link to its cluster."""
         self.consumed: set[int] = set()
         self.covered: dict[int, set[int]] = {}
         self.pulls: set[int] = set()
@@ -134,6 +144,11 @@ class PeerView:
                 self.consumed &= bound
                 self.covered = {k: v for k, v in self.covered.items() if k in bound}
         self.acknowledge(update.seq)
+
+    def outdate(self) -> None:
+        """Nothing that was found out for a transfer holds any more: another link may serve now."""
+        with self.lock:
+            self.version += 1
 
     def acknowledge(self, seq: int) -> None:
         """Send the acknowledgement now, or when the pulls in flight have ended."""

@@ -150,7 +150,12 @@ class Shortcuts:
     def remember(
         self, name: Name, cache: OwnCache, entry: Entry, route: Route, version: int
     ) -> None:
-        """Keep what a full transfer of all layers found; ``version`` is that of the look-up."""
+        """Keep what a full transfer of all layers found; ``version`` is that of the look-up.
+
+        Unless a newer link serves by now: one that comes later changes the version.
+        """
+        if not self._transfers.serves(route):
+            return
         if len(self._ways) >= MOST:
             self._ways.clear()
         self._ways[name] = Way(cache, entry, route, version, self._transfers)

@@ -95,6 +95,12 @@ class Transfers:
             raise resolve.no_route(domains, cluster)
         return routes
 
+    def serves(self, route: Route) -> bool:
+        """Whether the newest link to the route's cluster leads to the same engine."""
+        cluster = route.view.session.cluster_id
+        routes = resolve.routes_to(self._domains(), self._views, cluster)
+        return bool(routes) and routes[0].view is route.view
+
     def move_over(self, routes: list[Route], move: Callable[[Route], None]) -> Route:
         """``move`` over the first of ``routes`` that has not ended meanwhile; returns that one."""
         for route in routes:

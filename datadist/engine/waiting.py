@@ -143,11 +143,11 @@ class Waiting:
                 f"{who} has not called link: an engine with its cluster id is here, but does not answer "
                 "(is it stopped or busy?)"
             )
-        absent = f"{who} has not called link, and no engine with its cluster id is here"
+        absent = f"{who} has not called link, and no engine with its cluster id is here" + _listed(
+            sorted(here - set(domain.ranks))
+        )
         seen = [str(each) for each in domain.elsewhere if each.cluster_id == cluster]
-        if seen:
-            return f"{absent}, but elsewhere: {'; '.join(seen[:MOST_SEEN])}"
-        return absent + _listed(sorted(here - set(domain.ranks)))
+        return f"{absent}, but elsewhere: {'; '.join(seen[:MOST_SEEN])}" if seen else absent
 
 
 def _listed(others: list[int]) -> str:
@@ -170,4 +170,6 @@ def _instead(domain: TableDomain, view: PeerView) -> str:
             return f"{here} and waits with this comm_name, but {differ}"
     if names:
         return f"{here} and waits with comm_name {', '.join(map(repr, names))}, not {domain.name!r}"
-    return f"{here}, but has not called link with this engine (again), or has unlinked"
+    gone = ", ".join(map(repr, view.announcements.given_up))
+    ended = f", or has unlinked (it waited with comm_name {gone})" if gone else ", or has unlinked"
+    return f"{here}, but has not called link with this engine (again){ended}"
