@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datadist.engine.plan import Segments, check_blocks, check_distinct, plan_blocks, plan_scatter
+from datadist.engine.plan import (
+    Segments,
+    check_blocks,
+    check_distinct,
+    plan_blocks,
+    plan_scatter,
+    plan_slots,
+)
 
 BLOCK = 16
 COUNT = 64
-BASES = st.lists(st.integers(1, 1 << 40).map(lambda n: n * BLOCK * COUNT), min_size=1, max_size=5)
+BASES = st.lists(st.integers(1, 1 << 40).map(lambda n: n * BLOCK * COUNT), min_size=1, max_size=12)
 
 
 def _moved(segments: Segments) -> list[tuple[int, int, int]]:
@@ -80,6 +88,43 @@ def test_a_slot_is_spread_over_blocks_in_order(
         for place, block in enumerate(blocks[:count])
     ]
     assert _moved(segments) == sorted(expected)
+
+
+@given(
+    BASES,
+    st.sampled_from([list, tuple, np.array]),
+    st.integers(0, 1 << 20),
+    st.integers(0, 1 << 20),
+    st.integers(1, 1 << 40),
+)
+def test_a_slot_moves_in_every_tensor(
+    bases: list[int], kind: Callable[[list[int]], Any], local: int, remote: int, size: int
+) -> None:
+    mine, theirs = kind(bases), kind([base + (1 << 50) for base in bases])
+    segments = plan_slots(mine, theirs, local, remote, size)
+    vectors = (memoryview(v) for v in (segments.local, segments.remote, segments.length))
+    assert list(zip(*vectors, strict=True)) == [
+        (base + local, base + (1 << 50) + remote, size) for base in bases
+    ]
+    assert segments.nbytes == size * len(bases)
+    assert list(mine) == bases
+
+
+@pytest.mark.parametrize("tensors", [2, 3, 9])
+def test_tensors_that_differ_in_number_are_refused(tensors: int) -> None:
+    with pytest.raises(ValueError, match=f"{tensors} local and 10 remote tensors"):
+        plan_slots([BLOCK] * tensors, [BLOCK] * 10, 0, 0, 1)
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 40])
+def test_blocks_that_fill_a_slot_exactly(count: int) -> None:
+    fits = plan_scatter([BLOCK], [1 << 50], list(range(count)), BLOCK, 0, count * BLOCK)
+    assert sum(memoryview(fits.length)) == fits.nbytes == count * BLOCK
+    more = list(range(count + 1))
+    with pytest.raises(ValueError, match=f"list at most {count}$"):
+        plan_scatter([BLOCK], [1 << 50], more, BLOCK, 0, count * BLOCK)
+    one_byte = plan_scatter([BLOCK], [1 << 50], more, BLOCK, 0, count * BLOCK + 1)
+    assert one_byte.nbytes == count * BLOCK + 1
 
 
 @given(st.lists(st.integers(0, COUNT - 1), max_size=3 * COUNT), KINDS)

@@ -1,0 +1,197 @@
+"""What a pull leaves of a key: all of it, a part of the tensors, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datadist import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex, LLMStatusCode
+from tests import nodes
+from tests.nodes import Node, RemoteError, pattern
+
+Start = Callable[..., Node]
+WIDTH, TENSORS, BLOCKS = 40, 6, 8
+KEY = CacheKey(1, 10)
+
+
+def _linked(start: Start, pullers: int = 1) -> list[Node]:
+    """An owner of a cache that only its key keeps, and those who pull it."""
+    group = [start(cluster) for cluster in range(1, pullers + 2)]
+    group[0].do(nodes.make, "src", "cache", [1, WIDTH], TENSORS, [KEY])
+    group[0].do(nodes.fill, "src", 1)
+    group[0].do(nodes.deallocate, "src")
+    mapping = {cluster: cluster - 1 for cluster in range(1, pullers + 2)}
+    for node in group[1:]:
+        node.do(nodes.make, "dst", "cache", [1, WIDTH], TENSORS)
+    for node in group:
+        node.begin(nodes.link_and_wait, "keys", mapping)
+    for node in group:
+        node.result()
+    return group
+
+
+def _layers(node: Node, layers: range, key: Any = KEY) -> None:
+    node.do(nodes.pull_cache, key, "dst", src_layer_range=layers, dst_layer_range=layers)
+
+
+def _pages_used(here: nodes.Here) -> int:
+    return int(here.live.stats()["pools"]["DEVICE"]["pages_used"])
+
+
+def _heard(here: nodes.Here) -> None:
+    """Wait until the owner has taken all that this engine has sent."""
+    engine = here.live._live(LLMStatusCode.LLM_FAILED)
+    assert all(view.synchronize(20) for view in list(engine.views.values()))
+
+
+def _pages_left(owner: Node, *pullers: Node) -> int:
+    """Pages of the owner once everything was said: consumed, told, acknowledged."""
+    for node in pullers:
+        node.do(_heard)
+    owner.do(_heard)
+    return int(owner.do(_pages_used))
+
+
+def test_layers_that_were_pulled_twice_count_once(start_node: Start) -> None:
+    owner, puller = _linked(start_node)
+    for layers in (range(0, 2), range(0, 1), range(1, 2), range(0, 2)):
+        _layers(puller, layers)
+    assert _pages_left(owner, puller) == TENSORS
+    _layers(puller, range(1, 3))  # the rest, and one again
+    for index, array in enumerate(puller.do(nodes.read, "dst")):
+        np.testing.assert_array_equal(array, pattern(1, index, (1, WIDTH)))
+    with pytest.raises(RemoteError) as caught:
+        _layers(puller, range(0, 1))
+    assert caught.value.status == "LLM_KV_CACHE_NOT_EXIST"
+    assert _pages_left(owner, puller) == 0
+
+
+def test_a_part_by_its_id_counts_for_the_key_of_its_slot(start_node: Start) -> None:
+    owner, puller = _linked(start_node)
+    _layers(puller, range(0, 1), CacheKeyByIdAndIndex(1, 1, 0))
+    _layers(puller, range(1, 3))
+    with pytest.raises(RemoteError) as caught:
+        puller.do(nodes.pull_cache, KEY, "dst")
+    assert caught.value.status == "LLM_KV_CACHE_NOT_EXIST"
+    assert _pages_left(owner, puller) == 0
+
+
+def test_a_part_after_which_all_is_pulled(start_node: Start) -> None:
+    owner, puller = _linked(start_node)
+    _layers(puller, range(2, 3))
+    puller.do(nodes.pull_cache, KEY, "dst")
+    assert _pages_left(owner, puller) == 0
+
+
+def test_parts_of_two_pullers_make_a_whole(start_node: Start) -> None:
+    owner, one, two = _linked(start_node, 2)
+    _layers(one, range(0, 2))
+    assert _pages_left(owner, one, two) == TENSORS
+    _layers(two, range(2, 3))
+    assert _pages_left(owner, one, two) == 0
+    for node in (one, two):
+        with pytest.raises(RemoteError) as caught:
+            _layers(node, range(0, 1))
+        assert caught.value.status == "LLM_KV_CACHE_NOT_EXIST"
+
+
+def test_a_pull_that_failed_consumes_nothing(start_node: Start) -> None:
+    owner, puller = _linked(start_node)
+    puller.do(nodes.make, "narrow", "cache", [1, WIDTH * 2], TENSORS)
+    with pytest.raises(RemoteError) as caught:
+        puller.do(nodes.pull_cache, KEY, "narrow")
+    assert caught.value.status == "LLM_PARAM_INVALID"
+    assert _pages_left(owner, puller) == TENSORS
+    puller.do(nodes.pull_cache, KEY, "dst")
+    assert _pages_left(owner, puller) == 0
+
+
+def test_the_first_bytes_of_all_tensors_consume_the_key(start_node: Start) -> None:
+    owner, puller = _linked(start_node)
+    puller.do(nodes.pull_cache, KEY, "dst", 0, 8)
+    with pytest.raises(RemoteError) as caught:
+        puller.do(nodes.pull_cache, KEY, "dst")
+    assert caught.value.status == "LLM_KV_CACHE_NOT_EXIST"
+    assert _pages_left(owner, puller) == 0
+
+
+# -- blocks ------------------------------------------------------------------------------------
+
+
+def _blocks(start: Start, memory: str = "pool") -> tuple[Node, Node]:
+    owner, puller = start(1), start(2)
+    owner.do(nodes.make, "src", "blocks", [BLOCKS, WIDTH], TENSORS, BlocksCacheKey(1, 3), memory)
+    puller.do(nodes.make, "dst", "blocks", [BLOCKS, WIDTH], TENSORS)
+    owner.do(nodes.fill, "src", 1)
+    puller.do(nodes.fill, "dst", 2)
+    nodes.link_pair(owner, puller)
+    return owner, puller
+
+
+def _expect(puller: Node, moved: dict[tuple[int, int], tuple[int, int]], seed: int = 1) -> None:
+    """``moved``: (tensor, block) of ours from (tensor, block) of the owner's; the rest untouched."""
+    for tensor, array in enumerate(puller.do(nodes.read, "dst")):
+        expected = pattern(2, tensor, (BLOCKS, WIDTH))
+        for (at, block), (source, number) in moved.items():
+            if at == tensor:
+                expected[block] = pattern(seed, source, (BLOCKS, WIDTH))[number]
+        np.testing.assert_array_equal(array, expected)
+    puller.do(nodes.fill, "dst", 2)
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        {"src_layer_range": range(1, 2), "dst_layer_range": range(0, 1)},
+        {"src_layer_range": range(0, 1), "dst_layer_range": range(2, 3)},
+    ],
+)
+def test_a_part_of_the_layers_is_not_taken_for_all(
+    start_node: Start, ranges: dict[str, range]
+) -> None:
+    _, puller = _blocks(start_node)
+    first, goal = ranges["src_layer_range"].start * 2, ranges["dst_layer_range"].start * 2
+    part = {(goal + n, 6): (first + n, 5) for n in range(2)}
+    whole = {(n, 6): (n, 5) for n in range(TENSORS)}
+    key = BlocksCacheKey(1, 3)
+    for _ in range(2):
+        puller.do(nodes.pull_blocks, key, "dst", [5], [6], **ranges)
+        _expect(puller, part)
+        puller.do(nodes.pull_blocks, key, "dst", [5], [6])
+        _expect(puller, whole)
+    for count in (1, 3):
+        layers = {
+            "src_layer_range": range(1, 2), "dst_layer_range": range(0, 1),
+            "tensor_num_per_layer": count,
+        }  # fmt: skip
+        puller.do(nodes.pull_blocks, key, "dst", [5], [6], **layers)
+        _expect(puller, {(n, 6): (count + n, 5) for n in range(count)})
+
+
+@pytest.mark.parametrize("memory", ["pool", "numpy"])
+def test_of_two_blocks_caches_with_one_key_the_last_is_pulled(
+    start_node: Start, memory: str
+) -> None:
+    """Only registered caches may share a key; the one before it counts again when it is gone."""
+    owner, puller = start_node(1), start_node(2)
+    key = BlocksCacheKey(1, 3)
+    owner.do(nodes.make, "first", "blocks", [BLOCKS, WIDTH], TENSORS, key, memory)
+    for seed, label in ((5, "second"), (6, "third")):
+        owner.do(nodes.make, label, "blocks", [BLOCKS, WIDTH], TENSORS, key, "numpy")
+        owner.do(nodes.fill, label, seed)
+    owner.do(nodes.fill, "first", 4)
+    puller.do(nodes.make, "dst", "blocks", [BLOCKS, WIDTH], TENSORS)
+    puller.do(nodes.fill, "dst", 2)
+    nodes.link_pair(owner, puller)
+    moved = {(n, 6): (n, 5) for n in range(TENSORS)}
+    for seed, label in ((6, "third"), (5, "second"), (4, "first")):
+        for _ in range(2):  # by the full way, then by the known one
+            puller.do(nodes.pull_blocks, key, "dst", [5], [6])
+            _expect(puller, moved, seed)
+        owner.do(nodes.unregister, label)
+    with pytest.raises(RemoteError) as caught:
+        puller.do(nodes.pull_blocks, key, "dst", [5], [6])
+    assert caught.value.status == "LLM_KV_CACHE_NOT_EXIST"
