@@ -5,6 +5,7 @@ What comes between two steps of another thread is put there, instead of hoping f
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import cast
 
@@ -125,6 +126,11 @@ class _Pages:
 
     def __init__(self) -> None:
         self.back: list[int] = []
+        self.let_go: list[tuple[int, ...]] = []
+
+    def unregister(self, regions: tuple[int, ...]) -> None:
+        """The transport may forget these."""
+        self.let_go.append(regions)
 
     def expect(self, placement: Placement, pages: int) -> None:
         """Nothing to do."""
@@ -133,12 +139,12 @@ class _Pages:
         self.back += bases
 
 
-def _owned() -> tuple[OwnDirectory, OwnCache, _Pages]:
-    """A directory with cache 1, whose base address is 7."""
+def _owned(pooled: bool = True) -> tuple[OwnDirectory, OwnCache, _Pages]:
+    """A directory with cache 1, whose base address is 7, in region 3 where it is registered."""
     pages = _Pages()
     owned = OwnDirectory(cast("Memory", pages))
     layout = Layout(True, (7,), 1, 1, 1, Placement.HOST, 2)
-    cache = OwnCache(1, layout, pooled=True, accessible=False, regions=())
+    cache = OwnCache(1, layout, pooled, accessible=False, regions=() if pooled else (3,))
     owned.add(cache, [], unique=False)
     return owned, cache, pages
 
@@ -171,3 +177,31 @@ def test_memory_that_is_freed_while_the_last_transfer_ends_comes_back() -> None:
     set.add(cache.pins, 1)
     owned.unpin(cache, 1)
     assert pages.back == [7]
+
+
+@pytest.mark.parametrize("certain", [False, True])
+@pytest.mark.parametrize("transfers", [1, 2])
+def test_registered_memory_is_let_go_after_the_last_transfer_that_uses_it(
+    transfers: int, certain: bool
+) -> None:
+    owned, cache, pages = _owned(pooled=False)
+    tokens = range(1, transfers + 1)
+    assert all(owned.pin(cache, token) for token in tokens)
+    thread = threading.Thread(target=owned.unregister, args=(1, 0.02, certain))
+    thread.start()
+    for token in tokens:
+        thread.join(0.1)  # several times what it waits for peers
+        assert pages.let_go == []
+        assert not owned.pin(cache, 99)
+        owned.unpin(cache, token)
+    thread.join(20)
+    assert pages.let_go == [(3,)]
+    assert pages.back == []
+
+
+def test_unregister_returns_at_once_without_transfers() -> None:
+    owned, _, pages = _owned(pooled=False)
+    owned.unregister(1, 60, certain=True)
+    assert pages.let_go == [(3,)]
+    owned.unregister(1, 60, certain=True)
+    assert pages.let_go == [(3,)]

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from datadist.engine.loader import KNOWN, BackendError, choose_backend, load_transport, survey
+from datadist.engine.loader import (
+    KNOWN,
+    BackendError,
+    choose_backend,
+    list_backends,
+    load_transport,
+    survey,
+    wanted,
+)
 from datadist.testing import installed
 from datadist.testing.installing import write_metadata
 
@@ -167,6 +175,79 @@ def test_broken_ones_do_not_keep_auto_from_choosing(
     assert "skipped: backend broken" in caplog.text
     row = next(row for row in survey() if row.backend.name == "broken")
     assert (row.usable, row.priority) == (False, None)
+
+
+def _rival(stack: ExitStack, name: str, priority: int, usable: bool = True) -> None:
+    """A transport of that priority, which may be unusable here."""
+    _install(
+        stack, name,
+        f"{GOOD}from datadist.transport import Availability\n"
+        "class Acme(ReferenceTransport):\n"
+        f"    priority = {priority}\n"
+        "    @classmethod\n"
+        "    def probe(cls):\n"
+        f"        return Availability({usable}, 'state of {name}')\n",
+        distribution=f"dist-{name}",
+    )  # fmt: skip
+
+
+HIGH = 1 << 20
+"""Above every transport that may be installed."""
+
+
+@pytest.mark.parametrize("requested", ["auto", None, ""])
+def test_auto_takes_the_highest_priority_that_is_usable(
+    stack: ExitStack, requested: str | None
+) -> None:
+    _rival(stack, "a_low", HIGH)
+    _rival(stack, "z_high", HIGH + 2)
+    _rival(stack, "m_middle", HIGH + 1)
+    _rival(stack, "b_absent", HIGH + 3, usable=False)
+    choice = choose_backend(requested, {})
+    assert choice.name == "z_high"
+    assert f"highest priority ({HIGH + 2}) of what is usable; state of z_high" in choice.why
+    assert "b_absent (dist-b_absent 1.2) is not: state of b_absent" in choice.why
+    assert "m_middle" not in choice.why
+    order = [row.backend.name for row in survey()]
+    assert order[:4] == ["b_absent", "z_high", "m_middle", "a_low"]
+    assert [row.usable for row in survey()][:4] == [False, True, True, True]
+
+
+def test_of_equal_priorities_the_first_name_is_taken(stack: ExitStack) -> None:
+    for name in ("second", "first", "third"):
+        _rival(stack, name, HIGH)
+    assert choose_backend(None, {}).name == "first"
+    assert [row.backend.name for row in survey()][:3] == ["first", "second", "third"]
+
+
+def test_nothing_that_is_usable(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    _rival(stack, "b_absent", HIGH, usable=False)
+    _rival(stack, "a_absent", HIGH + 1, usable=False)
+    only = [each for each in list_backends() if each.name.endswith("_absent")]
+    monkeypatch.setattr("datadist.engine.loader.list_backends", lambda: only)
+    with pytest.raises(BackendError, match="no installed transport is usable here: a_absent") as got:
+        choose_backend(None, {})
+    assert str(got.value).endswith("b_absent (dist-b_absent 1.2) is not: state of b_absent")
+
+
+def test_the_option_comes_before_the_environment(stack: ExitStack) -> None:
+    for number, name in enumerate(("highest", "chosen", "other")):
+        _rival(stack, name, HIGH - number)
+    environ = {"DATADIST_BACKEND": "other"}
+    chosen = choose_backend("chosen", environ)
+    assert (chosen.name, chosen.why) == ("chosen", "named by transfer_backend; state of chosen")
+    assert choose_backend("auto", environ).name == "highest"
+    for nothing in (None, ""):
+        other = choose_backend(nothing, environ)
+        assert (other.name, other.why) == ("other", "named by DATADIST_BACKEND; state of other")
+        assert choose_backend(nothing, {"DATADIST_BACKEND": ""}).name == "highest"
+        assert choose_backend(nothing, {"DATADIST_BACKEND": "auto"}).name == "highest"
+    assert wanted(environ) == ("other", "DATADIST_BACKEND")
+    assert wanted({}) == ("auto", "default")
+    with pytest.raises(BackendError, match="'nowhere' is not installed"):
+        choose_backend("nowhere", environ)
+    with pytest.raises(BackendError, match="'nowhere' is not installed"):
+        choose_backend(None, {"DATADIST_BACKEND": "nowhere"})
 
 
 def test_a_plugin_installed_a_second_ago_is_found_by_a_running_program(stack: ExitStack) -> None:

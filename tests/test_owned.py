@@ -222,3 +222,83 @@ def _regions(here: nodes.Here) -> int:
     engine = here.live._engine
     assert engine is not None
     return len(engine.memory._held)
+
+
+# -- what peers say that they have pulled --------------------------------------------------------
+
+
+def _keyed(tensors: int, pooled: bool) -> tuple[OwnDirectory, OwnCache, int]:
+    """A cache whose request key is bound, and the id of that binding."""
+    owned = _owned()
+    cache = _cache(1, tuple(range(7, 7 + tensors)))
+    cache.pooled = pooled
+    owned.add(cache, [(0, KEY)], unique=True)
+    (binding,) = cache.bindings
+    return owned, cache, binding
+
+
+KEY = KeyName("request", 1, 0)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 3), (0, LARGEST), (0, 1 << 40)])
+def test_registered_caches_keep_their_keys(start: int, stop: int) -> None:
+    owned, cache, binding = _keyed(3, pooled=False)
+    peer = _subscribed(owned)
+    before = len(peer.frames)
+    owned.consumed(1, binding, start, stop)
+    assert owned.bound(KEY)
+    assert not cache.covered
+    assert len(peer.frames) == before
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"),
+    [(0, 0), (2, 1), (3, 3), (3, LARGEST), (LARGEST, LARGEST), (LARGEST, 0), (1, 3), (1, LARGEST),
+     (0, 2), (2, 5)],
+)  # fmt: skip
+def test_ranges_that_leave_a_tensor_out_consume_nothing(start: int, stop: int) -> None:
+    owned, _, binding = _keyed(3, pooled=True)
+    for _ in range(3):
+        owned.consumed(1, binding, start, stop)
+    assert owned.bound(KEY)
+    owned.consumed(1, binding, 0, 3)  # what came before does not hinder it
+    assert not owned.bound(KEY)
+
+
+@pytest.mark.parametrize("stop", [3, 4, 1 << 40, LARGEST])
+def test_ranges_beyond_the_tensors_are_cut(stop: int) -> None:
+    owned, cache, binding = _keyed(3, pooled=True)
+    owned.consumed(1, binding, 1, stop)
+    assert owned.bound(KEY)
+    assert cache.covered[binding] == {1, 2}
+    owned.consumed(1, binding, 0, 1)
+    assert not owned.bound(KEY)
+    assert not cache.covered
+
+
+def test_what_names_no_binding_of_the_cache_is_passed_over() -> None:
+    owned, cache, binding = _keyed(3, pooled=True)
+    other = _cache(2, (100,))
+    other.pooled = True
+    owned.add(other, [(0, KeyName("request", 2, 0))], unique=True)
+    (others,) = other.bindings
+    for cache_id, number in ((1, others), (2, binding), (3, binding), (1, LARGEST), (1, 0)):
+        owned.consumed(cache_id, number, 0, 3)
+    assert owned.bound(KEY)
+    assert owned.bound(KeyName("request", 2, 0))
+    assert not cache.covered
+    assert not other.covered
+
+
+def test_each_key_of_a_cache_is_counted_by_itself() -> None:
+    owned, cache, first = _keyed(2, pooled=True)
+    another = KeyName("request", 2, 0)
+    cache.bindings[99] = Binding(id=99, slot=1, space="request", key=2, model=0)
+    owned._index.put(cache.entry())
+    owned.consumed(1, first, 0, 1)
+    owned.consumed(1, 99, 1, 2)
+    assert owned.bound(KEY)
+    assert owned.bound(another)
+    owned.consumed(1, 99, 0, 1)
+    assert owned.bound(KEY)
+    assert not owned.bound(another)
