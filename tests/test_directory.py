@@ -79,6 +79,8 @@ def test_an_entry_that_comes_again_replaces_the_earlier_one() -> None:
     directory.put(_entry(1, [(11, REQUEST)]))
     assert _found(directory, BLOCKS) == (2, 20)
     assert _found(directory, REQUEST) == (1, 11)
+    directory.remove(2)
+    assert _found(directory, BLOCKS) is None
     directory.replace_all([_entry(3, [(30, BLOCKS)])])
     assert _found(directory, BLOCKS) == (3, 30)
     assert _found(directory, REQUEST) is None

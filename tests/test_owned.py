@@ -283,11 +283,12 @@ def test_what_names_no_binding_of_the_cache_is_passed_over() -> None:
     owned.add(other, [(0, KeyName("request", 2, 0))], unique=True)
     (others,) = other.bindings
     for cache_id, number in ((1, others), (2, binding), (3, binding), (1, LARGEST), (1, 0)):
+        owned.consumed(cache_id, number, 0, 1)
+        assert not cache.covered
+        assert not other.covered
         owned.consumed(cache_id, number, 0, 3)
     assert owned.bound(KEY)
     assert owned.bound(KeyName("request", 2, 0))
-    assert not cache.covered
-    assert not other.covered
 
 
 def test_each_key_of_a_cache_is_counted_by_itself() -> None:
