@@ -79,9 +79,10 @@ def test_pools(key: str, shift: int) -> None:
     assert "page_shift" in text
 
 
-def test_seconds_of_the_environment() -> None:
+def test_seconds_of_the_environment(caplog: pytest.LogCaptureFixture) -> None:
     for seconds in (120, 7200):
         assert parse(ON, {"HCCL_CONNECT_TIMEOUT": str(seconds)}).link_total_time == seconds
+    assert not caplog.records
     for seconds in (2, 600):
         assert parse(ON, {"DATADIST_PEER_TIMEOUT": str(seconds)}).peer_timeout == seconds
     for text in ("1", "601", "2.5", "-2", "x"):

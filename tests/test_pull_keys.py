@@ -162,6 +162,15 @@ def test_a_part_of_the_layers_is_not_taken_for_all(
         _expect(puller, part)
         puller.do(nodes.pull_blocks, key, "dst", [5], [6])
         _expect(puller, whole)
+    wrong: list[dict[str, Any]] = [
+        {"src_layer_range": range(0, 1)}, {"dst_layer_range": range(0, 1)},
+        {"tensor_num_per_layer": 0},
+    ]  # fmt: skip
+    for given in wrong:
+        with pytest.raises(RemoteError) as caught:
+            puller.do(nodes.pull_blocks, key, "dst", [5], [6], **given)
+        assert caught.value.status == "LLM_PARAM_INVALID"
+    _expect(puller, {})
     for count in (1, 3):
         layers = {
             "src_layer_range": range(1, 2), "dst_layer_range": range(0, 1),
@@ -169,6 +178,21 @@ def test_a_part_of_the_layers_is_not_taken_for_all(
         }  # fmt: skip
         puller.do(nodes.pull_blocks, key, "dst", [5], [6], **layers)
         _expect(puller, {(n, 6): (count + n, 5) for n in range(count)})
+
+
+def test_a_part_of_a_larger_cache_is_not_taken_for_all_of_it(start_node: Start) -> None:
+    _, puller = _blocks(start_node)
+    puller.do(nodes.deallocate, "dst")
+    puller.do(nodes.make, "dst", "blocks", [BLOCKS, WIDTH], 2)
+    puller.do(nodes.fill, "dst", 2)
+    for _ in range(2):
+        layers = {"src_layer_range": range(1, 2)}
+        puller.do(nodes.pull_blocks, BlocksCacheKey(1, 3), "dst", [5], [6], **layers)
+        _expect(puller, {(n, 6): (n + 2, 5) for n in range(2)})
+        with pytest.raises(RemoteError, match="give layer ranges of equal length") as caught:
+            puller.do(nodes.pull_blocks, BlocksCacheKey(1, 3), "dst", [5], [6])
+        assert caught.value.status == "LLM_PARAM_INVALID"
+        _expect(puller, {})
 
 
 @pytest.mark.parametrize("memory", ["pool", "numpy"])
