@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datadist import CacheKey, CacheKeyByIdAndIndex, LLMConfig, LLMDataDist, LLMRole
+from datadist import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex, LLMConfig, LLMDataDist, LLMRole
 from tests import nodes
 from tests.nodes import MIB, Node, RemoteError, pattern
 
@@ -17,11 +17,13 @@ Start = Callable[..., Node]
 WIDTH, TENSORS = 40, 4
 
 
-def _init(here: nodes.Here, cluster: int, one_sided: bool = False) -> None:
+def _init(
+    here: nodes.Here, cluster: int, one_sided: bool = False, timeout: int = 3000
+) -> None:
     config = LLMConfig()
     config.enable_cache_manager = True
     config.transfer_backend = "shm"
-    config.sync_kv_timeout = 3000
+    config.sync_kv_timeout = timeout
     config.enable_remote_cache_accessible = one_sided
     config.mem_pool_cfg = f'{{"memory_size": {4 * MIB}, "page_shift": 12}}'
     here.engine = LLMDataDist(LLMRole.MIX, cluster)
@@ -114,6 +116,49 @@ def test_an_owner_that_is_stopped_cannot_verify(start_node: Start) -> None:
     assert error.value.status == "LLM_TIMEOUT"
     owner.resume()
     puller.do(nodes.pull_cache, CacheKeyByIdAndIndex(1, 1, 0), "c")
+
+
+MANY = 100_001
+"""One segment more than what is asked for in one message."""
+
+
+def _pull_scattered(here: nodes.Here) -> None:
+    """In an order that makes a segment of each block."""
+    nodes.pull_blocks(here, BlocksCacheKey(1), "b", np.arange(MANY), np.arange(MANY)[::-1])
+
+
+def _count_requests(here: nodes.Here) -> None:
+    from datadist.engine.verify import Verification
+
+    on_verify, sizes = Verification.on_verify, here.any.setdefault("sizes", [])
+
+    def counted(self: Any, view: Any, message: Any) -> None:
+        sizes.append(len(message.length) // 8)
+        on_verify(self, view, message)
+
+    Verification.on_verify = counted  # type: ignore[method-assign]
+
+
+def _requests(here: nodes.Here) -> list[int]:
+    return list(here.any["sizes"])
+
+
+def test_every_segment_of_many_is_compared(start_node: Start) -> None:
+    owner, puller = start_node(), start_node()
+    for cluster, node in enumerate((owner, puller), 1):
+        node.do(_count_requests)
+        node.do(_init, cluster, timeout=60_000)
+        node.do(nodes.make, "b", "blocks", [MANY, 1], 1, BlocksCacheKey(cluster))
+    owner.do(nodes.fill, "b", 1)
+    nodes.link_pair(owner, puller)
+    puller.do(_pull_scattered)
+    (moved,) = puller.do(nodes.read, "b")
+    np.testing.assert_array_equal(moved[::-1], pattern(1, 0, (MANY, 1)))
+    assert owner.do(_requests) == [MANY - 1, 1]
+    puller.do(nodes.clear, "b")
+    puller.do(_corrupt, "leaves out the last byte")
+    with pytest.raises(RemoteError, match="the 4 bytes differ"):
+        puller.do(_pull_scattered)
 
 
 def _ask(here: nodes.Here, address: int, size: int) -> Any:

@@ -77,7 +77,9 @@ def test_pulls(full: tuple[Node, Node]) -> None:
         puller.do(nodes.pull_cache, last, "slots", SLOTS - 1, size)
         _expect(puller, "slots", SLOT_SHAPE, {SLOTS - 1: _row(SLOT_SHAPE, SLOTS - 1)})
     assert "INVALID" in _refused(puller, nodes.pull_cache, last, "slots", 0, WIDTH * 4 + 1)
-    assert "has 4 slots" in _refused(puller, nodes.pull_cache, last, "slots", SLOTS)
+    for key, slot in ((last, SLOTS), (CacheKeyByIdAndIndex(1, 1, SLOTS), 0)):
+        text = _refused(puller, nodes.pull_cache, key, "slots", slot)
+        assert f"has {SLOTS} slots, 0 to {SLOTS - 1}" in text
     layers = range(LAST - 1, LAST)
     puller.do(nodes.pull_cache, last, "slots", 0, src_layer_range=layers, dst_layer_range=layers)
     beyond = range(LAST, LAST + 1)
@@ -111,9 +113,10 @@ def test_pushes(full: tuple[Node, Node]) -> None:
     last = CacheKeyByIdAndIndex(2, 1, SLOTS - 1)
     pusher.do(nodes.push_cache, last, "slots", SLOTS - 1)
     _expect(target, "slots", SLOT_SHAPE, {SLOTS - 1: _row(SLOT_SHAPE, SLOTS - 1)})
-    assert "INVALID" in _refused(pusher, nodes.push_cache, last, "slots", SLOTS)
     beyond = CacheKeyByIdAndIndex(2, 1, SLOTS)
-    assert "INVALID" in _refused(pusher, nodes.push_cache, beyond, "slots", 0)
+    for key, slot in ((last, SLOTS), (beyond, 0)):
+        text = _refused(pusher, nodes.push_cache, key, "slots", slot)
+        assert f"has {SLOTS} slots, 0 to {SLOTS - 1}" in text
     for number in (1, BLOCKS):
         blocks = list(range(BLOCKS - number, BLOCKS))
         for _ in range(2):

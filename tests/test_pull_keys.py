@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from datadist import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex, LLMStatusCode
+from datadist.transport import TransferTimeout
 from tests import nodes
 from tests.nodes import Node, RemoteError, pattern
 
@@ -104,9 +105,30 @@ def test_a_pull_that_failed_consumes_nothing(start_node: Start) -> None:
     with pytest.raises(RemoteError) as caught:
         puller.do(nodes.pull_cache, KEY, "narrow")
     assert caught.value.status == "LLM_PARAM_INVALID"
+    with pytest.raises(RemoteError) as caught:
+        puller.do(_pull_in_vain)
+    assert caught.value.status == "LLM_TIMEOUT"
     assert _pages_left(owner, puller) == TENSORS
     puller.do(nodes.pull_cache, KEY, "dst")
     assert _pages_left(owner, puller) == 0
+
+
+def _pull_in_vain(here: nodes.Here) -> None:
+    """A pull whose transport moves all, and then says that it did not."""
+    (domain,) = here.live._live(LLMStatusCode.LLM_FAILED)._all_domains()
+    assert domain.attempt is not None
+    link: Any = domain.attempt.link
+    read = link.read
+
+    def fail(*args: Any) -> None:
+        read(*args)
+        raise TransferTimeout("for the test", link_usable=True)
+
+    link.read = fail
+    try:
+        nodes.pull_cache(here, KEY, "dst")
+    finally:
+        del link.read
 
 
 def test_the_first_bytes_of_all_tensors_consume_the_key(start_node: Start) -> None:

@@ -356,3 +356,25 @@ def test_what_takes_long_is_not_read_twice(start_node: Start) -> None:
     nodes.link_pair(owner, puller, "large")
     puller.do(_pull_only, [1], [2])
     assert puller.do(_reads_of_a_pull, 0.6) == (1, "OK")
+
+
+def _register_small(here: nodes.Here, label: str, keyed: bool) -> None:
+    memory = here.any[label] = np.ones((4, BYTES), np.uint8)
+    here.caches[label] = here.live.cache_manager.register_blocks_cache(
+        CacheDesc(1, list(memory.shape), DataType.DT_UINT8),
+        [memory.ctypes.data],
+        BlocksCacheKey(1) if keyed else None,
+    )
+
+
+@pytest.mark.parametrize(("make", "reads"), [(_make, 1), (_register_small, 2)])
+def test_a_few_blocks_that_took_long(
+    start_node: Start, make: Callable[..., None], reads: int
+) -> None:
+    """Of registered memory they are read again, in the way that asks the owner afterwards."""
+    owner, puller = start_node(1), start_node(2)
+    owner.do(make, "source", True, *([1] if make is _make else []))
+    puller.do(make, "target", False, *([0] if make is _make else []))
+    nodes.link_pair(owner, puller, "small")
+    puller.do(_pull_only, [1], [2])
+    assert puller.do(_reads_of_a_pull, 0.55) == (reads, "OK")

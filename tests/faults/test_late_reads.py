@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from datadist import CacheDesc, DataType
+from datadist import CacheDesc, CacheKeyByIdAndIndex, DataType
 from tests import nodes
 from tests.faults import stage
 from tests.nodes import MIB, Node
@@ -93,6 +94,114 @@ def test_both_unlink_during_a_pull(start_node: Start) -> None:
     puller.do(_end_unlink)
     assert status == "LLM_KV_CACHE_NOT_EXIST"
     assert "unregistered there meanwhile" in text
+
+
+def _hold(here: nodes.Here) -> None:
+    """From now on a read of the link is done, and returns when it is told to."""
+    engine = here.live._engine
+    assert engine is not None
+    (domain,) = engine._all_domains()
+    assert domain.attempt is not None
+    link: Any = domain.attempt.link
+    read = link.read
+    done, go_on = here.any["done"], here.any["go on"] = threading.Event(), threading.Event()
+
+    def held(*args: Any) -> Any:
+        answer = read(*args)
+        done.set()
+        assert go_on.wait(60)
+        return answer
+
+    link.read = held
+
+
+def _begin_pull(here: nodes.Here, cache_id: int) -> None:
+    """Return once its bytes were read."""
+    here.any["go on"].clear()
+    here.any["done"].clear()
+
+    def run() -> None:
+        try:
+            nodes.pull_cache(here, CacheKeyByIdAndIndex(1, cache_id, 0), "mine")
+            here.any["outcome"] = ("OK", 0.0, "")
+        except Exception as error:
+            here.any["outcome"] = (stage.status_of(error), 0.0, str(error))
+
+    here.any["thread"] = threading.Thread(target=run)
+    here.any["thread"].start()
+    assert here.any["done"].wait(60)
+
+
+def _go_on(here: nodes.Here, seconds: float) -> tuple[str, float, str]:
+    """Let the read return after a while; what came of the pull."""
+    time.sleep(seconds)
+    here.any["go on"].set()
+    return stage.outcome(here)
+
+
+LATE = 0.6
+"""Seconds, after which an owner may have reused registered memory."""
+
+
+def _held(start: Start) -> tuple[Node, Node]:
+    """An owner of registered cache 1 and of cache 2 from its pool, and a puller that is held."""
+    owner, puller = start(1), start(2, sync_kv_timeout=3000)
+    for label, memory in (("c", "numpy"), ("pooled", "pool")):
+        owner.do(nodes.make, label, "cache", [1, 64], 1, None, memory)
+    puller.do(nodes.make, "mine", "cache", [1, 64], 1, None, "numpy")
+    nodes.link_pair(owner, puller)
+    puller.do(_hold)
+    return owner, puller
+
+
+def test_an_owner_that_does_not_answer_after_a_late_read(start_node: Start) -> None:
+    owner, puller = _held(start_node)
+    puller.do(_begin_pull, 1)
+    assert puller.do(_go_on, LATE)[0] == "OK"  # it answers
+    owner.pause()
+    puller.do(_begin_pull, 2)
+    assert puller.do(_go_on, LATE)[0] == "OK"  # memory of a pool is kept while a pull goes on
+    puller.do(_begin_pull, 1)
+    status, _, text = puller.do(_go_on, LATE)
+    owner.resume()
+    assert status == "LLM_FAILED"
+    assert "came too late" in text
+    assert "nobody says whether that is still valid (is the owner stopped?)" in text
+    puller.do(_begin_pull, 1)
+    assert puller.do(_go_on, LATE)[0] == "OK"
+
+
+def _begin_unregister(here: nodes.Here) -> None:
+    here.any["unregistering"] = threading.Thread(target=nodes.unregister, args=(here, "mine"))
+    here.any["unregistering"].start()
+    engine = here.live._engine
+    assert engine is not None
+    while engine.owned.get(here.caches["mine"].cache_id) is not None:
+        here.any["unregistering"].join(0.001)
+
+
+def _unregisters(here: nodes.Here, timeout: float) -> bool:
+    """Whether it still does so after ``timeout`` seconds."""
+    here.any["unregistering"].join(timeout)
+    return bool(here.any["unregistering"].is_alive())
+
+
+def test_our_registered_cache_is_let_go_when_its_pull_has_ended(start_node: Start) -> None:
+    _, puller = _held(start_node)
+    puller.do(_begin_pull, 2)
+    puller.do(_begin_unregister)
+    assert puller.do(_unregisters, 0.2)
+    assert puller.do(_go_on, 0.0)[0] == "OK"
+    assert not puller.do(_unregisters, 20)
+    assert puller.do(_pull_again) == "LLM_KV_CACHE_NOT_EXIST"
+
+
+def _pull_again(here: nodes.Here) -> str:
+    try:
+        nodes.pull_cache(here, CacheKeyByIdAndIndex(1, 2, 0), "mine")
+    except Exception as error:
+        return stage.status_of(error)
+    return "OK"
 
 
 def _say_much(here: nodes.Here) -> None:

@@ -1,0 +1,111 @@
+"""How long a transport may take for one transfer: ``sync_kv_timeout``, for pushes once per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from datadist import (
+    BlocksCacheKey,
+    CacheKeyByIdAndIndex,
+    LayerSynchronizer,
+    LLMStatusCode,
+    TransferConfig,
+    TransferWithCacheKeyConfig,
+)
+from tests import nodes
+from tests.nodes import Node
+
+TENSORS, SECONDS = 6, 1000
+SLOTS, BLOCKS = CacheKeyByIdAndIndex(1, 1), BlocksCacheKey(1)
+
+
+class Always(LayerSynchronizer):
+    """Every layer is final."""
+
+    def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
+        return True
+
+
+def _note_limits(here: nodes.Here) -> None:
+    """Note what the link is given; it moves as before."""
+    (domain,) = here.live._live(LLMStatusCode.LLM_FAILED)._all_domains()
+    assert domain.attempt is not None
+    link: Any = domain.attempt.link
+    limits = here.any["limits"] = []
+    for name in ("read", "write"):
+
+        def noted(*args: Any, move: Any = getattr(link, name)) -> Any:
+            limits.append(args[-1])
+            return move(*args)
+
+        setattr(link, name, noted)
+
+
+def _limits(here: nodes.Here) -> list[float]:
+    """Those of now, in units of sync_kv_timeout, rounded up: what passed before is little."""
+    found = [-(-limit // SECONDS) for limit in here.any["limits"]]
+    here.any["limits"].clear()
+    return found
+
+
+def _linked(start: Callable[..., Node], one_sided: bool) -> tuple[Node, Node]:
+    pair = []
+    for cluster in (1, 2):
+        node = start(
+            cluster, enable_remote_cache_accessible=one_sided, sync_kv_timeout=SECONDS * 1000
+        )
+        node.do(nodes.make, "slots", "cache", [1, 8], TENSORS)
+        node.do(nodes.make, "blocks", "blocks", [4, 8], TENSORS, BlocksCacheKey(cluster))
+        pair.append(node)
+    nodes.link_pair(*pair)
+    for node in pair:
+        node.do(_note_limits)
+    return pair[0], pair[1]
+
+
+def _transfer(here: nodes.Here, configs: list[Any]) -> str:
+    task = here.live.cache_manager.transfer_cache_async(here.caches["slots"], Always(), configs)
+    return task.synchronize(60_000).name
+
+
+def _addresses(here: nodes.Here) -> list[int]:
+    return list(here.caches["slots"].tensor_addrs)
+
+
+def test_pushes_have_it_for_each_layer(start_node: Callable[..., Node]) -> None:
+    _, pusher = _linked(start_node, True)
+    two = {"src_layer_range": range(0, 2), "dst_layer_range": range(1, 3)}
+    cases: list[tuple[dict[str, Any], int]] = [
+        ({}, 3),
+        (two, 2),
+        ({"tensor_num_per_layer": 1}, 6),
+        ({"tensor_num_per_layer": 3}, 2),
+        ({"tensor_num_per_layer": 6}, 1),
+        ({"src_layer_range": range(2, 3), "dst_layer_range": range(0, 1)}, 1),
+    ]
+    for options, layers in cases:
+        pusher.do(nodes.push_cache, SLOTS, "slots", **options)
+        assert pusher.do(_limits) == [layers], options
+        for _ in range(2):  # by the full way, and where all is moved, by the known one
+            pusher.do(nodes.push_blocks, BLOCKS, "blocks", [1], [2], **options)
+            assert pusher.do(_limits) == [layers], options
+    configs = [TransferWithCacheKeyConfig(SLOTS, range(3), range(3))]
+    assert pusher.do(_transfer, configs) == "LLM_SUCCESS"
+    assert pusher.do(_limits) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_pulls_have_it_once(start_node: Callable[..., Node], one_sided: bool) -> None:
+    owner, puller = _linked(start_node, one_sided)
+    puller.do(nodes.pull_cache, SLOTS, "slots")
+    for options in ({}, {"tensor_num_per_layer": 1}):
+        for _ in range(2):
+            puller.do(nodes.pull_blocks, BLOCKS, "blocks", [1], [2], **options)
+    puller.do(nodes.pull_blocks, BLOCKS, "blocks", [0, 1, 2], [2, 0, 1])
+    assert puller.do(_limits) == [1] * 6
+    if not one_sided:
+        assert owner.do(_transfer, [TransferConfig(2, puller.do(_addresses))]) == "LLM_SUCCESS"
+        assert puller.do(_limits) == [1, 1, 1]
