@@ -17,9 +17,7 @@ Start = Callable[..., Node]
 WIDTH, TENSORS = 40, 4
 
 
-def _init(
-    here: nodes.Here, cluster: int, one_sided: bool = False, timeout: int = 3000
-) -> None:
+def _init(here: nodes.Here, cluster: int, one_sided: bool = False, timeout: int = 3000) -> None:
     config = LLMConfig()
     config.enable_cache_manager = True
     config.transfer_backend = "shm"

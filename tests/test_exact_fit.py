@@ -61,7 +61,7 @@ def full(start_node: Start) -> tuple[Node, Node]:
         for label in ("slots", "blocks"):
             node.do(nodes.fill, label, cluster)
         pair.append(node)
-    nodes.link_pair(*pair)
+    nodes.link_pair(pair[0], pair[1])
     return pair[0], pair[1]
 
 
@@ -166,26 +166,24 @@ def test_copies_and_pages_that_come_back(start_node: Start) -> None:
         node.do(nodes.deallocate, label)
     node.do(nodes.make, "whole", "cache", [1, POOL // 4], 1)
     node.do(nodes.deallocate, "whole")
-    assert "LLM_OUT_OF_MEMORY" in _refused(
-        node, nodes.make, "more", "cache", [1, POOL // 4 + 1], 1
-    )
+    assert "LLM_OUT_OF_MEMORY" in _refused(node, nodes.make, "more", "cache", [1, POOL // 4 + 1], 1)
     _fill_pool(node, BlocksCacheKey(2))
 
 
-def _register_at_end(here: nodes.Here, label: str, shift: int) -> None:
-    """A cache of the last half of memory that is registered already, moved by some bytes."""
-    array = here.any.setdefault("memory", np.zeros(2 * PAGE, np.uint8))
-    register = here.live.cache_manager.register_cache
-    whole = CacheDesc(1, [1, 2 * PAGE], DataType.DT_UINT8)
-    half = CacheDesc(1, [1, PAGE], DataType.DT_UINT8)
-    if "whole" not in here.caches:
-        here.caches["whole"] = register(whole, [array.ctypes.data])
-    here.caches[label] = register(half, [array.ctypes.data + PAGE + shift])
+def _register(here: nodes.Here, first: int, size: int) -> None:
+    """A cache of one tensor over these bytes of some memory."""
+    array = here.any.setdefault("memory", np.zeros(4 * PAGE, np.uint8))
+    desc = CacheDesc(1, [1, size], DataType.DT_UINT8)
+    here.live.cache_manager.register_cache(desc, [array.ctypes.data + first])
 
 
-def test_registered_ranges_inside_others(start_node: Start) -> None:
+def test_registered_ranges_beside_and_inside_others(start_node: Start) -> None:
     node = start_node(1, pool=MIB)
-    for label, shift in (("end", 0), ("begin", -PAGE), ("middle", -7)):
-        node.do(_register_at_end, label, shift)
-    for shift in (1, -PAGE - 1):
-        assert "overlap in part" in _refused(node, _register_at_end, "wrong", shift)
+    node.do(_register, PAGE, 2 * PAGE)
+    inside = ((PAGE, PAGE), (2 * PAGE, PAGE), (2 * PAGE - 7, PAGE), (PAGE, 2 * PAGE))
+    for first, size in inside:
+        node.do(_register, first, size)
+    for first, size in ((1, PAGE), (3 * PAGE - 1, PAGE), (PAGE - 1, 2 * PAGE + 2)):
+        assert "overlap in part" in _refused(node, _register, first, size)
+    for first, size in ((0, PAGE), (3 * PAGE, PAGE)):
+        node.do(_register, first, size)

@@ -85,11 +85,10 @@ def _result(here: nodes.Here) -> str:
 
 
 def _pages_after_all_was_said(here: nodes.Here) -> int:
-    """Pages in use once all that the target has sent by now was heard."""
+    """Pages in use once the target has heard all by now, and we its acknowledgements, if any."""
     engine = here.live._live(LLMStatusCode.LLM_FAILED)
     (view,) = engine.views.values()
-    for _ in range(2):  # what it says after it has heard the first question, comes before the second
-        assert view.synchronize(20)
+    assert view.synchronize(20)
     return _pages(here)
 
 
@@ -164,7 +163,7 @@ def test_a_layer_of_the_most_segments(start_node: Start) -> None:
     nodes.link_pair(sender, target)
     for count, result in ((MANY, "LLM_SUCCESS"), (MANY + 1, "LLM_PARAM_INVALID")):
         order = np.arange(count)
-        blocks = {"src_block_indices": order, "dst_block_indices": order[::-1]}
+        blocks: dict[str, Any] = {"src_block_indices": order, "dst_block_indices": order[::-1]}
         sender.do(_send, target.do(_addresses), **blocks)
         assert sender.do(_result) == result
     for index, array in enumerate(target.do(nodes.read, "c")):

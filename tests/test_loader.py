@@ -225,7 +225,9 @@ def test_nothing_that_is_usable(stack: ExitStack, monkeypatch: pytest.MonkeyPatc
     _rival(stack, "a_absent", HIGH + 1, usable=False)
     only = [each for each in list_backends() if each.name.endswith("_absent")]
     monkeypatch.setattr("datadist.engine.loader.list_backends", lambda: only)
-    with pytest.raises(BackendError, match="no installed transport is usable here: a_absent") as got:
+    with pytest.raises(
+        BackendError, match="no installed transport is usable here: a_absent"
+    ) as got:
         choose_backend(None, {})
     assert str(got.value).endswith("b_absent (dist-b_absent 1.2) is not: state of b_absent")
 

@@ -56,11 +56,12 @@ def test_ports_to_listen_on() -> None:
         given = {**ON, "llm.ListenIp": "127.0.0.1", "llm.ListenPort": str(port)}
         assert parse(given).listen_port == port
     for port in (-1, 65536):
-        info = {"llm.listenIpInfo": f"127.0.0.1:{port}"}
-        for given in ({**ON, **info}, {**ON, "llm.ListenIp": "::", "llm.ListenPort": str(port)}):
-            assert refused(given)
+        wrong = {"llm.listenIpInfo": f"127.0.0.1:{port}"}
+        parts = {"llm.ListenIp": "127.0.0.1", "llm.ListenPort": str(port)}
+        for given in (wrong, parts):
+            assert "llm.ListenPort" in refused({**ON, **given})
         with pytest.raises(LLMException, match=r"\[0, 65535\]"):
-            parse_listen_info(info)
+            parse_listen_info(wrong)
 
 
 @pytest.mark.parametrize("key", ["llm.MemPoolConfig", "llm.HostMemPoolConfig"])

@@ -172,7 +172,7 @@ def _expect(puller: Node, moved: dict[tuple[int, int], tuple[int, int]], seed: i
     ],
 )
 def test_a_part_of_the_layers_is_not_taken_for_all(
-    start_node: Start, ranges: dict[str, range]
+    start_node: Start, ranges: dict[str, Any]
 ) -> None:
     _, puller = _blocks(start_node)
     first, goal = ranges["src_layer_range"].start * 2, ranges["dst_layer_range"].start * 2
@@ -194,7 +194,7 @@ def test_a_part_of_the_layers_is_not_taken_for_all(
         assert caught.value.status == "LLM_PARAM_INVALID"
     _expect(puller, {})
     for count in (1, 3):
-        layers = {
+        layers: dict[str, Any] = {
             "src_layer_range": range(1, 2), "dst_layer_range": range(0, 1),
             "tensor_num_per_layer": count,
         }  # fmt: skip
@@ -208,7 +208,7 @@ def test_a_part_of_a_larger_cache_is_not_taken_for_all_of_it(start_node: Start) 
     puller.do(nodes.make, "dst", "blocks", [BLOCKS, WIDTH], 2)
     puller.do(nodes.fill, "dst", 2)
     for _ in range(2):
-        layers = {"src_layer_range": range(1, 2)}
+        layers: dict[str, Any] = {"src_layer_range": range(1, 2)}
         puller.do(nodes.pull_blocks, BlocksCacheKey(1, 3), "dst", [5], [6], **layers)
         _expect(puller, {(n, 6): (n + 2, 5) for n in range(2)})
         with pytest.raises(RemoteError, match="give layer ranges of equal length") as caught:

@@ -17,9 +17,9 @@ from tests.nodes import Node, RemoteError
 BLOCKS, BYTES, TENSORS = 64, 256, 4
 
 
-def _make(here: nodes.Here, label: str, keyed: bool, tensors: int = TENSORS) -> None:
+def _make(here: nodes.Here, label: str, keyed: bool) -> None:
     """Ours is filled with what differs from block to block, the target (``keyed``) with zeros."""
-    desc = CacheDesc(tensors, [BLOCKS, BYTES], DataType.DT_UINT8)
+    desc = CacheDesc(TENSORS, [BLOCKS, BYTES], DataType.DT_UINT8)
     key = BlocksCacheKey(1) if keyed else None
     cache = here.live.cache_manager.allocate_blocks_cache(desc, key)
     here.caches[label] = cache
@@ -109,18 +109,6 @@ def test_a_part_of_the_layers_is_not_taken_for_all(linked: tuple[Node, Node]) ->
         tensors = owner.do(_arrived, "theirs")
         assert [tensor[6] for tensor in tensors] == [0, 0, 5, BLOCKS + 5]
     assert pusher.do(_known) == 0
-
-
-def test_a_cache_with_fewer_tensors_is_pushed_into_the_first_ones(
-    linked: tuple[Node, Node],
-) -> None:
-    owner, pusher = linked
-    pusher.do(_free, "ours")
-    pusher.do(_make, "ours", False, 2)
-    for _ in range(2):
-        pusher.do(_push, [5], [6])
-        tensors = owner.do(_arrived, "theirs")
-        assert [tensor[6] for tensor in tensors] == [5, BLOCKS + 5, 0, 0]
 
 
 def test_a_key_that_moved_to_another_cache_is_followed(linked: tuple[Node, Node]) -> None:

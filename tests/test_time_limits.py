@@ -35,13 +35,15 @@ def _note_limits(here: nodes.Here) -> None:
     assert domain.attempt is not None
     link: Any = domain.attempt.link
     limits = here.any["limits"] = []
-    for name in ("read", "write"):
 
-        def noted(*args: Any, move: Any = getattr(link, name)) -> Any:
+    def noting(move: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any) -> Any:
             limits.append(args[-1])
             return move(*args)
 
-        setattr(link, name, noted)
+        return noted
+
+    link.read, link.write = noting(link.read), noting(link.write)
 
 
 def _limits(here: nodes.Here) -> list[float]:
@@ -60,7 +62,7 @@ def _linked(start: Callable[..., Node], one_sided: bool) -> tuple[Node, Node]:
         node.do(nodes.make, "slots", "cache", [1, 8], TENSORS)
         node.do(nodes.make, "blocks", "blocks", [4, 8], TENSORS, BlocksCacheKey(cluster))
         pair.append(node)
-    nodes.link_pair(*pair)
+    nodes.link_pair(pair[0], pair[1])
     for node in pair:
         node.do(_note_limits)
     return pair[0], pair[1]
