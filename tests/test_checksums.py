@@ -159,6 +159,25 @@ def test_every_segment_of_many_is_compared(start_node: Start) -> None:
         puller.do(_pull_scattered)
 
 
+def _in_small_pieces(here: nodes.Here) -> None:
+    from datadist.engine import verify
+
+    verify.PIECE = 7
+
+
+def test_pieces_of_a_checksum_do_not_matter(start_node: Start) -> None:
+    owner, puller = _pair(start_node)
+    owner.do(_in_small_pieces)
+    key = CacheKeyByIdAndIndex(1, 1, 1)
+    puller.do(nodes.pull_cache, key, "c", 0)
+    puller.do(_in_small_pieces)  # at both ends from now on
+    puller.do(nodes.pull_cache, key, "c", 0)
+    puller.do(nodes.clear, "c")
+    puller.do(_corrupt, "leaves out the last byte")
+    with pytest.raises(RemoteError, match="bytes differ"):
+        puller.do(nodes.pull_cache, key, "c", 0)
+
+
 def _ask(here: nodes.Here, address: int, size: int) -> Any:
     """Ask the peer for the checksum of any memory."""
     from datadist.engine.plan import Segments

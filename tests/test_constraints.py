@@ -194,6 +194,16 @@ def test_backends_that_do_not_exist(runtime_dir: Path, monkeypatch: pytest.Monke
     _raises(INVALID, "nonsense", engine.init, _options())
 
 
+def test_a_backend_that_is_named_counts_whatever_the_environment_says(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATADIST_RUNTIME_DIR", str(runtime_dir))
+    monkeypatch.setenv("DATADIST_BACKEND", "nonsense")
+    with LLMDataDist(LLMRole.PROMPT, 1) as engine:
+        engine.init(_options(transfer_backend="shm"))
+        assert engine.backend == "shm"
+
+
 def test_pool_rules(engine: LLMDataDist) -> None:
     manager = engine.cache_manager
     desc = CacheDesc(2, [2, 256], DataType.DT_INT32)
