@@ -153,9 +153,10 @@ def _move(
 def test_the_rest_is_moved(shim: Path, write: bool) -> None:
     here = Path(__file__)
     path = os.pathsep.join([str(here.parent), os.environ.get("PYTHONPATH", "")])
+    first = f"{os.environ.get('LD_PRELOAD', '')} {shim}"  # a sanitizer comes before all others
     done = subprocess.run(
         [sys.executable, "-c", f"import {here.stem}; {here.stem}.move_and_compare({write})"],
-        env={**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": path},
+        env={**os.environ, "LD_PRELOAD": first.strip(), "PYTHONPATH": path},
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
