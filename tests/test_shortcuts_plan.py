@@ -17,7 +17,7 @@ from tests import nodes
 from tests.nodes import Node, RemoteError
 
 MINE, THEIRS = 1 << 40, 1 << 50
-OURS, OWNERS = 5, 9
+OURS, OWNERS = 10, 14
 """Blocks of our cache and of the owner's."""
 
 
@@ -59,13 +59,16 @@ def _expected(
 @example([(0, 1), (OWNERS, 2)])
 @example([(0, 1), (1, OURS)])
 @example([(3, 1), (1, 3)])
+@example([(1, 1), (1, 2)])
+@example([(1, 2), (3, 2)])
 def test_a_few_blocks_are_planned_where_both_caches_have_them(
     tensors: int, pairs: list[tuple[int, int]]
 ) -> None:
     source, target = [a for a, _ in pairs], [b for _, b in pairs]
     few = _way(tensors).plan_few(source, target)
     inside = all(0 <= a < OWNERS and 0 <= b < OURS for a, b in pairs)
-    if inside and 0 < tensors * len(pairs) <= 8:
+    distinct = len(set(target)) == len(target)
+    if inside and distinct and 0 < tensors * len(pairs) <= 8:
         assert few is not None
         assert _pairs(few) == _expected(tensors, 64, source, target)
     else:
@@ -85,7 +88,7 @@ def test_what_is_no_plain_number_is_left_to_the_full_way(tensors: int, odd: Any)
 @pytest.mark.parametrize(("stride", "most"), [(64, 8), (FEW_BYTES // 2, 2), (FEW_BYTES, 1)])
 def test_no_more_bytes_than_can_be_read_again(stride: int, most: int) -> None:
     way = _way(1, stride)
-    blocks = [0, 1, 2, 3, 4, 0, 1, 2, 3]
+    blocks = [0, 1, 2, 3, 4, 5, 6, 8, 7]
     few = way.plan_few(blocks[:most], blocks[:most])
     assert few is not None
     assert _pairs(few) == _expected(1, stride, blocks[:most], blocks[:most])
