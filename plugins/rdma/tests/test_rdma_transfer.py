@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from datadist_rdma import chains, link, transfer, verbs
 from datadist_rdma.chains import Segments
+from datadist_rdma.queue_pair import QueuePair
 from datadist_rdma.transfer import Transfer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,6 +37,7 @@ class FakePair:
         self.flushes: bool = rules.get("flushes", True)
         self.notified = threading.Event()
         self.queue: deque[tuple[int, int]] = deque()
+        self.armed = False
         self.most = 0
         self.moved: list[int] = []
         self.failed = False
@@ -70,12 +74,14 @@ class FakePair:
                 if flags & verbs.SEND_SIGNALED:
                     found.append((number, verbs.WC_SUCCESS))
             self.queue.popleft()
+        if self.armed and self.queue and self.queue[0][0] < self.stuck_from:
+            self.notified.set()  # the device goes on after this look
         return found
 
     def arm(self) -> None:
+        """What is complete already gives no notification: only what completes after a look does."""
+        self.armed = True
         self.notified.clear()
-        if self.queue and self.queue[0][0] < self.stuck_from:
-            self.notified.set()
 
     def fail(self) -> None:
         self.failed = True
@@ -192,6 +198,123 @@ def test_an_abort_wakes_the_waiter() -> None:
     assert not caught.value.link_usable
     assert not pair.queue
     timer.join()
+
+
+class Idle(threading.Event):
+    """What a transfer sleeps on; ``asleep`` stands for what the device does meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asleep: Callable[[], object] = lambda: None
+        self.sleeps = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        assert timeout > 0
+        self.sleeps += 1
+        if not self.is_set():
+            self.asleep()
+        return self.is_set()
+
+
+class LatePair(FakePair):
+    """Completes nothing before it is told to; ``armed_by`` is done just before it is armed."""
+
+    notified: Idle
+
+    def __init__(self) -> None:
+        super().__init__(stuck_from=0)
+        self.armed_by: Callable[[], object] = lambda: None
+        self.notified = Idle()
+
+    def complete(self) -> None:
+        self.stuck_from = 1 << 60
+
+    def complete_and_notify(self) -> None:
+        self.complete()
+        self.notified.set()
+
+    def arm(self) -> None:
+        self.armed_by()  # what completes just before gives no notification
+        super().arm()
+
+
+def _never() -> None:
+    raise AssertionError("it sleeps although all is there: nothing would wake it")
+
+
+def test_what_completes_just_before_the_channel_is_armed_is_seen() -> None:
+    pair = LatePair()
+    pair.armed_by, pair.notified.asleep = pair.complete, _never
+    run(pair, 20)
+    assert pair.moved == list(range(20))
+    assert pair.notified.sleeps == 0
+
+
+def test_what_completes_after_that_wakes_the_sleeper() -> None:
+    pair = LatePair()
+    pair.notified.asleep = pair.complete_and_notify
+    run(pair, 20)
+    assert pair.moved == list(range(20))
+    assert pair.notified.sleeps == 1
+
+
+def test_a_notification_between_arming_and_sleeping_is_not_lost() -> None:
+    pair = LatePair()
+    pair.notified.asleep = _never
+    poll, arm = pair.poll, pair.arm
+    states: list[str] = []
+
+    def armed() -> None:
+        arm()
+        states.append("armed")
+
+    def polled() -> list[tuple[int, int]]:
+        found = poll()
+        if states == ["armed"]:  # the last look before sleep: the device is just too late for it
+            states.append("done")
+            pair.complete_and_notify()
+        return found
+
+    pair.arm, pair.poll = armed, polled  # type: ignore[method-assign]
+    run(pair, 20)
+    assert pair.moved == list(range(20))
+
+
+def test_an_abort_just_before_the_channel_is_armed_is_seen() -> None:
+    told = threading.Event()
+
+    def abort() -> None:
+        told.set()
+        pair.notified.set()  # which arming takes back
+
+    pair = LatePair()
+    pair.armed_by, pair.notified.asleep = abort, _never
+    with pytest.raises(TransferError, match="aborted"):
+        run(pair, 20, aborted=told.is_set)
+    assert not pair.queue
+
+
+def test_arming_keeps_a_notification_that_comes_at_once() -> None:
+    """The event is cleared before the device is asked: its thread may set it before that returns."""
+    pair = QueuePair.__new__(QueuePair)
+    pair.notified, pair._cq = threading.Event(), 7
+    asked: list[tuple[int, int]] = []
+
+    def request(queue: int, solicited: int) -> None:
+        asked.append((queue, solicited))
+        pair.notified.set()
+
+    pair._device = SimpleNamespace(  # type: ignore[assignment]
+        operations=SimpleNamespace(req_notify_cq=request)
+    )
+    pair.notified.set()
+    pair.arm()
+    assert asked == [(7, 0)]
+    assert pair.notified.is_set()
+    pair._device.operations.req_notify_cq = lambda *_: None
+    pair.arm()
+    assert not pair.notified.is_set()
 
 
 def test_an_interrupt_leaves_nothing_in_flight() -> None:

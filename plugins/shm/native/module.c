@@ -6,6 +6,8 @@
 #include <Python.h>
 #include <errno.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "copy.h"
@@ -267,8 +269,16 @@ static int add_kernels(PyObject *m)
     return 0;
 }
 
+/* For tests: the environment is read once, before anything can copy. */
+static void read_environment(void)
+{
+    const char *text = getenv("DATADIST_ALWAYS_HELP");
+    always_help = text != NULL && strcmp(text, "1") == 0;
+}
+
 PyMODINIT_FUNC PyInit__native(void)
 {
+    read_environment();
     PyObject *m = PyModule_Create(&module);
     int failed = m == NULL;
     for (size_t i = 0; !failed && i < sizeof(constants) / sizeof(*constants); i++)

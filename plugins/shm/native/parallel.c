@@ -24,14 +24,15 @@ typedef struct {
 static _Thread_local Crew *called; /* by this thread */
 static _Thread_local int helping;
 
+int always_help;
+
 /* Processors that nothing runs on just now; below 0 where threads wait for one. A helper that has to
  * wait holds its part of the work back for a time slice of somebody else, which costs more than a
  * helper gains. */
 static int idle_processors(void)
 {
-#ifdef DATADIST_ALWAYS_HELP /* for tests of the threads themselves, on machines however busy */
-    return MAX_THREADS;
-#endif
+    if (always_help)
+        return MAX_THREADS;
     char text[128] = "";
     int running = 1, file = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
     if (file >= 0) {

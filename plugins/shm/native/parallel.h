@@ -8,6 +8,10 @@
 
 enum { MAX_THREADS = 64 };
 
+/* Take every processor for idle: for tests of the threads themselves, on machines however busy. Set
+ * before the first call of in_parallel, and not changed afterwards. */
+extern int always_help;
+
 /* Run work(argument) here and in up to threads - 1 helpers; returns when all have returned. No more
  * helpers run than processors are idle, so work must share out its parts itself. */
 void in_parallel(int threads, void *(*work)(void *), void *argument);

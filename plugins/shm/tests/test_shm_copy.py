@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import threading
 from array import array
+from pathlib import Path
 
 import numpy as np
 import pytest
 from datadist_shm import _native
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests import tasks
+from tests.nodes import Here
 
 MIB = 1 << 20
 KERNELS = list(_native.KERNELS)
@@ -85,6 +90,43 @@ def test_overlapping_copies_happen_in_order(pieces: list[tuple[int, int, int]]) 
     assert np.array_equal(memory, expected)
 
 
+SHIFTS = [1, 63, 64, 4095, 4096, MIB + 7]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("shift", [*SHIFTS, *(-n for n in SHIFTS)])
+def test_large_overlapping_ranges_are_copied_in_the_right_direction(
+    kernel: str, shift: int
+) -> None:
+    memory = np.random.default_rng(4).integers(0, 256, 12 * MIB, np.uint8)
+    begin, size = 2 * MIB, 8 * MIB  # enough for several threads and for stores past the cache
+    expected = memory.copy()
+    expected[begin + shift : begin + shift + size] = memory[begin : begin + size]
+    base = memory.ctypes.data + begin
+    _native.copy(
+        _vector([base + shift]), _vector([base]), _vector([size]), 4, _native.KERNELS[kernel]
+    )
+    assert np.array_equal(memory, expected)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_large_pieces_that_depend_on_each_other_are_copied_in_order(order: int) -> None:
+    size, count = 3 * MIB + 5, 6
+    memory = np.random.default_rng(5).integers(0, 256, (count, size), np.uint8)
+    expected = memory.copy()
+    pairs = [(n, n + 1) for n in range(count - 1)][::order]
+    for source, target in pairs:
+        expected[target] = expected[source]
+    _native.copy(
+        memory.ctypes.data + np.array([target for _, target in pairs]) * size,
+        memory.ctypes.data + np.array([source for source, _ in pairs]) * size,
+        np.full(len(pairs), size, np.int64),
+        4,
+        list(_native.KERNELS.values())[-1],
+    )
+    assert np.array_equal(memory, expected)
+
+
 def test_arguments_are_checked() -> None:
     one, two = _vector([1]), _vector([1, 2])
     for args in ((one, one, two, 1, 0), (_vector([]), _vector([]), _vector([]), 1, 0)):
@@ -97,25 +139,62 @@ def test_arguments_are_checked() -> None:
         _native.copy(one, one, one)  # type: ignore[call-arg]
 
 
-def test_no_thread_is_left() -> None:
-    source, target = np.ones(64 * MIB, np.uint8), np.zeros(64 * MIB, np.uint8)
-    before = len(os.listdir("/proc/self/task"))
-    for _ in range(5):
-        _native.copy(
-            _vector([target.ctypes.data]), _vector([source.ctypes.data]), _vector([64 * MIB]), 4, 0
-        )
-    assert len(os.listdir("/proc/self/task")) == before
+# -- threads: in processes of their own, where helpers start however busy the machine is --------
+
+
+class _Large:
+    """A target of zeros, and a source of 7; held together, since vectors hold no memory."""
+
+    def __init__(self) -> None:
+        self.source = np.full(32 * MIB, 7, np.uint8)
+        self.target = np.zeros(32 * MIB, np.uint8)
+
+    def copy(self) -> None:
+        addresses = (self.target.ctypes.data, self.source.ctypes.data, 32 * MIB)
+        _native.copy(*(_vector([number]) for number in addresses), 4, 0)
+
+
+def _mappings() -> int:
+    return len(Path("/proc/self/maps").read_text().splitlines())
+
+
+def _helpers_come_and_go(_here: Here) -> None:
+    large, seen = _Large(), threading.Event()
+    before = tasks.count() + 1
+
+    def watch() -> None:
+        if tasks.rises_to(before + 3):
+            seen.set()
+        over.set()
+
+    over = threading.Event()
+    with tasks.meanwhile(watch):
+        while not over.is_set():
+            large.target[:] = 0
+            large.copy()
+            assert large.target.min() == 7
+    assert seen.is_set(), "three helpers and the caller"
+    assert tasks.falls_to(before - 1), "helpers outlive their copies"
+    mapped = _mappings()
+    for _ in range(30):
+        large.copy()
+    assert _mappings() < mapped + 20, "stacks of helpers that were not joined"
+
+
+def test_helpers_run_and_none_is_left() -> None:
+    tasks.with_helpers(_helpers_come_and_go)
+
+
+def _copy_in_a_forked_child(_here: Here) -> None:
+    large = _Large()
+    large.copy()
+    pid = os.fork()
+    if pid == 0:
+        large.target[:] = 0
+        large.copy()
+        os._exit(0 if large.target.min() == 7 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_a_forked_child_can_copy_too() -> None:
-    source, target = np.full(32 * MIB, 7, np.uint8), np.zeros(32 * MIB, np.uint8)
-    vectors = (
-        _vector([target.ctypes.data]), _vector([source.ctypes.data]), _vector([32 * MIB]),
-    )  # fmt: skip
-    _native.copy(*vectors, 4, 0)
-    pid = os.fork()
-    if pid == 0:
-        target[:] = 0
-        _native.copy(*vectors, 4, 0)
-        os._exit(0 if target.min() == 7 else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    tasks.with_helpers(_copy_in_a_forked_child)

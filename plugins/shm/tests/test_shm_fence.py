@@ -19,10 +19,10 @@ from datadist.transport import Access, Group, Peer, Placement, TransportOptions
 class Owner:
     """An owner's link, and its fence page as the peer maps it."""
 
-    def __init__(self) -> None:
+    def __init__(self, pidfd: int | None = None) -> None:
         self.transport = ShmTransport(TransportOptions())
         region = self.transport.allocate(PAGE, Placement.HOST)
-        self.pidfd = os.pidfd_open(os.getpid())
+        self.pidfd = os.pidfd_open(os.getpid()) if pidfd is None else pidfd
         peers = {0: Peer(0, "us"), 1: Peer(1, "them", os.getpid(), self.pidfd)}
         group = Group("fence", 0, peers, None, time.monotonic() + 60)
         link = self.transport.open(group, [region], Access.READ_WRITE)
@@ -56,6 +56,19 @@ def test_a_writer_inside_is_reported(owner: Owner) -> None:
     owner.words[0] = 1
     assert owner.link.close() == {1}
     assert owner.words[1] == 1
+
+
+def test_a_writer_that_has_ended_is_gone_although_another_process_has_its_pid() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    pidfd = os.pidfd_open(pid)
+    os.waitpid(pid, 0)
+    owner = Owner(pidfd)  # whose pid is that of this process, which lives
+    owner.words[0] = 1
+    assert owner.link.close() == frozenset()
+    owner.transport.close()
+    os.close(pidfd)
 
 
 def test_a_writer_inside_is_reported_also_when_our_own_transfer_hangs(owner: Owner) -> None:

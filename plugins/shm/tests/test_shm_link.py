@@ -40,6 +40,7 @@ from datadist.transport import (
     TransportOptions,
     Unsupported,
 )
+from tests import tasks
 
 SIZE = 1 << 20
 SPAWN = multiprocessing.get_context("spawn")
@@ -293,6 +294,15 @@ def test_closing_during_a_slow_attach_leaves_no_mapping(
         ({"regions": []}, "names descriptors"),
         ({"regions": [{"id": 1, "address": 1, "size": SIZE * 2, "fd": 0}]}, "file of"),
         ({"writable": True}, "fence"),
+        (
+            {
+                "regions": [
+                    {"id": 1, "address": 4096, "size": SIZE, "fd": 0},
+                    {"id": 2, "address": 4096 + SIZE - 1, "size": 1, "fd": None},
+                ]
+            },
+            "overlap at",
+        ),
     ],
 )
 def test_bad_offers_are_refused(reading: Pair, change: dict[str, Any], match: str) -> None:
@@ -375,15 +385,16 @@ def _endless(pair: Pair, timeout: float) -> None:
 
 
 def test_a_deadline_ends_every_thread(large: Pair) -> None:
+    before = tasks.count()
     began = time.monotonic()
     with pytest.raises(TransferTimeout):
         _endless(large, 0.1)
     assert time.monotonic() - began < 5
-    assert all("datadist" not in thread.name or "pages" in thread.name for thread in
-               threading.enumerate())  # fmt: skip
+    assert tasks.falls_to(before)
 
 
 def test_an_abort_ends_every_thread(large: Pair) -> None:
+    before = tasks.count()
     timer = threading.Timer(0.1, large.links[0].abort, (1,))
     timer.start()
     began = time.monotonic()
@@ -391,6 +402,7 @@ def test_an_abort_ends_every_thread(large: Pair) -> None:
         _endless(large, 60)
     assert time.monotonic() - began < 5
     timer.join()
+    assert tasks.falls_to(before)
 
 
 def test_a_peer_that_dies_meanwhile_is_noticed(large: Pair) -> None:

@@ -178,6 +178,7 @@ static void check_local_copies(char *memory)
 int main(void)
 {
     char *mine = memory(), *theirs = memory();
+    always_help = 1;
     CHECK(populate(mine, SIZE, FOR_WRITING, 4) == 0);
     CHECK(populate(theirs, SIZE, FOR_READING, 4) == 0);
     CHECK(populate(theirs, SIZE, PRESENT, 4) == 0);

@@ -312,6 +312,7 @@ static void move_foreign(void)
 
 int main(void)
 {
+    always_help = 1;
     move_foreign(); /* forks: before there are threads */
     for (int kernel = 0; kernel < KERNELS; kernel++) {
         if (copy_kernel(kernel) == NULL)

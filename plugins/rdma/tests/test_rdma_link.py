@@ -1,0 +1,162 @@
+"""Connecting with a peer: attempts, address families, what is said where it fails."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import time
+from typing import Any
+
+import pytest
+from datadist_rdma import link
+from datadist_rdma.link import RdmaLink
+from datadist_rdma.offer import RegionOffer, make_offer
+from datadist_rdma.options import parse
+from datadist_rdma.ports import Gid
+from datadist_rdma.queue_pair import End, Manners
+
+from datadist.transport import (
+    Access,
+    Group,
+    LinkError,
+    Offer,
+    Peer,
+    TransferError,
+    TransportOptions,
+)
+
+V4, OTHER_V4, V6, OTHER_V6 = "10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2"
+
+
+def _raw(address: str) -> bytes:
+    parsed = ipaddress.ip_address(address)
+    return parsed.packed if parsed.version == 6 else bytes(10) + b"\xff\xff" + parsed.packed
+
+
+class FakeQueuePair:
+    """Connects after so many failures, each with its errno."""
+
+    def __init__(self, *failures: int) -> None:
+        self.failures = list(failures)
+        self.tried: list[tuple[End, Manners]] = []
+        self.path: link._Path | None = None
+        """Aborted by the first attempt, if it is set."""
+
+    def connect(self, peer: End, manners: Manners) -> int:
+        self.tried.append((peer, manners))
+        if self.path is not None:
+            self.path.aborted = True
+        if not self.failures:
+            return 3
+        error = LinkError("cannot enter RTR")
+        error.errno = self.failures.pop(0)  # type: ignore[attr-defined]
+        raise error
+
+
+def _link(pair: FakeQueuePair, ours: str = V4, **options: Any) -> RdmaLink:
+    unused: Any = None
+    peers = {rank: Peer(rank, f"engine-{rank}") for rank in (0, 1)}
+    group = Group("pair", 0, peers, None, time.monotonic() + 60)
+    made = RdmaLink(unused, group, {}, [], Access.READ, parse(TransportOptions(**options), {}))
+    path = link._Path(unused, Gid("rxe0", 1, 3, _raw(ours), "eth0"), pair)  # type: ignore[arg-type]
+    made._paths[1] = path
+    return made
+
+
+def _offer(theirs: str = OTHER_V4) -> Offer:
+    regions = [RegionOffer(address=4096, size=100, key=3)]
+    return Offer(make_offer(End(77, 5, _raw(theirs), 5, 16), False, regions))
+
+
+def _is_attached(made: RdmaLink) -> bool:
+    unused: Any = b""
+    try:
+        made.read(1, unused, unused, unused, 0.0)
+    except TransferError as error:
+        return "has no offer" not in str(error)
+    except Exception:
+        return True
+    return True
+
+
+# -- attempts: link_retry_count ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 5])
+def test_a_silent_peer_is_tried_so_often(attempts: int) -> None:
+    pair = FakeQueuePair(*[errno.ETIMEDOUT] * attempts)
+    made = _link(pair, retry_count=attempts)
+    with pytest.raises(LinkError, match=rf"cannot connect to rank 1 at {OTHER_V4}: ") as error:
+        made.attach(1, _offer())
+    assert error.value.rank == 1
+    assert len(pair.tried) == attempts
+    assert not _is_attached(made)
+
+
+@pytest.mark.parametrize("attempts", [2, 5])
+def test_a_peer_that_answers_the_last_attempt_is_connected(attempts: int) -> None:
+    pair = FakeQueuePair(*[errno.ETIMEDOUT] * (attempts - 1))
+    made = _link(pair, retry_count=attempts)
+    made.attach(1, _offer())
+    assert len(pair.tried) == attempts
+    assert _is_attached(made)
+
+
+def test_a_peer_that_answers_is_connected_once_with_what_was_chosen() -> None:
+    pair = FakeQueuePair()
+    extra = {"timeout": "10", "retry_count": "2"}
+    _link(pair, retry_count=9, traffic_class=132, service_level=4, extra=extra).attach(1, _offer())
+    ((peer, manners),) = pair.tried
+    assert peer == End(77, 5, _raw(OTHER_V4), 5, 16)
+    assert manners == Manners(traffic_class=132, service_level=4, timeout=10, retry_count=2)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENETUNREACH, errno.ENOMEM])
+def test_what_waiting_does_not_mend_is_not_tried_again(number: int) -> None:
+    pair = FakeQueuePair(number, 0)
+    with pytest.raises(LinkError, match="cannot connect to rank 1"):
+        _link(pair, retry_count=5).attach(1, _offer())
+    assert len(pair.tried) == 1
+
+
+def test_a_link_that_is_given_up_is_not_tried_again() -> None:
+    pair = FakeQueuePair(*[errno.ETIMEDOUT] * 5)
+    made = _link(pair, retry_count=5)
+    pair.path = made._paths[1]
+    with pytest.raises(LinkError, match="cannot connect to rank 1"):
+        made.attach(1, _offer())
+    assert len(pair.tried) == 1
+
+
+def test_a_second_offer_of_a_rank_is_refused() -> None:
+    pair = FakeQueuePair()
+    made = _link(pair)
+    made.attach(1, _offer())
+    with pytest.raises(LinkError, match="rank 1 was attached before"):
+        made.attach(1, _offer())
+    assert len(pair.tried) == 1
+
+
+# -- address families ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(V4, OTHER_V4), (V6, OTHER_V6)])
+def test_ends_of_one_family_connect(ours: str, theirs: str) -> None:
+    pair = FakeQueuePair()
+    _link(pair, ours).attach(1, _offer(theirs))
+    assert len(pair.tried) == 1
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(V4, OTHER_V6), (V6, OTHER_V4), (V4, "::10.0.0.2")])
+def test_ends_of_two_families_are_refused_before_the_network_is_asked(
+    ours: str, theirs: str
+) -> None:
+    pair = FakeQueuePair()
+    made = _link(pair, ours)
+    with pytest.raises(LinkError) as error:
+        made.attach(1, _offer(theirs))
+    said = str(ipaddress.ip_address(theirs))
+    assert f"rank 1 uses {said} and we {ours}: both must be IPv4, or both IPv6" in str(error.value)
+    assert error.value.rank == 1
+    assert pair.tried == []
+    assert not _is_attached(made)
