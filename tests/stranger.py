@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
 import socket
 import struct
 import time
+from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,18 @@ class Stranger:
         except OSError:
             return False
         return True
+
+    def offer(self, token: str, data: dict[str, Any], fds: Sequence[int]) -> bool:
+        """Send an offer with descriptors; whether the connection still stands."""
+        message = {
+            "kind": "offer", "domain": token, "data": b64encode(json.dumps(data).encode()).decode(),
+            "fds": len(fds), "regions": [1],
+        }  # fmt: skip
+        return self.say(message, fds)
+
+    def hear_any(self) -> Message | None:
+        """The next message; None when the connection ends first."""
+        return self._next()
 
     def hear(self, kind: str) -> Message | None:
         """The next message of that kind; None when the connection ends first."""
@@ -157,16 +169,6 @@ def link(
     if form is None:
         return None
     token = str(form.domain)  # type: ignore[union-attr]
-    data = json.dumps(offer).encode()
-    with contextlib.suppress(ValueError):
-        from base64 import b64encode
-
-        stranger.say(
-            {
-                "kind": "offer", "domain": token, "data": b64encode(data).decode(),
-                "fds": len(fds), "regions": [1],
-            },
-            fds,
-        )  # fmt: skip
+    stranger.offer(token, offer, fds)
     stranger.say({"kind": "ready", "domain": token})
     return token

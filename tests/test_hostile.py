@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import socket
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,82 +15,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from datadist import (
-    CacheDesc,
-    CacheKeyByIdAndIndex,
-    DataType,
-    LLMConfig,
-    LLMDataDist,
-    LLMException,
-    LLMRole,
-)
-from datadist.rank_table import parse_rank_table
+from datadist import CacheKeyByIdAndIndex, LLMException, LLMStatusCode
 from tests import nodes
 from tests.fuzz.seeds import SEEDS, TOKEN
-from tests.nodes import MIB, Node
-from tests.stranger import Stranger, link, memory, socket_of
+from tests.hosted import PAIR, TABLE, Engine
+from tests.nodes import Node
+from tests.stranger import Stranger, link, memory
 
 Start = Callable[..., Node]
-PAIR = {1: 0, 2: 1}
-TABLE = parse_rank_table(nodes.table_for(PAIR)).canonical
 BASE, SIZE = 1 << 40, 1 << 16
-GUARD = 0x77
-
-
-class Engine:
-    """An engine of this process, and what it logged."""
-
-    def __init__(self, runtime_dir: Path) -> None:
-        os.environ["DATADIST_RUNTIME_DIR"] = str(runtime_dir)
-        self.runtime_dir = runtime_dir
-        config = LLMConfig()
-        config.enable_cache_manager = True
-        config.transfer_backend = "shm"
-        config.link_total_time = 10
-        config.sync_kv_timeout = 300
-        config.mem_pool_cfg = json.dumps({"memory_size": MIB, "page_shift": 12})
-        self.api = LLMDataDist(LLMRole.MIX, 1)
-        self.log: list[str] = []
-        self._strangers: list[Stranger] = []
-        self._handler = _Collector(self.log)
-        logging.getLogger("datadist").addHandler(self._handler)
-        self.api.init(config.generate_options())
-        self.cache = self.api.cache_manager.allocate_cache(CacheDesc(2, [1, 64], DataType.DT_UINT8))
-        for array in self.cache.numpy():
-            array[:] = GUARD
-
-    def stranger(self, number: int = 0, hello: bool = True) -> Stranger:
-        """Somebody who connects."""
-        made = Stranger(socket_of(self.runtime_dir, 1), number=number, hello=hello)
-        self._strangers.append(made)
-        return made
-
-    def untouched(self) -> bool:
-        """Whether no byte of our cache has changed."""
-        return all((array == GUARD).all() for array in self.cache.numpy())
-
-    def works(self) -> None:
-        """Somebody else is served."""
-        other = self.stranger(900)
-        assert other.hear("hello") is not None
-        other.close()
-        assert self.api.stats()["backend"] == "shm"
-
-    def close(self) -> None:
-        """The end."""
-        self.api.finalize()
-        for stranger in self._strangers:
-            stranger.close()
-        logging.getLogger("datadist").removeHandler(self._handler)
-
-
-class _Collector(logging.Handler):
-    def __init__(self, lines: list[str]) -> None:
-        super().__init__()
-        self._lines = lines
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(f"{record.levelname} {record.getMessage()}")
 
 
 @pytest.fixture
@@ -127,32 +57,52 @@ def _linked(engine: Engine, entry: dict[str, Any]) -> Stranger:
     os.close(fd)
     engine.api.wait_link(comm_id)
     stranger.say({"kind": "directory", "seq": 1, "reset": True, "upsert": [entry]})
+    stranger.say({"kind": "sync", "id": 7})
+    stranger.hear("synced")  # it was taken, or it ended the session
     return stranger
 
 
 # -- lies about memory -----------------------------------------------------------------------
 
-LIES: dict[str, dict[str, Any]] = {
-    "bases beyond what was offered": {"bases": [BASE + SIZE, BASE]},
-    "bases before what was offered": {"bases": [BASE - 1, BASE]},
-    "the second of two": {"bases": [BASE, BASE + SIZE - 63]},
-    "bases that wrap around": {"bases": [(1 << 64) - 8, BASE]},
-    "bases that are negative as int64": {"bases": [1 << 63, BASE]},
-    "bases at the very end": {"bases": [(1 << 63) - 1, BASE]},
-    "a base of nothing": {"bases": [0, BASE]},
-    "a slot that is not there": {"bases": [BASE, BASE], "stride": 1 << 62, "count": 5},
-    "many tensors": {"bases": [BASE] * 50},
-    "one tensor": {"bases": [BASE]},
-    "no bytes": {"stride": 0},
+OUTSIDE = "are not memory that rank 1 offered"
+INVALID, BROKEN = LLMStatusCode.LLM_PARAM_INVALID, LLMStatusCode.LLM_NOT_YET_LINK
+FRAME = "it sent a frame that is not valid: directory.upsert.0"
+
+LIES: dict[str, tuple[dict[str, Any], LLMStatusCode, str]] = {
+    "bases beyond what was offered": ({"bases": [BASE + SIZE, BASE]}, INVALID, OUTSIDE),
+    "bases before what was offered": ({"bases": [BASE - 1, BASE]}, INVALID, OUTSIDE),
+    "the second of two": ({"bases": [BASE, BASE + SIZE - 63]}, INVALID, OUTSIDE),
+    "a base of nothing": ({"bases": [0, BASE]}, INVALID, OUTSIDE),
+    "bases that wrap around": ({"bases": [(1 << 64) - 8, BASE]}, BROKEN, f"{FRAME}.bases.0: Input"),
+    "bases that are negative as int64": ({"bases": [1 << 63, BASE]}, BROKEN, f"{FRAME}.bases.0"),
+    "bases at the very end": ({"bases": [(1 << 63) - 1, BASE]}, BROKEN, "are no memory"),
+    "a slot that is not there": (
+        {"bases": [BASE, BASE], "stride": 1 << 62, "count": 5},
+        BROKEN,
+        f"{FRAME}: Value error, 5 slots of {1 << 62} bytes do not fit 64 bytes",
+    ),
+    "many tensors": ({"bases": [BASE] * 50}, INVALID, "50 of the owner's 50 tensors to 2"),
+    "one tensor": ({"bases": [BASE]}, INVALID, "1 of the owner's 1 tensors to 2"),
+    "no bytes": ({"stride": 0}, INVALID, "a slot of the owner's cache 1 holds 0"),
 }
 
 
 @pytest.mark.parametrize("lie", LIES)
 def test_lies_about_the_layout_are_refused_before_a_byte_moves(engine: Engine, lie: str) -> None:
-    stranger = _linked(engine, _entry(**LIES[lie]))
-    for slot in (0, 4):
-        with pytest.raises(LLMException):
-            engine.api.cache_manager.pull_cache(CacheKeyByIdAndIndex(2, 1, slot), engine.cache)
+    changes, status, reason = LIES[lie]
+    stranger = _linked(engine, _entry(**changes))
+    manager = engine.api.cache_manager
+    with pytest.raises(LLMException) as error:
+        manager.pull_cache(CacheKeyByIdAndIndex(2, 1, 0), engine.cache)
+    assert error.value.status_code is status
+    if status is BROKEN:
+        assert engine.ended(reason), engine.ends()
+    else:
+        assert reason in str(error.value)
+        assert engine.ends() == []
+    with pytest.raises(LLMException) as error:  # a slot that it may tell of later
+        manager.pull_cache(CacheKeyByIdAndIndex(2, 1, 4), engine.cache)
+    assert error.value.status_code in (status, LLMStatusCode.LLM_TIMEOUT)
     assert engine.untouched()
     assert not [line for line in engine.log if "defect" in line or "report" in line]
     stranger.close()
@@ -185,6 +135,7 @@ def test_a_member_with_element_types_of_a_newer_version_is_served(engine: Engine
         ("too many", "names descriptors"),
         ("huge", "in a file of"),
         ("nonsense", "is not valid"),
+        ("overlapping", "overlap at"),
     ],
 )
 def test_offers_that_could_harm_us_fail_the_link(engine: Engine, what: str, says: str) -> None:
@@ -199,6 +150,8 @@ def test_offers_that_could_harm_us_fail_the_link(engine: Engine, what: str, says
         "too many": [good, good],
     }.get(what, [good])
     offer = _offer(size=1 << 62) if what == "huge" else _offer()
+    if what == "overlapping":
+        offer["regions"].append({"id": 2, "address": BASE + SIZE - 1, "size": 1, "fd": None})
     assert link(stranger, "pair", PAIR, TABLE, {} if what == "nonsense" else offer, fds)
     for fd in {*fds, good}:
         os.close(fd)
@@ -207,124 +160,6 @@ def test_offers_that_could_harm_us_fail_the_link(engine: Engine, what: str, says
     assert says in str(error.value)
     stranger.close()
     engine.works()
-
-
-# -- strangers at the door -------------------------------------------------------------------
-
-
-def test_silent_and_slow_strangers_are_shown_out(engine: Engine) -> None:
-    silent = engine.stranger(hello=False)
-    slow = engine.stranger(hello=False)
-    started = time.monotonic()
-    while time.monotonic() - started < 12 and slow.send(b"\0"):
-        time.sleep(0.2)
-    assert time.monotonic() - started < 10
-    assert silent.closed(10)
-    engine.works()
-
-
-def test_crowds_of_silent_strangers_do_not_stall_a_link(
-    start_node: Start, runtime_dir: Path
-) -> None:
-    first, second = start_node(1, link_total_time=20), start_node(2, link_total_time=20)
-    crowd = [
-        Stranger(socket_of(runtime_dir, cluster), hello=False)
-        for cluster in (1, 2)
-        for _ in range(300)
-    ]
-    nodes.link_pair(first, second)
-    for stranger in crowd:
-        stranger.close()
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 64, b"\0\0\0\0", b"\0\0\0\2{}", b"\0\0\0\4null", b"\0"],
-)
-def test_babble_before_hello(engine: Engine, data: bytes) -> None:
-    stranger = engine.stranger(hello=False)
-    stranger.send(data)
-    assert stranger.closed(10)
-    engine.works()
-
-
-def test_a_large_frame_before_hello_is_not_waited_for(engine: Engine) -> None:
-    stranger = engine.stranger(hello=False)
-    stranger.send((8 << 20).to_bytes(4, "big") + b" " * 1000)
-    assert stranger.closed(2)
-
-
-def test_descriptors_that_nobody_asked_for_do_not_pile_up(engine: Engine) -> None:
-    stranger = engine.stranger()
-    assert stranger.hear("hello")
-    before = len(os.listdir("/proc/self/fd"))
-    frame = b'\0\0\0\x0f{"kind":"idle"}'
-    fd = memory(4096)
-    for _ in range(100):
-        if not stranger.send(frame, [fd] * 16):
-            break
-    assert stranger.closed(5)
-    os.close(fd)
-    assert len(os.listdir("/proc/self/fd")) < before + 32
-    engine.works()
-
-
-def test_wishes_without_end_are_cut_short(engine: Engine) -> None:
-    stranger = engine.stranger()
-    wish = {
-        "kind": "announce", "name": "x", "ranks": [[1, 0], [2, 1]], "table": TABLE,
-        "backend": "shm", "one_sided": False,
-    }  # fmt: skip
-    for number in range(20_000):
-        if not stranger.say({**wish, "link": number}):
-            break
-    assert stranger.closed(5)
-    engine.works()
-
-
-def _as_nobody(path: str) -> str:
-    """Connect as user 65534, in a child."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setgroups([])
-            os.setresgid(65534, 65534, 65534)
-            os.setresuid(65534, 65534, 65534)
-            with socket.socket(socket.AF_UNIX) as sock:
-                sock.settimeout(5)
-                sock.connect(path)
-                answer = repr(sock.recv(100))
-        except OSError as error:
-            answer = type(error).__name__
-        os.write(writing, answer.encode())
-        os._exit(0)
-    os.close(writing)
-    os.waitpid(pid, 0)
-    with os.fdopen(reading) as pipe:
-        return pipe.read()
-
-
-def test_another_user_is_refused(start_node: Start) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to become another user")
-    with tempfile.TemporaryDirectory(prefix="datadist-") as place:
-        runtime_dir = Path(place) / "run"
-        runtime_dir.mkdir(mode=0o700)
-        node = start_node()
-        node.do(_move_to, str(runtime_dir))
-        node.do(nodes.init, 1)
-        path = socket_of(runtime_dir, 1)
-        assert _as_nobody(str(path)) == "PermissionError"  # the directory is closed
-        for place_to_open, mode in ((Path(place), 0o755), (runtime_dir, 0o755), (path, 0o777)):
-            place_to_open.chmod(mode)
-        assert _as_nobody(str(path)) in ("b''", "ConnectionResetError")
-        assert [line for line in node.do(nodes.log_of) if "refused pid" in line and "65534" in line]
-        node.do(nodes.finalize)
-
-
-def _move_to(_here: nodes.Here, runtime_dir: str) -> None:
-    os.environ["DATADIST_RUNTIME_DIR"] = runtime_dir
 
 
 # -- anything in any order -------------------------------------------------------------------

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+from collections.abc import Iterator
 
 import pytest
 
-from datadist.control.messages import MAX_FDS, MAX_FRAME, OfferMessage, encode
+from datadist.control import session as sessions
+from datadist.control.messages import MAX_FDS, MAX_FRAME, Idle, OfferMessage, encode
 from datadist.control.reactor import Reactor
 from datadist.control.session import Session
 from datadist.transport import Offer
+
+SECONDS = 20.0
 
 
 def _offer(size: int, regions: int, fds: int = 0) -> OfferMessage:
@@ -38,3 +43,181 @@ def test_descriptors_of_a_message_that_is_too_large_are_closed() -> None:
 def test_the_largest_offer_fits_a_frame() -> None:
     assert len(encode(_offer(Offer.MAX_DATA, 130_000))) < MAX_FRAME
     assert Offer.MAX_FDS == MAX_FDS
+
+
+class Pair:
+    """A session that is read and written on its reactor, and a plain socket at the other end."""
+
+    def __init__(self) -> None:
+        ours, self.theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the kernel's least, a few KiB
+        self.theirs.settimeout(SECONDS)
+        self.reactor = Reactor("test")
+        self.session = Session(self.reactor, ours)
+        self.closed = threading.Event()
+        self.reason = ""
+        self.session.on_closed = self._on_closed
+        self.reactor.call(self.session.start, SECONDS)
+
+    def _on_closed(self, _session: Session, reason: str) -> None:
+        self.reason = reason
+        self.closed.set()
+
+    def settle(self) -> None:
+        """Return when the reactor has done what was posted so far."""
+        self.reactor.call(lambda: None, SECONDS)
+
+    def receive(self, size: int) -> tuple[bytes, list[tuple[int, int]]]:
+        """So many bytes, and the place of the byte with which each descriptor came, and its inode."""
+        data, found = b"", []
+        while len(data) < size:
+            part, fds, flags, _ = socket.recv_fds(self.theirs, size - len(data), MAX_FDS)
+            assert part
+            assert not flags & socket.MSG_CTRUNC
+            for fd in fds:
+                found.append((len(data), os.fstat(fd).st_ino))
+                os.close(fd)
+            data += part
+        return data, found
+
+    def close(self) -> None:
+        self.reactor.call(lambda: self.session.close("end"), SECONDS)
+        self.reactor.stop()
+        self.theirs.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    made = Pair()
+    yield made
+    made.close()
+
+
+def _files(count: int) -> tuple[list[int], list[int]]:
+    """Descriptors, and their inodes."""
+    fds = [os.memfd_create("offered") for _ in range(count)]
+    return fds, [os.fstat(fd).st_ino for fd in fds]
+
+
+def _is_open(inode: int) -> bool:
+    """Whether this process still has a descriptor of a file that only it had."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.stat(f"/proc/self/fd/{name}").st_ino == inode:
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def test_descriptors_go_once_with_the_first_byte_of_a_frame_that_the_kernel_takes_in_parts(
+    pair: Pair,
+) -> None:
+    fds, inodes = _files(2)
+    message = _offer(1 << 20, 3, 2)
+    pair.session.send(message, fds)
+    assert pair.session.unsent()
+    assert not any(map(_is_open_here, fds)), "the kernel has them: ours are closed"
+    data, found = pair.receive(len(encode(message)))
+    assert data == encode(message)
+    assert found == [(0, inode) for inode in inodes]
+    pair.settle()
+    assert not any(map(_is_open, inodes))
+    pair.session.send(Idle())
+    assert pair.receive(len(encode(Idle()))) == (encode(Idle()), [])
+
+
+def _is_open_here(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def test_descriptors_of_a_frame_that_waits_go_with_its_own_first_byte(pair: Pair) -> None:
+    fds, inodes = _files(3)
+    first, second, third = _offer(1 << 18, 1, 1), _offer(1 << 18, 2, 0), _offer(1 << 18, 3, 2)
+    for message, passed in ((first, fds[:1]), (second, []), (third, fds[1:])):
+        pair.session.send(message, passed)
+    frames = [encode(message) for message in (first, second, third)]
+    data, found = pair.receive(sum(map(len, frames)))
+    assert data == b"".join(frames)
+    begin = len(frames[0]) + len(frames[1])
+    assert found == [(0, inodes[0]), (begin, inodes[1]), (begin, inodes[2])]
+
+
+def test_descriptors_that_were_not_sent_are_closed_with_the_session(pair: Pair) -> None:
+    fds, inodes = _files(2)
+    pair.session.send(_offer(1 << 20, 1, 1), fds[:1])
+    pair.session.send(_offer(1, 1, 1), fds[1:])
+    assert _is_open(inodes[1])
+    pair.reactor.call(lambda: pair.session.close("enough"), SECONDS)
+    assert not _is_open(inodes[1])
+    fds, inodes = _files(1)
+    pair.session.send(_offer(1, 1, 1), fds)  # on a closed session
+    assert not _is_open(inodes[0])
+
+
+def test_descriptors_that_come_before_the_last_byte_reach_the_message(pair: Pair) -> None:
+    heard: list[list[int]] = []
+    come = threading.Event()
+
+    def take(_session: Session, _message: object, fds: list[int]) -> None:
+        heard.append([os.fstat(fd).st_ino for fd in fds])
+        sessions.close_all(fds)
+        come.set()
+
+    pair.session.on_message = take
+    fds, inodes = _files(2)
+    frame = encode(_offer(1000, 1, 2))
+    socket.send_fds(pair.theirs, [frame[:1]], fds)
+    sessions.close_all(fds)
+    for byte in (frame[1:7], frame[7:]):
+        pair.settle()
+        assert not heard
+        pair.theirs.sendall(byte)
+    assert come.wait(SECONDS)
+    assert heard == [inodes]
+
+
+# -- bytes that wait for a peer that does not read ------------------------------------------------
+
+
+def _fill(pair: Pair, limit: int) -> None:
+    """Queue frames up to exactly that many bytes which wait."""
+    smallest = len(encode(_offer(0, 0)))
+    while (room := limit - pair.session._queued) > 0:
+        size = min(room, 1 << 16)
+        if 0 < room - size < smallest + 4:  # what is left must hold one more frame
+            size -= smallest + 4
+        frame = _offer(0, 0).model_copy(update={"domain": "0" * (32 + size - smallest)})
+        assert len(encode(frame)) == size
+        pair.session.send(frame)
+
+
+def test_a_peer_may_leave_so_many_bytes_unread_and_no_more(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 1 << 20
+    monkeypatch.setattr(sessions, "MAX_QUEUED", limit)
+    while not pair.session.unsent():
+        pair.session.send(Idle())
+    _fill(pair, limit)
+    assert pair.session._queued == limit
+    pair.settle()
+    assert not pair.closed.is_set()
+    pair.session.send(Idle())
+    assert pair.closed.wait(SECONDS)
+    assert pair.reason == f"it left {limit + len(encode(Idle()))} bytes unread"
+
+
+def test_what_was_read_counts_no_more(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = 1 << 18
+    monkeypatch.setattr(sessions, "MAX_QUEUED", limit)
+    frame = encode(_offer(1 << 16, 1))
+    for _ in range(12):  # three times the limit
+        pair.session.send(_offer(1 << 16, 1))
+        assert pair.receive(len(frame))[0] == frame
+    pair.settle()
+    assert not pair.closed.is_set()

@@ -391,6 +391,7 @@ class Meeting:
 
     def _on_session_closed(self, session: Session, reason: str) -> None:
         peer = session.incarnation
+        log.debug("the session with %s ended: %s", session.peer, reason)
         if self.sessions.get(peer) is session:
             del self.sessions[peer]
         self._holds.pop(peer, None)

@@ -345,11 +345,7 @@ class Builder:
 
     def on_fail(self, view: PeerView, message: Fail) -> None:
         """A member failed: so do we."""
-        domain = self._active.get(message.domain)
-        if domain is not None and domain.waiting:
-            domain.owner.on_failed(
-                domain, f"cluster {view.session.cluster_id} reported: {message.reason}"
-            )
+        self._on_end(view, message.domain, message.reason, final=True)
 
     def on_dissolve(self, view: PeerView, message: Dissolve) -> None:
         """A member went back to waiting: so do we."""

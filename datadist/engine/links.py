@@ -188,6 +188,7 @@ class Links:
             or {r: m.cluster_id for r, m in members.items()}
             != {r: c for c, r in domain.ranks.items()}
             or members[min(members)].incarnation != view.incarnation
+            or members[min(members)].cluster_id != view.session.cluster_id
         ):
             return False
         self._builder.begin(domain, form.domain, members)

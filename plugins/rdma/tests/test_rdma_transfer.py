@@ -312,7 +312,9 @@ def test_arming_keeps_a_notification_that_comes_at_once() -> None:
     pair.arm()
     assert asked == [(7, 0)]
     assert pair.notified.is_set()
-    pair._device.operations.req_notify_cq = lambda *_: None
+    pair._device = SimpleNamespace(  # type: ignore[assignment]
+        operations=SimpleNamespace(req_notify_cq=lambda *_: None)
+    )
     pair.arm()
     assert not pair.notified.is_set()
 

@@ -150,8 +150,10 @@ class _Large:
         self.target = np.zeros(32 * MIB, np.uint8)
 
     def copy(self) -> None:
-        addresses = (self.target.ctypes.data, self.source.ctypes.data, 32 * MIB)
-        _native.copy(*(_vector([number]) for number in addresses), 4, 0)
+        to, frm, size = (
+            _vector([n]) for n in (self.target.ctypes.data, self.source.ctypes.data, 32 * MIB)
+        )
+        _native.copy(to, frm, size, 4, 0)
 
 
 def _mappings() -> int:

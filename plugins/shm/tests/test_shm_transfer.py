@@ -98,10 +98,10 @@ ENDLESS = 100_000
 
 def _endless(path: Path, seconds: float) -> bool | tuple[int, int, int]:
     path.words[4] = 4
-    vectors = [
+    local, remote, length = (
         array("q", [n]) * ENDLESS for n in (path.ours.ctypes.data, path.theirs.ctypes.data, SIZE)
-    ]
-    return _native.transfer(False, path.words, *vectors, 0, seconds)
+    )
+    return _native.transfer(False, path.words, local, remote, length, 0, seconds)
 
 
 def _an_abort_ends_helpers(_here: Here) -> None:

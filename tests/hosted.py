@@ -1,0 +1,97 @@
+"""An engine of the test's own process, for strangers to talk to."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+
+from datadist import CacheDesc, DataType, LLMConfig, LLMDataDist, LLMRole
+from datadist.rank_table import parse_rank_table
+from tests import nodes
+from tests.nodes import MIB
+from tests.stranger import Stranger, socket_of
+
+PAIR = {1: 0, 2: 1}
+TABLE = parse_rank_table(nodes.table_for(PAIR)).canonical
+GUARD = 0x77
+SECONDS = 10.0
+
+
+class Engine:
+    """An engine of this process, and what it logged."""
+
+    def __init__(self, runtime_dir: Path) -> None:
+        os.environ["DATADIST_RUNTIME_DIR"] = str(runtime_dir)
+        self.runtime_dir = runtime_dir
+        config = LLMConfig()
+        config.enable_cache_manager = True
+        config.transfer_backend = "shm"
+        config.link_total_time = 10
+        config.sync_kv_timeout = 300
+        config.mem_pool_cfg = json.dumps({"memory_size": MIB, "page_shift": 12})
+        self.api = LLMDataDist(LLMRole.MIX, 1)
+        self.log: list[str] = []
+        self.comm_id = 0
+        """Of the link that a test is about."""
+        self._strangers: list[Stranger] = []
+        self._handler = _Collector(self.log)
+        logger = logging.getLogger("datadist")
+        self._level = logger.level
+        logger.addHandler(self._handler)
+        logger.setLevel(logging.DEBUG)
+        self.api.init(config.generate_options())
+        self.cache = self.api.cache_manager.allocate_cache(CacheDesc(2, [1, 64], DataType.DT_UINT8))
+        for array in self.cache.numpy():
+            array[:] = GUARD
+
+    def stranger(self, number: int = 0, hello: bool = True, cluster: int = 2) -> Stranger:
+        """Somebody who connects."""
+        made = Stranger(socket_of(self.runtime_dir, 1), cluster, number, hello)
+        self._strangers.append(made)
+        return made
+
+    def ended(self, reason: str, times: int = 1) -> bool:
+        """Whether sessions or handshakes end in time, and the log gives that reason for them."""
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
+            if len([line for line in self.ends() if reason in line]) == times:
+                return True
+            time.sleep(0.005)
+        return False
+
+    def ends(self) -> list[str]:
+        """Why sessions and handshakes ended so far, in the words of the log."""
+        said = ("the session with ", "no session with ")
+        return [line for line in self.log if any(text in line for text in said)]
+
+    def untouched(self) -> bool:
+        """Whether no byte of our cache has changed."""
+        return all((array == GUARD).all() for array in self.cache.numpy())
+
+    def works(self) -> None:
+        """Somebody else is served."""
+        other = self.stranger(900)
+        assert other.hear("hello") is not None
+        other.close()
+        assert self.api.stats()["backend"] == "shm"
+
+    def close(self) -> None:
+        """The end; not with strangers there, who would be waited for."""
+        for stranger in self._strangers:
+            stranger.close()
+        self.api.finalize()
+        logger = logging.getLogger("datadist")
+        logger.removeHandler(self._handler)
+        logger.setLevel(self._level)
+
+
+class _Collector(logging.Handler):
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(f"{record.levelname} {record.getMessage()}")

@@ -1,0 +1,333 @@
+"""Building a domain: who may name its members, and offers that come early, twice or from others."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datadist_shm import ShmTransport
+
+from datadist import LLMException, RegisterMemStatus
+from datadist.control.messages import Message
+from datadist.engine import building
+from tests import nodes
+from tests.hosted import SECONDS, Engine
+from tests.stranger import Stranger, memory
+
+PAIR = {2: 0, 1: 1}
+"""The stranger of cluster 2 is rank 0, which names the members when it likes."""
+THREE = {3: 0, 1: 1, 2: 2}
+TOKEN, OTHER_TOKEN = "a" * 32, "b" * 32
+SIZE = 1 << 16
+GOOD = {
+    "version": 1, "writable": False, "fence": None,
+    "regions": [{"id": 1, "address": 1 << 40, "size": SIZE, "fd": 0}],
+}  # fmt: skip
+REASON = {"reason": "for no reason"}
+NONSENSE: dict[str, Any] = {}
+"""An offer that fails a link where it is taken."""
+
+
+REASON = {"reason": "for no reason"}
+
+
+@pytest.fixture
+def engine(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    monkeypatch.setenv("DATADIST_RUNTIME_DIR", str(runtime_dir))
+    made = Engine(runtime_dir)
+    yield made
+    made.close()
+
+
+def _own_incarnation(engine: Engine) -> str:
+    (path,) = engine.runtime_dir.glob("1-*.sock")
+    return path.stem.partition("-")[2]
+
+
+def _form(
+    engine: Engine, mapping: dict[int, int], comm_id: int, *members: Stranger, token: str = TOKEN
+) -> dict[str, Any]:
+    """The members of a domain, as rank 0 names them."""
+    incarnations = {1: _own_incarnation(engine), **{m.cluster: m.incarnation for m in members}}
+    return {
+        "kind": "form",
+        "domain": token,
+        "members": [
+            {
+                "rank": rank, "cluster_id": cluster, "incarnation": incarnations[cluster],
+                "link": comm_id if cluster == 1 else 1,
+            }
+            for cluster, rank in mapping.items()
+        ],
+    }  # fmt: skip
+
+
+def _until_synced(stranger: Stranger) -> list[Message]:
+    """What the engine said, until all that the stranger said before was handled."""
+    stranger.say({"kind": "sync", "id": 7})
+    said: list[Message] = []
+    while not said or said[-1].kind != "synced":
+        message = stranger.hear_any()
+        assert message is not None, "the engine ended the session"
+        said.append(message)
+    return said
+
+
+def _answers(stranger: Stranger, token: str = TOKEN) -> int:
+    """How many offers were answered since the last question."""
+    said = _until_synced(stranger)
+    return len([m for m in said if m.kind == "attached" and m.domain == token])
+
+
+class Sent:
+    """Memory that was sent with an offer, and not kept here."""
+
+    def __init__(self, stranger: Stranger, offer: dict[str, Any], token: str = TOKEN) -> None:
+        fd = memory(SIZE)
+        self._inode = os.fstat(fd).st_ino
+        assert stranger.offer(token, offer, [fd])
+        os.close(fd)
+
+    def is_closed(self) -> bool:
+        """Whether the engine, which is in this process, lets go of the descriptor in time."""
+        deadline = time.monotonic() + SECONDS
+        while self._is_open():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        return True
+
+    def _is_open(self) -> bool:
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                if os.stat(f"/proc/self/fd/{name}").st_ino == self._inode:
+                    return True
+            except OSError:
+                continue
+        return False
+
+
+# -- who names the members -----------------------------------------------------------------------
+
+
+def test_only_rank_0_names_the_members(engine: Engine) -> None:
+    first, other = engine.stranger(1, cluster=3), engine.stranger(2, cluster=2)
+    comm_id = engine.api.link("three", THREE, nodes.table_for(THREE))
+    for stranger in (first, other):
+        assert stranger.hear("announce")
+    assert other.say(_form(engine, THREE, comm_id, first, other))
+    refused = other.hear("dissolve")
+    assert refused is not None
+    assert (refused.domain, refused.reason) == (TOKEN, "a member is not waiting any more")  # type: ignore[union-attr]
+    assert engine.api.query_register_mem_status(comm_id) is RegisterMemStatus.PREPARING
+    assert first.say(_form(engine, THREE, comm_id, first, other, token=OTHER_TOKEN))
+    for stranger in (first, other):
+        offer = stranger.hear("offer")
+        assert offer is not None
+        assert offer.domain == OTHER_TOKEN  # type: ignore[union-attr]
+
+
+def test_nobody_passes_for_rank_0_under_its_own_incarnation(engine: Engine) -> None:
+    """An engine that said hello as another cluster is not rank 0, whatever its `Form` says."""
+    other = engine.stranger(2, cluster=2)
+    comm_id = engine.api.link("three", THREE, nodes.table_for(THREE))
+    assert other.hear("announce")
+    form = _form(engine, {1: 1, 2: 2}, comm_id, other)
+    form["members"].append(
+        {"rank": 0, "cluster_id": 3, "incarnation": other.incarnation, "link": 1}
+    )
+    assert other.say(form)
+    assert other.hear("dissolve") is not None
+    assert "offer" not in [message.kind for message in _until_synced(other)]
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "another link of ours": {"link": 9_999},
+    "another cluster": {"cluster_id": 4},
+    "another rank": {"rank": 2},
+    "another engine": {"incarnation": "c" * 32},
+}
+
+
+@pytest.mark.parametrize("wrong", FORMS)
+def test_a_form_that_does_not_fit_our_wish_is_refused(engine: Engine, wrong: str) -> None:
+    first = engine.stranger()
+    comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
+    assert first.hear("announce")
+    form = _form(engine, PAIR, comm_id, first)
+    (ours,) = [member for member in form["members"] if member["cluster_id"] == 1]
+    ours.update(FORMS[wrong])
+    assert first.say(form)
+    assert first.hear("dissolve") is not None
+    assert first.say(_form(engine, PAIR, comm_id, first, token=OTHER_TOKEN))
+    assert first.hear("offer") is not None
+
+
+# -- early offers --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def first(engine: Engine) -> Stranger:
+    """Rank 0 of the domain that the engine waits for."""
+    engine.comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
+    made = engine.stranger()
+    assert made.hear("announce")
+    return made
+
+
+def _complete(engine: Engine, first: Stranger) -> None:
+    """Name the members, and be ready: the link is OK once the offer that was sent is attached."""
+    assert first.say(_form(engine, PAIR, engine.comm_id, first))
+    assert first.say({"kind": "ready", "domain": TOKEN})
+    engine.api.wait_link(engine.comm_id)
+
+
+def test_an_offer_may_come_before_the_domain_is_known(engine: Engine, first: Stranger) -> None:
+    sent = Sent(first, GOOD)
+    assert _answers(first) == 0
+    _complete(engine, first)
+    assert first.hear("attached") is not None
+    assert sent.is_closed(), "the mapping needs no descriptor"
+
+
+def test_of_two_early_offers_the_first_one_counts(engine: Engine, first: Stranger) -> None:
+    Sent(first, GOOD)
+    second = Sent(first, NONSENSE)
+    assert _answers(first) == 1
+    assert second.is_closed()
+    _complete(engine, first)
+    assert first.hear("attached") is not None
+
+
+def test_so_many_early_offers_are_kept_and_no_more(engine: Engine, first: Stranger) -> None:
+    tokens = [TOKEN, *(f"{number:032x}" for number in range(1, building.MAX_EARLY))]
+    for token in tokens:
+        Sent(first, GOOD, token)
+    assert [m.kind for m in _until_synced(first)] == ["synced"]
+    over = Sent(first, GOOD, OTHER_TOKEN)
+    assert _answers(first, OTHER_TOKEN) == 1
+    assert over.is_closed()
+    _complete(engine, first)
+
+
+def test_an_early_offer_of_no_domain_is_forgotten(
+    engine: Engine, first: Stranger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "EARLY_SECONDS", 0.05)
+    sent = Sent(first, GOOD)
+    assert first.hear("attached") is not None
+    assert sent.is_closed()
+    monkeypatch.undo()
+    Sent(first, GOOD)  # its place is free
+    assert _answers(first) == 0
+
+
+def test_early_offers_go_with_their_session(engine: Engine, first: Stranger) -> None:
+    sent = [Sent(first, GOOD, token) for token in (TOKEN, OTHER_TOKEN)]
+    assert _answers(first) == 0
+    first.close()
+    assert all(each.is_closed() for each in sent)
+
+
+def test_an_early_offer_counts_for_its_own_domain_only(engine: Engine, first: Stranger) -> None:
+    Sent(first, NONSENSE, OTHER_TOKEN)
+    Sent(first, GOOD)
+    _complete(engine, first)
+
+
+# -- offers twice, and from others ---------------------------------------------------------------
+
+
+def test_a_second_offer_before_the_link_is_open_changes_nothing(
+    engine: Engine, first: Stranger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, go_on, real = threading.Event(), threading.Event(), ShmTransport.open
+
+    def slowly(*args: Any) -> Any:
+        entered.set()
+        assert go_on.wait(SECONDS)
+        return real(*args)
+
+    monkeypatch.setattr(ShmTransport, "open", slowly)
+    try:
+        assert first.say(_form(engine, PAIR, engine.comm_id, first))
+        assert entered.wait(SECONDS)
+        Sent(first, GOOD)
+        second = Sent(first, NONSENSE)
+        assert _answers(first) == 1
+        assert second.is_closed()
+    finally:
+        go_on.set()
+    assert first.say({"kind": "ready", "domain": TOKEN})
+    engine.api.wait_link(engine.comm_id)
+    assert first.hear("attached") is not None
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_second_offer_after_the_first_was_attached_changes_nothing(
+    engine: Engine, first: Stranger, linked: bool
+) -> None:
+    assert first.say(_form(engine, PAIR, engine.comm_id, first))
+    Sent(first, GOOD)
+    assert first.hear("attached") is not None
+    if linked:
+        assert first.say({"kind": "ready", "domain": TOKEN})
+        engine.api.wait_link(engine.comm_id)
+    second = Sent(first, NONSENSE)
+    assert first.hear("attached") is not None
+    assert second.is_closed()
+    if not linked:
+        assert first.say({"kind": "ready", "domain": TOKEN})
+        engine.api.wait_link(engine.comm_id)
+    assert engine.api.link_error(engine.comm_id) is None
+
+
+def test_offers_and_readiness_of_others_are_no_members_word(
+    engine: Engine, first: Stranger
+) -> None:
+    other = engine.stranger(5, cluster=5)
+    assert first.say(_form(engine, PAIR, engine.comm_id, first))
+    assert first.hear("offer") is not None
+    foreign = Sent(other, NONSENSE)
+    assert _answers(other) == 1
+    assert foreign.is_closed()
+    fields: dict[str, dict[str, Any]] = {
+        "ready": {},
+        "dissolve": REASON,
+        "fail": REASON,
+        "left": {"seq": 1},
+    }
+    for kind, more in fields.items():
+        assert other.say({"kind": kind, "domain": TOKEN, **more})
+    _until_synced(other)
+    Sent(first, GOOD)
+    assert first.hear("attached") is not None
+    assert engine.api.query_register_mem_status(engine.comm_id) is RegisterMemStatus.PREPARING
+    assert first.say({"kind": "ready", "domain": TOKEN})
+    engine.api.wait_link(engine.comm_id)
+    assert engine.api.link_error(engine.comm_id) is None
+
+
+# -- members that fail ---------------------------------------------------------------------------
+
+
+def test_a_member_that_fails_takes_the_domain_along(engine: Engine, first: Stranger) -> None:
+    assert first.say(_form(engine, PAIR, engine.comm_id, first))
+    assert first.hear("offer") is not None
+    assert first.say({"kind": "fail", "domain": TOKEN, **REASON})
+    with pytest.raises(LLMException, match="cluster 2 reported: for no reason"):
+        engine.api.wait_link(engine.comm_id)
+
+
+def test_a_member_that_fails_when_we_are_ready_is_gone(engine: Engine, first: Stranger) -> None:
+    Sent(first, GOOD)
+    _complete(engine, first)
+    assert first.say({"kind": "fail", "domain": TOKEN, **REASON})
+    _until_synced(first)
+    assert engine.api.query_register_mem_status(engine.comm_id) is RegisterMemStatus.OK
+    assert "cluster 2 gave up: for no reason" in str(engine.api.link_error(engine.comm_id))
