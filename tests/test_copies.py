@@ -111,6 +111,65 @@ def test_blocks_are_copied_in_order(manager: CacheManager) -> None:
     np.testing.assert_array_equal(cache.numpy(), expected)
 
 
+# -- what depends on the order, large enough for several threads and stores past the cache -------
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_large_blocks_are_copied_in_order(manager: CacheManager, order: int) -> None:
+    rng = np.random.default_rng(1)
+    arrays = [rng.integers(0, 1 << 30, (6, MIB // 4 * 3 + 5), np.int32) for _ in range(2)]
+    expected = [array.copy() for array in arrays]
+    cache = manager.register_blocks_cache(
+        CacheDesc(2, list(arrays[0].shape), DataType.DT_INT32), [a.ctypes.data for a in arrays]
+    )
+    pairs = [(block, block + 1) for block in range(5)][::order]
+    manager.copy_blocks(cache, {source: [target] for source, target in pairs})
+    for array in expected:
+        for source, target in pairs:
+            array[target] = array[source]
+    np.testing.assert_array_equal(arrays, expected)
+
+
+@pytest.mark.parametrize("shift", [1, 16, 1024, MIB])
+@pytest.mark.parametrize("up", [True, False])
+def test_caches_over_overlapping_memory_are_copied_as_if_by_way_of_a_third(
+    manager: CacheManager, shift: int, up: bool
+) -> None:
+    """Registered ranges may contain each other; here one begins ``shift`` numbers into the other."""
+    count = 3 * MIB
+    memory = np.random.default_rng(2).integers(0, 1 << 30, count, np.int32)
+    outer = manager.register_cache(
+        CacheDesc(1, [1, count], DataType.DT_INT32), [memory.ctypes.data]
+    )
+    inner = manager.register_cache(
+        CacheDesc(1, [1, count - shift], DataType.DT_INT32), [memory[shift:].ctypes.data]
+    )
+    expected = memory.copy()
+    if up:
+        expected[shift:] = memory[:-shift]
+        manager.copy_cache(inner, outer, size=4 * (count - shift))
+    else:
+        expected[:-shift] = memory[shift:]
+        manager.copy_cache(outer, inner)
+    np.testing.assert_array_equal(memory, expected)
+
+
+def test_large_slots_of_one_cache_are_copied(manager: CacheManager) -> None:
+    rng = np.random.default_rng(3)
+    arrays = [rng.integers(0, 1 << 30, (3, MIB + 3), np.int32) for _ in range(2)]
+    expected = [array.copy() for array in arrays]
+    cache = manager.register_cache(
+        CacheDesc(2, list(arrays[0].shape), DataType.DT_INT32), [a.ctypes.data for a in arrays]
+    )
+    for source, target, offset in ((0, 1, 0), (1, 2, 4), (2, 0, 8), (1, 1, 0)):
+        manager.copy_cache(cache, cache, target, source, offset)
+        for array in expected:
+            array[target, offset // 4 :] = array[source, offset // 4 :]
+    np.testing.assert_array_equal(arrays, expected)
+
+
 def test_blocks_are_swapped_out_and_in(manager: CacheManager) -> None:
     desc = CacheDesc(2, [8, 10], DataType.DT_INT32)
     cache = manager.allocate_blocks_cache(desc)

@@ -10,7 +10,7 @@ import hccl_sim
 import pytest
 from datadist_hccl.table import Family, check, family_of, uses_rdma
 
-from datadist.rank_table import RankTable, parse_rank_table
+from datadist.rank_table import RankTable, RankTableError, parse_rank_table
 from datadist.transport import LinkError
 
 Change = Callable[[dict[str, Any]], object]
@@ -146,6 +146,108 @@ def test_tables_that_hccl_would_refuse(
 ) -> None:
     with pytest.raises(LinkError, match=message):
         check(table, 0, 0, family, roce)
+
+
+# -- numbers of devices --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("table", "rank", "physical"),
+    [
+        (_table(2, 2, _set(0, 0, device_id="15")), 0, 15),
+        (_table(2, 2, _set(1, 0, device_id="15")), 0, 0),
+        (_table(2, 2, _set(1, 0, device_id="7")), 1, 7),
+        (_table(2, 2, _all(_set(0, 0, device_id="3"), _set(1, 0, device_id="3"))), 1, 3),
+        (
+            _table(
+                2,
+                1,
+                _all(
+                    _set(0, 0, device_id="5", device_port="16666"),
+                    _set(0, 1, device_id="5", device_port="16667"),
+                ),
+            ),
+            1,
+            5,
+        ),
+        (_table(2, 1, _set(0, 1, device_id="0", device_port="16666")), 0, 0),
+    ],
+)
+def test_numbers_of_devices_that_can_be_used(table: RankTable, rank: int, physical: int) -> None:
+    check(table, rank, physical, Family.A2, True)
+
+
+@pytest.mark.parametrize(
+    ("table", "rank", "physical", "message"),
+    [
+        (
+            _table(2, 2, _set(0, 0, device_id="16")),
+            0,
+            16,
+            "device_id of rank 0 is 16, it must be at most 15",
+        ),
+        (
+            _table(2, 2, _set(1, 0, device_id="4294967295")),
+            0,
+            0,
+            "device_id of rank 1 is 4294967295, it must be at most 15",
+        ),
+        (
+            _table(2, 1, _set(0, 1, device_id="0")),
+            0,
+            0,
+            "ranks 0 and 1 use device 0 of server 10.0.0.1: give each a device_port of its own",
+        ),
+        (
+            _table(
+                2,
+                1,
+                _all(
+                    _set(0, 0, device_port="16666"),
+                    _set(0, 1, device_id="0", device_port="16666"),
+                ),
+            ),
+            0,
+            0,
+            "ranks 0 and 1 use device 0 of server 10.0.0.1",
+        ),
+        (
+            _table(4, 1, _all(_set(0, 1, device_id="9"), _set(0, 3, device_id="9"))),
+            0,
+            0,
+            "ranks 1 and 3 use device 9 of server 10.0.0.1",
+        ),
+    ],
+)
+def test_numbers_of_devices_that_hccl_would_refuse(
+    table: RankTable, rank: int, physical: int, message: str
+) -> None:
+    with pytest.raises(LinkError) as error:
+        check(table, rank, physical, Family.A2, True)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_number_of_the_own_device_is_the_physical_one(rank: int) -> None:
+    """Logical numbers count the devices that a process sees; here device 0 is the physical 4 or 6."""
+    table = _table(2, 1, _all(_set(0, 0, device_id="4"), _set(0, 1, device_id="6")))
+    check(table, rank, (4, 6)[rank], Family.A2, True)
+    for other in (0, (6, 4)[rank]):
+        with pytest.raises(LinkError) as error:
+            check(table, rank, other, Family.A2, True)
+        assert str(error.value) == (
+            f"device_id of rank {rank}, which is this engine, is {(4, 6)[rank]}, but the engine runs "
+            f"on physical device {other}: correct the table or device_id of the configuration"
+        )
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["x", "", "-1", "+1", "1.0", "0x1", "1_0", "\uff11", "4294967296", -1, 1.5, True, None, [1]],
+)
+def test_what_is_no_number_of_a_device(number: object) -> None:
+    with pytest.raises(RankTableError, match=r"server_list\[1\]\.device\[0\]\.device_id: expected"):
+        _table(2, 2, lambda raw: _device(raw, 1).update(device_id=number))
 
 
 def test_families_of_chips() -> None:
