@@ -13,8 +13,9 @@ import pytest
 from datadist_shm import ShmTransport
 
 from datadist import LLMException, RegisterMemStatus
-from datadist.control.messages import Message
+from datadist.control.messages import Message, OfferMessage
 from datadist.engine import building
+from datadist.engine.peers import OFFER_WINDOW
 from tests import nodes
 from tests.hosted import SECONDS, Engine
 from tests.stranger import Stranger, memory
@@ -311,6 +312,28 @@ def test_offers_and_readiness_of_others_are_no_members_word(
     assert first.say({"kind": "ready", "domain": TOKEN})
     engine.api.wait_link(engine.comm_id)
     assert engine.api.link_error(engine.comm_id) is None
+
+
+def test_a_member_that_answers_no_offer_gets_a_window_of_them(engine: Engine) -> None:
+    names = [f"pair{number}" for number in range(OFFER_WINDOW + 2)]
+    comm_ids = [engine.api.link(name, PAIR, nodes.table_for(PAIR)) for name in names]
+    first = engine.stranger()
+    for number, comm_id in enumerate(comm_ids):
+        assert first.say(_form(engine, PAIR, comm_id, first, token=f"{number:032x}"))
+    given = {_token_of_offer(first) for _ in range(OFFER_WINDOW)}
+    for _ in range(20):  # the others have been prepared meanwhile
+        assert "offer" not in [message.kind for message in _until_synced(first)]
+        time.sleep(0.01)
+    for token in sorted(given)[:2]:
+        assert first.say({"kind": "attached", "domain": token})
+        given.add(_token_of_offer(first))
+    assert given == {f"{number:032x}" for number in range(OFFER_WINDOW + 2)}
+
+
+def _token_of_offer(stranger: Stranger) -> str:
+    offer = stranger.hear("offer")
+    assert isinstance(offer, OfferMessage)
+    return offer.domain
 
 
 # -- members that fail ---------------------------------------------------------------------------

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -179,6 +183,51 @@ def test_descriptors_that_come_before_the_last_byte_reach_the_message(pair: Pair
         pair.theirs.sendall(byte)
     assert come.wait(SECONDS)
     assert heard == [inodes]
+
+
+# -- the process at the other end -----------------------------------------------------------------
+
+LEAVES_A_CHILD = """
+import socket, subprocess, sys
+sock = socket.socket(socket.AF_UNIX)
+sock.connect(sys.argv[1])
+child = subprocess.Popen(["sleep", "600"], pass_fds=[sock.fileno()], stdout=subprocess.DEVNULL)
+print(child.pid)
+"""
+
+
+def test_a_session_ends_with_the_process_although_its_child_keeps_the_socket(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "s"
+    closed, reasons = threading.Event(), list[str]()
+    reactor = Reactor("test")
+
+    def on_closed(_session: Session, reason: str) -> None:
+        reasons.append(reason)
+        closed.set()
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(SECONDS)
+        peer = subprocess.Popen(
+            [sys.executable, "-c", LEAVES_A_CHILD, str(path)], stdout=subprocess.PIPE, text=True
+        )
+        with peer:
+            session = Session(reactor, listener.accept()[0])
+            assert session.peer_pid == peer.pid
+            session.on_closed = on_closed
+            reactor.call(session.start, SECONDS)
+            assert peer.stdout is not None
+            child = int(peer.stdout.read())
+    try:
+        assert closed.wait(SECONDS)
+        assert reasons == ["its process ended"]
+    finally:
+        os.kill(child, signal.SIGKILL)
+        reactor.call(lambda: session.close("end"), SECONDS)
+        reactor.stop()
 
 
 # -- bytes that wait for a peer that does not read ------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -59,11 +60,8 @@ def test_a_writer_inside_is_reported(owner: Owner) -> None:
 
 
 def test_a_writer_that_has_ended_is_gone_although_another_process_has_its_pid() -> None:
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0)
-    pidfd = os.pidfd_open(pid)
-    os.waitpid(pid, 0)
+    with subprocess.Popen(["true"]) as process:
+        pidfd = os.pidfd_open(process.pid)
     owner = Owner(pidfd)  # whose pid is that of this process, which lives
     owner.words[0] = 1
     assert owner.link.close() == frozenset()

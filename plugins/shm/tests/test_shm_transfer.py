@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from array import array
 from collections.abc import Callable, Iterator
 
@@ -139,11 +140,8 @@ def test_what_ends_a_transfer_ends_its_helpers(end: Callable[[Here], None]) -> N
 @pytest.fixture
 def ended() -> Iterator[int]:
     """The pidfd of a process that has ended; its pid may be anybody's."""
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0)
-    pidfd = os.pidfd_open(pid)
-    os.waitpid(pid, 0)
+    with subprocess.Popen(["true"]) as process:
+        pidfd = os.pidfd_open(process.pid)
     yield pidfd
     os.close(pidfd)
 
