@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import threading
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from datadist import CacheDesc, CacheKey, CacheKeyByIdAndIndex, DataType
-from tests import nodes
+from tests import nodes, tasks
 from tests.nodes import Node
 
 Start = Callable[..., Node]
@@ -58,7 +57,7 @@ def _look() -> dict[str, int]:
         "heap": _heap(),
         "descriptors": len(os.listdir("/proc/self/fd")),
         "mappings": Path("/proc/self/maps").read_text().count("memfd:"),
-        "threads": threading.active_count(),
+        "threads": tasks.count(),
     }
 
 

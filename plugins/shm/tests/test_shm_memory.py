@@ -22,6 +22,7 @@ from datadist.transport import (
     TransportError,
     TransportOptions,
 )
+from tests import tasks
 
 MIB = 1 << 20
 
@@ -67,13 +68,13 @@ def test_without_population_no_page_is_made() -> None:
 
 def test_release_ends_the_filling() -> None:
     transport = _transport()
-    before = {thread.name for thread in threading.enumerate()}
+    before = tasks.count()
     region = transport.allocate(1024 * MIB, Placement.HOST)
     fds = len(os.listdir("/proc/self/fd"))
     began = time.monotonic()
     transport.release(region)
     assert time.monotonic() - began < 10
-    assert {thread.name for thread in threading.enumerate()} == before
+    assert tasks.falls_to(before)
     assert len(os.listdir("/proc/self/fd")) == fds - 1
 
 

@@ -1,0 +1,59 @@
+"""What of an engine's options its transport is told (starting.py)."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from datadist import LLMConfig, LLMRole
+from datadist.engine import starting
+from datadist.engine.options import EngineOptions
+from datadist.transport import TransportOptions
+
+
+def _told(
+    monkeypatch: pytest.MonkeyPatch, config: LLMConfig, environ: dict[str, str]
+) -> TransportOptions:
+    """The options of a transport that is started with that configuration."""
+    told: list[TransportOptions] = []
+
+    def transport(told_now: TransportOptions) -> SimpleNamespace:
+        told.append(told_now)
+        return SimpleNamespace(describe=dict)
+
+    choice = SimpleNamespace(name="shm", backend="shm", why="a test", transport_class=transport)
+    monkeypatch.setattr(starting, "choose_backend", lambda *_: choice)
+    given = {**config.generate_options(), "datadist.shm.speed": "9", "datadist.rdma.speed": "1"}
+    starting.start_transport(EngineOptions.parse(given, LLMRole.MIX, environ), environ)
+    (one,) = told
+    return one
+
+
+def test_every_option_of_a_transport_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = LLMConfig()
+    config.enable_cache_manager = True
+    config.device_id = 7
+    config.listen_ip_info = "10.0.0.1:26000"
+    config.rdma_traffic_class = 132
+    config.rdma_service_level = 4
+    config.link_total_time = 1080
+    config.link_retry_count = 80
+    config.local_comm_res = '{"version": "1.2"}'
+    assert _told(monkeypatch, config, {"DATADIST_AUTH_KEY": "secret"}) == TransportOptions(
+        device_id=7,
+        listen_address="10.0.0.1",
+        traffic_class=132,
+        service_level=4,
+        retry_count=80,
+        link_timeout=1080,
+        auth_key=b"secret",
+        local_comm_res='{"version": "1.2"}',
+        extra={"speed": "9"},
+    )
+
+
+def test_what_was_not_chosen_is_left_to_the_transport(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = LLMConfig()
+    config.enable_cache_manager = True
+    assert _told(monkeypatch, config, {}) == TransportOptions(extra={"speed": "9"})
