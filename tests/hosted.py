@@ -7,16 +7,18 @@ import logging
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from datadist import CacheDesc, DataType, LLMConfig, LLMDataDist, LLMRole
 from datadist.rank_table import parse_rank_table
 from tests import nodes
 from tests.nodes import MIB
-from tests.stranger import Stranger, socket_of
+from tests.stranger import Stranger, memory, socket_of
 
 PAIR = {1: 0, 2: 1}
 TABLE = parse_rank_table(nodes.table_for(PAIR)).canonical
 GUARD = 0x77
+SIZE = 1 << 16
 SECONDS = 10.0
 
 
@@ -95,3 +97,31 @@ class _Collector(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._lines.append(f"{record.levelname} {record.getMessage()}")
+
+
+class Sent:
+    """Memory of SIZE bytes that was sent with an offer, and not kept here."""
+
+    def __init__(self, stranger: Stranger, offer: dict[str, Any], token: str) -> None:
+        fd = memory(SIZE)
+        self._inode = os.fstat(fd).st_ino
+        assert stranger.offer(token, offer, [fd])
+        os.close(fd)
+
+    def is_closed(self) -> bool:
+        """Whether the engine, which is in this process, lets go of the descriptor in time."""
+        deadline = time.monotonic() + SECONDS
+        while self._is_open():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        return True
+
+    def _is_open(self) -> bool:
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                if os.stat(f"/proc/self/fd/{name}").st_ino == self._inode:
+                    return True
+            except OSError:
+                continue
+        return False

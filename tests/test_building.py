@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -13,18 +12,18 @@ import pytest
 from datadist_shm import ShmTransport
 
 from datadist import LLMException, RegisterMemStatus
-from datadist.control.messages import Message, OfferMessage
+from datadist.control.messages import Dial, Message, OfferMessage
+from datadist.control.runtime_dir import Address, RuntimeDir
 from datadist.engine import building
 from datadist.engine.peers import OFFER_WINDOW
 from tests import nodes
-from tests.hosted import SECONDS, Engine
-from tests.stranger import Stranger, memory
+from tests.hosted import SECONDS, SIZE, Engine, Sent
+from tests.stranger import Stranger
 
 PAIR = {2: 0, 1: 1}
 """The stranger of cluster 2 is rank 0, which names the members when it likes."""
 THREE = {3: 0, 1: 1, 2: 2}
 TOKEN, OTHER_TOKEN = "a" * 32, "b" * 32
-SIZE = 1 << 16
 GOOD = {
     "version": 1, "writable": False, "fence": None,
     "regions": [{"id": 1, "address": 1 << 40, "size": SIZE, "fd": 0}],
@@ -85,34 +84,6 @@ def _answers(stranger: Stranger, token: str = TOKEN) -> int:
     return len([m for m in said if m.kind == "attached" and m.domain == token])
 
 
-class Sent:
-    """Memory that was sent with an offer, and not kept here."""
-
-    def __init__(self, stranger: Stranger, offer: dict[str, Any], token: str = TOKEN) -> None:
-        fd = memory(SIZE)
-        self._inode = os.fstat(fd).st_ino
-        assert stranger.offer(token, offer, [fd])
-        os.close(fd)
-
-    def is_closed(self) -> bool:
-        """Whether the engine, which is in this process, lets go of the descriptor in time."""
-        deadline = time.monotonic() + SECONDS
-        while self._is_open():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.005)
-        return True
-
-    def _is_open(self) -> bool:
-        for name in os.listdir("/proc/self/fd"):
-            try:
-                if os.stat(f"/proc/self/fd/{name}").st_ino == self._inode:
-                    return True
-            except OSError:
-                continue
-        return False
-
-
 # -- who names the members -----------------------------------------------------------------------
 
 
@@ -169,6 +140,70 @@ def test_a_form_that_does_not_fit_our_wish_is_refused(engine: Engine, wrong: str
     assert first.hear("offer") is not None
 
 
+PORT = 26_999
+"""Nobody listens there: the runtime directory says who does."""
+
+
+@pytest.fixture
+def asked(engine: Engine) -> Iterator[tuple[Stranger, int]]:
+    """An engine of cluster 2 whom ours asks for a link, and the id of that link."""
+    peer = engine.stranger(1)
+    assert peer.hear("hello")
+    directory = RuntimeDir(engine.runtime_dir, "")
+    directory.publish("127.0.0.1", PORT, Address(2, peer.incarnation))
+    calls: list[Any] = []
+
+    def ask() -> None:
+        calls.append(engine.api.link_clusters([nodes.cluster_info(2, PORT)], 60_000))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    dial = peer.hear("dial")
+    assert isinstance(dial, Dial)
+    yield peer, dial.link
+    peer.say({"kind": "refused", "link": dial.link, "status": 1, "reason": "the test is over"})
+    thread.join()
+    directory.close()
+
+
+PAIRS: dict[str, dict[str, Any]] = {
+    **{wrong: {"ours": changes} for wrong, changes in FORMS.items()},
+    "a peer of another cluster": {"theirs": {"cluster_id": 4}},
+    "a peer that is another engine": {"theirs": {"incarnation": "c" * 32}},
+}
+
+
+@pytest.mark.parametrize("wrong", PAIRS)
+def test_a_form_that_does_not_fit_what_link_clusters_asks_is_refused(
+    engine: Engine, asked: tuple[Stranger, int], wrong: str
+) -> None:
+    peer, link = asked
+    form = _form(engine, {1: 0, 2: 1}, link, peer)
+    ours, theirs = form["members"]
+    ours.update(PAIRS[wrong].get("ours", {}))
+    theirs.update(PAIRS[wrong].get("theirs", {}))
+    assert peer.say(form)
+    assert peer.hear("dissolve") is not None
+    assert peer.say(_form(engine, {1: 0, 2: 1}, link, peer, token=OTHER_TOKEN))
+    assert _token_of_offer(peer) == OTHER_TOKEN
+
+
+def test_only_the_one_that_was_asked_answers_link_clusters(
+    engine: Engine, asked: tuple[Stranger, int]
+) -> None:
+    peer, link = asked
+    other = engine.stranger(2)
+    assert other.hear("hello")
+    for form in (
+        _form(engine, {1: 0, 2: 1}, link, peer),
+        _form(engine, {1: 0, 2: 1}, link, other),
+    ):
+        assert other.say(form)
+        assert other.hear("dissolve") is not None
+    assert peer.say(_form(engine, {1: 0, 2: 1}, link, peer, token=OTHER_TOKEN))
+    assert _token_of_offer(peer) == OTHER_TOKEN
+
+
 # -- early offers --------------------------------------------------------------------------------
 
 
@@ -189,7 +224,7 @@ def _complete(engine: Engine, first: Stranger) -> None:
 
 
 def test_an_offer_may_come_before_the_domain_is_known(engine: Engine, first: Stranger) -> None:
-    sent = Sent(first, GOOD)
+    sent = Sent(first, GOOD, TOKEN)
     assert _answers(first) == 0
     _complete(engine, first)
     assert first.hear("attached") is not None
@@ -197,8 +232,8 @@ def test_an_offer_may_come_before_the_domain_is_known(engine: Engine, first: Str
 
 
 def test_of_two_early_offers_the_first_one_counts(engine: Engine, first: Stranger) -> None:
-    Sent(first, GOOD)
-    second = Sent(first, NONSENSE)
+    Sent(first, GOOD, TOKEN)
+    second = Sent(first, NONSENSE, TOKEN)
     assert _answers(first) == 1
     assert second.is_closed()
     _complete(engine, first)
@@ -220,11 +255,11 @@ def test_an_early_offer_of_no_domain_is_forgotten(
     engine: Engine, first: Stranger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(building, "EARLY_SECONDS", 0.05)
-    sent = Sent(first, GOOD)
+    sent = Sent(first, GOOD, TOKEN)
     assert first.hear("attached") is not None
     assert sent.is_closed()
     monkeypatch.undo()
-    Sent(first, GOOD)  # its place is free
+    Sent(first, GOOD, TOKEN)  # its place is free
     assert _answers(first) == 0
 
 
@@ -237,7 +272,7 @@ def test_early_offers_go_with_their_session(engine: Engine, first: Stranger) -> 
 
 def test_an_early_offer_counts_for_its_own_domain_only(engine: Engine, first: Stranger) -> None:
     Sent(first, NONSENSE, OTHER_TOKEN)
-    Sent(first, GOOD)
+    Sent(first, GOOD, TOKEN)
     _complete(engine, first)
 
 
@@ -258,8 +293,8 @@ def test_a_second_offer_before_the_link_is_open_changes_nothing(
     try:
         assert first.say(_form(engine, PAIR, engine.comm_id, first))
         assert entered.wait(SECONDS)
-        Sent(first, GOOD)
-        second = Sent(first, NONSENSE)
+        Sent(first, GOOD, TOKEN)
+        second = Sent(first, NONSENSE, TOKEN)
         assert _answers(first) == 1
         assert second.is_closed()
     finally:
@@ -274,12 +309,12 @@ def test_a_second_offer_after_the_first_was_attached_changes_nothing(
     engine: Engine, first: Stranger, linked: bool
 ) -> None:
     assert first.say(_form(engine, PAIR, engine.comm_id, first))
-    Sent(first, GOOD)
+    Sent(first, GOOD, TOKEN)
     assert first.hear("attached") is not None
     if linked:
         assert first.say({"kind": "ready", "domain": TOKEN})
         engine.api.wait_link(engine.comm_id)
-    second = Sent(first, NONSENSE)
+    second = Sent(first, NONSENSE, TOKEN)
     assert first.hear("attached") is not None
     assert second.is_closed()
     if not linked:
@@ -294,7 +329,7 @@ def test_offers_and_readiness_of_others_are_no_members_word(
     other = engine.stranger(5, cluster=5)
     assert first.say(_form(engine, PAIR, engine.comm_id, first))
     assert first.hear("offer") is not None
-    foreign = Sent(other, NONSENSE)
+    foreign = Sent(other, NONSENSE, TOKEN)
     assert _answers(other) == 1
     assert foreign.is_closed()
     fields: dict[str, dict[str, Any]] = {
@@ -306,7 +341,7 @@ def test_offers_and_readiness_of_others_are_no_members_word(
     for kind, more in fields.items():
         assert other.say({"kind": kind, "domain": TOKEN, **more})
     _until_synced(other)
-    Sent(first, GOOD)
+    Sent(first, GOOD, TOKEN)
     assert first.hear("attached") is not None
     assert engine.api.query_register_mem_status(engine.comm_id) is RegisterMemStatus.PREPARING
     assert first.say({"kind": "ready", "domain": TOKEN})
@@ -348,7 +383,7 @@ def test_a_member_that_fails_takes_the_domain_along(engine: Engine, first: Stran
 
 
 def test_a_member_that_fails_when_we_are_ready_is_gone(engine: Engine, first: Stranger) -> None:
-    Sent(first, GOOD)
+    Sent(first, GOOD, TOKEN)
     _complete(engine, first)
     assert first.say({"kind": "fail", "domain": TOKEN, **REASON})
     _until_synced(first)
