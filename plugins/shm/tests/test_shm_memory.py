@@ -68,13 +68,14 @@ def test_without_population_no_page_is_made() -> None:
 
 def test_release_ends_the_filling() -> None:
     transport = _transport()
-    before = tasks.count()
+    before, native = {thread.name for thread in threading.enumerate()}, tasks.count()
     region = transport.allocate(1024 * MIB, Placement.HOST)
     fds = len(os.listdir("/proc/self/fd"))
     began = time.monotonic()
     transport.release(region)
     assert time.monotonic() - began < 10
-    assert tasks.falls_to(before)
+    assert {thread.name for thread in threading.enumerate()} == before
+    assert tasks.falls_to(native)
     assert len(os.listdir("/proc/self/fd")) == fds - 1
 
 
