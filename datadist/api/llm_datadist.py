@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadist import checks
 from datadist.keywords import named_keywords
-from datadist.speaker import start_speaking, stop_speaking
+from datadist.log_prefix import clear_log_prefix, set_log_prefix
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import LLMClusterInfo, LLMRole, RegisterMemStatus, ipv4_text
 
@@ -98,12 +98,12 @@ class LLMDataDist:
         from datadist.engine.engine import Engine
         from datadist.engine.options import EngineOptions
 
-        start_speaking(self._cluster_id)
+        set_log_prefix(self._cluster_id)
         try:
             parsed = EngineOptions.parse(options, self._role, os.environ)
             engine = Engine(self._cluster_id, parsed, os.environ)
         except BaseException:
-            stop_speaking()
+            clear_log_prefix()
             raise
         self._cache_manager = CacheManager(engine, self._refusal, parsed.remote_accessible)
         self._options, self._engine = parsed, engine

@@ -48,8 +48,8 @@ from datadist.engine.transfer import Transfers
 from datadist.engine.verify import Verification
 from datadist.engine.waiting import Waiting
 from datadist.engine.workers import Workers
+from datadist.log_prefix import clear_log_prefix
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
-from datadist.speaker import stop_speaking
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.texts import in_seconds
 from datadist.transport import Access, Placement
@@ -475,7 +475,7 @@ class Engine:
         except Exception:
             log.exception("finalize did not end cleanly; please report it")
         finally:
-            stop_speaking()
+            clear_log_prefix()
 
     def _wait_for_calls(self) -> None:
         deadline = time.monotonic() + CALLS_SECONDS

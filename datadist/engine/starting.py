@@ -11,7 +11,7 @@ from datadist.engine.defects import text_of
 from datadist.engine.loader import BackendError, Choice, choose_backend
 from datadist.engine.option_keys import where
 from datadist.engine.options import EngineOptions
-from datadist.speaker import attach
+from datadist.log_prefix import attach
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import OptionError, Transport, TransportError, TransportOptions
 

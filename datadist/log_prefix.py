@@ -6,13 +6,13 @@ import logging
 import os
 from dataclasses import dataclass
 
-__all__ = ["attach", "start_speaking", "stop_speaking"]
+__all__ = ["attach", "clear_log_prefix", "set_log_prefix"]
 
 ROOT = "datadist"
 
 
 @dataclass(frozen=True)
-class _Speaker:
+class _Engine:
     """The engine of a process."""
 
     cluster_id: int
@@ -22,7 +22,7 @@ class _Speaker:
         return f"[cluster {self.cluster_id}, pid {self.pid}]"
 
 
-_speaker: _Speaker | None = None
+_engine: _Engine | None = None
 """A process has one engine at a time."""
 
 
@@ -35,21 +35,21 @@ class _Prefix(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Keep every record."""
-        speaker = _speaker
-        if speaker is None or speaker.pid != os.getpid() or hasattr(record, "datadist_engine"):
+        engine = _engine
+        if engine is None or engine.pid != os.getpid() or hasattr(record, "datadist_engine"):
             return True
-        record.datadist_engine = str(speaker)
-        record.msg = f"{speaker} {record.msg}"
+        record.datadist_engine = str(engine)
+        record.msg = f"{engine} {record.msg}"
         return True
 
 
 _prefix = _Prefix()
 
 
-def start_speaking(cluster_id: int) -> None:
+def set_log_prefix(cluster_id: int) -> None:
     """From now on records of ``datadist`` and the loggers below it name this engine."""
-    global _speaker
-    _speaker = _Speaker(cluster_id, os.getpid())
+    global _engine
+    _engine = _Engine(cluster_id, os.getpid())
     attach()
 
 
@@ -63,7 +63,7 @@ def attach() -> None:
             logging.getLogger(name).addFilter(_prefix)
 
 
-def stop_speaking() -> None:
+def clear_log_prefix() -> None:
     """The engine has ended: records name none."""
-    global _speaker
-    _speaker = None
+    global _engine
+    _engine = None

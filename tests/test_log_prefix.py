@@ -12,22 +12,22 @@ from pathlib import Path
 import pytest
 
 from datadist import LLMDataDist, LLMRole
-from datadist.speaker import attach, start_speaking, stop_speaking
+from datadist.log_prefix import attach, clear_log_prefix, set_log_prefix
 from tests.test_init import OPTIONS
 
 ME = f"[cluster 7, pid {os.getpid()}]"
 
 
 @pytest.fixture
-def speaking() -> Iterator[None]:
+def prefixed() -> Iterator[None]:
     for name in ("datadist.shm", "datadist.some.plugin"):  # a plugin makes its when it is imported
         logging.getLogger(name)
-    start_speaking(7)
+    set_log_prefix(7)
     yield
-    stop_speaking()
+    clear_log_prefix()
 
 
-@pytest.mark.usefixtures("speaking")
+@pytest.mark.usefixtures("prefixed")
 @pytest.mark.parametrize("name", ["datadist", "datadist.shm", "datadist.some.plugin"])
 def test_a_record_begins_with_the_engine(name: str, caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger(name).warning("%d of %s", 3, "x")
@@ -37,23 +37,23 @@ def test_a_record_begins_with_the_engine(name: str, caplog: pytest.LogCaptureFix
     assert caplog.records[0].datadist_engine == ME  # type: ignore[attr-defined]
 
 
-@pytest.mark.usefixtures("speaking")
+@pytest.mark.usefixtures("prefixed")
 def test_a_logger_that_was_made_later_is_included(caplog: pytest.LogCaptureFixture) -> None:
-    later = logging.getLogger("datadist.test_speaker.later")
+    later = logging.getLogger("datadist.test_log_prefix.later")
     attach()
     attach()
     later.warning("x")
     assert caplog.messages == [f"{ME} x"]
 
 
-@pytest.mark.usefixtures("speaking")
+@pytest.mark.usefixtures("prefixed")
 def test_loggers_of_others_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     for name in ("datadistance", "other", None):
         logging.getLogger(name).warning("x")
     assert caplog.messages == ["x", "x", "x"]
 
 
-@pytest.mark.usefixtures("speaking")
+@pytest.mark.usefixtures("prefixed")
 def test_a_record_that_is_handled_again_begins_with_it_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -62,7 +62,7 @@ def test_a_record_that_is_handled_again_begins_with_it_once(
     assert caplog.messages == [f"{ME} x", f"{ME} x"]
 
 
-@pytest.mark.usefixtures("speaking")
+@pytest.mark.usefixtures("prefixed")
 def test_what_is_disabled_costs_nothing() -> None:
     class Never:
         def __str__(self) -> str:
@@ -74,10 +74,10 @@ def test_what_is_disabled_costs_nothing() -> None:
 def test_another_process_is_not_this_engine(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start_speaking(7)
+    set_log_prefix(7)
     monkeypatch.setattr(os, "getpid", lambda: 1)
     logging.getLogger("datadist").warning("x")
-    stop_speaking()
+    clear_log_prefix()
     assert caplog.messages == ["x"]
 
 
