@@ -110,7 +110,9 @@ def test_annotations_are_complete() -> None:
 def test_annotations_can_be_read_at_run_time() -> None:
     unread = {}
     classes = {name: value for name, value in _public().items() if inspect.isclass(value)}
-    for name, each in {**classes, **{name: call for name, (call, _) in CALLABLES.items()}}.items():
+    functions = {name: function for name, (function, _) in CALLABLES.items()}
+    each: Any
+    for name, each in {**classes, **functions}.items():
         try:
             hints = get_type_hints(each)
         except Exception as error:
