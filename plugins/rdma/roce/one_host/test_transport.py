@@ -376,9 +376,7 @@ def test_addresses_may_come_and_go(two: Two) -> None:
         ({"retry_count": "8"}, "OptionError", "'8'"),
     ],
 )
-def test_what_does_not_exist_is_said(
-    two: Two, extra: dict[str, str], kind: str, text: str
-) -> None:
+def test_what_does_not_exist_is_said(two: Two, extra: dict[str, str], kind: str, text: str) -> None:
     node = start_here({})
     try:
         with pytest.raises(RemoteError) as caught:
