@@ -95,9 +95,9 @@ class Cache:
             raise param_invalid(f"{self!r} was deallocated: it has no tensors any more")
         if not self._addressable:
             raise param_invalid(f"{self!r} lies in memory of the device, which has no views here")
-        desc = self._made
+        desc, view = self._made, arrays.CacheTensor
         return [
-            arrays.CacheTensor(address, desc.shape, desc.data_type, self._keeper)
+            view(address, desc.shape, desc.data_type, self._keeper)
             for address in self._tensor_addrs
         ]
 
