@@ -31,6 +31,7 @@ from contenders import CONTENDERS, Contender
 
 from datadist.bench.shapes import ONE_BLOCK, SHAPES, Shape
 from datadist.cli.tables import render
+from datadist.digits import argument
 
 INSIDE = "DATADIST_COMPARE_INSIDE"
 SECONDS = 180.0
@@ -55,9 +56,9 @@ def main() -> int:
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(SHAPES_HERE))
     parser.add_argument("--only", action="append", default=[], metavar="TEXT",
                         help="contenders whose name contains it; may be given again")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--rounds", type=argument(1), default=3, metavar="N")
     parser.add_argument(
-        "--pulls", type=int, default=5, metavar="N", help="per round, after the first"
+        "--pulls", type=argument(1), default=5, metavar="N", help="per round, after the first"
     )
     parser.add_argument("--quick", action="store_true", help="small caches, to try it out")
     parser.add_argument("--json", type=Path, metavar="FILE")

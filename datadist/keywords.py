@@ -2,8 +2,8 @@
 
 Python's own text names only the wrong one. Methods on the path of small transfers take ``**unknown``
 and refuse it themselves, since a function around them would cost a tenth of a microsecond. Type
-checkers and `inspect.signature` see no such parameter. Where a required one is lacking as well, the text
-is Python's, which names that one.
+checkers, `inspect.signature` and `typing.get_type_hints` see no such parameter. Where a required one
+is lacking as well, the text is Python's, which names that one.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def keywords_of(function: Callable[..., Any]) -> tuple[str, ...]:
 def _refusing(function: Callable[..., Any], shown: str) -> Callable[..., Any]:
     if UNKNOWN in function.__code__.co_varnames:
         function.__signature__ = _without_unknown(function)  # type: ignore[attr-defined]
+        del function.__annotations__[UNKNOWN]  # readers of type hints do not know it
         return function
     known = keywords_of(function)
     allowed = frozenset((*known, "self", "cls"))

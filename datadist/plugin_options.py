@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from datadist.digits import parse_digits
 from datadist.texts import nearest, shown
 from datadist.transport import OptionError
 
@@ -27,8 +28,9 @@ def refuse_unknown(backend: str, given: Mapping[str, str], known: Mapping[str, s
 
 def number(name: str, text: str, low: int, high: int) -> int:
     """A number in ``[low, high]``; ``name`` says whose, such as ``option datadist.shm.threads``."""
-    if text.isascii() and text.isdecimal() and len(text) <= 20 and low <= int(text) <= high:
-        return int(text)
+    value = parse_digits(text)
+    if value is not None and low <= value <= high:
+        return value
     raise OptionError(f"{name} is {shown(text)}, it must be a number in [{low}, {high}]")
 
 

@@ -28,12 +28,12 @@ from pydantic import (
 
 from datadist import hints
 from datadist.addresses import is_address, looks_numeric
+from datadist.digits import parse_digits
 from datadist.portable import Portable
 
 __all__ = ["RankDevice", "RankTable", "RankTableError", "parse_rank_table"]
 
 MAX_TEXT = 1 << 20
-MAX_DIGITS = 20
 
 
 class RankTableError(Portable, ValueError):
@@ -46,13 +46,10 @@ class RankTableError(Portable, ValueError):
 
 def _digits(value: object) -> object:
     """Numbers are text in the documents; programs also write plain integers."""
-    if isinstance(value, str):
-        digits = value.strip()
-        if digits.isascii() and digits.isdecimal() and len(digits) <= MAX_DIGITS:
-            return int(digits)
-    if isinstance(value, (str, bool)):
+    number = parse_digits(value) if isinstance(value, str) else value
+    if number is None or isinstance(number, (bool, float)):
         raise ValueError('expected a number as text, such as "0"')
-    return value
+    return number
 
 
 def _text(value: object) -> object:
@@ -194,22 +191,22 @@ class RankTable:
         return problems
 
     def shared_devices(self) -> list[str]:
-        """Ranks that are on one device of one server and do not tell their ports apart.
+        """Devices of a server that several ranks use without a ``device_port`` each, all different.
 
         A device is one rank's, unless each of its processes has a ``device_port`` (rank table
-        documents of HCCL). Where device ids are only labels, as on shm, such a table works.
+        documents of HCCL): one process without is enough for a problem. Where device ids are only
+        labels, as on shm, such a table works.
         """
-        problems = []
-        seen: dict[tuple[str, int, int | None], int] = {}
+        users: dict[tuple[str, int], list[RankDevice]] = {}
         for device in self.devices:
-            key = (device.server_id, device.device_id, device.device_port)
-            if key in seen:
-                problems.append(
-                    f"ranks {seen[key]} and {device.rank} use device {device.device_id} of server "
-                    f"{device.server_id}: give each a device_port of its own"
-                )
-            seen[key] = device.rank
-        return problems
+            users.setdefault((device.server_id, device.device_id), []).append(device)
+        return [
+            f"ranks {_and([each.rank for each in sharing])} use device {device_id} of server "
+            f"{server_id}: give each a device_port of its own"
+            for (server_id, device_id), sharing in users.items()
+            if len(sharing) > len({each.device_port for each in sharing} - {None})
+            and len(sharing) > 1
+        ]
 
     def address_problems(self) -> list[str]:
         """Fields that are meant as addresses and are none; placeholders (``x.x.x.x``) are left alone."""
@@ -437,3 +434,7 @@ def _device_json(device: RankDevice) -> dict[str, str]:
 
 def _list(ranks: Iterable[int]) -> str:
     return ", ".join(map(str, ranks))
+
+
+def _and(ranks: list[int]) -> str:
+    return f"{_list(ranks[:-1])} and {ranks[-1]}"

@@ -20,14 +20,19 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from datadist.deferred import Deferred
 from datadist.enums import NamedInt
 from datadist.names import NamedMembers
 from datadist.portable import Portable
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    import typing_extensions as extensions
 
+    from datadist import rank_table
     from datadist.rank_table import RankTable
+else:
+    extensions = Deferred("typing_extensions")
+    rank_table = Deferred("datadist.rank_table")
 
 __all__ = [
     "API_VERSION",
@@ -64,9 +69,7 @@ ENTRY_POINT_GROUP = "datadist.transports"
 def __getattr__(name: str) -> Any:
     """The rank table's class is loaded when somebody asks for it: pydantic makes imports slow."""
     if name == "RankTable":
-        from datadist.rank_table import RankTable
-
-        return RankTable
+        return rank_table.RankTable
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -267,7 +270,7 @@ class Group:
     rank: int
     peers: Mapping[int, Peer]
     """Every member by rank, ourselves included."""
-    table: RankTable | None
+    table: rank_table.RankTable | None
     """Normal form of the rank table; None where the members met by address."""
     deadline: float
     """``time.monotonic()`` by which the link must be ready."""
@@ -323,7 +326,12 @@ class Link(ABC):
 
     @abstractmethod
     def read(
-        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+        self,
+        rank: int,
+        local: extensions.Buffer,
+        remote: extensions.Buffer,
+        length: extensions.Buffer,
+        timeout: float,
     ) -> bool | None:
         """Copy every segment from the memory of ``rank`` into ours, or fail.
 
@@ -344,7 +352,12 @@ class Link(ABC):
 
     @abstractmethod
     def write(
-        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+        self,
+        rank: int,
+        local: extensions.Buffer,
+        remote: extensions.Buffer,
+        length: extensions.Buffer,
+        timeout: float,
     ) -> None:
         """As :meth:`read`, from our memory into that of ``rank``; needs READ_WRITE access.
 
@@ -399,7 +412,7 @@ class Transport(ABC):
     def capabilities(self) -> Capabilities:
         """What this instance can do; constant."""
 
-    def check_table(self, table: RankTable, rank: int) -> None:  # noqa: B027 - optional
+    def check_table(self, table: rank_table.RankTable, rank: int) -> None:  # noqa: B027 - optional
         """What this transport needs of a rank table; core has checked its structure.
 
         Raises :class:`LinkError` naming the field. The base class needs nothing.
@@ -427,7 +440,12 @@ class Transport(ABC):
         :class:`TransportError` where the device does not let go.
         """
 
-    def copy(self, dst: Buffer, src: Buffer, length: Buffer) -> None:
+    def copy(
+        self,
+        dst: extensions.Buffer,
+        src: extensions.Buffer,
+        length: extensions.Buffer,
+    ) -> None:
         """Copy between local regions of any placement: int64 buffers as in :meth:`Link.read`.
 
         The base class handles memory that the CPU can address. Raises :class:`TransportError`.

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from datadist import LLMClusterInfo, LLMConfig, LLMException, LLMRole, LLMStatusCode
@@ -64,6 +64,7 @@ def test_every_address_is_read_as_it_is_written(address: ipaddress.IPv4Address) 
     assert info.local_ip_info_list == [(int.from_bytes(address.packed, "little"), 7)]
 
 
+@settings(suppress_health_check=[HealthCheck.filter_too_much])
 @given(st.from_regex(r"[0-9xXa-f.]{1,20}", fullmatch=True))
 def test_what_the_c_library_reads_otherwise_is_neither_address_nor_name(text: str) -> None:
     try:

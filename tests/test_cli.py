@@ -77,6 +77,8 @@ def test_demo_says_why_it_cannot_run() -> None:
         ([{"device_id": "3"}, {"device_id": "3"}], True),
         ([{"device_id": "3", "device_port": "7"}, {"device_id": "3", "device_port": 7}], True),
         ([{"device_id": "3", "device_port": "7"}, {"device_id": "3", "device_port": "8"}], False),
+        ([{"device_id": "3", "device_port": "7"}, {"device_id": "3"}], True),
+        ([{"device_id": "3"}, {"device_id": "3", "device_port": "7"}], True),
         ([{"device_id": "3"}, {"device_id": "4"}], False),
     ],
 )

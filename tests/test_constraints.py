@@ -317,7 +317,7 @@ def test_an_old_cache_does_not_mean_one_of_the_next_engine(engine: LLMDataDist) 
     blocks = BlocksCacheKey(2, 0), old_blocks, [0], [0]
     _raises(unknown, "engine was finalized", manager.pull_blocks, *blocks)
     _raises(INVALID, "no tensors any more", manager.swap_blocks, cpu, old_blocks, {})
-    sent = old, _Final(), [TransferConfig(2, [1, 2])]
+    sent = old, _Final(), [TransferConfig(2, [4096, 8192])]
     _raises(unknown, "engine was finalized", manager.transfer_cache_async, *sent)
     manager.deallocate_cache(old)
     assert old.tensor_addrs == []

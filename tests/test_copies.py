@@ -332,6 +332,7 @@ def test_no_block_is_written_twice(
     with pytest.raises(LLMException, match=text) as caught:
         manager.copy_blocks(cache, info)
     assert _status(caught) is LLMStatusCode.LLM_PARAM_INVALID
+    assert ": list each destination block once" in str(caught.value)
     np.testing.assert_array_equal(cache.numpy(), before)
 
 
@@ -354,4 +355,5 @@ def test_no_block_is_swapped_in_twice(manager: CacheManager) -> None:
     ) as caught:
         manager.swap_blocks(ours, host, {0: 1, 1: 3, 2: 1})
     assert _status(caught) is LLMStatusCode.LLM_PARAM_INVALID
+    assert ": list each destination block once" in str(caught.value)
     np.testing.assert_array_equal(host.numpy(), before)

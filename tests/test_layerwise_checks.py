@@ -38,10 +38,12 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worlds]:
         yield each
 
 
-def _slots(one_sided: bool, slot: int, cluster: int = PEER) -> list[Any]:
-    two = [TransferConfig(cluster, [4, 8], None, slot)]
+def _slots(one_sided: bool, slot: int, cluster: int = PEER, layer: int = 0) -> list[Any]:
+    """Of one slot, to a layer of the destination."""
+    first = 4 + layer * 8192
+    two = [TransferConfig(cluster, [first, first + 4096], None, slot)]
     key = CacheKeyByIdAndIndex(cluster, 1)
-    keyed = [TransferWithCacheKeyConfig(key, range(1), range(1), slot)]
+    keyed = [TransferWithCacheKeyConfig(key, range(1), range(layer, layer + 1), slot)]
     return keyed if one_sided else two
 
 
@@ -53,7 +55,7 @@ def test_a_slot_that_the_source_lacks_is_refused_at_the_call(
     world, one_sided = worlds.get(name), name == "one-sided"
     send, cache = world.manager.transfer_cache_async, getattr(world, source)
     for slot, wrong in ((0, False), (1, source == "blocks"), (2, True), ((1 << 32) - 1, True)):
-        configs = [*_slots(one_sided, 0), *_slots(one_sided, slot)]
+        configs = [*_slots(one_sided, 0), *_slots(one_sided, slot, layer=1)]
         if wrong:
             with pytest.raises(LLMException, match=f"src_batch_index is {slot}") as caught:
                 send(cache, Always(), configs)

@@ -351,7 +351,7 @@ TABLES = [
         {
             "src_cache": Of("contiguous"),
             "layer_synchronizer": Always(),
-            "transfer_configs": [TransferConfig(PEER, [4, 8])],
+            "transfer_configs": [TransferConfig(PEER, [4096, 8192])],
         },
         ASYNC_TWO_SIDED,
     ),

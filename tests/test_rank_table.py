@@ -373,6 +373,32 @@ def test_the_ranks_of_a_mapping_must_be_those_of_the_table() -> None:
     assert "rank_id 1, which cluster_rank_info does not name" in found[2]
 
 
+@pytest.mark.parametrize(
+    ("ports", "shared"),
+    [
+        ([None, None, None], True),
+        ([None, 1, 2], True),
+        ([1, None, 2], True),
+        ([1, 2, None], True),
+        ([1, 2, 1], True),
+        ([1, 2, 3], False),
+        ([None], False),
+        ([1], False),
+    ],
+)
+def test_all_ranks_of_a_device_need_ports_that_differ(
+    ports: list[int | None], shared: bool
+) -> None:
+    devices = [
+        device(rank, device_id="5", **({} if port is None else {"device_port": str(port)}))
+        for rank, port in enumerate(ports)
+    ]
+    alone = device(len(ports), device_id="6")
+    found = parse_rank_table(json.dumps(table({"server_id": "a", "device": [*devices, alone]})))
+    said = "ranks 0, 1 and 2 use device 5 of server a: give each a device_port of its own"
+    assert found.shared_devices() == ([said] if shared else [])
+
+
 def test_differences_name_the_field_the_rank_and_both_values() -> None:
     mine = parse_rank_table(json.dumps(table()))
     raw = table(version="1.2")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -105,6 +105,47 @@ def test_annotations_are_complete() -> None:
         annotated = inspect.get_annotations(function)
         missing += [(name, each) for each in [*names, "return"] if each not in annotated]
     assert missing == []
+
+
+def test_annotations_can_be_read_at_run_time() -> None:
+    unread = {}
+    classes = {name: value for name, value in _public().items() if inspect.isclass(value)}
+    functions = {name: function for name, (function, _) in CALLABLES.items()}
+    each: Any
+    for name, each in {**classes, **functions}.items():
+        try:
+            hints = get_type_hints(each)
+        except Exception as error:
+            unread[name] = repr(error)
+            continue
+        if not inspect.isclass(each):
+            assert hints.keys() <= {*inspect.signature(each).parameters, "return"}, name
+    assert unread == {}
+
+
+def test_annotations_name_what_is_imported_late() -> None:
+    code = (
+        "import sys, typing, datadist;"
+        "from datadist.transport import Link, Transport;"
+        "assert 'numpy' not in sys.modules;"
+        "hints = [typing.get_type_hints(f)['return'] for f in (datadist.Cache.numpy,"
+        "    datadist.Cache.tensors.fget, datadist.LLMDataDist.cache_manager.fget)];"
+        "print(*hints, typing.get_type_hints(Transport.check_table)['table'], sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    arrays, tensors, manager, table = done.stdout.splitlines()
+    assert arrays.startswith("list[numpy.ndarray[")
+    assert tensors == "list[datadist.api.arrays.CacheTensor]"
+    assert "CacheManager" in manager
+    assert "RankTable" in table
+
+
+@pytest.mark.parametrize("name", ["pull_cache", "pull_blocks", "push_cache", "push_blocks"])
+def test_pydantic_can_validate_calls(name: str) -> None:
+    pydantic = pytest.importorskip("pydantic")
+    checked = pydantic.validate_call(config={"arbitrary_types_allowed": True})
+    with pytest.raises(pydantic.ValidationError, match="tensor_num_per_layer"):
+        checked(getattr(CacheManager, name))(None, None, None, tensor_num_per_layer="x")
 
 
 def test_docstrings_say_something() -> None:

@@ -7,15 +7,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from datadist import checks
+from datadist.deferred import Deferred
 from datadist.hints import ADDRESSES
 from datadist.keywords import named_keywords
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import CacheDesc, Placement, fixed
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy import typing as numpy_typing
 
-    from datadist.api.arrays import CacheTensor
+    from datadist.api import arrays
+else:
+    numpy_typing, arrays = Deferred("numpy.typing"), Deferred("datadist.api.arrays")
 
 __all__ = ["Cache"]
 
@@ -78,7 +81,7 @@ class Cache:
         return self._is_blocks_cache
 
     @property
-    def tensors(self) -> list[CacheTensor]:
+    def tensors(self) -> list[arrays.CacheTensor]:
         """The tensors for other libraries, without a copy: each speaks DLPack and NumPy.
 
         ``torch.from_dlpack(cache.tensors[0])`` and ``numpy.from_dlpack`` share the memory; bfloat16
@@ -92,15 +95,13 @@ class Cache:
             raise param_invalid(f"{self!r} was deallocated: it has no tensors any more")
         if not self._addressable:
             raise param_invalid(f"{self!r} lies in memory of the device, which has no views here")
-        from datadist.api.arrays import CacheTensor
-
-        desc = self._made
+        desc, view = self._made, arrays.CacheTensor
         return [
-            CacheTensor(address, desc.shape, desc.data_type, self._keeper)
+            view(address, desc.shape, desc.data_type, self._keeper)
             for address in self._tensor_addrs
         ]
 
-    def numpy(self) -> list[NDArray[Any]]:
+    def numpy(self) -> list[numpy_typing.NDArray[Any]]:
         """One array per tensor over the cache's memory, of the shape and type it was made with.
 
         bfloat16 is ``ml_dtypes.bfloat16`` where that package is installed, else ``uint16``.

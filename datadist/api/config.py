@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from datadist import checks
+from datadist.digits import is_digits
 from datadist.keywords import named_keywords
 from datadist.names import CheckedAttributes
 from datadist.status import param_invalid
@@ -73,7 +74,7 @@ class LLMConfig(CheckedAttributes):
     @sync_kv_timeout.setter
     def sync_kv_timeout(self, value: int | str) -> None:
         checks.check_isinstance("sync_kv_timeout", value, (int, str), allow_none=False)
-        if isinstance(value, str) and not value.isdecimal():
+        if isinstance(value, str) and not is_digits(value):
             raise param_invalid(f"sync_kv_timeout is {value!r}, it must be digits (milliseconds)")
         if int(value) <= 0:
             raise param_invalid(f"sync_kv_timeout is {value}, it must be positive (milliseconds)")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from datadist import checks
 from datadist.api.arguments import check_kind
@@ -11,14 +14,12 @@ from datadist.api.cache import Cache, id_in, is_pooled, is_stranger, made_with
 from datadist.api.manager_part import ManagerPart
 from datadist.engine.copies import SwapSide
 from datadist.engine.defects import text_of
+from datadist.engine.plan import check_named_distinct
+from datadist.engine.transfer import as_param_invalid
 from datadist.keywords import named_keywords
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import Placement, Region, Unsupported
 from datadist.types import MemInfo, Memtype
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 @named_keywords
@@ -76,7 +77,8 @@ class Copying(ManagerPart):
             checks.check_list_of_blocks(f"copy_block_info[{source}]", targets)
         check_kind("cache", cache, True, "use copy_cache")
         pairs = [(a, b) for a, targets in copy_block_info.items() for b in targets]
-        _check_written_once(copy_block_info, len(pairs))
+        with as_param_invalid():
+            check_named_distinct([b for _, b in pairs], _names_of(copy_block_info))
         self._engine().copies.copy_blocks(id_in(cache, self), pairs)
 
     def swap_blocks(self, src_cache: Cache, dst_cache: Cache, src_to_dst: dict[int, int]) -> None:
@@ -96,7 +98,9 @@ class Copying(ManagerPart):
         checks.check_dict("src_to_dst", src_to_dst, int, int)
         stride = _check_alike(src_cache, dst_cache)
         _check_in_range(src_cache, dst_cache, src_to_dst)
-        _check_swapped_once(src_to_dst)
+        with as_param_invalid():
+            names = (f"src_to_dst[{block}]" for block in src_to_dst)
+            check_named_distinct(list(src_to_dst.values()), names)
         placements = [made_with(cache).placement for cache in (src_cache, dst_cache)]
         if set(placements) != set(Placement):
             raise param_invalid(
@@ -170,32 +174,10 @@ def _check_in_range(src: Cache, dst: Cache, pairs: dict[int, int]) -> None:
                 raise param_invalid(f"src_to_dst names block {block}: {cache!r} has {count} blocks")
 
 
-def _check_written_once(
-    info: Mapping[int, list[int] | NDArray[np.integer[Any]]], pairs: int
-) -> None:
-    """No block is the destination of two pairs: which one it would keep is not documented."""
-    if len({int(block) for targets in info.values() for block in targets}) == pairs:
-        return
-    seen: dict[int, str] = {}
+def _names_of(info: Mapping[int, list[int] | NDArray[np.integer[Any]]]) -> Iterator[str]:
     for source, targets in info.items():
-        for place, block in enumerate(targets):
-            here = f"copy_block_info[{source}][{place}]"
-            if int(block) in seen:
-                raise param_invalid(
-                    f"{here} is {block}, and so is {seen[int(block)]}: name each destination once"
-                )
-            seen[int(block)] = here
-
-
-def _check_swapped_once(pairs: dict[int, int]) -> None:
-    seen: dict[int, int] = {}
-    for source, target in pairs.items():
-        if target in seen:
-            raise param_invalid(
-                f"src_to_dst[{source}] is {target}, and so is src_to_dst[{seen[target]}]: name each "
-                "destination once"
-            )
-        seen[target] = source
+        for place in range(len(targets)):
+            yield f"copy_block_info[{source}][{place}]"
 
 
 def _region_of(info: MemInfo) -> Region:

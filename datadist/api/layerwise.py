@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from datadist import checks
 from datadist.api.arguments import cluster_of, source_of
 from datadist.api.cache import Cache, id_in, made_with
+from datadist.api.destinations import check_apart
 from datadist.api.layerwise_checks import PER_LAYER, LayerBlocks, check_fit, take_blocks
 from datadist.api.manager_part import ManagerPart
 from datadist.api.tasks import (
@@ -50,10 +51,11 @@ class LayerWise(ManagerPart):
         What moves: without block lists one slot of a contiguous cache (``src_batch_index``), or
         whole tensors of a blocks cache; with ``dst_block_indices`` alone a slot spread over blocks
         of ``dst_block_memory_size`` bytes; with both lists ``src_block_indices[i]`` to
-        ``dst_block_indices[i]``; the lists may be NumPy arrays of integers, and no destination is
-        listed twice. Destinations are :class:`TransferWithCacheKeyConfig` in one-sided mode and
-        :class:`TransferConfig` otherwise, whose cluster then reads the layer itself. Element
-        types that differ are a warning, or with ``datadist.check_types`` the result LLM_PARAM_INVALID.
+        ``dst_block_indices[i]``; the lists may be NumPy arrays of integers. No block is listed
+        twice, and no byte of a destination is written twice. Destinations are
+        :class:`TransferWithCacheKeyConfig` in one-sided mode and :class:`TransferConfig` otherwise,
+        whose cluster then reads the layer itself. Element types that differ are a warning, or with
+        ``datadist.check_types`` the result LLM_PARAM_INVALID.
 
         Raises ``TypeError``, ``ValueError``, LLMException: LLM_PARAM_INVALID,
         LLM_KV_CACHE_NOT_EXIST for a cache that was freed, LLM_ENGINE_FINALIZED. What only the
@@ -70,6 +72,7 @@ class LayerWise(ManagerPart):
         _check_mode(transfer_configs, self._one_sided)
         checks.check_sequence_of("transfer_configs", transfer_configs, kind)
         check_fit(src_cache, transfer_configs, blocks)
+        check_apart(src_cache, transfer_configs, blocks)
         engine = self._engine()
         self._check_source(engine, src_cache)
         sends = [self._send(engine, src_cache, config, blocks) for config in transfer_configs]

@@ -11,16 +11,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadist import checks
+from datadist.deferred import Deferred
 from datadist.keywords import named_keywords
 from datadist.log_prefix import clear_log_prefix, set_log_prefix
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import LLMClusterInfo, LLMRole, RegisterMemStatus, ipv4_text
 
 if TYPE_CHECKING:  # loaded by init: what they need makes imports slow
-    from datadist.api.cache_manager import CacheManager
+    from datadist.api import cache_manager as managers
     from datadist.engine.cluster_calls import Target
     from datadist.engine.engine import Engine
     from datadist.engine.options import EngineOptions
+else:
+    managers = Deferred("datadist.api.cache_manager")
 
 __all__ = ["LLMDataDist"]
 
@@ -57,7 +60,7 @@ class LLMDataDist:
         self._cluster_id = cluster_id
         self._engine: Engine | None = None
         self._options: EngineOptions | None = None
-        self._cache_manager: CacheManager | None = None
+        self._cache_manager: managers.CacheManager | None = None
 
     @property
     def cluster_id(self) -> int:
@@ -94,7 +97,6 @@ class LLMDataDist:
                 status_code=LLMStatusCode.LLM_FAILED,
             )
         self._await_end()
-        from datadist.api.cache_manager import CacheManager
         from datadist.engine.engine import Engine
         from datadist.engine.options import EngineOptions
 
@@ -105,7 +107,7 @@ class LLMDataDist:
         except BaseException:
             clear_log_prefix()
             raise
-        self._cache_manager = CacheManager(engine, self._refusal, parsed.remote_accessible)
+        self._cache_manager = managers.CacheManager(engine, self._refusal, parsed.remote_accessible)
         self._options, self._engine = parsed, engine
         LLMDataDist.llm_engine_instance = self
         log.info("%r is ready", self)
@@ -387,7 +389,7 @@ class LLMDataDist:
     # -- caches ------------------------------------------------------------------------------
 
     @property
-    def cache_manager(self) -> CacheManager:
+    def cache_manager(self) -> managers.CacheManager:
         """The caches of this engine. Raises ``RuntimeError`` before `init`."""
         self._initialised()
         assert self._cache_manager is not None

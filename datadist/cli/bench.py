@@ -25,6 +25,7 @@ from datadist.bench.results import Result
 from datadist.bench.scale import scale
 from datadist.bench.shapes import MIB, SHAPES
 from datadist.bench.side import BenchError, Settings
+from datadist.digits import argument
 from datadist.engine.loader import BackendError, choose_backend
 from datadist.quiet import quiet
 
@@ -43,22 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--memory", default="pool", choices=("pool", "registered"),
         help="caches in the pool, or in memory of the program (default pool)")  # fmt: skip
     add("--direction", default="pull", choices=("pull", "push"), help="default pull")
-    add("--repeat", type=_positive, default=7, metavar="N",
+    add("--repeat", type=argument(1), default=7, metavar="N",
         help="large transfers and links per workload (default 7)")  # fmt: skip
-    add("--threads", type=_positive, default=threads_of_machine(), metavar="N",
+    add("--threads", type=argument(1), default=threads_of_machine(), metavar="N",
         help="threads of the limits that are measured beside (default: the CPUs, up to 4)")  # fmt: skip
     add("--option", action="append", default=[], metavar="KEY=VALUE",
         help="an option of init, such as datadist.shm.threads=1; may be given again")  # fmt: skip
     add("--quick", action="store_true", help="small caches and few repetitions, to try it out")
     add("--json", type=Path, metavar="FILE", help="write every measurement; - is standard output")
     add("--plot", type=Path, metavar="FILE.png", help="draw throughput, latency and ratios")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

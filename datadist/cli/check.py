@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from datadist.cli.tables import render
+from datadist.digits import parse_digits
 from datadist.engine.loader import BackendError, choose_backend
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
 from datadist.texts import shown
@@ -72,19 +73,23 @@ def _mapping(text: str | None, problems: list[str]) -> dict[int, int]:
         return {}
     try:
         raw = json.loads(text)
-        mapping = {int(cluster): rank for cluster, rank in raw.items()}
+        given = raw.items()
     except (ValueError, AttributeError):
         problems.append(f'--mapping is {text!r}, expected JSON such as {{"1": 0, "2": 1}}')
         return {}
-    for cluster, rank in mapping.items():
+    mapping: dict[int, int] = {}
+    for key, rank in given:
+        cluster = parse_digits(key)
+        if cluster is None or cluster >= 2**64:
+            problems.append(f"--mapping: {shown(key)} is not a cluster id in [0, 2^64)")
+            continue
+        mapping[cluster] = rank
         if not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank < 2**32:
             problems.append(
                 f"--mapping: the rank of cluster {cluster} is {rank!r}, expected a number"
             )
-        if not 0 <= cluster < 2**64:
-            problems.append(f"--mapping: {cluster} is not a cluster id in [0, 2^64)")
-    if not 2 <= len(mapping) <= 4:
-        problems.append(f"--mapping names {len(mapping)} clusters, a domain has 2 to 4")
+    if not 2 <= len(given) <= 4:
+        problems.append(f"--mapping names {len(given)} clusters, a domain has 2 to 4")
     elif not problems and list(mapping.values()) != sorted(mapping.values()):
         problems.append(f"--mapping is {text}: list the clusters in ascending order of rank")
     return {} if problems else mapping

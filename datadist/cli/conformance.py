@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from datadist.engine.loader import BackendError, choose_backend
+from datadist.texts import shown
 from datadist.transport import API_VERSION
 
 if TYPE_CHECKING:
@@ -35,9 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _factor(text: str) -> float:
-    value = float(text)
+    plain = re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text)
+    value = float(text) if plain else 0.0
     if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is not a positive number, such as 2 or 0.5"
+        )
     return value
 
 

@@ -30,6 +30,7 @@ from datadist import (
     LLMException,
     LLMRole,
 )
+from datadist.digits import argument
 from datadist.texts import in_seconds
 
 LAYERS, HEADS, HEAD_DIM, BLOCK_TOKENS = 32, 8, 128, 16
@@ -96,19 +97,12 @@ class Plan:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the subcommand."""
-    parser.add_argument("--clusters", type=int, default=2, choices=(2, 3, 4), metavar="2..4",
+    parser.add_argument("--clusters", type=argument(2, 4), default=2, metavar="2..4",
                         help="processes: one prompt, the others decoders (default 2)")  # fmt: skip
     parser.add_argument("--backend", default="auto", metavar="NAME",
                         help="transport, as listed by `datadist backends` (default auto)")  # fmt: skip
-    parser.add_argument("--tokens", type=_positive, default=4096, metavar="N",
+    parser.add_argument("--tokens", type=argument(1), default=4096, metavar="N",
                         help="length of the request in tokens (default 4096)")  # fmt: skip
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number of tokens")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

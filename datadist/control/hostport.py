@@ -6,6 +6,7 @@ import socket
 from typing import Any, NamedTuple
 
 from datadist.addresses import is_address, looks_numeric
+from datadist.digits import is_digits
 
 BASE_PORT = 26500
 """Port of device 0 where a rank table gives only an address; below the kernel's ephemeral range."""
@@ -20,7 +21,7 @@ class HostPort(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> HostPort:
         """Read ``host:port`` or ``[IPv6]:port``. Raises ``ValueError`` saying what is wrong."""
-        host, colon, digits = text.strip().rpartition(":")
+        host, colon, digits = text.rpartition(":")
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
             if not is_address(host) or ":" not in host:
@@ -34,7 +35,7 @@ class HostPort(NamedTuple):
                 f"{text!r}: {host!r} is neither a name nor an IPv4 address, which is four decimal "
                 "numbers from 0 to 255 without leading zeros"
             )
-        if not (digits.isascii() and digits.isdecimal() and len(digits) <= 5):
+        if not is_digits(digits) or len(digits) > 5:
             raise ValueError(f"{text!r}: the port {digits!r} is not a number")
         if not 1 <= int(digits) <= 65535:
             raise ValueError(f"{text!r}: the port must be in [1, 65535]")

@@ -11,6 +11,7 @@ from datadist import checks
 from datadist.addresses import parse_ipv4
 from datadist.control.hostport import HostPort
 from datadist.control.job import job_name
+from datadist.digits import is_digits, parse_digits
 from datadist.engine.option_keys import check_keys, meant_by, not_text, where, wrong
 from datadist.engine.pool_config import PoolConfig, parse_pool
 from datadist.status import param_invalid
@@ -147,7 +148,7 @@ def _check_flow_graph_size(options: dict[str, str]) -> None:
     if size is None:
         return
     checks.check_isinstance(f"option {key}", size, str)
-    if not size.isdecimal():
+    if not is_digits(size):
         raise wrong(key, size, expected="one number")
 
 
@@ -187,8 +188,7 @@ def _apply_listen_info(given: dict[str, str]) -> None:
     info = given.get("llm.listenIpInfo")
     if info is None or given.get("llm.EnableCacheManager") != "1":
         return
-    given["llm.ListenIp"], port = _split_listen_info(info)
-    given["llm.ListenPort"] = str(port)
+    given["llm.ListenIp"], given["llm.ListenPort"] = _split_listen_info(info)
 
 
 def parse_listen_info(options: dict[str, str]) -> tuple[str, int] | None:
@@ -201,26 +201,26 @@ def parse_listen_info(options: dict[str, str]) -> tuple[str, int] | None:
     if info is None:
         return None
     ip, port = _split_listen_info(info)
-    parts = {"llm.ListenIp": ip, "llm.ListenPort": str(port)}
+    parts = {"llm.ListenIp": ip, "llm.ListenPort": port}
     checked_ip, checked_port = _listen_ip(parts), _listen_port(parts)
     assert checked_ip is not None
     assert checked_port is not None
     return checked_ip, checked_port
 
 
-def _split_listen_info(info: str) -> tuple[str, int]:
+def _split_listen_info(info: str) -> tuple[str, str]:
+    """Address and port as text, of which the port is a number; neither is checked further."""
     key = "llm.listenIpInfo"
     if not isinstance(info, str):
         raise TypeError(not_text(key, info))
     if info.count(":") != 1:
         raise wrong(key, info)
     ip, port = info.split(":")
-    try:
-        return ip, int(port)
-    except ValueError:
+    if not is_digits(port.removeprefix("-")):  # a negative one is a number, but none of a port
         raise ValueError(
             f"option {key} is {shown(info)}: the port {shown(port)} is not a number{where(key)}"
-        ) from None
+        )
+    return ip, port
 
 
 def _listen_ip(given: dict[str, str]) -> str | None:
@@ -281,15 +281,10 @@ def _number(given: dict[str, str], key: str, low: int, high: int) -> int | None:
     value = given.get(key)
     if value is None:
         return None
-    number = _digits(value)
+    number = parse_digits(value)
     if number is None or not low <= number <= high:
         raise wrong(key, value)
     return number
-
-
-def _digits(text: str) -> int | None:
-    """A number of at most 20 digits; None for any other text."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 20 else None
 
 
 def _link_time(given: dict[str, str], environ: Mapping[str, str]) -> float:
@@ -301,7 +296,7 @@ def _link_time(given: dict[str, str], environ: Mapping[str, str]) -> float:
     if text is None:
         return DEFAULT_LINK_SECONDS
     low, high = CONNECT_RANGE
-    seconds = _digits(text)
+    seconds = parse_digits(text)
     if seconds is None or not low <= seconds <= high:
         log.warning(
             "HCCL_CONNECT_TIMEOUT is %r, it must be a number in [%d, %d]: using %s",
@@ -331,7 +326,7 @@ def _peer_timeout(environ: Mapping[str, str]) -> float:
     if not text:
         return DEFAULT_PEER_SECONDS
     low, high = PEER_RANGE
-    seconds = _digits(text)
+    seconds = parse_digits(text)
     if seconds is None or not low <= seconds <= high:
         raise param_invalid(
             f"DATADIST_PEER_TIMEOUT is {shown(text)}, it must be a number of seconds in [{low}, {high}]"

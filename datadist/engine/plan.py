@@ -9,7 +9,7 @@ few segments take plain Python instead, which beats the fixed cost of the array 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import index as as_index
 from typing import TypeAlias, cast
 
@@ -24,6 +24,7 @@ __all__ = [
     "Segments",
     "check_blocks",
     "check_distinct",
+    "check_named_distinct",
     "plan_blocks",
     "plan_scatter",
     "plan_slots",
@@ -215,16 +216,25 @@ def check_distinct(name: str, blocks: Blocks, count: int | None = None) -> None:
     For lists of destinations: which of two sources such a block would get is not defined. ``count``
     says that all blocks are known to be in ``[0, count)``.
     """
-    if _distinct(blocks, count):
-        return
-    seen: dict[int, int] = {}
-    for place, block in enumerate(map(as_index, blocks)):
-        first = seen.setdefault(block, place)
-        if first != place:
-            raise ValueError(
-                f"{name}[{place}] is {block}, and so is {name}[{first}]: list each destination "
-                "block once"
+    if not _distinct(blocks, count):
+        raise _repeated(blocks, (f"{name}[{place}]" for place in range(len(blocks))))
+
+
+def check_named_distinct(blocks: Blocks, names: Iterable[str]) -> None:
+    """:func:`check_distinct` where each block has a name of its own in the text."""
+    if not _distinct(blocks, None):
+        raise _repeated(blocks, names)
+
+
+def _repeated(blocks: Blocks, names: Iterable[str]) -> ValueError:
+    seen: dict[int, str] = {}
+    for block, name in zip(map(as_index, blocks), names, strict=True):
+        if block in seen:
+            return ValueError(
+                f"{name} is {block}, and so is {seen[block]}: list each destination block once"
             )
+        seen[block] = name
+    raise AssertionError("no block is listed twice")
 
 
 def _distinct(blocks: Blocks, count: int | None) -> bool:

@@ -62,7 +62,9 @@ def given(text: str, physical_id: int) -> Resource:
     if table.version == "1.2" and device.super_device_id is None:
         raise LinkError(f"{problem}: version 1.2 needs super_device_id")
     if device.device_ip is not None and version_of(device.device_ip) is None:
-        raise LinkError(f"{problem}: device_ip is {device.device_ip!r}, no IP address")
+        raise LinkError(
+            f"{problem}: device_ip is {device.device_ip!r}, which is no IP address: give that of the NPU"
+        )
     return _of(table.version, device)
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from enum import Enum
 
 from datadist.addresses import parse_address
+from datadist.digits import is_digits
 from datadist.rank_table import RankDevice, RankTable
 from datadist.transport import LinkError
 from datadist_hccl.environment import PCIE, ROCE
@@ -111,7 +112,7 @@ def _pods(table: RankTable) -> list[str]:
     for device in table.devices:
         if device.super_pod_id is None:
             problems.append(f"server {device.server_id} is in no entry of super_pod_list")
-        if device.super_device_id is None or not device.super_device_id.isdecimal():
+        if device.super_device_id is None or not is_digits(device.super_device_id):
             problems.append(
                 f"super_device_id of rank {device.rank} is {device.super_device_id!r}: with "
                 "super_pod_list it must be a decimal number as text"

@@ -501,4 +501,4 @@ def test_a_local_resource_that_cannot_be_used(start_node: Start) -> None:
     )
     assert client.do(nodes.link_clusters, [(1, port)])[1] == ["LLM_LINK_FAILED"]
     log = client.do(nodes.log_of)
-    assert any("device_ip of rank 1 is 'nowhere', no IP address" in line for line in log)
+    assert any("device_ip is 'nowhere', which is no IP address" in line for line in log)

@@ -10,6 +10,7 @@ from pathlib import Path
 import hccl_sim
 import pytest
 from datadist_hccl.libraries import OVERRIDE
+from datadist_hccl.verify.command import _parser
 from datadist_hccl.verify.facts import driver
 
 TITLES = (
@@ -90,3 +91,14 @@ def test_a_fault_is_a_failed_line(meeting: str) -> None:
     assert done.returncode == 1
     assert "device_port of its own" in done.stdout
     assert "FAILED" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["--rank", "--device", "--mib", "--devices"])
+@pytest.mark.parametrize("text", [" 1", "0_1", "+1", "\u0661", "-1", "1.0", "x", ""])
+def test_numbers_of_verify(name: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [text] if name != "--devices" else [text, f"0,{text}"]
+    for each in given:
+        with pytest.raises(SystemExit):
+            _parser().parse_args([f"{name}={each}"])
+        assert f"argument {name}: {text!r} is not a number in [" in capsys.readouterr().err
+    assert _parser().parse_args([]).devices == [0, 1]

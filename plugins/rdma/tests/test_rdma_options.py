@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from datadist_rdma import verify
 from datadist_rdma.options import parse
 
 from datadist.transport import TransportError, TransportOptions
@@ -50,3 +51,12 @@ def test_wrong_values_are_named(
     with pytest.raises(TransportError) as caught:
         parse(given, environ)
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["--rank", "--size", "--traffic-class", "--service-level"])
+@pytest.mark.parametrize("text", [" 1", "0_1", "+1", "\u0661", "-1", "1.0", "x", ""])
+def test_numbers_of_verify(name: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vars(verify._parse([name, "1"]))[name[2:].replace("-", "_")] == 1
+    with pytest.raises(SystemExit):
+        verify._parse([f"{name}={text}"])
+    assert f"argument {name}: {text!r} is not a number in [" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from datadist.digits import argument
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
 from datadist.transport import LinkError, TransportError
 from datadist_hccl import HcclTransport
@@ -80,17 +81,29 @@ def _parser() -> argparse.ArgumentParser:
         description=USAGE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--devices", default="0,1", help="two devices of this machine (0,1)")
+    parser.add_argument(
+        "--devices", type=_devices, default="0,1", help="two devices of this machine (0,1)"
+    )
     parser.add_argument("--device-ips", help="their addresses; without them HCCS is verified")
     parser.add_argument("--table", help="rank table of two ranks, for two machines")
-    parser.add_argument("--rank", type=int, choices=(0, 1), default=0, help="with --table")
-    parser.add_argument("--device", type=int, default=0, help="with --table: device of this rank")
-    parser.add_argument("--mib", type=int, default=256, help="MiB of memory per placement (256)")
+    parser.add_argument(
+        "--rank", type=argument(0, 1), metavar="{0,1}", default=0, help="with --table"
+    )
+    parser.add_argument(
+        "--device", type=argument(0), default=0, help="with --table: device of this rank"
+    )
+    parser.add_argument(
+        "--mib", type=argument(1), default=256, help="MiB of memory per placement (256)"
+    )
     return parser
 
 
+def _devices(text: str) -> list[int]:
+    return [argument(0)(number) for number in text.split(",")]
+
+
 def _both_ranks(args: argparse.Namespace) -> int:
-    devices = [int(number) for number in args.devices.split(",")]
+    devices = args.devices
     addresses = args.device_ips.split(",") if args.device_ips else []
     if len(devices) != 2 or len(addresses) not in (0, 2):
         print("give two devices, and two addresses or none", file=sys.stderr)

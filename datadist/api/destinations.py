@@ -1,0 +1,146 @@
+"""No byte is written twice by one call of `transfer_cache_async`: which one it kept would be chance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datadist.api.arguments import cluster_of, name_of
+from datadist.api.cache import Cache, made_with
+from datadist.api.layerwise_checks import Config, LayerBlocks
+from datadist.api.tasks import TransferConfig
+from datadist.engine.resolve import ById, Source
+from datadist.keys import BlocksCacheKey, CacheKeyByIdAndIndex
+from datadist.status import LLMException, param_invalid
+
+Int64Array = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is written of each tensor: parts by their offsets and lengths in bytes."""
+
+    offsets: Int64Array
+    lengths: Int64Array
+
+    @property
+    def end(self) -> int:
+        """Bytes from the base to the end of the last part."""
+        return int((self.offsets + self.lengths).max(initial=0))
+
+
+@dataclass(frozen=True)
+class Base:
+    """An address of a config, and where it stands."""
+
+    address: int
+    config: int
+    place: int
+
+    def __str__(self) -> str:
+        return f"transfer_configs[{self.config}].dst_addrs[{self.place}]"
+
+
+def check_apart(cache: Cache, configs: Sequence[Config], blocks: LayerBlocks) -> None:
+    """Refuse destinations that overlap; each was checked by itself. Raises LLM_PARAM_INVALID."""
+    _check_addresses(cache, configs, blocks)
+    _check_layers(cache, configs, blocks)
+
+
+def _check_addresses(cache: Cache, configs: Sequence[Config], blocks: LayerBlocks) -> None:
+    bases: dict[int, list[Base]] = {}
+    for number, config in enumerate(configs):
+        if not isinstance(config, TransferConfig):
+            continue
+        of_cluster = bases.setdefault(config.dst_cluster_id, [])
+        of_cluster += [Base(each, number, place) for place, each in enumerate(config.dst_addrs)]
+    if not bases:
+        return
+    written = _written(cache, blocks)
+    for cluster, listed in bases.items():
+        listed.sort(key=lambda base: base.address)
+        addresses = np.array([base.address for base in listed], np.int64)
+        _check_sorted(cluster, listed, addresses, written)
+
+
+def _written(cache: Cache, blocks: LayerBlocks) -> Written:
+    desc = made_with(cache)
+    slot = desc.size // desc.shape[0]
+    if blocks.target is None:
+        size = desc.size if cache.is_blocks_cache else slot
+        return Written(np.zeros(1, np.int64), np.array([size], np.int64))
+    block = blocks.nbytes or slot
+    numbers = np.array(blocks.target, np.int64)
+    lengths = np.full(len(numbers), block, np.int64)
+    if blocks.source is None:  # the last of the blocks over which a slot is spread may get less
+        lengths[-1:] = min(block, slot - (len(numbers) - 1) * block)
+    return Written(numbers * block, lengths)
+
+
+def _check_sorted(cluster: int, bases: list[Base], addresses: Int64Array, written: Written) -> None:
+    """Look at parts only where bases are near each other: most are a whole tensor apart."""
+    apart = np.flatnonzero(np.diff(addresses) >= written.end) + 1
+    first = 0
+    for end in [*apart.tolist(), len(bases)]:
+        if end - first > 1:
+            found = _overlap(addresses[first:end], written)
+            if found is not None:
+                raise _overlapping(cluster, *(bases[first + place] for place in found))
+        first = end
+
+
+def _overlap(addresses: Int64Array, written: Written) -> tuple[int, int] | None:
+    """Places of two bases of which parts overlap, if there are any.
+
+    Where parts overlap at all, two that follow each other by their begin do.
+    """
+    begins = np.add.outer(addresses, written.offsets).ravel()
+    order = np.argsort(begins, kind="stable")
+    lengths = np.tile(written.lengths, len(addresses))[order]
+    bad = np.flatnonzero(np.diff(begins[order]) < lengths[:-1])
+    if not bad.size:
+        return None
+    one, other = sorted(order[bad[0] : bad[0] + 2] // len(written.offsets))
+    return int(one), int(other)
+
+
+def _overlapping(cluster: int, *bases: Base) -> LLMException:
+    first, second = sorted(bases, key=lambda base: (base.config, base.place))
+    if first.address == second.address:
+        what = f"{second} is {second.address:#x}, and so is {first}"
+    else:
+        what = (
+            f"{second} is {second.address:#x}, and what is written there overlaps that of {first}, "
+            f"which is {first.address:#x}"
+        )
+    return param_invalid(f"{what}: give each tensor memory of its own at cluster {cluster}")
+
+
+def _check_layers(cache: Cache, configs: Sequence[Config], blocks: LayerBlocks) -> None:
+    to_blocks = cache.is_blocks_cache or blocks.target is not None
+    seen: dict[tuple[int, Source], list[tuple[range, int]]] = {}
+    for number, config in enumerate(configs):
+        if isinstance(config, TransferConfig):
+            continue
+        target = cluster_of(config.cache_key), _target(config.cache_key, to_blocks)
+        seen.setdefault(target, []).append((config.dst_layer_range, number))
+    for listed in seen.values():
+        listed.sort(key=lambda entry: entry[0].start)
+        for (one, first), (other, second) in pairwise(listed):
+            if other.start < one.stop:
+                raise param_invalid(
+                    f"transfer_configs[{second}] has dst_layer_range {other} and "
+                    f"transfer_configs[{first}] {one} of the same destination: name each of its "
+                    "layers once"
+                )
+
+
+def _target(key: BlocksCacheKey | CacheKeyByIdAndIndex, to_blocks: bool) -> Source:
+    """What a key names; a cache of blocks is written by their numbers, whatever the slot."""
+    if isinstance(key, CacheKeyByIdAndIndex):
+        return ById(key.cache_id, 0 if to_blocks else key.batch_index)
+    return name_of(key)
