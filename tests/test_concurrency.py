@@ -79,11 +79,12 @@ def test_pulls_from_two_peers_go_on_together(start_node: Start) -> None:
 def _pull_until_it_fails(here: nodes.Here) -> None:
     """Start pulling in a thread; `_outcome` tells how many pulls ended well, and what ended them."""
     here.any["pulls"], here.any["error"] = 0, None
+    manager = here.live.cache_manager  # none can be had once the engine was finalized
 
     def pull() -> None:
         try:
             while True:
-                nodes.pull_cache(here, CacheKeyByIdAndIndex(2, 1), "large")
+                manager.pull_cache(CacheKeyByIdAndIndex(2, 1), here.caches["large"])
                 here.any["pulls"] += 1
         except LLMException as error:
             here.any["error"] = (error.status_code.name, str(error))
@@ -136,7 +137,7 @@ def test_finalize_during_a_pull(start_node: Start) -> None:
     puller, owner, _ = _pulling_pair(start_node)
     puller.do(nodes.finalize)
     _pulls, (status, text) = puller.do(_outcome)
-    assert status in ("LLM_NOT_YET_LINK", "LLM_FAILED"), text
+    assert status in ("LLM_NOT_YET_LINK", "LLM_FAILED", "LLM_ENGINE_FINALIZED"), text
     puller.do(nodes.init, 1)
     _link_all(puller, {2: owner})
 
@@ -191,4 +192,5 @@ def test_a_task_ends_with_its_link(start_node: Start, end: str) -> None:
         sender.do(nodes.unlink, comm_id)
     else:
         sender.do(nodes.finalize)
-    assert sender.do(_task_result) in ("LLM_NOT_YET_LINK", "LLM_FAILED", "LLM_KV_CACHE_NOT_EXIST")
+    ends = ("LLM_NOT_YET_LINK", "LLM_FAILED", "LLM_KV_CACHE_NOT_EXIST", "LLM_ENGINE_FINALIZED")
+    assert sender.do(_task_result) in ends
