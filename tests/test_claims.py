@@ -41,6 +41,13 @@ def _fork(here: nodes.Here) -> int:
     return child
 
 
+def _await_end(pid: int) -> None:
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 @pytest.fixture
 def place(runtime_dir: Path) -> str:
     return str(runtime_dir)
@@ -68,7 +75,8 @@ def test_a_claim_ends_with_its_process(start_node: Start, place: str, how: str) 
     child = first.do(_fork) if "child" in how else None
     try:
         assert second.do(_claim, place) is not None
-        first.kill()
+        os.kill(first.pid, signal.SIGKILL)  # not Node.kill, which waits for the child as well
+        _await_end(first.pid)
         assert second.do(_claim, place) is None, "there is nothing to wait for"
     finally:
         if child is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -319,8 +320,8 @@ class Engine:
             ) from None
         except OSError as error:
             raise LLMException(
-                f"cannot claim cluster id {self.cluster_id} in {self._meeting.directory.place}: {error} "
-                "(where the directory is gone, end the engine and start it again)",
+                f"cannot claim cluster id {self.cluster_id} in {self._meeting.directory.place}: "
+                f"{_claim_problem(error)}",
                 status_code=LLMStatusCode.LLM_FAILED,
             ) from error
         if holder is not None:
@@ -511,6 +512,15 @@ class Engine:
         self.shortcuts.clear()
         self._reactor.abandon()
         self._meeting.abandon()
+
+
+def _claim_problem(error: OSError) -> str:
+    remedies = {
+        errno.EMFILE: "no descriptor is left (see `ulimit -n`)",
+        errno.ENFILE: "the host has no descriptor left",
+        errno.ENOENT: "the directory was removed: end this engine and start it again",
+    }
+    return remedies.get(error.errno or 0, str(error))
 
 
 def _after(timeout: float | None) -> str:

@@ -117,11 +117,21 @@ def test_a_link_without_descriptors_fails_or_works_and_recovers(
         node.do(stage.prepare, seed)
     we.do(_limit_descriptors, room)
     peer.begin(stage.wait_settled, peer.do(nodes.link, "pair", PAIR))
-    status, _, text = we.do(stage.wait_settled, we.do(nodes.link, "pair", PAIR))
-    assert status in ("OK", "FAILED"), text
+    linked, refusal = [peer, we], None
+    try:
+        comm_id = we.do(nodes.link, "pair", PAIR)
+    except RemoteError as error:
+        linked, refusal = [peer], error
+    if refusal is None:
+        status, _, text = we.do(stage.wait_settled, comm_id)
+        assert status in ("OK", "FAILED"), text
+    else:
+        assert refusal.status == "LLM_FAILED"
+        assert "cannot claim cluster id 2" in refusal.text
+        assert "no descriptor is left" in refusal.text
     assert peer.result()[0] in ("OK", "FAILED")
     we.do(_lift, resource.RLIMIT_NOFILE)
-    for node in (peer, we):
+    for node in linked:
         node.do(nodes.unlink, 1)
     nodes.link_pair(peer, we, "again")
     assert we.do(stage.pull_now)[0] == "OK"

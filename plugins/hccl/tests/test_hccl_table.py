@@ -170,7 +170,6 @@ def test_tables_that_hccl_would_refuse(
             1,
             5,
         ),
-        (_table(2, 1, _set(0, 1, device_id="0", device_port="16666")), 0, 0),
     ],
 )
 def test_numbers_of_devices_that_can_be_used(table: RankTable, rank: int, physical: int) -> None:
