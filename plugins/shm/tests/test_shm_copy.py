@@ -160,6 +160,10 @@ def _mappings() -> int:
     return len(Path("/proc/self/maps").read_text().splitlines())
 
 
+def _has_thread_sanitizer() -> bool:
+    return "libtsan" in Path("/proc/self/maps").read_text()
+
+
 def _helpers_come_and_go(_here: Here) -> None:
     large, seen = _Large(), threading.Event()
     before = tasks.count() + 1
@@ -180,7 +184,8 @@ def _helpers_come_and_go(_here: Here) -> None:
     mapped = _mappings()
     for _ in range(30):
         large.copy()
-    assert _mappings() < mapped + 20, "stacks of helpers that were not joined"
+    if not _has_thread_sanitizer():  # which maps memory for each thread that it has seen
+        assert _mappings() < mapped + 20, "stacks of helpers that were not joined"
 
 
 def test_helpers_run_and_none_is_left() -> None:
