@@ -56,12 +56,10 @@ def _is_left_over(directory: int, name: str, names: set[str]) -> bool:
     refused = _REFUSED.match(name)
     if refused:
         return f"{refused[1]}.sock" not in names
+    if _CLAIM.match(name):
+        return not _is_locked(directory, name)
     age = time.time() - os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime
-    if age < SECONDS:
-        return False
-    return bool(_HIDDEN.match(name)) or (
-        bool(_CLAIM.match(name)) and not _is_locked(directory, name)
-    )
+    return bool(_HIDDEN.match(name)) and age > SECONDS
 
 
 def _is_locked(directory: int, name: str) -> bool:
