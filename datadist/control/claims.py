@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import threading
-import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
@@ -25,8 +24,6 @@ from datadist.control.runtime_dir import Address, RuntimeDir
 log = logging.getLogger("datadist.control")
 
 MOST_BYTES = 4096
-WRITING_SECONDS = 0.2
-"""How long a holder may take to write who it is."""
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -77,11 +74,10 @@ class Claims:
         fd = self._open(self._name, os.O_RDWR | os.O_CREAT)
         try:
             if not self._lock_file(fd):
-                holder = _read_soon(fd)
+                holder = _read(fd)
                 self._note_refusal(holder)
                 return holder
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps(asdict(self._claimant())).encode(), 0)
+            self._sign(fd)
             self._fd, fd = fd, -1
             return None
         finally:
@@ -124,8 +120,11 @@ class Claims:
     def _name(self) -> str:
         return f"{self._engine.cluster_id}.claim"
 
-    def _claimant(self) -> Claimant:
-        return Claimant(os.getpid(), own_program(), now(), self._engine.incarnation)
+    def _sign(self, fd: int) -> None:
+        """Write who we are into a file, in place of what it said."""
+        claimant = Claimant(os.getpid(), own_program(), now(), self._engine.incarnation)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(asdict(claimant)).encode(), 0)
 
     def _open(self, name: str, flags: int) -> int:
         return os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._directory.fd)
@@ -159,9 +158,9 @@ class Claims:
         """Let those know who will link with the holder."""
         name = _refused_beside(Address(self._engine.cluster_id, holder.incarnation))
         with suppress(OSError):
-            fd = self._open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            fd = self._open(name, os.O_WRONLY | os.O_CREAT)
             try:
-                os.pwrite(fd, json.dumps(asdict(self._claimant())).encode(), 0)
+                self._sign(fd)
             finally:
                 os.close(fd)
 
@@ -170,15 +169,8 @@ def _refused_beside(engine: Address) -> str:
     return f"{engine.cluster_id}-{engine.incarnation}.refused"
 
 
-def _read_soon(fd: int) -> Claimant:
-    deadline = time.monotonic() + WRITING_SECONDS
-    while (holder := _read(fd)) == UNKNOWN and time.monotonic() < deadline:
-        time.sleep(0.002)
-    return holder
-
-
 def _read(fd: int) -> Claimant:
-    """What a file says; UNKNOWN where its holder has not written it yet."""
+    """What a file says; UNKNOWN where whoever made it could not write it."""
     try:
         said = json.loads(os.pread(fd, MOST_BYTES, 0))
         return Claimant(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,12 +11,11 @@ from pathlib import Path
 
 from datadist.control.job import XDIST
 from datadist.control.job import described as job_described
-from datadist.control.process import described, processes_of_this_user, program_of
+from datadist.control.process import described, peer_of, processes_of_this_user, program_of
 from datadist.control.runtime_dir import Address, RuntimeDir, engine_of, job_of, place_of
 
 MOST = 32
 """Engines that are remembered."""
-_CREDENTIALS = struct.Struct("3i")
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,6 @@ def _live(place: Path, wanted: set[int]) -> Iterator[tuple[Address, int]]:
             with suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
                 sock.setblocking(False)
                 sock.connect(f"/proc/self/fd/{folder}/{name}")
-                raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-                yield engine, _CREDENTIALS.unpack(raw)[0]
+                yield engine, peer_of(sock)[0]
     finally:
         os.close(folder)

@@ -17,7 +17,6 @@ from datadist.control.remote import Remote
 from datadist.control.runtime_dir import (
     Address,
     RuntimeDir,
-    RuntimeDirError,
     network_namespace,
 )
 
@@ -114,17 +113,13 @@ def hint(directory: RuntimeDir, port: int) -> str:
         for each in directory.listening(port)
         if each.namespace != here
     ]
-    for job in directory.other_jobs():
-        with suppress(OSError, RuntimeDirError):
-            other = RuntimeDir(directory.path, job)
-            try:
-                found += [
-                    f"cluster {each.engine.cluster_id} listens at {HostPort(each.ip, port)} in "
-                    f"{described(job)} (set the same DATADIST_JOB)"
-                    for each in other.listening(port)
-                ]
-            finally:
-                other.leave()
+    for other in directory.others():
+        with suppress(OSError):
+            found += [
+                f"cluster {each.engine.cluster_id} listens at {HostPort(each.ip, port)} in "
+                f"{described(other.job)} (set the same DATADIST_JOB)"
+                for each in other.listening(port)
+            ]
     return "".join(f"; {text}" for text in dict.fromkeys(found))
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import sys
 import time
 from pathlib import Path
 
+_CREDENTIALS = struct.Struct("3i")
 MOST = 80
 """Characters of a program's name that are shown."""
 
@@ -56,6 +59,13 @@ def printable(text: str) -> str:
     """A name in one line of bounded length, whoever gave it."""
     safe = text.encode(errors="replace").decode()[:MOST]  # names of files may be no text
     return "".join(each if each.isprintable() else "?" for each in safe)
+
+
+def peer_of(sock: socket.socket) -> tuple[int, int]:
+    """Process and user at the other end of a Unix socket, by the kernel's word (SO_PEERCRED)."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _gid = _CREDENTIALS.unpack(raw)
+    return pid, uid
 
 
 def now() -> float:

@@ -230,6 +230,16 @@ class RuntimeDir:
             return [job for job in ("", *names) if job != self.job]
         return []
 
+    def others(self) -> Iterator[RuntimeDir]:
+        """The places of the other jobs, each open until the next one; but for those out of reach."""
+        for job in self.other_jobs():
+            with contextlib.suppress(RuntimeDirError):
+                other = RuntimeDir(self.path, job)
+                try:
+                    yield other
+                finally:
+                    other.leave()
+
     def leave(self) -> None:
         """:meth:`close`; the place of a job goes with its last engine."""
         if self.job:

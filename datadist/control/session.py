@@ -7,19 +7,18 @@ import logging
 import os
 import select
 import socket
-import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from datadist.control.messages import HEADER, MAX_FDS, MAX_FRAME, Message, decode, encode
+from datadist.control.process import peer_of
 from datadist.control.reactor import READ, WRITE, Reactor
 
 log = logging.getLogger("datadist.control")
 
 MAX_QUEUED = 256 << 20
 """Bytes that may wait for a peer that does not read; above, the session is given up."""
-_CREDENTIALS = struct.Struct("3i")
 CHUNK = 1 << 18
 """Bytes read at once."""
 
@@ -103,8 +102,7 @@ class Session:
         return self._sock.fileno()
 
     def _identify(self) -> None:
-        raw = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        self.peer_pid, self.peer_uid, _gid = _CREDENTIALS.unpack(raw)
+        self.peer_pid, self.peer_uid = peer_of(self._sock)
         self.process = Descriptor(os.pidfd_open(self.peer_pid))
 
     def start(self) -> None:

@@ -9,7 +9,7 @@ import re
 import struct
 import time
 
-from datadist.control.runtime_dir import RuntimeDir, RuntimeDirError, is_listening_name
+from datadist.control.runtime_dir import RuntimeDir, is_listening_name
 
 SECONDS = 60.0
 """Age at which a name that engines have for a moment only is left over."""
@@ -26,13 +26,9 @@ def sweep(directory: RuntimeDir) -> None:
     No claim may be held by this process: looking at one closes a descriptor of its file.
     """
     _sweep_job(directory)
-    for job in directory.other_jobs():
-        with contextlib.suppress(OSError, RuntimeDirError):
-            other = RuntimeDir(directory.path, job)
-            try:
-                _sweep_job(other)
-            finally:
-                other.leave()
+    for other in directory.others():
+        with contextlib.suppress(OSError):
+            _sweep_job(other)
 
 
 def _sweep_job(directory: RuntimeDir) -> None:

@@ -173,7 +173,8 @@ def runtime_directory(path: Path) -> Finding:
         directory = RuntimeDir(path)
     except RuntimeDirError as error:
         return Finding("runtime directory", Level.PROBLEM, str(error), "as said")
-    listed = {job: _engines(path, job) for job in (directory.job, *directory.other_jobs())}
+    listed = {directory.job: _engines(directory)}
+    listed.update({other.job: _engines(other) for other in directory.others()})
     directory.close()
     if not existed:
         path.rmdir()
@@ -182,14 +183,8 @@ def runtime_directory(path: Path) -> Finding:
     return Finding("runtime directory", Level.OK, f"{path}: engines listed: {jobs or 'none'}")
 
 
-def _engines(path: Path, job: str) -> int:
-    try:
-        directory = RuntimeDir(path, job)
-    except RuntimeDirError:
-        return 0
-    count = len(list(directory.engines()))
-    directory.leave()
-    return count
+def _engines(directory: RuntimeDir) -> int:
+    return len(list(directory.engines()))
 
 
 def _size(limit: int) -> str:
