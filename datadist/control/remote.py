@@ -22,6 +22,7 @@ from datadist.control.reactor import Reactor, Timer
 from datadist.control.runtime_dir import Address
 from datadist.control.session import Session
 from datadist.control.tcp import HANDSHAKE_SECONDS, Dial, NetworkSettings, TcpSession
+from datadist.once import Once
 
 if TYPE_CHECKING:
     from datadist.control.meeting import Meeting
@@ -59,8 +60,8 @@ class Remote:
         self._listeners: dict[HostPort, tuple[Listener, int]] = {}
         self._dials: set[Dial] = set()
         self._met: dict[Session, _Acquaintance] = {}
-        self._reported: set[str] = set()
-        """Incarnations of engines that were refused, which try again."""
+        self._reported = Once(MAX_REPORTED)
+        """Incarnations of engines that were refused."""
         self._closed = False
 
     # -- listening ---------------------------------------------------------------------------
@@ -205,7 +206,8 @@ class Remote:
         if problem is not None:
             if met.done is None:
                 session.send(self._meeting.hello())  # so that the other end can say so too
-                self._report(hello, problem)
+                if self._reported.is_new(hello.incarnation):  # it tries again and again
+                    log.warning("%s", problem)
             return problem
         if hello.incarnation == self._meeting.address.incarnation:
             return "this engine itself answers there"
@@ -227,14 +229,6 @@ class Remote:
                 "same DATADIST_JOB at both ends"
             )
         return None
-
-    def _report(self, hello: Hello, problem: str) -> None:
-        """Log a problem once per engine, which tries again and again."""
-        if hello.incarnation not in self._reported:
-            if len(self._reported) >= MAX_REPORTED:
-                self._reported.clear()
-            self._reported.add(hello.incarnation)
-            log.warning("%s", problem)
 
     def _answer(self, session: Session, met: _Acquaintance, hello: Hello) -> None:
         """As the listener: say who we are, and leave the decision to the dialler."""

@@ -16,6 +16,7 @@ from datadist.control.process import described, printable
 from datadist.control.runtime_dir import Address
 from datadist.engine.domain import Domain, PairDomain
 from datadist.engine.peers import PeerView
+from datadist.once import Once
 
 log = logging.getLogger("datadist.link")
 
@@ -23,6 +24,11 @@ REMEDY = (
     "if they belong to different jobs, set DATADIST_JOB to a name of its own for each job; else give "
     "every engine a cluster id of its own"
 )
+DID = {
+    "replaced": "ended its link with this engine for one with",
+    "took": "ended for this engine its link with",
+}
+"""What a peer did when it met our cluster id at two engines."""
 MAX_REPORTED = 256
 MAX_TOLD = 8
 """Warnings that one peer can cause by what it tells."""
@@ -37,7 +43,7 @@ class Duplicates:
         self._meeting = meeting
         self._views = views
         self._domains = domains
-        self._reported: set[tuple[int, frozenset[str]]] = set()
+        self._reported = Once(MAX_REPORTED)
         self._told: Counter[str] = Counter()
         """Messages by incarnation."""
         self._refused: str | None = None
@@ -63,12 +69,8 @@ class Duplicates:
         for member in members:
             engine = Address(member.cluster_id, member.incarnation)
             refused = self._meeting.claims.refused_beside(engine)
-            if refused is None or not self._is_new(member.cluster_id, refused.incarnation):
-                continue
-            if engine == self._meeting.address:
-                self._on_refused_beside_us(str(refused))
-            else:
-                self._warn_of_foreign(member.cluster_id, str(refused))
+            if refused is not None:
+                self._report_refused(member.cluster_id, refused.incarnation, str(refused))
 
     def on_replaced(self, pair: PairDomain, view: PeerView) -> None:
         """An engine asks for the place of a pair that works, with another engine of its cluster id."""
@@ -91,23 +93,23 @@ class Duplicates:
         if message.what == "refused":
             self._warn_of_foreign(cluster, other)
             return
-        did = "ended its link with this engine for one with" if message.what == "replaced" else (
-            "ended for this engine its link with"
-        )  # fmt: skip
         log.warning(
             "cluster %d %s %s, which has the same cluster id %d; %s",
-            cluster, did, other, self._meeting.address.cluster_id, REMEDY,
+            cluster, DID[message.what], other, self._meeting.address.cluster_id, REMEDY,
         )  # fmt: skip
 
     def _on_refused(self, hello: Hello, pid: int | None) -> None:
         """An engine of our job and host may not link, since another one has its cluster id."""
-        cluster, who = hello.cluster_id, described(pid, printable(hello.program))
-        ours = cluster == self._meeting.address.cluster_id
-        if not ours and not any(cluster in domain.ranks for domain in self._domains()):
-            return  # who links later finds it beside the holder's claim
-        if not self._is_new(cluster, hello.incarnation):
+        cluster, own = hello.cluster_id, self._meeting.address.cluster_id
+        if cluster == own or any(cluster in domain.ranks for domain in self._domains()):
+            who = described(pid, printable(hello.program))
+            self._report_refused(cluster, hello.incarnation, who)
+        # who links later finds it beside the holder's claim
+
+    def _report_refused(self, cluster: int, incarnation: str, who: str) -> None:
+        if not self._is_new(cluster, incarnation):
             return
-        if ours:
+        if cluster == self._meeting.address.cluster_id:
             self._on_refused_beside_us(who)
         else:
             self._warn_of_foreign(cluster, who)
@@ -135,13 +137,7 @@ class Duplicates:
         )  # fmt: skip
 
     def _is_new(self, cluster: int, *incarnations: str) -> bool:
-        case = (cluster, frozenset(incarnations))
-        if case in self._reported:
-            return False
-        if len(self._reported) >= MAX_REPORTED:
-            self._reported.clear()
-        self._reported.add(case)
-        return True
+        return self._reported.is_new((cluster, frozenset(incarnations)))
 
 
 def is_live(view: PeerView) -> bool:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from datadist.control.messages import Entry, Fetch
 from datadist.engine.owned import OwnCache
 from datadist.engine.peers import PeerView
+from datadist.once import Once
 from datadist.status import param_invalid
 from datadist.types import DataType
 
@@ -44,7 +45,7 @@ class ElementTypes:
     def __init__(self, cluster: int, required: bool) -> None:
         self._cluster = cluster
         self.required = required
-        self._warned: dict[tuple[str, str, int, int], object] = {}
+        self._warned = Once(MAX_WARNED)
 
     def check_pull(self, view: PeerView, source: Entry, target: OwnCache) -> None:
         """Compare before a pull. Raises LLM_PARAM_INVALID where equal types are required."""
@@ -92,11 +93,8 @@ class ElementTypes:
                 'caches with the same data_type, or set datadist.check_types to "0" to move the '
                 "bytes without conversion"
             )
-        key = operation, peer, _known(source.data_type), _known(target.data_type)
-        if len(self._warned) >= MAX_WARNED:
-            self._warned.clear()
-        mine = object()
-        if self._warned.setdefault(key, mine) is mine:  # atomic: one thread warns
+        case = operation, peer, _known(source.data_type), _known(target.data_type)
+        if self._warned.is_new(case):
             log.warning(
                 "%s: %s. The bytes are moved without conversion. If the target is to hold the same "
                 "numbers, create both caches with the same data_type; if the bytes are "
