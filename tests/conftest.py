@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests import hosts, netcopy, nodes
+from tests import hosted, hosts, netcopy, nodes
 from tests.hosts import Network
 from tests.nodes import Node
 
@@ -62,6 +62,15 @@ def start_node(runtime_dir: Path) -> Iterator[Callable[..., Node]]:
 
 def _init(here: nodes.Here, cluster: int, pool: int, settings: dict[str, object]) -> None:
     nodes.init(here, cluster, pool, **settings)
+
+
+@pytest.fixture
+def engine(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hosted.Engine]:
+    """An engine of the test's process, which strangers talk to."""
+    monkeypatch.setenv("DATADIST_RUNTIME_DIR", str(runtime_dir))
+    made = hosted.Engine(runtime_dir)
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,14 +33,6 @@ NONSENSE: dict[str, Any] = {}
 
 
 REASON = {"reason": "for no reason"}
-
-
-@pytest.fixture
-def engine(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    monkeypatch.setenv("DATADIST_RUNTIME_DIR", str(runtime_dir))
-    made = Engine(runtime_dir)
-    yield made
-    made.close()
 
 
 def _own_incarnation(engine: Engine) -> str:

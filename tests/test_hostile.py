@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,6 @@ from tests.stranger import Stranger, link, memory
 
 Start = Callable[..., Node]
 BASE, SIZE = 1 << 40, 1 << 16
-
-
-@pytest.fixture
-def engine(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    monkeypatch.setenv("DATADIST_RUNTIME_DIR", str(runtime_dir))
-    made = Engine(runtime_dir)
-    yield made
-    made.close()
 
 
 def _entry(**changes: Any) -> dict[str, Any]:

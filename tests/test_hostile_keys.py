@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
-import pytest
 
 from datadist import CacheDesc, CacheKey, DataType, LLMStatusCode
 from datadist.control.messages import Ack, Consume, Directory, Sync
@@ -21,15 +18,6 @@ from tests.test_hostile import BASE, SIZE
 
 LARGEST = (1 << 64) - 1
 TENSORS = 3
-
-
-@pytest.fixture
-def engine(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """An engine of this process."""
-    monkeypatch.setenv("DATADIST_RUNTIME_DIR", str(runtime_dir))
-    made = Engine(runtime_dir)
-    yield made
-    made.close()
 
 
 def _core(engine: Engine) -> Core:

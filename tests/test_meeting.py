@@ -6,7 +6,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,6 @@ from tests.nodes import Node
 from tests.stranger import Stranger, memory, socket_of
 
 Start = Callable[..., Node]
-
-
-@pytest.fixture
-def engine(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    monkeypatch.setenv("DATADIST_RUNTIME_DIR", str(runtime_dir))
-    made = Engine(runtime_dir)
-    yield made
-    made.close()
 
 
 def test_silent_and_slow_strangers_are_shown_out(
