@@ -9,9 +9,8 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +31,11 @@ MIB = 1 << 20
 SECONDS = 60.0
 MARGIN, EDGE = 1024, 0x5A5A5A5A
 """Numbers around registered arrays that nobody may change."""
+PRELOADED = [
+    "hypothesis", "pytest", "datadist.api.cache_manager", "datadist.engine.engine",
+    "stevedore.driver", "tests.nodes",
+]  # fmt: skip
+"""What nodes need not import each for themselves."""
 
 
 class RemoteError(Exception):
@@ -62,18 +66,20 @@ class Here:
 
 
 class Node:
-    """The test's side of a process; ``method`` is how it starts (see multiprocessing)."""
+    """The test's side of a process.
 
-    def __init__(
-        self, environ: Mapping[str, str], method: Literal["spawn", "forkserver"] = "spawn"
-    ) -> None:
-        context: SpawnContext | ForkServerContext = (
-            multiprocessing.get_context("spawn")
-            if method == "spawn"
-            else multiprocessing.get_context("forkserver")
-        )
+    Nodes are forked from a process that has imported what they need and has done nothing else: it
+    has one thread and no engine. A node has the environment and the working directory of the test.
+    ``modules`` are imported beforehand too; those of the first node of a test run count.
+    """
+
+    def __init__(self, environ: Mapping[str, str], modules: Sequence[str] = ()) -> None:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy starts no thread to be forked
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([*PRELOADED, *modules])
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, dict(environ)), daemon=True)
+        surroundings = {**os.environ, **environ}, os.getcwd()
+        self._process = context.Process(target=_serve, args=(theirs, *surroundings), daemon=True)
         self._process.start()
         theirs.close()
         self._busy = False
@@ -150,8 +156,10 @@ def _is_stopped(task: Path) -> bool:
     return (task / "stat").read_text().rpartition(")")[2].split()[0] in "TtZX"
 
 
-def _serve(pipe: Connection, environ: dict[str, str]) -> None:
+def _serve(pipe: Connection, environ: dict[str, str], directory: str) -> None:
+    os.environ.clear()
     os.environ.update(environ)
+    os.chdir(directory)
     # it is ignored where the tests were started in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
     here = Here()

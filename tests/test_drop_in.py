@@ -171,7 +171,10 @@ def test_run_refuses_where_another_package_lies_beside_the_program(
     assert f"{other}/llm_datadist/__init__.py lies beside the program" in done.stderr
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH exists since Python 3.11")
+@pytest.mark.skipif(
+    sys.version_info < (3, 11),
+    reason="this Python is older than 3.11, which brought PYTHONSAFEPATH",
+)
 def test_a_safe_path_makes_packages_beside_the_program_harmless(other: Path) -> None:
     (other / "script.py").write_text("import llm_datadist; print(hasattr(llm_datadist, 'real'))")
     assert _succeeds(_run("script.py", cwd=other, PYTHONSAFEPATH="1")) == "False\n"

@@ -16,8 +16,7 @@ import pytest
 from roce.harness.kernel import Unavailable
 from roce.harness.run import GUEST, RESULTS, run
 
-REQUIRED = "DATADIST_ROCE_REQUIRED"
-"""Set to 1 where a run that is not possible is a failure, as in CI."""
+from tests.skips import is_required
 
 
 class InGuest:
@@ -71,7 +70,7 @@ class OnHost:
             reports, self._trouble[group] = run(group, tests)
         except Unavailable as error:
             self._trouble[group] = f"the virtual machines cannot run here: {error}"
-            if os.environ.get(REQUIRED) != "1":
+            if not is_required():
                 self._skipped[group] = self._trouble[group]
             return
         if reports.exists():

@@ -158,7 +158,7 @@ def test_huge_pages_that_are_asked_for_and_not_there(monkeypatch: pytest.MonkeyP
 
 def test_huge_pages_of_this_machine() -> None:
     if not pages.transparent() and pages.reserved() < 4 * MIB:
-        pytest.skip("this machine offers no huge pages for shared memory")
+        pytest.skip("this machine has no huge pages for shared memory")
     transport = _transport(huge_pages="1")
     region = transport.allocate(3 * MIB, Placement.HOST)
     assert isinstance(region, PoolRegion)

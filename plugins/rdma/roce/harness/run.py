@@ -19,6 +19,8 @@ from roce.harness import initramfs, kernel
 from roce.harness.machine import Boot, Machine
 from roce.harness.wire import Wire
 
+from tests.skips import REQUIRED
+
 ROOT = Path(__file__).resolve().parents[4]
 RESULTS = ROOT / "build" / "roce"
 GUEST = "DATADIST_ROCE_GUEST"
@@ -95,6 +97,7 @@ def _environ(name: str, device: str) -> dict[str, str]:
         "ROCE_DEVICE": device,
         "ROCE_ADDRESSES": ADDRESSES[name],
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        REQUIRED: os.environ.get(REQUIRED, ""),
         "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins' / 'rdma'}",
     }
 
