@@ -3,17 +3,23 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := datadist plugins/shm/datadist_shm plugins/shm/tests tests benchmarks \
+SOURCES := conftest.py .ci/tests datadist plugins/shm/datadist_shm plugins/shm/tests tests benchmarks \
 	plugins/hccl/datadist_hccl plugins/hccl/tests examples \
 	plugins/rdma/datadist_rdma plugins/rdma/tests plugins/rdma/roce
 
-.PHONY: help setup demo test test-roce lint types check soak fuzz sanitize cross clean
+PARALLEL := -n auto --maxprocesses 8
+
+.PHONY: help setup demo test test-roce lint types check check-fast check-long coverage soak fuzz \
+	sanitize cross clean
 
 help:
 	@echo "make demo    link a prompt and a decoder and move a KV cache between them"
-	@echo "make test    run all tests"
+	@echo "make test    run all tests, a process per processor (ARGS=-n0: one after another)"
 	@echo "make test-roce  run the tests of the rdma backend in virtual machines with soft-RoCE"
 	@echo "make check   lint, types and tests"
+	@echo "make check-fast  what says most within some minutes: lint, types, the tests marked fast"
+	@echo "make check-long  what need not be seen every day: longer soak and fuzzing, make cross"
+	@echo "make coverage    run all tests and report which lines and branches of core they miss"
 	@echo "make soak    random links, transfers and kills, verified (MINUTES, SEED)"
 	@echo "make fuzz    coverage-guided fuzzing of everything that is parsed (SECONDS per target)"
 	@echo "make sanitize  tests of the native code under sanitizers"
@@ -34,7 +40,7 @@ demo: setup
 
 test: setup
 	@$(BIN)/python -m compileall -q datadist plugins tests  # spawned processes start faster
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-roce: setup
 	$(BIN)/python -m pytest plugins/rdma/roce $(ARGS)
@@ -47,6 +53,20 @@ types: setup
 	$(BIN)/mypy
 
 check: lint types test
+
+check-fast: lint types
+	@$(BIN)/python -m compileall -q datadist plugins tests
+	$(BIN)/python -m pytest $(PARALLEL) -m fast $(ARGS)
+
+check-long: cross
+	$(MAKE) fuzz SECONDS=300
+	$(MAKE) soak MINUTES=30
+
+coverage: setup
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(PARALLEL) $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 soak: setup
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/python -m pip install --quiet matplotlib
