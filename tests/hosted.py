@@ -25,21 +25,21 @@ SECONDS = 10.0
 class Engine:
     """An engine of this process, and what it logged."""
 
-    def __init__(self, runtime_dir: Path) -> None:
+    def __init__(self, runtime_dir: Path, sync_kv_timeout: int = 300) -> None:
         os.environ["DATADIST_RUNTIME_DIR"] = str(runtime_dir)
         self.runtime_dir = runtime_dir
         config = LLMConfig()
         config.enable_cache_manager = True
         config.transfer_backend = "shm"
         config.link_total_time = 10
-        config.sync_kv_timeout = 300
+        config.sync_kv_timeout = sync_kv_timeout
         config.mem_pool_cfg = json.dumps({"memory_size": MIB, "page_shift": 12})
         self.api = LLMDataDist(LLMRole.MIX, 1)
         self.log: list[str] = []
         self.comm_id = 0
         """Of the link that a test is about."""
         self._strangers: list[Stranger] = []
-        self._handler = _Collector(self.log)
+        self._handler = Collector(self.log)
         logger = logging.getLogger("datadist")
         self._level = logger.level
         logger.addHandler(self._handler)
@@ -90,13 +90,17 @@ class Engine:
         logger.setLevel(self._level)
 
 
-class _Collector(logging.Handler):
+class Collector(logging.Handler):
+    """Keeps what is logged, as lines."""
+
     def __init__(self, lines: list[str]) -> None:
         super().__init__()
         self._lines = lines
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(f"{record.levelname} {record.getMessage()}")
+        raised = record.exc_info[1] if record.exc_info else None
+        why = "" if raised is None else f" (defect: {type(raised).__name__}: {raised})"
+        self._lines.append(f"{record.levelname} {record.getMessage()}{why}")
 
 
 class Sent:

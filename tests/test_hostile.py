@@ -17,7 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from datadist import CacheKeyByIdAndIndex, LLMException, LLMStatusCode
 from tests import nodes
-from tests.fuzz.seeds import SEEDS, TOKEN
+from tests.fuzz.seeds import SEEDS
+from tests.fuzz.templates import TOKEN
 from tests.hosted import PAIR, TABLE, Engine
 from tests.nodes import Node
 from tests.stranger import Stranger, link, memory
