@@ -18,8 +18,25 @@ from tests.stranger import Stranger, memory, socket_of
 PAIR = {1: 0, 2: 1}
 TABLE = parse_rank_table(nodes.table_for(PAIR)).canonical
 GUARD = 0x77
-SIZE = 1 << 16
+BASE, SIZE = 1 << 40, 1 << 16
+"""Memory that a stranger offers."""
 SECONDS = 10.0
+
+
+def offer_of(fd: int | None = 0, address: int = BASE, size: int = SIZE) -> dict[str, Any]:
+    """A good offer over shm."""
+    region = {"id": 1, "address": address, "size": size, "fd": fd}
+    return {"version": 1, "writable": False, "regions": [region], "fence": None}
+
+
+def entry_of(**changes: Any) -> dict[str, Any]:
+    """A cache in the memory that was offered, as its owner tells of it."""
+    entry = {
+        "cache_id": 1, "blocks": False, "bases": [BASE, BASE + 4096], "stride": 64, "count": 1,
+        "tensor_size": 64, "data_type": 4, "placement": 1, "pooled": True, "accessible": False,
+        "regions": [1], "bindings": [],
+    }  # fmt: skip
+    return {**entry, **changes}
 
 
 class Engine:

@@ -27,10 +27,9 @@ from datadist.control.runtime_dir import Address
 from tests import nodes
 from tests.fuzz.choices import Choices, changed
 from tests.fuzz.templates import TEMPLATES
-from tests.hosted import GUARD, PAIR, TABLE, Engine
+from tests.hosted import BASE, GUARD, PAIR, SIZE, TABLE, Engine, entry_of, offer_of
 from tests.stranger import Stranger, link, memory
 
-BASE, SIZE = 1 << 40, 1 << 16
 SECONDS = 10.0
 STEPS = 40
 """Of one input."""
@@ -38,6 +37,9 @@ OTHER = {2: 0, 1: 1}
 """A domain that a peer forms."""
 ACTORS = 3
 MAX_MEMORIES = 3
+BINDING = {"id": 1, "slot": 0, "space": "request", "key": 5, "model": 0}
+UNKNOWN = "0" * 32
+"""The token of no domain."""
 LEFT = (
     "it closed the connection",
     "it said goodbye",
@@ -48,28 +50,13 @@ LEFT = (
 """Why sessions end of peers that were not shown out."""
 
 
-def offer_of(address: int = BASE) -> dict[str, Any]:
-    """A good offer over shm."""
-    region = {"id": 1, "address": address, "size": SIZE, "fd": 0}
-    return {"version": 1, "writable": False, "regions": [region], "fence": None}
-
-
-def entry_of(**changes: Any) -> dict[str, Any]:
-    """A cache in memory that was offered."""
-    entry = {
-        "cache_id": 1, "blocks": False, "bases": [BASE, BASE + 4096], "stride": 64, "count": 1,
-        "tensor_size": 64, "data_type": 4, "placement": 1, "pooled": True, "accessible": False,
-        "regions": [1], "bindings": [{"id": 1, "slot": 0, "space": "request", "key": 5, "model": 0}],
-    }  # fmt: skip
-    return {**entry, **changes}
-
-
 class Actor:
     """A peer: what it has heard that it can refer to."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.cluster = 2 + number
         self.stranger: Stranger | None = None
-        self.token = "0" * 32
+        self.token = UNKNOWN
         self.asked: dict[str, Any] = {}
         """The last wish of the engine: an announcement, or a dial."""
 
@@ -99,24 +86,29 @@ class Dispatch:
         self._incarnation = core._meeting.address.incarnation
         self._number = 0
         self._raised: list[str] = []
+        self._hook = threading.excepthook
         threading.excepthook = lambda args: self._raised.append(repr(args.exc_value))
-        self._actors = [Actor() for _ in range(ACTORS)]
+        self._descriptors: int | None = None
+        self._actors = self._new_actors()
         self._serve_member()  # starts what is started at the first link
         self._until_at_rest()
         self._descriptors = len(os.listdir("/proc/self/fd"))
+
+    @staticmethod
+    def _new_actors() -> list[Actor]:
+        return [Actor(number) for number in range(ACTORS)]
 
     def close(self) -> None:
         """Finalize."""
         for actor in self._actors:
             actor.close()
         self.engine.close()
-        threading.excepthook = threading.__excepthook__
+        threading.excepthook = self._hook
 
     def __call__(self, data: bytes) -> bool:
         """Whether no peer was shown out. Raises where the engine has suffered."""
         self.engine.log.clear()
-        for actor in self._actors:
-            actor.__init__()  # type: ignore[misc]
+        self._actors = self._new_actors()
         choices = Choices(data)
         for _ in range(STEPS):
             if choices.over:
@@ -146,9 +138,9 @@ class Dispatch:
         """Connect as another engine than before, most often of a cluster of its own."""
         actor.close()
         self._number += 1
-        clusters = [2 + self._actors.index(actor), 2, 2, 3, 1, 2 + self._actors.index(actor)]
+        clusters = [actor.cluster, 2, 2, 3, 1, actor.cluster]
         cluster = choices.pick(clusters) if choices is not None else clusters[0]
-        actor.__init__()  # type: ignore[misc]
+        actor.token, actor.asked = UNKNOWN, {}
         actor.stranger = self.engine.stranger(self._number, hello, cluster)
         self.engine._strangers.remove(actor.stranger)
 
@@ -187,7 +179,7 @@ class Dispatch:
         elif kind == "offer":
             message |= {"data": offer_of(), "fds": 1, "regions": [1]}
         elif kind == "directory":
-            message["upsert"] = [entry_of()]
+            message["upsert"] = [entry_of(bindings=[BINDING])]
         elif kind == "form":
             actor.token = message["domain"] = f"{self._number:032x}"
             message["members"] = self._members(actor)
@@ -322,7 +314,7 @@ class Dispatch:
         for array in self.engine.cache.numpy():
             assert np.isin(array, (0, GUARD)).all(), "bytes that no peer has"
             array[:] = GUARD
-        known = getattr(self, "_descriptors", None)
+        known = self._descriptors
         while known is not None and len(os.listdir("/proc/self/fd")) > known:
             assert time.monotonic() < deadline, f"descriptors were not closed: {_open_files()}"
             time.sleep(0.0005)
