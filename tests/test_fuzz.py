@@ -175,12 +175,20 @@ def _any_members(self: Builder, domain: Domain, token: str, members: dict[int, A
     self._meet(domain, attempt)
 
 
+def _anybody(self: Builder, view: PeerView, token: str, reason: str, final: bool) -> None:
+    """Ends a domain for whoever asks."""
+    domain = self._active.get(token)
+    if domain is not None:
+        self._dissolve(domain, reason)
+
+
 DEFECTS: dict[str, Defect] = {
     "a handler that does not know a domain": ("dispatch", Builder, "on_ready", _unknown_domain),
     "a handler that does not know a request": ("dispatch", Requests, "answer", _unknown_request),
     "a handler that does not know a wish": ("dispatch", Announcements, "give_up", _unknown_wish),
     "a peer that stays when it has gone": ("dispatch", Builder, "on_lost", _kept_session),
     "members that nobody wants": ("dispatch", Builder, "begin", _any_members),
+    "a stranger who ends a link of others": ("dispatch", Builder, "_on_end", _anybody),
     "an engine that is deaf": ("dispatch", Inbox, "_on_directory", _silence),
     "any proof will do, at a listener": ("network", Handshake, "_on_proof", _any_proof),
     "any MAC will do, at a listener": ("network", Seal, "check", _any_mac),

@@ -47,13 +47,13 @@ def main() -> int:
 
 def _run(name: str, seconds: int, seed: int) -> tuple[int, int]:
     """Inputs tried, and whether one did harm."""
-    from tests.fuzz.seeds import SEEDS
+    from tests.fuzz.seeds import REFUSED, SEEDS
     from tests.fuzz.targets import LIVE
 
     with tempfile.TemporaryDirectory() as place:
         corpus = Path(place, "corpus")
         corpus.mkdir()
-        for number, data in enumerate(SEEDS[name]):
+        for number, data in enumerate([*SEEDS[name], *REFUSED.get(name, [])]):
             (corpus / str(number)).write_bytes(data)
         command = [
             sys.executable, "-m", "tests.fuzz.one", name, str(corpus),

@@ -24,6 +24,7 @@ import numpy as np
 
 from datadist import CacheKeyByIdAndIndex, LLMException
 from datadist.control.runtime_dir import Address
+from datadist.rank_table import parse_rank_table
 from tests import nodes
 from tests.fuzz.choices import Choices, changed
 from tests.fuzz.templates import TEMPLATES
@@ -38,11 +39,13 @@ OTHER = {2: 0, 1: 1}
 ACTORS = 3
 MAX_MEMORIES = 3
 BINDING = {"id": 1, "slot": 0, "space": "request", "key": 5, "model": 0}
+STEADY = (1 << 33) + 7
+"""Cluster of a member that stays."""
 UNKNOWN = "0" * 32
 """The token of no domain."""
 LEFT = (
     "it closed the connection",
-    "it said goodbye",
+    "ended: it said goodbye",
     "reset by peer",
     "needs it",
     "connected again",
@@ -85,13 +88,17 @@ class Dispatch:
         self._core = core
         self._incarnation = core._meeting.address.incarnation
         self._number = 0
+        self._steady_id, self._steady_token = 0, UNKNOWN
         self._raised: list[str] = []
         self._hook = threading.excepthook
         threading.excepthook = lambda args: self._raised.append(repr(args.exc_value))
         self._descriptors: int | None = None
         self._actors = self._new_actors()
+        self._at_rest = dict.fromkeys(self._held(), 0)
         self._serve_member()  # starts what is started at the first link
         self._until_at_rest()
+        self._link_steady()
+        self._at_rest = {name: len(there) for name, there in self._held().items()}
         self._descriptors = len(os.listdir("/proc/self/fd"))
 
     @staticmethod
@@ -102,6 +109,7 @@ class Dispatch:
         """Finalize."""
         for actor in self._actors:
             actor.close()
+        self._steady.close()
         self.engine.close()
         threading.excepthook = self._hook
 
@@ -119,6 +127,7 @@ class Dispatch:
         welcome = all(any(text in line for text in LEFT) for line in self.engine.ends())
         self._rest()
         self._serve_stranger()
+        self._serve_steady()
         if zlib.crc32(data) % 8 == 0:
             self._serve_member()
         self._until_at_rest()
@@ -154,8 +163,15 @@ class Dispatch:
 
     def say_changed(self, actor: Actor, choices: Choices) -> None:
         """One that may make none."""
-        names = [self._incarnation, *(other.token for other in self._actors)]
+        names = [self._incarnation, self._steady_token, *(other.token for other in self._actors)]
         self._send(actor, changed(self._message(actor, choices), choices, names))
+
+    def say_of_another(self, actor: Actor, choices: Choices) -> None:
+        """A message about a domain of which the peer is no member."""
+        message = self._message(actor, choices)
+        if "domain" in message:
+            message["domain"] = self._steady_token
+        self._send(actor, message)
 
     def babble(self, actor: Actor, choices: Choices) -> None:
         """Bytes."""
@@ -223,7 +239,7 @@ class Dispatch:
         self._link("other", OTHER)
 
     def _link(self, name: str, ranks: dict[int, int]) -> None:
-        if len(self._core._links.domains) < 4:
+        if len(self._core._links.domains) < 5:
             self.engine.api.link(name, ranks, nodes.table_for(ranks))
             self._settle()
 
@@ -239,7 +255,8 @@ class Dispatch:
     def unlink(self, _actor: Actor, _choices: Choices) -> None:
         """Leave every domain."""
         for comm_id in list(self._core._links.domains):
-            self.engine.api.unlink(comm_id)
+            if comm_id != self._steady_id:
+                self.engine.api.unlink(comm_id)
 
     def pull(self, actor: Actor, choices: Choices) -> None:
         """Pull a slot that may be there."""
@@ -294,17 +311,52 @@ class Dispatch:
             self.engine.api.unlink_clusters(infos, 1000, force=True)
         self.unlink(self._actors[0], Choices(b""))
 
-    def left(self) -> dict[str, Any]:
-        """What the engine still holds of peers."""
+    def _link_steady(self) -> None:
+        """Link with a member that stays, whatever the others say."""
+        ranks = {1: 0, STEADY: 1}
+        table = nodes.table_for(ranks)
+        self._steady, fd = self.engine.stranger((1 << 64) + 1, cluster=STEADY), memory(SIZE)
+        self._steady_id = self.engine.api.link("steady", ranks, table)
+        canonical = parse_rank_table(table).canonical
+        token = link(self._steady, "steady", ranks, canonical, offer_of(), [fd])
+        assert token is not None
+        self._steady_token = token
+        os.close(fd)
+        self.engine.api.wait_link(self._steady_id)
+        self._steady.say({"kind": "directory", "seq": 1, "reset": True, "upsert": [entry_of()]})
+        self._serve_steady()
+
+    def _serve_steady(self) -> None:
+        """The member that stays is linked still, and its bytes arrive."""
+        self._steady.say({"kind": "sync", "id": 7})
+        assert self._steady.hear("synced") is not None, "a member was cut off"
+        self._pull(STEADY)
+
+    def _pull(self, cluster: int) -> None:
+        for array in self.engine.cache.numpy():
+            array[:] = GUARD
+        key = CacheKeyByIdAndIndex(cluster, 1, 0)
+        try:
+            self.engine.api.cache_manager.pull_cache(key, self.engine.cache)
+        except LLMException as error:
+            raise AssertionError(f"an honest member cannot be pulled from: {error}") from None
+        assert all((array == 0).all() for array in self.engine.cache.numpy()), "wrong bytes"
+
+    def _held(self) -> dict[str, Any]:
+        """What the engine holds of peers."""
         core, meeting, builder = self._core, self._core._meeting, self._core._builder
-        held: dict[str, Any] = {
+        return {
             "sessions": meeting.sessions, "handshakes": meeting._handshakes, "holds": meeting._holds,
             "idle": meeting._idle, "idle peers": meeting._peer_idle, "views": core.views,
             "domains": core._links.domains, "pairs": core._clusters.pairs,
             "attempts": builder._active, "taken": builder._taken, "dropped": builder._dropped,
             "unclosed": builder._unclosed, "revocations": core.owned.revocations._waiting,
         }  # fmt: skip
-        return {name: repr(there)[:300] for name, there in held.items() if there}
+
+    def left(self) -> dict[str, Any]:
+        """What the engine holds of peers that have gone."""
+        held = self._held()
+        return {n: repr(there)[:300] for n, there in held.items() if len(there) != self._at_rest[n]}
 
     def _until_at_rest(self) -> None:
         deadline = time.monotonic() + SECONDS
@@ -347,10 +399,7 @@ class Dispatch:
             member.say({"kind": "directory", "seq": 1, "reset": True, "upsert": [entry_of()]})
             member.say({"kind": "sync", "id": 7})
             assert member.hear("synced") is not None
-            self.engine.api.cache_manager.pull_cache(
-                CacheKeyByIdAndIndex(2, 1, 0), self.engine.cache
-            )
-            assert all((array == 0).all() for array in self.engine.cache.numpy()), "wrong bytes"
+            self._pull(2)
         finally:
             os.close(fd)
             member.close()
@@ -373,7 +422,7 @@ def _packed(number: int) -> str:
 
 Operation = Callable[[Dispatch, Actor, Choices], None]
 OPERATIONS: list[Operation] = [
-    Dispatch.say, Dispatch.say, Dispatch.say, Dispatch.say_changed, Dispatch.say_changed,
+    Dispatch.say, Dispatch.say, Dispatch.say_of_another, Dispatch.say_changed, Dispatch.say_changed,
     Dispatch.say_changed, Dispatch.babble, Dispatch.come, Dispatch.come_silently, Dispatch.hang_up,
     Dispatch.settle, Dispatch.wait_for_pair, Dispatch.wait_for_other, Dispatch.ask, Dispatch.unlink,
     Dispatch.pull,

@@ -51,7 +51,9 @@ def _programs() -> list[bytes]:
     known = [
         kind for kind in KINDS if kind not in ("hello", "welcome")
     ]  # which can only come first
+    intruders = ["ready", "fail", "dissolve", "left", "offer", "attached", "fetch"]
     return [
+        program(*(program("say_of_another", bytes([KINDS.index(kind)])) for kind in intruders)),
         *(program(*way, *used, *end) for way in ways for end in ends),
         *(
             program(*way[: 2 + n], "settle", *end)
@@ -229,6 +231,7 @@ REFUSED = {
         program("come_silently", "sync", "settle", "come", b"\0", "welcome", "settle"),
         program("wait_for_pair", "announce", "settle", "babble", b"\x08nonsense"),
         program("hello", "settle"),
+        *(program("come_silently", kind, "settle") for kind in KINDS if kind != "hello"),
     ],
 }
 """Good inputs, too, which lead to what must be refused."""
