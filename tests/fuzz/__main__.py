@@ -75,7 +75,8 @@ def _run(name: str, seconds: int, seed: int) -> tuple[int, int]:
     print(f"{name:12} {count:8} inputs, {about}{verdict}", flush=True)
     if bad:
         sys.stdout.flush()
-        sys.stderr.buffer.write(done.stderr[-4000:])
+        raised = done.stderr.find(b"=== Uncaught Python exception")
+        sys.stderr.buffer.write(done.stderr[raised:][:4000] if raised >= 0 else done.stderr[-4000:])
     return count, int(bad)
 
 
