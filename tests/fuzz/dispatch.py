@@ -341,11 +341,13 @@ class Dispatch:
             try:
                 self.engine.api.cache_manager.pull_cache(key, self.engine.cache)
                 break
-            except (
-                LLMException
-            ) as error:  # the time of one pull is short, for those who never answer
-                late = error.status_code is LLMStatusCode.LLM_TIMEOUT
-                assert late and time.monotonic() < deadline, f"an honest member is lost: {error}"
+            except LLMException as error:
+                # The time of one pull is short, for those who never answer.
+                if (
+                    error.status_code is not LLMStatusCode.LLM_TIMEOUT
+                    or time.monotonic() > deadline
+                ):
+                    raise AssertionError(f"an honest member is lost: {error}") from None
         assert all((array == 0).all() for array in self.engine.cache.numpy()), "wrong bytes"
 
     def _held(self) -> dict[str, Any]:
