@@ -18,28 +18,45 @@ from tests.stranger import Stranger, memory, socket_of
 PAIR = {1: 0, 2: 1}
 TABLE = parse_rank_table(nodes.table_for(PAIR)).canonical
 GUARD = 0x77
-SIZE = 1 << 16
+BASE, SIZE = 1 << 40, 1 << 16
+"""Memory that a stranger offers."""
 SECONDS = 10.0
+
+
+def offer_of(fd: int | None = 0, address: int = BASE, size: int = SIZE) -> dict[str, Any]:
+    """A good offer over shm."""
+    region = {"id": 1, "address": address, "size": size, "fd": fd}
+    return {"version": 1, "writable": False, "regions": [region], "fence": None}
+
+
+def entry_of(**changes: Any) -> dict[str, Any]:
+    """A cache in the memory that was offered, as its owner tells of it."""
+    entry = {
+        "cache_id": 1, "blocks": False, "bases": [BASE, BASE + 4096], "stride": 64, "count": 1,
+        "tensor_size": 64, "data_type": 4, "placement": 1, "pooled": True, "accessible": False,
+        "regions": [1], "bindings": [],
+    }  # fmt: skip
+    return {**entry, **changes}
 
 
 class Engine:
     """An engine of this process, and what it logged."""
 
-    def __init__(self, runtime_dir: Path) -> None:
+    def __init__(self, runtime_dir: Path, sync_kv_timeout: int = 300) -> None:
         os.environ["DATADIST_RUNTIME_DIR"] = str(runtime_dir)
         self.runtime_dir = runtime_dir
         config = LLMConfig()
         config.enable_cache_manager = True
         config.transfer_backend = "shm"
         config.link_total_time = 10
-        config.sync_kv_timeout = 300
+        config.sync_kv_timeout = sync_kv_timeout
         config.mem_pool_cfg = json.dumps({"memory_size": MIB, "page_shift": 12})
         self.api = LLMDataDist(LLMRole.MIX, 1)
         self.log: list[str] = []
         self.comm_id = 0
         """Of the link that a test is about."""
         self._strangers: list[Stranger] = []
-        self._handler = _Collector(self.log)
+        self._handler = Collector(self.log)
         logger = logging.getLogger("datadist")
         self._level = logger.level
         logger.addHandler(self._handler)
@@ -90,13 +107,17 @@ class Engine:
         logger.setLevel(self._level)
 
 
-class _Collector(logging.Handler):
+class Collector(logging.Handler):
+    """Keeps what is logged, as lines."""
+
     def __init__(self, lines: list[str]) -> None:
         super().__init__()
         self._lines = lines
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(f"{record.levelname} {record.getMessage()}")
+        raised = record.exc_info[1] if record.exc_info else None
+        why = "" if raised is None else f" (defect: {type(raised).__name__}: {raised})"
+        self._lines.append(f"{record.levelname} {record.getMessage()}{why}")
 
 
 class Sent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -93,6 +94,18 @@ class Stranger:
                 return message
         return None
 
+    def heard(self) -> list[Message]:
+        """What has arrived, without waiting."""
+        self._sock.setblocking(False)
+        with contextlib.suppress(OSError):
+            while self._read():
+                pass
+        self._sock.settimeout(5)
+        found = []
+        while (body := self._frame()) is not None:
+            found.append(decode(body))
+        return found
+
     def closed(self, timeout: float) -> bool:
         """Whether the engine ends the connection in time."""
         self._sock.settimeout(timeout)
@@ -111,17 +124,23 @@ class Stranger:
 
     def _next(self) -> Message | None:
         while True:
-            if len(self._inbox) >= HEADER.size:
-                (size,) = HEADER.unpack_from(self._inbox)
-                if len(self._inbox) >= HEADER.size + size:
-                    body = self._inbox[HEADER.size : HEADER.size + size]
-                    self._inbox = self._inbox[HEADER.size + size :]
-                    return decode(body)
+            if (body := self._frame()) is not None:
+                return decode(body)
             try:
                 if not self._read():
                     return None
             except OSError:
                 return None
+
+    def _frame(self) -> bytes | None:
+        """The body of the next frame, if all of it is here."""
+        if len(self._inbox) < HEADER.size:
+            return None
+        end = HEADER.size + HEADER.unpack_from(self._inbox)[0]
+        if len(self._inbox) < end:
+            return None
+        body, self._inbox = self._inbox[HEADER.size : end], self._inbox[end:]
+        return body
 
     def _read(self) -> bool:
         data, fds, _, _ = socket.recv_fds(self._sock, 1 << 16, MAX_FDS)

@@ -261,6 +261,12 @@ def test_early_offers_go_with_their_session(engine: Engine, first: Stranger) -> 
     assert all(each.is_closed() for each in sent)
 
 
+def test_an_offer_before_hello_is_closed_with_its_session(engine: Engine) -> None:
+    sent = Sent(engine.stranger(hello=False), GOOD, TOKEN)
+    assert engine.ended("it said offer before hello")
+    assert sent.is_closed()
+
+
 def test_an_early_offer_counts_for_its_own_domain_only(engine: Engine, first: Stranger) -> None:
     Sent(first, NONSENSE, OTHER_TOKEN)
     Sent(first, GOOD, TOKEN)

@@ -17,27 +17,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from datadist import CacheKeyByIdAndIndex, LLMException, LLMStatusCode
 from tests import nodes
-from tests.fuzz.seeds import SEEDS, TOKEN
-from tests.hosted import PAIR, TABLE, Engine
+from tests.fuzz.seeds import SEEDS
+from tests.fuzz.templates import TOKEN
+from tests.hosted import BASE, PAIR, SIZE, TABLE, Engine, entry_of, offer_of
 from tests.nodes import Node
 from tests.stranger import Stranger, link, memory
 
 Start = Callable[..., Node]
-BASE, SIZE = 1 << 40, 1 << 16
-
-
-def _entry(**changes: Any) -> dict[str, Any]:
-    entry = {
-        "cache_id": 1, "blocks": False, "bases": [BASE, BASE + 4096], "stride": 64, "count": 1,
-        "tensor_size": 64, "data_type": 4, "placement": 1, "pooled": True, "accessible": False,
-        "regions": [1], "bindings": [],
-    }  # fmt: skip
-    return {**entry, **changes}
-
-
-def _offer(fd: int | None = 0, address: int = BASE, size: int = SIZE) -> dict[str, Any]:
-    region = {"id": 1, "address": address, "size": size, "fd": fd}
-    return {"version": 1, "writable": False, "regions": [region], "fence": None}
 
 
 def _linked(engine: Engine, entry: dict[str, Any]) -> Stranger:
@@ -45,7 +31,7 @@ def _linked(engine: Engine, entry: dict[str, Any]) -> Stranger:
     stranger = engine.stranger()
     comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
     fd = memory(SIZE)
-    assert link(stranger, "pair", PAIR, TABLE, _offer(), [fd])
+    assert link(stranger, "pair", PAIR, TABLE, offer_of(), [fd])
     os.close(fd)
     engine.api.wait_link(comm_id)
     stranger.say({"kind": "directory", "seq": 1, "reset": True, "upsert": [entry]})
@@ -82,7 +68,7 @@ LIES: dict[str, tuple[dict[str, Any], LLMStatusCode, str]] = {
 @pytest.mark.parametrize("lie", LIES)
 def test_lies_about_the_layout_are_refused_before_a_byte_moves(engine: Engine, lie: str) -> None:
     changes, status, reason = LIES[lie]
-    stranger = _linked(engine, _entry(**changes))
+    stranger = _linked(engine, entry_of(**changes))
     manager = engine.api.cache_manager
     with pytest.raises(LLMException) as error:
         manager.pull_cache(CacheKeyByIdAndIndex(2, 1, 0), engine.cache)
@@ -102,14 +88,14 @@ def test_lies_about_the_layout_are_refused_before_a_byte_moves(engine: Engine, l
 
 
 def test_an_honest_member_is_served(engine: Engine) -> None:
-    stranger = _linked(engine, _entry())
+    stranger = _linked(engine, entry_of())
     engine.api.cache_manager.pull_cache(CacheKeyByIdAndIndex(2, 1, 0), engine.cache)
     assert all((array == 0).all() for array in engine.cache.numpy())
     stranger.close()
 
 
 def test_a_member_with_element_types_of_a_newer_version_is_served(engine: Engine) -> None:
-    stranger = _linked(engine, _entry(data_type=77))
+    stranger = _linked(engine, entry_of(data_type=77))
     for _ in range(3):
         engine.api.cache_manager.pull_cache(CacheKeyByIdAndIndex(2, 1, 0), engine.cache)
     assert len([line for line in engine.log if "data_type number 77" in line]) == 1
@@ -141,7 +127,7 @@ def test_offers_that_could_harm_us_fail_the_link(engine: Engine, what: str, says
         "none": [],
         "too many": [good, good],
     }.get(what, [good])
-    offer = _offer(size=1 << 62) if what == "huge" else _offer()
+    offer = offer_of(size=1 << 62) if what == "huge" else offer_of()
     if what == "overlapping":
         offer["regions"].append({"id": 2, "address": BASE + SIZE - 1, "size": 1, "fd": None})
     assert link(stranger, "pair", PAIR, TABLE, {} if what == "nonsense" else offer, fds)
@@ -198,9 +184,9 @@ class HostileMembers(RuleBasedStateMachine):
         """Link well, then publish anything."""
         self.engine.api.link("pair", PAIR, nodes.table_for(PAIR))
         fd = memory(SIZE)
-        self.token = link(self.now, "pair", PAIR, TABLE, _offer(), [fd]) or TOKEN
+        self.token = link(self.now, "pair", PAIR, TABLE, offer_of(), [fd]) or TOKEN
         os.close(fd)
-        self.now.say({"kind": "directory", "seq": 1, "reset": True, "upsert": [_entry(**entry)]})
+        self.now.say({"kind": "directory", "seq": 1, "reset": True, "upsert": [entry_of(**entry)]})
 
     @rule(message=babble(), member=st.booleans())
     def say(self, message: dict[str, Any], member: bool) -> None:

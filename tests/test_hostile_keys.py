@@ -12,9 +12,8 @@ from datadist.control.messages import Ack, Consume, Directory, Sync
 from datadist.engine.directory import KeyName
 from datadist.engine.engine import Engine as Core
 from tests import nodes
-from tests.hosted import PAIR, TABLE, Engine
+from tests.hosted import BASE, PAIR, SIZE, TABLE, Engine
 from tests.stranger import Stranger, link, memory
-from tests.test_hostile import BASE, SIZE
 
 LARGEST = (1 << 64) - 1
 TENSORS = 3

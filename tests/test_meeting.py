@@ -16,7 +16,7 @@ from datadist.control import meeting
 from datadist.control.messages import MAX_FRAME, WIRE_VERSION
 from datadist.engine.peers import MAX_ANNOUNCED
 from tests import nodes
-from tests.fuzz.seeds import TOKEN
+from tests.fuzz.templates import TOKEN
 from tests.hosted import TABLE, Engine
 from tests.nodes import Node
 from tests.stranger import Stranger, memory, socket_of

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from datadist import LLMException, LLMStatusCode
+from tests import nodes
 from tests.nodes import Here
 from tests.soak import __main__ as program
 from tests.soak import work, world
 from tests.soak.__main__ import main
+from tests.soak.comparing import EACH, SOME, Compared, Difference, missing
 from tests.soak.resources import ALLOWED, ENOUGH, Usage, growth, usage
-from tests.soak.world import World
+from tests.soak.world import FIRST, World
 
 
 def _run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int, steps: int = 12
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int, steps: int = 20
 ) -> tuple[int, str, str]:
     status = main(
         ["--steps", str(steps), "--seed", str(seed), "--plot", str(tmp_path / "soak.png")]
@@ -33,6 +38,8 @@ def test_equal_seeds_make_equal_steps(tmp_path: Path, capsys: pytest.CaptureFixt
     assert first[0] == second[0] == 0, first[2] + second[2]
     assert first[1] == second[1] != ""
     assert " 0 lost or wrong" in first[2]
+    for kind in (*EACH, *SOME):
+        assert re.search(rf"^  {kind} +[1-9]\d* transfers verified, +[1-9]", first[2], re.MULTILINE)
 
 
 def test_wrong_bytes_are_counted(tmp_path: Path) -> None:
@@ -45,12 +52,87 @@ def test_wrong_bytes_are_counted(tmp_path: Path) -> None:
     here.arrays["into"] = [np.zeros(shape, np.int32) for _ in range(work.TENSORS)]
     fill(here, "into", work.GUARD)
     here.arrays["into"][2][3, 7] ^= 1
-    compared, wrong = work._difference(here, "into", 1, {})
-    assert compared == work.TENSORS * shape[0] * shape[1] * 4
-    assert wrong == 1
+    found = work._difference(here, "into", 1, {})
+    assert found == (0, work.TENSORS * shape[0] * shape[1] * 4, 1)
     made = World(1, tmp_path)
-    made._verified(compared, wrong)
+    made._compared("pull", found)
     assert made.totals.wrong == 1
+    assert made.totals.failed
+    assert made.totals.compared["pull"].transfers == 0
+    found = work._difference(here, "into", 1, {1: 3})  # nothing came
+    assert found.moved == work.TENSORS * shape[1] * 4
+    assert found.wrong > found.moved / 2
+
+
+def _blind_pull(here: Here, owner: int, seed: int, slot: int) -> tuple[float, Difference]:
+    """Pull, and compare nothing."""
+    from datadist import CacheKeyByIdAndIndex
+
+    nodes.pull_cache(here, CacheKeyByIdAndIndex(owner, work.OWN, slot), "into", 1)
+    nodes.fill(here, "into", work.GUARD)
+    return 0.0, Difference(0, 0, 0)
+
+
+def _idle_pull(here: Here, owner: int, seed: int, slot: int) -> tuple[float, Difference]:
+    """Claim to have pulled."""
+    return 0.0, work._difference(here, "into", seed, {1: slot})
+
+
+def _failing_pull(here: Here, owner: int, seed: int, slot: int) -> tuple[float, Difference]:
+    """Fail in a way that is documented."""
+    raise LLMException("on purpose", status_code=LLMStatusCode.LLM_TIMEOUT)
+
+
+def _failing_torn(here: Here, owner: int, seed: int, slot: int) -> tuple[str, None]:
+    """End always as a pull may end whose owner is harmed."""
+    return "LLM_TIMEOUT", None
+
+
+@pytest.mark.parametrize(
+    ("what", "instead", "says"),
+    [
+        ("pull", _blind_pull, "pull: 0 transfers of "),
+        ("pull", _idle_pull, "bytes moved, 0 lost or wrong"),
+        ("pull", _failing_pull, "on purpose"),
+        ("torn", _failing_torn, "stop_in_pull: 0 transfers of "),
+    ],
+)
+def test_a_soak_that_verifies_nothing_of_a_kind_fails(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    instead: Callable[..., object],
+    says: str,
+) -> None:
+    monkeypatch.setattr(work, what, instead)
+    status, _, out = _run(tmp_path, capsys, 5, len(FIRST))
+    assert status == 1, out
+    assert (says in out) == (instead is not _idle_pull), out
+
+
+def test_steps_that_move_nothing_are_no_transfers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(World, "_push", lambda _self, _pair: None)
+    status, _, out = _run(tmp_path, capsys, 5, len(FIRST))
+    assert status == 1
+    assert "push: 0 transfers of 1 steps were compared" in out
+
+
+def test_each_transfer_counts_where_each_is_to_be_compared() -> None:
+    compared = {"pull": Compared(), "stop_in_pull": Compared()}
+    claimed = {"pull": 20, "stop_in_pull": 2, "link": 10}
+    steps = {"pull": 2, "stop_in_pull": 2, "link": 5}
+    assert len(missing(claimed, steps, compared)) == 2
+    compared["pull"].add(Difference(4, 0, 0))
+    compared["stop_in_pull"].add(Difference(4, 0, 0))
+    assert missing(claimed, steps, compared) == ["pull: 1 transfers of 2 steps were compared"]
+    compared["pull"].add(Difference(0, 4, 0))
+    assert len(missing(claimed, steps, compared)) == 1
+    compared["pull"].add(Difference(4, 4, 0))
+    assert missing(claimed, steps, compared) == []
+    assert len(missing(claimed, {}, {})) == 2
 
 
 def _uses(**changes: list[int]) -> list[Usage]:
@@ -110,7 +192,7 @@ def test_a_process_that_ends_by_itself_is_a_failure_with_the_seed(
 
 
 def _leaking_link(here: Here, name: str, mapping: dict[int, int]) -> float:
-    """Link, and forget to close something."""
+    """Link, and forget to close something; in a process whose ``work.link`` nobody replaced."""
     here.any.setdefault("forgotten", []).append(os.dup(0))
     return work.link(here, name, mapping)
 
@@ -118,10 +200,7 @@ def _leaking_link(here: Here, name: str, mapping: dict[int, int]) -> float:
 def test_a_descriptor_lost_with_each_link_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Leaking(World):
-        link_work = staticmethod(_leaking_link)
-
-    monkeypatch.setattr(program, "World", Leaking)
+    monkeypatch.setattr(work, "link", _leaking_link)
     monkeypatch.setattr(world, "REST_EVERY", 6)
     weights = {"start": 4, "link": 10, "pull": 2, "unlink": 1}
     monkeypatch.setattr(world, "WEIGHTS", weights)

@@ -32,7 +32,7 @@ from datadist.control.process import own_program, printable
 from datadist.control.reactor import READ, Reactor, Timer
 from datadist.control.remote import Remote
 from datadist.control.runtime_dir import Address, RuntimeDir
-from datadist.control.session import Session
+from datadist.control.session import Session, close_all
 from datadist.control.sweeping import sweep
 from datadist.control.tcp import NetworkSettings
 
@@ -314,7 +314,8 @@ class Meeting:
         self._dialling.discard(session.incarnation)
         log.debug("no session with %s: %s", session.peer, reason)
 
-    def _on_hello(self, session: Session, message: Message, _fds: list[int]) -> None:
+    def _on_hello(self, session: Session, message: Message, fds: list[int]) -> None:
+        close_all(fds)  # those of an offer that came before
         if not isinstance(message, Hello):
             session.close(f"it said {message.kind} before hello")
         elif message.wire != WIRE_VERSION:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import signal
 import subprocess
@@ -16,7 +15,6 @@ from typing import Any
 
 import pytest
 
-import datadist
 from datadist import CacheDesc, CacheKeyByIdAndIndex, DataType
 from tests import nodes
 from tests.faults import stage
@@ -228,32 +226,6 @@ def test_a_jump_of_the_date_changes_nothing(start_node: Start, seconds: float) -
     peer.do(nodes.unlink, 1)
     nodes.link_pair(peer, we, "again")
     assert we.do(stage.pull_now)[0] == "OK"
-
-
-WALL_CLOCK = {("sweeping.py", "_is_left_over")}
-"""Who may ask for the date: the age of a file is a difference of dates."""
-
-
-def _asks_for_the_date(path: Path) -> set[tuple[str, str]]:
-    found = set()
-    for function in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        for node in ast.walk(function):
-            name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
-            if name in ("time.time", "time.time_ns", "datetime.now"):
-                found.add((path.name, function.name))
-    return found
-
-
-def test_deadlines_use_the_monotonic_clock_only() -> None:
-    import datadist_shm
-
-    for package in (datadist, datadist_shm):
-        assert package.__file__ is not None
-        for path in Path(package.__file__).parent.rglob("*.py"):
-            if "cli" not in path.parts:
-                assert _asks_for_the_date(path) <= WALL_CLOCK
 
 
 # -- finalize racing with everything ---------------------------------------------------------

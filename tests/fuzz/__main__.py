@@ -7,6 +7,7 @@ Needs the extra ``fuzz`` (atheris). Each target runs in a process of its own. Wh
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -28,12 +29,13 @@ def main() -> int:
     parser.add_argument("--target", action="append", help="only this one; may be repeated")
     parser.add_argument("--again", type=Path, metavar="FILE", help="run one input once")
     args = parser.parse_args()
-    from tests.fuzz.targets import TARGETS
+    from tests.fuzz.targets import NAMES, opened
 
-    names = args.target or list(TARGETS)
+    names = args.target or NAMES
     if args.again:
         for name in names:
-            print(name, "accepts it" if TARGETS[name](args.again.read_bytes()) else "refuses it")
+            with opened(name) as target:
+                print(name, "accepts it" if target(args.again.read_bytes()) else "refuses it")
         return 0
     OUT.mkdir(parents=True, exist_ok=True)
     results = [_run(name, args.seconds, args.seed) for name in names]
@@ -45,26 +47,36 @@ def main() -> int:
 
 def _run(name: str, seconds: int, seed: int) -> tuple[int, int]:
     """Inputs tried, and whether one did harm."""
-    from tests.fuzz.seeds import SEEDS
+    from tests.fuzz.seeds import REFUSED, SEEDS
+    from tests.fuzz.targets import LIVE
 
-    with tempfile.TemporaryDirectory() as corpus:
-        for number, data in enumerate(SEEDS[name]):
-            (Path(corpus) / str(number)).write_bytes(data)
+    with tempfile.TemporaryDirectory() as place:
+        corpus = Path(place, "corpus")
+        corpus.mkdir()
+        for number, data in enumerate([*SEEDS[name], *REFUSED.get(name, [])]):
+            (corpus / str(number)).write_bytes(data)
         command = [
-            sys.executable, "-m", "tests.fuzz.one", name, corpus,
-            f"-max_total_time={seconds}", "-timeout=5", "-rss_limit_mb=2048", "-max_len=4096",
+            sys.executable, "-m", "tests.fuzz.one", name, str(corpus),
+            f"-max_total_time={seconds}", f"-timeout={20 if name in LIVE else 5}",
+            "-rss_limit_mb=2048", "-max_len=4096",
             f"-artifact_prefix={OUT}/{name}-", "-print_final_stats=1", f"-seed={seed}",
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, check=False, timeout=seconds + 120)
+        # The fuzzer ends its process at once: what the target leaves goes with the place.
+        environ = {**os.environ, "TMPDIR": place}
+        done = subprocess.run(
+            command, capture_output=True, check=False, timeout=seconds + 120, env=environ
+        )
     executed = FINAL.search(done.stderr)
     covered = COVERAGE.findall(done.stderr)
     count = int(executed[1]) if executed else 0
     bad = done.returncode != 0 or count == 0
     about = f"{int(covered[-1][0])} edges, {int(covered[-1][1])} kept" if covered else "no coverage"
-    print(f"{name:12} {count:8} inputs, {about}{', FAILED' if bad else ''}", flush=True)
+    verdict = f", FAILED with {done.returncode}" if bad else ""
+    print(f"{name:12} {count:8} inputs, {about}{verdict}", flush=True)
     if bad:
         sys.stdout.flush()
-        sys.stderr.buffer.write(done.stderr[-4000:])
+        raised = done.stderr.find(b"=== Uncaught Python exception")
+        sys.stderr.buffer.write(done.stderr[raised:][:4000] if raised >= 0 else done.stderr[-4000:])
     return count, int(bad)
 
 

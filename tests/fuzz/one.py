@@ -14,14 +14,14 @@ def main() -> None:
     name = sys.argv.pop(1)
     # The targets' modules are instrumented as they are imported here.
     with atheris.instrument_imports(include=INSTRUMENTED):
-        from tests.fuzz.targets import TARGETS
-    target = TARGETS[name]
+        from tests.fuzz.targets import opened
+    with opened(name) as target:
 
-    def one(data: bytes) -> None:
-        target(data)
+        def one(data: bytes) -> None:
+            target(data)
 
-    atheris.Setup(sys.argv, one)
-    atheris.Fuzz()
+        atheris.Setup(sys.argv, one)
+        atheris.Fuzz()
 
 
 if __name__ == "__main__":

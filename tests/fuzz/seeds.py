@@ -6,53 +6,105 @@ import json
 
 from datadist.control import messages
 from datadist.control.channel import GREETING
+from tests.fuzz.dispatch import OPERATIONS
+from tests.fuzz.templates import FRAMES, KINDS, TOKEN
 from tests.nodes import table_for
 
-TOKEN = "0123456789abcdef" * 2
+
+def program(*steps: str | bytes) -> bytes:
+    """Steps of :mod:`tests.fuzz.dispatch`: an operation or a kind of message, with the peer's number."""
+    names = [operation.__name__ for operation in OPERATIONS]
+    made = b""
+    for step in steps:
+        if isinstance(step, bytes):
+            made += step
+            continue
+        name, _, peer = step.partition(" ")
+        actor = 16 * int(peer or 0)
+        if name in KINDS:
+            made += bytes([names.index("say") + actor, KINDS.index(name)])
+        else:
+            made += bytes([names.index(name) + actor])
+    return made
 
 
-def _messages() -> list[bytes]:
-    binding = messages.Binding(id=1, slot=0, space="request", key=5, model=0)
-    entry = messages.Entry(
-        cache_id=1, blocks=False, bases=[4096, 8192], stride=64, count=2, tensor_size=128,
-        data_type=1, placement=1, pooled=True, accessible=False, regions=[1], bindings=[binding],
-    )  # fmt: skip
-    member = messages.Member(rank=0, cluster_id=1, incarnation=TOKEN, link=1)
-    made: list[messages.Message] = [
-        messages.Hello(wire=messages.WIRE_VERSION, incarnation=TOKEN, cluster_id=1),
-        messages.Welcome(),
-        messages.Announce(
-            link=1, name="pair", ranks=[(1, 0), (2, 1)], table=table_for({1: 0, 2: 1}),
-            backend="shm", one_sided=False,
+def _programs() -> list[bytes]:
+    """Sequences that lead into every state: linked in each of the ways, serving, unlinking."""
+    built = ["offer", "ready", "attached", "settle"]
+    used: list[str | bytes] = [
+        "directory",
+        "pull",
+        b"\0",
+        "sync",
+        "fetch",
+        "verify",
+        "consume",
+        "ack",
+        "settle",
+    ]
+    formed = ["wait_for_pair", "announce", "settle", *built]
+    other = ["wait_for_other", "sync", "settle", "form", *built]
+    dialled = ["dial", "settle", *built]
+    asked = ["ask", "settle", "form", *built]
+    ways = [formed, other, dialled, asked]
+    ends = [["left"], ["unlink", "ack"], ["goodbye"], ["hang_up"], ["fail"], ["dissolve"]]
+    known = [
+        kind for kind in KINDS if kind not in ("hello", "welcome")
+    ]  # which can only come first
+    intruders = ["ready", "fail", "dissolve", "left", "offer", "attached", "fetch"]
+    return [
+        program(*(program("say_of_another", bytes([KINDS.index(kind)])) for kind in intruders)),
+        *(program(*way, *used, *end) for way in ways for end in ends),
+        *(
+            program(*way[: 2 + n], "settle", *end)
+            for way in ways
+            for n in (1, 2)
+            for end in ends[3:]
         ),
-        messages.Withdraw(link=1),
-        messages.Mismatch(link=1, reason="why"),
-        messages.Form(domain=TOKEN, members=[member, member]),
-        messages.Dissolve(domain=TOKEN, reason="why"),
-        messages.Fail(domain=TOKEN, reason="why"),
-        messages.OfferMessage.model_construct(domain=TOKEN, data=b"{}", fds=0, regions=[1]),
-        messages.Attached(domain=TOKEN),
-        messages.Ready(domain=TOKEN),
-        messages.Left(domain=TOKEN, seq=1),
-        messages.Dial(link=1, backend="shm", one_sided=False, seconds=1.0),
-        messages.Refused(link=1, status=1, reason="why"),
-        messages.Duplicate(what="refused", other="pid 1"),
-        messages.Directory(seq=1, upsert=[entry], remove=[2], unbind=[(1, 1)]),
-        messages.Ack(seq=1),
-        messages.Sync(id=1),
-        messages.Synced(id=1),
-        messages.Consume(cache_id=1, binding=1, start=0, stop=2),
-        messages.Fetch.model_construct(
-            id=1, domain=TOKEN, source=b"8" * 8, target=b"9" * 8, length=b"\1" + b"\0" * 7,
-            data_type=1, same_type=False, seconds=1.0,
+        program("ask", "settle", "refused", "settle"),
+        program("wait_for_pair", "announce", "settle", "mismatch", "withdraw", "settle"),
+        program("wait_for_other", "sync", "settle", "mismatch", "settle", "unlink"),
+        program(*formed, "come 1", b"\1", "announce 1", "dial 1", *(f"{k} 1" for k in known)),
+        program(*formed, *used, "dial", "settle", *built, *used, "left", "unlink"),
+        program(*dialled, "dial 1", "settle", "offer 1", "ready 1", "hang_up", "pull 1", b"\0"),
+        program(*known),
+        program("come_silently", "hello", "settle", "sync", "idle", "settle"),
+    ]
+
+
+def _connections() -> list[bytes]:
+    """Who dials; a handshake that nobody touches; then messages by number, untouched."""
+    hello, welcome = b"\0\0\0", b"\1\0\0"
+    others = [bytes([2, number, 0]) for number in range(len(KINDS))]
+    listened, dialled = b"\0\0\0", b"\1\0\0"
+    return [
+        listened,
+        dialled,
+        *(listened + hello + welcome + other + others[0] for other in others),
+        *(dialled + hello + other + others[0] for other in others),
+        listened + hello + hello,
+        listened + welcome,
+        dialled + welcome,
+    ]
+
+
+UNTOUCHED = b"\0" + b"\0\x3f" * 4
+"""A handshake of two ends with the key; frames may follow."""
+
+
+def _strangers() -> list[bytes]:
+    """What those without the key say: bytes, what they have heard, echoes, and wrong proofs."""
+    return [
+        b"\3\0" + b"\0\x50" + GREETING + bytes(64),
+        b"\3\1" + b"\0\x50" + GREETING + bytes(64),
+        *(bytes([3, side]) + bytes([2, 0, 0, 0] * 4) for side in (0, 1)),
+        *(
+            bytes([3, side]) + bytes([1, n, 0, 0, 0, 1, n + 2, 0, 0, 0])
+            for side in (0, 1)
+            for n in (0, 1, 2)
         ),
-        messages.Fetched(id=1, status=0, reason=""),
-        messages.Verify.model_construct(id=1, address=b"8" * 8, length=b"\1" * 8, seconds=1.0),
-        messages.Verified(id=1, status=0, reason="", crc=7),
-        messages.Idle(),
-        messages.Goodbye(),
-    ]  # fmt: skip
-    return [messages.encode(message) for message in made]
+        *(bytes([3, side]) + bytes([1, 5, 0, 0, 0, 3, 0, 0, 3, 0, 0]) for side in (0, 1)),
+    ]
 
 
 def _offers() -> list[bytes]:
@@ -122,8 +174,8 @@ def _options() -> list[bytes]:
 
 
 SEEDS = {
-    "message": [frame[4:] for frame in _messages()],
-    "frames": [b"".join(_messages()), *_messages()],
+    "message": [frame[4:] for frame in FRAMES],
+    "frames": [b"".join(FRAMES), *FRAMES],
     "rank_table": [
         table_for({1: 0, 2: 1}).encode(),
         json.dumps(
@@ -157,5 +209,29 @@ SEEDS = {
     "rdma_offer": _rdma_offers(),
     "hccl_offer": _hccl_offers(),
     "introduction": _introductions(),
-    "handshake": [GREETING + bytes(32) + bytes(32)],
+    "handshake": [
+        b"\0",
+        bytes(40),
+        bytes([1, *range(64)] + [127] * 64),
+        bytes([0, 0, 47, 0, 47, 0, 31]),
+    ],
+    "network": _connections(),
+    "dispatch": _programs(),
 }
+
+REFUSED = {
+    "handshake": [
+        *_strangers(),
+        *(
+            UNTOUCHED + bytes([0, how, 0, 1, 1, 1]) for how in range(128, 136)
+        ),  # the second frame is not
+    ],
+    "network": [bytes([6 + side]) + said[2:] for side in (0, 1) for said in _strangers()],
+    "dispatch": [
+        program("come_silently", "sync", "settle", "come", b"\0", "welcome", "settle"),
+        program("wait_for_pair", "announce", "settle", "babble", b"\x08nonsense"),
+        program("hello", "settle"),
+        *(program("come_silently", kind, "settle") for kind in KINDS if kind != "hello"),
+    ],
+}
+"""Good inputs, too, which lead to what must be refused."""

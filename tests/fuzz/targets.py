@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from pydantic import ValidationError
 
-from datadist.control.channel import Handshake, HandshakeError
 from datadist.control.messages import HEADER, decode, encode
 from datadist.engine.options import EngineOptions
 from datadist.rank_table import RankTableError, parse_rank_table
 from datadist.status import LLMException
 from datadist.transport import LinkError, Offer, Peer
 from datadist.types import LLMRole
+from tests.fuzz.dispatch import dispatch
+from tests.fuzz.handshakes import handshake
+from tests.fuzz.network import network
 
 
 def message(data: bytes) -> bool:
@@ -130,22 +133,6 @@ def introduction(data: bytes) -> bool:
     return True
 
 
-def handshake(data: bytes) -> bool:
-    """What a stranger says to a listener: nobody gets in without the key."""
-    end = Handshake(b"k" * 32, dialled=False)
-    end.begin()
-    at = 0
-    while at < len(data) and end.wanted:
-        size = min(end.wanted, 1 + data[at] % 40)
-        try:
-            end.feed(data[at : at + size])
-        except HandshakeError:
-            return False
-        at += size
-    assert end.seals is None
-    return False
-
-
 def frames(data: bytes) -> bool:
     """A stream of frames as a session cuts it: lengths are limited, nothing is kept beyond them."""
     from datadist.control.messages import MAX_FRAME
@@ -184,3 +171,16 @@ TARGETS: dict[str, Callable[[bytes], bool]] = {
     "introduction": introduction,
     "handshake": handshake,
 }
+
+LIVE: dict[str, Callable[[], AbstractContextManager[Callable[[bytes], bool]]]] = {
+    "dispatch": dispatch,
+    "network": network,
+}
+"""Targets with something that runs behind them, while the context lasts."""
+
+NAMES = [*TARGETS, *LIVE]
+
+
+def opened(name: str) -> AbstractContextManager[Callable[[bytes], bool]]:
+    """A target of either sort."""
+    return LIVE[name]() if name in LIVE else nullcontext(TARGETS[name])

@@ -1,7 +1,8 @@
 """Link, pull, push, unlink, kill and restart up to 8 processes at random; verify every byte.
 
 `python -m tests.soak --minutes 5 --seed 7`. The same seed makes the same steps. Exits with 1 when a
-byte was wrong, something leaked, or anything ended in a way that is not documented.
+byte was wrong, something leaked, anything ended in a way that is not documented, or no bytes of some
+kind of transfer were compared.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.soak.comparing import table
 from tests.soak.plot import plot
 from tests.soak.resources import ENOUGH
 from tests.soak.world import World
@@ -55,7 +57,11 @@ def _report(world: World, seconds: float) -> None:
     faults = ", ".join(f"{name} {count}" for name, count in totals.faults.most_common())
     print(f"{seconds:.0f} s, {totals.steps.total()} steps (digest {world.digest}): {steps}")
     print(f"{totals.faults.total()} faults: {faults or 'none'}")
-    print(f"{totals.verified} bytes verified, {totals.wrong} lost or wrong")
+    moved = sum(found.moved for found in totals.compared.values())
+    transfers = sum(found.transfers for found in totals.compared.values())
+    print(f"{transfers} transfers verified, {moved} bytes moved, {totals.wrong} lost or wrong:")
+    for line in table(totals.compared):
+        print(f"  {line}")
     for what in sorted({what for _, what, _ in totals.latencies}):
         values = sorted(value for _, name, value in totals.latencies if name == what)
         middle, worst = values[len(values) // 2] * 1e3, values[-1] * 1e3

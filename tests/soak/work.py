@@ -1,4 +1,4 @@
-"""What the processes of a soak do; every function verifies what it moved, byte by byte."""
+"""What the processes of a soak do; all that is moved is compared, byte by byte, with what is around."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 from datadist import BlocksCacheKey, CacheDesc, CacheKey, CacheKeyByIdAndIndex, DataType, Placement
 from tests import nodes
 from tests.nodes import MIB, pattern
+from tests.soak.comparing import Difference
 
 SLOTS, WIDTH, TENSORS = 4, 16 << 10, 4
 BLOCKS, BLOCK_WIDTH = 32, 1024
@@ -41,38 +42,39 @@ def start(here: nodes.Here, cluster: int, one_sided: bool, seed: int) -> None:
         nodes.fill(here, label, GUARD)
 
 
-def _difference(here: nodes.Here, label: str, seed: int, rows: dict[int, int]) -> tuple[int, int]:
-    """Bytes compared and bytes that differ: ``rows`` hold the peer's, all others the guard."""
-    compared = wrong = 0
+def _difference(here: nodes.Here, label: str, seed: int, rows: dict[int, int]) -> Difference:
+    """Compare: ``rows`` hold the peer's, all others the guard. Everything holds that afterwards."""
+    moved = compared = wrong = 0
     for index, array in enumerate(here.arrays[label]):
         expected = pattern(GUARD, index, array.shape)
         shape = (SLOTS if label != "blocks into" else BLOCKS, array.shape[1])
         theirs = pattern(seed, index, shape)
         for mine, row in rows.items():
             expected[mine] = theirs[row]
+            moved += array[mine].nbytes
         compared += array.nbytes
         wrong += int(np.count_nonzero(array.view(np.uint8) != expected.view(np.uint8)))
     nodes.fill(here, label, GUARD)
-    return compared, wrong
+    return Difference(moved, compared - moved, wrong)
 
 
-def pull(here: nodes.Here, owner: int, seed: int, slot: int) -> tuple[float, int, int]:
-    """Pull a slot; seconds, bytes verified, bytes wrong."""
+def pull(here: nodes.Here, owner: int, seed: int, slot: int) -> tuple[float, Difference]:
+    """Pull a slot; seconds, and what differs."""
     started = time.perf_counter()
     nodes.pull_cache(here, CacheKeyByIdAndIndex(owner, OWN, slot), "into", 1)
     seconds = time.perf_counter() - started
-    return (seconds, *_difference(here, "into", seed, {1: slot}))
+    return seconds, _difference(here, "into", seed, {1: slot})
 
 
 def pull_blocks(
     here: nodes.Here, owner: int, seed: int, source: list[int], target: list[int]
-) -> tuple[float, int, int]:
+) -> tuple[float, Difference]:
     """Pull blocks by key; as :func:`pull`."""
     started = time.perf_counter()
     nodes.pull_blocks(here, BlocksCacheKey(owner, 7), "blocks into", source, target)
     seconds = time.perf_counter() - started
     rows = dict(zip(target, source, strict=True))
-    return (seconds, *_difference(here, "blocks into", seed, rows))
+    return seconds, _difference(here, "blocks into", seed, rows)
 
 
 def push(here: nodes.Here, target: int, slot: int) -> float:
@@ -83,8 +85,8 @@ def push(here: nodes.Here, target: int, slot: int) -> float:
     return time.perf_counter() - started
 
 
-def check_inbox(here: nodes.Here, seed: int, slot: int) -> tuple[int, int]:
-    """What came by :func:`push`; bytes verified, bytes wrong."""
+def check_inbox(here: nodes.Here, seed: int, slot: int) -> Difference:
+    """What came by :func:`push`."""
     return _difference(here, "inbox", seed, {slot: 2})
 
 
@@ -97,33 +99,33 @@ def hand_over(here: nodes.Here, cluster: int, request: int, seed: int) -> None:
     here.live.cache_manager.deallocate_cache(cache)
 
 
-def take_over(here: nodes.Here, owner: int, request: int, seed: int) -> tuple[float, int, int]:
+def take_over(here: nodes.Here, owner: int, request: int, seed: int) -> tuple[float, Difference]:
     """Pull what was handed over, which frees it; as :func:`pull`."""
     started = time.perf_counter()
     nodes.pull_cache(here, CacheKey(owner, request), "into", 1, WIDTH * 4)
     seconds = time.perf_counter() - started
-    return (seconds, *_difference(here, "into", seed, {1: 0}))
+    return seconds, _difference(here, "into", seed, {1: 0})
 
 
-def torn(here: nodes.Here, owner: int, seed: int, slot: int) -> tuple[str, int, int]:
-    """A pull whose owner is harmed meanwhile: its status, and the bytes if it succeeded."""
+def torn(here: nodes.Here, owner: int, seed: int, slot: int) -> tuple[str, Difference | None]:
+    """A pull whose owner is harmed meanwhile: its status, and what differs if it succeeded."""
     try:
-        _, compared, wrong = pull(here, owner, seed, slot)
+        _, found = pull(here, owner, seed, slot)
     except Exception as error:
         code = getattr(error, "status_code", None)
         nodes.fill(here, "into", GUARD)
-        return (code.name if code is not None else repr(error)), 0, 0
-    return "OK", compared, wrong
+        return (code.name if code is not None else repr(error)), None
+    return "OK", found
 
 
-def torn_push(here: nodes.Here, target: int, slot: int) -> tuple[str, int, int]:
-    """A push whose target is killed meanwhile: its status, and no bytes."""
+def torn_push(here: nodes.Here, target: int, slot: int) -> tuple[str, None]:
+    """A push whose target is killed meanwhile: its status; there is nothing left to compare."""
     try:
         push(here, target, slot)
     except Exception as error:
         code = getattr(error, "status_code", None)
-        return (code.name if code is not None else repr(error)), 0, 0
-    return "OK", 0, 0
+        return (code.name if code is not None else repr(error)), None
+    return "OK", None
 
 
 def cut(here: nodes.Here, cluster: int) -> None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.nodes import Here, Node, RemoteError
+from tests.nodes import Node, RemoteError
 from tests.soak import work
+from tests.soak.comparing import Compared, Difference, missing
 from tests.soak.resources import Usage, leaks, usage
 
 CLUSTERS = 8
@@ -30,6 +31,12 @@ WEIGHTS = {
     "start": 4, "link": 10, "pull": 20, "pull_blocks": 15, "push": 10, "hand_over": 8, "unlink": 5,
     "kill": 1, "kill_in_pull": 1, "kill_in_push": 1, "stop_in_pull": 2, "cut": 1, "finalize": 1,
 }  # fmt: skip
+FIRST: list[tuple[str, Any]] = [
+    ("start", 1), ("start", 2), ("link", [1, 2]), ("pull", (1, 2)), ("pull_blocks", (2, 1)),
+    ("hand_over", (1, 2)), ("stop_in_pull", (1, 2)),
+    ("start", 5), ("start", 6), ("link", [5, 6]), ("push", (5, 6)),
+]  # fmt: skip
+"""Every soak begins with a transfer of each kind, however short it is."""
 
 
 @dataclass
@@ -46,14 +53,19 @@ class Totals:
 
     steps: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
-    verified: int = 0
-    wrong: int = 0
+    compared: defaultdict[str, Compared] = field(default_factory=lambda: defaultdict(Compared))
+    """By kind of transfer."""
     problems: list[str] = field(default_factory=list)
     leaks: list[str] = field(default_factory=list)
     latencies: list[tuple[float, str, float]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     rests: defaultdict[str, list[Usage]] = field(default_factory=lambda: defaultdict(list))
     """By process."""
+
+    @property
+    def wrong(self) -> int:
+        """Bytes that were lost or wrong."""
+        return sum(found.wrong for found in self.compared.values())
 
     @property
     def failed(self) -> bool:
@@ -73,9 +85,6 @@ class Live:
 class World:
     """Call :meth:`step` as often as you like, then :meth:`end`."""
 
-    link_work: Callable[[Here, str, dict[int, int]], float] = staticmethod(work.link)
-    """What members do to link."""
-
     def __init__(self, seed: int, runtime_dir: Path) -> None:
         self.seed = seed
         self._random = random.Random(seed)
@@ -85,6 +94,7 @@ class World:
         self._links: dict[str, tuple[int, ...]] = {}
         self._names = 0
         self._seeds = 0
+        self._first = [step for step in FIRST if step[0] in WEIGHTS]
         self._digest = hashlib.sha256()
         self._began = time.monotonic()
         self.totals = Totals()
@@ -98,15 +108,18 @@ class World:
 
     def step(self) -> None:
         """Do the next thing that is possible."""
-        possible = {name: choices for name in WEIGHTS if (choices := self._choices(name))}
-        name = self._random.choices(list(possible), [WEIGHTS[name] for name in possible])[0]
-        chosen = self._random.choice(possible[name])
+        name, chosen = self._first.pop(0) if self._first else self._choose()
         self._digest.update(f"{name} {chosen}\n".encode())
         self.totals.steps[name] += 1
         self._attempt(f"{name} {chosen}", lambda: getattr(self, f"_{name}")(chosen))
         if not self.over and self.totals.steps.total() % REST_EVERY == 0:
             self._attempt("rest", self._rest)
         self._sample()
+
+    def _choose(self) -> tuple[str, Any]:
+        possible = {name: choices for name in WEIGHTS if (choices := self._choices(name))}
+        name = self._random.choices(list(possible), [WEIGHTS[name] for name in possible])[0]
+        return name, self._random.choice(possible[name])
 
     def _attempt(self, what: str, act: Callable[[], None]) -> None:
         """Do something; what goes wrong is the end, since nothing that follows would tell more."""
@@ -157,7 +170,7 @@ class World:
         name = f"link {self._names}"
         mapping = {cluster: rank for rank, cluster in enumerate(members)}
         for cluster in members:
-            self._live[cluster].node.begin(self.link_work, name, mapping)
+            self._live[cluster].node.begin(work.link, name, mapping)
         self._gather("link", members)
         self._links[name] = tuple(members)
 
@@ -181,8 +194,8 @@ class World:
         pusher, target = pair
         slot = self._random.randrange(8)
         self._late("push", self._live[pusher].node.do(work.push, target, slot))
-        checked = self._live[target].node.do(work.check_inbox, self._live[pusher].seed, slot)
-        self._verified(*checked)
+        found = self._live[target].node.do(work.check_inbox, self._live[pusher].seed, slot)
+        self._compared("push", found)
 
     def _hand_over(self, pair: tuple[int, int]) -> None:
         puller, owner = pair
@@ -191,7 +204,7 @@ class World:
         before = giver.node.do(work.pages_used)
         giver.node.do(work.hand_over, owner, giver.requests, giver.seed)
         arguments = (owner, giver.requests, giver.seed)
-        self._moved("take_over", puller, work.take_over, *arguments)
+        self._moved("hand_over", puller, work.take_over, *arguments)
         deadline = time.monotonic() + 10
         while (after := giver.node.do(work.pages_used)) != before and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -199,13 +212,12 @@ class World:
             self.totals.leaks.append(f"cluster {owner}: {after - before} pages did not return")
 
     def _moved(self, what: str, cluster: int, function: Callable[..., Any], *args: Any) -> None:
-        seconds, compared, wrong = self._live[cluster].node.do(function, *args)
+        seconds, found = self._live[cluster].node.do(function, *args)
         self._late(what, seconds)
-        self._verified(compared, wrong)
+        self._compared(what, found)
 
-    def _verified(self, compared: int, wrong: int) -> None:
-        self.totals.verified += compared
-        self.totals.wrong += wrong
+    def _compared(self, what: str, found: Difference) -> None:
+        self.totals.compared[what].add(found)
 
     def _unlink(self, name: str) -> None:
         members = self._links.pop(name)
@@ -235,20 +247,20 @@ class World:
     def _kill_in_pull(self, pair: tuple[int, int]) -> None:
         puller, owner = pair
         self._begin_torn(pair)
-        self._kill_other(owner, "killed during a pull", puller)
+        self._kill_other(owner, "killed during a pull", "kill_in_pull", puller)
 
     def _kill_in_push(self, pair: tuple[int, int]) -> None:
         pusher, target = pair
         self._live[pusher].node.begin(work.torn_push, target, self._random.randrange(8))
         time.sleep(self._random.random() * 0.004)
-        self._kill_other(target, "killed during a push", pusher)
+        self._kill_other(target, "killed during a push", "kill_in_push", pusher)
 
-    def _kill_other(self, cluster: int, what: str, mover: int) -> None:
-        self.totals.faults[what] += 1
+    def _kill_other(self, cluster: int, fault: str, what: str, mover: int) -> None:
+        self.totals.faults[fault] += 1
         node = self._live.pop(cluster).node
         node.kill()
         node.close()
-        self._end_torn(mover)
+        self._end_torn(what, mover)
         self._forget(cluster)
 
     def _cut(self, pair: tuple[int, int]) -> None:
@@ -270,7 +282,7 @@ class World:
         self._live[owner].node.pause()
         time.sleep(0.2)
         self._live[owner].node.resume()
-        self._end_torn(puller)
+        self._end_torn("stop_in_pull", puller)
 
     def _begin_torn(self, pair: tuple[int, int]) -> None:
         puller, owner = pair
@@ -278,9 +290,10 @@ class World:
         self._live[puller].node.begin(work.torn, owner, self._live[owner].seed, slot)
         time.sleep(self._random.random() * 0.004)
 
-    def _end_torn(self, puller: int) -> None:
-        status, compared, wrong = self._live[puller].node.result()
-        self._verified(compared, wrong)
+    def _end_torn(self, what: str, mover: int) -> None:
+        status, found = self._live[mover].node.result()
+        if found is not None:
+            self._compared(what, found)
         if status not in EXPECTED:
             self._problem("a transfer whose other end was harmed", f"it ended with {status}")
 
@@ -304,6 +317,9 @@ class World:
         """Unlink and finalize everything, and look for what was left behind."""
         if not self.over:
             self._attempt("end", self._end)
+        if not self.over:
+            for line in missing(WEIGHTS, self.totals.steps, self.totals.compared):
+                self._problem("verifying", line)
         self.totals.leaks += leaks(self.totals.rests)
 
     def _end(self) -> None:

@@ -1,0 +1,59 @@
+"""What a soak has compared, by kind of transfer, and what it should have compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Difference(NamedTuple):
+    """Of one transfer, in bytes: those that it moved, those around them, and how many are wrong."""
+
+    moved: int
+    around: int
+    wrong: int
+
+
+@dataclass
+class Compared:
+    """The transfers of one kind whose bytes were compared."""
+
+    transfers: int = 0
+    moved: int = 0
+    around: int = 0
+    wrong: int = 0
+
+    def add(self, found: Difference) -> None:
+        """Count one more; one that compared nothing of what it moved does not count."""
+        self.transfers += found.moved > 0
+        self.moved += found.moved
+        self.around += found.around
+        self.wrong += found.wrong
+
+
+EACH = ("pull", "pull_blocks", "push", "hand_over")
+"""Steps whose transfer succeeds, so that every one of them is compared."""
+SOME = ("stop_in_pull",)
+"""Steps whose transfer may fail as documented, but not always."""
+
+
+def missing(
+    claimed: Mapping[str, object], steps: Mapping[str, int], compared: Mapping[str, Compared]
+) -> list[str]:
+    """Kinds of transfer among ``claimed`` of which too little was compared, one line each."""
+    found = []
+    for kind in (*EACH, *SOME):
+        done, transfers = steps.get(kind, 0), compared.get(kind, Compared()).transfers
+        if kind in claimed and (transfers == 0 or (kind in EACH and transfers < done)):
+            found.append(f"{kind}: {transfers} transfers of {done} steps were compared")
+    return found
+
+
+def table(compared: Mapping[str, Compared]) -> list[str]:
+    """Lines for people, one per kind."""
+    return [
+        f"{kind:12} {found.transfers:6} transfers verified, {found.moved:12} bytes moved, "
+        f"{found.around:12} bytes around them, {found.wrong} lost or wrong"
+        for kind, found in sorted(compared.items())
+    ]
