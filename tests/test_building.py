@@ -27,7 +27,6 @@ GOOD = {
     "version": 1, "writable": False, "fence": None,
     "regions": [{"id": 1, "address": 1 << 40, "size": SIZE, "fd": 0}],
 }  # fmt: skip
-REASON = {"reason": "for no reason"}
 NONSENSE: dict[str, Any] = {}
 """An offer that fails a link where it is taken."""
 
@@ -107,6 +106,20 @@ def test_nobody_passes_for_rank_0_under_its_own_incarnation(engine: Engine) -> N
     assert other.say(form)
     assert other.hear("dissolve") is not None
     assert "offer" not in [message.kind for message in _until_synced(other)]
+
+
+def test_nobody_names_another_engine_of_its_cluster_as_rank_0(engine: Engine) -> None:
+    """Only the engine that is rank 0 names the members: its cluster id may be used twice."""
+    first, twin = engine.stranger(1), engine.stranger(2)
+    comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
+    for stranger in (first, twin):
+        assert stranger.hear("announce")
+    form = _form(engine, PAIR, comm_id, first)
+    assert twin.say(form)
+    assert twin.hear("dissolve") is not None
+    assert "offer" not in [message.kind for message in _until_synced(first)]
+    assert first.say(form)
+    assert first.hear("offer") is not None
 
 
 FORMS: dict[str, dict[str, Any]] = {

@@ -96,6 +96,13 @@ def test_a_sweep_of_another_process_takes_no_claim_away(start_node: Start, place
     assert second.do(_claim, place) is not None
 
 
+def test_the_holder_is_known_whatever_its_predecessor_left(start_node: Start, place: str) -> None:
+    Path(place, "7.claim").write_text('{"pid": 1, "program": "' + "x" * 1000 + '"}')
+    first, second = start_node(), start_node()
+    assert first.do(_claim, place) is None
+    assert second.do(_claim, place).startswith(f"pid {first.pid}, ")
+
+
 def test_who_was_refused_is_known_until_the_holder_ends(start_node: Start, place: str) -> None:
     first, second = start_node(), start_node()
     first.do(_claim, place)
