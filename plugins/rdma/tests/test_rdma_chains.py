@@ -10,7 +10,7 @@ import pytest
 from datadist_rdma import chains, verbs
 from datadist_rdma.chains import Chain, Segments, chain_length, segments
 from datadist_rdma.memory import Outside, Ranges, overlap
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 PIECE = 1000
@@ -90,6 +90,16 @@ RANGES = [(1000, 100, 7), (2000, 50, 2**32 - 1), (1100, 10, 9)]
 
 
 @given(st.integers(900, 2100), st.integers(1, 120))
+@example(1000, 100)
+@example(1000, 101)
+@example(1099, 1)
+@example(1099, 2)
+@example(1109, 2)
+@example(999, 1)
+@example(999, 2)
+@example(2000, 50)
+@example(2000, 51)
+@example(2050, 1)
 def test_ranges_agree_with_a_loop(address: int, size: int) -> None:
     found = [key for begin, n, key in RANGES if begin <= address and address + size <= begin + n]
     ask = (np.array([1000, address]), np.array([1, size]))
