@@ -50,7 +50,9 @@ class FakeLibrary:
         return 0
 
 
-def _pair(library: FakeLibrary, may_write: bool = False, mtu: int = 5, reads: int = 64) -> QueuePair:
+def _pair(
+    library: FakeLibrary, may_write: bool = False, mtu: int = 5, reads: int = 64
+) -> QueuePair:
     removed = library.destroyed
     device: Any = SimpleNamespace(
         name="rxe0", library=library, context=1, pd=2, channel=3, operations=None,

@@ -112,7 +112,7 @@ def test_pages_that_cannot_be_had_are_an_error(how: int, threads: int) -> None:
     address = _native.map(fd, 18 * MIB, True, False)
     try:
         _native.populate(address, 9 * MIB, how, threads)
-        with pytest.raises(OSError) as error:
+        with pytest.raises(OSError, match="Cannot allocate memory") as error:
             _native.populate(address, 18 * MIB, how, threads)
         assert error.value.errno == errno.ENOMEM
     finally:
