@@ -137,7 +137,7 @@ def _kill_once_asked(here: nodes.Here, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
         return checksum(*args)
 
-    verification._checksum = killing  # type: ignore[method-assign]
+    verification._checksum = killing  # type: ignore[method-assign,assignment]
 
 
 def test_an_owner_that_dies_meanwhile_is_not_waited_for(start_node: Start) -> None:

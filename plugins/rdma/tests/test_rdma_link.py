@@ -208,11 +208,11 @@ def test_addresses_outside_are_refused(
     write: bool, count: int, wrong: dict[str, int], text: str
 ) -> None:
     made = _ready()
-    vectors = [
+    here, there, length = (
         good * (count - 1) + bad for good, bad in zip(_vectors(), _vectors(**wrong), strict=True)
-    ]
+    )
     with pytest.raises(AddressError) as error:
-        (made.write if write else made.read)(1, *vectors, 1.0)
+        (made.write if write else made.read)(1, here, there, length, 1.0)
     assert text in str(error.value)
     assert made._paths[1].broken is None, "nothing was posted"
     assert made._busy == 0
