@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from datadist.control.claims import Claims
+from datadist.control.claims import UNKNOWN, UNSUPPORTED, Claims
 from datadist.control.runtime_dir import Address, RuntimeDir
 from datadist.control.sweeping import sweep
 from tests import nodes
@@ -189,3 +191,61 @@ def test_a_directory_that_is_gone_is_an_error_in_words(
     with pytest.raises(RemoteError, match="cannot claim cluster id 1") as caught:
         node.do(nodes.link, "pair", {1: 0, 2: 1})
     assert caught.value.status == "LLM_FAILED"
+
+
+@pytest.fixture
+def claims(runtime_dir: Path) -> Iterator[Claims]:
+    """A claim of this process, as long as no test of another process is about it."""
+    directory = RuntimeDir(runtime_dir)
+    made = Claims(directory, Address(7, "a" * 32))
+    yield made
+    made.close()
+    directory.close()
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_claim_that_is_held_is_taken_once(claims: Claims) -> None:
+    assert claims.take() is None
+    before = _descriptors()
+    for _ in range(3):
+        assert claims.take() is None
+    assert _descriptors() == before
+
+
+def _failing(number: int) -> Callable[..., None]:
+    def lockf(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return lockf
+
+
+@pytest.mark.parametrize("number", UNSUPPORTED)
+def test_where_files_have_no_locks_an_engine_works_and_says_so(
+    claims: Claims,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+) -> None:
+    monkeypatch.setattr(fcntl, "lockf", _failing(number))
+    assert claims.take() is None
+    assert "would not be noticed: set DATADIST_RUNTIME_DIR to a local directory" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("number", "refused"), [(errno.EAGAIN, True), (errno.EACCES, True), (errno.EIO, False)]
+)
+def test_a_claim_that_is_not_had_leaves_no_descriptor(
+    claims: Claims, monkeypatch: pytest.MonkeyPatch, number: int, refused: bool
+) -> None:
+    monkeypatch.setattr(fcntl, "lockf", _failing(number))
+    before = _descriptors()
+    for _ in range(3):
+        if refused:
+            assert claims.take() == UNKNOWN
+        else:
+            with pytest.raises(OSError, match="Input/output error"):
+                claims.take()
+    assert _descriptors() == before

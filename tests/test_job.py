@@ -108,8 +108,12 @@ def test_a_sweep_takes_away_jobs_that_crashed_and_no_other(tmp_path: Path) -> No
 
 def test_a_sweep_takes_claims_that_nobody_holds(tmp_path: Path) -> None:
     own = RuntimeDir(tmp_path / "run")
-    for name in ("1.claim", f"3-{'b' * 32}.refused", "4.claims"):
+    beside_ours = f"{ENGINE.cluster_id}-{ENGINE.incarnation}.refused"
+    for name in ("1.claim", f"3-{'b' * 32}.refused", "4.claims", beside_ours):
         (own.place / name).touch()
+    with own.listen(ENGINE):
+        sweep(own)
+        assert sorted(os.listdir(own.place)) == sorted(["4.claims", beside_ours, ENGINE.file_name])
     sweep(own)
     assert os.listdir(own.place) == ["4.claims"]
     own.close()
