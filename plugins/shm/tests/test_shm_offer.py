@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 
 import pytest
-from datadist_shm.offer import parse_offer
+from datadist_shm.memory import RESIZE_SEALS
+from datadist_shm.offer import check_descriptor, parse_offer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,3 +61,44 @@ def test_every_overlap_is_found(ranges: list[Range]) -> None:
         assert len(set(places)) < len(places)
     else:
         assert len(set(places)) == len(places)
+
+
+def _memory(seals: int, size: int = 4096) -> int:
+    fd = os.memfd_create("offered", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
+@pytest.mark.parametrize(
+    ("seals", "size", "text"),
+    [
+        (0, 4096, "could still resize"),
+        (fcntl.F_SEAL_GROW, 4096, "could still resize"),
+        (fcntl.F_SEAL_SHRINK, 4096, "could still resize"),
+        (RESIZE_SEALS, 4095, "offers 4096 bytes in a file of 4095 bytes"),
+        (RESIZE_SEALS, 8192, "offers 4096 bytes in a file of 8192 bytes"),
+        (RESIZE_SEALS, 4096, None),
+        (RESIZE_SEALS | fcntl.F_SEAL_SEAL, 4096, None),
+    ],
+)
+def test_memory_has_its_size_for_good(seals: int, size: int, text: str | None) -> None:
+    fd = _memory(seals, size)
+    try:
+        if text is None:
+            check_descriptor(1, fd, 4096)
+        else:
+            with pytest.raises(LinkError, match=text):
+                check_descriptor(1, fd, 4096)
+    finally:
+        os.close(fd)
+
+
+def test_what_is_no_memory_file_is_refused() -> None:
+    reading, writing = os.pipe()
+    try:
+        with pytest.raises(LinkError, match="could still resize"):
+            check_descriptor(1, reading, 0)
+    finally:
+        os.close(reading)
+        os.close(writing)
