@@ -5,14 +5,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 
 import pytest
+from datadist_shm import ShmTransport
 from datadist_shm.memory import RESIZE_SEALS
 from datadist_shm.offer import check_descriptor, parse_offer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datadist.transport import LinkError
+from datadist.transport import Access, Group, LinkError, Offer, Peer, TransportOptions
 
 BASE = 1 << 40
 Range = tuple[int, int]
@@ -102,3 +104,37 @@ def test_what_is_no_memory_file_is_refused() -> None:
     finally:
         os.close(reading)
         os.close(writing)
+
+
+@pytest.mark.parametrize(
+    ("places", "fence", "count"),
+    [
+        ([0, 0], None, 1),
+        ([0, 0], 1, 2),
+        ([0, 1], 1, 2),
+        ([1], None, 2),
+        ([0], None, 2),
+        ([1], 0, 1),
+    ],
+)
+def test_each_descriptor_is_named_once(places: list[int], fence: int | None, count: int) -> None:
+    regions = [
+        {"id": number, "address": BASE + 8192 * number, "size": 4096, "fd": place}
+        for number, place in enumerate(places)
+    ]
+    data = {"version": 1, "writable": fence is not None, "regions": regions, "fence": fence}
+    with pytest.raises(LinkError, match=f"names descriptors .* and came with {count}"):
+        parse_offer(1, json.dumps(data).encode(), count)
+
+
+def test_an_offer_is_taken_once() -> None:
+    transport = ShmTransport(TransportOptions())
+    peers = {rank: Peer(rank, f"engine-{rank}", os.getpid()) for rank in (0, 1)}
+    group = Group("once", 0, peers, None, time.monotonic() + 60)
+    link = transport.open(group, [], Access.READ)
+    link.attach(1, Offer(_offer([(BASE, 4096)])))
+    with pytest.raises(LinkError, match="cannot attach rank 1: it was attached before"):
+        link.attach(1, Offer(_offer([(BASE, 8192)])))
+    link.close()
+    with pytest.raises(LinkError, match="cannot attach rank 1: this link is closed"):
+        link.attach(1, Offer(_offer([(BASE, 4096)])))
