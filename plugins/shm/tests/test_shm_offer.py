@@ -7,6 +7,7 @@ import json
 import os
 import time
 
+import numpy as np
 import pytest
 from datadist_shm import ShmTransport
 from datadist_shm.memory import RESIZE_SEALS
@@ -138,3 +139,20 @@ def test_an_offer_is_taken_once() -> None:
     link.close()
     with pytest.raises(LinkError, match="cannot attach rank 1: this link is closed"):
         link.attach(1, Offer(_offer([(BASE, 4096)])))
+
+
+def test_regions_may_come_in_any_order() -> None:
+    memory = np.arange(4 * 4096, dtype=np.int64).view(np.uint8)
+    base = memory.ctypes.data
+    transport = ShmTransport(TransportOptions())
+    peers = {rank: Peer(rank, f"engine-{rank}", os.getpid()) for rank in (0, 1)}
+    group = Group("order", 0, peers, None, time.monotonic() + 60)
+    link = transport.open(group, [], Access.READ)
+    link.attach(1, Offer(_offer([(base + start, 4096) for start in (8192, 0, 16384)])))
+    for start in (0, 8192, 16384):
+        target = np.zeros(4096, np.uint8)
+        vectors = ([target.ctypes.data], [base + start], [4096])
+        local, remote, length = (np.array(vector, np.int64) for vector in vectors)
+        link.read(1, local, remote, length, 30.0)
+        np.testing.assert_array_equal(target, memory[start : start + 4096])
+    link.close()
