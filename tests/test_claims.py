@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import re
+import select
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -70,8 +71,10 @@ def test_a_claim_ends_with_its_process(start_node: Start, place: str, how: str) 
     child = first.do(_fork) if "child" in how else None
     try:
         assert second.do(_claim, place) is not None
+        ended = os.pidfd_open(first.pid)
         os.kill(first.pid, signal.SIGKILL)  # not Node.kill, which waits for the child as well
-        os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)  # with all of its threads
+        assert select.select([ended], [], [], 20)[0], "with all of its threads"
+        os.close(ended)
         assert second.do(_claim, place) is None, "there is nothing to wait for"
     finally:
         if child is not None:
