@@ -27,7 +27,6 @@ GOOD = {
     "version": 1, "writable": False, "fence": None,
     "regions": [{"id": 1, "address": 1 << 40, "size": SIZE, "fd": 0}],
 }  # fmt: skip
-REASON = {"reason": "for no reason"}
 NONSENSE: dict[str, Any] = {}
 """An offer that fails a link where it is taken."""
 
@@ -95,6 +94,18 @@ def test_only_rank_0_names_the_members(engine: Engine) -> None:
         assert offer.domain == OTHER_TOKEN  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("mapping", "names"), [(PAIR, False), ({1: 0, 2: 1}, True)])
+def test_we_name_the_members_as_rank_0_only(
+    engine: Engine, mapping: dict[int, int], names: bool
+) -> None:
+    stranger = engine.stranger()
+    engine.api.link("pair", mapping, nodes.table_for(mapping))
+    announced = stranger.hear("announce")
+    assert announced is not None
+    assert stranger.say({**announced.model_dump(), "link": 1})
+    assert ("form" in [message.kind for message in _until_synced(stranger)]) is names
+
+
 def test_nobody_passes_for_rank_0_under_its_own_incarnation(engine: Engine) -> None:
     """An engine that said hello as another cluster is not rank 0, whatever its `Form` says."""
     other = engine.stranger(2, cluster=2)
@@ -107,6 +118,20 @@ def test_nobody_passes_for_rank_0_under_its_own_incarnation(engine: Engine) -> N
     assert other.say(form)
     assert other.hear("dissolve") is not None
     assert "offer" not in [message.kind for message in _until_synced(other)]
+
+
+def test_nobody_names_another_engine_of_its_cluster_as_rank_0(engine: Engine) -> None:
+    """Only the engine that is rank 0 names the members: its cluster id may be used twice."""
+    first, twin = engine.stranger(1), engine.stranger(2)
+    comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
+    for stranger in (first, twin):
+        assert stranger.hear("announce")
+    form = _form(engine, PAIR, comm_id, first)
+    assert twin.say(form)
+    assert twin.hear("dissolve") is not None
+    assert "offer" not in [message.kind for message in _until_synced(first)]
+    assert first.say(form)
+    assert first.hear("offer") is not None
 
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -366,6 +391,40 @@ def _token_of_offer(stranger: Stranger) -> str:
     offer = stranger.hear("offer")
     assert isinstance(offer, OfferMessage)
     return offer.domain
+
+
+# -- readiness -----------------------------------------------------------------------------------
+
+
+def _kinds_for_a_while(stranger: Stranger) -> set[str]:
+    """What the engine says to a member while nothing more is said to it."""
+    kinds: set[str] = set()
+    for _ in range(20):
+        kinds |= {message.kind for message in _until_synced(stranger)}
+        time.sleep(0.005)
+    return kinds
+
+
+def test_we_are_ready_once_all_members_are_attached_and_linked_once_all_are_ready(
+    engine: Engine,
+) -> None:
+    first, other = engine.stranger(1, cluster=3), engine.stranger(2, cluster=2)
+    comm_id = engine.api.link("three", THREE, nodes.table_for(THREE))
+    for stranger in (first, other):
+        assert stranger.hear("announce")
+    assert first.say(_form(engine, THREE, comm_id, first, other))
+    assert other.hear("offer") is not None
+    Sent(first, GOOD, TOKEN)
+    assert first.hear("attached") is not None
+    assert "ready" not in _kinds_for_a_while(first), "the other one is not attached"
+    assert first.say({"kind": "ready", "domain": TOKEN})
+    Sent(other, GOOD, TOKEN)
+    for stranger in (first, other):
+        assert stranger.hear("ready") is not None
+    _kinds_for_a_while(other)
+    assert engine.api.query_register_mem_status(comm_id) is RegisterMemStatus.PREPARING
+    assert other.say({"kind": "ready", "domain": TOKEN})
+    engine.api.wait_link(comm_id)
 
 
 # -- members that fail ---------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datadist import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex, LLMConfig, LLMDataDist, LLMRole
+from datadist import (
+    BlocksCacheKey,
+    CacheKey,
+    CacheKeyByIdAndIndex,
+    LLMConfig,
+    LLMDataDist,
+    LLMRole,
+    LLMStatusCode,
+)
 from tests import nodes
 from tests.nodes import MIB, Node, RemoteError, pattern
 
@@ -28,10 +38,12 @@ def _init(here: nodes.Here, cluster: int, one_sided: bool = False, timeout: int 
     here.engine.init({**config.generate_options(), "datadist.checksum": "1"})
 
 
-def _pair(start: Start, memory: str = "pool", one_sided: bool = False) -> tuple[Node, Node]:
+def _pair(
+    start: Start, memory: str = "pool", one_sided: bool = False, timeout: int = 3000
+) -> tuple[Node, Node]:
     owner, mover = start(), start()
     owner.do(_init, 1, one_sided)
-    mover.do(_init, 2, one_sided)
+    mover.do(_init, 2, one_sided, timeout)
     keys = [CacheKey(1, 5), CacheKey(1, 6)] if memory == "pool" else None
     owner.do(nodes.make, "c", "cache", [2, WIDTH], TENSORS, keys, memory)
     mover.do(nodes.make, "c", "cache", [2, WIDTH], TENSORS, None, memory)
@@ -114,6 +126,27 @@ def test_an_owner_that_is_stopped_cannot_verify(start_node: Start) -> None:
     assert error.value.status == "LLM_TIMEOUT"
     owner.resume()
     puller.do(nodes.pull_cache, CacheKeyByIdAndIndex(1, 1, 0), "c")
+
+
+def _kill_once_asked(here: nodes.Here, pid: int) -> None:
+    """The owner ends while this engine, which has asked it, computes its own checksum."""
+    verification = here.live._live(LLMStatusCode.LLM_FAILED).verification
+    checksum = verification._checksum
+
+    def killing(*args: Any) -> int:
+        os.kill(pid, signal.SIGKILL)
+        return checksum(*args)
+
+    verification._checksum = killing  # type: ignore[method-assign,assignment]
+
+
+def test_an_owner_that_dies_meanwhile_is_not_waited_for(start_node: Start) -> None:
+    owner, puller = _pair(start_node, timeout=300_000)
+    owner.pause()
+    puller.do(_kill_once_asked, owner.pid)
+    with pytest.raises(RemoteError, match="is gone: the transfer is not verified") as error:
+        puller.do(nodes.pull_cache, CacheKeyByIdAndIndex(1, 1, 0), "c")
+    assert error.value.status == "LLM_NOT_YET_LINK"
 
 
 MANY = 100_001

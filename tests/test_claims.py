@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import re
+import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from datadist.control.claims import Claims
+from datadist.control.claims import UNKNOWN, UNSUPPORTED, Claims
 from datadist.control.runtime_dir import Address, RuntimeDir
 from datadist.control.sweeping import sweep
 from tests import nodes
@@ -68,8 +71,10 @@ def test_a_claim_ends_with_its_process(start_node: Start, place: str, how: str) 
     child = first.do(_fork) if "child" in how else None
     try:
         assert second.do(_claim, place) is not None
+        ended = os.pidfd_open(first.pid)
         os.kill(first.pid, signal.SIGKILL)  # not Node.kill, which waits for the child as well
-        os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)  # with all of its threads
+        assert select.select([ended], [], [], 20)[0], "with all of its threads"
+        os.close(ended)
         assert second.do(_claim, place) is None, "there is nothing to wait for"
     finally:
         if child is not None:
@@ -94,6 +99,13 @@ def test_a_sweep_of_another_process_takes_no_claim_away(start_node: Start, place
     directory.close()
     assert path.exists()
     assert second.do(_claim, place) is not None
+
+
+def test_the_holder_is_known_whatever_its_predecessor_left(start_node: Start, place: str) -> None:
+    Path(place, "7.claim").write_text('{"pid": 1, "program": "' + "x" * 1000 + '"}')
+    first, second = start_node(), start_node()
+    assert first.do(_claim, place) is None
+    assert second.do(_claim, place).startswith(f"pid {first.pid}, ")
 
 
 def test_who_was_refused_is_known_until_the_holder_ends(start_node: Start, place: str) -> None:
@@ -182,3 +194,61 @@ def test_a_directory_that_is_gone_is_an_error_in_words(
     with pytest.raises(RemoteError, match="cannot claim cluster id 1") as caught:
         node.do(nodes.link, "pair", {1: 0, 2: 1})
     assert caught.value.status == "LLM_FAILED"
+
+
+@pytest.fixture
+def claims(runtime_dir: Path) -> Iterator[Claims]:
+    """A claim of this process, as long as no test of another process is about it."""
+    directory = RuntimeDir(runtime_dir)
+    made = Claims(directory, Address(7, "a" * 32))
+    yield made
+    made.close()
+    directory.close()
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_claim_that_is_held_is_taken_once(claims: Claims) -> None:
+    assert claims.take() is None
+    before = _descriptors()
+    for _ in range(3):
+        assert claims.take() is None
+    assert _descriptors() == before
+
+
+def _failing(number: int) -> Callable[..., None]:
+    def lockf(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return lockf
+
+
+@pytest.mark.parametrize("number", UNSUPPORTED)
+def test_where_files_have_no_locks_an_engine_works_and_says_so(
+    claims: Claims,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+) -> None:
+    monkeypatch.setattr(fcntl, "lockf", _failing(number))
+    assert claims.take() is None
+    assert "would not be noticed: set DATADIST_RUNTIME_DIR to a local directory" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("number", "refused"), [(errno.EAGAIN, True), (errno.EACCES, True), (errno.EIO, False)]
+)
+def test_a_claim_that_is_not_had_leaves_no_descriptor(
+    claims: Claims, monkeypatch: pytest.MonkeyPatch, number: int, refused: bool
+) -> None:
+    monkeypatch.setattr(fcntl, "lockf", _failing(number))
+    before = _descriptors()
+    for _ in range(3):
+        if refused:
+            assert claims.take() == UNKNOWN
+        else:
+            with pytest.raises(OSError, match="Input/output error"):
+                claims.take()
+    assert _descriptors() == before

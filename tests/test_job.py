@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import string
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datadist.control import sweeping
 from datadist.control.job import described, job_name
 from datadist.control.runtime_dir import Address, RuntimeDir, job_of
 from datadist.control.sweeping import sweep
@@ -106,10 +108,38 @@ def test_a_sweep_takes_away_jobs_that_crashed_and_no_other(tmp_path: Path) -> No
 
 def test_a_sweep_takes_claims_that_nobody_holds(tmp_path: Path) -> None:
     own = RuntimeDir(tmp_path / "run")
-    for name in ("1.claim", f"3-{'b' * 32}.refused", "4.claims"):
+    beside_ours = f"{ENGINE.cluster_id}-{ENGINE.incarnation}.refused"
+    for name in ("1.claim", f"3-{'b' * 32}.refused", "4.claims", beside_ours):
         (own.place / name).touch()
+    with own.listen(ENGINE):
+        sweep(own)
+        assert sorted(os.listdir(own.place)) == sorted(["4.claims", beside_ours, ENGINE.file_name])
     sweep(own)
     assert os.listdir(own.place) == ["4.claims"]
+    own.close()
+
+
+def test_a_sweep_takes_names_that_an_engine_has_for_a_moment_once_they_are_old(
+    tmp_path: Path,
+) -> None:
+    own = RuntimeDir(tmp_path / "run")
+    starting, publishing = f".{'a' * 32}", f".{'a' * 32}-26000"
+    foreign = [".nfs0001", "notes.txt", f"{'a' * 32}", f"{starting}-260000", f"{publishing}.old"]
+    for name in (starting, *foreign):
+        (own.place / name).touch()
+    (own.place / publishing).symlink_to("nowhere")
+
+    def age(seconds: float) -> None:
+        for name in os.listdir(own.place):
+            then = time.time() - seconds
+            os.utime(name, (then, then), dir_fd=own.fd, follow_symlinks=False)
+
+    age(sweeping.SECONDS - 30)
+    sweep(own)
+    assert sorted(os.listdir(own.place)) == sorted([starting, publishing, *foreign])
+    age(sweeping.SECONDS + 1)
+    sweep(own)
+    assert sorted(os.listdir(own.place)) == sorted(foreign)
     own.close()
 
 

@@ -8,12 +8,18 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from datadist.control import listener
 from datadist.control.hostport import HostPort
-from datadist.control.listener import MAX_HANDSHAKES, MAX_HANDSHAKES_PER_HOST, Listener
+from datadist.control.listener import (
+    ACCEPTS_PER_SECOND,
+    MAX_HANDSHAKES,
+    MAX_HANDSHAKES_PER_HOST,
+    Listener,
+)
 from datadist.control.reactor import Reactor
 from datadist.control.tcp import NetworkSettings, Proving
 
@@ -102,3 +108,19 @@ def test_the_host_with_most_connections_makes_room(crowd: Crowd) -> None:
     assert eldest_of_the_largest == [0]
     crowd.join(9, 1)
     assert crowd.closed(2) == [0, (hosts - 1) * few]
+
+
+def test_no_more_are_accepted_in_a_second(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them wait in the kernel, and come in when their time has come."""
+    now = [time.monotonic()]
+    monkeypatch.setattr(listener, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for host in range(1, 9):
+        crowd.join(host, ACCEPTS_PER_SECOND // 8 + 5)
+    first = ACCEPTS_PER_SECOND - MAX_HANDSHAKES  # those that made room for the others
+    assert len(crowd.closed(first)) == first
+    time.sleep(0.3)  # some looks at whether more may come
+    assert len(crowd.closed(first)) == first
+    now[0] += 10.5 / ACCEPTS_PER_SECOND
+    assert len(crowd.closed(first + 10)) == first + 10
+    time.sleep(0.3)
+    assert len(crowd.closed(first)) == first + 10

@@ -40,6 +40,19 @@ def test_silent_and_slow_strangers_are_shown_out(
     engine.works()
 
 
+def test_an_engine_of_another_job_is_not_served(engine: Engine) -> None:
+    """It has another place; one that comes to ours nevertheless has no session."""
+    hello = {"kind": "hello", "wire": WIRE_VERSION, "cluster_id": 2}
+    for number, more in enumerate(({}, {"knock": True}, {"refused": True})):
+        stranger = engine.stranger(number, hello=False)
+        incarnation = f"{number:032x}"
+        stranger.say({**hello, "incarnation": incarnation, "job": "another", **more})
+        assert stranger.closed(10)
+    assert engine.ended("it belongs to another job", times=3), engine.ends()
+    assert not [line for line in engine.log if "refused its link" in line]
+    engine.works()
+
+
 def test_of_a_crowd_that_says_nothing_the_eldest_goes(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from datadist.control.messages import Announce
+from datadist.control.messages import Announce, Binding, Directory, Entry
 from datadist.engine.peers import OFFER_WINDOW, Announcements, PeerView, meaning
 
 
@@ -75,3 +76,26 @@ def test_a_wish_is_replaced_by_a_later_one_of_the_same_link() -> None:
     wishes.pop(1)
     assert [each.message.link for each in wishes] == [2]
     assert not wishes.meaning(meaning(_wish(0, "b")))
+
+
+# -- its directory -------------------------------------------------------------------------------
+
+
+def _entry(cache_id: int) -> Entry:
+    return Entry(
+        cache_id=cache_id, blocks=True, bases=[1 << 20], stride=64, count=4, tensor_size=256,
+        data_type=0, placement=1, pooled=True, accessible=True, regions=[1],
+        bindings=[Binding(id=cache_id, slot=0, space="blocks", key=0, model=cache_id)],
+    )  # fmt: skip
+
+
+def test_a_directory_that_begins_anew_replaces_the_earlier_one() -> None:
+    session: Any = SimpleNamespace(send=lambda _message: None)
+    view = PeerView(session)
+    view.apply(Directory(seq=1, reset=True, last=False, upsert=[_entry(1)]))
+    view.apply(Directory(seq=2, upsert=[_entry(2)]))
+    assert sorted(view.directory.entries) == [1, 2], "the second part adds to the first"
+    view.apply(Directory(seq=3, reset=True, upsert=[_entry(3)]))
+    assert sorted(view.directory.entries) == [3]
+    assert view.directory.binding_ids() == {3}
+    assert view.version == 3

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datadist.engine.plan import (
+    SET_BLOCKS,
     Segments,
     check_blocks,
     check_distinct,
@@ -191,6 +192,21 @@ def test_a_block_that_is_listed_twice_is_named_with_both_places(
     text = rf"x\[{second}\] is {blocks[first]}, and so is x\[{first}\]: list each destination"
     with pytest.raises(ValueError, match=text):
         check_distinct("x", given_as(blocks), count)
+
+
+@pytest.mark.parametrize("count", [None, 1 << 20])
+@pytest.mark.parametrize("step", [1, 3, 1000])
+@pytest.mark.parametrize("place", [0, 1, SET_BLOCKS - 2, SET_BLOCKS - 1, SET_BLOCKS, 198, 199])
+def test_neighbours_that_are_equal_in_a_long_list_are_found(
+    place: int, step: int, count: int | None
+) -> None:
+    blocks = [step * block for block in range(200)]
+    for good in (blocks, blocks[::-1]):
+        check_distinct("x", good, count)
+        repeated = [*good[: place + 1], *good[place:]]
+        text = rf"x\[{place + 1}\] is {good[place]}, and so is x\[{place}\]"
+        with pytest.raises(ValueError, match=text):
+            check_distinct("x", repeated, count)
 
 
 @pytest.mark.parametrize("value", [1 << 63, (1 << 64) - 1, 1 << 70, -1, -(1 << 70)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datadist.control.reactor import Reactor
+from datadist.control.reactor import READ, Reactor
 
 
 def test_a_timer_in_the_far_future_keeps_it_alive() -> None:
@@ -96,4 +96,62 @@ def test_a_call_that_nobody_waits_for_any_more_does_not_run() -> None:
         assert reactor.call(lambda: list(ran), 20) == []
     finally:
         go_on.set()
+        reactor.stop()
+
+
+def _raise(*_: object) -> None:
+    raise RuntimeError("a defect")
+
+
+@pytest.mark.parametrize("where", ["posted", "timer", "event"])
+def test_what_raises_ends_nothing_else(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    reactor = Reactor("test")
+    readable = os.eventfd(1)
+
+    def raise_once(events: int) -> None:
+        reactor.unwatch(readable)
+        _raise(events)
+
+    try:
+        if where == "posted":
+            reactor.post(_raise)
+        elif where == "timer":
+            reactor.call(lambda: reactor.later(0.0, _raise), 20)
+        else:
+            reactor.call(lambda: reactor.watch(readable, READ, raise_once), 20)
+        seen = threading.Event()
+        reactor.call(lambda: reactor.later(0.01, seen.set), 20)
+        assert seen.wait(20), "the thread goes on"
+        assert "a defect" in caplog.text
+    finally:
+        reactor.stop()
+        os.close(readable)
+
+
+def test_what_a_call_raises_is_for_who_called() -> None:
+    reactor = Reactor("test")
+    try:
+        with pytest.raises(RuntimeError, match="a defect"):
+            reactor.call(_raise, 20)
+        assert reactor.call(lambda: 7, 20) == 7
+    finally:
+        reactor.stop()
+
+
+def test_timers_run_in_the_order_of_their_time() -> None:
+    reactor = Reactor("test")
+    ran: list[float] = []
+    done = threading.Event()
+
+    def start() -> None:
+        for delay in (0.3, 0.1, 0.2):
+            reactor.later(delay, lambda delay=delay: ran.append(delay))  # type: ignore[misc]
+        reactor.later(0.15, lambda: ran.append(0.15)).cancel()
+        reactor.later(0.4, done.set)
+
+    try:
+        reactor.call(start, 20)
+        assert done.wait(20)
+        assert ran == [0.1, 0.2, 0.3]
+    finally:
         reactor.stop()

@@ -8,14 +8,16 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from datadist.control import session as sessions
 from datadist.control.messages import MAX_FDS, MAX_FRAME, Idle, OfferMessage, encode
-from datadist.control.reactor import Reactor
+from datadist.control.reactor import READ, Reactor
 from datadist.control.session import Session, close_all
 from datadist.transport import Offer
 
@@ -274,3 +276,74 @@ def test_what_was_read_counts_no_more(pair: Pair, monkeypatch: pytest.MonkeyPatc
         assert pair.receive(len(frame))[0] == frame
     pair.settle()
     assert not pair.closed.is_set()
+
+
+# -- what came, and its end ----------------------------------------------------------------------
+
+
+def _send_by_them(pair: Pair, data: bytes, fds: list[int]) -> None:
+    socket.send_fds(pair.theirs, [data], fds)
+    close_all(fds)
+
+
+def _is_closed_here(inode: int) -> bool:
+    deadline = time.monotonic() + SECONDS
+    while _is_open(inode):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def test_descriptors_of_a_frame_that_is_not_complete_are_closed_with_the_session(
+    pair: Pair,
+) -> None:
+    fds, inodes = _files(2)
+    _send_by_them(pair, encode(_offer(8, 1, 2))[:-1], fds)
+    pair.settle()
+    pair.theirs.close()
+    assert pair.closed.wait(SECONDS)
+    assert all(map(_is_closed_here, inodes))
+
+
+def test_descriptors_that_no_message_names_end_the_session(pair: Pair) -> None:
+    inodes = []
+    for _ in range(2):
+        fds, more = _files(MAX_FDS)
+        inodes += more
+        _send_by_them(pair, encode(Idle()), fds)
+    assert pair.closed.wait(SECONDS)
+    assert pair.reason == "it sent descriptors that no message names"
+    assert all(map(_is_closed_here, inodes))
+
+
+def test_descriptors_for_which_there_is_no_room_end_the_session(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel says that it has dropped some: the frame must not be taken without them."""
+    received = socket.recv_fds
+
+    def short(*args: Any) -> Any:
+        data, fds, flags, address = received(*args)
+        close_all(fds)
+        return data, [], flags | socket.MSG_CTRUNC if fds else flags, address
+
+    monkeypatch.setattr(socket, "recv_fds", short)
+    heard: list[str] = []
+    pair.session.on_message = lambda _session, message, _fds: heard.append(message.kind)
+    _send_by_them(pair, encode(_offer(8, 1, 1)), _files(1)[0])
+    assert pair.closed.wait(SECONDS)
+    assert "descriptors it sent were lost" in pair.reason
+    assert heard == []
+
+
+def test_what_a_process_said_before_it_ended_counts(pair: Pair) -> None:
+    heard: list[str] = []
+    pair.session.on_message = lambda _session, message, _fds: heard.append(message.kind)
+
+    def ends() -> None:  # both are seen at once, in whatever order
+        pair.theirs.sendall(encode(Idle()))
+        pair.session._on_exit(READ)
+
+    pair.reactor.call(ends, SECONDS)
+    assert (heard, pair.reason) == (["idle"], "its process ended")

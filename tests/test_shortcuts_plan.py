@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from datadist import BlocksCacheKey, CacheDesc, DataType
-from datadist.engine.shortcuts import FEW_BYTES, Few, Way
+from datadist.engine.shortcuts import FEW_BYTES, MOST, Few, Shortcuts, Way
 from tests import nodes
 from tests.nodes import Node, RemoteError
 
@@ -21,7 +21,7 @@ OURS, OWNERS = 10, 14
 """Blocks of our cache and of the owner's."""
 
 
-def _way(tensors: int, stride: int = 64) -> Way:
+def _way_parts(tensors: int, stride: int = 64) -> Any:
     def bases(first: int) -> tuple[int, ...]:
         return tuple(first + number * (1 << 30) for number in range(tensors))
 
@@ -30,8 +30,13 @@ def _way(tensors: int, stride: int = 64) -> Way:
     attempt = SimpleNamespace(locks=[None], gone={})
     route = SimpleNamespace(view=SimpleNamespace(session=None), attempt=attempt, rank=0)
     transfers = SimpleNamespace(tallies=lambda _route, push: push, watches_control=True)
-    parts: Any = SimpleNamespace(layout=layout), entry, route, 0, transfers
-    return Way(*parts)
+    cache = SimpleNamespace(layout=layout)
+    return SimpleNamespace(cache=cache, entry=entry, route=route, transfers=transfers)
+
+
+def _way(tensors: int, stride: int = 64) -> Way:
+    parts = _way_parts(tensors, stride)
+    return Way(parts.cache, parts.entry, parts.route, 0, parts.transfers)
 
 
 def _pairs(few: Few) -> list[tuple[int, int, int]]:
@@ -101,6 +106,33 @@ def test_plans_do_not_share_their_vectors() -> None:
     first, second = way.plan_few([3], [2]), way.plan_few([4], [1])
     assert _pairs(cast("Few", first)) == _expected(1, 64, [3], [2])
     assert _pairs(cast("Few", second)) == _expected(1, 64, [4], [1])
+
+
+# -- which are kept ------------------------------------------------------------------------------
+
+
+def _shortcuts(serves: bool) -> tuple[Shortcuts, Any]:
+    parts = _way_parts(1)
+    parts.transfers.serves = lambda _route: serves
+    return Shortcuts(parts.transfers, cast("Any", None)), parts
+
+
+def test_a_way_over_a_link_that_serves_no_more_is_not_kept() -> None:
+    """A newer link to another engine came while the full way was gone."""
+    for serves in (True, False):
+        shortcuts, parts = _shortcuts(serves)
+        shortcuts.remember((1, 0, 1), parts.cache, parts.entry, parts.route, 0)
+        assert len(shortcuts._ways) == int(serves)
+
+
+def test_so_many_ways_are_kept_and_no_more() -> None:
+    shortcuts, parts = _shortcuts(True)
+    for number in range(MOST):
+        shortcuts.remember((number, 0, 1), parts.cache, parts.entry, parts.route, 0)
+    assert len(shortcuts._ways) == MOST
+    shortcuts.remember((MOST, 0, 1), parts.cache, parts.entry, parts.route, 0)
+    assert list(shortcuts._ways) == [(MOST, 0, 1)]
+    assert not shortcuts.pull((0, 0, 1), [0], [0])
 
 
 # -- between engines ---------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from datadist.control import tcp
 from datadist.control.channel import Handshake, Seals
 from datadist.control.hostport import HostPort
 from datadist.control.listener import (
@@ -355,6 +356,40 @@ def test_dialling_another_program(reactor: Reactor, answer: bytes | None, expect
     assert came.wait(SECONDS)
     program.close()
     assert expected in reasons[0]
+
+
+def test_the_next_address_of_a_name_is_tried(
+    reactor: Reactor, server: Server, free_ports: Callable[[int], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Also where it turns out only later that nobody answers at the first one."""
+    (dead,) = free_ports(1)
+    addresses = [(socket.AF_INET, ("127.0.0.1", port)) for port in (dead, server.place.port)]
+    monkeypatch.setattr(tcp, "look_up", lambda _reactor, _place, found, _failed: found(addresses))
+    met: list[object] = []
+    came = threading.Event()
+
+    def ended(what: object) -> None:
+        met.append(what)
+        came.set()
+
+    reactor.call(lambda: Dial(reactor, LOCAL, SETTINGS, ended, ended), SECONDS)
+    assert came.wait(SECONDS)
+    (session,) = met
+    assert isinstance(session, TcpSession)
+    reactor.call(lambda: session.close("over"), SECONDS)
+
+
+@pytest.mark.parametrize("seconds", [2, 10, 600])
+def test_the_kernel_gives_a_silent_host_up_in_time(seconds: int) -> None:
+    with socket.socket() as sock:
+        tcp._keep_alive(sock, float(seconds))
+        kind = socket.IPPROTO_TCP
+        assert sock.getsockopt(kind, socket.TCP_USER_TIMEOUT) == 1000 * seconds
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+            assert 1 <= sock.getsockopt(kind, option) <= seconds / 2
+        assert sock.getsockopt(kind, socket.TCP_NODELAY)
 
 
 # -- as the meeting place sees it ----------------------------------------------------------------

@@ -91,25 +91,34 @@ def test_a_transfer_whose_link_ends_takes_the_other_one(
         np.testing.assert_array_equal(array[row], pattern(seed, tensor, tuple(SHAPE))[source])
 
 
+@pytest.mark.parametrize("newest", ["link", "link_clusters"])
 def test_small_pulls_follow_the_newest_link_to_another_engine(
-    start_node: Start, free_ports: Callable[[int], list[int]]
+    start_node: Start, free_ports: Callable[[int], list[int]], newest: str
 ) -> None:
     """A decoder that pulled from one engine links with another one of the same cluster id."""
     (port,) = free_ports(1)
-    options = {"enable_remote_cache_accessible": True}
-    first = start_node(1, listen_ip_info=f"127.0.0.1:{port}", **options)
-    second, decoder = start_node(1, **options), start_node(2, **options)
+    options: dict[str, Any] = {"enable_remote_cache_accessible": True}
+    listening = start_node(1, listen_ip_info=f"127.0.0.1:{port}", **options)
+    other, decoder = start_node(1, **options), start_node(2, **options)
+
+    def link(node: Node) -> None:
+        if node is listening:
+            assert decoder.do(nodes.link_clusters, [(1, port)])[0] == "LLM_SUCCESS"
+        else:
+            nodes.link_pair(other, decoder)
+
+    first, second = (other, listening) if newest == "link_clusters" else (listening, other)
     for seed, node in enumerate((first, second, decoder)):
         node.do(
             nodes.make, "blocks", "blocks", [8, 64], 2, BlocksCacheKey(2 if seed == 2 else 1, 0)
         )
         node.do(nodes.fill, "blocks", seed)
-    assert decoder.do(nodes.link_clusters, [(1, port)])[0] == "LLM_SUCCESS"
+    link(first)
     for _ in range(3):  # from the second on the known way
         decoder.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "blocks", [1], [2])
     assert _block(decoder, 2) == _block(first, 1)
     decoder.do(nodes.push_blocks, BlocksCacheKey(1, 0), "blocks", src_blocks=[3], dst_blocks=[4])
-    nodes.link_pair(second, decoder)
+    link(second)
     decoder.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "blocks", [1], [2])
     assert _block(decoder, 2) == _block(second, 1), "the newest link serves"
     before = _block(first, 5)

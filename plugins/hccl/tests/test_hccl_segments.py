@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from datadist_hccl.segments import Outside, Windows, pieces
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 Ranges = list[tuple[int, int]]
@@ -34,6 +34,11 @@ _segments = st.lists(
 
 
 @given(_ranges(), _ranges(), _segments)
+@example([(1, 2), (3, 6)], [(1, 8)], [(1, 1, 8)])
+@example([(1, 8)], [(1, 2), (3, 6)], [(1, 1, 8)])
+@example([(1, 4), (5, 6)], [(11, 2), (13, 8)], [(1, 11, 8), (2, 12, 9)])
+@example([(1, 3), (4, 3)], [(11, 3), (14, 3)], [(1, 11, 6)])
+@example([(1, 8)], [(1, 4), (6, 4)], [(1, 1, 8)])
 def test_pieces(ours: Ranges, theirs: Ranges, segments: Segments) -> None:
     mine, other = _bytes(ours), _bytes(theirs)
     wanted = [(a + i, b + i) for a, b, n in segments for i in range(n)]

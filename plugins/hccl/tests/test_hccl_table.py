@@ -132,6 +132,15 @@ def test_tables_that_can_be_used(table: RankTable, family: Family, roce: bool | 
             None,
             "super_device_id of rank 1 is None",
         ),
+        *(
+            (
+                _table(2, 2, _all(_pods([ONE, TWO]), _set(1, 0, super_device_id=text))),
+                Family.A3,
+                None,
+                "super_device_id of rank 1 is .*decimal number",
+            )
+            for text in ("0x1", "-1", "1.0", " 1", "\u0661", "one")
+        ),
         (
             _table(2, 2, _all(_pods([ONE, TWO]), _set(1, 0, super_device_id="0"))),
             Family.A3,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import threading
 import time
+from array import array
 from typing import Any
 
 import pytest
 from datadist_rdma import link
+from datadist_rdma.chains import FEW
 from datadist_rdma.link import RdmaLink
+from datadist_rdma.memory import Ranges
 from datadist_rdma.offer import RegionOffer, make_offer
 from datadist_rdma.options import parse
 from datadist_rdma.ports import Gid
@@ -17,12 +21,14 @@ from datadist_rdma.queue_pair import End, Manners
 
 from datadist.transport import (
     Access,
+    AddressError,
     Group,
     LinkError,
     Offer,
     Peer,
     TransferError,
     TransportOptions,
+    Unsupported,
 )
 
 V4, OTHER_V4, V6, OTHER_V6 = "10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2"
@@ -63,9 +69,9 @@ def _link(pair: FakeQueuePair, ours: str = V4, **options: Any) -> RdmaLink:
     return made
 
 
-def _offer(theirs: str = OTHER_V4) -> Offer:
+def _offer(theirs: str = OTHER_V4, writable: bool = False) -> Offer:
     regions = [RegionOffer(address=4096, size=100, key=3)]
-    return Offer(make_offer(End(77, 5, _raw(theirs), 5, 16), False, regions))
+    return Offer(make_offer(End(77, 5, _raw(theirs), 5, 16), writable, regions))
 
 
 def _is_attached(made: RdmaLink) -> bool:
@@ -135,6 +141,81 @@ def test_a_second_offer_of_a_rank_is_refused() -> None:
     with pytest.raises(LinkError, match="rank 1 was attached before"):
         made.attach(1, _offer())
     assert len(pair.tried) == 1
+
+
+# -- what is not moved ---------------------------------------------------------------------------
+
+
+class OneRange:
+    """All memory of ours, by its local key."""
+
+    def local(self, _device: object) -> Ranges:
+        return Ranges([(8192, 4096, 5)])
+
+
+def _ready(writable: bool = True) -> RdmaLink:
+    """A link that is attached; its queue pair can do no more than connect."""
+    made = _link(FakeQueuePair())
+    made._transport = OneRange()  # type: ignore[assignment]
+    made._paths[1].pair.max_message = 1 << 30
+    made.attach(1, _offer(writable=writable))
+    return made
+
+
+def _vectors(local: int = 8192, remote: int = 4096, length: int = 8) -> tuple[Any, Any, Any]:
+    here, there, size = (array("q", [number]) for number in (local, remote, length))
+    return here, there, size
+
+
+def test_memory_of_who_granted_reading_only_is_not_written() -> None:
+    with pytest.raises(Unsupported, match="rank 1 granted read access only"):
+        _ready(writable=False).write(1, *_vectors(), 1.0)
+
+
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize("state", ["broken", "aborted", "closed"])
+def test_over_a_connection_that_has_ended_nothing_is_posted(write: bool, state: str) -> None:
+    made = _ready()
+    path = made._paths[1]
+    path.pair.fail = path.pair.close = lambda: None  # type: ignore[method-assign]
+    if state == "broken":
+        path.broken = "an earlier transfer ended with: status 12"
+    elif state == "aborted":
+        path.pair.notified = threading.Event()
+        made.abort(1)
+    else:
+        path.pair.notified = threading.Event()
+        made.close()
+    expected = {"broken": "status 12", "aborted": "was aborted", "closed": "is closed"}[state]
+    with pytest.raises(TransferError, match=expected) as error:
+        (made.write if write else made.read)(1, *_vectors(), 1.0)
+    assert not error.value.link_usable
+    assert made._busy == 0
+
+
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize("count", [1, FEW + 1])
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"remote": 4095}, "8 bytes at 0xfff are not memory that rank 1 offered"),
+        ({"remote": 4096 + 93}, "8 bytes at 0x105d are not memory that rank 1 offered"),
+        ({"local": 8191}, "8 bytes at 0x1fff are not memory that was registered here"),
+        ({"local": 8192 + 4089}, "8 bytes at 0x2ff9 are not memory that was registered here"),
+    ],
+)
+def test_addresses_outside_are_refused(
+    write: bool, count: int, wrong: dict[str, int], text: str
+) -> None:
+    made = _ready()
+    here, there, length = (
+        good * (count - 1) + bad for good, bad in zip(_vectors(), _vectors(**wrong), strict=True)
+    )
+    with pytest.raises(AddressError) as error:
+        (made.write if write else made.read)(1, here, there, length, 1.0)
+    assert text in str(error.value)
+    assert made._paths[1].broken is None, "nothing was posted"
+    assert made._busy == 0
 
 
 # -- address families ----------------------------------------------------------------------------

@@ -67,6 +67,17 @@ def test_large_tables_are_in_numeric_order(tmp_path: Path) -> None:
     assert [gid.index for gid in gids] == [10, 11]
 
 
+def test_the_port_that_is_wished_for_is_taken(tmp_path: Path) -> None:
+    for port in (1, 2):
+        _port(tmp_path, "mlx5_0", port, [(f"10.0.{port}.1", V2)])
+    gids, _ = list_gids(tmp_path)
+    for port in (1, 2):
+        chosen = choose(gids, Wish(port=port), None, "device_ip")
+        assert (chosen.port, str(chosen.address)) == (port, f"10.0.{port}.1")
+    with pytest.raises(NoPort, match=r"fits the options \(port 3\)"):
+        choose(gids, Wish(port=3), None, "device_ip")
+
+
 def test_infiniband_ports_are_no_use(tmp_path: Path) -> None:
     _port(tmp_path, "mlx5_0", 1, [("fe80::1", "")])
     (tmp_path / "mlx5_0/ports/1/link_layer").write_text("InfiniBand\n")

@@ -109,6 +109,21 @@ def test_large_overlapping_ranges_are_copied_in_the_right_direction(
     assert np.array_equal(memory, expected)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("shared", [0, 1, 64])
+@pytest.mark.parametrize("side", [1, -1])
+def test_large_ranges_that_share_their_ends(kernel: str, shared: int, side: int) -> None:
+    size = 8 * MIB
+    memory = np.random.default_rng(6).integers(0, 256, 3 * size, np.uint8)
+    begin, to = size, size + side * (size - shared)
+    expected = memory[begin : begin + size].copy()
+    base = memory.ctypes.data
+    _native.copy(
+        _vector([base + to]), _vector([base + begin]), _vector([size]), 4, _native.KERNELS[kernel]
+    )
+    assert np.array_equal(memory[to : to + size], expected)
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_large_pieces_that_depend_on_each_other_are_copied_in_order(order: int) -> None:
     size, count = 3 * MIB + 5, 6

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from datadist_shm import ShmTransport
+from datadist_shm import link as shm_link
 from datadist_shm.fence import PAGE
 from datadist_shm.link import ShmLink
 from datadist_shm.memory import Mapping
@@ -59,12 +60,17 @@ def test_a_writer_inside_is_reported(owner: Owner) -> None:
     assert owner.words[1] == 1
 
 
-def test_a_writer_that_has_ended_is_gone_although_another_process_has_its_pid() -> None:
+def test_a_writer_that_has_ended_is_gone_although_another_process_has_its_pid(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shm_link, "FENCE_SECONDS", 60.0)
     with subprocess.Popen(["true"]) as process:
         pidfd = os.pidfd_open(process.pid)
     owner = Owner(pidfd)  # whose pid is that of this process, which lives
     owner.words[0] = 1
+    began = time.monotonic()
     assert owner.link.close() == frozenset()
+    assert time.monotonic() - began < 30, "nobody is waited for"
     owner.transport.close()
     os.close(pidfd)
 

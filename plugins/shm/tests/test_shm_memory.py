@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import threading
@@ -101,6 +102,22 @@ def test_more_than_there_is_is_refused_before_pages_are_made(
     transport.release(transport.allocate(MIB // 2, Placement.HOST))
     lazy = _transport(populate="0")
     lazy.release(lazy.allocate(MIB, Placement.HOST))
+
+
+@pytest.mark.parametrize("how", [_native.FOR_WRITING, _native.FOR_READING])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_pages_that_cannot_be_had_are_an_error(how: int, threads: int) -> None:
+    fd = os.memfd_create("short")
+    os.ftruncate(fd, 9 * MIB)
+    address = _native.map(fd, 18 * MIB, True, False)
+    try:
+        _native.populate(address, 9 * MIB, how, threads)
+        with pytest.raises(OSError, match="Cannot allocate memory") as error:
+            _native.populate(address, 18 * MIB, how, threads)
+        assert error.value.errno == errno.ENOMEM
+    finally:
+        _native.unmap(address, 18 * MIB)
+        os.close(fd)
 
 
 def test_a_failure_in_the_background_is_told_to_who_links(monkeypatch: pytest.MonkeyPatch) -> None:

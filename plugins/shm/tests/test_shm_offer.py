@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import time
 
+import numpy as np
 import pytest
-from datadist_shm.offer import parse_offer
+from datadist_shm import ShmTransport
+from datadist_shm.memory import RESIZE_SEALS
+from datadist_shm.offer import check_descriptor, parse_offer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datadist.transport import LinkError
+from datadist.transport import Access, Group, LinkError, Offer, Peer, TransportOptions
 
 BASE = 1 << 40
 Range = tuple[int, int]
@@ -58,3 +64,95 @@ def test_every_overlap_is_found(ranges: list[Range]) -> None:
         assert len(set(places)) < len(places)
     else:
         assert len(set(places)) == len(places)
+
+
+def _memory(seals: int, size: int = 4096) -> int:
+    fd = os.memfd_create("offered", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
+@pytest.mark.parametrize(
+    ("seals", "size", "text"),
+    [
+        (0, 4096, "could still resize"),
+        (fcntl.F_SEAL_GROW, 4096, "could still resize"),
+        (fcntl.F_SEAL_SHRINK, 4096, "could still resize"),
+        (RESIZE_SEALS, 4095, "offers 4096 bytes in a file of 4095 bytes"),
+        (RESIZE_SEALS, 8192, "offers 4096 bytes in a file of 8192 bytes"),
+        (RESIZE_SEALS, 4096, None),
+        (RESIZE_SEALS | fcntl.F_SEAL_SEAL, 4096, None),
+    ],
+)
+def test_memory_has_its_size_for_good(seals: int, size: int, text: str | None) -> None:
+    fd = _memory(seals, size)
+    try:
+        if text is None:
+            check_descriptor(1, fd, 4096)
+        else:
+            with pytest.raises(LinkError, match=text):
+                check_descriptor(1, fd, 4096)
+    finally:
+        os.close(fd)
+
+
+def test_what_is_no_memory_file_is_refused() -> None:
+    reading, writing = os.pipe()
+    try:
+        with pytest.raises(LinkError, match="could still resize"):
+            check_descriptor(1, reading, 0)
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@pytest.mark.parametrize(
+    ("places", "fence", "count"),
+    [
+        ([0, 0], None, 1),
+        ([0, 0], 1, 2),
+        ([0, 1], 1, 2),
+        ([1], None, 2),
+        ([0], None, 2),
+        ([1], 0, 1),
+    ],
+)
+def test_each_descriptor_is_named_once(places: list[int], fence: int | None, count: int) -> None:
+    regions = [
+        {"id": number, "address": BASE + 8192 * number, "size": 4096, "fd": place}
+        for number, place in enumerate(places)
+    ]
+    data = {"version": 1, "writable": fence is not None, "regions": regions, "fence": fence}
+    with pytest.raises(LinkError, match=f"names descriptors .* and came with {count}"):
+        parse_offer(1, json.dumps(data).encode(), count)
+
+
+def test_an_offer_is_taken_once() -> None:
+    transport = ShmTransport(TransportOptions())
+    peers = {rank: Peer(rank, f"engine-{rank}", os.getpid()) for rank in (0, 1)}
+    group = Group("once", 0, peers, None, time.monotonic() + 60)
+    link = transport.open(group, [], Access.READ)
+    link.attach(1, Offer(_offer([(BASE, 4096)])))
+    with pytest.raises(LinkError, match="cannot attach rank 1: it was attached before"):
+        link.attach(1, Offer(_offer([(BASE, 8192)])))
+    link.close()
+    with pytest.raises(LinkError, match="cannot attach rank 1: this link is closed"):
+        link.attach(1, Offer(_offer([(BASE, 4096)])))
+
+
+def test_regions_may_come_in_any_order() -> None:
+    memory = np.arange(4 * 4096, dtype=np.int64).view(np.uint8)
+    base = memory.ctypes.data
+    transport = ShmTransport(TransportOptions())
+    peers = {rank: Peer(rank, f"engine-{rank}", os.getpid()) for rank in (0, 1)}
+    group = Group("order", 0, peers, None, time.monotonic() + 60)
+    link = transport.open(group, [], Access.READ)
+    link.attach(1, Offer(_offer([(base + start, 4096) for start in (8192, 0, 16384)])))
+    for start in (0, 8192, 16384):
+        target = np.zeros(4096, np.uint8)
+        vectors = ([target.ctypes.data], [base + start], [4096])
+        local, remote, length = (np.array(vector, np.int64) for vector in vectors)
+        link.read(1, local, remote, length, 30.0)
+        np.testing.assert_array_equal(target, memory[start : start + 4096])
+    link.close()
