@@ -47,9 +47,7 @@ def _make(here: nodes.Here, cluster: int) -> None:
 
 
 def _start(start: Start, *clusters: int, push: bool = True) -> list[Node]:
-    made = [
-        start(c, enable_remote_cache_accessible=push, sync_kv_timeout=60_000) for c in clusters
-    ]
+    made = [start(c, enable_remote_cache_accessible=push, sync_kv_timeout=60_000) for c in clusters]
     for node, cluster in zip(made, clusters, strict=True):
         node.do(_make, cluster)
     return made

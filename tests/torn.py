@@ -1,4 +1,4 @@
-"""What memory may hold after a transfer that was interrupted: bytes from before or after it, no others."""
+"""Memory after a transfer that was interrupted: every element from before or after it, and no other."""
 
 from __future__ import annotations
 

@@ -96,7 +96,13 @@ def test_an_interrupted_call_leaves_a_usable_engine(start_node: Start, what: str
     assert we.do(_interrupted, what, comm_id) == "interrupted"
     if what in ("look-up", "allocate"):
         peer.resume()
+    if what.startswith("mid-"):
+        stage.check_moved(we, peer, what, whole=False)
+        we.do(stage.fill, 2)
+        peer.do(stage.fill, 1)
     assert we.do(stage.pull_now)[0] == "OK"
+    if what in ("mid-pull", "mid-push"):  # a task goes on: it was not interrupted itself
+        stage.check_moved(we, peer, "mid-pull", whole=True)
     we.do(nodes.unlink, comm_id)
     peer.do(nodes.unlink, 1)
     _link_again(peer, we)
