@@ -12,6 +12,7 @@ import pytest
 
 from datadist import BlocksCacheKey
 from tests import nodes
+from tests.held import WatchedLock
 from tests.nodes import Node, pattern
 
 Start = Callable[..., Node]
@@ -28,7 +29,8 @@ def _newest(here: nodes.Here) -> Any:
 def _begin(here: nodes.Here, what: str) -> None:
     """Start a transfer that has chosen the newest link and waits for another one there."""
     attempt = here.any["attempt"] = _newest(here)
-    attempt.locks[0].acquire()
+    turn = attempt.locks[0] = WatchedLock()
+    assert turn.acquire()
     call = nodes.push_blocks if what == "push" else nodes.pull_blocks
     mine, theirs = ([1], [2]) if what == "push" else ([2], [1])
 
@@ -41,8 +43,7 @@ def _begin(here: nodes.Here, what: str) -> None:
 
     here.any["thread"] = threading.Thread(target=run)
     here.any["thread"].start()
-    time.sleep(0.3)
-    assert here.any["thread"].is_alive()
+    assert turn.awaited.wait(20)
 
 
 def _go_on(here: nodes.Here) -> str:
