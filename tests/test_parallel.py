@@ -220,7 +220,7 @@ def _watch_turns(here: nodes.Here) -> None:
     """Tell when a transfer waits for its turn on the link with cluster 2."""
     attempt = held.attempt_with(here, 2)
     here.any["turns"] = [WatchedLock() for _ in attempt.locks]
-    attempt.locks = dict(zip(attempt.locks, here.any["turns"], strict=True))  # type: ignore[arg-type]
+    attempt.locks = dict(zip(attempt.locks, here.any["turns"], strict=True))
 
 
 def _awaited(here: nodes.Here) -> bool:

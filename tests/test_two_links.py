@@ -26,11 +26,16 @@ def _newest(here: nodes.Here) -> Any:
     return list(engine._links.domains.values())[-1].attempt
 
 
+def _watch_turns(here: nodes.Here) -> None:
+    """Tell from now on when a transfer waits for another one on the newest link."""
+    _newest(here).locks[0] = WatchedLock()
+
+
 def _begin(here: nodes.Here, what: str) -> None:
     """Start a transfer that has chosen the newest link and waits for another one there."""
     attempt = here.any["attempt"] = _newest(here)
-    turn = attempt.locks[0] = WatchedLock()
-    assert turn.acquire()
+    turn: Any = attempt.locks[0]
+    turn.acquire()
     call = nodes.push_blocks if what == "push" else nodes.pull_blocks
     mine, theirs = ([1], [2]) if what == "push" else ([2], [1])
 
@@ -74,6 +79,7 @@ def test_a_transfer_whose_link_ends_takes_the_other_one(
     we.do(nodes.fill, "c", 2)
     for number in range(links):
         newest, _ = nodes.link_pair(peer, we, f"link {number}")
+    we.do(_watch_turns)
     if what == "pull":  # whose outcome is remembered
         we.do(nodes.pull_blocks, KEY, "c", [0], [0])
     direction = "push" if what == "push" else "pull"

@@ -203,7 +203,7 @@ def test_a_program_that_ends_with_live_links(
     comm_id = we.result()
     started = time.monotonic()
     _, errors = program.communicate("go\n", timeout=30)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 25, "it has 30 s"
     assert program.returncode == (1 if how == "raises" else 0), errors
     assert ("on purpose" in errors) == (how == "raises")
     assert "Fatal" not in errors
