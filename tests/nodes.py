@@ -266,6 +266,17 @@ def log_of(here: Here, level: str = "") -> list[str]:
     return [line for line in here.log if line.startswith(level)]
 
 
+def said(node: Node, level: str, *words: str) -> str:
+    """The first line of that level that has all these words; another process may say it later."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        for line in node.do(log_of, level):
+            if all(word in line for word in words):
+                return str(line)
+        time.sleep(0.02)
+    raise AssertionError(f"no {level} with {words}: {node.do(log_of)}")
+
+
 def make(
     here: Here,
     label: str,

@@ -1,4 +1,4 @@
-"""Calls of several threads at once: what goes on together, and what ends what."""
+"""Calls of several threads at once: what ends what. What goes on together: test_parallel.py."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from datadist import (
     BlocksCacheKey,
@@ -16,7 +17,7 @@ from datadist import (
     LLMException,
     TransferWithCacheKeyConfig,
 )
-from tests import nodes
+from tests import nodes, torn
 from tests.nodes import Node, pattern
 
 Start = Callable[..., Node]
@@ -33,47 +34,6 @@ def _link_all(first: Node, others: dict[int, Node]) -> dict[int, int]:
         comm_ids[cluster] = first.do(nodes.link_and_wait, f"with {cluster}", mapping)
         node.result()
     return comm_ids
-
-
-def _pull_from_both(here: nodes.Here) -> tuple[int, list[str]]:
-    """Small pulls from cluster 3 that end while one large pull from cluster 2 is under way."""
-    inside, errors = 0, []
-    began, ended = threading.Event(), threading.Event()
-
-    def large() -> None:
-        try:
-            began.set()
-            for _ in range(4):
-                nodes.pull_cache(here, CacheKeyByIdAndIndex(2, 1), "large")
-        except Exception as error:
-            errors.append(repr(error))
-        finally:
-            ended.set()
-
-    thread = threading.Thread(target=large)
-    thread.start()
-    began.wait(10)
-    while not ended.is_set():
-        nodes.pull_cache(here, CacheKeyByIdAndIndex(3, 1), "small")
-        if not ended.is_set():
-            inside += 1
-    thread.join()
-    return inside, errors
-
-
-def test_pulls_from_two_peers_go_on_together(start_node: Start) -> None:
-    puller = start_node(1, pool=192 * MIB, sync_kv_timeout=30_000)
-    first, second = start_node(2, pool=160 * MIB), start_node(3)
-    first.do(nodes.make, "large", "cache", LARGE, 4)
-    second.do(nodes.make, "small", "cache", [1, 64], 4)
-    puller.do(nodes.make, "large", "cache", LARGE, 4)
-    puller.do(nodes.make, "small", "cache", [1, 64], 4)
-    second.do(nodes.fill, "small", 5)
-    _link_all(puller, {2: first, 3: second})
-    inside, errors = puller.do(_pull_from_both)
-    assert errors == []
-    assert inside >= 3
-    np.testing.assert_array_equal(puller.do(nodes.read, "small")[2], pattern(5, 2, (1, 64)))
 
 
 def _pull_until_it_fails(here: nodes.Here) -> None:
@@ -93,7 +53,7 @@ def _pull_until_it_fails(here: nodes.Here) -> None:
 
     here.any["thread"] = threading.Thread(target=pull)
     here.any["thread"].start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not here.any["pulls"] and here.any["error"] is None:
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -110,9 +70,18 @@ def _pulling_pair(start: Start) -> tuple[Node, Node, int]:
     for node in (puller, owner):
         node.do(nodes.make, "large", "cache", LARGE, 4)
     owner.do(nodes.fill, "large", 7)
+    puller.do(nodes.fill, "large", 3)
     comm_id = _link_all(puller, {2: owner})[2]
     puller.do(_pull_until_it_fails)
     return puller, owner, comm_id
+
+
+def _check_torn(puller: Node, owner: Node | None) -> None:
+    """Every element is from before or after a pull, and the source, if it is there, as it was."""
+    old, new = ([pattern(seed, t, (1, 8 * MIB)) for t in range(4)] for seed in (3, 7))
+    torn.check_torn(puller.do(nodes.read, "large"), old, new, "what was pulled")
+    if owner is not None:
+        torn.check_unchanged(owner.do(nodes.read, "large"), new, "the source")
 
 
 def test_unlink_lets_the_pull_in_progress_end(start_node: Start) -> None:
@@ -121,8 +90,14 @@ def test_unlink_lets_the_pull_in_progress_end(start_node: Start) -> None:
     pulls, (status, text) = puller.do(_outcome)
     assert pulls >= 1
     assert status == "LLM_NOT_YET_LINK", text
-    np.testing.assert_array_equal(puller.do(nodes.read, "large")[3], pattern(7, 3, (1, 8 * MIB)))
+    _check_whole(puller)
+    _check_torn(puller, owner)
     _link_all(puller, {2: owner})
+
+
+def _check_whole(puller: Node) -> None:
+    for tensor, array in enumerate(puller.do(nodes.read, "large")):
+        np.testing.assert_array_equal(array, pattern(7, tensor, (1, 8 * MIB)))
 
 
 def test_the_owner_unlinks_during_a_pull(start_node: Start) -> None:
@@ -131,6 +106,7 @@ def test_the_owner_unlinks_during_a_pull(start_node: Start) -> None:
     _pulls, (status, text) = puller.do(_outcome)
     assert status in ("LLM_NOT_YET_LINK", "LLM_FAILED"), text
     assert "unlink" in text
+    _check_torn(puller, owner)
 
 
 def test_finalize_during_a_pull(start_node: Start) -> None:
@@ -138,6 +114,9 @@ def test_finalize_during_a_pull(start_node: Start) -> None:
     puller.do(nodes.finalize)
     _pulls, (status, text) = puller.do(_outcome)
     assert status in ("LLM_NOT_YET_LINK", "LLM_FAILED", "LLM_ENGINE_FINALIZED"), text
+    torn.check_unchanged(
+        owner.do(nodes.read, "large"), [pattern(7, t, (1, 8 * MIB)) for t in range(4)], "the source"
+    )
     puller.do(nodes.init, 1)
     _link_all(puller, {2: owner})
 
@@ -147,6 +126,7 @@ def test_the_owner_finalizes_during_a_pull(start_node: Start) -> None:
     owner.do(nodes.finalize)
     _pulls, (status, text) = puller.do(_outcome)
     assert status in ("LLM_NOT_YET_LINK", "LLM_FAILED"), text
+    _check_torn(puller, None)
 
 
 def test_the_owner_frees_a_cache_during_a_pull(start_node: Start) -> None:
@@ -157,8 +137,7 @@ def test_the_owner_frees_a_cache_during_a_pull(start_node: Start) -> None:
     owner.do(nodes.fill, "reused", 9)
     _pulls, (status, text) = puller.do(_outcome)
     assert status == "LLM_KV_CACHE_NOT_EXIST", text
-    for tensor, array in enumerate(puller.do(nodes.read, "large")):
-        np.testing.assert_array_equal(array, pattern(7, tensor, (1, 8 * MIB)))
+    _check_whole(puller)
 
 
 class Slow(LayerSynchronizer):
@@ -167,6 +146,12 @@ class Slow(LayerSynchronizer):
     def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
         time.sleep(0.2)
         return True
+
+
+def _after_layers(count: int) -> list[NDArray[np.int32]]:
+    """The target's cache when so many of the 20 layers, of two tensors each, have come."""
+    seeds = [1 if tensor < 2 * count else 2 for tensor in range(40)]
+    return [pattern(seed, tensor, (4, 8)) for tensor, seed in enumerate(seeds)]
 
 
 def _send_slowly(here: nodes.Here) -> None:
@@ -186,6 +171,8 @@ def test_a_task_ends_with_its_link(start_node: Start, end: str) -> None:
     sender, target = start_node(1, local_comm_res=""), start_node(2, local_comm_res="")
     sender.do(nodes.make, "c", "blocks", [4, 8], 40)
     target.do(nodes.make, "c", "blocks", [4, 8], 40, BlocksCacheKey(2, 0))
+    for node, seed in ((sender, 1), (target, 2)):
+        node.do(nodes.fill, "c", seed)
     comm_id = _link_all(sender, {2: target})[2]
     sender.do(_send_slowly)
     if end == "unlink":
@@ -194,3 +181,6 @@ def test_a_task_ends_with_its_link(start_node: Start, end: str) -> None:
         sender.do(nodes.finalize)
     ends = ("LLM_NOT_YET_LINK", "LLM_FAILED", "LLM_KV_CACHE_NOT_EXIST", "LLM_ENGINE_FINALIZED")
     assert sender.do(_task_result) in ends
+    torn.check_torn(target.do(nodes.read, "c"), _after_layers(0), _after_layers(20), "the target")
+    if end == "unlink":
+        torn.check_unchanged(sender.do(nodes.read, "c"), _after_layers(20), "the source")

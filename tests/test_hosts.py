@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -93,6 +92,7 @@ def test_engines_of_different_jobs_never_link(start_on: Start, net: Network) -> 
     assert "belongs to job 'a', this engine to job 'b': set the same DATADIST_JOB" in hosts.why(
         second
     )
+    nodes.said(first, "WARNING", "belongs to job 'b'")
     refused = [x for x in first.do(nodes.log_of, "WARNING") if "belongs to job 'b'" in x]
     assert len(refused) == 1, "it tries again and again, which is told of once"
 
@@ -111,7 +111,4 @@ def test_engines_on_other_hosts_hear_of_a_refused_duplicate(start_on: Start, net
     ids = [node.do(nodes.link, "pair", {1: 0, 2: 1}, table) for node in (first, far)]
     hosts.wait_all([first, far], ids)
     assert "cluster id 1 belongs" in duplicate.do(_link_refused, {1: 0, 2: 1}, table)
-    deadline = time.monotonic() + 20
-    while not any(f"pid {duplicate.pid}" in line for line in far.do(nodes.log_of, "WARNING")):
-        assert time.monotonic() < deadline, far.do(nodes.log_of)
-        time.sleep(0.05)
+    nodes.said(far, "WARNING", f"pid {duplicate.pid}")

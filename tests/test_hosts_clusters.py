@@ -135,9 +135,8 @@ def test_a_wrong_key_lets_nobody_in(
     assert _link(client, 1, net.hosts[0].ipv4) == FAILED
     assert "DATADIST_AUTH_KEY" in _last_error(client)
     if key is not None:
-        (refusal,) = server.do(nodes.log_of, "WARNING")
-        assert net.hosts[1].ipv4 in refusal
-        assert "DATADIST_AUTH_KEY" in refusal
+        nodes.said(server, "WARNING", net.hosts[1].ipv4, "DATADIST_AUTH_KEY")
+        assert len(server.do(nodes.log_of, "WARNING")) == 1
 
 
 def test_a_server_without_a_key_is_there_for_its_host(
@@ -162,7 +161,7 @@ def test_packets_that_vanish(serve: Start, client_on: Start, net: Network) -> No
     net.hosts[0].run("ip", "route", "add", "blackhole", f"{net.hosts[1].ipv4}/32")
     began = time.monotonic()
     assert _link(client, 1, address, 900)[0] == "LLM_TIMEOUT"
-    assert 0.8 < time.monotonic() - began < 5
+    assert 0.8 < time.monotonic() - began < 60, "the kernel gives up after two minutes"
     assert "firewall" in _last_error(client)
     net.hosts[0].run("ip", "route", "del", "blackhole", f"{net.hosts[1].ipv4}/32")
     server.pause()
@@ -201,7 +200,7 @@ def test_processes_of_one_host_leave_the_network(
 
 def test_finalize_ends_a_call(client_on: Start, net: Network) -> None:
     client = client_on(1, 2)
-    net.cut(0)
+    net.hosts[0].run("ip", "route", "add", "blackhole", f"{net.hosts[1].ipv4}/32")
     client.do(_call_in_background, net.hosts[0].ipv4)
     assert client.do(_finalize_and_collect) == FAILED
 
@@ -210,10 +209,14 @@ def _call_in_background(here: nodes.Here, address: str) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     pool = ThreadPoolExecutor()
-    here.any["call"] = pool.submit(nodes.link_clusters, here, [(1, PORT)], 30_000, address)
-    time.sleep(0.3)
+    here.any["call"] = pool.submit(nodes.link_clusters, here, [(1, PORT)], 110_000, address)
+    engine = here.live._engine
+    assert engine is not None
+    while not engine._clusters._calls:  # it has begun
+        assert not here.any["call"].done(), here.any["call"].result()
+        time.sleep(0.001)
 
 
 def _finalize_and_collect(here: nodes.Here) -> object:
     here.live.finalize()
-    return here.any["call"].result(5)
+    return here.any["call"].result(nodes.SECONDS / 2)

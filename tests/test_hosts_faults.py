@@ -56,7 +56,7 @@ def test_a_cut_wire_is_noticed_and_forgiven(start_on: Start, net: Network) -> No
     net.cut(1)
     began = time.monotonic()
     for node, comm_id in zip((one, two), ids, strict=True):
-        assert "no sign of life" in _break(node, comm_id, PEER_TIMEOUT * 1.5 + 5)
+        assert "no sign of life" in _break(node, comm_id, PEER_TIMEOUT * 1.5 + 20)
     assert time.monotonic() - began >= PEER_TIMEOUT / 2
     for node, comm_id in zip((one, two), ids, strict=True):
         node.do(nodes.unlink, comm_id)
@@ -83,7 +83,7 @@ def test_a_killed_peer_is_missed_at_once_and_replaced(start_on: Start, net: Netw
     one, two = start_on(0, 1), start_on(1, 2)
     ids = _link([one, two], _table(net))
     two.kill()
-    assert "cluster 2" in _break(one, ids[0], 5)
+    assert "cluster 2" in _break(one, ids[0], 20)
     one.do(nodes.unlink, ids[0])
     two = start_on(1, 2)
     _link([one, two], _table(net))
@@ -165,7 +165,7 @@ def test_strangers_do_not_keep_members_away(start_on: Start, net: Network) -> No
         for node, comm_id in zip((one, two), ids, strict=True):
             node.do(nodes.wait, comm_id)
         hosts.check_pull(one, 1, two)
-        assert any(net.hosts[2].ipv4 in line for line in one.do(nodes.log_of, "WARNING"))
+        nodes.said(one, "WARNING", net.hosts[2].ipv4)
     finally:
         stranger.close()
 

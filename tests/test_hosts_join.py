@@ -80,14 +80,14 @@ def test_one_server_meets_before_it_joins(join_on: Start) -> None:
 @pytest.mark.parametrize("without", [(0,), (1,), (0, 1)])
 def test_without_a_key_hosts_do_not_talk(join_on: Start, without: tuple[int, ...]) -> None:
     members = [
-        join_on(n, n + 1, **({"key": None} if n in without else {}), link_total_time=20)
+        join_on(n, n + 1, **({"key": None} if n in without else {}), link_total_time=120)
         for n in range(2)
     ]
     began = time.monotonic()
     ids = _begin(members, PAIR)
     for node, comm_id in zip(members, ids, strict=True):
         assert "DATADIST_AUTH_KEY" in hosts.why(node, comm_id)
-    assert time.monotonic() - began < 15, "this is known as soon as they have joined"
+    assert time.monotonic() - began < 60, "this is known as soon as they have joined"
 
 
 def test_another_key_is_named(join_on: Start) -> None:
@@ -108,13 +108,13 @@ def test_ranks_that_disagree_are_told(join_on: Start) -> None:
 
 
 def test_tables_that_differ_are_compared_where_ranks_share_a_host(join_on: Start) -> None:
-    members = [join_on(0, 1), join_on(0, 2)]
+    members = [join_on(0, cluster, link_total_time=120) for cluster in (1, 2)]
     other = hosts.table([NOWHERE[0], "another"])
     ids = [*_begin(members[:1], PAIR), *_begin(members[1:], PAIR, other)]
     began = time.monotonic()
     for node, comm_id in zip(members, ids, strict=True):
         assert "'another'" in hosts.why(node, comm_id)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60, "this is known as soon as they meet"
 
 
 def test_a_rank_that_never_comes(join_on: Start) -> None:
@@ -124,21 +124,21 @@ def test_a_rank_that_never_comes(join_on: Start) -> None:
 
 
 def test_unlink_and_finalize_end_the_joining(join_on: Start) -> None:
-    one = join_on(0, 1)
+    one = join_on(0, 1, link_total_time=120)
     (comm_id,) = _begin([one], PAIR)
     time.sleep(0.3)
     began = time.monotonic()
     one.do(nodes.unlink, comm_id)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 30, "the joining would take two minutes"
     two = join_on(1, 2)
     members = [one, two]
     hosts.wait_all(members, _begin(members, PAIR))
     hosts.check_pull(one, 1, two)
-    three = join_on(2, 3)
+    three = join_on(2, 3, link_total_time=120)
     _begin([three], {3: 0, 4: 1})
     began = time.monotonic()
     three.do(nodes.finalize)
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 30
     assert not three.do(nodes.log_of, "ERROR")
 
 
@@ -147,7 +147,7 @@ def test_a_member_that_dies_breaks_the_link_and_comes_back(join_on: Start) -> No
     ids = _begin([one, two], PAIR)
     hosts.wait_all([one, two], ids)
     two.kill()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while one.do(nodes.link_error, ids[0]) is None:
         assert time.monotonic() < deadline
     one.do(nodes.unlink, ids[0])

@@ -92,7 +92,7 @@ def test_without_names_duplicates_are_refused_and_those_linked_crosswise_warned(
     for node in linked.values():
         node.do(_wait)
         for cluster in (PROMPT, DECODER):
-            _await_log(node, f"cluster id {cluster}", "DATADIST_JOB")
+            nodes.said(node, "WARNING", f"cluster id {cluster}", "DATADIST_JOB")
 
 
 def test_who_links_after_a_refusal_is_warned_as_well(start_node: Start) -> None:
@@ -105,8 +105,8 @@ def test_who_links_after_a_refusal_is_warned_as_well(start_node: Start) -> None:
     duplicate.kill()
     decoder = start_node(2)
     decoder.do(nodes.link_and_wait, "pd", PAIR)
-    (line,) = [x for x in decoder.do(nodes.log_of, "WARNING") if "was refused" in x]
-    assert f"pid {pid}" in line
+    nodes.said(decoder, "WARNING", "was refused", f"pid {pid}")
+    assert len([x for x in decoder.do(nodes.log_of, "WARNING") if "was refused" in x]) == 1
 
 
 def test_a_refused_engine_links_once_the_first_one_has_gone(start_node: Start) -> None:
@@ -146,6 +146,7 @@ def test_a_refusal_leaves_the_engine_as_it_was(start_node: Start) -> None:
             second.do(nodes.link, "pair", PAIR)
     assert second.do(_descriptors) == before
     assert second.do(_domains) == 0
+    nodes.said(first, "WARNING", "was refused")
     warnings = [x for x in first.do(nodes.log_of, "WARNING") if "was refused" in x]
     assert len(warnings) == 1, "each refused engine is told of once"
 
@@ -172,21 +173,14 @@ def test_a_second_engine_that_takes_the_place_of_a_link_by_address(
     first, second = start_node(2, local_comm_res=""), start_node(2, local_comm_res="")
     assert first.do(nodes.link_clusters, [(1, port)])[0] == "LLM_SUCCESS"
     assert second.do(nodes.link_clusters, [(1, port)])[0] == "LLM_SUCCESS"
-    (line,) = [x for x in server.do(nodes.log_of, "WARNING") if "is replaced by" in x]
+    line = nodes.said(server, "WARNING", "is replaced by")
     assert f"pid {first.pid}" in line
     assert f"pid {second.pid}" in line
     assert "cluster id 2 names two live engines" in line
-    _await_log(first, "cluster 1 ended its link with this engine", f"pid {second.pid}")
-    _await_log(second, "cluster 1 ended for this engine its link with", f"pid {first.pid}")
-
-
-def _await_log(node: Node, *words: str) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        if any(all(w in line for w in words) for line in node.do(nodes.log_of, "WARNING")):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"no warning with {words}: {node.do(nodes.log_of)}")
+    nodes.said(first, "WARNING", "cluster 1 ended its link with this engine", f"pid {second.pid}")
+    nodes.said(
+        second, "WARNING", "cluster 1 ended for this engine its link with", f"pid {first.pid}"
+    )
 
 
 def test_a_listener_in_another_job_is_not_linked_but_named(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from datadist import CacheKeyByIdAndIndex, RegisterMemStatus
-from tests import nodes
+from tests import nodes, torn
 from tests.nodes import Node, RemoteError, table_for
 
 PAIR = {1: 0, 2: 1}
@@ -94,9 +94,9 @@ def test_a_cluster_that_never_comes(start_node: Start) -> None:
             node.do(nodes.wait, 1)
         assert caught.value.status == "LLM_LINK_FAILED"
         assert node.do(nodes.status, 1) is RegisterMemStatus.FAILED
-        assert any("cluster 3 (rank 2)" in line for line in node.do(nodes.log_of, "ERROR"))
+        nodes.said(node, "ERROR", "cluster 3 (rank 2)")
         node.do(nodes.unlink, 1)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 30, "wait_link waits for as long as the link takes"
 
 
 @pytest.mark.parametrize("difference", ["table", "mapping"])
@@ -150,10 +150,13 @@ def test_tables_that_mean_the_same_link(start_node: Start) -> None:
 
 @pytest.mark.parametrize("during", ["idle", "pull"])
 def test_a_killed_peer_is_reported_and_its_successor_linked(start_node: Start, during: str) -> None:
-    owner, puller = start_node(1, pool=64 << 20), start_node(2, pool=64 << 20)
+    owner = start_node(1, pool=64 << 20)
+    puller = start_node(2, pool=64 << 20, sync_kv_timeout=30_000)
     nodes.link_pair(owner, puller)
     owner.do(nodes.make, "src", "cache", [1, 8 << 20], 1)
     puller.do(nodes.make, "dst", "cache", [1, 8 << 20], 1)
+    owner.do(nodes.fill, "src", 1)
+    puller.do(nodes.fill, "dst", 2)
     if during == "pull":
         puller.begin(_pull_until_it_fails)
         time.sleep(0.3)
@@ -162,11 +165,14 @@ def test_a_killed_peer_is_reported_and_its_successor_linked(start_node: Start, d
         assert status in ("LLM_FAILED", "LLM_NOT_YET_LINK")
     else:
         owner.kill()
-        time.sleep(0.5)
+        while puller.do(nodes.link_error, 1) is None:
+            time.sleep(0.01)
         status, delay = puller.do(_pull_until_it_fails)
         assert status == "LLM_NOT_YET_LINK"
-    assert delay < 1.0
+    assert delay < 15.0, "a pull that is not noticed to be in vain ends after 30 s"
     assert "cluster 1" in puller.do(nodes.link_error, 1)
+    old, new = ([nodes.pattern(seed, 0, (1, 8 << 20))] for seed in (2, 1))
+    torn.check_torn(puller.do(nodes.read, "dst"), old, new, "what was pulled")
     puller.do(nodes.unlink, 1)
     successor = start_node(1, pool=64 << 20)
     nodes.link_pair(successor, puller)
@@ -308,7 +314,7 @@ def _cycles(here: nodes.Here, count: int, pulls: bool) -> None:
 
 def _quiet_usage(here: nodes.Here) -> dict[str, Any]:
     """The usage once the session of the last cycle is closed."""
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 20
     usage = _usage(here)
     while time.monotonic() < deadline:
         time.sleep(0.3)

@@ -246,7 +246,7 @@ def test_another_user_is_refused(start_node: Start) -> None:
         for place_to_open, mode in ((Path(place), 0o755), (runtime_dir, 0o755), (path, 0o777)):
             place_to_open.chmod(mode)
         assert _as_nobody(str(path)) in ("b''", "ConnectionResetError")
-        assert [line for line in node.do(nodes.log_of) if "refused pid" in line and "65534" in line]
+        nodes.said(node, "", "refused pid", "65534")
         node.do(nodes.finalize)
 
 

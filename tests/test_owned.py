@@ -126,7 +126,8 @@ def test_memory_that_ends_beyond_int64_is_refused() -> None:
 
 
 def test_keys_of_a_linked_engine(start_node: Start) -> None:
-    owner, puller = start_node(1), start_node(2)
+    owner = start_node(1)
+    puller = start_node(2, sync_kv_timeout=55_000)  # for the pull that hears of all keys first
     nodes.link_pair(owner, puller)
     puller.do(nodes.make, "dst", "cache", [1, 4], 1)
     pages = owner.do(_pages_used)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -243,33 +245,35 @@ def test_memory_registered_after_link_needs_a_new_link(start_node: Start) -> Non
     puller.do(nodes.pull_cache, key, "dst")
 
 
-def test_an_owner_that_computes_is_pulled_from(start_node: Start) -> None:
+def test_an_owner_that_computes_is_pulled_from(start_node: Start, tmp_path: Path) -> None:
     def before(owner: Node, puller: Node) -> None:
         owner.do(nodes.make, "src", "cache", [SLOTS, WIDTH], TENSORS)
         puller.do(nodes.make, "dst", "cache", [SLOTS, WIDTH], TENSORS)
 
     owner, puller = _linked(start_node, before)
-    owner.begin(_compute, 3.0)
-    took = puller.do(_many_pulls, 200)
-    owner.result()
-    assert took < 2.5, "the pulls waited for the owner's main thread"
+    begun, enough = tmp_path / "begun", tmp_path / "enough"
+    owner.begin(_compute, begun, enough)
+    while not begun.exists():
+        time.sleep(0.001)
+    puller.do(_many_pulls, 200)  # would wait for the owner, which computes until they have ended
+    enough.touch()
+    assert owner.result(), "it has computed all the time"
 
 
-def _compute(_here: nodes.Here, seconds: float) -> None:
-    import time
-
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def _compute(_here: nodes.Here, begun: Path, enough: Path) -> bool:
+    """Compute until the other file is there; whether it came before a minute had passed."""
+    begun.touch()
+    deadline = time.monotonic() + nodes.SECONDS
+    while not enough.exists():
+        if time.monotonic() > deadline:
+            return False
         sum(range(1000))
+    return True
 
 
-def _many_pulls(here: nodes.Here, count: int) -> float:
-    import time
-
-    began = time.monotonic()
+def _many_pulls(here: nodes.Here, count: int) -> None:
     for _ in range(count):
         nodes.pull_cache(here, CacheKeyByIdAndIndex(1, 1, 0), "dst")
-    return time.monotonic() - began
 
 
 def test_wrong_pulls_change_nothing(start_node: Start) -> None:

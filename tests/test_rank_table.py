@@ -265,7 +265,7 @@ def test_a_huge_text_is_refused() -> None:
 def test_hostile_text_is_refused_quickly(text: str) -> None:
     began = time.monotonic()
     problems(text)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20, "what grows with the square takes minutes"
 
 
 def test_empty_devices_as_in_stubs_are_problems_and_nothing_worse() -> None:

@@ -83,9 +83,9 @@ def _failing_pull(here: Here, owner: int, seed: int, slot: int) -> tuple[float, 
     raise LLMException("on purpose", status_code=LLMStatusCode.LLM_TIMEOUT)
 
 
-def _failing_torn(here: Here, owner: int, seed: int, slot: int) -> tuple[str, None]:
+def _failing_torn(here: Here, owner: int, seed: int, slot: int) -> tuple[str, Difference]:
     """End always as a pull may end whose owner is harmed."""
-    return "LLM_TIMEOUT", None
+    return "LLM_TIMEOUT", Difference(0, 0, 0)
 
 
 @pytest.mark.parametrize(

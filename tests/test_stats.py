@@ -43,7 +43,7 @@ def test_pulls_are_counted_where_they_begin(start_node: Start) -> None:
     }  # fmt: skip
     assert link["error"] is None
     seconds = link["pull"].pop("seconds")
-    assert 0 < seconds < 5
+    assert 0 < seconds < 15, "three pulls of at most 5 s each"
     assert link["pull"] == {"operations": 3, "bytes": 3 * SLOT_BYTES, "errors": 0}
     assert link["push"] == {"operations": 0, "bytes": 0, "errors": 0, "seconds": 0.0}
     assert owner.do(_stats)["links"][0]["pull"]["operations"] == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -82,7 +81,7 @@ def test_a_peer_that_was_inside_is_gone_with_its_process(world: World) -> None:
     world.close_link(frozenset({1}))
     world.lose("second")
     world.close_link()
-    time.sleep(0.1)
+    world.reactor.call(lambda: None, 10)
     assert world.gone == []
     world.process.kill()
     assert world.all_gone.wait(10)

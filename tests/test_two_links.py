@@ -12,6 +12,7 @@ import pytest
 
 from datadist import BlocksCacheKey
 from tests import nodes
+from tests.held import WatchedLock
 from tests.nodes import Node, pattern
 
 Start = Callable[..., Node]
@@ -25,10 +26,16 @@ def _newest(here: nodes.Here) -> Any:
     return list(engine._links.domains.values())[-1].attempt
 
 
+def _watch_turns(here: nodes.Here) -> None:
+    """Tell from now on when a transfer waits for another one on the newest link."""
+    _newest(here).locks[0] = WatchedLock()
+
+
 def _begin(here: nodes.Here, what: str) -> None:
     """Start a transfer that has chosen the newest link and waits for another one there."""
     attempt = here.any["attempt"] = _newest(here)
-    attempt.locks[0].acquire()
+    turn: Any = attempt.locks[0]
+    turn.acquire()
     call = nodes.push_blocks if what == "push" else nodes.pull_blocks
     mine, theirs = ([1], [2]) if what == "push" else ([2], [1])
 
@@ -41,8 +48,7 @@ def _begin(here: nodes.Here, what: str) -> None:
 
     here.any["thread"] = threading.Thread(target=run)
     here.any["thread"].start()
-    time.sleep(0.3)
-    assert here.any["thread"].is_alive()
+    assert turn.awaited.wait(20)
 
 
 def _go_on(here: nodes.Here) -> str:
@@ -73,6 +79,7 @@ def test_a_transfer_whose_link_ends_takes_the_other_one(
     we.do(nodes.fill, "c", 2)
     for number in range(links):
         newest, _ = nodes.link_pair(peer, we, f"link {number}")
+    we.do(_watch_turns)
     if what == "pull":  # whose outcome is remembered
         we.do(nodes.pull_blocks, KEY, "c", [0], [0])
     direction = "push" if what == "push" else "pull"

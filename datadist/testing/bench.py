@@ -61,6 +61,11 @@ class Memory:
         wrong = self.process.do(memory_acts.wrong, self.label, self.seed, list(landed))
         assert wrong is None, f"memory of {self.process.name}: {wrong}"
 
+    def check_torn(self, landed: Sequence[Landed]) -> None:
+        """As :meth:`check` after a transfer that had to stop: of these arrivals any part may lack."""
+        wrong = self.process.do(memory_acts.torn, self.label, self.seed, list(landed))
+        assert wrong is None, f"memory of {self.process.name}, after a part of a transfer: {wrong}"
+
     def landed(self, source: Memory, segments: Segments, into_remote: bool = False) -> Landed:
         """The arrival of ``segments`` of ``source`` here."""
         here, there, length = _columns(segments)

@@ -10,6 +10,8 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from datadist.testing.acts import Outcome, outcome_of
 from datadist.testing.child import State
 from datadist.testing.pattern import Landed, difference, expected, pattern
@@ -139,6 +141,21 @@ def wrong(state: State, label: str, seed: int, landed: Sequence[Landed]) -> str 
     wanted = expected(seed, state.regions[label].size, landed)
     for at, part in _get(state, label):
         text = difference(part, wanted[at : at + len(part)], at)
+        if text:
+            return text
+    return None
+
+
+def torn(state: State, label: str, seed: int, landed: Sequence[Landed]) -> str | None:
+    """As :func:`wrong`; each byte that these arrivals write may as well be as it was before."""
+    size = state.regions[label].size
+    before, after = pattern(seed, size), expected(seed, size, landed)
+    for at, part in _get(state, label):
+        end = at + len(part)
+        found, old, new = (
+            np.frombuffer(b, np.uint8) for b in (part, before[at:end], after[at:end])
+        )
+        text = difference(part, np.where(found == new, new, old).tobytes(), at)
         if text:
             return text
     return None

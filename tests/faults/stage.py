@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datadist import (
     CacheDesc,
@@ -23,12 +24,13 @@ from datadist import (
 from datadist.control.session import Session
 from datadist.control.tcp import Proving
 from datadist.transport import TransferTimeout
-from tests import nodes
+from tests import nodes, torn
+from tests.nodes import Node
 
-PIECE = 64 << 10
+PIECE = 32 << 10
 PAUSE = 0.005
-TENSORS, SHAPE = 4, [1, 256 << 10]
-"""A cache of 4 MiB, which takes a slowed link 64 pieces."""
+TENSORS, SHAPE, SLOT = 4, [3, 128 << 10], 1
+"""A cache of 6 MiB; the slot that moves, between two that do not, takes a slowed link 64 pieces."""
 BYTE_PAUSE = 0.0005
 
 
@@ -111,6 +113,34 @@ def contents(here: nodes.Here) -> list[Any]:
     return nodes.read(here, "c")
 
 
+def original(seed: int) -> list[NDArray[np.int32]]:
+    """What :func:`fill` wrote."""
+    return [nodes.pattern(seed, tensor, tuple(SHAPE)) for tensor in range(TENSORS)]
+
+
+def after_move(target: int, source: int) -> list[NDArray[np.int32]]:
+    """The cache that was filled by seed ``target`` once the slot has come from the other one."""
+    return torn.moved(original(target), original(source), {SLOT: SLOT})
+
+
+def check_moved(we: Node, peer: Node | None, moment: str, whole: bool) -> None:
+    """Compare every byte at both ends after a transfer of ours, filled by seed 2, with the peer, by 1.
+
+    ``peer`` is None where it is gone. ``whole``: the transfer was a success.
+    """
+    pulled = moment == "mid-pull"
+    ours, theirs = original(2), original(1)
+    found = we.do(contents)
+    if pulled:
+        torn.check_moved(found, ours, after_move(2, 1), "ours", whole)
+    else:
+        torn.check_unchanged(found, ours, "what we push")
+    if peer is not None and pulled:
+        torn.check_unchanged(peer.do(contents), theirs, "what is pulled")
+    elif peer is not None:
+        torn.check_moved(peer.do(contents), theirs, after_move(1, 2), "the peer's", whole)
+
+
 def start_engine(here: nodes.Here, cluster: int, pool: int, **settings: Any) -> None:
     """An engine with a cache, in a process that SIGUSR1 ends as `sys.exit` would."""
     nodes.init(here, cluster, pool, **settings)
@@ -136,11 +166,11 @@ def slow_down(here: nodes.Here) -> None:
 
 def move(here: nodes.Here, moment: str) -> None:
     """One transfer with the peer, from its beginning to its end."""
-    key = CacheKeyByIdAndIndex(1, 1, 0)
+    key = CacheKeyByIdAndIndex(1, 1, SLOT)
     if moment == "mid-pull":
-        nodes.pull_cache(here, key, "c")
+        nodes.pull_cache(here, key, "c", SLOT)
     elif moment == "mid-push":
-        nodes.push_cache(here, key, "c")
+        nodes.push_cache(here, key, "c", SLOT)
     else:
         _send_layers(here)
 
@@ -167,7 +197,8 @@ def begin(here: nodes.Here, moment: str) -> None:
 
 
 def _send_layers(here: nodes.Here) -> None:
-    config = TransferWithCacheKeyConfig(CacheKeyByIdAndIndex(1, 1, 0), range(2), range(2))
+    key = CacheKeyByIdAndIndex(1, 1, SLOT)
+    config = TransferWithCacheKeyConfig(key, range(2), range(2), SLOT)
     task = here.live.cache_manager.transfer_cache_async(here.caches["c"], Always(), [config])
     (code,) = task.get_results(20_000)
     if code is None:
@@ -207,7 +238,7 @@ def wait_until_broken(here: nodes.Here, comm_id: int) -> tuple[str, float, str]:
     noticed = time.monotonic()
     assert here.live.query_register_mem_status(comm_id).name == "OK"
     try:
-        nodes.pull_cache(here, CacheKeyByIdAndIndex(1, 1, 0), "c")
+        nodes.pull_cache(here, CacheKeyByIdAndIndex(1, 1, SLOT), "c", SLOT)
     except Exception as error:
         return status_of(error), noticed, reason
     return "OK", noticed, reason
@@ -232,7 +263,7 @@ def timed(here: nodes.Here, what: str, comm_id: int = 0) -> tuple[str, float, st
     """Outcome of one call."""
     try:
         if what == "pull":
-            nodes.pull_cache(here, CacheKeyByIdAndIndex(1, 1, 0), "c")
+            nodes.pull_cache(here, CacheKeyByIdAndIndex(1, 1, SLOT), "c", SLOT)
         elif what == "unlink":
             here.live.unlink(comm_id)
         else:

@@ -96,7 +96,13 @@ def test_an_interrupted_call_leaves_a_usable_engine(start_node: Start, what: str
     assert we.do(_interrupted, what, comm_id) == "interrupted"
     if what in ("look-up", "allocate"):
         peer.resume()
+    if what.startswith("mid-"):
+        stage.check_moved(we, peer, what, whole=False)
+        we.do(stage.fill, 2)
+        peer.do(stage.fill, 1)
     assert we.do(stage.pull_now)[0] == "OK"
+    if what in ("mid-pull", "mid-push"):  # a task goes on: it was not interrupted itself
+        stage.check_moved(we, peer, "mid-pull", whole=True)
     we.do(nodes.unlink, comm_id)
     peer.do(nodes.unlink, 1)
     _link_again(peer, we)
@@ -197,7 +203,7 @@ def test_a_program_that_ends_with_live_links(
     comm_id = we.result()
     started = time.monotonic()
     _, errors = program.communicate("go\n", timeout=30)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 25, "it has 30 s"
     assert program.returncode == (1 if how == "raises" else 0), errors
     assert ("on purpose" in errors) == (how == "raises")
     assert "Fatal" not in errors

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from datadist import CacheDesc, CacheKeyByIdAndIndex, DataType
-from tests import nodes
+from tests import nodes, torn
 from tests.faults import stage
 from tests.nodes import MIB, Node
 
@@ -35,8 +35,18 @@ def _reuse(here: nodes.Here) -> None:
         array[:] = REUSED
 
 
-def _reused_bytes(here: nodes.Here) -> int:
-    return sum(int(np.count_nonzero(array == REUSED)) for array in here.arrays["c"])
+def _late_bytes(puller: Node, owner: Node) -> int:
+    """How much was read of what replaced the source; all else is from before the pull or from it."""
+    found, old, new = puller.do(nodes.read, "c"), stage.original(2), stage.after_move(2, 1)
+    late = [array == REUSED for array in found]
+    for number, (is_now, becomes) in enumerate(zip(found, new, strict=True)):
+        is_now[stage.SLOT][late[number][stage.SLOT]] = becomes[stage.SLOT][late[number][stage.SLOT]]
+    torn.check_torn(found, old, new, "what was pulled late")
+    theirs = owner.do(nodes.read, "c")
+    torn.check_unchanged(
+        theirs, [np.full_like(array, REUSED) for array in theirs], "what is reused"
+    )
+    return sum(int(np.count_nonzero(array)) for array in late)
 
 
 def _begin_unlink(here: nodes.Here, comm_id: int) -> None:
@@ -61,7 +71,7 @@ def test_a_cache_unregistered_while_its_puller_is_stopped(start_node: Start) -> 
     owner.do(_reuse)
     puller.resume()
     status, _, text = puller.do(stage.outcome)
-    assert puller.do(_reused_bytes) > 0
+    assert _late_bytes(puller, owner) > 0
     assert status == "LLM_KV_CACHE_NOT_EXIST"
     assert "unregistered there meanwhile" in text
 
@@ -71,6 +81,7 @@ def test_a_pool_cache_freed_during_a_pull_is_kept_until_it_ends(start_node: Star
     puller.do(stage.half_open)
     owner.do(nodes.deallocate, "c")
     assert puller.do(stage.outcome)[0] == "OK"
+    torn.check_unchanged(puller.do(nodes.read, "c"), stage.after_move(2, 1), "what was pulled")
 
 
 def test_an_owner_whose_connection_is_cut(start_node: Start) -> None:
@@ -79,7 +90,7 @@ def test_an_owner_whose_connection_is_cut(start_node: Start) -> None:
     owner.do(stage.give_up)
     owner.do(_reuse)
     status, _, text = puller.do(stage.outcome)
-    assert puller.do(_reused_bytes) > 0
+    assert _late_bytes(puller, owner) > 0
     assert status == "LLM_FAILED"
     assert "unlink and link again" in text
 
@@ -92,6 +103,7 @@ def test_both_unlink_during_a_pull(start_node: Start) -> None:
     owner.do(_reuse)
     status, _, text = puller.do(stage.outcome)
     puller.do(_end_unlink)
+    _late_bytes(puller, owner)
     assert status == "LLM_KV_CACHE_NOT_EXIST"
     assert "unregistered there meanwhile" in text
 
@@ -222,7 +234,7 @@ def test_what_the_owner_said_last_waits_behind_a_full_socket(start_node: Start) 
     owner.do(_reuse)
     puller.resume()
     status, _, text = puller.do(stage.outcome)
-    assert puller.do(_reused_bytes) > 0
+    assert _late_bytes(puller, owner) > 0
     assert status == "LLM_KV_CACHE_NOT_EXIST", text
 
 
@@ -254,3 +266,4 @@ def test_unlink_clusters_lets_a_pull_of_ours_end(
     status, _, text = puller.do(stage.outcome)
     puller.do(_end_unlink)
     assert status == "OK", text
+    stage.check_moved(puller, owner, "mid-pull", whole=True)

@@ -17,14 +17,25 @@ from tests.nodes import MIB, Node, RemoteError
 
 Start = Callable[..., Node]
 SHAPE, TENSORS = [1, 64 * MIB // 4], 4
-PUSHED, MINE = 0x5A5A5A5A, 0x11111111
+PUSHED, MINE, BESIDE = 0x5A5A5A5A, 0x11111111, 0x22222222
 FULL, BLOCK = 304 * MIB, 16 * MIB
+SHAPE_BESIDE, POOL_BESIDE = [1, 1024], TENSORS * 4096
+"""A cache behind the target, and what it takes of the pool."""
 KEPT = TENSORS * 64 * MIB // BLOCK
 
 
 def _fill(here: nodes.Here, label: str, value: int) -> None:
     for array in here.arrays[label]:
         array[:] = value
+
+
+def _other_than(here: nodes.Here, label: str, *values: int) -> int:
+    """Elements that hold none of these; looks at the margins of registered memory as well."""
+    edges = here.any.get("edges", ())
+    for edge in edges:
+        assert (edge[: nodes.MARGIN] == nodes.EDGE).all(), "written before a tensor"
+        assert (edge[-nodes.MARGIN :] == nodes.EDGE).all(), "written behind a tensor"
+    return sum(int((~np.isin(array, values)).sum()) for array in here.arrays[label])
 
 
 def _stop_pusher_inside(here: nodes.Here, pid: int) -> bool:
@@ -48,10 +59,12 @@ def _push(here: nodes.Here) -> str:
 def _pushing(start: Start, memory: str) -> tuple[Node, Node, int]:
     """An owner, and a pusher that is stopped in the middle of its copy."""
     settings: dict[str, Any] = {
-        "enable_remote_cache_accessible": True, "pool": FULL, "sync_kv_timeout": 2000,
+        "enable_remote_cache_accessible": True, "pool": FULL + POOL_BESIDE, "sync_kv_timeout": 2000,
     }  # fmt: skip
     owner, pusher = start(1, **settings), start(2, **settings)
     owner.do(nodes.make, "target", "cache", SHAPE, TENSORS, None, memory)
+    owner.do(nodes.make, "beside", "cache", SHAPE_BESIDE, TENSORS)
+    owner.do(_fill, "beside", BESIDE)
     pusher.do(nodes.make, "source", "cache", SHAPE, TENSORS)
     pusher.do(_fill, "source", PUSHED)
     comm_id, _ = nodes.link_pair(owner, pusher)
@@ -60,10 +73,19 @@ def _pushing(start: Start, memory: str) -> tuple[Node, Node, int]:
         owner.begin(_stop_pusher_inside, pusher.pid)
         pusher.begin(_push)
         if owner.result():
+            assert owner.do(_other_than, "target", 0, PUSHED) == 0
+            _check_beside(owner)
             return owner, pusher, comm_id
         pusher.resume()
         pusher.result()
     pytest.fail("the pusher was never stopped in mid-copy")
+
+
+def _check_beside(owner: Node, pusher: Node | None = None) -> None:
+    """What lies beside the target is as it was, and so is what is pushed, where that lives."""
+    assert owner.do(_other_than, "beside", BESIDE) == 0
+    if pusher is not None:
+        assert pusher.do(_other_than, "source", PUSHED) == 0
 
 
 def _reuse(here: nodes.Here) -> tuple[str, int]:
@@ -86,13 +108,14 @@ def _take_all(here: nodes.Here) -> tuple[str, int]:
     raise AssertionError("never reached")
 
 
-def _changed_bytes(here: nodes.Here) -> int:
-    return sum(
-        int(np.count_nonzero(array != MINE))
-        for label, arrays in here.arrays.items()
-        if label.startswith("new")
-        for array in arrays
-    )
+def _check_new(owner: Node) -> None:
+    """Nobody wrote what was allocated since, nor what lies beside the target."""
+    assert owner.do(_changed) == 0
+    _check_beside(owner)
+
+
+def _changed(here: nodes.Here) -> int:
+    return sum(_other_than(here, label, MINE) for label in here.arrays if label.startswith("new"))
 
 
 def test_pool_memory_under_a_stopped_pusher_is_kept(start_node: Start) -> None:
@@ -103,16 +126,16 @@ def test_pool_memory_under_a_stopped_pusher_is_kept(start_node: Start) -> None:
     assert "wait for peers to let go" in refused
     assert count == FULL // BLOCK - KEPT
     pusher.resume()
-    answer = pusher.result()
-    assert answer != "OK"
-    assert owner.do(_changed_bytes) == 0
+    assert pusher.result() != "OK"
+    _check_beside(owner, pusher)
+    _check_new(owner)
     refused, more = _retry(owner)  # it answered: its memory is back
     assert more == KEPT
-    assert owner.do(_changed_bytes) == 0
+    _check_new(owner)
 
 
 def _retry(owner: Node) -> tuple[str, int]:
-    total, deadline = 0, time.monotonic() + 10
+    total, deadline = 0, time.monotonic() + 30
     while True:
         refused, count = owner.do(_take_all)
         total += count
@@ -127,7 +150,7 @@ def test_pool_memory_under_a_pusher_that_dies_returns(start_node: Start) -> None
     assert "wait for peers to let go" in refused
     pusher.kill()
     assert _retry(owner)[1] == KEPT
-    assert owner.do(_changed_bytes) == 0
+    _check_new(owner)
 
 
 def test_registered_memory_under_a_stopped_pusher_stays_registered(start_node: Start) -> None:
@@ -138,15 +161,12 @@ def test_registered_memory_under_a_stopped_pusher_stays_registered(start_node: S
         assert error.value.status == "LLM_FAILED"
     pusher.resume()
     pusher.result()
+    assert owner.do(_other_than, "target", 0, PUSHED) == 0
+    _check_beside(owner, pusher)
     owner.do(nodes.unregister, "target")
     owner.do(_fill, "target", MINE)
-    time.sleep(0.2)
-    assert owner.do(_differing) == 0
+    assert owner.do(_other_than, "target", MINE) == 0
     owner.do(nodes.unlink, comm_id)
-
-
-def _differing(here: nodes.Here) -> int:
-    return sum(int(np.count_nonzero(array != MINE)) for array in here.arrays["target"])
 
 
 def test_pool_memory_under_a_stopped_pusher_whose_connection_is_lost(start_node: Start) -> None:
@@ -157,10 +177,11 @@ def test_pool_memory_under_a_stopped_pusher_whose_connection_is_lost(start_node:
     assert count == FULL // BLOCK - KEPT
     pusher.resume()
     assert pusher.result() != "OK"
-    assert owner.do(_changed_bytes) == 0
+    _check_beside(owner, pusher)
+    _check_new(owner)
     owner.do(nodes.unlink, comm_id)  # closing the link finds that nobody is inside
     assert _retry(owner)[1] == KEPT
-    assert owner.do(_changed_bytes) == 0
+    _check_new(owner)
 
 
 def test_a_stopped_pusher_whose_connection_is_lost_and_that_dies(start_node: Start) -> None:
@@ -171,3 +192,4 @@ def test_a_stopped_pusher_whose_connection_is_lost_and_that_dies(start_node: Sta
     assert "wait for peers to let go" in refused
     pusher.kill()
     assert _retry(owner)[1] == KEPT
+    _check_new(owner)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests import netcopy, nodes
@@ -24,7 +23,7 @@ from tests.faults.matrix import (
     Cell,
     runs_on,
 )
-from tests.nodes import MIB, Node, pattern
+from tests.nodes import MIB, Node
 
 Start = Callable[..., Node]
 Outcome = tuple[str, float, str]
@@ -69,6 +68,8 @@ def run_cell(start_node: Start, cell: Cell, on: Setting) -> tuple[str, float]:
     assert status in cell.status.split(" or "), text
     assert any(said in text for said in cell.says.split(" or ")), text
     assert ended - struck < cell.seconds
+    if cell.moment in DURING:
+        _compare(peer, we, cell, status)
     _go_on(start_node, peer, we, cell, comm_id, on)
     return status, ended - struck
 
@@ -159,9 +160,19 @@ def _harm_connection(peer: Node, cell: Cell, on: Setting) -> None:
         )
 
 
+def _compare(peer: Node, we: Node, cell: Cell, status: str) -> None:
+    """Look at every byte of both ends, as far as they live, before anything else moves."""
+    if cell.fault == "stopped":
+        peer.resume()
+    elif cell.fault in ("unlinks", "finalizes"):
+        peer.result()
+    lost = cell.fault in ("killed", "exits", "finalizes")
+    stage.check_moved(we, None if lost else peer, cell.moment, status == "OK")
+
+
 def _go_on(start: Start, peer: Node, we: Node, cell: Cell, comm_id: int, on: Setting) -> None:
     """What the table says works after the fault does."""
-    if cell.fault == "stopped":
+    if cell.fault == "stopped" and cell.moment not in DURING:
         peer.resume()
     if cell.after == "finalize":
         if cell.moment != "finalizing":
@@ -172,19 +183,15 @@ def _go_on(start: Start, peer: Node, we: Node, cell: Cell, comm_id: int, on: Set
             we.do(nodes.unlink, comm_id)
         if cell.fault in ("killed", "exits", "finalizes"):
             (peer,) = _start(start, [1], cell, on)
-        elif cell.fault == "unlinks":
+        elif cell.fault == "unlinks" and cell.moment not in DURING:
             peer.result()
         if cell.moment == "preparing" and cell.fault == "stopped":
             peer.do(stage.let_attach)
         _link(peer, we, on, "again")
     peer.do(stage.fill, 1)
-    _pull_and_verify(we)
-
-
-def _pull_and_verify(we: Node) -> None:
+    we.do(stage.fill, 2)
     assert we.do(stage.pull_now)[0] == "OK"
-    for index, array in enumerate(we.do(stage.contents)):
-        np.testing.assert_array_equal(array, pattern(1, index, array.shape))
+    stage.check_moved(we, peer, "mid-pull", whole=True)
 
 
 def _record(cell: Cell, backend: str, seconds: float) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from datadist import CacheKeyByIdAndIndex
-from tests import nodes
+from tests import nodes, torn
 from tests.faults import stage
 from tests.nodes import MIB, Node, RemoteError
 
@@ -85,6 +85,7 @@ def test_a_peers_pool_beyond_the_address_space(start_node: Start) -> None:
         node.do(nodes.unlink, 1)
     nodes.link_pair(owner, we, "again")
     assert we.do(stage.pull_now)[0] == "OK"
+    stage.check_moved(we, owner, "mid-pull", whole=True)
 
 
 def test_init_without_descriptors(start_node: Start) -> None:
@@ -135,6 +136,7 @@ def test_a_link_without_descriptors_fails_or_works_and_recovers(
         node.do(nodes.unlink, 1)
     nodes.link_pair(peer, we, "again")
     assert we.do(stage.pull_now)[0] == "OK"
+    stage.check_moved(we, peer, "mid-pull", whole=True)
 
 
 # -- memory cgroup ---------------------------------------------------------------------------
@@ -215,7 +217,7 @@ def test_memory_that_a_dead_consumer_knew_returns_to_the_pool(start_node: Start)
     assert held["allocations_returning"] == stage.TENSORS
     assert held["pages_used"] > 0
     consumer.kill()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while (now := owner.do(_stats))["pages_used"]:
         assert time.monotonic() < deadline, now
         time.sleep(0.01)
@@ -223,14 +225,15 @@ def test_memory_that_a_dead_consumer_knew_returns_to_the_pool(start_node: Start)
 
 
 def test_pulls_of_a_dead_producer_fail_at_once(start_node: Start) -> None:
-    owner, consumer = start_node(1), start_node(2, sync_kv_timeout=20_000)
+    owner, consumer = start_node(1), start_node(2, sync_kv_timeout=60_000)
     for node, seed in ((owner, 1), (consumer, 2)):
         node.do(stage.prepare, seed)
     nodes.link_pair(owner, consumer)
     owner.kill()
     started = time.monotonic()
-    for _ in range(100):
+    for _ in range(100):  # each would wait for 60 s
         with pytest.raises(RemoteError) as error:
             consumer.do(nodes.pull_cache, CacheKeyByIdAndIndex(1, 1, 0), "c")
         assert error.value.status in ("LLM_NOT_YET_LINK", "LLM_FAILED")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
+    torn.check_unchanged(consumer.do(nodes.read, "c"), stage.original(2), "ours")

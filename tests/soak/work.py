@@ -42,16 +42,25 @@ def start(here: nodes.Here, cluster: int, one_sided: bool, seed: int) -> None:
         nodes.fill(here, label, GUARD)
 
 
-def _difference(here: nodes.Here, label: str, seed: int, rows: dict[int, int]) -> Difference:
-    """Compare: ``rows`` hold the peer's, all others the guard. Everything holds that afterwards."""
+def _difference(
+    here: nodes.Here, label: str, seed: int, rows: dict[int, int], whole: bool = True
+) -> Difference:
+    """Compare: ``rows`` hold the peer's, all others the guard. Everything holds that afterwards.
+
+    Not ``whole``: the transfer had to stop. Each element of those rows may be the guard's as well,
+    and nothing counts as moved.
+    """
     moved = compared = wrong = 0
     for index, array in enumerate(here.arrays[label]):
         expected = pattern(GUARD, index, array.shape)
+        before = expected.copy()
         shape = (SLOTS if label != "blocks into" else BLOCKS, array.shape[1])
         theirs = pattern(seed, index, shape)
         for mine, row in rows.items():
             expected[mine] = theirs[row]
-            moved += array[mine].nbytes
+            moved += array[mine].nbytes if whole else 0
+        if not whole:
+            expected = np.where(array == expected, expected, before)
         compared += array.nbytes
         wrong += int(np.count_nonzero(array.view(np.uint8) != expected.view(np.uint8)))
     nodes.fill(here, label, GUARD)
@@ -107,25 +116,34 @@ def take_over(here: nodes.Here, owner: int, request: int, seed: int) -> tuple[fl
     return seconds, _difference(here, "into", seed, {1: 0})
 
 
-def torn(here: nodes.Here, owner: int, seed: int, slot: int) -> tuple[str, Difference | None]:
-    """A pull whose owner is harmed meanwhile: its status, and what differs if it succeeded."""
+def torn(here: nodes.Here, owner: int, seed: int, slot: int) -> tuple[str, Difference]:
+    """A pull whose owner is harmed meanwhile: its status, and what differs."""
     try:
         _, found = pull(here, owner, seed, slot)
     except Exception as error:
         code = getattr(error, "status_code", None)
-        nodes.fill(here, "into", GUARD)
-        return (code.name if code is not None else repr(error)), None
+        found = _difference(here, "into", seed, {1: slot}, whole=False)
+        return (code.name if code is not None else repr(error)), found
     return "OK", found
 
 
-def torn_push(here: nodes.Here, target: int, slot: int) -> tuple[str, None]:
-    """A push whose target is killed meanwhile: its status; there is nothing left to compare."""
+def check_own(here: nodes.Here, seed: int) -> Difference:
+    """Whether what others pull and we push is as it was; nothing of it counts as moved."""
+    arrays = here.arrays["own"]
+    same = [a == pattern(seed, index, a.shape) for index, a in enumerate(arrays)]
+    wrong = 4 * sum(int((~each).sum()) for each in same)
+    return Difference(0, sum(a.nbytes for a in arrays), wrong)
+
+
+def torn_push(here: nodes.Here, target: int, slot: int, seed: int) -> tuple[str, Difference]:
+    """A push whose target is killed meanwhile: its status, and the source, which is left to look at."""
+    status = "OK"
     try:
         push(here, target, slot)
     except Exception as error:
         code = getattr(error, "status_code", None)
-        return (code.name if code is not None else repr(error)), None
-    return "OK", None
+        status = code.name if code is not None else repr(error)
+    return status, check_own(here, seed)
 
 
 def cut(here: nodes.Here, cluster: int) -> None:

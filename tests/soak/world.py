@@ -251,7 +251,8 @@ class World:
 
     def _kill_in_push(self, pair: tuple[int, int]) -> None:
         pusher, target = pair
-        self._live[pusher].node.begin(work.torn_push, target, self._random.randrange(8))
+        slot, seed = self._random.randrange(8), self._live[pusher].seed
+        self._live[pusher].node.begin(work.torn_push, target, slot, seed)
         time.sleep(self._random.random() * 0.004)
         self._kill_other(target, "killed during a push", "kill_in_push", pusher)
 
@@ -283,6 +284,8 @@ class World:
         time.sleep(0.2)
         self._live[owner].node.resume()
         self._end_torn("stop_in_pull", puller)
+        source = self._live[owner]
+        self._compared("stop_in_pull", source.node.do(work.check_own, source.seed))
 
     def _begin_torn(self, pair: tuple[int, int]) -> None:
         puller, owner = pair
@@ -292,8 +295,7 @@ class World:
 
     def _end_torn(self, what: str, mover: int) -> None:
         status, found = self._live[mover].node.result()
-        if found is not None:
-            self._compared(what, found)
+        self._compared(what, found)
         if status not in EXPECTED:
             self._problem("a transfer whose other end was harmed", f"it ended with {status}")
 

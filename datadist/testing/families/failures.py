@@ -8,7 +8,7 @@ import time
 import pytest
 
 from datadist.testing import acts
-from datadist.testing.bench import MIB, Bench, Linked, Memory
+from datadist.testing.bench import MIB, Bench, Linked, Memory, Segments
 from datadist.testing.families.kit import Kit, need_passive, need_write, pair
 from datadist.transport import (
     Access,
@@ -48,6 +48,8 @@ class Failures(Kit):
         outcome = linked.members[0].do(acts.move, order)
         assert outcome.is_a(TransferTimeout), f"{8 * times} times {BIG} bytes: {outcome}"
         assert outcome.seconds < order.timeout + GRACE * bench.scale, str(outcome)
+        mine.check([mine.landed(theirs, some)])
+        theirs.check()
         linked.close_all()
 
     @pytest.mark.parametrize("direction", ["read", "write"])
@@ -63,6 +65,7 @@ class Failures(Kit):
         finally:
             linked.members[1].resume()
         assert outcome.ok, f"capabilities.passive_target is True: {outcome}"
+        _check_both(mine, theirs, [(0, 0, MIB)], direction == "write", whole=True)
         linked.close_all()
 
     @pytest.mark.parametrize("direction", ["read", "write"])
@@ -76,13 +79,20 @@ class Failures(Kit):
                 0, 1, mine, theirs, [(0, 0, BIG)], write=direction == "write", timeout=0.5
             )
             outcome = linked.members[0].do(acts.move, order)
-            mine.refill(5002)
+            if direction == "read":
+                mine.check_torn([mine.landed(theirs, [(0, 0, BIG)])])
+                mine.refill(5002)
         finally:
             linked.members[1].resume()
         assert outcome.is_a(TransferTimeout), f"the peer was stopped: {outcome}"
         assert outcome.seconds < order.timeout + GRACE * bench.scale, str(outcome)
         time.sleep(0.2)
-        mine.check()
+        if direction == "read":
+            mine.check()
+            theirs.check()
+        else:
+            _check_both(mine, theirs, [(0, 0, BIG)], True)
+            theirs.refill(5003)
         _check_usable(bench, linked, mine, theirs, bool(outcome.link_usable))
 
     def test_abort_ends_what_is_in_flight(self, bench: Bench) -> None:
@@ -103,6 +113,7 @@ class Failures(Kit):
             linked.members[1].resume()
         assert outcome.is_a(TransferError), f"aborted: {outcome}"
         assert time.monotonic() - begin < GRACE * bench.scale
+        _check_both(mine, theirs, [(0, 0, BIG)], False)
         linked.close_all()
 
     def test_abort_is_for_good_and_for_one_rank(self, bench: Bench) -> None:
@@ -129,11 +140,13 @@ class Failures(Kit):
             linked.close(0)
             outcome = process.do(acts.finish, "read", GRACE * bench.scale)
             assert outcome.is_a(TransferError), f"the link was closed: {outcome}"
+            mine.check_torn([mine.landed(theirs, [(0, 0, BIG)])])
             mine.refill(2001)
         finally:
             linked.members[1].resume()
         time.sleep(0.2)
         mine.check()
+        theirs.check()
         linked.close_all()
 
     def test_a_peer_that_was_killed_is_lost(self, bench: Bench) -> None:
@@ -146,6 +159,7 @@ class Failures(Kit):
         for _ in range(2):
             outcome = linked.move(0, 1, memory[0], memory[1], [(0, 0, 1000)], timeout=5)
             _check_lost(outcome)
+        memory[0].check_torn([memory[0].landed(memory[1], [(0, 0, 1000)])])
         memory[0].refill(5001)  # a read that failed may have moved a part
         outcome = linked.move(0, 2, memory[0], memory[2], [(0, 0, 1000)])
         assert outcome.ok, f"to a peer that lives: {outcome}"
@@ -165,6 +179,7 @@ class Failures(Kit):
         linked.forget(1)
         outcome = process.do(acts.finish, "move", 15.0 * bench.scale, timeout=30)
         assert outcome.is_a(TransferError), f"the peer died in the transfer: {outcome}"
+        mine.check_torn([] if write else [mine.landed(theirs, [(0, 0, BIG)])])
         linked.close_all()
 
     def test_a_link_with_a_dead_peer_can_be_made_and_closed(self, bench: Bench) -> None:
@@ -196,6 +211,19 @@ class Failures(Kit):
             f"least 5 was expected"
         )
         linked.close_all()
+
+
+def _check_both(
+    mine: Memory, theirs: Memory, segments: Segments, write: bool, whole: bool = False
+) -> None:
+    """Compare every byte of both memories after a transfer that had to stop, or was ``whole``."""
+    target, source = (theirs, mine) if write else (mine, theirs)
+    landed = [target.landed(source, segments, into_remote=write)]
+    if whole:
+        target.check(landed)
+    else:
+        target.check_torn(landed)
+    source.check()
 
 
 def _long_call(

@@ -62,6 +62,8 @@ class Fence(Kit):
         outcome = process.do(acts.finish, "write", 5.0 * bench.scale)
         assert outcome.is_a(TransportError), f"the link was closed: {outcome}"
         time.sleep(0.1)  # bytes under way to an owner that writes by itself
+        theirs.check_torn([theirs.landed(mine, [(0, 0, BIG)], into_remote=True)])
+        mine.check()
         theirs.refill(3002)
         time.sleep(0.1)
         theirs.check()

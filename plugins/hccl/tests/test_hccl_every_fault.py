@@ -25,8 +25,8 @@ Start = Callable[..., Ranks]
 HCCS = {"HCCL_INTRA_ROCE_ENABLE": "0", "HCCL_INTRA_PCIE_ENABLE": "1"}
 SECONDS = 30.0
 """For linking."""
-LONG = 8.0
-"""Longer than anything may take on the rank that has the fault."""
+LONG = 20.0
+"""Longer than anything may take on the rank that has the fault; linking may take SECONDS."""
 MOST_CALLS = 2
 """The first calls of a function are tried, and the last one."""
 PARTS = 4

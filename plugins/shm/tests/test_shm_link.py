@@ -349,6 +349,8 @@ def test_options_are_checked() -> None:
 
 
 LARGE = 32 << 20
+SOON = 30.0
+"""Seconds, far from the minutes that copies take which nobody ends."""
 
 
 @pytest.fixture(params=["pool", "user"])
@@ -378,8 +380,8 @@ def test_many_blocks_by_several_threads(large: Pair) -> None:
 
 
 def _endless(pair: Pair, timeout: float) -> None:
-    """Many seconds of copies."""
-    count = 4000
+    """Minutes of copies."""
+    count = 40_000
     vectors = [array("q", [n]) * count for n in (pair.region.address, pair.remote, LARGE)]
     pair.links[0].read(1, vectors[0], vectors[1], vectors[2], timeout)
 
@@ -389,7 +391,7 @@ def test_a_deadline_ends_every_thread(large: Pair) -> None:
     began = time.monotonic()
     with pytest.raises(TransferTimeout):
         _endless(large, 0.1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < SOON
     assert tasks.falls_to(before)
 
 
@@ -399,8 +401,8 @@ def test_an_abort_ends_every_thread(large: Pair) -> None:
     timer.start()
     began = time.monotonic()
     with pytest.raises(TransferError, match="aborted"):
-        _endless(large, 60)
-    assert time.monotonic() - began < 5
+        _endless(large, 600)
+    assert time.monotonic() - began < SOON
     timer.join()
     assert tasks.falls_to(before)
 
@@ -410,8 +412,8 @@ def test_a_peer_that_dies_meanwhile_is_noticed(large: Pair) -> None:
     timer.start()
     began = time.monotonic()
     with pytest.raises(PeerLost):
-        _endless(large, 60)
-    assert time.monotonic() - began < 5
+        _endless(large, 600)
+    assert time.monotonic() - began < SOON
     timer.join()
 
 
@@ -420,7 +422,7 @@ def test_close_waits_for_what_is_in_flight(large: Pair) -> None:
 
     def pull() -> None:
         try:
-            _endless(large, 60)
+            _endless(large, 600)
         except TransferError as error:
             failed.append(error)
 
@@ -428,7 +430,7 @@ def test_close_waits_for_what_is_in_flight(large: Pair) -> None:
     thread.start()
     time.sleep(0.1)
     assert large.links[0].close() == frozenset()
-    thread.join(5)
+    thread.join(SOON)
     assert "aborted" in str(failed[0])
 
 
