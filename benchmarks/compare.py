@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from contenders import CONTENDERS, Contender
 
+from datadist.base.digits import argument
 from datadist.bench.shapes import ONE_BLOCK, SHAPES, Shape
 from datadist.cli.tables import render
-from datadist.digits import argument
 
 INSIDE = "DATADIST_COMPARE_INSIDE"
 SECONDS = 180.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, overload
 
-from datadist import checks
-from datadist.keywords import did_you_mean, named_keywords
-from datadist.names import CheckedAssignment
+from datadist.base import checks
+from datadist.base.keywords import did_you_mean, named_keywords
+from datadist.base.names import CheckedAssignment
 from datadist.status import param_invalid
 
 __all__ = ["INVALID_ID", "BlocksCacheKey", "CacheKey", "CacheKeyByIdAndIndex"]

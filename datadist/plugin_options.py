@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from datadist.digits import parse_digits
-from datadist.texts import nearest, shown
+from datadist.base.digits import parse_digits
+from datadist.base.texts import nearest, shown
 from datadist.transport import OptionError
 
 __all__ = ["choice", "number", "refuse_unknown"]

@@ -26,10 +26,10 @@ from pydantic import (
     ValidationError,
 )
 
-from datadist import hints
-from datadist.addresses import is_address, looks_numeric
-from datadist.digits import parse_digits
-from datadist.portable import Portable
+from datadist.base import hints
+from datadist.base.addresses import is_address, looks_numeric
+from datadist.base.digits import parse_digits
+from datadist.base.portable import Portable
 
 __all__ = ["RankDevice", "RankTable", "RankTableError", "parse_rank_table"]
 

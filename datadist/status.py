@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datadist.enums import NamedInt
-from datadist.keywords import named_keywords
-from datadist.names import NamedMembers
-from datadist.portable import Portable
+from datadist.base.enums import NamedInt
+from datadist.base.keywords import named_keywords
+from datadist.base.names import NamedMembers
+from datadist.base.portable import Portable
 
 __all__ = [
     "LLMException",

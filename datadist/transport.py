@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from datadist.deferred import Deferred
-from datadist.enums import NamedInt
-from datadist.names import NamedMembers
-from datadist.portable import Portable
+from datadist.base.deferred import Deferred
+from datadist.base.enums import NamedInt
+from datadist.base.names import NamedMembers
+from datadist.base.portable import Portable
 
 if TYPE_CHECKING:
     import typing_extensions as extensions

@@ -8,13 +8,13 @@ import socket
 from collections.abc import Sequence
 from enum import Enum
 
-from datadist import checks
-from datadist.addresses import parse_ipv4
-from datadist.enums import NamedInt
-from datadist.hints import ADDRESSES
+from datadist.base import checks
+from datadist.base.addresses import parse_ipv4
+from datadist.base.enums import NamedInt
+from datadist.base.hints import ADDRESSES
+from datadist.base.keywords import named_keywords
+from datadist.base.names import CheckedAttributes, NamedMembers
 from datadist.keys import INVALID_ID, BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
-from datadist.keywords import named_keywords
-from datadist.names import CheckedAttributes, NamedMembers
 from datadist.status import LLMException, param_invalid
 from datadist.transport import Placement
 

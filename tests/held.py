@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from datadist.engine.domain import Attempt
+from datadist.links.domain import Attempt
 from datadist.status import LLMStatusCode
 from tests import nodes
 

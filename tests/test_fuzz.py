@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datadist.caches.peers import Announcements, PeerView
+from datadist.caches.requests import Requests
 from datadist.control.channel import Handshake, HandshakeError, Seal, Seals
 from datadist.control.messages import Message
 from datadist.control.remote import Remote
 from datadist.control.session import Session
-from datadist.engine.building import Builder
-from datadist.engine.domain import Attempt, Domain
 from datadist.engine.inbox import Inbox
-from datadist.engine.peers import Announcements, PeerView
-from datadist.engine.requests import Requests
+from datadist.links.building import Builder
+from datadist.links.domain import Attempt, Domain
 from tests.fuzz.seeds import REFUSED, SEEDS
 from tests.fuzz.targets import LIVE, NAMES, TARGETS, opened
 from tests.fuzz.templates import KINDS

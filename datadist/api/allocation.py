@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from datadist import checks
 from datadist.api.arguments import (
     blocks_name,
     check_addresses,
@@ -20,11 +19,12 @@ from datadist.api.arguments import (
 )
 from datadist.api.cache import Cache, is_stranger
 from datadist.api.manager_part import ManagerPart
-from datadist.engine.directory import KeyName
+from datadist.base import checks
+from datadist.base.hints import ADDRESSES
+from datadist.base.keywords import named_keywords
+from datadist.caches.directory import KeyName
+from datadist.caches.owned import OwnCache
 from datadist.engine.engine import Engine
-from datadist.engine.owned import OwnCache
-from datadist.hints import ADDRESSES
-from datadist.keywords import named_keywords
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import BlocksCacheKey, CacheDesc, CacheKey, Placement, fixed
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from datadist import checks
 from datadist.api.cache import Cache
-from datadist.engine.directory import KeyName
+from datadist.base import checks
+from datadist.base.hints import ADDRESSES
+from datadist.caches.directory import KeyName
+from datadist.caches.owned import Layout, describe
 from datadist.engine.engine import Engine
-from datadist.engine.owned import Layout, describe
-from datadist.engine.plan import Blocks
-from datadist.engine.resolve import ById, Layers, Source
-from datadist.hints import ADDRESSES
 from datadist.status import param_invalid
+from datadist.transfers.plan import Blocks
+from datadist.transfers.resolve import ById, Layers, Source
 from datadist.types import (
     INVALID_ID,
     BlocksCacheKey,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datadist.keywords import named_keywords
+from datadist.base.keywords import named_keywords
 from datadist.types import DataType
 
 __all__ = ["CacheTensor", "tensor_view"]

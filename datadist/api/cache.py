@@ -6,10 +6,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from datadist import checks
-from datadist.deferred import Deferred
-from datadist.hints import ADDRESSES
-from datadist.keywords import named_keywords
+from datadist.base import checks
+from datadist.base.deferred import Deferred
+from datadist.base.hints import ADDRESSES
+from datadist.base.keywords import named_keywords
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import CacheDesc, Placement, fixed
 

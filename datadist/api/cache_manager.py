@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datadist import checks
 from datadist.api.allocation import Allocation
 from datadist.api.arguments import check_not_none, check_one_id
 from datadist.api.copying import Copying
 from datadist.api.layerwise import LayerWise
 from datadist.api.pulling import Pulling
 from datadist.api.pushing import Pushing
-from datadist.keywords import named_keywords
+from datadist.base import checks
+from datadist.base.keywords import named_keywords
 from datadist.types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 
 __all__ = ["CacheManager"]

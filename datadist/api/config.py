@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from datadist import checks
-from datadist.digits import is_digits
-from datadist.keywords import named_keywords
-from datadist.names import CheckedAttributes
+from datadist.base import checks
+from datadist.base.digits import is_digits
+from datadist.base.keywords import named_keywords
+from datadist.base.names import CheckedAttributes
 from datadist.status import param_invalid
 from datadist.types import ipv4_number
 

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datadist import checks
 from datadist.api.arguments import check_kind
 from datadist.api.cache import Cache, id_in, is_pooled, is_stranger, made_with
 from datadist.api.manager_part import ManagerPart
-from datadist.engine.copies import SwapSide
-from datadist.engine.defects import text_of
-from datadist.engine.plan import check_named_distinct
-from datadist.engine.transfer import as_param_invalid
-from datadist.keywords import named_keywords
+from datadist.base import checks
+from datadist.base.keywords import named_keywords
 from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.transfers.copies import SwapSide
+from datadist.transfers.plan import check_named_distinct
+from datadist.transfers.transfer import as_param_invalid
 from datadist.transport import Placement, Region, Unsupported
+from datadist.transports.defects import text_of
 from datadist.types import MemInfo, Memtype
 
 

@@ -13,9 +13,9 @@ from datadist.api.arguments import cluster_of, name_of
 from datadist.api.cache import Cache, made_with
 from datadist.api.layerwise_checks import Config, LayerBlocks
 from datadist.api.tasks import TransferConfig
-from datadist.engine.resolve import ById, Source
 from datadist.keys import BlocksCacheKey, CacheKeyByIdAndIndex
 from datadist.status import LLMException, param_invalid
+from datadist.transfers.resolve import ById, Source
 
 Int64Array = NDArray[np.int64]
 

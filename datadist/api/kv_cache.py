@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from datadist import checks
-from datadist.hints import ADDRESSES
-from datadist.keywords import named_keywords
+from datadist.base import checks
+from datadist.base.hints import ADDRESSES
+from datadist.base.keywords import named_keywords
 from datadist.status import param_invalid
 from datadist.types import CacheDesc, Placement
 

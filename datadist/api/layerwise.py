@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from datadist import checks
 from datadist.api.arguments import cluster_of, source_of
 from datadist.api.cache import Cache, id_in, made_with
 from datadist.api.destinations import check_apart
@@ -17,15 +16,16 @@ from datadist.api.tasks import (
     TransferConfig,
     TransferWithCacheKeyConfig,
 )
+from datadist.base import checks
+from datadist.base.keywords import named_keywords
+from datadist.caches.owned import Layout
 from datadist.engine.engine import Engine
-from datadist.engine.layerwise import LayerJob, LayerSend
-from datadist.engine.owned import Layout
-from datadist.engine.plan import Bases, Blocks, Segments, plan_blocks, plan_scatter, plan_slots
-from datadist.engine.push import PushLayers
-from datadist.engine.resolve import ById
-from datadist.engine.transfer import as_param_invalid, check_accessible
-from datadist.keywords import named_keywords
 from datadist.status import LLMException, param_invalid
+from datadist.transfers.layerwise import LayerJob, LayerSend
+from datadist.transfers.plan import Bases, Blocks, Segments, plan_blocks, plan_scatter, plan_slots
+from datadist.transfers.push import PushLayers
+from datadist.transfers.resolve import ById
+from datadist.transfers.transfer import as_param_invalid, check_accessible
 from datadist.types import Placement
 
 

@@ -8,13 +8,13 @@ from operator import index as as_index
 
 import numpy as np
 
-from datadist import checks
 from datadist.api.cache import Cache, made_with
 from datadist.api.tasks import TransferConfig, TransferWithCacheKeyConfig, check_uint64s
-from datadist.engine.plan import Blocks, check_blocks, check_distinct
-from datadist.engine.resolve import slots_of
-from datadist.engine.transfer import as_param_invalid
+from datadist.base import checks
 from datadist.status import param_invalid
+from datadist.transfers.plan import Blocks, check_blocks, check_distinct
+from datadist.transfers.resolve import slots_of
+from datadist.transfers.transfer import as_param_invalid
 from datadist.types import BlocksCacheKey
 
 PER_LAYER = 2

@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from datadist import checks
-from datadist.deferred import Deferred
-from datadist.keywords import named_keywords
-from datadist.log_prefix import clear_log_prefix, set_log_prefix
+from datadist.base import checks
+from datadist.base.deferred import Deferred
+from datadist.base.keywords import named_keywords
+from datadist.base.log_prefix import clear_log_prefix, set_log_prefix
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import LLMClusterInfo, LLMRole, RegisterMemStatus, ipv4_text
 
 if TYPE_CHECKING:  # loaded by init: what they need makes imports slow
     from datadist.api import cache_manager as managers
-    from datadist.engine.cluster_calls import Target
     from datadist.engine.engine import Engine
     from datadist.engine.options import EngineOptions
+    from datadist.links.cluster_calls import Target
 else:
     managers = Deferred("datadist.api.cache_manager")
 
@@ -424,7 +424,7 @@ def _last_failure(results: Sequence[LLMStatusCode]) -> LLMStatusCode:
 
 
 def _target(cluster: LLMClusterInfo) -> Target:
-    from datadist.engine.cluster_calls import Target
+    from datadist.links.cluster_calls import Target
 
     assert cluster.remote_cluster_id is not None
     return Target(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from datadist import checks
 from datadist.api.arguments import (
     check_kind,
     check_not_none,
@@ -17,9 +16,10 @@ from datadist.api.arguments import (
 )
 from datadist.api.cache import Cache, id_in
 from datadist.api.manager_part import ManagerPart
-from datadist.engine.plan import Blocks
-from datadist.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
+from datadist.base import checks
+from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
 from datadist.status import param_invalid
+from datadist.transfers.plan import Blocks
 from datadist.types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 
 if TYPE_CHECKING:

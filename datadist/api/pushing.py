@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from datadist import checks
 from datadist.api.arguments import (
     check_kind,
     check_not_none,
@@ -15,12 +14,13 @@ from datadist.api.arguments import (
 from datadist.api.cache import Cache, id_in, made_with
 from datadist.api.manager_part import ManagerPart
 from datadist.api.tasks import check_layer_range
-from datadist.engine.plan import Blocks, check_distinct
-from datadist.engine.push import PushLayers, layers_to_push
-from datadist.engine.resolve import ById
-from datadist.engine.transfer import as_param_invalid
-from datadist.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
+from datadist.base import checks
+from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
 from datadist.status import param_invalid
+from datadist.transfers.plan import Blocks, check_distinct
+from datadist.transfers.push import PushLayers, layers_to_push
+from datadist.transfers.resolve import ById
+from datadist.transfers.transfer import as_param_invalid
 from datadist.types import BlocksCacheKey, CacheKeyByIdAndIndex
 
 if TYPE_CHECKING:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from datadist import checks
-from datadist.engine.layerwise import LayerJob
-from datadist.hints import ADDRESSES
+from datadist.base import checks
+from datadist.base.hints import ADDRESSES
+from datadist.base.keywords import named_keywords
+from datadist.base.names import CheckedAttributes
 from datadist.keys import BlocksCacheKey, CacheKeyByIdAndIndex
-from datadist.keywords import named_keywords
-from datadist.names import CheckedAttributes
 from datadist.status import LLMStatusCode, param_invalid
+from datadist.transfers.layerwise import LayerJob
 
 __all__ = ["CacheTask", "LayerSynchronizer", "TransferConfig", "TransferWithCacheKeyConfig"]
 

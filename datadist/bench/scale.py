@@ -12,7 +12,7 @@ from datadist.bench.measure import OWN, PEER, Pair, Progress, pair, pool_for
 from datadist.bench.results import ScalePoint, Series
 from datadist.bench.shapes import MIB, Shape
 from datadist.bench.side import Remote, Settings
-from datadist.engine.plan import Blocks
+from datadist.transfers.plan import Blocks
 
 SIZES = [512 << n for n in range(14)]
 """512 B to 4 MiB."""

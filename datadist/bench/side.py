@@ -25,10 +25,10 @@ from datadist import (
     LLMRole,
     LLMStatusCode,
 )
+from datadist.base.texts import in_seconds
 from datadist.bench.shapes import Shape, fill, verify
 from datadist.engine.engine import Engine
-from datadist.engine.plan import Blocks
-from datadist.texts import in_seconds
+from datadist.transfers.plan import Blocks
 from datadist.transport import Link, Transport
 
 SECONDS = 300.0

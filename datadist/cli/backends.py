@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 
+from datadist.base.quiet import quiet
 from datadist.cli.tables import render
-from datadist.engine.loader import BackendError, choose_backend, survey, wanted
-from datadist.quiet import quiet
+from datadist.transports.loader import BackendError, choose_backend, survey, wanted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 
 from datadist import LLMException
+from datadist.base.digits import argument
+from datadist.base.quiet import quiet
 from datadist.bench import measure
 from datadist.bench.limits import threads_of_machine
 from datadist.bench.plot import plot
@@ -25,9 +27,7 @@ from datadist.bench.results import Result
 from datadist.bench.scale import scale
 from datadist.bench.shapes import MIB, SHAPES
 from datadist.bench.side import BenchError, Settings
-from datadist.digits import argument
-from datadist.engine.loader import BackendError, choose_backend
-from datadist.quiet import quiet
+from datadist.transports.loader import BackendError, choose_backend
 
 WORKLOADS = [*SHAPES, "latency", "link", "beside", "scale"]
 RUNTIME_DIR = "DATADIST_RUNTIME_DIR"

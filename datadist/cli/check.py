@@ -8,12 +8,12 @@ import os
 import sys
 from pathlib import Path
 
+from datadist.base.digits import parse_digits
+from datadist.base.texts import shown
 from datadist.cli.tables import render
-from datadist.digits import parse_digits
-from datadist.engine.loader import BackendError, choose_backend
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
-from datadist.texts import shown
 from datadist.transport import TransportError, TransportOptions
+from datadist.transports.loader import BackendError, choose_backend
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,9 +11,9 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from datadist.engine.loader import BackendError, choose_backend
-from datadist.texts import shown
+from datadist.base.texts import shown
 from datadist.transport import API_VERSION
+from datadist.transports.loader import BackendError, choose_backend
 
 if TYPE_CHECKING:
     import pytest

@@ -30,8 +30,8 @@ from datadist import (
     LLMException,
     LLMRole,
 )
-from datadist.digits import argument
-from datadist.texts import in_seconds
+from datadist.base.digits import argument
+from datadist.base.texts import in_seconds
 
 LAYERS, HEADS, HEAD_DIM, BLOCK_TOKENS = 32, 8, 128, 16
 BLOCK_SHAPE = (BLOCK_TOKENS, HEADS, HEAD_DIM)

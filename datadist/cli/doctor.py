@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from datadist.diagnosis import Finding, Level, examine, worst
-from datadist.engine.loader import BackendError, choose_backend, list_backends
+from datadist.transports.loader import BackendError, choose_backend, list_backends
 
 MARKS = {Level.OK: "ok", Level.NOTE: "note", Level.PROBLEM: "PROBLEM"}
 

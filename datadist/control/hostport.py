@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 from typing import Any, NamedTuple
 
-from datadist.addresses import is_address, looks_numeric
-from datadist.digits import is_digits
+from datadist.base.addresses import is_address, looks_numeric
+from datadist.base.digits import is_digits
 
 BASE_PORT = 26500
 """Port of device 0 where a rank table gives only an address; below the kernel's ephemeral range."""

@@ -19,7 +19,7 @@ from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
 
-from datadist.texts import in_seconds
+from datadist.base.texts import in_seconds
 
 log = logging.getLogger("datadist.control")
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from datadist.base.once import Once
 from datadist.control.hostport import HostPort
 from datadist.control.job import described
 from datadist.control.listener import Listener
@@ -22,7 +23,6 @@ from datadist.control.reactor import Reactor, Timer
 from datadist.control.runtime_dir import Address
 from datadist.control.session import Session
 from datadist.control.tcp import HANDSHAKE_SECONDS, Dial, NetworkSettings, TcpSession
-from datadist.once import Once
 
 if TYPE_CHECKING:
     from datadist.control.meeting import Meeting

@@ -15,12 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from datadist.addresses import is_address
+from datadist.base.addresses import is_address
+from datadist.base.texts import in_seconds
 from datadist.control.channel import TAG_SIZE, Handshake, HandshakeError, Seals
 from datadist.control.hostport import HostPort
 from datadist.control.reactor import READ, WRITE, Reactor
 from datadist.control.session import CHUNK, Session
-from datadist.texts import in_seconds
 
 Address = tuple[socket.AddressFamily, Any]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from datadist.base.quiet import quiet
 from datadist.diagnosis.finding import Finding, Level, on
-from datadist.engine.loader import how_to_get, survey
-from datadist.quiet import quiet
+from datadist.transports.loader import how_to_get, survey
 
 
 def examine() -> Iterator[Finding]:

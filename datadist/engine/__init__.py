@@ -1,1 +1,1 @@
-"""How the API works inside: links, key directory, memory, planning, transfers, backend choice."""
+"""The parts put together: options, start, dispatch of messages, and the engine itself."""

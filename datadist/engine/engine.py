@@ -13,7 +13,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from typing import Any, TypeVar
 
-from datadist.addresses import parse_address
+from datadist.base.addresses import parse_address
+from datadist.base.calls import Calls, interrupted
+from datadist.base.log_prefix import clear_log_prefix
+from datadist.base.texts import in_seconds
+from datadist.base.workers import Workers
+from datadist.caches.element_types import ElementTypes
+from datadist.caches.memory import Memory
+from datadist.caches.owned import OwnDirectory
+from datadist.caches.peers import PeerView
 from datadist.control.job import described
 from datadist.control.meeting import EndpointError, Meeting
 from datadist.control.messages import Announce
@@ -21,39 +29,31 @@ from datadist.control.reactor import Reactor
 from datadist.control.runtime_dir import RuntimeDirError, default_path
 from datadist.control.session import Session
 from datadist.control.tcp import NetworkSettings
-from datadist.engine.building import CLOSE_SECONDS, Builder
-from datadist.engine.calls import Calls, interrupted
-from datadist.engine.cluster_calls import ClusterCalls
-from datadist.engine.clusters import Clusters
-from datadist.engine.copies import Copies
-from datadist.engine.counters import link_stats, pool_stats
-from datadist.engine.defects import text_of
-from datadist.engine.domain import Domain, TableDomain
-from datadist.engine.duplicates import REMEDY, Duplicates
-from datadist.engine.element_types import ElementTypes
-from datadist.engine.fetch import Fetches
 from datadist.engine.inbox import Inbox
-from datadist.engine.links import Links
-from datadist.engine.memory import Memory
 from datadist.engine.options import EngineOptions
-from datadist.engine.owned import OwnDirectory
-from datadist.engine.peers import PeerView
-from datadist.engine.pull import Pulls
-from datadist.engine.push import Pushes
-from datadist.engine.rendezvous import Rendezvous
-from datadist.engine.shortcuts import Shortcuts
 from datadist.engine.starting import check_descriptors, start_transport, system_errors
-from datadist.engine.steps import Steps
-from datadist.engine.suspects import Suspects
-from datadist.engine.transfer import Transfers
-from datadist.engine.verify import Verification
-from datadist.engine.waiting import Waiting
-from datadist.engine.workers import Workers
-from datadist.log_prefix import clear_log_prefix
+from datadist.links.building import CLOSE_SECONDS, Builder
+from datadist.links.cluster_calls import ClusterCalls
+from datadist.links.clusters import Clusters
+from datadist.links.counters import link_stats, pool_stats
+from datadist.links.domain import Domain, TableDomain
+from datadist.links.duplicates import REMEDY, Duplicates
+from datadist.links.links import Links
+from datadist.links.rendezvous import Rendezvous
+from datadist.links.steps import Steps
+from datadist.links.suspects import Suspects
+from datadist.links.waiting import Waiting
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
 from datadist.status import LLMException, LLMStatusCode, param_invalid
-from datadist.texts import in_seconds
+from datadist.transfers.copies import Copies
+from datadist.transfers.fetch import Fetches
+from datadist.transfers.pull import Pulls
+from datadist.transfers.push import Pushes
+from datadist.transfers.shortcuts import Shortcuts
+from datadist.transfers.transfer import Transfers
+from datadist.transfers.verify import Verification
 from datadist.transport import Access, Placement
+from datadist.transports.defects import text_of
 from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.engine")

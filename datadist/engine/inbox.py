@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from datadist.caches.owned import OwnDirectory
+from datadist.caches.peers import PeerView
 from datadist.control.meeting import Meeting
 from datadist.control.messages import (
     Ack,
@@ -31,15 +33,13 @@ from datadist.control.messages import (
     Withdraw,
 )
 from datadist.control.session import Session, close_all
-from datadist.engine.building import ACKS, Builder
-from datadist.engine.clusters import Clusters
-from datadist.engine.duplicates import Duplicates
-from datadist.engine.fetch import Fetches
-from datadist.engine.links import Links
-from datadist.engine.owned import OwnDirectory
-from datadist.engine.peers import PeerView
-from datadist.engine.suspects import Suspects
-from datadist.engine.verify import Verification
+from datadist.links.building import ACKS, Builder
+from datadist.links.clusters import Clusters
+from datadist.links.duplicates import Duplicates
+from datadist.links.links import Links
+from datadist.links.suspects import Suspects
+from datadist.transfers.fetch import Fetches
+from datadist.transfers.verify import Verification
 
 log = logging.getLogger("datadist.control")
 

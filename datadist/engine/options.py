@@ -7,15 +7,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from datadist import checks
-from datadist.addresses import parse_ipv4
+from datadist.base import checks
+from datadist.base.addresses import parse_ipv4
+from datadist.base.digits import is_digits, parse_digits
+from datadist.base.texts import in_seconds, shown
+from datadist.caches.pool_config import PoolConfig, parse_pool
 from datadist.control.hostport import HostPort
 from datadist.control.job import job_name
-from datadist.digits import is_digits, parse_digits
-from datadist.engine.option_keys import check_keys, meant_by, not_text, where, wrong
-from datadist.engine.pool_config import PoolConfig, parse_pool
 from datadist.status import param_invalid
-from datadist.texts import in_seconds, shown
+from datadist.transports.option_keys import check_keys, meant_by, not_text, where, wrong
 from datadist.types import LLMRole
 
 __all__ = ["EngineOptions", "PoolConfig"]

@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from datadist.engine.defects import text_of
-from datadist.engine.loader import BackendError, Choice, choose_backend
-from datadist.engine.option_keys import where
+from datadist.base.log_prefix import attach
 from datadist.engine.options import EngineOptions
-from datadist.log_prefix import attach
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import OptionError, Transport, TransportError, TransportOptions
+from datadist.transports.defects import text_of
+from datadist.transports.loader import BackendError, Choice, choose_backend
+from datadist.transports.option_keys import where
 
 log = logging.getLogger("datadist.engine")
 

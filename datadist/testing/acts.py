@@ -16,7 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from datadist.engine.loader import load_transport
 from datadist.rank_table import parse_rank_table
 from datadist.testing.child import State, Task, WithFds
 from datadist.transport import (
@@ -30,6 +29,7 @@ from datadist.transport import (
     TransportError,
     TransportOptions,
 )
+from datadist.transports.loader import load_transport
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from datadist.base.texts import in_seconds
 from datadist.testing import acts, memory_acts
 from datadist.testing.acts import GroupPlan, Move, Outcome
 from datadist.testing.pattern import Landed
 from datadist.testing.processes import PeerError, Process
-from datadist.texts import in_seconds
 from datadist.transport import Access, Capabilities, Placement, TransportOptions
 
 MIB = 1 << 20

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
+from datadist.base.texts import in_seconds
 from datadist.testing import wire
-from datadist.texts import in_seconds
 from datadist.transport import Link, Region, Transport
 
 PR_SET_PDEATHSIG = 1

@@ -16,9 +16,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from datadist.portable import Portable
+from datadist.base.portable import Portable
+from datadist.base.texts import in_seconds
 from datadist.testing import wire
-from datadist.texts import in_seconds
 
 SECONDS = 60.0
 STACKS_SECONDS = 2.0

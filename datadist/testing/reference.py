@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from datadist import transport as spi
-from datadist.texts import in_seconds
+from datadist.base.texts import in_seconds
 from datadist.transport import Access, Placement
 
 if TYPE_CHECKING:

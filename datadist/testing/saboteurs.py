@@ -1,7 +1,7 @@
 """Transports that break one rule each, to prove that the kit notices.
 
 They derive from the reference transport and change a few lines. :data:`SABOTEURS` says which test
-catches which; ``tests/test_saboteurs.py`` makes sure that it does.
+catches which; ``tests/testing/test_saboteurs.py`` makes sure that it does.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datadist.engine.loader import survey
+from datadist.transports.loader import survey
 from tests import netcopy, nodes
 
 PAIR = {1: 0, 2: 1}

@@ -123,7 +123,7 @@ def _check_apart(regions: list[tuple[int, int]]) -> None:
 
 def introduction(data: bytes) -> bool:
     """What a member says that the transport's library brought together with us."""
-    from datadist.engine.introduction import Introduction
+    from datadist.links.introduction import Introduction
 
     try:
         said = Introduction.model_validate_json(data)

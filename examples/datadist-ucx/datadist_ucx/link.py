@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from datadist.texts import in_seconds
+from datadist.base.texts import in_seconds
 from datadist.transport import (
     Access,
     AddressError,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from datadist.texts import in_seconds
+from datadist.base.texts import in_seconds
 from datadist.transport import (
     Access,
     AddressError,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from enum import Enum
 
-from datadist.addresses import parse_address
-from datadist.digits import is_digits
+from datadist.base.addresses import parse_address
+from datadist.base.digits import is_digits
 from datadist.rank_table import RankDevice, RankTable
 from datadist.transport import LinkError
 from datadist_hccl.environment import PCIE, ROCE

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from datadist.texts import in_seconds
+from datadist.base.texts import in_seconds
 from datadist.transport import (
     Access,
     AddressError,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datadist.addresses import Address, parse_address
+from datadist.base.addresses import Address, parse_address
 
 SYSFS = Path("/sys/class/infiniband")
 ROCE_V2 = "RoCE v2"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from datadist.texts import in_seconds
+from datadist.base.texts import in_seconds
 from datadist.transport import PeerLost, TransferError, TransferTimeout
 from datadist_rdma import verbs
 from datadist_rdma.chains import DEPTH, REQUEST, Chain

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from datadist.addresses import Address
+from datadist.base.addresses import Address
 from datadist.rank_table import RankTable
 from datadist.transport import (
     Access,

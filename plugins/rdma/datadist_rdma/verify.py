@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datadist.digits import argument
+from datadist.base.digits import argument
 from datadist.transport import Access, Group, Offer, Peer, Placement, TransportOptions
 from datadist_rdma import ports
 from datadist_rdma.transport import RdmaTransport

@@ -11,9 +11,9 @@ from typing import Any
 from tests.nodes import SECONDS, Node, RemoteError
 
 PRELOADED = [
-    "roce.spi", "roce.library", "datadist_rdma", "tests.test_pull", "tests.test_push",
-    "tests.test_layerwise",
-    "tests.test_clusters", "tests.test_link", "tests.faults.stage",
+    "roce.spi", "roce.library", "datadist_rdma", "tests.transfers.test_pull", "tests.transfers.test_push",
+    "tests.transfers.test_layerwise",
+    "tests.links.test_clusters", "tests.links.test_link", "tests.faults.stage",
 ]  # fmt: skip
 """Their imports take seconds in an emulated machine."""
 OTHER = "10.99.0.2"

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from datadist.texts import in_seconds
+from datadist.base.texts import in_seconds
 from datadist.transport import (
     Access,
     AddressError,

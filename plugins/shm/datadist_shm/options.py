@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from datadist.base.texts import shown
 from datadist.plugin_options import choice, number, refuse_unknown
-from datadist.texts import shown
 from datadist.transport import OptionError
 from datadist_shm import _native
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from datadist.texts import in_seconds
+from datadist.base.texts import in_seconds
 from datadist.transport import (
     LinkError,
     Placement,

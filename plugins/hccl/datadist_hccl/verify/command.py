@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from datadist.digits import argument
+from datadist.base.digits import argument
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
 from datadist.transport import LinkError, TransportError
 from datadist_hccl import HcclTransport

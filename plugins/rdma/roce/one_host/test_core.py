@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 # ruff: noqa: F401 - pytest collects what is imported here
-from tests.test_clusters import (
+from tests.links.test_clusters import (
     test_a_link_works_in_both_directions_at_once,
     test_a_live_link_is_reported_and_a_stale_half_replaced,
 )
-from tests.test_layerwise import (
+from tests.transfers.test_layerwise import (
     test_a_dead_target_ends_the_task,
     test_one_sided_slots,
     test_two_sided_slot_to_blocks,
 )
-from tests.test_pull import (
+from tests.transfers.test_pull import (
     test_all_ordered_pairs_of_four_clusters_and_two_domains,
     test_blocks_to_blocks,
     test_contiguous_to_blocks_with_a_short_last_block,
@@ -20,7 +20,7 @@ from tests.test_pull import (
     test_request_keys_are_consumed_and_prefix_keys_are_not,
     test_wrong_pulls_change_nothing,
 )
-from tests.test_push import (
+from tests.transfers.test_push import (
     test_a_slot_is_pushed,
     test_blocks_are_pushed,
     test_freed_memory_is_not_pushed_into,

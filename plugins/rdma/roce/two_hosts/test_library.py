@@ -15,15 +15,15 @@ from roce.nodes import AnyNode, RemoteNode, lab, start_here, wait_for_other
 
 from datadist import BlocksCacheKey, CacheKeyByIdAndIndex, RegisterMemStatus
 from tests import nodes
+from tests.links.test_link import CONTRACT_TABLE, documented_example
 from tests.nodes import RemoteError, pattern
-from tests.test_layerwise import test_one_sided_blocks, test_two_sided_blocks
-from tests.test_link import CONTRACT_TABLE, documented_example
-from tests.test_pull import (
+from tests.transfers.test_layerwise import test_one_sided_blocks, test_two_sided_blocks
+from tests.transfers.test_pull import (
     test_all_ordered_pairs_of_four_clusters_and_two_domains,
     test_blocks_to_blocks,
     test_layer_ranges_move_these_tensors_only,
 )
-from tests.test_push import test_a_slot_is_pushed, test_blocks_are_pushed
+from tests.transfers.test_push import test_a_slot_is_pushed, test_blocks_are_pushed
 
 __all__ = [
     "test_a_slot_is_pushed",

@@ -1,0 +1,41 @@
+"""Numbers as users write them: ASCII digits and nothing else.
+
+`int` also reads blanks, signs, underscores and the digits of other scripts: ``" 2_6000"`` is 26000.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from datadist.base.texts import shown
+
+__all__ = ["argument", "is_digits", "parse_digits"]
+
+MOST = 20
+"""Digits that no number of the API exceeds."""
+
+
+def is_digits(text: str) -> bool:
+    """Whether this is a number without a sign, however long."""
+    return text.isascii() and text.isdecimal()
+
+
+def parse_digits(text: str) -> int | None:
+    """A number of at most 20 digits; None for any other text."""
+    return int(text) if is_digits(text) and len(text) <= MOST else None
+
+
+def argument(low: int, high: int = 2**63 - 1) -> Callable[[str], int]:
+    """The ``type`` of a command-line option that is a number in ``[low, high]``."""
+
+    def parse(text: str) -> int:
+        from argparse import (
+            ArgumentTypeError,
+        )  # not with this module: `import datadist` is to be quick
+
+        number = parse_digits(text)
+        if number is None or not low <= number <= high:
+            raise ArgumentTypeError(f"{shown(text)} is not a number in [{low}, {high}]")
+        return number
+
+    return parse

@@ -1,0 +1,250 @@
+"""What we know of one peer engine while a session with it lasts."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from datadist.caches.directory import KeyDirectory
+from datadist.control.messages import Ack, Announce, Directory, Message, OfferMessage, Sync
+from datadist.control.session import Session
+
+Meaning: TypeAlias = "tuple[str, tuple[tuple[int, int], ...], str]"
+"""What must be equal for two to want the same domain: name, mapping, table."""
+
+
+def meaning(message: Announce) -> Meaning:
+    """What a wish means."""
+    return message.name, tuple(sorted(message.ranks)), message.table
+
+
+MAX_ANNOUNCED = 1024
+"""Wishes of one peer, which can hold half as many domains."""
+MOST_GIVEN_UP = 3
+OFFER_WINDOW = 8
+"""Offers on their way to one peer; bounds the descriptors in flight."""
+TOKENS = itertools.count(1)
+"""Names of transfers. Whoever begins one has its token before anything is noted under it, so that all
+of that can be undone wherever an exception of a signal handler gets in between."""
+
+
+@dataclass
+class Announcement:
+    """A peer's wish for a domain, and when we heard of it."""
+
+    message: Announce
+    at: float = field(default_factory=time.monotonic)
+
+
+class Announcements:
+    """A peer's wishes, by its link id and by what they mean."""
+
+    def __init__(self) -> None:
+        self._by_link: dict[int, Announcement] = {}
+        self._by_meaning: dict[Meaning, dict[int, Announcement]] = {}
+        self.given_up: deque[str] = deque(maxlen=MOST_GIVEN_UP)
+        """Names of wishes that were withdrawn, the last ones."""
+
+    def put(self, message: Announce) -> None:
+        """Take a wish; a later one of the same link id replaces it."""
+        self.pop(message.link)
+        announcement = self._by_link[message.link] = Announcement(message)
+        self._by_meaning.setdefault(meaning(message), {})[message.link] = announcement
+
+    def pop(self, link: int) -> None:
+        """Forget a wish; harmless when it is not there."""
+        announcement = self._by_link.pop(link, None)
+        if announcement is not None:
+            key = meaning(announcement.message)
+            del self._by_meaning[key][link]
+            if not self._by_meaning[key]:
+                del self._by_meaning[key]
+
+    def give_up(self, link: int) -> None:
+        """Forget a wish that its peer has withdrawn, but for its name."""
+        announcement = self._by_link.get(link)
+        if announcement is not None and announcement.message.name not in self.given_up:
+            self.given_up.append(announcement.message.name)
+        self.pop(link)
+
+    def meaning(self, key: Meaning) -> dict[int, Announcement]:
+        """The wishes that mean ``key``, by link id, oldest first."""
+        return self._by_meaning.get(key, {})
+
+    def __len__(self) -> int:
+        return len(self._by_link)
+
+    def __iter__(self) -> Iterator[Announcement]:
+        return iter(list(self._by_link.values()))
+
+
+class PeerView:
+    """A peer: what it announced, its directory, and what it has acknowledged of ours.
+
+    The reactor changes it; pulling threads look things up under ``lock``.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.announcements = Announcements()
+        self.early: dict[str, tuple[OfferMessage, list[int]]] = {}
+        self.subscribed = False
+        self.gone = False
+        """Whether it is certain that it touches our memory no more."""
+        self.seq_sent = 0
+        self.seq_acked = 0
+        self.lock = threading.Lock()
+        self.directory = KeyDirectory()
+        self.version = 0
+        """Changes with every update of the directory, and with every newer link to its cluster."""
+        self.consumed: set[int] = set()
+        self.covered: dict[int, set[int]] = {}
+        self.pulls: set[int] = set()
+        """In flight, by token."""
+        self._deferred: list[tuple[set[int], int]] = []
+        self._offers_out = 0
+        self._offers: deque[Callable[[], bool]] = deque()
+        self._sync_ids = itertools.count(1)
+        self._syncs: dict[int, threading.Event] = {}
+
+    @property
+    def incarnation(self) -> str:
+        """The peer's incarnation."""
+        return self.session.incarnation
+
+    def send(self, message: Message) -> None:
+        """Send a message without descriptors."""
+        self.session.send(message)
+
+    # -- its directory ---------------------------------------------------------------------
+
+    def apply(self, update: Directory) -> None:
+        """Take a directory update, and acknowledge it when no pull uses what it revoked."""
+        with self.lock:
+            self.version += 1
+            if update.reset:
+                self.directory.replace_all(update.upsert)
+            else:
+                for cache_id in update.remove:
+                    self.directory.remove(cache_id)
+                for entry in update.upsert:
+                    self.directory.put(entry)
+            for cache_id, binding_id in update.unbind:
+                self.directory.unbind(cache_id, binding_id)
+                self.consumed.discard(binding_id)
+                self.covered.pop(binding_id, None)
+            if update.last and not update.unbind and (self.consumed or self.covered):
+                bound = self.directory.binding_ids()
+                self.consumed &= bound
+                self.covered = {k: v for k, v in self.covered.items() if k in bound}
+        self.acknowledge(update.seq)
+
+    def outdate(self) -> None:
+        """Nothing that was found out for a transfer holds any more: another link may serve now."""
+        with self.lock:
+            self.version += 1
+
+    def acknowledge(self, seq: int) -> None:
+        """Send the acknowledgement now, or when the pulls in flight have ended."""
+        with self.lock:
+            self._deferred.append((set(self.pulls), seq))
+        self._acknowledge_deferred()
+
+    @contextmanager
+    def pulling(self) -> Iterator[int]:
+        """The token of a transfer that is begun in here, and ends with this."""
+        token = next(TOKENS)
+        try:
+            yield token
+        finally:
+            self.pulls.discard(token)  # in C: no handler of a signal comes before that
+            self.end_pull(token)
+
+    def begin_pull(self, token: int) -> None:
+        """Note that a transfer starts; call with ``lock`` held, together with the look-up.
+
+        ``token`` is the next of :data:`TOKENS`.
+        """
+        self.pulls.add(token)
+
+    def begin_pull_at(self, version: int, token: int) -> bool:
+        """:meth:`begin_pull`, unless the directory has changed since it had that version.
+
+        Takes no lock: the pull is noted before the version is read, and :meth:`apply` changes the
+        version before it looks for pulls, so one of the two sees the other.
+        """
+        self.pulls.add(token)
+        if self.version == version:
+            return True
+        self.end_pull(token)
+        return False
+
+    def end_pull(self, token: int) -> None:
+        """Note that it ended, if it began; sends the acknowledgements that waited for it.
+
+        In the same manner: a pull is taken off before acknowledgements are looked for, and these are
+        noted before they look for pulls.
+        """
+        self.pulls.discard(token)
+        if self._deferred:
+            self._acknowledge_deferred()
+
+    def _acknowledge_deferred(self) -> None:
+        """Sent before it is crossed out: rather twice than not at all, where a signal interrupts."""
+        with self.lock:
+            ready = [seq for waiting, seq in self._deferred if waiting.isdisjoint(self.pulls)]
+        if ready:
+            done = max(ready)  # it would wait for every pull that an earlier change waits for
+            self.send(Ack(seq=done))
+            with self.lock:
+                self._deferred = [item for item in self._deferred if item[1] > done]
+
+    # -- look-ups that miss ------------------------------------------------------------------
+
+    def synchronize(self, timeout: float) -> bool:
+        """Wait until everything that the peer published before now has come; False: no answer.
+
+        Returns at once when the peer is gone (``session.closed`` tells).
+        """
+        sync_id, event = next(self._sync_ids), threading.Event()
+        self._syncs[sync_id] = event
+        self.send(Sync(id=sync_id))
+        if self.session.closed:
+            event.set()
+        answered = event.wait(timeout)
+        self._syncs.pop(sync_id, None)
+        return answered and not self.session.closed
+
+    def end_sync(self, sync_id: int) -> None:
+        """The answer has come."""
+        event = self._syncs.pop(sync_id, None)
+        if event is not None:
+            event.set()
+
+    def end_all_syncs(self) -> None:
+        """Wake everybody: the peer is gone."""
+        for sync_id in list(self._syncs):
+            self.end_sync(sync_id)
+
+    # -- offers to it ------------------------------------------------------------------------
+
+    def queue_offer(self, give: Callable[[], bool]) -> None:
+        """Call ``give`` once fewer than the window are out; it says whether it sent one."""
+        self._offers.append(give)
+        self._give_offers()
+
+    def offer_taken(self) -> None:
+        """The peer is done with one of our offers."""
+        self._offers_out = max(0, self._offers_out - 1)
+        self._give_offers()
+
+    def _give_offers(self) -> None:
+        while self._offers and self._offers_out < OFFER_WINDOW:
+            if self._offers.popleft()():
+                self._offers_out += 1

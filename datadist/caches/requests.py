@@ -1,0 +1,63 @@
+"""Requests at peers that are answered by a message, and who waits for them."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+from datadist.caches.peers import PeerView
+from datadist.control.messages import Message
+
+Answer = TypeVar("Answer")
+
+
+class Request(Generic[Answer]):
+    """One request, which is over when the answer has come or the peer is gone."""
+
+    def __init__(self, view: PeerView) -> None:
+        self.view = view
+        self.over = threading.Event()
+        self.answer: Answer | None = None
+
+    def wait(self, deadline: float) -> Answer | None:
+        """The answer; None where the peer is gone (``over`` is set) or the time is."""
+        self.over.wait(max(0.0, deadline - time.monotonic()))
+        return self.answer
+
+
+class Requests(Generic[Answer]):
+    """Those of one kind. :meth:`ask` is for any thread, the rest for the reactor."""
+
+    def __init__(self) -> None:
+        self._ids = itertools.count(1)
+        self._open: dict[int, Request[Answer]] = {}
+
+    @contextmanager
+    def ask(self, view: PeerView, make: Callable[[int], Message]) -> Iterator[Request[Answer]]:
+        """Send the message that ``make`` makes for an id, which the answer will carry."""
+        number = next(self._ids)
+        request = self._open[number] = Request(view)
+        try:
+            view.send(make(number))
+            if view.session.closed:  # and perhaps was, before this request was noted
+                request.over.set()
+            yield request
+        finally:
+            del self._open[number]
+
+    def answer(self, view: PeerView, number: int, answer: Answer) -> None:
+        """A peer answers; only the one that was asked."""
+        request = self._open.get(number)
+        if request is not None and request.view is view:
+            request.answer = answer
+            request.over.set()
+
+    def on_gone(self, view: PeerView) -> None:
+        """A peer's session is over."""
+        for request in list(self._open.values()):
+            if request.view is view:
+                request.over.set()

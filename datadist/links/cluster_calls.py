@@ -1,0 +1,152 @@
+"""`link_clusters` and `unlink_clusters` as the caller's thread sees them: one result per cluster."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datadist.base.calls import Calls
+from datadist.caches.revocations import Revocations
+from datadist.links.building import Builder
+from datadist.links.clusters import Call, Clusters
+from datadist.links.domain import PairDomain
+from datadist.status import LLMStatusCode
+from datadist.transports.defects import text_of
+
+log = logging.getLogger("datadist.link")
+
+GRACE_SECONDS = 1.0
+"""How much later than its deadline a pair may be settled; never reached unless we are stopped."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A cluster to link with or to unlink."""
+
+    cluster: int
+    addresses: tuple[tuple[str, int], ...]
+    """IPv4 text and port of its listener; exactly one is needed."""
+
+
+class ClusterCalls:
+    """Links by address from any thread; results are returned, not raised.
+
+    ``call`` runs a function on the reactor and raises LLM_FAILED when that does not answer.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[Callable[[], Any]], Any],
+        clusters: Clusters,
+        builder: Builder,
+        revocations: Revocations,
+        calls: Calls,
+    ) -> None:
+        self._call = call
+        self._calls = calls
+        self._clusters = clusters
+        self._builder = builder
+        self._revocations = revocations
+
+    # -- link --------------------------------------------------------------------------------
+
+    def link(self, targets: Sequence[Target], seconds: float) -> list[LLMStatusCode]:
+        """Link with every target, all at once; a status each, within ``seconds``."""
+        started = [(target, self._dial(target, seconds)) for target in targets]
+        return [_settle(target, call) for target, call in started]
+
+    def _dial(self, target: Target, seconds: float) -> Call | None:
+        if len(target.addresses) != 1:
+            return None
+        ip, port = target.addresses[0]
+        call: Call = self._call(lambda: self._clusters.dial(ip, port, seconds))
+        return call
+
+    # -- unlink ------------------------------------------------------------------------------
+
+    def unlink(
+        self, targets: Sequence[Target], seconds: float, force: bool, needs_address: bool
+    ) -> list[LLMStatusCode]:
+        """Unlink every target; without ``force`` its half is gone, too, when this returns."""
+        deadline = time.monotonic() + seconds
+        return [self._unlink(target, deadline, force, needs_address) for target in targets]
+
+    def _unlink(
+        self, target: Target, deadline: float, force: bool, needs_address: bool
+    ) -> LLMStatusCode:
+        if needs_address and not force and len(target.addresses) != 1:
+            return _refuse(
+                target, "unlink", LLMStatusCode.LLM_PARAM_INVALID, _needs_one_address(target)
+            )
+        # asked of the reactor, which first handles what has arrived: that the peer died, say
+        pair = self._call(lambda: self._clusters.pairs.get(target.cluster))
+        if pair is None:
+            return LLMStatusCode.LLM_SUCCESS
+        if not force and not pair.usable and not pair.waiting:
+            gone = pair.attempt.gone if pair.attempt else {}
+            why = "; ".join(gone.values()) or "it is broken"
+            return _refuse(
+                target, "unlink", LLMStatusCode.LLM_UNLINK_FAILED,
+                f"the peer cannot be told: {why}; use force=True",
+            )  # fmt: skip
+        return self.close(pair, max(0.0, deadline - time.monotonic()), wait=not force)
+
+    def close(self, pair: PairDomain, seconds: float, wait: bool) -> LLMStatusCode:
+        """End a pair; with ``wait`` until the peer confirmed, or ``seconds`` have passed."""
+        confirmed = threading.Event()
+        with self._calls.under_way():
+            attempt, told = self._call(lambda: self._clusters.remove(pair))
+            self._revocations.when_acked(told, confirmed.set)
+            if attempt is not None:
+                try:
+                    self._builder.close(attempt, seconds if wait else 0.0)
+                except Exception as error:
+                    log.error("%s: closing it failed: %s", pair, text_of(error, attempt.link))
+                    return LLMStatusCode.LLM_UNLINK_FAILED
+        if wait and not confirmed.wait(seconds):
+            log.error("%s: the peer did not confirm the end in time", pair)
+            return LLMStatusCode.LLM_TIMEOUT
+        return LLMStatusCode.LLM_SUCCESS
+
+    def close_all(self) -> None:
+        """End every pair without waiting for peers (finalize)."""
+        self._call(self._clusters.end_calls)
+        for pair in list(self._clusters.pairs.values()):
+            self.close(pair, 0.0, wait=False)
+
+
+def _settle(target: Target, call: Call | None) -> LLMStatusCode:
+    """Wait for what comes of a call."""
+    if call is None:
+        return _refuse(target, "link", LLMStatusCode.LLM_PARAM_INVALID, _needs_one_address(target))
+    call.met.wait(_left(call.deadline))
+    if call.error is not None:
+        return _refuse(target, "link", call.error.code, str(call.error))
+    pair = call.pair
+    if pair is None:
+        return LLMStatusCode.LLM_TIMEOUT
+    if pair.cluster != target.cluster:
+        log.warning(
+            "remote_cluster_id is %d, but at %s listens cluster %d: linking with that",
+            target.cluster, call.place, pair.cluster,
+        )  # fmt: skip
+    return pair.code if pair.settled.wait(_left(pair.deadline)) else LLMStatusCode.LLM_TIMEOUT
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic() + GRACE_SECONDS)
+
+
+def _refuse(target: Target, verb: str, code: LLMStatusCode, reason: str) -> LLMStatusCode:
+    log.error("cannot %s cluster %d: %s: %s", verb, target.cluster, code.name, reason)
+    return code
+
+
+def _needs_one_address(target: Target) -> str:
+    return (
+        f"exactly one remote address is needed (append_remote_ip_info), not {len(target.addresses)}"
+    )

@@ -1,0 +1,286 @@
+"""Our side of one communication domain, and of one attempt to build it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+from datadist.caches.peers import Meaning, PeerView, meaning
+from datadist.control.elsewhere import EngineElsewhere
+from datadist.control.hostport import HostPort
+from datadist.control.messages import Announce, Member, OfferMessage
+from datadist.control.reactor import Timer
+from datadist.control.session import Descriptor
+from datadist.links.counters import Counters
+from datadist.rank_table import RankTable
+from datadist.status import LLMStatusCode
+from datadist.transport import Link
+from datadist.types import RegisterMemStatus
+
+log = logging.getLogger("datadist.link")
+
+
+@dataclass(eq=False)
+class Attempt:
+    """Building a domain with known members; dropped and begun anew when a member leaves."""
+
+    token: str
+    rank: int
+    ranks: list[int]
+    """Of all members, ourselves included."""
+    members: dict[int, Member]
+    """Those that are known: all, or none until the transport's library brought them together."""
+    link: Link | None = None
+    opening: bool = False
+    regions: list[int] = field(default_factory=list)
+    """Ids of our regions that this link exposes."""
+    offers: dict[int, tuple[OfferMessage, list[int]]] = field(default_factory=dict)
+    attaching: set[int] = field(default_factory=set)
+    attached: set[int] = field(default_factory=set)
+    ready: set[int] = field(default_factory=set)
+    told_ready: bool = False
+    gone: dict[int, str] = field(default_factory=dict)
+    """Ranks that can not be reached any more, and why."""
+    exposed: dict[int, frozenset[int]] = field(default_factory=dict)
+    """Region ids of each peer that this link reaches."""
+    locks: dict[int, threading.Lock] = field(default_factory=dict)
+    counters: dict[int, Counters] = field(default_factory=dict)
+    dead: bool = False
+    """Whether it was given up."""
+    hurried: bool = False
+    """Whether what still moved was aborted, since the engine ends."""
+    greeted: set[int] = field(default_factory=set)
+    """Ranks for which our offer was prepared."""
+    joining: bool = False
+    """Whether the transport's library is bringing the members together."""
+    joined: bool = False
+    closing: bool = False
+    dropped: bool = False
+    """Whether a worker closes it, rather than the thread that unlinks."""
+    processes: list[Descriptor] = field(default_factory=list)
+    """Of the members, kept open until the link is closed."""
+    jobs: int = 0
+    quiet: threading.Event = field(default_factory=threading.Event)
+    """Set while no worker is busy with this attempt."""
+
+    def __post_init__(self) -> None:
+        self.quiet.set()
+        self.locks = {rank: threading.Lock() for rank in self.others}
+        self.counters = {rank: Counters() for rank in self.others}
+
+    @property
+    def others(self) -> list[int]:
+        """Ranks of the peers."""
+        return [rank for rank in self.ranks if rank != self.rank]
+
+    @property
+    def taken(self) -> set[tuple[str, int]]:
+        """Incarnation and link id of every member."""
+        return {(member.incarnation, member.link) for member in self.members.values()}
+
+    def rank_of(self, incarnation: str) -> int | None:
+        """The rank that an engine has in this attempt."""
+        for rank, member in self.members.items():
+            if member.incarnation == incarnation:
+                return rank
+        return None
+
+    def stage(self) -> str:
+        """What is being waited for, for people."""
+        if not self.opening:
+            return "meeting the members"
+        if self.link is None:
+            return "opening the transport"
+        if self.joining:
+            return "joining the peers in the transport's library"
+        for rank in self.others:
+            if rank not in self.attached:
+                if rank in self.attaching:
+                    return f"attaching the offer of rank {rank}"
+                return f"waiting for the offer of {self._who(rank)}"
+        missing = [rank for rank in self.others if rank not in self.ready]
+        return f"waiting until {', '.join(map(self._who, missing))} is ready"
+
+    def _who(self, rank: int) -> str:
+        member = self.members.get(rank)
+        who = "" if member is None else f" (cluster {member.cluster_id}; is it stopped or busy?)"
+        return f"rank {rank}{who}"
+
+    def abort(self, ranks: Iterable[int]) -> None:
+        """Stop what moves between us and these ranks, and all that would follow."""
+        for rank in ranks:
+            try:
+                if self.link is not None:
+                    self.link.abort(rank)
+            except Exception:
+                log.exception("defect of the transport: aborting raised; please report it")
+
+    def shut_down(self, patience: float, limit: float) -> frozenset[int]:
+        """Close the transport's link; not on the reactor.
+
+        Waits ``patience`` seconds for transfers in flight, then aborts them, and ``limit`` more for
+        whatever else is busy. Returns the ranks that may still write our memory.
+        """
+        self.dead = True
+        held = self._acquire(self.locks.values(), time.monotonic() + patience)
+        self.abort(self.others)
+        deadline = time.monotonic() + limit
+        if not self.joining:  # which ends when the link is closed
+            self.quiet.wait(limit)
+        held += self._acquire((k for k in self.locks.values() if k not in held), deadline)
+        try:
+            return self.link.close() if self.link is not None else frozenset()
+        finally:
+            for lock in held:
+                lock.release()
+
+    @staticmethod
+    def _acquire(locks: Iterable[threading.Lock], deadline: float) -> list[threading.Lock]:
+        return [k for k in locks if k.acquire(timeout=max(0.0, deadline - time.monotonic()))]
+
+
+class Owner(Protocol):
+    """Who formed a domain and hears what becomes of it; called on the reactor."""
+
+    def on_ok(self, domain: Any) -> None:
+        """Every member is ready."""
+
+    def on_failed(self, domain: Any, reason: str) -> None:
+        """Building it failed for good."""
+
+    def on_dissolved(self, domain: Any) -> None:
+        """A member left before it was ready; the attempt was given up."""
+
+    def on_member_gone(self, domain: Any, unlinked: bool) -> None:
+        """A member was lost after it was ready; or it ``unlinked``."""
+
+
+_serials = itertools.count(1)
+
+
+@dataclass(eq=False, kw_only=True)
+class Domain:
+    """Members that are linked, or on their way to it, from our side."""
+
+    owner: Owner
+    name: str
+    ranks: dict[int, int]
+    """Cluster id to rank."""
+    own_cluster: int
+    table: RankTable | None
+    """None where the members met by address."""
+    deadline: float
+    serial: int = field(default_factory=lambda: next(_serials))
+    """Newer domains have higher numbers."""
+    created: float = field(default_factory=time.monotonic)
+    status: RegisterMemStatus = RegisterMemStatus.PREPARING
+    reason: str | None = None
+    """Why it failed."""
+    settled: threading.Event = field(default_factory=threading.Event)
+    """Set once the status is OK or FAILED, or the domain is unlinked."""
+    closed: bool = False
+    attempt: Attempt | None = None
+    setback: str | None = None
+    """Why the last attempt was given up."""
+
+    @property
+    def rank(self) -> int:
+        """Our rank."""
+        return self.ranks[self.own_cluster]
+
+    @property
+    def others(self) -> dict[int, int]:
+        """The peers: cluster id to rank."""
+        return {c: r for c, r in self.ranks.items() if c != self.own_cluster}
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it still looks for its members."""
+        return not self.closed and self.status is RegisterMemStatus.PREPARING
+
+    def __repr__(self) -> str:
+        return f"link {self.name!r}"
+
+
+@dataclass(eq=False, kw_only=True, repr=False)
+class TableDomain(Domain):
+    """A domain of `link`, from there until `unlink`."""
+
+    comm_id: int
+    announce: Announce
+    job: str = ""
+    by_library: bool = False
+    """Whether the transport's library brings the members together, before they know each other."""
+    announced: set[str] = field(default_factory=set)
+    """Incarnations that heard of it."""
+    elsewhere: list[EngineElsewhere] = field(default_factory=list)
+    """Where engines with the cluster ids of missing members were seen."""
+    expiry: Timer | None = None
+    """Ends the waiting."""
+    look: Timer | None = None
+    """Has missing members looked for."""
+
+    @property
+    def searching(self) -> bool:
+        """Whether it does not know its members yet."""
+        return self.waiting and not (self.attempt and self.attempt.members)
+
+    @cached_property
+    def meaning(self) -> Meaning:
+        """Equal to that of a peer's announcement which means this domain."""
+        return meaning(self.announce)
+
+    def __repr__(self) -> str:
+        return f"link {self.name!r} (comm id {self.comm_id})"
+
+
+LINK_IDS = 1 << 63
+"""Added to the serial of a pair: its id in messages, which no comm id equals."""
+
+
+@dataclass(eq=False, kw_only=True, repr=False)
+class PairDomain(Domain):
+    """A link to one cluster; ``code`` is the result for `link_clusters`."""
+
+    cluster: int
+    incarnation: str
+    """The engine at the other end."""
+    code: LLMStatusCode = LLMStatusCode.LLM_SUCCESS
+    place: HostPort | None = None
+    """Where it was met over the network."""
+    asked: bool = False
+    """Whether our `Dial` is on its way."""
+    claimed: bool = False
+    """Whether a `link_clusters` of this engine has had this link, as its own or as the peer's."""
+    expiry: Timer | None = None
+    """Ends the waiting."""
+
+    @property
+    def link_id(self) -> int:
+        """Names this pair in messages."""
+        return LINK_IDS + self.serial
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is OK and the peer still there."""
+        return (
+            self.status is RegisterMemStatus.OK
+            and self.attempt is not None
+            and not self.attempt.gone
+        )
+
+    def __repr__(self) -> str:
+        return f"link to cluster {self.cluster}"
+
+
+def outdate(views: Mapping[str, PeerView], domain: Domain) -> None:
+    """A link is complete: transfers to its clusters look for the newest one again."""
+    for view in views.values():
+        if view.session.cluster_id in domain.others:
+            view.outdate()

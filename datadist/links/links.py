@@ -1,0 +1,390 @@
+"""Forming communication domains: who waits for whom, who is matched with whom.
+
+Every rank announces its wish to every peer it can find. Rank 0 of a domain decides: once it holds
+an announcement of every other rank that means the same domain, it names the members (`Form`), and
+each member builds its side (see :mod:`datadist.links.building`). Announcements that never can
+match fail both ends, with the difference. Everything here runs on the reactor's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+
+from datadist.base.texts import in_seconds
+from datadist.caches.peers import MAX_ANNOUNCED, Announcement, Meaning, PeerView, meaning
+from datadist.control.meeting import Meeting
+from datadist.control.messages import Announce, Form, Member, Mismatch, Withdraw
+from datadist.control.reactor import Reactor, Timer
+from datadist.links import introduction
+from datadist.links.building import Builder
+from datadist.links.domain import Attempt, TableDomain, outdate
+from datadist.links.duplicates import Duplicates
+from datadist.links.matching import differences, disagreement, mutual
+from datadist.links.rendezvous import Rendezvous
+from datadist.links.waiting import Waiting
+from datadist.types import RegisterMemStatus
+
+log = logging.getLogger("datadist.link")
+
+RETRY_SECONDS = 0.2
+"""Pause before a peer is sought again whose session broke."""
+SHORT_SECONDS = 1.0
+"""Pause before it is tried again to look for peers, when descriptors were short."""
+REJOIN_SECONDS = 0.5
+"""Pause before members that a library brings together join again, after one of them left."""
+GRACE_SECONDS = 1.0
+"""How long announcements that differ may wait for a better match before both fail."""
+
+
+class Links:
+    """The domains of one engine while they look for their members."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        meeting: Meeting,
+        views: dict[str, PeerView],
+        builder: Builder,
+        rendezvous: Rendezvous,
+        waiting: Waiting,
+        duplicates: Duplicates,
+    ) -> None:
+        self._reactor = reactor
+        self._meeting = meeting
+        self._views = views
+        self._builder = builder
+        self._rendezvous = rendezvous
+        self.waiting = waiting
+        self._duplicates = duplicates
+        self.domains: dict[int, TableDomain] = {}
+        self._by_meaning: dict[Meaning, list[TableDomain]] = {}
+        self._comparing: Timer | None = None
+
+    # -- from the API ------------------------------------------------------------------------
+
+    def add(self, domain: TableDomain) -> None:
+        """Begin to look for the members of a new domain."""
+        double = domain.meaning in self._by_meaning
+        self.domains[domain.comm_id] = domain
+        self._by_meaning.setdefault(domain.meaning, []).append(domain)
+        self._rendezvous.begin(domain)
+        left = domain.deadline - time.monotonic()
+        domain.expiry = self._reactor.later(left, lambda: self._expire(domain))
+        self.waiting.watch(domain)
+        if domain.by_library and double:
+            self._end(
+                domain,
+                "a domain of this name, mapping and rank table is held already, and the transport's "
+                "library cannot tell two of them apart: unlink that first, or use another name",
+            )
+        elif domain.by_library:
+            self._join(domain)
+        self._look_for_members(domain)
+
+    def _look_for_members(self, domain: TableDomain) -> None:
+        for view in list(self._views.values()):
+            if view.session.cluster_id in domain.others:
+                self._announce(domain, view)
+        for cluster in domain.others:
+            self._seek(cluster)
+        self._compare_later()
+        self._consider(domain)
+
+    def _join(self, domain: TableDomain) -> None:
+        """Let the transport's library bring the members together.
+
+        They are looked for on this host as well, but only to find out where wishes differ.
+        """
+
+        def met(blobs: list[bytes]) -> tuple[str, dict[int, Member]]:
+            token, members = introduction.read(domain, blobs)
+            self._rendezvous.meet(domain, members)
+            return token, members
+
+        blob = introduction.introduce(
+            domain, self._meeting.address, self._rendezvous.endpoints(domain)
+        )
+        self._builder.begin_by_library(domain, introduction.digest(domain), blob, met)
+
+    def remove(self, domain: TableDomain) -> Attempt | None:
+        """Take a domain out; the caller closes the attempt that is returned."""
+        if self.domains.pop(domain.comm_id, None) is None:
+            return None
+        self._by_meaning[domain.meaning].remove(domain)
+        if not self._by_meaning[domain.meaning]:
+            del self._by_meaning[domain.meaning]
+        domain.closed = True
+        self._stop_waiting(domain)
+        attempt = domain.attempt
+        if attempt is not None:
+            self._builder.leave(domain, attempt)
+        domain.settled.set()
+        return attempt
+
+    # -- from peers --------------------------------------------------------------------------
+
+    def on_session(self, view: PeerView) -> None:
+        """A peer can be talked to: tell it what we wait for, and go on where it was missing."""
+        for domain in list(self.domains.values()):
+            if domain.waiting and view.session.cluster_id in domain.others:
+                self._announce(domain, view)
+
+    def on_lost(self, view: PeerView, orderly: bool) -> None:
+        """A session ended; after an orderly end the peer may be there still."""
+        for domain in list(self.domains.values()):
+            domain.announced.discard(view.incarnation)
+        delay = 0.0 if orderly else RETRY_SECONDS
+        self._reactor.later(delay, lambda: self._seek_again(view.session.cluster_id))
+
+    def _seek_again(self, cluster: int) -> None:
+        if any(d.waiting and cluster in d.others for d in self.domains.values()):
+            self._seek(cluster)
+
+    def _seek(self, cluster: int) -> None:
+        if not self._meeting.seek(cluster):
+            self._reactor.later(SHORT_SECONDS, lambda: self._seek_again(cluster))
+
+    def on_announce(self, view: PeerView, message: Announce) -> None:
+        """A peer waits for a domain."""
+        if len(view.announcements) >= MAX_ANNOUNCED:
+            view.session.close(f"it waits for more than {MAX_ANNOUNCED} domains")
+            return
+        view.announcements.put(message)
+        for domain in list(self._by_meaning.get(meaning(message), ())):
+            self._consider(domain)
+            self._repeat_refusal(domain, view, message)
+        self._compare_later()
+
+    def _repeat_refusal(self, domain: TableDomain, view: PeerView, theirs: Announce) -> None:
+        """Tell a peer that comes to a domain which failed because their settings differ."""
+        if (
+            domain.status is not RegisterMemStatus.FAILED
+            or view.session.cluster_id not in domain.others
+        ):
+            return
+        rank = domain.ranks[view.session.cluster_id]
+        clusters = {r: c for c, r in domain.ranks.items()}
+        why = disagreement({domain.rank: domain.announce, rank: theirs}, clusters)
+        if why is not None:
+            view.send(Mismatch(link=theirs.link, reason=why[:4000]))
+
+    def on_mismatch(self, view: PeerView, message: Mismatch) -> None:
+        """A peer found that our domain can not match its own."""
+        domain = self.domains.get(message.link)
+        if domain is not None and domain.waiting:
+            self.fail(domain, message.reason)
+
+    def on_form(self, view: PeerView, form: Form) -> bool:
+        """Rank 0 named the members of a domain of ours; False when no domain waits for that."""
+        members = {member.rank: member for member in form.members}
+        own = self._meeting.address.incarnation
+        mine = next((m for m in form.members if m.incarnation == own), None)
+        domain = self.domains.get(mine.link) if mine else None
+        if (
+            domain is None
+            or not domain.waiting
+            or {r: m.cluster_id for r, m in members.items()}
+            != {r: c for c, r in domain.ranks.items()}
+            or members[min(members)].incarnation != view.incarnation
+            or members[min(members)].cluster_id != view.session.cluster_id
+        ):
+            return False
+        self._builder.begin(domain, form.domain, members)
+        self._rendezvous.meet(domain, members)
+        return True
+
+    # -- announcing --------------------------------------------------------------------------
+
+    def _announce(self, domain: TableDomain, view: PeerView) -> None:
+        if domain.waiting and view.incarnation not in domain.announced:
+            domain.announced.add(view.incarnation)
+            self._meeting.hold(view.session, domain)
+            view.send(self._rendezvous.announcement(domain, view))
+
+    def _stop_waiting(self, domain: TableDomain) -> None:
+        for timer in (domain.expiry, domain.look):
+            if timer is not None:
+                timer.cancel()
+        self._rendezvous.end(domain)
+        self._withdraw(domain)
+
+    def _withdraw(self, domain: TableDomain) -> None:
+        told = sorted(domain.announced)
+        domain.announced.clear()
+        for incarnation in told:
+            view = self._views.get(incarnation)
+            if view is not None:
+                view.send(Withdraw(link=domain.comm_id))
+                self._meeting.release(view.session, domain)  # may end the session, and call us
+
+    # -- matching ----------------------------------------------------------------------------
+
+    def _candidate(self, domain: TableDomain, cluster: int) -> tuple[PeerView, Announcement] | None:
+        for view in self._views.values():
+            if view.session.cluster_id != cluster:
+                continue
+            for link, announcement in view.announcements.meaning(domain.meaning).items():
+                if not self._builder.is_taken(view.incarnation, link):
+                    return view, announcement
+        return None
+
+    def _consider(self, domain: TableDomain) -> None:
+        """As rank 0: form the domain when everybody is there."""
+        if not domain.waiting or domain.attempt or domain.by_library:
+            return
+        if domain.rank != min(domain.ranks.values()):
+            return
+        found: dict[int, tuple[PeerView, Announcement]] = {}
+        for cluster, rank in domain.others.items():
+            candidate = self._candidate(domain, cluster)
+            if candidate is None:
+                return
+            found[rank] = candidate
+        choices = {rank: a.message for rank, (_, a) in found.items()}
+        why = disagreement(
+            {**choices, domain.rank: domain.announce}, {r: c for c, r in domain.ranks.items()}
+        )
+        if why is not None:
+            self.fail(domain, why)
+        else:
+            self._form(domain, found)
+
+    def _form(self, domain: TableDomain, found: dict[int, tuple[PeerView, Announcement]]) -> None:
+        own = self._meeting.address
+        members = {
+            domain.rank: Member(
+                rank=domain.rank,
+                cluster_id=own.cluster_id,
+                incarnation=own.incarnation,
+                link=domain.comm_id,
+            )
+        }
+        for rank, (view, announcement) in found.items():
+            members[rank] = Member(
+                rank=rank,
+                cluster_id=view.session.cluster_id,
+                incarnation=view.incarnation,
+                link=announcement.message.link,
+                endpoints=announcement.message.endpoints,
+            )
+        form = Form(domain=secrets.token_hex(16), members=[members[r] for r in sorted(members)])
+        for view, _ in found.values():
+            view.send(form)
+        self._builder.begin(domain, form.domain, members)
+
+    def _compare_later(self) -> None:
+        if self._comparing is None:
+            self._comparing = self._reactor.later(GRACE_SECONDS, self._compare)
+
+    def _compare(self) -> None:
+        """Fail what waited long enough beside a wish of the same name that differs."""
+        self._comparing = None
+        waiting = [d for d in self.domains.values() if d.searching]
+        names = {domain.name for domain in waiting}
+        strange: dict[str, list[tuple[PeerView, Announcement]]] = {}
+        for view in self._views.values():
+            for announcement in view.announcements:
+                message = announcement.message
+                if message.name in names and meaning(message) not in self._by_meaning:
+                    strange.setdefault(message.name, []).append((view, announcement))
+        if not strange:
+            return
+        now = time.monotonic()
+        young = False
+        for domain in waiting:
+            if now - domain.created < GRACE_SECONDS * 0.9:
+                young = young or domain.name in strange
+            else:
+                young = self._compare_one(domain, strange.get(domain.name, []), now) or young
+        if young:
+            self._compare_later()
+
+    def _compare_one(
+        self, domain: TableDomain, strange: list[tuple[PeerView, Announcement]], now: float
+    ) -> bool:
+        """Compare a domain with wishes that mean none of ours; whether one was too young."""
+        own, young = domain.own_cluster, False
+        for view, announcement in strange:
+            theirs, message = view.session.cluster_id, announcement.message
+            if not mutual(domain.announce, own, message, theirs):
+                continue
+            if view.announcements.meaning(domain.meaning):
+                continue
+            if now - announcement.at < GRACE_SECONDS * 0.9:
+                young = True
+                continue
+            text = "ranks disagree: " + differences(domain.announce, own, message, theirs)
+            view.send(Mismatch(link=message.link, reason=text[:4000]))
+            self.fail(domain, text)
+            return False
+        return young
+
+    # -- ends --------------------------------------------------------------------------------
+
+    def on_ok(self, domain: TableDomain) -> None:
+        """See :class:`~datadist.links.domain.Owner`."""
+        attempt = domain.attempt
+        assert attempt is not None
+        domain.status = RegisterMemStatus.OK
+        for member in attempt.members.values():
+            view = self._views.get(member.incarnation)
+            if view is not None:
+                view.announcements.pop(member.link)
+        self._stop_waiting(domain)
+        log.info(
+            "%s: linked rank %d with %s", domain, domain.rank,
+            ", ".join(f"cluster {c} (rank {r})" for c, r in domain.others.items()),
+        )  # fmt: skip
+        outdate(self._views, domain)
+        self._duplicates.on_linked(domain)
+        domain.settled.set()
+
+    def on_dissolved(self, domain: TableDomain) -> None:
+        """See :class:`~datadist.links.domain.Owner`."""
+        if domain.by_library:
+            self._reactor.later(REJOIN_SECONDS, lambda: self._join_again(domain))
+        self._consider(domain)
+
+    def _join_again(self, domain: TableDomain) -> None:
+        """The library knows the members by the domain's name: the earlier attempt has to be over."""
+        if not domain.waiting or domain.attempt is not None:
+            return
+        if self._builder.is_closing(domain):
+            self._reactor.later(REJOIN_SECONDS, lambda: self._join_again(domain))
+        else:
+            self._join(domain)
+
+    def on_failed(self, domain: TableDomain, reason: str) -> None:
+        """See :class:`~datadist.links.domain.Owner`."""
+        self.fail(domain, reason)
+
+    def on_member_gone(self, domain: TableDomain, unlinked: bool) -> None:
+        """An OK domain stays until unlink, whoever leaves it."""
+
+    def fail(self, domain: TableDomain, reason: str) -> None:
+        """End the linking of a domain for good; peers that wait for it fail with it."""
+        if not domain.waiting:
+            return
+        if domain.attempt is None:
+            for view, link in self.waiting.wishes_like(domain):
+                view.send(Mismatch(link=link, reason=reason[:4000]))
+        self._end(domain, reason)
+
+    def _expire(self, domain: TableDomain) -> None:
+        """Fail a domain that ran out of time, naming who is missing; its peers wait on."""
+        if domain.waiting:
+            waited = domain.deadline - domain.created
+            self._end(
+                domain, f"not complete after {in_seconds(waited)}: {self.waiting.missing(domain)}"
+            )
+
+    def _end(self, domain: TableDomain, reason: str) -> None:
+        domain.status, domain.reason = RegisterMemStatus.FAILED, reason
+        log.error("%s: FAILED: %s", domain, reason)
+        if domain.attempt is not None:
+            self._builder.fail(domain.attempt, reason)
+            self._builder.drop(domain)
+        self._stop_waiting(domain)
+        domain.settled.set()

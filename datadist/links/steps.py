@@ -1,0 +1,295 @@
+"""The steps of an attempt: open the transport's link, swap offers, attach, join, agree on readiness.
+
+They follow each other on the reactor; those that may take long run on workers. Every step looks
+first whether the attempt was given up meanwhile, and tells the domain's owner of what went wrong.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from datadist.base.workers import Workers
+from datadist.caches.memory import Memory
+from datadist.caches.owned import OwnDirectory
+from datadist.caches.peers import PeerView
+from datadist.control.meeting import Meeting
+from datadist.control.messages import Attached, Message, OfferMessage, Ready
+from datadist.control.reactor import Reactor
+from datadist.control.session import Session, close_all
+from datadist.links.domain import Attempt, Domain
+from datadist.transport import Access, Group, Link, Offer, Peer, Transport
+from datadist.transports.defects import text_of
+
+Joined = TypeVar("Joined")
+
+
+class Steps:
+    """What the attempts of one engine go through."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        meeting: Meeting,
+        views: dict[str, PeerView],
+        workers: Workers,
+        transport: Transport,
+        memory: Memory,
+        owned: OwnDirectory,
+        access: Access,
+    ) -> None:
+        self._reactor = reactor
+        self._meeting = meeting
+        self._views = views
+        self._workers = workers
+        self._transport = transport
+        self._memory = memory
+        self._owned = owned
+        self._access = access
+        self.on_quiet: Callable[[Attempt], None] = lambda _attempt: None
+        """Hears of each job of a dropped attempt that has ended."""
+
+    def view(self, attempt: Attempt, rank: int) -> PeerView | None:
+        """A member that is known and can be talked to."""
+        member = attempt.members.get(rank)
+        return None if member is None else self._views.get(member.incarnation)
+
+    def tell(self, attempt: Attempt, message: Message) -> None:
+        """Send ``message`` to every member that is still there."""
+        for rank in attempt.others:
+            view = self.view(attempt, rank)
+            if view is not None:
+                view.send(message)
+
+    def advance(self, domain: Domain, attempt: Attempt) -> None:
+        """Take every step that can be taken now."""
+        if attempt.dead:
+            return
+        if not attempt.opening:
+            self._try_open(domain, attempt)
+        if attempt.link is None or attempt.joining:
+            return
+        self._greet(domain, attempt)
+        for rank in [r for r in attempt.offers if r not in attempt.attaching]:
+            self._attach(domain, attempt, rank)
+        if attempt.attached.issuperset(attempt.others) and not attempt.told_ready:
+            if self._transport.capabilities.self_bootstrapping and not attempt.joined:
+                self.join(
+                    domain, attempt, lambda: None, lambda _: self._tell_ready(domain, attempt)
+                )
+            else:
+                self._tell_ready(domain, attempt)
+
+    def _greet(self, domain: Domain, attempt: Attempt) -> None:
+        """Give our directory and our offer to the members that can be talked to."""
+        for rank in attempt.others:
+            view = self.view(attempt, rank)
+            if view is not None and rank not in attempt.greeted and not attempt.dead:
+                attempt.greeted.add(rank)
+                self._owned.subscribe(view)
+                view.queue_offer(self._giver(domain, attempt, rank))
+
+    def _try_open(self, domain: Domain, attempt: Attempt) -> None:
+        views = {r: self._views.get(attempt.members[r].incarnation) for r in attempt.others}
+        present = {rank: view for rank, view in views.items() if view is not None}
+        if len(present) < len(views):
+            return
+        peers = {attempt.rank: Peer(attempt.rank, self._meeting.address.incarnation)}
+        for rank, view in present.items():
+            session = view.session
+            pidfd = None if session.process is None else session.process.fd
+            peers[rank] = Peer(
+                rank, view.incarnation, session.peer_pid, pidfd, session.address, session.control_fd
+            )
+
+        def opened(link: Link) -> None:
+            attempt.link = link
+            self.advance(domain, attempt)
+
+        group = self.group(domain, attempt, peers, attempt.token)
+        for view in present.values():
+            if view.session.process is not None:
+                attempt.processes.append(view.session.process)
+        self.open(domain, attempt, group, opened)
+
+    def open(
+        self, domain: Domain, attempt: Attempt, group: Group, opened: Callable[[Link], None]
+    ) -> None:
+        """Let the transport open its link over all our memory."""
+        attempt.opening = True
+        exposed = self._memory.expose()
+        attempt.regions = sorted(exposed)
+        self._job(
+            domain, attempt, "opening the transport",
+            lambda: self._transport.open(group, list(exposed.values()), self._access), opened,
+        )  # fmt: skip
+
+    @staticmethod
+    def group(domain: Domain, attempt: Attempt, peers: dict[int, Peer], suffix: str) -> Group:
+        """The group that the transport is told of."""
+        return Group(
+            name=f"{domain.name.encode()[:90].decode(errors='ignore')}.{suffix}",
+            rank=attempt.rank,
+            peers=dict(sorted(peers.items())),
+            table=domain.table,
+            deadline=domain.deadline,
+        )
+
+    def _giver(self, domain: Domain, attempt: Attempt, rank: int) -> Callable[[], bool]:
+        def give() -> bool:
+            view = self.view(attempt, rank)
+            if attempt.dead or attempt.link is None or view is None:
+                return False
+            try:
+                offer = attempt.link.offer(rank)
+            except Exception as error:
+                self.failed(
+                    domain, attempt, self._blame(f"making the offer for rank {rank}", error)
+                )
+                return False
+            why = _fault(offer, rank, view.session)
+            if why is not None:
+                close_all(offer.fds)
+                self.failed(domain, attempt, why)
+                return False
+            message = OfferMessage.model_construct(
+                domain=attempt.token, data=offer.data, fds=len(offer.fds), regions=attempt.regions
+            )
+            try:
+                view.session.send(message, offer.fds)
+            except ValueError as error:
+                many = f"the offer for rank {rank} of {len(attempt.regions)} regions: {error}"
+                self.failed(domain, attempt, f"{many}; register fewer tensors")
+                return False
+            return True
+
+        return give
+
+    def _attach(self, domain: Domain, attempt: Attempt, rank: int) -> None:
+        message, fds = attempt.offers.pop(rank)
+        attempt.attaching.add(rank)
+        link = attempt.link
+        assert link is not None
+
+        def take() -> None:
+            try:
+                link.attach(rank, Offer(message.data, fds))
+            finally:
+                self._reactor.post(tell_peer)
+
+        def tell_peer() -> None:
+            view = self.view(attempt, rank)
+            if view is not None:
+                answer(view, attempt.token)
+
+        def attached(_: None) -> None:
+            if not attempt.dead:
+                attempt.attached.add(rank)
+                attempt.exposed[rank] = frozenset(message.regions)
+                self.advance(domain, attempt)
+
+        self._job(domain, attempt, f"attaching the memory of rank {rank}", take, attached)
+
+    def join(
+        self,
+        domain: Domain,
+        attempt: Attempt,
+        then: Callable[[], Joined],
+        done: Callable[[Joined], None],
+    ) -> None:
+        """Meet the members in the transport's library, and do what comes next on that thread."""
+        link = attempt.link
+        assert link is not None
+        attempt.joining = True
+
+        def join() -> Joined:
+            link.join(max(0.0, domain.deadline - time.monotonic()))
+            return then()
+
+        def joined(result: Joined) -> None:
+            attempt.joining, attempt.joined = False, True
+            done(result)
+
+        self._job(
+            domain, attempt, "joining the peers in the transport's library", join, joined,
+            own_thread=True,
+        )  # fmt: skip
+
+    def _tell_ready(self, domain: Domain, attempt: Attempt) -> None:
+        if not attempt.dead:
+            attempt.told_ready = True
+            self.tell(attempt, Ready(domain=attempt.token))
+            self.check_ok(domain, attempt)
+
+    def check_ok(self, domain: Domain, attempt: Attempt) -> None:
+        """OK once every member has said that it is ready."""
+        if domain.waiting and attempt.told_ready and attempt.ready.issuperset(attempt.others):
+            domain.owner.on_ok(domain)
+
+    def _job(
+        self,
+        domain: Domain,
+        attempt: Attempt,
+        stage: str,
+        work: Callable[[], object],
+        done: Callable[..., None],
+        own_thread: bool = False,
+    ) -> None:
+        attempt.jobs += 1
+        attempt.quiet.clear()
+
+        def run() -> None:
+            try:
+                result = work()
+            except BaseException as error:
+                reason = self._blame(stage, error)
+                self._reactor.post(lambda: finish(lambda: self.failed(domain, attempt, reason)))
+            else:
+                self._reactor.post(lambda: finish(lambda: done(result)))
+
+        def finish(then: Callable[[], None]) -> None:
+            try:
+                then()
+            finally:
+                attempt.jobs -= 1
+                if attempt.jobs == 0:
+                    attempt.quiet.set()
+                if attempt.dropped:
+                    self.on_quiet(attempt)
+
+        if own_thread:
+            threading.Thread(target=run, name="datadist-join", daemon=True).start()
+        else:
+            self._workers.submit(run)
+
+    def failed(self, domain: Domain, attempt: Attempt, reason: str) -> None:
+        """The domain fails, unless the attempt was given up."""
+        if not attempt.dead:
+            domain.owner.on_failed(domain, reason)
+
+    def _blame(self, stage: str, error: BaseException) -> str:
+        return f"{stage} failed: {text_of(error, self._transport)}"
+
+
+def _fault(offer: Offer, rank: int, session: Session) -> str | None:
+    """Why an offer cannot be sent."""
+    size, count = len(offer.data), len(offer.fds)
+    if size > Offer.MAX_DATA:
+        return f"the transport's offer for rank {rank} has {size} bytes, over {Offer.MAX_DATA}"
+    if count > Offer.MAX_FDS:
+        return (
+            f"the transport's offer for rank {rank} has {count} descriptors, over {Offer.MAX_FDS}"
+        )
+    if count and not session.takes_descriptors:
+        return (
+            "the transport offers descriptors, which cannot leave the host, to rank "
+            f"{rank} at {session.address}"
+        )
+    return None
+
+
+def answer(view: PeerView, token: str) -> None:
+    """Tell a peer, once for each offer that it sent, that we are done with it."""
+    view.send(Attached(domain=token))

@@ -1,0 +1,82 @@
+"""Peers whose connection ended while their process lives, where peers may write.
+
+A connection can end for other reasons than the peer's end: it left too much unread, or sent what is no
+message. Its process may be stopped in the middle of a write, so what it could write is not reused
+until closing the link finds that it is not inside, or its process has ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+from dataclasses import dataclass
+
+from datadist.caches.owned import OwnDirectory
+from datadist.caches.peers import PeerView
+from datadist.control.reactor import READ, Reactor
+from datadist.control.session import Descriptor
+from datadist.links.building import Builder
+from datadist.links.domain import Attempt
+
+log = logging.getLogger("datadist.link")
+
+
+@dataclass
+class _Suspect:
+    view: PeerView
+    process: Descriptor
+    inside: bool = False
+    """Whether it was inside when a link to it was closed."""
+
+
+class Suspects:
+    """Decides when a lost peer cannot touch our memory any more. Runs on the reactor."""
+
+    def __init__(
+        self, reactor: Reactor, builder: Builder, owned: OwnDirectory, one_sided: bool
+    ) -> None:
+        self._reactor = reactor
+        self._builder = builder
+        self._owned = owned
+        self._one_sided = one_sided
+        self._suspects: dict[str, list[_Suspect]] = {}
+        """By incarnation: one for each of its sessions that was lost."""
+        builder.on_closed = self._on_closed
+
+    def on_lost(self, view: PeerView, process: Descriptor | None) -> None:
+        """A session ended; ``process`` is its peer's, where it is on this host."""
+        if not self._may_write(view) or process is None or _ended(process):
+            self._owned.on_gone(view)
+            return
+        self._owned.suspect(view)
+        self._suspects.setdefault(view.incarnation, []).append(_Suspect(view, process))
+        self._reactor.watch(process.fd, READ, lambda _: self._clear(view.incarnation))
+
+    def _may_write(self, view: PeerView) -> bool:
+        unanswered = view.seq_acked < view.seq_sent
+        return self._one_sided and (unanswered or self._builder.reaches(view.incarnation))
+
+    def _on_closed(self, attempt: Attempt, risky: frozenset[int]) -> None:
+        """A link was closed, on any thread; ``risky`` ranks were inside our memory."""
+        self._reactor.post(lambda: self._judge(attempt, risky))
+
+    def _judge(self, attempt: Attempt, risky: frozenset[int]) -> None:
+        for rank, member in attempt.members.items():
+            incarnation = member.incarnation
+            suspects = self._suspects.get(incarnation, [])
+            for suspect in suspects:
+                suspect.inside = suspect.inside or rank in risky
+            inside = any(suspect.inside for suspect in suspects)
+            if suspects and not inside and not self._builder.reaches(incarnation):
+                self._clear(incarnation)
+
+    def _clear(self, incarnation: str) -> None:
+        for suspect in self._suspects.pop(incarnation, []):
+            self._reactor.unwatch(suspect.process.fd)
+            self._owned.on_gone(suspect.view)
+
+
+def _ended(process: Descriptor) -> bool:
+    poller = select.poll()
+    poller.register(process.fd, select.POLLIN)
+    return bool(poller.poll(0))

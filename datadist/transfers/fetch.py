@@ -1,0 +1,175 @@
+"""Layers to raw addresses in two-sided mode: the owner of the destination reads them on request.
+
+Peers have no write access in this mode. The sender names its own memory and addresses inside the
+receiver's caches; the receiver checks these, pulls, and answers with a status.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack, suppress
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datadist.base.texts import in_seconds
+from datadist.base.workers import Workers
+from datadist.caches.element_types import ElementTypes
+from datadist.caches.owned import OwnDirectory
+from datadist.caches.peers import TOKENS, PeerView
+from datadist.caches.requests import Request, Requests
+from datadist.control.messages import Fetch, Fetched, seconds_until
+from datadist.status import (
+    LLMException,
+    LLMStatusCode,
+    code_of,
+    param_invalid,
+    text_without_code,
+)
+from datadist.transfers import resolve
+from datadist.transfers.plan import Segments
+from datadist.transfers.transfer import Transfers
+
+log = logging.getLogger("datadist.transfer")
+
+MAX_SEGMENTS = 100_000
+"""Segments of one request, which keeps its message far below the largest frame."""
+WORKERS = 2
+
+
+class Fetches:
+    """Both ends of such requests. :meth:`send` is for any thread, the rest for the reactor."""
+
+    def __init__(self, transfers: Transfers, owned: OwnDirectory, types: ElementTypes) -> None:
+        self._transfers = transfers
+        self._owned = owned
+        self._types = types
+        self._requests: Requests[Fetched] = Requests()
+        self._workers: Workers | None = None
+
+    # -- sending -----------------------------------------------------------------------------
+
+    def send(self, cluster: int, segments: Segments, data_type: int, deadline: float) -> None:
+        """Have a cluster take ``segments`` of a cache of ours; ``remote`` are addresses in its caches.
+
+        ``data_type`` is that of our cache, whose memory the caller keeps valid. Raises LLMException:
+        LLM_NOT_YET_LINK, LLM_PARAM_INVALID for addresses outside of the peer's caches and for types
+        that differ where they must not, LLM_TIMEOUT, LLM_FAILED.
+        """
+        if len(segments) > MAX_SEGMENTS:
+            raise param_invalid(
+                f"a layer of {len(segments)} segments is more than {MAX_SEGMENTS}: send fewer blocks"
+            )
+        route = self._transfers.routes(cluster, deadline)[0]
+        started, failed = time.monotonic(), True
+
+        def message(number: int) -> Fetch:
+            return Fetch.model_construct(
+                id=number,
+                domain=route.attempt.token,
+                source=_packed(segments.local),
+                target=_packed(segments.remote),
+                length=_packed(segments.length),
+                data_type=data_type,
+                same_type=self._types.required,
+                seconds=seconds_until(deadline),
+            )
+
+        try:
+            with self._requests.ask(route.view, message) as request:
+                self._await(cluster, request, deadline)
+            failed = False
+        finally:
+            self._transfers.count(route, True, segments.nbytes, started, failed)
+
+    def _await(self, cluster: int, request: Request[Fetched], deadline: float) -> None:
+        request.wait(deadline)
+        if not request.over.is_set():
+            raise LLMException(
+                f"cluster {cluster} did not take the layer within sync_kv_timeout "
+                f"({in_seconds(self._transfers.timeout)})",
+                status_code=LLMStatusCode.LLM_TIMEOUT,
+            )
+        answer = request.answer
+        if answer is None or answer.status != LLMStatusCode.LLM_SUCCESS:
+            status = LLMStatusCode.LLM_FAILED if answer is None else code_of(answer.status)
+            reason = "the peer is gone" if answer is None else answer.reason
+            raise LLMException(
+                f"cluster {cluster} could not take the layer: {reason}", status_code=status
+            )
+
+    def on_fetched(self, view: PeerView, message: Fetched) -> None:
+        """A peer answers."""
+        self._requests.answer(view, message.id, message)
+
+    def on_gone(self, view: PeerView) -> None:
+        """A peer's session is over."""
+        self._requests.on_gone(view)
+
+    # -- receiving ---------------------------------------------------------------------------
+
+    def on_fetch(self, view: PeerView, message: Fetch) -> None:
+        """A peer asks us to take a layer."""
+        if self._workers is None:
+            self._workers = Workers(WORKERS, "datadist-fetch")
+        token = next(TOKENS)
+        with view.lock:
+            view.begin_pull(token)
+        deadline = time.monotonic() + message.seconds
+        self._workers.submit(lambda: self._serve(view, message, token, deadline))
+
+    def _serve(self, view: PeerView, message: Fetch, token: int, deadline: float) -> None:
+        status, reason = LLMStatusCode.LLM_SUCCESS, ""
+        try:
+            self._take(view, message, deadline)
+        except LLMException as error:
+            status, reason = error.status_code, text_without_code(error)
+        except Exception as error:
+            log.exception("a layer of cluster %d failed; please report it", view.session.cluster_id)
+            status, reason = LLMStatusCode.LLM_FAILED, f"{type(error).__name__}: {error}"
+        finally:
+            view.end_pull(token)
+        view.send(Fetched(id=message.id, status=status, reason=reason[:4000]))
+
+    def _take(self, view: PeerView, message: Fetch, deadline: float) -> None:
+        if any(len(raw) % 8 for raw in (message.target, message.source, message.length)):
+            raise param_invalid("the vectors of the request are not of int64")
+        vectors = [np.frombuffer(raw, np.int64) for raw in (message.target, message.source)]
+        length = np.frombuffer(message.length, np.int64)
+        if not len(length) or any(len(vector) != len(length) for vector in vectors):
+            raise param_invalid("the vectors of the request differ in length, or are empty")
+        cluster = view.session.cluster_id
+        route = next(
+            (
+                route
+                for route in self._transfers.routes(cluster, deadline)
+                if route.attempt.token == message.domain
+            ),
+            None,
+        )
+        if route is None:
+            raise resolve.no_route([], cluster)
+        with ExitStack() as stack:
+            for cache_id in self._targets(message, vectors[0], length):
+                cache = stack.enter_context(self._owned.pinned(cache_id))
+                self._types.check_fetch(view, message, cache)
+            segments = Segments(vectors[0], vectors[1], length, int(length.sum()))
+            self._transfers.move(route, segments, deadline)
+
+    def _targets(
+        self, message: Fetch, addresses: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> set[int]:
+        """The caches at these addresses; where caches share memory, those of the sender's type."""
+        with suppress(LLMException):
+            return self._owned.caches_at(addresses, lengths, data_type=message.data_type)
+        return self._owned.caches_at(addresses, lengths)
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._workers is not None:
+            self._workers.stop()
+
+
+def _packed(vector: object) -> bytes:
+    return np.asarray(vector, np.int64).tobytes()

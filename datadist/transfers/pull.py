@@ -1,0 +1,249 @@
+"""Pulls: caches of linked clusters into our own (check, route, look up, plan, move, consume)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+
+from datadist.caches.directory import KeyName
+from datadist.caches.element_types import ElementTypes
+from datadist.caches.owned import OwnCache, OwnDirectory
+from datadist.caches.peers import PeerView
+from datadist.control.messages import Consume
+from datadist.status import param_invalid
+from datadist.transfers import resolve
+from datadist.transfers.plan import (
+    Blocks,
+    Segments,
+    check_blocks,
+    check_distinct,
+    plan_blocks,
+    plan_scatter,
+    plan_slots,
+)
+from datadist.transfers.resolve import Found, Layers, Route, Source
+from datadist.transfers.shortcuts import Shortcuts
+from datadist.transfers.transfer import (
+    Transfers,
+    as_param_invalid,
+    check_accessible,
+    check_entry_accessible,
+)
+
+Planner = Callable[[OwnCache, Found, slice, slice], Segments]
+
+
+class Pulls:
+    """Reads from caches of linked clusters; every method works from any thread."""
+
+    def __init__(
+        self, transfers: Transfers, owned: OwnDirectory, shortcuts: Shortcuts, types: ElementTypes,
+        one_sided: bool,
+    ) -> None:  # fmt: skip
+        self._transfers = transfers
+        self._owned = owned
+        self._shortcuts = shortcuts
+        self._types = types
+        self._one_sided = one_sided
+
+    def pull_cache(
+        self, cluster: int, source: Source, cache_id: int, slot: int, size: int, layers: Layers
+    ) -> None:
+        """Pull a slot of a contiguous cache into slot ``slot`` of ours; size -1 is our stride.
+
+        Raises LLMException with the status codes of ``CacheManager.pull_cache``.
+        """
+        self._transfers.check_cluster(cluster)
+        with self._owned.pinned(cache_id) as cache:
+            layout = cache.layout
+            if layout.blocks:
+                raise param_invalid(f"cache {cache_id} is a blocks cache: use pull_blocks")
+            if slot >= layout.count:
+                has = resolve.slots_of(cache_id, layout.count)
+                raise param_invalid(f"batch_index is {slot}: {has}")
+            if size > layout.stride:
+                raise param_invalid(
+                    f"size is {size}: a slot of cache {cache_id} holds {layout.stride} bytes"
+                )
+            nbytes = layout.stride if size == -1 else size
+
+            def plan(local: OwnCache, found: Found, mine: slice, theirs: slice) -> Segments:
+                return _plan_slot(local, found, mine, theirs, slot, nbytes)
+
+            self._pull(cluster, source, cache, layers, plan)
+
+    def pull_blocks(
+        self,
+        cluster: int,
+        source: Source,
+        cache_id: int,
+        src_blocks: Blocks,
+        dst_blocks: Blocks,
+        layers: Layers,
+    ) -> None:
+        """Pull into blocks of our blocks cache, from blocks or (no ``src_blocks``) from a slot.
+
+        Raises LLMException with the status codes of ``CacheManager.pull_blocks``.
+        """
+        self._transfers.check_cluster(cluster)
+        with self._owned.pinned(cache_id) as cache:
+            if not cache.layout.blocks:
+                raise param_invalid(f"cache {cache_id} is not a blocks cache: use pull_cache")
+            if len(src_blocks) not in (0, len(dst_blocks)):
+                raise param_invalid(
+                    f"src_blocks has {len(src_blocks)} entries and dst_blocks {len(dst_blocks)}: "
+                    "each source block goes to the destination block at the same place"
+                )
+            with as_param_invalid():
+                targets = check_blocks("dst_blocks", dst_blocks, cache.layout.count)
+                check_distinct("dst_blocks", targets, cache.layout.count)
+
+            def plan(local: OwnCache, found: Found, mine: slice, theirs: slice) -> Segments:
+                if found.entry.blocks:
+                    return _plan_blocks(local, found, mine, theirs, targets, src_blocks)
+                return _plan_scatter(local, found, mine, theirs, targets, src_blocks)
+
+            route, found, version = self._pull(cluster, source, cache, layers, plan)
+        if isinstance(source, KeyName) and source.space == "blocks" and layers.all:
+            name = cluster, source.model, cache_id
+            self._shortcuts.remember(name, cache, found.entry, route, version)
+
+    def _pull(
+        self, cluster: int, source: Source, cache: OwnCache, layers: Layers, plan: Planner
+    ) -> tuple[Route, Found, int]:
+        """Returns what it found, and the version of the peer's directory that says so."""
+        deadline = monotonic() + self._transfers.timeout
+        resolve.check_local(layers, len(cache.layout.bases))
+        routes = self._transfers.routes(cluster, deadline)
+        if self._one_sided:
+            check_accessible(cache)
+        view = routes[0].view
+        version = view.version
+        with view.pulling() as token:
+            found = resolve.look_up(view, source, deadline, token)
+            if self._one_sided:
+                check_entry_accessible(found)
+            mine, theirs = resolve.tensors_of(
+                layers, len(cache.layout.bases), len(found.entry.bases)
+            )
+            segments = plan(cache, found, mine, theirs)
+            self._types.check_pull(view, found.entry, cache)
+
+            def move(route: Route) -> None:
+                self._transfers.move(
+                    route,
+                    segments,
+                    deadline,
+                    found.entry,
+                    before=lambda: self._check_unconsumed(view, found, source),
+                    after=lambda: self._consume(view, found, theirs),
+                )
+
+            ways = resolve.reaching(routes, routes[0], found.entry)
+            route = self._transfers.move_over(ways, move)
+        return route, found, version
+
+    @staticmethod
+    def _check_unconsumed(view: PeerView, found: Found, source: Source) -> None:
+        """Another thread may have pulled the key while this one waited for the link."""
+        if found.binding is None:
+            return
+        with view.lock:
+            again = resolve.find(view.directory, source, view.consumed)
+        if again is None or again.binding is None or again.binding.id != found.binding.id:
+            raise resolve.not_there(view, source)
+
+    def _consume(self, view: PeerView, found: Found, theirs: slice) -> None:
+        binding, entry = found.binding, found.entry
+        if self._one_sided or binding is None or binding.space != "request" or not entry.pooled:
+            return
+        with view.lock:
+            covered = view.covered.setdefault(binding.id, set())
+            covered.update(range(theirs.start, theirs.stop))
+            if len(covered) == len(entry.bases):
+                view.consumed.add(binding.id)
+                del view.covered[binding.id]
+        view.send(
+            Consume(
+                cache_id=entry.cache_id, binding=binding.id, start=theirs.start, stop=theirs.stop
+            )
+        )
+
+
+def _plan_slot(
+    cache: OwnCache, found: Found, mine: slice, theirs: slice, slot: int, nbytes: int
+) -> Segments:
+    entry = found.entry
+    if entry.blocks:
+        raise param_invalid(
+            f"the owner's cache {entry.cache_id} is a blocks cache, which cannot be pulled into a "
+            "contiguous one: use pull_blocks with a blocks cache"
+        )
+    if nbytes > entry.stride:
+        raise param_invalid(
+            f"{nbytes} bytes were asked for, a slot of the owner's cache {entry.cache_id} holds "
+            f"{entry.stride}: give size"
+        )
+    return plan_slots(
+        cache.layout.bases[mine],
+        entry.bases[theirs],
+        slot * cache.layout.stride,
+        found.slot * entry.stride,
+        nbytes,
+    )
+
+
+def _plan_blocks(
+    cache: OwnCache,
+    found: Found,
+    mine: slice,
+    theirs: slice,
+    dst_blocks: Blocks,
+    src_blocks: Blocks,
+) -> Segments:
+    entry, stride = found.entry, cache.layout.stride
+    if len(src_blocks) == 0:
+        raise param_invalid(
+            f"the owner's cache {entry.cache_id} is a blocks cache: src_blocks must list one block "
+            "per entry of dst_blocks"
+        )
+    if entry.stride != stride:
+        raise param_invalid(
+            f"a block of the owner's cache {entry.cache_id} holds {entry.stride} bytes and one of "
+            f"cache {cache.cache_id} {stride}: they must be equal"
+        )
+    with as_param_invalid():
+        sources = check_blocks("src_blocks", src_blocks, entry.count)
+    return plan_blocks(
+        cache.layout.bases[mine],
+        entry.bases[theirs],
+        dst_blocks,
+        sources,
+        stride,
+        stride,
+        stride,
+    )
+
+
+def _plan_scatter(
+    cache: OwnCache,
+    found: Found,
+    mine: slice,
+    theirs: slice,
+    dst_blocks: Blocks,
+    src_blocks: Blocks,
+) -> Segments:
+    entry = found.entry
+    if len(src_blocks):
+        raise param_invalid(
+            f"the owner's cache {entry.cache_id} is contiguous: src_blocks must be empty"
+        )
+    with as_param_invalid():
+        return plan_scatter(
+            cache.layout.bases[mine],
+            entry.bases[theirs],
+            dst_blocks,
+            cache.layout.stride,
+            found.slot * entry.stride,
+            entry.stride,
+        )

@@ -1,0 +1,260 @@
+"""Pushes: our caches into those of a linked cluster, in one-sided mode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from datadist.caches.directory import KeyName
+from datadist.caches.element_types import ElementTypes
+from datadist.caches.owned import OwnCache, OwnDirectory
+from datadist.status import param_invalid
+from datadist.transfers import resolve
+from datadist.transfers.plan import (
+    Blocks,
+    Segments,
+    check_blocks,
+    plan_blocks,
+    plan_scatter,
+    plan_slots,
+)
+from datadist.transfers.resolve import ById, Found, Route, Source, tensor_range
+from datadist.transfers.shortcuts import Shortcuts
+from datadist.transfers.transfer import (
+    Transfers,
+    as_param_invalid,
+    check_accessible,
+    check_entry_accessible,
+)
+
+
+@dataclass(frozen=True)
+class PushLayers:
+    """Which layers go where: ranges of equal length, of ``per_layer`` tensors each."""
+
+    source: range
+    target: range
+    per_layer: int
+
+
+class Pushes:
+    """Writes into caches of linked clusters; every method works from any thread.
+
+    One call moves all layers; it may take ``sync_kv_timeout`` per layer.
+    """
+
+    def __init__(
+        self, transfers: Transfers, owned: OwnDirectory, shortcuts: Shortcuts, types: ElementTypes
+    ) -> None:
+        self._transfers = transfers
+        self._owned = owned
+        self._shortcuts = shortcuts
+        self._types = types
+
+    def push_cache(
+        self, cluster: int, target: ById, cache_id: int, slot: int, layers: PushLayers
+    ) -> None:
+        """Write slot ``slot`` of our contiguous cache into the slot that ``target`` names.
+
+        Raises LLMException with the status codes of ``CacheManager.push_cache``.
+        """
+        with self._found(cluster, ById(target.cache_id, 0), cache_id, layers) as pushing:
+            local, entry = pushing.local, pushing.found.entry
+            if entry.blocks:
+                raise param_invalid(
+                    f"cache {entry.cache_id} of cluster {cluster} is a blocks cache: use push_blocks"
+                )
+            theirs = pushing.theirs()
+            if target.slot >= entry.count:
+                has = resolve.slots_of(entry.cache_id, entry.count, cluster)
+                raise param_invalid(f"batch_index is {target.slot}: {has}")
+            mine = pushing.mine()
+            if slot >= local.layout.count:
+                has = resolve.slots_of(cache_id, local.layout.count)
+                raise param_invalid(f"src_batch_index is {slot}: {has}")
+            stride = local.layout.stride
+            if stride > entry.stride:
+                raise param_invalid(
+                    f"a slot of cache {cache_id} holds {stride} bytes and one of cache "
+                    f"{entry.cache_id} of cluster {cluster} {entry.stride}: it does not fit"
+                )
+            pushing.move(
+                plan_slots(
+                    local.layout.bases[mine],
+                    entry.bases[theirs],
+                    slot * stride,
+                    target.slot * entry.stride,
+                    stride,
+                )
+            )
+
+    def push_blocks(
+        self,
+        cluster: int,
+        target: Source,
+        cache_id: int,
+        src_blocks: Blocks,
+        dst_blocks: Blocks,
+        layers: PushLayers,
+    ) -> None:
+        """Write ``src_blocks[i]`` of our blocks cache into ``dst_blocks[i]`` of the target's.
+
+        Raises LLMException with the status codes of ``CacheManager.push_blocks``.
+        """
+        with self._found(cluster, target, cache_id, layers) as pushing:
+            local, entry = pushing.local, pushing.found.entry
+            _check_blocks_lead_to_blocks(pushing)
+            theirs = pushing.theirs()
+            with as_param_invalid():
+                targets = check_blocks("dst_blocks", dst_blocks, entry.count)
+            mine = pushing.mine()
+            stride = local.layout.stride
+            if stride != entry.stride:
+                raise param_invalid(
+                    f"a block of cache {cache_id} holds {stride} bytes and one of cache "
+                    f"{entry.cache_id} of cluster {cluster} {entry.stride}: they must be equal"
+                )
+            with as_param_invalid():
+                sources = check_blocks("src_blocks", src_blocks, local.layout.count)
+                segments = plan_blocks(
+                    local.layout.bases[mine],
+                    entry.bases[theirs],
+                    sources,
+                    targets,
+                    stride,
+                    stride,
+                    stride,
+                )
+            route = pushing.move(segments)
+            whole = len(local.layout.bases) == len(entry.bases) == mine.stop - mine.start
+            if isinstance(target, KeyName) and whole and mine == theirs:
+                name = cluster, target.model, cache_id, layers.per_layer
+                self._shortcuts.remember(name, local, entry, route, pushing.version)
+
+    def push_slot_to_blocks(
+        self, cluster: int, target: Source, cache_id: int, slot: int, dst_blocks: Blocks,
+        block_bytes: int, layers: PushLayers,
+    ) -> None:  # fmt: skip
+        """Spread a slot of our contiguous cache over blocks of ``block_bytes`` of the target."""
+        with self._found(cluster, target, cache_id, layers) as pushing:
+            local, entry = pushing.local, pushing.found.entry
+            if not entry.blocks or entry.stride != block_bytes:
+                raise param_invalid(
+                    f"dst_block_memory_size is {block_bytes}, but cache {entry.cache_id} of cluster "
+                    f"{cluster} has {'blocks' if entry.blocks else 'slots'} of {entry.stride} bytes"
+                )
+            if not 0 <= slot < local.layout.count:
+                has = resolve.slots_of(cache_id, local.layout.count)
+                raise param_invalid(f"src_batch_index is {slot}: {has}")
+            with as_param_invalid():
+                targets = check_blocks("dst_block_indices", dst_blocks, entry.count)
+                theirs, mine = pushing.theirs(), pushing.mine()
+                segments = plan_scatter(
+                    entry.bases[theirs],
+                    local.layout.bases[mine],
+                    targets,
+                    entry.stride,
+                    slot * local.layout.stride,
+                    local.layout.stride,
+                )
+            pushing.move(
+                Segments(segments.remote, segments.local, segments.length, segments.nbytes)
+            )
+
+    def push_whole(self, cluster: int, target: Source, cache_id: int, layers: PushLayers) -> None:
+        """Write whole tensors of our cache over those of the target, which are equally large."""
+        with self._found(cluster, target, cache_id, layers) as pushing:
+            _check_blocks_lead_to_blocks(pushing)
+            size, entry = pushing.local.layout.tensor_size, pushing.found.entry
+            theirs, mine = pushing.theirs(), pushing.mine()
+            if size != entry.tensor_size:
+                raise param_invalid(
+                    f"a tensor of cache {cache_id} holds {size} bytes and one of cache "
+                    f"{entry.cache_id} of cluster {cluster} {entry.tensor_size}: without block "
+                    "indices whole tensors move, and they must be equal"
+                )
+            bases = pushing.local.layout.bases[mine]
+            pushing.move(plan_slots(bases, entry.bases[theirs], 0, 0, size))
+
+    @contextmanager
+    def _found(
+        self, cluster: int, target: Source, cache_id: int, layers: PushLayers
+    ) -> Iterator[_Pushing]:
+        self._transfers.check_cluster(cluster)
+        with self._owned.pinned(cache_id) as cache:
+            deadline = time.monotonic() + self._transfers.timeout * max(1, len(layers.source))
+            routes = self._transfers.routes(cluster, deadline)
+            check_accessible(cache)
+            view = routes[0].view
+            version = view.version
+            with view.pulling() as token:
+                found = resolve.look_up(view, target, deadline, token)
+                check_entry_accessible(found)
+                ways = resolve.reaching(routes, routes[0], found.entry)
+
+                def move(segments: Segments) -> Route:
+                    self._types.check_push(view, cache, found.entry)
+                    return self._transfers.move_over(
+                        ways,
+                        lambda way: self._transfers.move(way, segments, deadline, write=True),
+                    )
+
+                yield _Pushing(cache, found, layers, version, move)
+
+
+@dataclass(frozen=True)
+class _Pushing:
+    """A push that has begun: both caches, and how to move."""
+
+    local: OwnCache
+    found: Found
+    layers: PushLayers
+    version: int
+    """Of the peer's directory, that says so."""
+    move: Callable[[Segments], Route]
+    """Writes, and says over which link."""
+
+    def theirs(self) -> slice:
+        """The target's tensors."""
+        count = len(self.found.entry.bases)
+        return tensor_range(
+            self.layers.target, self.layers.per_layer, count, "dst_layer_range", "target's"
+        )
+
+    def mine(self) -> slice:
+        """Our tensors."""
+        count, per = len(self.local.layout.bases), self.layers.per_layer
+        if count % per:
+            raise param_invalid(
+                f"the local cache has {count} tensors, not a multiple of tensor_num_per_layer {per}"
+            )
+        return tensor_range(self.layers.source, per, count, "src_layer_range", "local")
+
+
+def layers_to_push(
+    source: range | None, target: range | None, tensors: int, per_layer: int
+) -> PushLayers:
+    """Ranges as given; None means all layers of the source. Raises LLM_PARAM_INVALID."""
+    everything = range(tensors // per_layer)
+    if not everything and (source is None or target is None):
+        raise param_invalid(
+            f"{tensors} tensors make no layer of {per_layer}: set tensor_num_per_layer to at most "
+            f"{tensors}"
+        )
+    source = everything if source is None else source
+    target = everything if target is None else target
+    if len(source) != len(target):
+        raise param_invalid(
+            f"src_layer_range {source} and dst_layer_range {target} differ in length"
+        )
+    return PushLayers(source, target, per_layer)
+
+
+def _check_blocks_lead_to_blocks(pushing: _Pushing) -> None:
+    entry = pushing.found.entry
+    if pushing.local.layout.blocks and not entry.blocks:
+        raise param_invalid(
+            f"cache {entry.cache_id} of the target has slots, not blocks: blocks go to blocks only"
+        )

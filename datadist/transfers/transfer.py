@@ -1,0 +1,294 @@
+"""How every transfer is moved: its route, its turn on the link, its errors and counters."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from time import monotonic
+
+from datadist.base.texts import in_seconds
+from datadist.caches.owned import OwnCache
+from datadist.caches.peers import PeerView
+from datadist.control.messages import Entry
+from datadist.control.session import Session
+from datadist.links.counters import Counters, Tally
+from datadist.links.domain import Domain
+from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.transfers import resolve
+from datadist.transfers.plan import Segments
+from datadist.transfers.resolve import Found, Route
+from datadist.transport import (
+    AddressError,
+    TransferError,
+    TransferTimeout,
+    TransportError,
+    Unsupported,
+)
+from datadist.transports.defects import text_of
+
+log = logging.getLogger("datadist.transfer")
+
+STATUS_OF: tuple[tuple[type[TransportError], LLMStatusCode], ...] = (
+    (TransferTimeout, LLMStatusCode.LLM_TIMEOUT),
+    (AddressError, LLMStatusCode.LLM_PARAM_INVALID),
+    (Unsupported, LLMStatusCode.LLM_FEATURE_NOT_ENABLED),
+)
+"""Status of a transport's errors; what is not listed is LLM_FAILED."""
+SURE_SECONDS = 0.5
+"""No owner reuses memory so soon after it has told a reader, which may be stopped, of it."""
+AT_ONCE = (False,)
+"""For `map` over a lock's ``acquire``: once, without waiting."""
+
+
+class Transfers:
+    """Moves segments between linked clusters; every method works from any thread."""
+
+    def __init__(
+        self,
+        own_cluster: int,
+        timeout: float,
+        domains: Callable[[], list[Domain]],
+        views: dict[str, PeerView],
+        drain: Callable[[Session, float], bool],
+        verify: Callable[[Route, Segments, float], None] | None = None,
+        watches_control: bool = False,
+    ) -> None:
+        self._own_cluster = own_cluster
+        self.timeout = timeout
+        """Seconds that one transfer may take."""
+        self._domains = domains
+        self._views = views
+        self._drain = drain
+        self._verify = verify
+        self.watches_control = watches_control and verify is None
+        """Whether a read says what arrived meanwhile; not where more than the read has to be done."""
+        self.counters = Counters()
+        """Of all links there were."""
+        self.counting = threading.Lock()
+        """Guards all counters, those of the links as well."""
+
+    def check_cluster(self, cluster: int) -> None:
+        """Raise LLM_PARAM_INVALID for our own cluster."""
+        if cluster == self._own_cluster:
+            raise param_invalid(
+                f"the key names cluster {cluster}, which is this engine: name the owner's cluster"
+            )
+
+    def routes(self, cluster: int, deadline: float) -> list[Route]:
+        """Usable links to a cluster, after everything that it has said was heard.
+
+        Raises LLM_NOT_YET_LINK.
+        """
+        domains = self._domains()
+        routes = resolve.routes_to(domains, self._views, cluster)
+        views = [route.view for route in routes[:1]]
+        if not routes:  # the peer may be OK already, and the word that makes us OK has arrived
+            views = resolve.members_of(domains, self._views, cluster)
+        late = [view.session for view in views if not view.session.settled()]
+        for session in late:
+            self._drain(session, max(0.0, deadline - monotonic()))
+        if late:
+            routes = resolve.routes_to(domains, self._views, cluster)
+        if not routes:
+            raise resolve.no_route(domains, cluster)
+        return routes
+
+    def serves(self, route: Route) -> bool:
+        """Whether the newest link to the route's cluster leads to the same engine."""
+        cluster = route.view.session.cluster_id
+        routes = resolve.routes_to(self._domains(), self._views, cluster)
+        return bool(routes) and routes[0].view is route.view
+
+    def move_over(self, routes: list[Route], move: Callable[[Route], None]) -> Route:
+        """``move`` over the first of ``routes`` that has not ended meanwhile; returns that one."""
+        for route in routes:
+            with suppress(resolve.Ended):
+                move(route)
+                return route
+        raise resolve.no_route(
+            self._domains(), routes[0].attempt.members[routes[0].rank].cluster_id
+        )
+
+    def move(
+        self,
+        route: Route,
+        segments: Segments,
+        deadline: float,
+        source: Entry | None = None,
+        write: bool = False,
+        before: Callable[[], None] | None = None,
+        after: Callable[[], None] | None = None,
+    ) -> None:
+        """Read the segments from a peer, or ``write`` them to it, alone on this link and rank.
+
+        ``source`` is the cache that is read, where we know it. ``before`` and ``after`` are called
+        while nobody else uses the link; ``after`` on success.
+
+        Raises LLMException: the status of :data:`STATUS_OF` for what the transport raises,
+        LLM_TIMEOUT when others keep the link busy, the codes of :meth:`_check_kept`, and
+        :class:`resolve.Ended` when it ended meanwhile, which does not count.
+        """
+        started = monotonic()
+        failed: bool | None = True
+        attempt, rank = route.attempt, route.rank
+        lock = attempt.locks[rank]
+        held: list[bool] = []
+        try:
+            try:
+                self._take(lock, held, route, deadline)
+                link = attempt.link
+                if attempt.dead or rank in attempt.gone or link is None:
+                    failed = None
+                    cluster = attempt.members[rank].cluster_id
+                    raise resolve.no_route(self._domains(), cluster, resolve.Ended)
+                if before is not None:
+                    before()
+                seconds = max(0.0, deadline - monotonic())
+                operate = link.write if write else link.read
+                operate(rank, segments.local, segments.remote, segments.length, seconds)
+                if not write:
+                    self._check_kept(route, source, deadline)
+                if self._verify is not None:
+                    self._verify(route, segments, deadline)
+                if after is not None:
+                    after()
+            finally:
+                if True in held:
+                    lock.release()
+            failed = False
+        except LLMException:
+            raise
+        except Exception as error:
+            raise self.failure(route, error, "push to" if write else "pull from") from error
+        finally:
+            if failed is not None:
+                self.count(route, write, segments.nbytes, started, failed)
+
+    def _check_kept(self, route: Route, source: Entry | None, deadline: float) -> None:
+        """Raise when the owner may have reused what was read, while it was read.
+
+        An owner waits only so long for a reader that does not answer, and not at all for one whose
+        connection was cut. What it said before that has arrived by then, or waits at the owner behind
+        what we left unread: after a pull that took long enough for that it is asked.
+
+        Raises LLM_FAILED for an owner that has ended or left, LLM_KV_CACHE_NOT_EXIST for a cache
+        that is registered no more. Memory of a pool is kept for as long as a pull goes on.
+        """
+        session = route.view.session
+        left = deadline - monotonic()
+        late = left < self.timeout - SURE_SECONDS
+        left = max(1.0, left)
+        heard = session.settled() or self._drain(session, left)
+        _check_unrevoked(route, source)
+        if late and source is not None and not source.pooled:
+            heard = route.view.synchronize(left)
+            _check_unrevoked(route, source)
+        if not heard:
+            raise _overtaken(
+                route, "nobody says whether that is still valid (is the owner stopped?)"
+            )
+
+    def _take(self, lock: threading.Lock, held: list[bool], route: Route, deadline: float) -> None:
+        """Take the lock of a link and rank; True is in ``held`` once that is done.
+
+        It is put there in C: a handler of a signal runs before the lock was taken, or after it was
+        noted.
+        """
+        held += map(lock.acquire, AT_ONCE)
+        if True not in held:
+            held += map(lock.acquire, (True,), (max(0.0, deadline - monotonic()),))
+        if True not in held:
+            raise LLMException(
+                f"another transfer over {route.domain} took longer than sync_kv_timeout "
+                f"({in_seconds(self.timeout)})",
+                status_code=LLMStatusCode.LLM_TIMEOUT,
+            )
+
+    def tallies(self, route: Route, push: bool) -> tuple[Tally, Tally]:
+        """Where operations over a link are counted: for that link, and for all."""
+        link, total = route.attempt.counters[route.rank], self.counters
+        return (link.push, total.push) if push else (link.pull, total.pull)
+
+    def count(self, route: Route, push: bool, nbytes: int, started: float, failed: bool) -> None:
+        """Count an operation that began at ``started`` (time.monotonic)."""
+        tallies, seconds = self.tallies(route, push), monotonic() - started
+        if not failed:
+            self.count_done(tallies, nbytes, seconds)
+            return
+        with self.counting:
+            for tally in tallies:
+                tally.errors += 1
+                tally.seconds += seconds
+
+    def count_done(self, tallies: tuple[Tally, Tally], nbytes: int, seconds: float) -> None:
+        """Count an operation that went well."""
+        one, every = tallies
+        with self.counting:
+            one.add(nbytes, seconds)
+            every.add(nbytes, seconds)
+
+    def failure(self, route: Route, error: Exception, what: str) -> LLMException:
+        """What a user is told of an exception of the transport."""
+        cluster = route.attempt.members[route.rank].cluster_id
+        text = text_of(error, route.attempt.link)
+        if isinstance(error, TransferError) and not error.link_usable:
+            text = route.attempt.gone.setdefault(route.rank, f"cluster {cluster}: {text}")
+            text += "; unlink and link again"
+        status = next((s for t, s in STATUS_OF if isinstance(error, t)), LLMStatusCode.LLM_FAILED)
+        return LLMException(
+            f"the {what} cluster {cluster} over {route.domain} failed: {text}", status_code=status
+        )
+
+
+def _check_unrevoked(route: Route, source: Entry | None) -> None:
+    """Raise what the owner's words say of a pull, see :meth:`Transfers._check_kept`."""
+    if route.view.session.closed or route.rank in route.attempt.gone:
+        reason = route.attempt.gone.get(route.rank, "its connection has ended")
+        raise _overtaken(route, f"{reason}; unlink and link again")
+    if source is None or source.pooled or source.cache_id in route.view.directory.entries:
+        return
+    raise _overtaken(
+        route,
+        f"cache {source.cache_id} was unregistered there meanwhile",
+        LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+    )
+
+
+def _overtaken(
+    route: Route, why: str, status: LLMStatusCode = LLMStatusCode.LLM_FAILED
+) -> LLMException:
+    cluster = route.attempt.members[route.rank].cluster_id
+    return LLMException(
+        f"the pull from cluster {cluster} over {route.domain} came too late, what it read may be "
+        f"something else by now: {why}",
+        status_code=status,
+    )
+
+
+def check_accessible(cache: OwnCache) -> None:
+    """Raise LLM_PARAM_INVALID for a local cache that peers must not reach (one-sided mode)."""
+    if not cache.accessible:
+        raise param_invalid(
+            f"cache {cache.cache_id} is not remote accessible, which one-sided mode needs at both "
+            "ends: register it with remote_accessible=True before link"
+        )
+
+
+def check_entry_accessible(found: Found) -> None:
+    """Raise LLM_PARAM_INVALID for a peer's cache that must not be reached (one-sided mode)."""
+    if not found.entry.accessible:
+        raise param_invalid(
+            f"cache {found.entry.cache_id} of the owner is not remote accessible: it must be "
+            "registered there with remote_accessible=True before link"
+        )
+
+
+@contextmanager
+def as_param_invalid() -> Iterator[None]:
+    """Turn ``ValueError`` into LLM_PARAM_INVALID."""
+    try:
+        yield
+    except ValueError as error:
+        raise param_invalid(str(error)) from None

@@ -1,0 +1,1 @@
+"""Finding transports, reading their options, and what their faults become."""

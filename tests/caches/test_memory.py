@@ -1,0 +1,170 @@
+"""Pools and registered regions of one engine: what is shared, kept, given back (memory.py)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from datadist.caches import memory as memories
+from datadist.caches.memory import Memory
+from datadist.caches.pool_config import PoolConfig
+from datadist.status import LLMException, LLMStatusCode
+from datadist.transport import Placement, Region, RegistrationError
+
+PAGE = 1024
+POOL = PoolConfig(memory_size=2 * PAGE, page_shift=10)
+DEVICE = Placement.DEVICE
+
+
+class FakeTransport:
+    """Memory that is not there; refuses what is above a limit, or lies at ``bad``."""
+
+    def __init__(self, limit: int | None = None, bad: int = 0) -> None:
+        limits = {} if limit is None else {DEVICE: limit}
+        self.capabilities = SimpleNamespace(max_registered=limits)
+        self.bad = bad
+        self.live: list[tuple[int, int]] = []
+
+    def allocate(self, size: int, placement: Placement) -> Region:
+        return self.register(1 << 30, size, placement)
+
+    def register(self, address: int, size: int, placement: Placement) -> Region:
+        if address == self.bad:
+            raise RegistrationError("no memory is there")
+        self.live.append((address, size))
+        return Region(address, size, placement)
+
+    def release(self, region: Region) -> None:
+        self.live.remove((region.address, region.size))
+
+
+def _memory(transport: FakeTransport) -> Memory:
+    given: Any = transport
+    return Memory(given)
+
+
+def _status(call: Callable[[], object]) -> LLMStatusCode:
+    with pytest.raises(LLMException) as caught:
+        call()
+    return caught.value.status_code
+
+
+# -- registered memory ---------------------------------------------------------------------------
+
+
+def test_of_addresses_of_which_one_is_refused_none_stays() -> None:
+    transport = FakeTransport(bad=3000)
+    memory = _memory(transport)
+    kept = memory.register([1000], 100, DEVICE)
+    assert _status(lambda: memory.register([1000, 2000, 3000], 100, DEVICE)) is (
+        LLMStatusCode.LLM_FAILED
+    )
+    assert transport.live == [(1000, 100)]
+    assert _status(lambda: memory.register([1000, 2000, 1050], 100, DEVICE)) is (
+        LLMStatusCode.LLM_PARAM_INVALID
+    )
+    assert transport.live == [(1000, 100)]
+    memory.unregister(kept)
+    assert transport.live == []
+
+
+def test_what_a_link_exposes_is_released_after_it() -> None:
+    transport = FakeTransport()
+    memory = _memory(transport)
+    region_ids = memory.register([1000], 100, DEVICE)
+    exposed = [*memory.expose()]
+    memory.expose()
+    memory.unregister(region_ids)
+    assert memory.empty(), "no later link reaches it"
+    assert memory.expose() == {}
+    memory.conceal(exposed)
+    assert transport.live == [(1000, 100)], "another link exposes it"
+    memory.conceal(exposed)
+    assert transport.live == []
+
+
+def test_equal_and_contained_ranges_are_registered_once() -> None:
+    transport = FakeTransport()
+    memory = _memory(transport)
+    taken = [memory.register([address], size, DEVICE) for address, size in (
+        (1000, 100), (1000, 100), (1010, 90), (1000, 1),
+    )]  # fmt: skip
+    assert len({region for (region,) in taken}) == 1
+    for region_ids in taken:
+        assert transport.live == [(1000, 100)]
+        memory.unregister(region_ids)
+    assert transport.live == []
+
+
+def test_a_limit_can_be_reached_and_not_passed() -> None:
+    transport = FakeTransport(limit=200)
+    memory = _memory(transport)
+    memory.register([1000], 100, DEVICE)
+    assert _status(lambda: memory.register([2000], 101, DEVICE)) is (
+        LLMStatusCode.LLM_PARAM_INVALID
+    )
+    memory.register([2000], 100, DEVICE)
+    memory.register([2000], 50, DEVICE)  # which is registered already
+    memory.register([4000], 1 << 20, Placement.HOST)
+
+
+# -- pools ---------------------------------------------------------------------------------------
+
+
+def _pool() -> Memory:
+    memory = _memory(FakeTransport())
+    memory.add_pool(DEVICE, POOL)
+    return memory
+
+
+def _usage(memory: Memory) -> tuple[int, int]:
+    usage = memory.pool_usage(DEVICE)
+    return usage["pages_used"], usage["allocations_returning"]
+
+
+def test_allocations_on_their_way_back_are_counted() -> None:
+    memory = _pool()
+    addresses = memory.allocate(DEVICE, [PAGE, PAGE])
+    memory.expect(DEVICE, 2)
+    assert _usage(memory) == (2, 2)
+    memory.give_back(DEVICE, addresses[:1])
+    assert _usage(memory) == (1, 1)
+    memory.give_back(DEVICE, addresses[1:])
+    assert _usage(memory) == (0, 0)
+
+
+def test_an_allocation_waits_for_pages_that_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memories, "RETURN_SECONDS", 120.0)
+    memory = _pool()
+    addresses = memory.allocate(DEVICE, [PAGE, PAGE])
+    memory.expect(DEVICE, 2)
+    timer = threading.Timer(0.05, lambda: memory.give_back(DEVICE, addresses))
+    timer.start()
+    began = time.monotonic()
+    assert len(memory.allocate(DEVICE, [2 * PAGE])) == 1
+    assert time.monotonic() - began < 60, "it is woken"
+    timer.join()
+
+
+def test_an_allocation_waits_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memories, "RETURN_SECONDS", 120.0)
+    memory = _pool()
+    memory.allocate(DEVICE, [PAGE])
+    began = time.monotonic()
+    assert _status(lambda: memory.allocate(DEVICE, [2 * PAGE])) is (LLMStatusCode.LLM_OUT_OF_MEMORY)
+    assert time.monotonic() - began < 60
+    assert _usage(memory) == (1, 0)
+
+
+def test_pages_that_do_not_come_back_in_time_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memories, "RETURN_SECONDS", 0.01)
+    memory = _pool()
+    memory.allocate(DEVICE, [2 * PAGE])
+    memory.expect(DEVICE, 1)
+    with pytest.raises(LLMException, match="1 freed allocations wait for peers to let go"):
+        memory.allocate(DEVICE, [PAGE])

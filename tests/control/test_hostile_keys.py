@@ -1,0 +1,104 @@
+"""A peer that acknowledges what it never heard, and pulls of which it tells anything."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+
+from datadist import CacheDesc, CacheKey, DataType, LLMStatusCode
+from datadist.caches.directory import KeyName
+from datadist.control.messages import Ack, Consume, Directory, Sync
+from datadist.engine.engine import Engine as Core
+from tests import nodes
+from tests.hosted import BASE, PAIR, SIZE, TABLE, Engine
+from tests.stranger import Stranger, link, memory
+
+LARGEST = (1 << 64) - 1
+TENSORS = 3
+
+
+def _core(engine: Engine) -> Core:
+    return engine.api._live(LLMStatusCode.LLM_FAILED)
+
+
+def _linked(engine: Engine) -> Stranger:
+    """A member that hears of our caches, and says nothing by itself."""
+    stranger = engine.stranger()
+    comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
+    fd = memory(SIZE)
+    region = {"id": 1, "address": BASE, "size": SIZE, "fd": 0}
+    offer = {"version": 1, "writable": False, "regions": [region], "fence": None}
+    assert link(stranger, "pair", PAIR, TABLE, offer, [fd])
+    os.close(fd)
+    engine.api.wait_link(comm_id)
+    return stranger
+
+
+def _was_heard(stranger: Stranger) -> None:
+    """The engine has taken all that the stranger has said."""
+    stranger.say(Sync(id=7))
+    assert stranger.hear("synced") is not None
+
+
+def _pages(engine: Engine) -> int:
+    return int(engine.api.stats()["pools"]["DEVICE"]["pages_used"])
+
+
+def test_acknowledgements_of_the_future_free_nothing(engine: Engine) -> None:
+    desc = CacheDesc(TENSORS, [1, 64], DataType.DT_UINT8)
+    cache = engine.api.cache_manager.allocate_cache(desc)
+    stranger = _linked(engine)
+    before = _pages(engine)
+    for seq in (1000, LARGEST):
+        stranger.say(Ack(seq=seq))
+    _was_heard(stranger)
+    engine.api.cache_manager.deallocate_cache(cache)
+    _was_heard(stranger)
+    assert _pages(engine) == before
+    (view,) = _core(engine).views.values()
+    stranger.say(Ack(seq=view.seq_sent - 1))
+    _was_heard(stranger)
+    assert _pages(engine) == before
+    stranger.say(Ack(seq=view.seq_sent))
+    deadline = time.monotonic() + 20
+    while _pages(engine) == before:
+        assert time.monotonic() < deadline
+    assert _pages(engine) == before - TENSORS
+    stranger.close()
+
+
+def test_what_a_peer_says_that_it_pulled(engine: Engine) -> None:
+    desc = CacheDesc(TENSORS, [1, 64], DataType.DT_UINT8)
+    arrays = [np.zeros(64, np.uint8) for _ in range(TENSORS)]
+    manager = engine.api.cache_manager
+    pooled = manager.allocate_cache(desc, [CacheKey(1, 5)])
+    registered = manager.register_cache(
+        desc, [int(array.ctypes.data) for array in arrays], [CacheKey(1, 6)]
+    )
+    stranger = _linked(engine)
+    told = stranger.hear("directory")
+    assert isinstance(told, Directory)
+    bindings = {entry.cache_id: entry.bindings[0].id for entry in told.upsert if entry.bindings}
+    assert set(bindings) == {pooled.cache_id, registered.cache_id}
+
+    def consume(cache_id: int, binding: int, start: int, stop: int) -> list[bool]:
+        stranger.say(Consume(cache_id=cache_id, binding=binding, start=start, stop=stop))
+        _was_heard(stranger)
+        return [_core(engine).owned.bound(KeyName("request", key, 0)) for key in (5, 6)]
+
+    both = [True, True]
+    mine, theirs = bindings[pooled.cache_id], bindings[registered.cache_id]
+    for start, stop in ((0, TENSORS), (0, LARGEST)):
+        assert consume(registered.cache_id, theirs, start, stop) == both
+        assert consume(registered.cache_id, mine, start, stop) == both
+        assert consume(pooled.cache_id, theirs, start, stop) == both
+        assert consume(LARGEST, mine, start, stop) == both
+        assert consume(pooled.cache_id, LARGEST, start, stop) == both
+    for start, stop in ((LARGEST, 0), (TENSORS, LARGEST), (LARGEST, LARGEST), (1, LARGEST)):
+        assert consume(pooled.cache_id, mine, start, stop) == both
+    assert consume(pooled.cache_id, mine, 0, LARGEST) == [False, True]
+    assert consume(pooled.cache_id, mine, 0, LARGEST) == [False, True]
+    engine.works()
+    stranger.close()

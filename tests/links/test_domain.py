@@ -1,0 +1,25 @@
+"""What a link that is complete means for what was found out before (domain.py)."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+from datadist.caches.peers import PeerView
+from datadist.links.domain import outdate
+
+
+def _view(cluster: int) -> PeerView:
+    return PeerView(cast("Any", SimpleNamespace(cluster_id=cluster)))
+
+
+def test_all_engines_of_the_clusters_of_a_new_link_are_looked_up_again() -> None:
+    clusters = {"a": 1, "b": 3, "c": 1, "d": 2, "e": 4}
+    views = {incarnation: _view(cluster) for incarnation, cluster in clusters.items()}
+    domain: Any = SimpleNamespace(others={1: 0, 2: 1})
+    outdate(views, domain)
+    assert {name: view.version for name, view in views.items()} == {
+        "a": 1, "b": 0, "c": 1, "d": 1, "e": 0,
+    }  # fmt: skip
+    assert not views["a"].begin_pull_at(0, 1)
+    assert views["b"].begin_pull_at(0, 1)
