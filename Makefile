@@ -48,6 +48,7 @@ test-roce: setup
 lint: setup
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/python -m tests.layers
 
 types: setup
 	$(BIN)/mypy

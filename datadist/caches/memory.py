@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datadist.caches.pool import PagePool, PoolExhausted
-from datadist.engine.options import PoolConfig
+from datadist.caches.pool_config import PoolConfig
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import Placement, Region, Transport
 from datadist.transports.defects import text_of

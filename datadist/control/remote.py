@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from datadist.base.once import Once
 from datadist.control.hostport import HostPort
@@ -20,12 +20,9 @@ from datadist.control.job import described
 from datadist.control.listener import Listener
 from datadist.control.messages import WIRE_VERSION, Hello, Message, Welcome
 from datadist.control.reactor import Reactor, Timer
-from datadist.control.runtime_dir import Address
+from datadist.control.runtime_dir import Address, RuntimeDir
 from datadist.control.session import Session
 from datadist.control.tcp import HANDSHAKE_SECONDS, Dial, NetworkSettings, TcpSession
-
-if TYPE_CHECKING:
-    from datadist.control.meeting import Meeting
 
 log = logging.getLogger("datadist.control")
 
@@ -50,10 +47,30 @@ class _Acquaintance:
     """The peer's, where it dialled."""
 
 
+class Host(Protocol):
+    """The half of :class:`~datadist.control.meeting.Meeting` that is on this host."""
+
+    address: Address
+    directory: RuntimeDir
+    sessions: dict[str, Session]
+
+    def hello(self, knock: bool = False) -> Hello:
+        """The message that says who we are."""
+
+    def sees(self, address: Address) -> bool:
+        """Whether the engine listens in our runtime directory."""
+
+    def contact(self, address: Address) -> bool:
+        """Get a session with the engine there."""
+
+    def adopt(self, session: Session, hello: Hello) -> None:
+        """Make a connection the session with the engine that said ``hello`` over it."""
+
+
 class Remote:
     """The network half of :class:`~datadist.control.meeting.Meeting`; runs on the reactor."""
 
-    def __init__(self, reactor: Reactor, meeting: Meeting, settings: NetworkSettings) -> None:
+    def __init__(self, reactor: Reactor, meeting: Host, settings: NetworkSettings) -> None:
         self._reactor = reactor
         self._meeting = meeting
         self._settings = settings

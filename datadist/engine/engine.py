@@ -32,10 +32,10 @@ from datadist.control.tcp import NetworkSettings
 from datadist.engine.inbox import Inbox
 from datadist.engine.options import EngineOptions
 from datadist.engine.starting import check_descriptors, start_transport, system_errors
+from datadist.engine.stats import link_stats, pool_stats
 from datadist.links.building import CLOSE_SECONDS, Builder
 from datadist.links.cluster_calls import ClusterCalls
 from datadist.links.clusters import Clusters
-from datadist.links.counters import link_stats, pool_stats
 from datadist.links.domain import Domain, TableDomain
 from datadist.links.duplicates import REMEDY, Duplicates
 from datadist.links.links import Links

@@ -6,7 +6,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -33,8 +33,6 @@ from datadist_rdma.transfer import Transfer
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-    from datadist_rdma.transport import RdmaTransport
 
 log = logging.getLogger("datadist.rdma")
 
@@ -63,18 +61,18 @@ class _Path:
 
 
 class RdmaLink(Link):
-    """See :class:`datadist.transport.Link`."""
+    """See :class:`datadist.transport.Link`; ``local`` gives all our memory with its keys on a device."""
 
     def __init__(
         self,
-        transport: RdmaTransport,
+        local: Callable[[Device], Ranges],
         group: Group,
         places: Mapping[int, tuple[Device, Gid]],
         regions: Sequence[RdmaRegion],
         access: Access,
         options: Options,
     ) -> None:
-        self._transport = transport
+        self._local = local
         self._group = group
         self._regions = regions
         self._access = access
@@ -209,7 +207,7 @@ class RdmaLink(Link):
     ) -> tuple[Iterator[Chain], int]:
         """The chains of a transfer, and how many requests may be in flight."""
         piece = min(PIECE, path.pair.max_message)
-        own = self._transport.local(path.device)
+        own = self._local(path.device)
         if memoryview(vectors[0]).nbytes <= 8 * FEW:
             rows = [memoryview(vector).cast("B").cast("q").tolist() for vector in vectors]
             if max(rows[2]) <= piece:

@@ -191,7 +191,7 @@ class RdmaTransport(Transport):
             for device in self._devices.values()
         }
 
-    def local(self, device: Device) -> Ranges:
+    def _local(self, device: Device) -> Ranges:
         """All our memory with its local keys on a device."""
         return self._ranges[device]
 
@@ -205,7 +205,7 @@ class RdmaTransport(Transport):
                 gid = self._gid_for(group, rank)
                 places[rank] = (self._device(gid.device), gid)
         own = [region for region in regions if isinstance(region, RdmaRegion)]
-        return RdmaLink(self, group, places, own, access, self._options)
+        return RdmaLink(self._local, group, places, own, access, self._options)
 
     def close(self) -> None:
         """Close the devices; links and regions were closed before."""

@@ -15,7 +15,7 @@ import resource
 import sys
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,34 +24,7 @@ from datadist.base.digits import argument
 from datadist.transport import Access, Group, Offer, Peer, Placement, TransportOptions
 from datadist_rdma import ports
 from datadist_rdma.transport import RdmaTransport
-
-MIB = 1 << 20
-ROUNDS = 3
-RATIO = 0.9
-"""Share of the throughput of ib_read_bw that counts as good."""
-
-
-class Report:
-    """Lines with a mark, and whether all were good."""
-
-    def __init__(self) -> None:
-        self.failed = 0
-
-    def line(self, mark: str, what: str, detail: str = "") -> None:
-        """Print one line; the mark FAIL counts."""
-        self.failed += mark == "FAIL"
-        print(f"{mark:5} {what}{': ' if detail else ''}{detail}", flush=True)
-
-    @contextlib.contextmanager
-    def step(self, what: str) -> Iterator[list[str]]:
-        """A step that fails where it raises; texts appended to the list are its detail."""
-        detail: list[str] = []
-        try:
-            yield detail
-        except Exception as error:
-            self.line("FAIL", what, f"{type(error).__name__}: {error}")
-        else:
-            self.line("ok", what, ", ".join(detail))
+from datadist_rdma.verify_report import MIB, ROUNDS, Report, rate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -163,13 +136,6 @@ def _loop(report: Report, args: argparse.Namespace) -> None:
 
         for verb, source, target in (("read", 1, 0), ("write", 0, 1)):
             check_moves(report, verb, size, views[source], views[target], move)
-
-
-def rate(bytes_per_second: float) -> str:
-    """Bytes per second for people."""
-    if bytes_per_second < 1e9:
-        return f"{bytes_per_second / 1e6:.1f} MB/s"
-    return f"{bytes_per_second / 1e9:.2f} GB/s"
 
 
 def neighbours(

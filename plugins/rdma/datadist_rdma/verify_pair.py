@@ -28,7 +28,7 @@ from datadist import (
     LLMStatusCode,
 )
 from datadist_rdma import ports
-from datadist_rdma.verify import MIB, RATIO, ROUNDS, Report, rate
+from datadist_rdma.verify_report import MIB, RATIO, ROUNDS, Report, rate
 
 MAPPING = {1: 0, 2: 1}
 STEP_SECONDS = 300

@@ -146,17 +146,15 @@ def test_a_second_offer_of_a_rank_is_refused() -> None:
 # -- what is not moved ---------------------------------------------------------------------------
 
 
-class OneRange:
+def _one_range(_device: object) -> Ranges:
     """All memory of ours, by its local key."""
-
-    def local(self, _device: object) -> Ranges:
-        return Ranges([(8192, 4096, 5)])
+    return Ranges([(8192, 4096, 5)])
 
 
 def _ready(writable: bool = True) -> RdmaLink:
     """A link that is attached; its queue pair can do no more than connect."""
     made = _link(FakeQueuePair())
-    made._transport = OneRange()  # type: ignore[assignment]
+    made._local = _one_range
     made._paths[1].pair.max_message = 1 << 30
     made.attach(1, _offer(writable=writable))
     return made

@@ -7,12 +7,9 @@ import logging
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from datadist.transport import RegistrationError
-
-if TYPE_CHECKING:
-    from datadist_shm.memory import Mapping
 
 log = logging.getLogger("datadist.shm")
 
@@ -77,24 +74,33 @@ def available() -> int | None:
     return sum(found.values()) if "MemAvailable" in found else None
 
 
+class Pages(Protocol):
+    """Memory whose pages can be made."""
+
+    size: int
+
+    def make_pages(self, threads: int, begin: int, size: int) -> None:
+        """Make the pages of a part, with so many threads."""
+
+
 class Filling:
     """Has the pages of a new pool made in the background; the pool can be used meanwhile."""
 
-    def __init__(self, mapping: Mapping, threads: int) -> None:
+    def __init__(self, pages: Pages, threads: int) -> None:
         self._done = threading.Event()
         self._stop = False
         self._error: OSError | None = None
         self._thread = threading.Thread(
-            target=self._run, args=(mapping, threads), name="datadist-shm-pages", daemon=True
+            target=self._run, args=(pages, threads), name="datadist-shm-pages", daemon=True
         )
         self._thread.start()
 
-    def _run(self, mapping: Mapping, threads: int) -> None:
+    def _run(self, pages: Pages, threads: int) -> None:
         try:
-            for begin in range(0, mapping.size, SLICE):
+            for begin in range(0, pages.size, SLICE):
                 if self._stop:
                     break
-                mapping.make_pages(threads, begin, min(SLICE, mapping.size - begin))
+                pages.make_pages(threads, begin, min(SLICE, pages.size - begin))
         except OSError as error:
             self._error = error
         finally:
