@@ -51,6 +51,13 @@ def _imported(path: Path, files: Mapping[str, Path]) -> Iterable[str]:
                     yield node.module
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in files)
+        elif isinstance(node, ast.Call) and _name(node.func) in ("import_module", "__import__"):
+            given = [each.value for each in node.args if isinstance(each, ast.Constant)]
+            yield from (str(value) for value in given if value in files)
+
+
+def _name(called: ast.expr) -> str:
+    return called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
 
 
 def _is_extension(package: Path, name: str) -> bool:

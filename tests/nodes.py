@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -136,7 +137,8 @@ class Node:
         self._pipe.close()
         self._process.join(0 if self._busy else 10)
         if self._process.is_alive():
-            self.resume()
+            with contextlib.suppress(ProcessLookupError):  # it may end now
+                self.resume()
             self._process.kill()
             self._process.join()
         self._process.close()
@@ -153,7 +155,10 @@ def stop(pid: int) -> None:
 
 
 def _is_stopped(task: Path) -> bool:
-    return (task / "stat").read_text().rpartition(")")[2].split()[0] in "TtZX"
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] in "TtZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def _serve(pipe: Connection, environ: dict[str, str], directory: str) -> None:

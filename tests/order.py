@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-OF_PROCESSES = {"start_node", "start_on", "start_ranks", "bench", "saboteur", "net"}
+OF_PROCESSES = {"start_node", "start_on", "start_ranks", "bench", "net"}
 """Fixtures that start processes."""
 SLOW = {
-    "test_bench", "test_cli", "test_conformance_command", "test_drop_in", "test_fuzz",
+    "test_bench", "test_ci", "test_cli", "test_conformance_command", "test_drop_in", "test_fuzz",
     "test_hccl_libraries", "test_hccl_verify", "test_hints", "test_hostile", "test_jobs",
     "test_owned", "test_programs", "test_saboteurs", "test_shm_link", "test_shm_short", "test_soak",
 }  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from datadist.engine.interrupted import INSIDE
 from tests import layers
 
 
@@ -19,6 +20,11 @@ def test_no_import_points_upwards_and_there_is_no_circle(package: str) -> None:
         assert {layers.layer(module) for module in found} == set(layers.LAYERS)
 
 
+def test_calls_from_inside_an_engine_are_those_of_its_layers() -> None:
+    first, last = map(layers.LAYERS.index, ("transports", "engine"))
+    assert {f"datadist.{name}." for name in layers.LAYERS[first : last + 1]} == set(INSIDE)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -27,6 +33,7 @@ def test_no_import_points_upwards_and_there_is_no_circle(package: str) -> None:
         "import datadist.engine.engine",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from datadist.engine import engine",
         "def call():\n    from datadist.engine.engine import Engine",
+        'importlib.import_module("datadist.engine.engine")',
     ],
 )
 def test_every_way_to_import_is_seen(tmp_path: Path, text: str) -> None:

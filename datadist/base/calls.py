@@ -1,16 +1,9 @@
-"""Calls that link or unlink, and calls that a signal handler interrupted."""
+"""Calls that link or unlink."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
-
-INSIDE = tuple(
-    f"datadist.{room}." for room in ("engine", "transfers", "links", "caches", "transports")
-)
-"""The modules of an engine."""
 
 
 class Calls:
@@ -32,16 +25,3 @@ class Calls:
     def any(self) -> bool:
         """Whether some thread is inside a call."""
         return bool(self._inside)
-
-
-def interrupted() -> bool:
-    """Whether our caller was called from inside of an engine, as a signal handler may be.
-
-    What such a call holds is let go only after the handler has returned.
-    """
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith(INSIDE):
-            return True
-        frame = frame.f_back
-    return False

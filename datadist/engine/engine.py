@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from typing import Any, TypeVar
 
 from datadist.base.addresses import parse_address
-from datadist.base.calls import Calls, interrupted
+from datadist.base.calls import Calls
 from datadist.base.log_prefix import clear_log_prefix
 from datadist.base.texts import in_seconds
 from datadist.base.workers import Workers
@@ -30,6 +30,7 @@ from datadist.control.runtime_dir import RuntimeDirError, default_path
 from datadist.control.session import Session
 from datadist.control.tcp import NetworkSettings
 from datadist.engine.inbox import Inbox
+from datadist.engine.interrupted import interrupted
 from datadist.engine.options import EngineOptions
 from datadist.engine.starting import check_descriptors, start_transport, system_errors
 from datadist.engine.stats import link_stats, pool_stats

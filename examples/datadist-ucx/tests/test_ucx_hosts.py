@@ -19,6 +19,8 @@ PROGRAM = Path(__file__).with_name("pull_between_hosts.py")
 def hosts() -> Iterator[list[int]]:
     """Processes in the namespaces of 10.99.0.1 and 10.99.0.2."""
     missing = [tool for tool in ("ip", "nsenter", "unshare") if shutil.which(tool) is None]
+    if missing and os.environ.get("DATADIST_TESTS_REQUIRED") == "1":
+        pytest.fail(f"needs {', '.join(missing)}")
     if missing:
         pytest.skip(f"needs {', '.join(missing)} (packages iproute2 and util-linux)")
     holders = [_holder() for _ in range(2)]
