@@ -70,7 +70,6 @@ coverage: setup
 	$(BIN)/coverage report
 
 soak: setup
-	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/python -m pip install --quiet matplotlib
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 fuzz: setup

@@ -83,7 +83,7 @@ class Calls:
             try:
                 call()
                 self.outcomes[name] = "OK"
-            except Exception as error:
+            except BaseException as error:
                 self.outcomes[name] = f"{type(error).__name__}: {error}"
 
         self._threads[name] = threading.Thread(target=run, daemon=True)

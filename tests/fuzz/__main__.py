@@ -63,9 +63,14 @@ def _run(name: str, seconds: int, seed: int) -> tuple[int, int]:
         ]  # fmt: skip
         # The fuzzer ends its process at once: what the target leaves goes with the place.
         environ = {**os.environ, "TMPDIR": place}
-        done = subprocess.run(
-            command, capture_output=True, check=False, timeout=seconds + 120, env=environ
-        )
+        try:
+            done = subprocess.run(
+                command, capture_output=True, check=False, timeout=seconds + 120, env=environ
+            )
+        except subprocess.TimeoutExpired as error:
+            print(f"{name:12} did not end, FAILED", flush=True)
+            sys.stderr.buffer.write((error.stderr or b"")[-4000:])
+            return 0, 1
     executed = FINAL.search(done.stderr)
     covered = COVERAGE.findall(done.stderr)
     count = int(executed[1]) if executed else 0
