@@ -65,7 +65,7 @@ check-long: cross
 
 coverage: setup
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(PARALLEL) $(ARGS)
+	-$(BIN)/coverage run -m pytest $(PARALLEL) $(ARGS)  # tests of abrupt ends and of leaks may fail so
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
