@@ -180,8 +180,10 @@ def _has_thread_sanitizer() -> bool:
 
 
 def _helpers_come_and_go(_here: Here) -> None:
-    large, seen = _Large(), threading.Event()
-    before = tasks.count() + 1
+    large, seen, counted = _Large(), threading.Event(), threading.Event()
+    with tasks.meanwhile(counted.wait):  # a thread sanitizer starts one of its own with the first
+        before = tasks.count()
+        counted.set()
 
     def watch() -> None:
         if tasks.rises_to(before + 3):
