@@ -13,36 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datadist.rank_table import RankTableError, parse_rank_table
-
-CONTRACT = """
-{
-    "server_count": "2",
-    "server_list": [
-        {
-            "device": [
-                {
-                    "device_id": "0",
-                    "device_ip": "x.x.x.x",
-                    "rank_id": "0"
-                },
-            ],
-            "server_id": "xxxx"
-        },
-        {
-            "device": [
-                {
-                    "device_id": "0",
-                    "device_ip": "x.x.x.x",
-                    "rank_id": "1"
-                },
-            ],
-            "server_id": "xxxx"
-        }
-    ],
-    "status": "completed",
-    "version": "1.0"
-}
-"""
+from tests.upstream import CONTRACT_TABLE
 
 
 def device(rank: int, **fields: Any) -> dict[str, Any]:
@@ -99,7 +70,7 @@ def problems(raw: object) -> list[str]:
 
 
 def test_the_documented_example_is_accepted_with_its_trailing_commas() -> None:
-    parsed = parse_rank_table(CONTRACT)
+    parsed = parse_rank_table(CONTRACT_TABLE)
     assert parsed.version == "1.0"
     assert parsed.ranks == (0, 1)
     assert [d.server for d in parsed.devices] == [0, 1]
@@ -364,7 +335,7 @@ def test_what_version_1_0_does_not_use_makes_no_difference() -> None:
 
 
 def test_the_ranks_of_a_mapping_must_be_those_of_the_table() -> None:
-    parsed = parse_rank_table(CONTRACT)
+    parsed = parse_rank_table(CONTRACT_TABLE)
     assert parsed.check_ranks([1, 0]) == []
     found = parsed.check_ranks([0, 0, 7])
     assert len(found) == 3

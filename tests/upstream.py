@@ -1,4 +1,4 @@
-"""Parameters of upstream's public constructors and methods (LLM-DataDist API), without ``self``."""
+"""Of upstream (LLM-DataDist API): parameters of public calls, without ``self``, and an example."""
 
 from __future__ import annotations
 
@@ -97,3 +97,34 @@ DIFFERENT = {
     "CacheTask": (27, "job"),
 }
 """Ours where they differ, and the number of the deviation that says so in docs/api.md."""
+
+CONTRACT_TABLE = """
+{
+    "server_count": "2",
+    "server_list": [
+        {
+            "device": [
+                {
+                    "device_id": "0",
+                    "device_ip": "x.x.x.x",
+                    "rank_id": "0"
+                },
+            ],
+            "server_id": "xxxx"
+        },
+        {
+            "device": [
+                {
+                    "device_id": "0",
+                    "device_ip": "x.x.x.x",
+                    "rank_id": "1"
+                },
+            ],
+            "server_id": "xxxx"
+        }
+    ],
+    "status": "completed",
+    "version": "1.0"
+}
+"""
+"""The rank table of the documented example."""

@@ -18,8 +18,6 @@ from datadist.status import param_invalid
 from datadist.transports.option_keys import check_keys, meant_by, not_text, where, wrong
 from datadist.types import LLMRole
 
-__all__ = ["EngineOptions", "PoolConfig"]
-
 log = logging.getLogger("datadist.options")
 
 DEFAULT_LINK_SECONDS = 120.0

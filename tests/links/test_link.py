@@ -13,39 +13,10 @@ import pytest
 from datadist import CacheKeyByIdAndIndex, RegisterMemStatus
 from tests import nodes, torn
 from tests.nodes import Node, RemoteError, table_for
+from tests.upstream import CONTRACT_TABLE
 
 PAIR = {1: 0, 2: 1}
 Start = Callable[..., Node]
-
-CONTRACT_TABLE = """
-{
-    "server_count": "2",
-    "server_list": [
-        {
-            "device": [
-                {
-                    "device_id": "0",
-                    "device_ip": "x.x.x.x",
-                    "rank_id": "0"
-                },
-            ],
-            "server_id": "xxxx"
-        },
-        {
-            "device": [
-                {
-                    "device_id": "0",
-                    "device_ip": "x.x.x.x",
-                    "rank_id": "1"
-                },
-            ],
-            "server_id": "xxxx"
-        }
-    ],
-    "status": "completed",
-    "version": "1.0"
-}
-"""
 
 
 def test_the_documented_example(start_node: Start) -> None:

@@ -15,7 +15,7 @@ from roce.nodes import AnyNode, RemoteNode, lab, start_here, wait_for_other
 
 from datadist import BlocksCacheKey, CacheKeyByIdAndIndex, RegisterMemStatus
 from tests import nodes
-from tests.links.test_link import CONTRACT_TABLE, documented_example
+from tests.links.test_link import documented_example
 from tests.nodes import RemoteError, pattern
 from tests.transfers.test_layerwise import test_one_sided_blocks, test_two_sided_blocks
 from tests.transfers.test_pull import (
@@ -24,6 +24,7 @@ from tests.transfers.test_pull import (
     test_layer_ranges_move_these_tensors_only,
 )
 from tests.transfers.test_push import test_a_slot_is_pushed, test_blocks_are_pushed
+from tests.upstream import CONTRACT_TABLE
 
 __all__ = [
     "test_a_slot_is_pushed",
