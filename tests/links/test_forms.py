@@ -1,0 +1,160 @@
+"""Who may name the members of a domain, and which members."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from datadist import RegisterMemStatus
+from datadist.control.messages import Dial
+from datadist.control.runtime_dir import Address, RuntimeDir
+from tests import nodes
+from tests.forming import OTHER_TOKEN, PAIR, THREE, TOKEN, form, token_of_offer, until_synced
+from tests.hosted import Engine
+from tests.stranger import Stranger
+
+
+def test_only_rank_0_names_the_members(engine: Engine) -> None:
+    first, other = engine.stranger(1, cluster=3), engine.stranger(2, cluster=2)
+    comm_id = engine.api.link("three", THREE, nodes.table_for(THREE))
+    for stranger in (first, other):
+        assert stranger.hear("announce")
+    assert other.say(form(engine, THREE, comm_id, first, other))
+    refused = other.hear("dissolve")
+    assert refused is not None
+    assert (refused.domain, refused.reason) == (TOKEN, "a member is not waiting any more")  # type: ignore[union-attr]
+    assert engine.api.query_register_mem_status(comm_id) is RegisterMemStatus.PREPARING
+    assert first.say(form(engine, THREE, comm_id, first, other, token=OTHER_TOKEN))
+    for stranger in (first, other):
+        offer = stranger.hear("offer")
+        assert offer is not None
+        assert offer.domain == OTHER_TOKEN  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("mapping", "names"), [(PAIR, False), ({1: 0, 2: 1}, True)])
+def test_we_name_the_members_as_rank_0_only(
+    engine: Engine, mapping: dict[int, int], names: bool
+) -> None:
+    stranger = engine.stranger()
+    engine.api.link("pair", mapping, nodes.table_for(mapping))
+    announced = stranger.hear("announce")
+    assert announced is not None
+    assert stranger.say({**announced.model_dump(), "link": 1})
+    assert ("form" in [message.kind for message in until_synced(stranger)]) is names
+
+
+def test_nobody_passes_for_rank_0_under_its_own_incarnation(engine: Engine) -> None:
+    """An engine that said hello as another cluster is not rank 0, whatever its `Form` says."""
+    other = engine.stranger(2, cluster=2)
+    comm_id = engine.api.link("three", THREE, nodes.table_for(THREE))
+    assert other.hear("announce")
+    said = form(engine, {1: 1, 2: 2}, comm_id, other)
+    said["members"].append(
+        {"rank": 0, "cluster_id": 3, "incarnation": other.incarnation, "link": 1}
+    )
+    assert other.say(said)
+    assert other.hear("dissolve") is not None
+    assert "offer" not in [message.kind for message in until_synced(other)]
+
+
+def test_nobody_names_another_engine_of_its_cluster_as_rank_0(engine: Engine) -> None:
+    """Only the engine that is rank 0 names the members: its cluster id may be used twice."""
+    first, twin = engine.stranger(1), engine.stranger(2)
+    comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
+    for stranger in (first, twin):
+        assert stranger.hear("announce")
+    said = form(engine, PAIR, comm_id, first)
+    assert twin.say(said)
+    assert twin.hear("dissolve") is not None
+    assert "offer" not in [message.kind for message in until_synced(first)]
+    assert first.say(said)
+    assert first.hear("offer") is not None
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "another link of ours": {"link": 9_999},
+    "another cluster": {"cluster_id": 4},
+    "another rank": {"rank": 2},
+    "another engine": {"incarnation": "c" * 32},
+}
+
+
+@pytest.mark.parametrize("wrong", FORMS)
+def test_a_form_that_does_not_fit_our_wish_is_refused(engine: Engine, wrong: str) -> None:
+    first = engine.stranger()
+    comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
+    assert first.hear("announce")
+    said = form(engine, PAIR, comm_id, first)
+    (ours,) = [member for member in said["members"] if member["cluster_id"] == 1]
+    ours.update(FORMS[wrong])
+    assert first.say(said)
+    assert first.hear("dissolve") is not None
+    assert first.say(form(engine, PAIR, comm_id, first, token=OTHER_TOKEN))
+    assert first.hear("offer") is not None
+
+
+PORT = 26_999
+"""Nobody listens there: the runtime directory says who does."""
+
+
+@pytest.fixture
+def asked(engine: Engine) -> Iterator[tuple[Stranger, int]]:
+    """An engine of cluster 2 whom ours asks for a link, and the id of that link."""
+    peer = engine.stranger(1)
+    assert peer.hear("hello")
+    directory = RuntimeDir(engine.runtime_dir, "")
+    directory.publish("127.0.0.1", PORT, Address(2, peer.incarnation))
+    calls: list[Any] = []
+
+    def ask() -> None:
+        calls.append(engine.api.link_clusters([nodes.cluster_info(2, PORT)], 60_000))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    dial = peer.hear("dial")
+    assert isinstance(dial, Dial)
+    yield peer, dial.link
+    peer.say({"kind": "refused", "link": dial.link, "status": 1, "reason": "the test is over"})
+    thread.join()
+    directory.close()
+
+
+PAIRS: dict[str, dict[str, Any]] = {
+    **{wrong: {"ours": changes} for wrong, changes in FORMS.items()},
+    "a peer of another cluster": {"theirs": {"cluster_id": 4}},
+    "a peer that is another engine": {"theirs": {"incarnation": "c" * 32}},
+}
+
+
+@pytest.mark.parametrize("wrong", PAIRS)
+def test_a_form_that_does_not_fit_what_link_clusters_asks_is_refused(
+    engine: Engine, asked: tuple[Stranger, int], wrong: str
+) -> None:
+    peer, link = asked
+    said = form(engine, {1: 0, 2: 1}, link, peer)
+    ours, theirs = said["members"]
+    ours.update(PAIRS[wrong].get("ours", {}))
+    theirs.update(PAIRS[wrong].get("theirs", {}))
+    assert peer.say(said)
+    assert peer.hear("dissolve") is not None
+    assert peer.say(form(engine, {1: 0, 2: 1}, link, peer, token=OTHER_TOKEN))
+    assert token_of_offer(peer) == OTHER_TOKEN
+
+
+def test_only_the_one_that_was_asked_answers_link_clusters(
+    engine: Engine, asked: tuple[Stranger, int]
+) -> None:
+    peer, link = asked
+    other = engine.stranger(2)
+    assert other.hear("hello")
+    for said in (
+        form(engine, {1: 0, 2: 1}, link, peer),
+        form(engine, {1: 0, 2: 1}, link, other),
+    ):
+        assert other.say(said)
+        assert other.hear("dissolve") is not None
+    assert peer.say(form(engine, {1: 0, 2: 1}, link, peer, token=OTHER_TOKEN))
+    assert token_of_offer(peer) == OTHER_TOKEN
