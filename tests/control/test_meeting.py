@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from datadist.control import meeting
 from datadist.control.messages import MAX_FRAME, WIRE_VERSION
 from tests import nodes
 from tests.fuzz.templates import TOKEN
-from tests.hosted import TABLE, Engine
+from tests.hosted import SECONDS, TABLE, Engine
 from tests.nodes import Node
 from tests.stranger import Stranger, memory, socket_of
 
@@ -151,6 +153,43 @@ def test_what_ends_a_session_is_named(engine: Engine, message: dict[str, Any], r
     assert stranger.closed(10)
     assert engine.ended(reason), engine.ends()
     engine.works()
+
+
+def test_another_engine_than_the_one_dialled_has_no_session(engine: Engine) -> None:
+    """As where a name in the runtime directory leads to somebody else."""
+    dialled = "f" * 32
+    hello = {"kind": "hello", "wire": WIRE_VERSION, "cluster_id": 2}
+    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as stack:
+        directory = os.open(engine.runtime_dir, os.O_PATH)  # paths of sockets are short
+        stack.callback(os.close, directory)
+        listener.bind(f"/proc/self/fd/{directory}/2-{dialled}.sock")
+        listener.listen()
+        listener.settimeout(SECONDS)
+        engine.stranger(hello=False).say({**hello, "incarnation": dialled, "knock": True})
+        answering = stack.enter_context(listener.accept()[0])
+        answering.settimeout(SECONDS)
+        body = json.dumps({**hello, "incarnation": "e" * 32}).encode()
+        answering.sendall(len(body).to_bytes(4, "big") + body)
+        while answering.recv(4096):
+            pass
+    assert engine.ended("another engine answered than the one dialled"), engine.ends()
+    engine.works()
+
+
+def test_a_session_that_neither_end_needs_is_closed(engine: Engine, start_node: Start) -> None:
+    """By the one whose incarnation comes first, with a goodbye to the other one."""
+    pair, other = {1: 0, 2: 1}, start_node(2)
+    other.begin(nodes.link_and_wait, "pair", pair)
+    comm_id = engine.api.link("pair", pair, nodes.table_for(pair))
+    engine.api.wait_link(comm_id)
+    other_id = other.result()
+    engine.api.unlink(comm_id)
+    other.do(nodes.unlink, other_id)
+    ends = ("ended: neither end needs it", "ended: it said goodbye")
+    deadline = time.monotonic() + SECONDS
+    while not any(end in line for line in engine.ends() for end in ends):
+        assert time.monotonic() < deadline, engine.ends()
+        time.sleep(0.005)
 
 
 def test_a_large_frame_before_hello_is_not_waited_for(engine: Engine) -> None:

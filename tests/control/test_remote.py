@@ -66,14 +66,22 @@ def test_who_does_not_say_hello_is_dropped(
     assert not meeting.sessions
 
 
-def test_another_release_is_told_ours(
-    place: HostPort, meeting: Meeting, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"wire": WIRE_VERSION + 1}, "install the same datadist release"),
+        ({"job": "another"}, "set the same DATADIST_JOB"),
+    ],
+)
+def test_another_release_or_job_is_told_ours(
+    place: HostPort, meeting: Meeting, caplog: pytest.LogCaptureFixture,
+    changes: dict[str, object], remedy: str,
+) -> None:  # fmt: skip
     with caplog.at_level(logging.WARNING, "datadist.control"), connect(place) as sock:
-        sock.sendall(framed(prove(sock), _hello(wire=WIRE_VERSION + 1)))
+        sock.sendall(framed(prove(sock), _hello(**changes)))
         answer = _answer(sock)
         assert isinstance(answer, Hello)
-        assert answer.wire == WIRE_VERSION
+        assert (answer.wire, answer.job) == (WIRE_VERSION, "")
         assert is_closed(sock)
-    assert "install the same datadist release" in caplog.text
+    assert remedy in caplog.text
     assert not meeting.sessions
