@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from datadist import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex, LLMStatusCode
+from datadist import (
+    BlocksCacheKey,
+    CacheKey,
+    CacheKeyByIdAndIndex,
+    LLMException,
+    LLMStatusCode,
+)
+from datadist.transfers.transfer import Transfers
 from datadist.transport import TransferTimeout
 from tests import nodes
 from tests.nodes import Node, RemoteError, pattern
@@ -241,3 +250,40 @@ def test_of_two_blocks_caches_with_one_key_the_last_is_pulled(
     with pytest.raises(RemoteError) as caught:
         puller.do(nodes.pull_blocks, key, "dst", [5], [6])
     assert caught.value.status == "LLM_KV_CACHE_NOT_EXIST"
+
+
+def _pull_in_two_threads(here: nodes.Here) -> list[str]:
+    """How two pulls of the key end that have both found it before either could move."""
+    engine = here.live._live(LLMStatusCode.LLM_FAILED)
+    (domain,) = engine._links.domains.values()
+    assert domain.attempt is not None
+    found, outcomes, move = threading.Semaphore(0), [], Transfers.move
+
+    def note(*args: Any, **kwargs: Any) -> None:
+        found.release()
+        move(*args, **kwargs)
+
+    def pull(label: str) -> None:
+        try:
+            nodes.pull_cache(here, KEY, label)
+            outcomes.append("OK")
+        except LLMException as error:
+            outcomes.append(error.status_code.name)
+
+    threads = [threading.Thread(target=pull, args=(label,)) for label in ("dst", "other")]
+    with mock.patch.object(Transfers, "move", note):
+        with domain.attempt.locks[domain.ranks[1]]:
+            for thread in threads:
+                thread.start()
+            for _ in threads:
+                assert found.acquire(timeout=4)
+        for thread in threads:
+            thread.join()
+    return sorted(outcomes)
+
+
+def test_of_two_threads_that_pull_a_key_one_gets_it(start_node: Start) -> None:
+    owner, puller = _linked(start_node)
+    puller.do(nodes.make, "other", "cache", [1, WIDTH], TENSORS)
+    assert puller.do(_pull_in_two_threads) == ["LLM_KV_CACHE_NOT_EXIST", "OK"]
+    assert _pages_left(owner, puller) == 0

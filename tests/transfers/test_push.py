@@ -49,6 +49,17 @@ def test_a_slot_is_pushed(start_node: Start, memory: str) -> None:
     _expect(target, (3, 50), {(t, 2): (t, 1) for t in range(TENSORS)})
 
 
+def test_a_slot_goes_to_the_beginning_of_a_larger_one(start_node: Start) -> None:
+    pusher, target = _linked(start_node, [3, 80], "cache", "pool pool")
+    pusher.do(nodes.make, "narrow", "cache", [4, 50], TENSORS)
+    pusher.do(nodes.fill, "narrow", 1)
+    pusher.do(nodes.push_cache, CacheKeyByIdAndIndex(2, 1, 1), "narrow", 3)
+    for tensor, array in enumerate(target.do(nodes.read, "c")):
+        expected = pattern(GUARD, tensor, (3, 80))
+        expected[1, :50] = pattern(1, tensor, (4, 50))[3]
+        np.testing.assert_array_equal(array, expected)
+
+
 @pytest.mark.parametrize("memory", ["pool pool", "numpy numpy"])
 def test_blocks_are_pushed(start_node: Start, memory: str) -> None:
     pusher, target = _linked(start_node, [40, 30], "blocks", memory)

@@ -1,0 +1,84 @@
+"""Pulls of a key that an owner has not told of: it answers, is silent, or goes (resolve.py)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from datadist import CacheKey, LLMException, LLMStatusCode
+from datadist.control.messages import Sync
+from tests.forming import GOOD, TOKEN, complete, rank_0
+from tests.hosted import SECONDS, Engine, Sent
+from tests.stranger import Stranger
+
+LONG = 60_000
+"""Milliseconds that no test waits for."""
+
+
+@contextmanager
+def _linked(runtime_dir: Path, sync_kv_timeout: int) -> Iterator[tuple[Engine, Stranger]]:
+    """An engine, and a stranger as the owner of caches, which it has not told of any."""
+    engine = Engine(runtime_dir, sync_kv_timeout)
+    try:
+        owner = rank_0(engine)
+        Sent(owner, GOOD, TOKEN)
+        complete(engine, owner)
+        yield engine, owner
+    finally:
+        engine.close()
+
+
+class Pull(threading.Thread):
+    """A pull of a key, and how it ended."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(daemon=True)
+        self._engine = engine
+        self.status: LLMStatusCode | None = None
+
+    def run(self) -> None:
+        """Pull."""
+        try:
+            self._engine.api.cache_manager.pull_cache(CacheKey(2, 5), self._engine.cache)
+        except LLMException as error:
+            self.status = error.status_code
+
+
+@pytest.fixture
+def asked(runtime_dir: Path) -> Iterator[tuple[Stranger, Sync, Pull]]:
+    """An owner that was asked by a pull, and the question."""
+    with _linked(runtime_dir, LONG) as (engine, owner):
+        pull = Pull(engine)
+        pull.start()
+        question = owner.hear("sync")
+        assert isinstance(question, Sync)
+        yield owner, question, pull
+
+
+def test_an_owner_that_has_no_such_key(asked: tuple[Stranger, Sync, Pull]) -> None:
+    owner, question, pull = asked
+    assert pull.is_alive()
+    assert owner.say({"kind": "synced", "id": question.id})
+    pull.join(SECONDS)
+    assert pull.status is LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
+
+
+def test_an_owner_that_goes_instead_of_answering_is_not_waited_for(
+    asked: tuple[Stranger, Sync, Pull],
+) -> None:
+    owner, _, pull = asked
+    owner.close()
+    pull.join(SECONDS)
+    assert pull.status is LLMStatusCode.LLM_NOT_YET_LINK
+
+
+def test_an_owner_that_does_not_answer(runtime_dir: Path) -> None:
+    with _linked(runtime_dir, 100) as (engine, _):
+        pull = Pull(engine)
+        pull.start()
+        pull.join(SECONDS)
+        assert pull.status is LLMStatusCode.LLM_TIMEOUT
