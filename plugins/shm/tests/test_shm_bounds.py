@@ -1,4 +1,4 @@
-"""The native transfer by itself: segments that are nowhere, and the fence around each write."""
+"""The native transfer by itself: segments that are nowhere, the fence around each write, vectors."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ class Path:
         fence = ctypes.addressof(self.fence) if write else 0
         a, b, c = (array("q", vector) for vector in vectors)
         return _native.transfer(write, self.words, a, b, c, fence, seconds)
+
+    def vectors(self, shift: int, length: int) -> list[array[int]]:
+        """One segment of ``length`` bytes, to our start from ``shift`` bytes after theirs."""
+        here, there = self.ours.ctypes.data, self.theirs.ctypes.data + shift
+        return [array("q", [number]) for number in (here, there, length)]
 
     def untouched(self) -> bool:
         return bool((self._theirs == 7).all()) and not self._ours.any()
@@ -115,3 +120,22 @@ def test_what_arrived_meanwhile_is_told(mapped: bool) -> None:
     finally:
         os.close(reading)
         os.close(writing)
+
+
+@pytest.mark.parametrize(("shift", "seconds"), [(0, FOREVER), (SIZE, FOREVER), (0, NEVER)])
+def test_no_vector_is_held_after_a_transfer(shift: int, seconds: float) -> None:
+    """However it ends: one that is held could not be made longer, and would never be freed."""
+    path = Path(True)
+    here, there, length = path.vectors(shift, 1)
+    _native.transfer(False, path.words, here, there, length, 0, seconds)
+    for vector in (path.words, here, there, length):
+        vector.append(0)
+
+
+def test_no_vector_is_held_after_a_copy() -> None:
+    path = Path(True)
+    here, there, length = path.vectors(0, SIZE)
+    _native.copy(here, there, length, THREADS, PLAIN)
+    assert (path.ours == 7).all()
+    for vector in (here, there, length):
+        vector.append(0)

@@ -1,0 +1,73 @@
+"""Pages that are made in the background: all of a pool's and no others, until somebody says stop."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from datadist_shm.pages import SLICE, Filling
+
+from datadist.transport import RegistrationError
+
+SECONDS = 20.0
+
+
+class Pool:
+    """Notes which of its pages are made; each part may be made once ``may_go_on``."""
+
+    def __init__(self, size: int, error: OSError | None = None) -> None:
+        self.size = size
+        self.parts: list[tuple[int, int]] = []
+        """Begin and end."""
+        self.begun, self.may_go_on = threading.Event(), threading.Event()
+        self._error = error
+
+    def make_pages(self, threads: int, begin: int, size: int) -> None:
+        """Make none, after a while."""
+        assert threads == 3
+        self.begun.set()
+        assert self.may_go_on.wait(SECONDS)
+        if self._error is not None:
+            raise self._error
+        self.parts.append((begin, begin + size))
+
+
+@pytest.mark.parametrize(
+    "size", [1, SLICE - 1, SLICE, SLICE + 1, 2 * SLICE, 3 * SLICE - 4096], ids=str
+)
+def test_all_pages_of_a_pool_are_made_and_none_beyond(size: int) -> None:
+    pool = Pool(size)
+    filling = Filling(pool, 3)
+    assert not filling.done
+    pool.may_go_on.set()
+    filling.wait(SECONDS)
+    assert filling.done
+    ends = [0, *(end for _, end in pool.parts)]
+    assert [begin for begin, _ in pool.parts] == ends[:-1], (
+        "each part begins at the end of the last"
+    )
+    assert ends[-1] == size
+
+
+def test_who_says_stop_waits_for_what_has_begun_and_nothing_else_begins() -> None:
+    """The memory may be unmapped afterwards."""
+    pool = Pool(3 * SLICE)
+    filling = Filling(pool, 3)
+    assert pool.begun.wait(SECONDS)
+    stopping = threading.Thread(target=filling.stop)
+    stopping.start()
+    stopping.join(0.1)
+    assert stopping.is_alive()
+    pool.may_go_on.set()
+    stopping.join(SECONDS)
+    assert pool.parts == [(0, SLICE)]
+    assert not filling.done
+
+
+def test_the_first_error_ends_the_filling() -> None:
+    pool = Pool(3 * SLICE, OSError(12, "no memory"))
+    filling = Filling(pool, 3)
+    pool.may_go_on.set()
+    with pytest.raises(RegistrationError, match="the pages of the pool cannot be had"):
+        filling.wait(SECONDS)
+    assert not filling.done
