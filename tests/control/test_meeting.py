@@ -7,8 +7,8 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,25 +155,59 @@ def test_what_ends_a_session_is_named(engine: Engine, message: dict[str, Any], r
     engine.works()
 
 
-def test_another_engine_than_the_one_dialled_has_no_session(engine: Engine) -> None:
-    """As where a name in the runtime directory leads to somebody else."""
-    dialled = "f" * 32
-    hello = {"kind": "hello", "wire": WIRE_VERSION, "cluster_id": 2}
-    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as stack:
-        directory = os.open(engine.runtime_dir, os.O_PATH)  # paths of sockets are short
-        stack.callback(os.close, directory)
-        listener.bind(f"/proc/self/fd/{directory}/2-{dialled}.sock")
-        listener.listen()
+DIALLED = "f" * 32
+HELLO = {"kind": "hello", "wire": WIRE_VERSION, "cluster_id": 2}
+
+
+@pytest.fixture
+def dialled(engine: Engine) -> Iterator[socket.socket]:
+    """The socket of an engine that ours dials when that engine has knocked; its backlog is short."""
+    directory = os.open(engine.runtime_dir, os.O_PATH)  # paths of sockets are short
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"/proc/self/fd/{directory}/2-{DIALLED}.sock")
+        listener.listen(0)
         listener.settimeout(SECONDS)
-        engine.stranger(hello=False).say({**hello, "incarnation": dialled, "knock": True})
-        answering = stack.enter_context(listener.accept()[0])
+        yield listener
+    os.close(directory)
+
+
+def _knock(engine: Engine) -> None:
+    engine.stranger(hello=False).say({**HELLO, "incarnation": DIALLED, "knock": True})
+
+
+def test_another_engine_than_the_one_dialled_has_no_session(
+    engine: Engine, dialled: socket.socket
+) -> None:
+    """As where a name in the runtime directory leads to somebody else."""
+    _knock(engine)
+    with dialled.accept()[0] as answering:
         answering.settimeout(SECONDS)
-        body = json.dumps({**hello, "incarnation": "e" * 32}).encode()
+        body = json.dumps({**HELLO, "incarnation": "e" * 32}).encode()
         answering.sendall(len(body).to_bytes(4, "big") + body)
         while answering.recv(4096):
             pass
     assert engine.ended("another engine answered than the one dialled"), engine.ends()
     engine.works()
+
+
+def test_an_engine_that_has_many_to_accept_is_dialled_again(
+    engine: Engine, dialled: socket.socket
+) -> None:
+    with ExitStack() as crowd:
+        before = 0
+        with suppress(BlockingIOError):
+            while True:
+                sock = crowd.enter_context(socket.socket(socket.AF_UNIX))
+                sock.setblocking(False)
+                sock.connect(dialled.getsockname())
+                before += 1
+        _knock(engine)
+        assert engine.ended("knocked")
+        engine.works()  # it has dialled in vain
+        for _ in range(before + 1):
+            last = crowd.enter_context(dialled.accept()[0])
+        last.settimeout(SECONDS)
+        assert b'"hello"' in last.recv(4096)
 
 
 def test_a_session_that_neither_end_needs_is_closed(engine: Engine, start_node: Start) -> None:
