@@ -80,9 +80,9 @@ def connect(place: HostPort) -> socket.socket:
     return socket.create_connection(place, SECONDS)
 
 
-def prove(sock: socket.socket, step: int | None = None) -> Seals:
-    """Go through the handshake as the one who dialled, ``step`` bytes at a time."""
-    shake = Handshake(KEY, True)
+def prove(sock: socket.socket, step: int | None = None, dialled: bool = True) -> Seals:
+    """Go through the handshake, as the one who dialled or was, ``step`` bytes at a time."""
+    shake = Handshake(KEY, dialled)
     say = shake.begin()
     while shake.seals is None:
         for start in range(0, len(say), step or max(1, len(say))):
@@ -91,6 +91,7 @@ def prove(sock: socket.socket, step: int | None = None) -> Seals:
         if not data:
             raise ConnectionAbortedError("refused")
         say = shake.feed(data)
+    sock.sendall(say)  # who was dialled speaks last
     return shake.seals
 
 

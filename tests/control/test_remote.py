@@ -13,6 +13,7 @@ from datadist.control.hostport import HostPort
 from datadist.control.meeting import Meeting
 from datadist.control.messages import HEADER, WIRE_VERSION, Hello, Idle, Message, Welcome, decode
 from datadist.control.reactor import Reactor
+from datadist.control.runtime_dir import Address
 from tests.tcp_server import LOCAL, SECONDS, SETTINGS, connect, framed, is_closed, prove
 
 
@@ -85,3 +86,69 @@ def test_another_release_or_job_is_told_ours(
         assert is_closed(sock)
     assert remedy in caplog.text
     assert not meeting.sessions
+
+
+# -- connections that cross ----------------------------------------------------------------------
+
+
+class Dialled:
+    """An engine of another host that the meeting place dials; it has said hello already."""
+
+    def __init__(self, reactor: Reactor, meeting: Meeting) -> None:
+        assert meeting.remote is not None
+        remote, self.outcomes = meeting.remote, list[Address | str]()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            place = HostPort("127.0.0.1", listener.getsockname()[1])
+            reactor.call(lambda: remote.contact(place, None, self.outcomes.append), SECONDS)
+            self.sock = listener.accept()[0]
+        self.sock.settimeout(SECONDS)
+        self._seals = prove(self.sock, dialled=False)
+        assert _answer(self.sock).kind == "hello"
+
+    def say(self, message: Message) -> None:
+        """Say something."""
+        self.sock.sendall(framed(self._seals, message))
+
+
+@pytest.fixture
+def dialled(reactor: Reactor, meeting: Meeting) -> Iterator[Dialled]:
+    made = Dialled(reactor, meeting)
+    yield made
+    made.sock.close()
+
+
+@pytest.mark.parametrize("peer", ["0" * 32, "f" * 32])
+def test_of_two_connections_that_cross_the_one_of_the_first_incarnation_stays(
+    reactor: Reactor, place: HostPort, meeting: Meeting, dialled: Dialled, peer: str
+) -> None:
+    with connect(place) as dialling:
+        seals = prove(dialling)
+        dialling.sendall(framed(seals, _hello(incarnation=peer)))
+        assert _answer(dialling).kind == "hello"
+        dialled.say(_hello(incarnation=peer))
+        if peer < meeting.address.incarnation:
+            assert is_closed(dialled.sock)
+            dialling.sendall(framed(seals, Welcome()))
+            assert _answer(dialling).kind == "idle"
+        else:
+            assert _answer(dialled.sock).kind == "welcome"
+            assert is_closed(dialling)
+        reactor.call(lambda: None, SECONDS)  # what it said last it has done as well
+        assert list(meeting.sessions) == [peer]
+    assert dialled.outcomes == [Address(2, peer)]
+
+
+def test_an_engine_that_was_met_already_gets_no_second_session(
+    reactor: Reactor, place: HostPort, meeting: Meeting, dialled: Dialled
+) -> None:
+    with connect(place) as dialling:
+        seals = prove(dialling)
+        dialling.sendall(framed(seals, _hello()) + framed(seals, Welcome()))
+        assert [_answer(dialling).kind for _ in range(2)] == ["hello", "idle"]
+        (session,) = meeting.sessions.values()
+        dialled.say(_hello())
+        assert is_closed(dialled.sock)
+        reactor.call(lambda: None, SECONDS)  # what it said last it has done as well
+        assert list(meeting.sessions.values()) == [session]
+        assert not session.closed
+    assert dialled.outcomes == [Address(2, "f" * 32)]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from datadist.control import session as sessions
-from datadist.control.messages import MAX_FDS, MAX_FRAME, Idle, OfferMessage, encode
+from datadist.control.messages import MAX_FDS, MAX_FRAME, Idle, Message, OfferMessage, encode
 from datadist.control.reactor import READ, Reactor
 from datadist.control.session import Session, close_all
 from datadist.transport import Offer
@@ -347,3 +347,42 @@ def test_what_a_process_said_before_it_ended_counts(pair: Pair) -> None:
 
     pair.reactor.call(ends, SECONDS)
     assert (heard, pair.reason) == (["idle"], "its process ended")
+
+
+def test_what_has_arrived_is_settled_once_it_was_handled(pair: Pair) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def handle(_session: Session, _message: Message, _fds: list[int]) -> None:
+        entered.set()
+        assert go_on.wait(SECONDS)
+
+    pair.session.on_message = handle
+    assert pair.session.settled()
+    try:
+        pair.theirs.sendall(encode(Idle()))
+        assert entered.wait(SECONDS)
+        assert not pair.session.settled(), "it has been read, and is being handled"
+        pair.theirs.sendall(encode(Idle()))
+        assert not pair.session.settled()
+    finally:
+        go_on.set()
+    deadline = time.monotonic() + SECONDS
+    while not pair.session.settled():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_what_nobody_has_read_is_not_settled(pair: Pair) -> None:
+    go_on = threading.Event()
+
+    def keep_busy() -> None:
+        go_on.wait(SECONDS)
+
+    pair.reactor.post(keep_busy)
+    try:
+        pair.theirs.sendall(encode(Idle()))
+        assert not pair.session.settled()
+    finally:
+        go_on.set()
+    pair.reactor.call(lambda: pair.session.close("over"), SECONDS)
+    assert pair.session.settled(), "nothing is waited for after the end"
