@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from datadist import (
     TransferConfig,
     TransferWithCacheKeyConfig,
 )
+from datadist.api.layerwise_checks import take_blocks
+from datadist.transfers.plan import Blocks
 from tests.matrix import OWN, PEER, Worlds, worlds_in
 
 PI = LLMStatusCode.LLM_PARAM_INVALID
@@ -108,3 +110,16 @@ def test_a_synchronizer_is_told_the_time_of_a_layer(worlds: Worlds, name: str) -
     assert task.get_results(10_000) == [PI]
     assert times.told == [(0, 1000)]  # the default of sync_kv_timeout
     assert type(times.told[0][1]) is int
+
+
+@pytest.mark.parametrize("make", [list, np.array])
+def test_a_callers_lists_are_its_own_again_after_the_call(make: Callable[[list[int]], Any]) -> None:
+    source, target = make([1, 2]), make([3, 4])
+    kept = take_blocks(source, target, None)
+    source[0] = target[1] = 9
+    assert [_plain(kept.source), _plain(kept.target)] == [[1, 2], [3, 4]]
+
+
+def _plain(blocks: Blocks | None) -> list[int]:
+    assert blocks is not None
+    return [int(block) for block in blocks]

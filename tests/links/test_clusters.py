@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from datadist import BlocksCacheKey, LLMRole, LLMStatusCode
+from datadist.control.messages import Form, Refused
 from tests import nodes
+from tests.forming import GOOD, until_synced
+from tests.hosted import Engine, Sent
 from tests.nodes import Node, RemoteError, pattern
 
 Start = Callable[..., Node]
@@ -263,3 +266,46 @@ def test_a_domain_and_a_link_by_address_to_one_cluster(
     assert client.do(nodes.link_clusters, [(1, port)]) == OK
     client.do(nodes.unlink, comm_id)
     client.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "blocks", [3], [6])
+
+
+# -- peers that a test speaks for ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cluster", "changes", "reason"),
+    [
+        (
+            2,
+            {"backend": "rdma"},
+            "cluster 2 uses backend rdma and cluster 1 uses shm: set the same",
+        ),
+        (2, {"one_sided": True}, "enable_remote_cache_accessible must be equal at both ends"),
+        (1, {}, "both engines have cluster id 1"),
+    ],
+)
+def test_who_asks_for_a_link_that_cannot_be_is_told_why(
+    engine: Engine, cluster: int, changes: dict[str, Any], reason: str
+) -> None:
+    peer = engine.stranger(cluster=cluster)
+    dial = {"kind": "dial", "link": 5, "backend": "shm", "one_sided": False, "seconds": 10}
+    assert peer.say({**dial, **changes})
+    refused = peer.hear("refused")
+    assert isinstance(refused, Refused)
+    assert refused.link == 5
+    assert reason in refused.reason
+    assert "form" not in [message.kind for message in until_synced(peer)]
+
+
+def test_a_peer_that_does_not_confirm_the_end_of_a_link(engine: Engine) -> None:
+    peer = engine.stranger()
+    assert peer.say(
+        {"kind": "dial", "link": 5, "backend": "shm", "one_sided": False, "seconds": 10}
+    )
+    form = peer.hear("form")
+    assert isinstance(form, Form)
+    Sent(peer, GOOD, form.domain)
+    assert peer.say({"kind": "ready", "domain": form.domain})
+    assert peer.hear("ready") is not None
+    until_synced(peer)
+    result, _ = engine.api.unlink_clusters([nodes.cluster_info(2, 1)], 200)
+    assert result is LLMStatusCode.LLM_TIMEOUT

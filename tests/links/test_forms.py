@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from datadist import RegisterMemStatus
-from datadist.control.messages import Dial
+from datadist.control.messages import Dial, Form
 from datadist.control.runtime_dir import Address, RuntimeDir
 from tests import nodes
 from tests.forming import OTHER_TOKEN, PAIR, THREE, TOKEN, form, token_of_offer, until_synced
@@ -44,6 +44,22 @@ def test_we_name_the_members_as_rank_0_only(
     assert announced is not None
     assert stranger.say({**announced.model_dump(), "link": 1})
     assert ("form" in [message.kind for message in until_synced(stranger)]) is names
+
+
+def test_a_wish_that_has_been_met_makes_no_second_domain(engine: Engine) -> None:
+    """The peer has to wish for each domain, although both wishes look the same."""
+    mapping, peer = {1: 0, 2: 1}, engine.stranger()
+    engine.api.link("pair", mapping, nodes.table_for(mapping))
+    announced = peer.hear("announce")
+    assert announced is not None
+    assert peer.say({**announced.model_dump(), "link": 1})
+    assert peer.hear("form") is not None
+    engine.api.link("pair", mapping, nodes.table_for(mapping))
+    assert "form" not in [message.kind for message in until_synced(peer)]
+    assert peer.say({**announced.model_dump(), "link": 2})
+    second = peer.hear("form")
+    assert isinstance(second, Form)
+    assert {member.link for member in second.members if member.cluster_id == 2} == {2}
 
 
 def test_nobody_passes_for_rank_0_under_its_own_incarnation(engine: Engine) -> None:

@@ -1,0 +1,23 @@
+"""Keys of one engine that would mean the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from datadist import BlocksCacheKey, CacheDesc, CacheKey, DataType, LLMException, LLMStatusCode
+from tests.hosted import Engine
+
+INVALID = 2**64 - 1
+DESC = CacheDesc(1, [2, 64], DataType.DT_UINT8)
+
+
+def test_a_placeholder_and_a_blocks_key_of_one_model_are_not_had_together(engine: Engine) -> None:
+    manager = engine.api.cache_manager
+    blocks = manager.allocate_blocks_cache(DESC, BlocksCacheKey(1, 7))
+    taken, free = (CacheKey(1, INVALID, model_id=model) for model in (7, 8))
+    with pytest.raises(LLMException, match="placeholder key 1 has model_id 7") as caught:
+        manager.allocate_cache(DESC, [free, taken])
+    assert caught.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
+    manager.allocate_cache(DESC, [free])
+    manager.deallocate_blocks_cache(blocks)
+    manager.allocate_cache(DESC, [taken])
