@@ -98,13 +98,16 @@ def test_whole_blocks_caches_move_without_lists(start_node: Start) -> None:
     _expect(target, {(t, row): (t, row) for t in range(2) for row in range(4)})
 
 
-def test_one_sided_slot_to_blocks(start_node: Start) -> None:
+@pytest.mark.parametrize(
+    ("key", "slot"), [(BlocksCacheKey(2, 0), 0), (CacheKeyByIdAndIndex(2, 1, 0), 2)]
+)
+def test_one_sided_slot_to_blocks(start_node: Start, key: Any, slot: int) -> None:
     sender, target = _linked(start_node, "cache blocks", True)
     stride = SHAPE[1] * 4
-    config = TransferWithCacheKeyConfig(BlocksCacheKey(2, 0), range(3), range(3))
+    config = TransferWithCacheKeyConfig(key, range(3), range(3), slot)
     done = sender.do(_send, [config], dst_block_indices=[2], dst_block_memory_size=stride)
     assert done == ["LLM_SUCCESS"]
-    _expect(target, {(t, 2): (t, 0) for t in range(TENSORS)})
+    _expect(target, {(t, 2): (t, slot) for t in range(TENSORS)})
 
 
 def test_a_slot_cannot_be_set_beside_a_blocks_key() -> None:

@@ -252,6 +252,19 @@ def test_of_two_blocks_caches_with_one_key_the_last_is_pulled(
     assert caught.value.status == "LLM_KV_CACHE_NOT_EXIST"
 
 
+def test_a_key_of_registered_memory_is_pulled_as_often_as_one_likes(start_node: Start) -> None:
+    owner, puller = start_node(1), start_node(2)
+    owner.do(nodes.make, "src", "cache", [1, WIDTH], TENSORS, [KEY], "numpy")
+    owner.do(nodes.fill, "src", 1)
+    puller.do(nodes.make, "dst", "cache", [1, WIDTH], TENSORS)
+    nodes.link_pair(owner, puller)
+    for _ in range(3):
+        puller.do(nodes.fill, "dst", 9)
+        puller.do(nodes.pull_cache, KEY, "dst")
+        for index, array in enumerate(puller.do(nodes.read, "dst")):
+            np.testing.assert_array_equal(array, pattern(1, index, (1, WIDTH)))
+
+
 def _pull_in_two_threads(here: nodes.Here) -> list[str]:
     """How two pulls of the key end that have both found it before either could move."""
     engine = here.live._live(LLMStatusCode.LLM_FAILED)

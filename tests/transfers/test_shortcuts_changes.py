@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from unittest import mock
 import pytest
 
 from datadist import BlocksCacheKey, LLMStatusCode
+from datadist.transfers.shortcuts import Shortcuts
 from tests import nodes
 from tests.nodes import Node, RemoteError
 
@@ -40,29 +42,50 @@ def _until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def _pull_slowly(here: nodes.Here, has_read: str) -> None:
-    """Read, make a file, return once a change is known."""
-    (way,) = here.live._live(LLMStatusCode.LLM_FAILED).shortcuts._ways.values()
-    link = way.attempt.link
-    assert link is not None
-    read = link.read
+def _pull_slowly(here: nodes.Here, has_read: str, handled: bool) -> None:
+    """Read, make a file, return from the read once a message was handled, or is being handled.
 
-    def slow(*args: Any) -> Any:
+    In the second case that ends after the small pull.
+    """
+    (way,) = here.live._live(LLMStatusCode.LLM_FAILED).shortcuts._ways.values()
+    link, session, over, pull = way.attempt.link, way.session, threading.Event(), Shortcuts.pull
+    assert link is not None
+    assert session.on_message is not None
+    read, handle = link.read, session.on_message
+    if handled:
+        over.set()
+
+    def read_slowly(*args: Any) -> Any:
         heard = read(*args)
         Path(has_read).touch()
-        _until(lambda: bool(way.view.version != way.version))
+        _until(lambda: way.view.version != way.version if handled else session.dispatching)
         return heard
 
-    with mock.patch.object(link, "read", slow):
+    def handle_late(*args: Any) -> None:
+        over.wait(SECONDS)
+        handle(*args)
+
+    def pull_few(*args: Any) -> bool:
+        try:
+            return pull(*args)
+        finally:
+            over.set()
+
+    with (
+        mock.patch.object(link, "read", read_slowly),
+        mock.patch.object(session, "on_message", handle_late),
+        mock.patch.object(Shortcuts, "pull", pull_few),
+    ):
         nodes.pull_blocks(here, KEY, "target", [5], [6])
 
 
+@pytest.mark.parametrize("handled", [True, False])
 def test_a_key_that_is_taken_away_meanwhile_is_not_there(
-    linked: tuple[Node, Node], tmp_path: Path
+    linked: tuple[Node, Node], tmp_path: Path, handled: bool
 ) -> None:
     owner, puller = linked
     has_read = tmp_path / "has read"
-    puller.begin(_pull_slowly, str(has_read))
+    puller.begin(_pull_slowly, str(has_read), handled)
     _until(has_read.exists)
     owner.do(nodes.deallocate, "old")
     with pytest.raises(RemoteError) as caught:
