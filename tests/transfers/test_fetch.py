@@ -138,6 +138,15 @@ def test_pages_come_back_after_the_request(start_node: Start, good: bool) -> Non
         assert 0 < timeout <= 20
 
 
+def test_a_target_that_dies_while_it_reads_is_not_waited_for(start_node: Start) -> None:
+    sender, target = _linked(start_node)
+    sender.do(_send, target.do(_addresses))
+    target.do(_await_reading)
+    target.kill()
+    assert sender.do(_result) == "LLM_FAILED"  # LLM_TIMEOUT after the time limit
+    assert any("the peer is gone" in line for line in sender.do(nodes.log_of, ""))
+
+
 def _pins(here: nodes.Here) -> int:
     engine = here.live._live(LLMStatusCode.LLM_FAILED)
     return sum(len(cache.pins) for cache in engine.owned._caches.values())
