@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import threading
 import time
@@ -245,3 +246,25 @@ def test_several_threads_may_open_the_first_links(
     with pytest.raises(RegistrationError, match="another access"):
         memory.seal(region, not writable)
     transport.release(region)
+
+
+@pytest.mark.parametrize(
+    ("access", "mode"), [(mmap.PROT_READ, "r--"), (mmap.PROT_WRITE, "-w-"), (0, "---")]
+)
+def test_memory_that_cannot_be_read_and_written_is_refused(access: int, mode: str) -> None:
+    """In part, too: the page in the middle decides."""
+    page = mmap.PAGESIZE
+    held = mmap.mmap(-1, 3 * page)
+    first = ctypes.addressof(ctypes.c_char.from_buffer(held))
+    protect = ctypes.CDLL(None).mprotect
+    middle = ctypes.c_void_p(first + page), ctypes.c_size_t(page)
+    assert protect(*middle, access) == 0
+    try:
+        memory.check_user_memory(first, page)
+        memory.check_user_memory(first + 2 * page, page)
+        for begin, size in ((0, page + 1), (0, 3 * page), (page, page), (2 * page - 1, 2)):
+            with pytest.raises(RegistrationError, match=f"mapped '{mode}.', it must be readable"):
+                memory.check_user_memory(first + begin, size)
+    finally:
+        assert protect(*middle, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+    memory.check_user_memory(first, 3 * page)
