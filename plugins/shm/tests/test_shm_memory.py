@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from datadist_shm import ShmTransport, _native, memory, options, pages
@@ -268,3 +268,25 @@ def test_memory_that_cannot_be_read_and_written_is_refused(access: int, mode: st
     finally:
         assert protect(*middle, mmap.PROT_READ | mmap.PROT_WRITE) == 0
     memory.check_user_memory(first, 3 * page)
+
+
+def test_a_peers_memory_is_mapped_once_and_forgotten_after_its_last_user() -> None:
+    mappings, key, made = memory.PeerMappings(), ("peer", 1, False), []
+
+    def fail() -> memory.Mapping:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    def make() -> memory.Mapping:
+        made.append(cast("memory.Mapping", object()))
+        return made[-1]
+
+    with pytest.raises(OSError, match="no memory"):
+        mappings.take(key, fail)
+    assert len(mappings) == 0, "nobody has to give back what was not had"
+    for users in (1, 2):
+        assert [mappings.take(key, make) for _ in range(users)] == [made[-1]] * users
+        for left in range(users, 0, -1):
+            assert len(mappings) == 1, left
+            mappings.give_back(key)
+        assert len(mappings) == 0
+    assert len(made) == 2
