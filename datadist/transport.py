@@ -12,6 +12,7 @@ module; anything else that escapes a plugin is reported to the user as a defect 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import time
 from abc import ABC, abstractmethod
@@ -228,6 +229,8 @@ class Offer:
 
     MAX_DATA: ClassVar[int] = 10 << 20
     """Most bytes of ``data``: all of an offer travels in one message."""
+    MAX_REGIONS: ClassVar[int] = 1 << 17
+    """Most regions of an engine, and so of an offer: pools and registered ranges."""
     MAX_FDS: ClassVar[int] = 16
     """Most descriptors; to a peer on another host: none."""
 
@@ -431,6 +434,14 @@ class Transport(ABC):
 
         Raises :class:`RegistrationError` when the memory is not what it is said to be.
         """
+
+    def registering(self) -> contextlib.AbstractContextManager[None]:
+        """Surrounds calls of :meth:`register` for memory that stays as it is meanwhile.
+
+        A transport that has to look at the process's memory as a whole looks once. One thread at a
+        time; the base class does nothing.
+        """
+        return contextlib.nullcontext()
 
     @abstractmethod
     def release(self, region: Region) -> None:

@@ -29,55 +29,90 @@ def name_of(binding: Binding) -> KeyName:
 
 
 class KeyDirectory:
-    """Caches by id and by key. Not locked: the holder serialises changes and look-ups."""
+    """Caches by id and by key. Not locked: the holder serialises changes and look-ups.
+
+    A change costs as much as what it names, however many caches and keys there are.
+    """
 
     def __init__(self) -> None:
         self.entries: dict[int, Entry] = {}
-        self._index: dict[KeyName, list[tuple[int, Binding]]] = {}
+        """Without their bindings: see :meth:`bindings`."""
+        self._bindings: dict[int, dict[int, Binding]] = {}
+        """By cache id and id."""
+        self._index: dict[KeyName, dict[tuple[int, int], Binding]] = {}
+        """By what they bind, then by cache id and id, in the order in which they came."""
+        self._requests: dict[int, dict[int, dict[int, Binding]]] = {}
+        """Request keys by slot and id, of the caches that were asked for them."""
 
-    def put(self, entry: Entry) -> None:
-        """Add or replace the entry of a cache."""
-        self.remove(entry.cache_id)
-        self.entries[entry.cache_id] = entry
+    def put(self, entry: Entry) -> set[int]:
+        """Add or replace the entry of a cache; the ids of the bindings that are gone with that.
+
+        Of bindings with one id the first counts.
+        """
+        gone = self.remove(entry.cache_id)
+        bindings: dict[int, Binding] = {}
         for binding in entry.bindings:
-            self._index.setdefault(name_of(binding), []).append((entry.cache_id, binding))
+            if bindings.setdefault(binding.id, binding) is binding:
+                named = self._index.setdefault(name_of(binding), {})
+                named[entry.cache_id, binding.id] = binding
+        self.entries[entry.cache_id] = entry.model_copy(update={"bindings": []})
+        self._bindings[entry.cache_id] = bindings
+        return gone.difference(bindings)
 
-    def remove(self, cache_id: int) -> None:
-        """Forget a cache; harmless when it is not there."""
-        entry = self.entries.pop(cache_id, None)
-        for binding in entry.bindings if entry else ():
-            name = name_of(binding)
-            left = [item for item in self._index.pop(name, ()) if item[0] != cache_id]
-            if left:
-                self._index[name] = left
+    def remove(self, cache_id: int) -> set[int]:
+        """Forget a cache; the ids of its bindings. Harmless when it is not there."""
+        self.entries.pop(cache_id, None)
+        self._requests.pop(cache_id, None)
+        bindings = self._bindings.pop(cache_id, {})
+        for binding in bindings.values():
+            self._forget_name(cache_id, binding)
+        return set(bindings)
 
     def unbind(self, cache_id: int, binding_id: int) -> None:
         """Forget one key of a cache; harmless when it is not there."""
-        entry = self.entries.get(cache_id)
-        for place, binding in enumerate(entry.bindings if entry else ()):
-            if entry is not None and binding.id == binding_id:
-                del entry.bindings[place]
-                name = name_of(binding)
-                left = [item for item in self._index.pop(name, ()) if item[1].id != binding_id]
-                if left:
-                    self._index[name] = left
-                return
+        binding = self._bindings.get(cache_id, {}).pop(binding_id, None)
+        if binding is not None:
+            self._forget_name(cache_id, binding)
+            self._requests.get(cache_id, {}).get(binding.slot, {}).pop(binding_id, None)
+
+    def _forget_name(self, cache_id: int, binding: Binding) -> None:
+        name = name_of(binding)
+        named = self._index[name]
+        del named[cache_id, binding.id]
+        if not named:
+            del self._index[name]
 
     def replace_all(self, entries: Iterable[Entry]) -> None:
         """Forget everything, then take ``entries``."""
         self.entries.clear()
+        self._bindings.clear()
         self._index.clear()
+        self._requests.clear()
         for entry in entries:
             self.put(entry)
 
     def find(self, name: KeyName, ignoring: Collection[int] = ()) -> tuple[Entry, Binding] | None:
         """The entry and binding of a key; bindings with an id in ``ignoring`` do not count."""
-        found = [item for item in self._index.get(name, ()) if item[1].id not in ignoring]
-        if not found:
-            return None
-        cache_id, binding = found[-1] if name.space == "blocks" else found[0]
-        return self.entries[cache_id], binding
+        named = self._index.get(name, {})
+        for place in reversed(named) if name.space == "blocks" else named:
+            if place[1] not in ignoring:
+                return self.entries[place[0]], named[place]
+        return None
+
+    def request_at(self, cache_id: int, slot: int, ignoring: Collection[int]) -> Binding | None:
+        """The first request key on a slot of a cache, as :meth:`find` does it."""
+        if cache_id not in self._requests:
+            by_slot = self._requests[cache_id] = {}
+            for binding in self.bindings(cache_id):
+                if binding.space == "request":
+                    by_slot.setdefault(binding.slot, {})[binding.id] = binding
+        on_slot = self._requests[cache_id].get(slot, {})
+        return next((b for number, b in on_slot.items() if number not in ignoring), None)
+
+    def bindings(self, cache_id: int) -> list[Binding]:
+        """The keys of a cache, in the order in which they were bound."""
+        return list(self._bindings.get(cache_id, {}).values())
 
     def binding_ids(self) -> set[int]:
         """Ids of all bindings."""
-        return {item[1].id for items in self._index.values() for item in items}
+        return {number for bindings in self._bindings.values() for number in bindings}

@@ -12,21 +12,24 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datadist.base.coverage import Coverage
 from datadist.caches.directory import KeyDirectory, KeyName
 from datadist.caches.memory import Memory
 from datadist.caches.peers import TOKENS, PeerView
 from datadist.caches.revocations import Revocations
-from datadist.control.messages import Binding, Directory, Entry, Message
+from datadist.control.messages import MAX_KEYS, Binding, Directory, Entry, Message
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import Placement
 from datadist.types import INVALID_ID
 
-MAX_KEYS = 1 << 16
-"""Keys of one cache, which is told to peers in one message: with the most tensors 12 MiB."""
+_Tensors: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]"
+
 ENTRY_BYTES, BASE_BYTES, KEY_BYTES = 256, 48, 160
 """Most bytes in a message of an entry, of a tensor with its region in it, and of a key in it."""
 PART_BYTES = 2 << 20
@@ -63,7 +66,7 @@ class OwnCache:
     accessible: bool
     regions: tuple[int, ...]
     bindings: dict[int, Binding] = field(default_factory=dict)
-    covered: dict[int, set[int]] = field(default_factory=dict)
+    covered: dict[int, Coverage] = field(default_factory=dict)
     """Tensors that peers have pulled, per binding."""
     held: bool = True
     """Whether the id still references it."""
@@ -102,6 +105,9 @@ class OwnDirectory:
         self._index = KeyDirectory()
         self._cache_ids = itertools.count(1)
         self._binding_ids = itertools.count(1)
+        self._changes = 0
+        """Counts what changes :meth:`caches_at`."""
+        self._sorted: tuple[tuple[int, bool, int | None], _Tensors] | None = None
         self._views: set[PeerView] = set()
         """Subscribed, or with something unacknowledged."""
         self.revocations = Revocations()
@@ -123,25 +129,25 @@ class OwnDirectory:
                 f"{len(keys)} cache keys: one cache takes at most {MAX_KEYS}; spread them over "
                 "several caches, or pull by cache id and index"
             )
+        bindings = {binding.id: binding for binding in map(self._binding, keys)}
         with self._lock:
             if unique:
                 for slot, name in keys:
                     self._check_unbound(slot, name)
-            for slot, name in keys:
-                binding = Binding(
-                    id=next(self._binding_ids),
-                    slot=slot,
-                    space=name.space,
-                    key=name.key,
-                    model=name.model,
-                )
-                cache.bindings[binding.id] = binding
+            cache.bindings.update(bindings)
             self._caches[cache.cache_id] = cache
+            self._changes += 1
             try:
                 self._update(cache)
             except BaseException:
                 self._forget(cache.cache_id)
                 raise
+
+    def _binding(self, key: tuple[int, KeyName]) -> Binding:
+        slot, name = key
+        return Binding(
+            id=next(self._binding_ids), slot=slot, space=name.space, key=name.key, model=name.model
+        )
 
     def bound(self, name: KeyName) -> bool:
         """Whether a key is bound on this engine."""
@@ -210,14 +216,7 @@ class OwnDirectory:
 
         Raises LLM_PARAM_INVALID for the first range that no tensor holds.
         """
-        with self._lock:
-            tensors = sorted(
-                (base, cache.layout.tensor_size, cache.cache_id)
-                for cache in self._caches.values()
-                if (cache.held or freed_too) and data_type in (None, cache.layout.data_type)
-                for base in cache.layout.bases
-            )
-        base, size, cache_ids = np.array(tensors or [(0, 0, 0)], np.int64).T
+        base, size, cache_ids = self._all_tensors(freed_too, data_type)
         end = base + size
         # ranges may contain others, so of those that begin before an address the farthest counts
         place = np.arange(len(end))
@@ -233,6 +232,22 @@ class OwnDirectory:
             )
         return {int(cache_id) for cache_id in np.unique(cache_ids[place])}
 
+    def _all_tensors(self, freed_too: bool, data_type: int | None) -> _Tensors:
+        """Sorted once for all that is asked between two changes, and not under the lock."""
+        which = self._changes, freed_too, data_type
+        known = self._sorted
+        if known is not None and known[0] == which:
+            return known[1]
+        with self._lock:
+            caches = list(self._caches.values())
+        if not freed_too:
+            caches = [cache for cache in caches if cache.held]
+        if data_type is not None:
+            caches = [cache for cache in caches if cache.layout.data_type == data_type]
+        tensors = _tensors(caches)
+        self._sorted = which, tensors
+        return tensors
+
     def deallocate(self, cache_id: int) -> None:
         """Drop the id's reference to a pool-owned cache; blocks caches lose their key with it."""
         with self._lock:
@@ -240,6 +255,7 @@ class OwnDirectory:
             if cache is None or not cache.pooled:
                 return
             cache.held = False
+            self._changes += 1
             if cache.layout.blocks:
                 cache.bindings.clear()
             if not cache.bindings:
@@ -286,6 +302,7 @@ class OwnDirectory:
         ]
         with self._lock:
             self._caches[cache.cache_id] = cache
+            self._changes += 1
             self._update(cache)
         raise LLMException(
             f"cache {cache.cache_id} stays registered: {', '.join(late)} did not confirm that it "
@@ -297,6 +314,7 @@ class OwnDirectory:
         """Forget everything (finalize)."""
         with self._lock:
             self._caches.clear()
+            self._changes += 1
             self._index.replace_all([])
             self._views.clear()
 
@@ -309,9 +327,9 @@ class OwnDirectory:
             if cache is None or not cache.pooled or binding_id not in cache.bindings:
                 return
             tensors = len(cache.layout.bases)
-            covered = cache.covered.setdefault(binding_id, set())
-            covered.update(range(start, min(stop, tensors)))
-            if len(covered) == tensors:
+            covered = cache.covered.setdefault(binding_id, Coverage())
+            covered.add(start, min(stop, tensors))
+            if covered.is_all(tensors):
                 self._unbind(cache, binding_id)
 
     def subscribe(self, view: PeerView) -> None:
@@ -381,6 +399,7 @@ class OwnDirectory:
     def _forget(self, cache_id: int) -> dict[PeerView, int]:
         """Take a cache out of the directory; returns what each peer must acknowledge."""
         del self._caches[cache_id]
+        self._changes += 1
         self._index.remove(cache_id)
         return self._publish([], [cache_id])
 
@@ -438,6 +457,19 @@ def _parts(entries: list[Entry]) -> Iterator[list[Entry]]:
         part.append(entry)
         size += more
     yield part
+
+
+def _tensors(caches: Sequence[OwnCache]) -> _Tensors:
+    """Address, bytes and cache id of every tensor, by address; never empty."""
+    layouts = [cache.layout for cache in caches]
+    counts = [len(layout.bases) for layout in layouts]
+    base = np.fromiter(chain.from_iterable(layout.bases for layout in layouts), np.int64)
+    size = np.repeat(np.array([layout.tensor_size for layout in layouts], np.int64), counts)
+    cache_ids = np.repeat(np.array([cache.cache_id for cache in caches], np.int64), counts)
+    order = np.lexsort((cache_ids, size, base))
+    if not len(order):
+        return np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64)
+    return base[order], size[order], cache_ids[order]
 
 
 def _not_here(cache_id: int) -> LLMException:

@@ -6,11 +6,12 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from datadist.base.coverage import Coverage
 from datadist.caches.directory import KeyDirectory
 from datadist.control.messages import Ack, Announce, Directory, Message, OfferMessage, Sync
 from datadist.control.session import Session
@@ -104,10 +105,14 @@ class PeerView:
         self.version = 0
         """Changes with every update of the directory, and with every newer link to its cluster."""
         self.consumed: set[int] = set()
-        self.covered: dict[int, set[int]] = {}
+        self.covered: dict[int, Coverage] = {}
+        self._begun_anew = False
+        """Whether more is to come of a directory that replaces the earlier one."""
         self.pulls: set[int] = set()
         """In flight, by token."""
-        self._deferred: list[tuple[set[int], int]] = []
+        self._deferred: deque[tuple[set[int], int]] = deque()
+        """Acknowledgements, and the pulls that each waits for. A pull that one waits for is waited for
+        by every later one, if it still goes on: the first ones are ready first."""
         self._offers_out = 0
         self._offers: deque[Callable[[], bool]] = deque()
         self._sync_ids = itertools.count(1)
@@ -129,21 +134,27 @@ class PeerView:
         with self.lock:
             self.version += 1
             if update.reset:
+                self._begun_anew = True
                 self.directory.replace_all(update.upsert)
             else:
-                for cache_id in update.remove:
-                    self.directory.remove(cache_id)
-                for entry in update.upsert:
-                    self.directory.put(entry)
+                gone = [self.directory.remove(cache_id) for cache_id in update.remove]
+                gone += [self.directory.put(entry) for entry in update.upsert]
+                if not self._begun_anew:
+                    self._forget_pulled(itertools.chain(*gone))
             for cache_id, binding_id in update.unbind:
                 self.directory.unbind(cache_id, binding_id)
-                self.consumed.discard(binding_id)
-                self.covered.pop(binding_id, None)
-            if update.last and not update.unbind and (self.consumed or self.covered):
+            self._forget_pulled(binding_id for _, binding_id in update.unbind)
+            if self._begun_anew and update.last:
+                self._begun_anew = False
                 bound = self.directory.binding_ids()
-                self.consumed &= bound
-                self.covered = {k: v for k, v in self.covered.items() if k in bound}
+                self._forget_pulled({*self.consumed, *self.covered} - bound)
         self.acknowledge(update.seq)
+
+    def _forget_pulled(self, binding_ids: Iterable[int]) -> None:
+        """These keys are gone; ids are never reused."""
+        for binding_id in binding_ids:
+            self.consumed.discard(binding_id)
+            self.covered.pop(binding_id, None)
 
     def outdate(self) -> None:
         """Nothing that was found out for a transfer holds any more: another link may serve now."""
@@ -153,7 +164,11 @@ class PeerView:
     def acknowledge(self, seq: int) -> None:
         """Send the acknowledgement now, or when the pulls in flight have ended."""
         with self.lock:
-            self._deferred.append((set(self.pulls), seq))
+            pulls = set(self.pulls)
+            if self._deferred and self._deferred[-1][0] == pulls:
+                pulls, earlier = self._deferred.pop()
+                seq = max(seq, earlier)
+            self._deferred.append((pulls, seq))
         self._acknowledge_deferred()
 
     @contextmanager
@@ -197,13 +212,17 @@ class PeerView:
 
     def _acknowledge_deferred(self) -> None:
         """Sent before it is crossed out: rather twice than not at all, where a signal interrupts."""
+        done = None
         with self.lock:
-            ready = [seq for waiting, seq in self._deferred if waiting.isdisjoint(self.pulls)]
-        if ready:
-            done = max(ready)  # it would wait for every pull that an earlier change waits for
+            for waiting, seq in self._deferred:
+                if not waiting.isdisjoint(self.pulls):
+                    break
+                done = seq
+        if done is not None:
             self.send(Ack(seq=done))
             with self.lock:
-                self._deferred = [item for item in self._deferred if item[1] > done]
+                while self._deferred and self._deferred[0][1] <= done:
+                    self._deferred.popleft()
 
     # -- look-ups that miss ------------------------------------------------------------------
 

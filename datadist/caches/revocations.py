@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +13,8 @@ from datadist.caches.peers import PeerView
 
 @dataclass(eq=False)
 class _Waiting:
-    targets: dict[PeerView, int]
+    left: int
+    """Peers that have to acknowledge yet."""
     then: Callable[[], None]
 
 
@@ -20,7 +23,9 @@ class Revocations:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: list[_Waiting] = []
+        self._order = itertools.count()
+        self._waiting: dict[PeerView, list[tuple[int, int, _Waiting]]] = {}
+        """Heaps by the number that the peer has to acknowledge."""
 
     def when_acked(self, targets: Mapping[PeerView, int], then: Callable[[], None]) -> None:
         """Run ``then`` once every view has acknowledged its number, or is gone."""
@@ -28,10 +33,12 @@ class Revocations:
             left = {
                 view: seq for view, seq in targets.items() if not view.gone and view.seq_acked < seq
             }
-            if left:
-                self._waiting.append(_Waiting(left, then))
-                return
-        then()
+            waiting = _Waiting(len(left), then)
+            for view, seq in left.items():
+                heap = self._waiting.setdefault(view, [])
+                heapq.heappush(heap, (seq, next(self._order), waiting))
+        if not left:
+            then()
 
     def on_ack(self, view: PeerView, seq: int) -> None:
         """A peer has acknowledged up to ``seq``."""
@@ -44,11 +51,15 @@ class Revocations:
         self._settle(view, None)
 
     def _settle(self, view: PeerView, seq: int | None) -> None:
+        done = []
         with self._lock:
-            for waiting in self._waiting:
-                if view in waiting.targets and (seq is None or waiting.targets[view] <= seq):
-                    del waiting.targets[view]
-            done = [waiting for waiting in self._waiting if not waiting.targets]
-            self._waiting = [waiting for waiting in self._waiting if waiting.targets]
+            heap = self._waiting.get(view, [])
+            while heap and (seq is None or heap[0][0] <= seq):
+                waiting = heapq.heappop(heap)[2]
+                waiting.left -= 1
+                if not waiting.left:
+                    done.append(waiting)
+            if not heap:
+                self._waiting.pop(view, None)
         for waiting in done:
             waiting.then()

@@ -16,9 +16,11 @@ from pydantic import (
     ConfigDict,
     Field,
     TypeAdapter,
-    ValidationError,
     model_validator,
 )
+
+from datadist.base.parsing import parse
+from datadist.transport import Offer
 
 WIRE_VERSION = 2
 """Version of this protocol; engines of different versions refuse each other by name."""
@@ -31,6 +33,20 @@ MAX_HELLO = 4096
 
 MAX_FDS = 16
 """Most descriptors that one frame may carry."""
+
+MAX_ELEMENTS = 600_000
+"""Most elements of a frame: commas and opening brackets and braces, those inside of texts too.
+
+An entry of the most tensors, regions and keys has 524,300."""
+
+MAX_TENSORS = 1 << 16
+"""Tensors of one cache."""
+
+MAX_KEYS = 1 << 16
+"""Keys of one cache, which is told to peers in one message: with the most tensors 12 MiB."""
+
+MAX_CHANGES = 1 << 16
+"""Caches that one message of a directory adds, or removes, and keys that it takes away."""
 
 MAX_SECONDS = (2**31 - 1) / 1000
 """Longest time that a message may name, which is the longest that a program can set."""
@@ -46,7 +62,7 @@ ElementType = Annotated[int, Field(ge=0, lt=1 << 32)]
 Text = Annotated[str, Field(max_length=4096)]
 Name = Annotated[str, Field(max_length=80)]
 Token = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-Endpoints = Annotated[list[Text], Field(max_length=16)]
+Endpoints = Annotated[list[Text], Field(max_length=16, fail_fast=True)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 
 
@@ -88,7 +104,7 @@ class Announce(_Message):
     kind: Literal["announce"] = "announce"
     link: UInt64
     name: Text
-    ranks: Annotated[list[tuple[UInt64, Rank]], Field(max_length=4)]
+    ranks: Annotated[list[tuple[UInt64, Rank]], Field(max_length=4, fail_fast=True)]
     table: Annotated[str, Field(max_length=1 << 20)]
     backend: Text
     one_sided: bool
@@ -125,7 +141,7 @@ class Form(_Message):
 
     kind: Literal["form"] = "form"
     domain: Token
-    members: Annotated[list[Member], Field(min_length=2, max_length=4)]
+    members: Annotated[list[Member], Field(min_length=2, max_length=4, fail_fast=True)]
 
 
 class Dissolve(_Message):
@@ -151,7 +167,7 @@ class OfferMessage(_Message):
     domain: Token
     data: Base64Bytes
     fds: Annotated[int, Field(ge=0, le=MAX_FDS)]
-    regions: list[UInt64]
+    regions: Annotated[list[UInt64], Field(max_length=Offer.MAX_REGIONS, fail_fast=True)]
 
 
 class Attached(_Message):
@@ -223,7 +239,7 @@ class Entry(_Message):
 
     cache_id: UInt64
     blocks: bool
-    bases: Annotated[list[Address], Field(min_length=1, max_length=1 << 16)]
+    bases: Annotated[list[Address], Field(min_length=1, max_length=MAX_TENSORS, fail_fast=True)]
     stride: Address
     count: Address
     tensor_size: Address
@@ -232,8 +248,8 @@ class Entry(_Message):
     pooled: bool
     """Whether pulls consume its keys (in two-sided mode)."""
     accessible: bool
-    regions: list[UInt64]
-    bindings: list[Binding]
+    regions: Annotated[list[UInt64], Field(max_length=MAX_TENSORS, fail_fast=True)]
+    bindings: Annotated[list[Binding], Field(max_length=MAX_KEYS, fail_fast=True)]
 
     @model_validator(mode="after")
     def _check_layout(self) -> Entry:
@@ -255,9 +271,11 @@ class Directory(_Message):
     reset: bool = False
     last: bool = True
     """Whether nothing more of what ``reset`` began is to come."""
-    upsert: list[Entry] = []
-    remove: list[UInt64] = []
-    unbind: list[tuple[UInt64, UInt64]] = []
+    upsert: Annotated[list[Entry], Field(max_length=MAX_CHANGES, fail_fast=True)] = []
+    remove: Annotated[list[UInt64], Field(max_length=MAX_CHANGES, fail_fast=True)] = []
+    unbind: Annotated[
+        list[tuple[UInt64, UInt64]], Field(max_length=MAX_CHANGES, fail_fast=True)
+    ] = []
     """Cache and binding id of each key that a cache lost."""
 
 
@@ -405,9 +423,4 @@ def encode(message: Message) -> bytes:
 
 def decode(body: bytes | bytearray | memoryview) -> Message:
     """The message in a frame's body. Raises ``ValueError``, in one line, when it is none."""
-    try:
-        return _adapter.validate_json(bytes(body))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "text"
-        raise ValueError(f"{place[:100]}: {first['msg'][:200]}".replace("\n", " ")) from None
+    return parse(bytes(body), MAX_ELEMENTS, _adapter.validate_json)

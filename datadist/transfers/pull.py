@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
+from datadist.base.coverage import Coverage
 from datadist.caches.directory import KeyName
 from datadist.caches.element_types import ElementTypes
 from datadist.caches.owned import OwnCache, OwnDirectory
@@ -158,9 +159,9 @@ class Pulls:
         if self._one_sided or binding is None or binding.space != "request" or not entry.pooled:
             return
         with view.lock:
-            covered = view.covered.setdefault(binding.id, set())
-            covered.update(range(theirs.start, theirs.stop))
-            if len(covered) == len(entry.bases):
+            covered = view.covered.setdefault(binding.id, Coverage())
+            covered.add(theirs.start, theirs.stop)
+            if covered.is_all(len(entry.bases)):
                 view.consumed.add(binding.id)
                 del view.covered[binding.id]
         view.send(

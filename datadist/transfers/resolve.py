@@ -83,8 +83,8 @@ def find(directory: KeyDirectory, source: Source, consumed: set[int]) -> Found |
     entry = directory.entries.get(source.cache_id)
     if entry is None or source.slot >= entry.count:
         return None
-    bound = (b for b in entry.bindings if b.slot == source.slot and b.id not in consumed)
-    return Found(entry, source.slot, next((b for b in bound if b.space == "request"), None))
+    binding = directory.request_at(source.cache_id, source.slot, consumed)
+    return Found(entry, source.slot, binding)
 
 
 def routes_to(domains: Iterable[Domain], views: dict[str, PeerView], cluster: int) -> list[Route]:

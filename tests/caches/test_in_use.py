@@ -6,6 +6,7 @@ What comes between two steps of another thread is put there, instead of hoping f
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import cast
 
@@ -53,7 +54,7 @@ class _Noted(set[int]):
         super().discard(token)
 
 
-class _Steps(list[object]):
+class _Steps(deque[object]):
     """Something happens just before an item comes."""
 
     def __init__(self, meanwhile: Callable[[], None]) -> None:
@@ -103,7 +104,7 @@ def test_a_pull_does_not_begin_by_what_has_just_changed() -> None:
 def test_a_pull_that_ends_while_a_change_looks_for_it_holds_nothing_up() -> None:
     view, peer = _view()
     assert view.begin_pull_at(0, 1)
-    view._deferred = cast("list[tuple[set[int], int]]", _Steps(lambda: view.end_pull(1)))
+    view._deferred = cast("deque[tuple[set[int], int]]", _Steps(lambda: view.end_pull(1)))
     _change(view, 1)
     assert peer.acknowledged == [1]
 

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from datadist import CacheKey, LLMException
+from datadist.base.coverage import Coverage
 from datadist.caches.directory import KeyName
 from datadist.caches.memory import Memory
-from datadist.caches.owned import MAX_KEYS, Layout, OwnCache, OwnDirectory
+from datadist.caches.owned import Layout, OwnCache, OwnDirectory
 from datadist.caches.peers import PeerView
 from datadist.control.messages import (
     HEADER,
     MAX_FRAME,
+    MAX_KEYS,
     Binding,
     Directory,
     Message,
@@ -197,13 +199,14 @@ def test_what_a_peer_hears_of_a_key_that_is_gone() -> None:
     for message in peer.said:
         view.apply(message)
     first, second, third = cache.bindings
-    view.consumed, view.covered = {first, second}, {third: {0}}
+    view.consumed, view.covered = {first, second}, {third: Coverage()}
+    view.covered[third].add(0, 1)
     owned.remove_key(names[0])
     view.apply(peer.said[-1])
     assert [view.directory.find(name) is None for name in names] == [True, False, False]
-    assert view.directory.entries[1].bindings == [cache.bindings[second], cache.bindings[third]]
+    assert view.directory.bindings(1) == [cache.bindings[second], cache.bindings[third]]
     assert view.consumed == {second}
-    assert view.covered == {third: {0}}
+    assert view.covered[third].ranges == [(0, 1)]
 
 
 def test_memory_of_a_cache_that_is_refused_is_let_go(start_node: Start) -> None:
@@ -271,7 +274,7 @@ def test_ranges_beyond_the_tensors_are_cut(stop: int) -> None:
     owned, cache, binding = _keyed(3, pooled=True)
     owned.consumed(1, binding, 1, stop)
     assert owned.bound(KEY)
-    assert cache.covered[binding] == {1, 2}
+    assert cache.covered[binding].ranges == [(1, 3)]
     owned.consumed(1, binding, 0, 1)
     assert not owned.bound(KEY)
     assert not cache.covered
