@@ -11,19 +11,25 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from bisect import bisect_right, insort
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from datadist.caches.pool import PagePool, PoolExhausted
 from datadist.caches.pool_config import PoolConfig
 from datadist.status import LLMException, LLMStatusCode, param_invalid
-from datadist.transport import Placement, Region, Transport
+from datadist.transport import Offer, Placement, Region, Transport
 from datadist.transports.defects import text_of
 
 log = logging.getLogger("datadist.memory")
 
 RETURN_SECONDS = 1.0
 """How long an allocation that does not fit waits for pages on their way back."""
+
+
+FEW = 64
+"""Up to so many regions it is cheaper to insert each in order than to sort all."""
 
 
 @dataclass(eq=False)
@@ -43,7 +49,15 @@ class Memory:
         self._lock = threading.Lock()
         self._returned = threading.Condition(self._lock)
         self._ids = itertools.count(1)
+        self._registering = threading.RLock()
+        """Held while the transport registers or releases, which takes long; ``_lock`` is not."""
         self._held: dict[int, _Held] = {}
+        self._by_begin: dict[int, int] = {}
+        """Ids by address."""
+        self._begins: list[int] = []
+        """The addresses in order."""
+        self._bytes = dict.fromkeys(Placement, 0)
+        """What is registered, pools included."""
         self._pools: dict[Placement, tuple[int, PagePool]] = {}
         self._coming = dict.fromkeys(Placement, 0)
         """Allocations per placement that peers have yet to let go."""
@@ -75,8 +89,8 @@ class Memory:
                 f"cannot allocate the {placement.name} pool of {config.memory_size} bytes: {why}",
                 status_code=LLMStatusCode.LLM_FAILED,
             ) from error
-        region_id = next(self._ids)
-        self._held[region_id] = _Held(region, users=1, exposed=True)
+        (region_id,) = self._take([region])
+        self._held[region_id].users = 1
         pool = PagePool(region.address, region.size, config.page_shift)
         self._pools[placement] = (region_id, pool)
 
@@ -149,89 +163,159 @@ class Memory:
     def register(self, addresses: Sequence[int], size: int, placement: Placement) -> list[int]:
         """Ids of the regions, one per address, that hold ``size`` bytes each; all or none.
 
-        Raises LLM_PARAM_INVALID for a range that partly overlaps another, or above the transport's
-        limit, LLM_FAILED where the transport refuses the memory.
+        Raises LLM_PARAM_INVALID for a range that partly overlaps another, for too many ranges, or
+        above the transport's limit, LLM_FAILED where the transport refuses the memory.
         """
-        taken: list[int] = []
-        with self._lock:
+        with self._registering:
+            with self._lock:
+                shared, fresh = self._plan(addresses, size, placement)
             try:
-                for address in addresses:
-                    taken.append(self._register_one(address, size, placement))
+                regions = self._register_fresh(fresh, size, placement)
             except BaseException:
-                for region_id in taken:
-                    self._drop_user(region_id)
+                self._let_go([region_id for _, region_id in shared])
                 raise
-        return taken
+            with self._lock:
+                ids = dict(shared) | dict(zip(fresh, self._take(regions), strict=True))
+                for address in addresses:
+                    self._held[ids[address]].users += 1
+                for _, region_id in shared:  # what kept them for this call
+                    self._held[region_id].users -= 1
+                return [ids[address] for address in addresses]
 
     def unregister(self, region_ids: Sequence[int]) -> None:
-        """Undo :meth:`register`."""
-        with self._lock:
-            for region_id in region_ids:
-                self._drop_user(region_id)
+        """Undo :meth:`register`. Raises LLM_FAILED where the transport does not let go."""
+        with self._registering:
+            self._let_go(region_ids)
 
-    def _register_one(self, address: int, size: int, placement: Placement) -> int:
-        for region_id, held in self._held.items():
-            region = held.region
-            end = region.address + region.size
-            if region.address <= address and address + size <= end:
-                held.users += 1
-                held.exposed = True
-                return region_id
-            if address < end and region.address < address + size:
-                raise self._overlap(address, size, held)
-        self._check_limit(placement, size)
+    def _plan(
+        self, addresses: Sequence[int], size: int, placement: Placement
+    ) -> tuple[list[tuple[int, int]], list[int]]:
+        """Addresses with the regions that hold them, kept for the call, and the other addresses."""
+        shared, fresh = [], []
+        for address in dict.fromkeys(addresses):
+            region_id = self._region_at(address, size)
+            if region_id is None:
+                fresh.append(address)
+            else:
+                shared.append((address, region_id))
+        for first, second in pairwise(sorted(fresh)):
+            if second < first + size:
+                raise _overlap(second, size, first, size, "given as well")
+        if len(self._held) + len(fresh) > Offer.MAX_REGIONS:
+            raise param_invalid(
+                f"{len(fresh)} ranges beside {len(self._held)} are more than the {Offer.MAX_REGIONS} "
+                "that can be registered: register larger ranges that hold several tensors, first"
+            )
+        self._check_limit(placement, size * len(fresh))
+        for _, region_id in shared:
+            self._held[region_id].users += 1
+            self._held[region_id].exposed = True
+        return shared, fresh
+
+    def _region_at(self, address: int, size: int) -> int | None:
+        """The region that holds a range; None where none has a part of it. Regions are disjoint."""
+        place = bisect_right(self._begins, address)
+        for begin in self._begins[max(0, place - 1) : place + 1]:
+            held = self._held[self._by_begin[begin]]
+            end = begin + held.region.size
+            if begin <= address and address + size <= end:
+                return self._by_begin[begin]
+            if address < end and begin < address + size:
+                live = "unregistered, but exposed by a live link (unlink)"
+                known = "registered" if held.users else live
+                raise _overlap(address, size, begin, held.region.size, known)
+        return None
+
+    def _register_fresh(
+        self, addresses: Sequence[int], size: int, placement: Placement
+    ) -> list[Region]:
+        regions: list[Region] = []
+        if not addresses:
+            return regions
         try:
-            region = self._transport.register(address, size, placement)
-        except Exception as error:
+            with self._transport.registering():
+                for address in addresses:
+                    regions.append(self._transport.register(address, size, placement))
+        except BaseException as error:
+            self._release(regions)
+            if not isinstance(error, Exception):
+                raise
             why = text_of(error, self._transport)
             raise LLMException(
-                f"cannot register {size} bytes at {address:#x} as {placement.name} memory: {why}",
+                f"cannot register {size} bytes at {addresses[len(regions)]:#x} as {placement.name} "
+                f"memory: {why}",
                 status_code=LLMStatusCode.LLM_FAILED,
             ) from error
-        region_id = next(self._ids)
-        self._held[region_id] = _Held(region, users=1, exposed=True)
-        return region_id
+        return regions
 
-    def _overlap(self, address: int, size: int, held: _Held) -> LLMException:
-        region = held.region
-        known = "registered" if held.users else "unregistered, but exposed by a live link (unlink)"
-        return param_invalid(
-            f"the {size} bytes at {address:#x} overlap in part the {region.size} bytes at "
-            f"{region.address:#x}, which are {known}: register equal or contained ranges, or the "
-            "larger range first"
-        )
+    def _take(self, regions: Sequence[Region]) -> list[int]:
+        """Keep new regions; their ids."""
+        ids = []
+        for region in regions:
+            region_id = next(self._ids)
+            ids.append(region_id)
+            self._held[region_id] = _Held(region, users=0, exposed=True)
+            self._by_begin[region.address] = region_id
+            self._bytes[region.placement] += region.size
+            if len(regions) <= FEW:
+                insort(self._begins, region.address)
+        if len(regions) > FEW:
+            self._begins = sorted(self._by_begin)
+        return ids
+
+    def _drop(self, region_ids: Sequence[int]) -> list[Region]:
+        """Take regions out that nothing uses any more; the caller releases them."""
+        regions = []
+        for region_id in region_ids:
+            held = self._held[region_id]
+            if not held.users:
+                held.exposed = False
+            if held.users or held.links:
+                continue
+            del self._held[region_id]
+            region = held.region
+            del self._by_begin[region.address]
+            self._bytes[region.placement] -= region.size
+            regions.append(region)
+            if len(region_ids) <= FEW:
+                del self._begins[bisect_right(self._begins, region.address) - 1]
+        if len(region_ids) > FEW:
+            self._begins = sorted(self._by_begin)
+        return regions
+
+    def _let_go(self, region_ids: Sequence[int]) -> None:
+        with self._lock:
+            for region_id in region_ids:
+                self._held[region_id].users -= 1
+            regions = self._drop(list(dict.fromkeys(region_ids)))
+        self._release(regions)
+
+    def _release(self, regions: Iterable[Region]) -> None:
+        """All of them. Raises LLM_FAILED for the first one that the transport does not let go."""
+        failed = None
+        for region in regions:
+            try:
+                self._transport.release(region)
+            except Exception as error:
+                why = text_of(error, self._transport)
+                failed = failed or LLMException(
+                    f"cannot release the {region.size} bytes at {region.address:#x}: {why}",
+                    status_code=LLMStatusCode.LLM_FAILED,
+                )
+        if failed is not None:
+            raise failed
 
     def _check_limit(self, placement: Placement, size: int) -> None:
         limit = self._transport.capabilities.max_registered.get(placement)
         if limit is None:
             return
-        used = sum(h.region.size for h in self._held.values() if h.region.placement is placement)
+        used = self._bytes[placement]
         if used + size > limit:
             raise param_invalid(
                 f"at most {limit} bytes of {placement.name} memory can be registered with this "
                 f"transport: {used} are, and {size} more were asked for; use a smaller pool or "
                 "register less"
             )
-
-    def _drop_user(self, region_id: int) -> None:
-        self._held[region_id].users -= 1
-        self._release_unused(region_id)
-
-    def _release_unused(self, region_id: int) -> None:
-        held = self._held[region_id]
-        if not held.users:
-            held.exposed = False
-        if held.users or held.links:
-            return
-        del self._held[region_id]
-        try:
-            self._transport.release(held.region)
-        except Exception as error:
-            why = text_of(error, self._transport)
-            raise LLMException(
-                f"cannot release the {held.region.size} bytes at {held.region.address:#x}: {why}",
-                status_code=LLMStatusCode.LLM_FAILED,
-            ) from error
 
     # -- links -------------------------------------------------------------------------------
 
@@ -249,10 +333,12 @@ class Memory:
 
     def conceal(self, region_ids: Sequence[int]) -> None:
         """Undo :meth:`expose` after the link was closed."""
-        with self._lock:
-            for region_id in region_ids:
-                self._held[region_id].links -= 1
-                self._release_unused(region_id)
+        with self._registering:
+            with self._lock:
+                for region_id in region_ids:
+                    self._held[region_id].links -= 1
+                regions = self._drop(region_ids)
+            self._release(regions)
 
     def close(self) -> None:
         """Release everything; no link is open any more."""
@@ -264,4 +350,13 @@ class Memory:
                     why = text_of(error, self._transport)
                     log.warning("cannot release %r: %s", held.region, why)
             self._held.clear()
+            self._by_begin.clear()
+            self._begins.clear()
             self._pools.clear()
+
+
+def _overlap(address: int, size: int, other: int, other_size: int, known: str) -> LLMException:
+    return param_invalid(
+        f"the {size} bytes at {address:#x} overlap in part the {other_size} bytes at {other:#x}, "
+        f"which are {known}: register equal or contained ranges, or the larger range first"
+    )

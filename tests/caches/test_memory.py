@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,7 @@ class FakeTransport:
         limits = {} if limit is None else {DEVICE: limit}
         self.capabilities = SimpleNamespace(max_registered=limits)
         self.bad = bad
+        self.batches = 0
         self.live: list[tuple[int, int]] = []
 
     def allocate(self, size: int, placement: Placement) -> Region:
@@ -38,6 +40,10 @@ class FakeTransport:
             raise RegistrationError("no memory is there")
         self.live.append((address, size))
         return Region(address, size, placement)
+
+    def registering(self) -> AbstractContextManager[None]:
+        self.batches += 1
+        return nullcontext()
 
     def release(self, region: Region) -> None:
         self.live.remove((region.address, region.size))

@@ -11,12 +11,16 @@ import ctypes
 import logging
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from datadist.base.memory_map import MemoryMap, NotWritable, look
 from datadist.transport import Placement, Region, RegistrationError, TransferError
 from datadist_hccl import abi
 from datadist_hccl.acl import AclError, Device
@@ -90,8 +94,9 @@ class Memory:
         self._device = device
         self._hccl = hccl
         self._lock = threading.Lock()
-        self._regions: list[HcclRegion] = []
+        self._regions: dict[HcclRegion, None] = {}
         self._registered: dict[_Range, _Registration] = {}
+        self._mapped: MemoryMap | None = None
 
     # -- regions -----------------------------------------------------------------------------
 
@@ -126,12 +131,21 @@ class Memory:
         except AclError as error:
             log.error("cannot free the memory at %#x: %s", address, error)
 
+    @contextmanager
+    def registering(self) -> Iterator[None]:
+        """Look at the process's mappings once."""
+        self._mapped = look()
+        try:
+            yield
+        finally:
+            self._mapped = None
+
     def register(self, address: int, size: int, placement: Placement) -> HcclRegion:
         """Memory of the user, which must lie where it is said to lie."""
         if placement is Placement.DEVICE:
             self._check_device_memory(address, size)
         else:
-            check_host_memory(address, size)
+            check_host_memory(self._mapped or look(), address, size)
         return self._add(HcclRegion(address, size, placement, False, None))
 
     def _check_device_memory(self, address: int, size: int) -> None:
@@ -154,7 +168,7 @@ class Memory:
                     f"{MAX_REGIONS} ranges are registered and HCCL takes no more: register larger "
                     "ranges that hold several tensors"
                 )
-            self._regions.append(region)
+            self._regions[region] = None
         return region
 
     def release(self, region: HcclRegion) -> None:
@@ -241,7 +255,7 @@ class Memory:
                 kept = self._registered.get(region.range)
             if region.links or (kept is not None and kept.uses == 0):
                 continue
-            self._regions.remove(region)
+            del self._regions[region]
             region.keeper = None
             if region.owned and region.placement is Placement.DEVICE:
                 self._free(region.address)
@@ -251,22 +265,16 @@ class Memory:
 
         Raises :class:`RegistrationError` for a range that lies in nothing registered.
         """
-        found = {}
         with self._lock:
-            for wanted in regions:
-                end = wanted.address + wanted.size
-                holders = [
-                    region
-                    for region in self._regions
-                    if region.placement is Placement.DEVICE
-                    and region.address <= wanted.address
-                    and end <= region.address + region.size
-                ]
-                if not holders:
-                    raise RegistrationError(
-                        f"{wanted!r} lies in no registered memory of the device"
-                    )
-                found[holders[0].address] = holders[0].size
+            device = [r for r in self._regions if r.placement is Placement.DEVICE]
+        ranges = sorted((region.address, region.size) for region in device)
+        found = {}
+        for wanted in regions:
+            place = bisect_right(ranges, wanted.address, key=itemgetter(0)) - 1
+            address, size = ranges[place] if place >= 0 else (0, 0)
+            if wanted.address + wanted.size > address + size:
+                raise RegistrationError(f"{wanted!r} lies in no registered memory of the device")
+            found[address] = size
         return sorted(found.items())
 
     def windows(self, *placements: Placement) -> Windows:
@@ -311,19 +319,12 @@ class Memory:
         return inside
 
 
-def check_host_memory(address: int, size: int) -> None:
+def check_host_memory(mapped: MemoryMap, address: int, size: int) -> None:
     """Raise :class:`RegistrationError` unless this process maps all of the range for writing."""
-    need, end = address, address + size
-    with open("/proc/self/maps") as maps:
-        for line in maps:
-            span, mode = line.split(maxsplit=2)[:2]
-            first, last = (int(part, 16) for part in span.split("-"))
-            if last <= need or first > need or not mode.startswith("rw"):
-                continue
-            need = last
-            if need >= end:
-                return
-    raise RegistrationError(
-        f"the {size} bytes at {address:#x} are not writable memory of this process: nothing of that "
-        f"kind is mapped at {need:#x} (say Placement.DEVICE for memory of the NPU)"
-    )
+    try:
+        mapped.check_writable(address, size)
+    except NotWritable as error:
+        raise RegistrationError(
+            f"the {size} bytes at {address:#x} are not writable memory of this process: nothing of "
+            f"that kind is mapped at {error.address:#x} (say Placement.DEVICE for memory of the NPU)"
+        ) from None

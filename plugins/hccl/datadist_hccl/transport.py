@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -138,6 +139,10 @@ class HcclTransport(Transport):
     def allocate(self, size: int, placement: Placement) -> Region:
         """Memory of the device in huge pages of 2 MiB, or pinned memory of the host."""
         return self._memory.allocate(size, placement)
+
+    def registering(self) -> AbstractContextManager[None]:
+        """Look at the host's mappings once."""
+        return self._memory.registering()
 
     def register(self, address: int, size: int, placement: Placement) -> Region:
         """Memory of the user: of the device (torch_npu), or of the host."""

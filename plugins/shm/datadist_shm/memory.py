@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+from datadist.base.memory_map import MemoryMap, NotWritable
 from datadist.transport import Placement, Region, RegistrationError
 from datadist_shm import _native, pages
 from datadist_shm.options import Options
@@ -135,26 +136,20 @@ def descriptor_for_peer(region: PoolRegion, writable: bool) -> int:
     return os.open(f"/proc/self/fd/{region.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def check_user_memory(address: int, size: int) -> None:
+def check_user_memory(mapped: MemoryMap, address: int, size: int) -> None:
     """Raise :class:`RegistrationError` unless this process maps all of the range for writing."""
-    need, end = address, address + size
-    with open("/proc/self/maps") as maps:
-        for line in maps:
-            span, mode = line.split(maxsplit=2)[:2]
-            first, last = (int(part, 16) for part in span.split("-"))
-            if last <= need or first > need:
-                continue
-            if not mode.startswith("rw"):
-                raise RegistrationError(
-                    f"the memory at {need:#x} is mapped {mode!r}, it must be readable and writable"
-                )
-            need = last
-            if need >= end:
-                return
-    raise RegistrationError(
-        f"the {size} bytes at {address:#x} are not memory of this process: nothing is mapped at "
-        f"{need:#x} (device memory of an accelerator cannot be used with this transport)"
-    )
+    try:
+        mapped.check_writable(address, size)
+    except NotWritable as error:
+        if error.mode is not None:
+            raise RegistrationError(
+                f"the memory at {error.address:#x} is mapped {error.mode!r}, it must be readable and "
+                "writable"
+            ) from None
+        raise RegistrationError(
+            f"the {size} bytes at {address:#x} are not memory of this process: nothing is mapped at "
+            f"{error.address:#x} (device memory of an accelerator cannot be used with this transport)"
+        ) from None
 
 
 def permit_access(allowed: bool) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as MappingType
-from collections.abc import Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from datadist.base.memory_map import MemoryMap, look
 from datadist.transport import (
     Access,
     Availability,
@@ -52,6 +54,7 @@ class ShmTransport(Transport):
         self._options = Options.parse(options.extra, os.environ)
         self._ids = itertools.count(1)
         self._mappings = PeerMappings()
+        self._mapped: MemoryMap | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -69,9 +72,18 @@ class ShmTransport(Transport):
         """A sealed memfd, populated in the background unless the option ``populate`` is off."""
         return memory.allocate(next(self._ids), size, placement, self._options)
 
+    @contextmanager
+    def registering(self) -> Iterator[None]:
+        """Look at the process's mappings once."""
+        self._mapped = look()
+        try:
+            yield
+        finally:
+            self._mapped = None
+
     def register(self, address: int, size: int, placement: Placement) -> Region:
         """Memory of the user, which peers will read through our process."""
-        memory.check_user_memory(address, size)
+        memory.check_user_memory(self._mapped or look(), address, size)
         memory.permit_access(self._options.ptracer)
         return UserRegion(next(self._ids), address, size, placement)
 

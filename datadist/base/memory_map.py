@@ -1,0 +1,101 @@
+"""What memory this process has, as the kernel lists it; for transports that take the user's."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import struct
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["AskedMap", "MemoryMap", "NotWritable", "ReadMap", "look"]
+
+MAPS = Path("/proc/self/maps")
+QUERY = struct.Struct("=6Q56x")
+"""linux/fs.h, struct procmap_query: its size, flags, the address; begin, end and flags of a mapping."""
+PROCMAP_QUERY = 3 << 30 | QUERY.size << 16 | ord("f") << 8 | 17
+OR_NEXT = 0x10
+
+
+class NotWritable(Exception):
+    """A range is not readable and writable memory.
+
+    ``address`` is where that begins, ``mode`` how that is mapped, None where nothing is.
+    """
+
+    def __init__(self, address: int, mode: str | None) -> None:
+        super().__init__(address, mode)
+        self.address = address
+        self.mode = mode
+
+
+class MemoryMap(ABC):
+    """The mappings of this process."""
+
+    @abstractmethod
+    def find(self, address: int) -> tuple[int, int, str] | None:
+        """Begin, end and mode (``rw..``) of the mapping of an address, or else of the next one."""
+
+    def check_writable(self, address: int, size: int) -> None:
+        """Raise :class:`NotWritable` unless all of a range of bytes can be read and written."""
+        need, end = address, address + size
+        while need < end:
+            found = self.find(need)
+            if found is None or found[0] > need:
+                raise NotWritable(need, None)
+            if not found[2].startswith("rw"):
+                raise NotWritable(need, found[2])
+            need = found[1]
+
+
+def look() -> MemoryMap:
+    """The mappings: those at any time where the kernel can be asked for one, else those of now.
+
+    The latter costs what the process has of them, so do that once for many ranges.
+    """
+    kernel = AskedMap()
+    try:
+        kernel.find(0)
+    except OSError:
+        with MAPS.open() as lines:
+            return ReadMap(lines)
+    return kernel
+
+
+class ReadMap(MemoryMap):
+    """The mappings at one moment, from the lines that list them all."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._mappings = [_parse(line) for line in lines]
+        self._ends = [last for _, last, _ in self._mappings]
+
+    def find(self, address: int) -> tuple[int, int, str] | None:
+        """See :class:`MemoryMap`."""
+        place = bisect_right(self._ends, address)
+        return self._mappings[place] if place < len(self._mappings) else None
+
+
+class AskedMap(MemoryMap):
+    """The mappings, one by one from the kernel (PROCMAP_QUERY, Linux 6.11). Raises OSError before."""
+
+    def find(self, address: int) -> tuple[int, int, str] | None:
+        """See :class:`MemoryMap`."""
+        asked = bytearray(QUERY.size)
+        QUERY.pack_into(asked, 0, QUERY.size, OR_NEXT, address, 0, 0, 0)
+        with MAPS.open("rb", buffering=0) as maps:
+            try:
+                fcntl.ioctl(maps, PROCMAP_QUERY, asked)
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    return None
+                raise
+        first, last, flags = QUERY.unpack_from(asked)[3:]
+        return first, last, ("r" if flags & 1 else "-") + ("w" if flags & 2 else "-")
+
+
+def _parse(line: str) -> tuple[int, int, str]:
+    span, mode = line.split(maxsplit=2)[:2]
+    first, last = span.split("-")
+    return int(first, 16), int(last, 16), mode
