@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from itertools import islice
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -30,10 +31,13 @@ from datadist.base import hints
 from datadist.base.addresses import is_address, looks_numeric
 from datadist.base.digits import parse_digits
 from datadist.base.portable import Portable
+from datadist.base.texts import MOST_ELEMENTS, shown
 
 __all__ = ["RankDevice", "RankTable", "RankTableError", "parse_rank_table"]
 
 MAX_TEXT = 1 << 20
+MAX_PROBLEMS = 100
+"""Problems of one table that are named."""
 
 
 class RankTableError(Portable, ValueError):
@@ -77,27 +81,44 @@ class _Device(_Model):
     backup_device_port: Port | None = None
 
 
-class _Server(_Model):
+# Each with lists whose elements are not looked at, then with their elements: the former find the
+# problems one by one, up to a number, where the latter found one.
+
+
+class _ServerFields(_Model):
     server_id: ServerId
     host_ip: Text | None = None
-    device: Annotated[list[_Device], Field(min_length=1)]
+    device: Annotated[list[Any], Field(min_length=1)]
+
+
+class _Server(_ServerFields):
+    device: Annotated[list[_Device], Field(min_length=1, fail_fast=True)]
 
 
 class _PodServer(_Model):
     server_id: ServerId
 
 
-class _Pod(_Model):
+class _PodFields(_Model):
     super_pod_id: Text
-    server_list: list[_PodServer]
+    server_list: list[Any]
 
 
-class _Table(_Model):
+class _Pod(_PodFields):
+    server_list: Annotated[list[_PodServer], Field(fail_fast=True)]
+
+
+class _TableFields(_Model):
     version: Literal["1.0", "1.2"]
     status: Literal["completed"]
     server_count: Number | None = None
-    server_list: Annotated[list[_Server], Field(min_length=1)]
-    super_pod_list: list[_Pod] | None = None
+    server_list: Annotated[list[Any], Field(min_length=1)]
+    super_pod_list: list[Any] | None = None
+
+
+class _Table(_TableFields):
+    server_list: Annotated[list[_Server], Field(min_length=1, fail_fast=True)]
+    super_pod_list: Annotated[list[_Pod], Field(fail_fast=True)] | None = None
 
 
 @dataclass(frozen=True, order=True)
@@ -226,6 +247,8 @@ class RankTable:
         mine = {device.rank: asdict(device) for device in self.devices}
         theirs = {device.rank: asdict(device) for device in other.devices}
         for rank in sorted({*mine, *theirs}):
+            if len(found) >= MAX_PROBLEMS:
+                return [*found, "and more"]
             if rank not in mine or rank not in theirs:
                 place = here if rank not in mine else there
                 found.append(f"the rank table has no rank {rank} {place}")
@@ -248,21 +271,22 @@ def _is_bad_address(name: str, value: str | None) -> bool:
 def parse_rank_table(text: str) -> RankTable:
     """Read the JSON text of a rank table; a trailing comma before ``]`` or ``}`` is accepted.
 
-    Raises :class:`RankTableError` with every problem, each at its field.
+    Raises :class:`RankTableError` with every problem (at most 100), each at its field.
     """
     raw = _read_json(text)
     problems: list[str] = []
     table = None
     try:
         table = _Table.model_validate(raw)
-    except ValidationError as error:
-        problems = [_describe(item) for item in error.errors()]
+    except ValidationError:
+        problems = list(islice(_field_problems(raw), MAX_PROBLEMS))
     repeated = _rank_problems(raw)
     if table is not None and not repeated:
         problems += _gap_problems(table)
     problems += repeated + _count_problems(raw) + _pod_problems(raw)
     if problems or table is None:
-        raise RankTableError(problems)
+        more = len(problems) - MAX_PROBLEMS
+        raise RankTableError(problems[:MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else []))
     return _normal(table)
 
 
@@ -297,9 +321,41 @@ def _read_json(text: str) -> dict[str, Any]:
     return raw
 
 
-def _describe(item: Any) -> str:
+def _field_problems(raw: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with single fields, object by object."""
+    yield from _problems(_TableFields, raw)
+    for server, value in _elements(raw, "server_list"):
+        yield from _problems(_ServerFields, value, server)
+        for device, each in _elements(value, "device", server):
+            yield from _problems(_Device, each, device)
+    for pod, value in _elements(raw, "super_pod_list"):
+        yield from _problems(_PodFields, value, pod)
+        for member, each in _elements(value, "server_list", pod):
+            yield from _problems(_PodServer, each, member)
+
+
+_Place: TypeAlias = "tuple[str | int, ...]"
+
+
+def _elements(parent: object, name: str, place: _Place = ()) -> list[tuple[_Place, object]]:
+    """The elements of a list field, each with its place."""
+    values = parent.get(name) if isinstance(parent, dict) else None
+    if not isinstance(values, list):
+        return []
+    return [((*place, name, i), value) for i, value in enumerate(values)]
+
+
+def _problems(model: type[_Model], value: object, place: _Place = ()) -> list[str]:
+    try:
+        model.model_validate(value)
+    except ValidationError as error:
+        return [_describe(item, (*place, *item["loc"])) for item in error.errors()]
+    return []
+
+
+def _describe(item: Any, place: _Place) -> str:
     path = ""
-    for part in item["loc"]:
+    for part in place:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     if item["type"] == "missing":
         return f"{path}: is required"
@@ -368,7 +424,7 @@ def _pod_problems(raw: dict[str, Any]) -> list[str]:
     known = {str(server.get("server_id")) for _, server in _objects(raw, "server_list")}
     return [
         f"{pod_path}.{member_path}.server_id: expected the server_id of a server in server_list, "
-        f"got {member['server_id']!r}"
+        f"got {shown(member['server_id'])}"
         for pod_path, pod in _objects(raw, "super_pod_list")
         for member_path, member in _objects(pod, "server_list")
         if "server_id" in member and str(member["server_id"]) not in known
@@ -381,7 +437,7 @@ def _gap_problems(table: _Table) -> list[str]:
         return []
     return [
         f"rank_id: expected the ranks 0 to {len(ranks) - 1} of {len(ranks)} devices, "
-        f"got {_list(ranks)}"
+        f"got {_list(ranks[:MOST_ELEMENTS])}{', ...' if ranks[MOST_ELEMENTS:] else ''}"
     ]
 
 

@@ -6,6 +6,7 @@ import copy
 import json
 import random
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -391,3 +392,26 @@ def test_one_server_with_two_devices_differs_from_two_servers() -> None:
     mine, theirs = (parse_rank_table(json.dumps(raw)) for raw in (one, two))
     assert mine.canonical != theirs.canonical
     assert len(mine.differences(theirs, "here", "there")) == 1
+
+
+@pytest.mark.parametrize("item", ["{}", "[]", "0", '{"device":[0,0,0]}', '{"device":[{},{},{}]}'])
+def test_of_problems_in_great_numbers_some_are_named(item: str) -> None:
+    """Noting them all takes a thousand times the memory of the table."""
+    count = 2**20 // (len(item) + 1) - 100
+    text = f'{{"version":"1.0","status":"completed","server_list":[{",".join([item] * count)}]}}'
+    tracemalloc.start()
+    found = problems(text)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 100 <= len(found) <= 101
+    assert "server_list[0]" in "; ".join(found[:2])
+    assert len("; ".join(found)) < 100_000
+    assert peak < 400 * len(text)
+
+
+def test_ranks_with_gaps_in_great_numbers_are_named_in_part() -> None:
+    servers = [{"server_id": str(n), "device": [device(2 * n)]} for n in range(1000)]
+    (found,) = problems(table(*servers, server_count="1000"))
+    assert "got 0, 2, 4" in found
+    assert found.endswith(", ...")
+    assert len(found) < 400

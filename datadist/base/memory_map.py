@@ -10,6 +10,8 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from pathlib import Path
 
+from datadist.base.portable import Portable
+
 __all__ = ["AskedMap", "MemoryMap", "NotWritable", "ReadMap", "look"]
 
 MAPS = Path("/proc/self/maps")
@@ -19,14 +21,14 @@ PROCMAP_QUERY = 3 << 30 | QUERY.size << 16 | ord("f") << 8 | 17
 OR_NEXT = 0x10
 
 
-class NotWritable(Exception):
+class NotWritable(Portable):
     """A range is not readable and writable memory.
 
     ``address`` is where that begins, ``mode`` how that is mapped, None where nothing is.
     """
 
     def __init__(self, address: int, mode: str | None) -> None:
-        super().__init__(address, mode)
+        super().__init__(f"{address:#x} is mapped {mode}")
         self.address = address
         self.mode = mode
 

@@ -21,6 +21,9 @@ __all__ = ["PoolConfig", "parse_pool"]
 
 log = logging.getLogger("datadist.options")
 
+MAX_TEXT = 4096
+"""Characters of the option."""
+
 
 class PoolConfig(BaseModel):
     """A memory pool: bytes, and the page size as a power of two (64 KiB by default).
@@ -49,6 +52,8 @@ def parse_pool(given: Mapping[str, str], key: str) -> PoolConfig | None:
     text = given.get(key)
     if text is None:
         return None
+    if len(text) > MAX_TEXT:
+        raise wrong(key, text, f"it has {len(text)} characters, more than {MAX_TEXT}")
     try:
         pool = PoolConfig.model_validate_json(text)
     except ValidationError as error:

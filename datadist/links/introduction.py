@@ -11,14 +11,17 @@ import json
 import secrets
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from datadist.base.parsing import parse
 from datadist.control.job import described
 from datadist.control.messages import WIRE_VERSION, Member, Name, Text, Token, UInt64
 from datadist.control.runtime_dir import Address
 from datadist.links.domain import TableDomain
 
 MAX_ENDPOINTS = 16
+MAX_ELEMENTS = 4096
+"""Commas, brackets and braces, which texts may have, too."""
 
 
 class Introduction(BaseModel):
@@ -37,7 +40,7 @@ class Introduction(BaseModel):
     """Digest of what it links: name, mapping and rank table."""
     attempt: Token
     """Differs from attempt to attempt, so that messages of an earlier one mean nothing to the next."""
-    endpoints: Annotated[list[Text], Field(max_length=MAX_ENDPOINTS)]
+    endpoints: Annotated[list[Text], Field(max_length=MAX_ENDPOINTS, fail_fast=True)]
     """Where it listens; empty without a key."""
 
 
@@ -93,8 +96,8 @@ def _member(rank: int, said: Introduction) -> Member:
 
 def _read(domain: TableDomain, rank: int, cluster: int, blob: bytes) -> Introduction:
     try:
-        said = Introduction.model_validate_json(blob)
-    except ValidationError as error:
+        said = parse(blob, MAX_ELEMENTS, Introduction.model_validate_json)
+    except ValueError as error:
         raise ValueError(
             f"what rank {rank} exchanged is no introduction (another datadist release?): {error}"
         ) from None

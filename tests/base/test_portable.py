@@ -13,6 +13,7 @@ import pytest
 
 import datadist
 from datadist import LLMException, LLMStatusCode
+from datadist.base.memory_map import NotWritable
 from datadist.caches.pool import PoolExhausted
 from datadist.links.clusters import DialError
 from datadist.rank_table import RankTableError
@@ -42,6 +43,7 @@ EXAMPLES: list[Exception] = [
     RankTableError(["one problem", "another one"]),
     PoolExhausted("full", 4, 3, 2),
     DialError(LLMStatusCode.LLM_LINK_FAILED, "nobody"),
+    NotWritable(4096, "r--p"),
     PeerError("raised there", ["LinkError", "TransportError"]),
 ]
 

@@ -42,3 +42,10 @@ def test_a_field_without_effect_is_warned_of(caplog: pytest.LogCaptureFixture) -
     assert caplog.messages == [
         "option llm.MemPoolConfig has a field 'page_shft', which has no effect; did you mean page_shift?"
     ]
+
+
+def test_a_pool_of_megabytes_of_text_is_refused_unread() -> None:
+    text = "{" + ",".join(f'"memory_siz{n}": 1' for n in range(200_000)) + "}"
+    found = refused({**ON, "llm.MemPoolConfig": text})
+    assert f"it has {len(text)} characters, more than 4096" in found
+    assert len(found) < 1000

@@ -110,3 +110,15 @@ def test_ranks_in_another_order_and_other_releases_are_refused() -> None:
 def test_what_is_no_introduction_is_a_value_error(blob: bytes) -> None:
     with pytest.raises(ValueError, match="rank 1"):
         introduction.read(_domain(7), [_blob(7), blob, _blob(9)])
+
+
+@pytest.mark.parametrize("item", [b"{}", b'"\\n"', b"0"])
+def test_faults_in_great_numbers_make_no_long_text(item: bytes) -> None:
+    blob = b'{"endpoints":[%b],%b}' % (
+        b",".join([item] * 900),
+        b",".join(b'"%d":0' % n for n in range(900)),
+    )
+    with pytest.raises(ValueError, match="rank 1 exchanged is no introduction") as caught:
+        introduction.read(_domain(7), [_blob(7), blob, _blob(9)])
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)

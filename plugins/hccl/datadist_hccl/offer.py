@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from datadist.base.parsing import parse
 from datadist.transport import LinkError, Offer
 from datadist_hccl.resource import Resource
 
 END = (1 << 63) - 1
 """Segments are compared with windows in int64: no region ends beyond this."""
 Address = Annotated[int, Field(gt=0, le=END)]
+MAX_ELEMENTS = 8 * Offer.MAX_REGIONS
+"""Commas, brackets and braces: more than an offer of the most regions has."""
 
 
 class RegionOffer(BaseModel):
@@ -32,7 +35,7 @@ class OfferData(BaseModel):
 
     version: Literal[1] = 1
     writable: bool
-    regions: list[RegionOffer]
+    regions: Annotated[list[RegionOffer], Field(max_length=Offer.MAX_REGIONS, fail_fast=True)]
     resource: Resource | None = None
     """The owner's device, where there is no rank table."""
 
@@ -40,13 +43,9 @@ class OfferData(BaseModel):
 def parse_offer(rank: int, offer: Offer) -> OfferData:
     """Read the offer of ``rank``. Raises :class:`LinkError`."""
     try:
-        data = OfferData.model_validate_json(offer.data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "text"
-        raise LinkError(
-            f"the offer of rank {rank} is not valid: {place}: {first['msg']}", rank
-        ) from None
+        data = parse(offer.data, MAX_ELEMENTS, OfferData.model_validate_json)
+    except ValueError as error:
+        raise LinkError(f"the offer of rank {rank} is not valid: {error}", rank) from None
     regions = sorted((region.address, region.size) for region in data.regions)
     for (address, size), (second, _) in itertools.pairwise([*regions, (END, 0)]):
         if address + size > second:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from datadist.transport import LinkError
+from datadist.base.parsing import parse
+from datadist.transport import LinkError, Offer
 from datadist_rdma.memory import overlap
 from datadist_rdma.queue_pair import End
 
 OFFER_VERSION: Literal[1] = 1
+MAX_ELEMENTS = 8 * Offer.MAX_REGIONS
+"""Commas, brackets and braces: more than an offer of the most regions has."""
 
 Number32 = Annotated[int, Field(ge=0, lt=1 << 32)]
 Address = Annotated[int, Field(gt=0, lt=1 << 63)]
@@ -38,7 +41,7 @@ class OfferData(BaseModel):
     mtu: Annotated[int, Field(ge=1, le=5)]
     reads: Annotated[int, Field(ge=0, le=255)]
     writable: bool
-    regions: list[RegionOffer]
+    regions: Annotated[list[RegionOffer], Field(max_length=Offer.MAX_REGIONS, fail_fast=True)]
 
     @property
     def end(self) -> End:
@@ -58,13 +61,9 @@ def make_offer(end: End, writable: bool, regions: list[RegionOffer]) -> bytes:
 def parse_offer(rank: int, data: bytes) -> OfferData:
     """Read the offer of ``rank``. Raises LinkError."""
     try:
-        offer = OfferData.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "text"
-        raise LinkError(
-            f"the offer of rank {rank} is not valid: {place}: {first['msg']}", rank
-        ) from None
+        offer = parse(data, MAX_ELEMENTS, OfferData.model_validate_json)
+    except ValueError as error:
+        raise LinkError(f"the offer of rank {rank} is not valid: {error}", rank) from None
     for region in offer.regions:
         if region.address + region.size > 1 << 63:
             raise LinkError(f"a region in the offer of rank {rank} ends beyond memory", rank)

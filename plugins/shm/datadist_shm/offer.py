@@ -7,12 +7,16 @@ import itertools
 import os
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from datadist.transport import LinkError
+from datadist.base.parsing import parse
+from datadist.base.texts import shown
+from datadist.transport import LinkError, Offer
 from datadist_shm.memory import RESIZE_SEALS
 
 OFFER_VERSION: Literal[1] = 1
+MAX_ELEMENTS = 8 * Offer.MAX_REGIONS
+"""Commas, brackets and braces: more than an offer of the most regions has."""
 
 Address = Annotated[int, Field(gt=0, lt=1 << 63)]
 
@@ -39,26 +43,23 @@ class OfferData(BaseModel):
 
     version: Literal[1] = OFFER_VERSION
     writable: bool
-    regions: list[RegionOffer]
+    regions: Annotated[list[RegionOffer], Field(max_length=Offer.MAX_REGIONS, fail_fast=True)]
     fence: Annotated[int, Field(ge=0)] | None
 
 
 def parse_offer(rank: int, data: bytes, fds: int) -> OfferData:
     """Read the offer of ``rank``, which came with ``fds`` descriptors. Raises LinkError."""
     try:
-        offer = OfferData.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "text"
-        raise LinkError(
-            f"the offer of rank {rank} is not valid: {place}: {first['msg']}", rank
-        ) from None
+        offer = parse(data, MAX_ELEMENTS, OfferData.model_validate_json)
+    except ValueError as error:
+        raise LinkError(f"the offer of rank {rank} is not valid: {error}", rank) from None
     used = [region.fd for region in offer.regions if region.fd is not None]
     if offer.fence is not None:
         used.append(offer.fence)
     if sorted(used) != list(range(fds)):
         raise LinkError(
-            f"the offer of rank {rank} names descriptors {sorted(used)} and came with {fds}", rank
+            f"the offer of rank {rank} names descriptors {shown(sorted(used))} and came with {fds}",
+            rank,
         )
     if (offer.fence is not None) != offer.writable:
         raise LinkError(

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -156,3 +157,16 @@ def test_regions_may_come_in_any_order() -> None:
         link.read(1, local, remote, length, 30.0)
         np.testing.assert_array_equal(target, memory[start : start + 4096])
     link.close()
+
+
+@pytest.mark.parametrize("item", [b"{}", b"0", b"[]", b'{"address":0}'])
+@pytest.mark.parametrize("count", [20_000, 1 << 20])
+def test_wrong_regions_in_great_numbers_cost_little(item: bytes, count: int) -> None:
+    data = b'{"version":1,"writable":false,"fence":null,"regions":[%b]}' % b",".join([item] * count)
+    tracemalloc.start()
+    with pytest.raises(LinkError, match="offer of rank 3 is not valid") as caught:
+        parse_offer(3, data, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(str(caught.value)) < 500
+    assert peak < 20 << 20
