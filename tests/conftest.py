@@ -43,21 +43,20 @@ def free_ports() -> Callable[[int], list[int]]:
 @pytest.fixture
 def start_node(runtime_dir: Path) -> Iterator[Callable[..., Node]]:
     """Start a node; with a cluster id and settings it is initialised too."""
-    started: list[Node] = []
+    started = ExitStack()
 
     def start(
         cluster: int | None = None, environ: Mapping[str, str] | None = None, **settings: object
     ) -> Node:
         node = Node({"DATADIST_RUNTIME_DIR": str(runtime_dir), **(environ or {})})
-        started.append(node)
+        started.callback(node.close)
         if cluster is not None:
             pool = settings.pop("pool", 8 * nodes.MIB)
             node.do(_init, cluster, pool, settings)
         return node
 
-    yield start
-    for node in started:
-        node.close()
+    with started:
+        yield start
 
 
 def _init(here: nodes.Here, cluster: int, pool: int, settings: dict[str, object]) -> None:
@@ -84,7 +83,7 @@ def net() -> Iterator[Network]:
 def start_on(net: Network, tmp_path: Path) -> Iterator[Callable[..., Node]]:
     """Start a node on a host; each host has a runtime directory of its own."""
     netcopy.publish(tmp_path)
-    started: list[Node] = []
+    started = ExitStack()
 
     def start(number: int, cluster: int, *, key: str | None = hosts.KEY, **options: Any) -> Node:
         run = tmp_path / f"run{number}"
@@ -97,13 +96,12 @@ def start_on(net: Network, tmp_path: Path) -> Iterator[Callable[..., Node]]:
         if key is not None:
             environ["DATADIST_AUTH_KEY"] = key
         node = hosts.start(net.hosts[number], environ, str(tmp_path))
-        started.append(node)
+        started.callback(node.close)
         node.do(_init_netcopy, cluster, options)
         return node
 
-    yield start
-    for node in started:
-        node.close()
+    with started:
+        yield start
 
 
 def _init_netcopy(here: nodes.Here, cluster: int, options: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +100,13 @@ class Engine:
 
     def close(self) -> None:
         """The end; not with strangers there, who would be waited for."""
-        for stranger in self._strangers:
-            stranger.close()
-        self.api.finalize()
         logger = logging.getLogger("datadist")
-        logger.removeHandler(self._handler)
-        logger.setLevel(self._level)
+        with ExitStack() as stack:
+            stack.callback(logger.setLevel, self._level)
+            stack.callback(logger.removeHandler, self._handler)
+            stack.callback(self.api.finalize)
+            for stranger in self._strangers:
+                stack.callback(stranger.close)
 
 
 class Collector(logging.Handler):

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -115,8 +115,9 @@ class Network:
 
     def close(self) -> None:
         """End all of them."""
-        for host in (*self.hosts, self.switch):
-            host.close()
+        with ExitStack() as stack:
+            for host in (self.switch, *self.hosts):
+                stack.callback(host.close)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from datadist.control.channel import Handshake, Seals
 from datadist.control.hostport import HostPort
@@ -53,9 +53,10 @@ class Server:
         self._reactor.call(self._close, SECONDS)
 
     def _close(self) -> None:
-        self.listener.close()
-        for session in self.sessions:
-            session.close("over")
+        with ExitStack() as stack:
+            for session in self.sessions:
+                stack.callback(session.close, "over")
+            stack.callback(self.listener.close)
 
     def _on_session(self, session: TcpSession) -> None:
         def on_message(_session: Session, message: Message, _fds: list[int]) -> None:

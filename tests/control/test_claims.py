@@ -11,6 +11,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -199,11 +200,12 @@ def test_a_directory_that_is_gone_is_an_error_in_words(
 @pytest.fixture
 def claims(runtime_dir: Path) -> Iterator[Claims]:
     """A claim of this process, as long as no test of another process is about it."""
-    directory = RuntimeDir(runtime_dir)
-    made = Claims(directory, Address(7, "a" * 32))
-    yield made
-    made.close()
-    directory.close()
+    with ExitStack() as stack:
+        directory = RuntimeDir(runtime_dir)
+        stack.callback(directory.close)
+        made = Claims(directory, Address(7, "a" * 32))
+        stack.callback(made.close)
+        yield made
 
 
 def _descriptors() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,19 @@ def _init(here: nodes.Here, cluster: int, settings: dict[str, Any]) -> None:
 @pytest.fixture
 def start_in(net: Network, runtime_dir: Path) -> Iterator[Start]:
     """Start a node with shm in a network namespace; all share one runtime directory."""
-    started: list[Node] = []
+    started = ExitStack()
 
     def start(number: int, cluster: int, **settings: Any) -> Node:
         node = Node({"DATADIST_RUNTIME_DIR": str(runtime_dir)})
-        started.append(node)
+        started.callback(node.close)
         node.do(hosts.enter, net.hosts[number].namespace)
         node.do(_init, cluster, settings)
         node.do(nodes.make, "blocks", "blocks", [4, 64], 2, BlocksCacheKey(cluster, 0))
         node.do(nodes.fill, "blocks", cluster * 10 + number)
         return node
 
-    yield start
-    for node in started:
-        node.close()
+    with started:
+        yield start
 
 
 def _link(node: Node, cluster: int, address: str) -> Any:

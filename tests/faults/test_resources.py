@@ -169,10 +169,15 @@ def cgroup() -> Any:
     else:
         pytest.skip(f"no memory cgroup can be made here: {'; '.join(problems)}")
     yield path
-    deadline = time.monotonic() + 10
+    _remove(path)
+
+
+def _remove(cgroup: Path) -> None:
+    """As soon as its processes have gone."""
+    deadline = time.monotonic() + 60
     while True:
         try:
-            path.rmdir()
+            cgroup.rmdir()
             return
         except OSError:
             assert time.monotonic() < deadline

@@ -107,11 +107,12 @@ class Dispatch:
 
     def close(self) -> None:
         """Finalize."""
-        for actor in self._actors:
-            actor.close()
-        self._steady.close()
-        self.engine.close()
-        threading.excepthook = self._hook
+        with ExitStack() as stack:
+            stack.callback(setattr, threading, "excepthook", self._hook)
+            stack.callback(self.engine.close)
+            stack.callback(self._steady.close)
+            for actor in self._actors:
+                stack.callback(actor.close)
 
     def __call__(self, data: bytes) -> bool:
         """Whether no peer was shown out. Raises where the engine has suffered."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -121,21 +122,23 @@ def asked(engine: Engine) -> Iterator[tuple[Stranger, int]]:
     """An engine of cluster 2 whom ours asks for a link, and the id of that link."""
     peer = engine.stranger(1)
     assert peer.hear("hello")
-    directory = RuntimeDir(engine.runtime_dir, "")
-    directory.publish("127.0.0.1", PORT, Address(2, peer.incarnation))
+    refused = {"kind": "refused", "status": 1, "reason": "the test is over"}
     calls: list[Any] = []
 
     def ask() -> None:
         calls.append(engine.api.link_clusters([nodes.cluster_info(2, PORT)], 60_000))
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    dial = peer.hear("dial")
-    assert isinstance(dial, Dial)
-    yield peer, dial.link
-    peer.say({"kind": "refused", "link": dial.link, "status": 1, "reason": "the test is over"})
-    thread.join()
-    directory.close()
+    with ExitStack() as stack:
+        directory = RuntimeDir(engine.runtime_dir, "")
+        stack.callback(directory.close)
+        directory.publish("127.0.0.1", PORT, Address(2, peer.incarnation))
+        thread = threading.Thread(target=ask)
+        thread.start()
+        stack.callback(thread.join)
+        dial = peer.hear("dial")
+        assert isinstance(dial, Dial)
+        stack.callback(peer.say, {**refused, "link": dial.link})
+        yield peer, dial.link
 
 
 PAIRS: dict[str, dict[str, Any]] = {

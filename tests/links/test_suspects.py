@@ -6,6 +6,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -59,10 +60,11 @@ class World:
 @pytest.fixture
 def world() -> Iterator[World]:
     made = World()
-    yield made
-    made.process.kill()
-    made.process.wait()
-    made.reactor.stop()
+    with ExitStack() as stack:
+        stack.callback(made.reactor.stop)
+        stack.callback(made.process.wait)
+        stack.callback(made.process.kill)
+        yield made
 
 
 def test_a_peer_that_is_lost_twice_is_gone_for_both(world: World) -> None:

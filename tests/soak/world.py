@@ -342,8 +342,9 @@ class World:
 
     def close(self) -> None:
         """End every process, whatever happened."""
-        for live in self._live.values():
-            live.node.close()
+        with contextlib.ExitStack() as stack:
+            for live in self._live.values():
+                stack.callback(live.node.close)
 
     # -- measuring ---------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,8 @@ def hosts() -> Iterator[list[int]]:
         pytest.fail(f"needs {', '.join(missing)}")
     if missing:
         pytest.skip(f"needs {', '.join(missing)} (packages iproute2 and util-linux)")
-    holders = [_holder() for _ in range(2)]
-    try:
-        pids = [holder.pid for holder in holders]
+    with ExitStack() as stack:
+        pids = [stack.enter_context(_holder()).pid for _ in range(2)]
         _run("ip", "link", "add", "eth0", "netns", str(pids[0]), "type", "veth",
              "peer", "name", "eth0", "netns", str(pids[1]))  # fmt: skip
         for number, pid in enumerate(pids, 1):
@@ -35,18 +35,18 @@ def hosts() -> Iterator[list[int]]:
         for pid in pids:
             _wait_running(pid)
         yield pids
-    finally:
-        for holder in holders:
-            holder.kill()
-            holder.communicate()
 
 
-def _holder() -> subprocess.Popen[str]:
+@contextmanager
+def _holder() -> Iterator[subprocess.Popen[str]]:
     command = ["unshare", "--net", "sh", "-c", "echo up; exec sleep 600"]
-    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "up\n"
-    return holder
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "up\n"
+            yield holder
+        finally:
+            holder.kill()
 
 
 def _run(*command: str) -> None:

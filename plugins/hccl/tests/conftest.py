@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import hccl_sim
 import pytest
@@ -24,17 +25,16 @@ def meeting() -> Iterator[str]:
 @pytest.fixture
 def start_node(meeting: str) -> Iterator[Callable[..., Node]]:
     """Start a process on the simulator; keywords are the simulator's settings."""
-    started: list[Node] = []
+    started = ExitStack()
 
     def start(environ: dict[str, str] | None = None, **settings: object) -> Node:
         own = {"DATADIST_RUNTIME_DIR": f"{meeting}/run"}
         node = Node(hccl_sim.environment(meeting, **settings) | own | (environ or {}))
-        started.append(node)
+        started.callback(node.close)
         return node
 
-    yield start
-    for node in started:
-        node.close()
+    with started:
+        yield start
 
 
 @pytest.fixture

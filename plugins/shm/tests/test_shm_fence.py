@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from datadist_shm import ShmTransport
@@ -41,11 +42,12 @@ class Owner:
 @pytest.fixture
 def owner() -> Iterator[Owner]:
     made = Owner()
-    yield made
-    made.words[0] = 0
-    made.link.close()
-    made.transport.close()
-    os.close(made.pidfd)
+    with ExitStack() as stack:
+        stack.callback(os.close, made.pidfd)
+        stack.callback(made.transport.close)
+        stack.callback(made.link.close)
+        yield made
+        made.words[0] = 0
 
 
 def test_aborting_a_peer_revokes_its_access(owner: Owner) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -61,10 +62,11 @@ class Two:
 def two() -> Iterator[Two]:
     """Two processes with the transport open."""
     pair = Two()
-    yield pair
-    for node in (pair.mover, pair.owner):
-        node.do(spi.stop)
-        node.close()
+    with ExitStack() as stack:
+        for node in (pair.mover, pair.owner):
+            stack.callback(node.close)
+            stack.callback(node.do, spi.stop)
+        yield pair
 
 
 @pytest.fixture
@@ -74,8 +76,7 @@ def link(two: Two, request: pytest.FixtureRequest) -> Iterator[str]:
     two.mover.do(spi.clear)
     spi.connect(two.mover, two.owner, name, "read_write" if "write" in name else "read")
     yield name
-    assert two.mover.do(spi.close_link, name) == []
-    assert two.owner.do(spi.close_link, name) == []
+    assert [node.do(spi.close_link, name) for node in (two.mover, two.owner)] == [[], []]
 
 
 DATA = spi.expected(1, SIZE)

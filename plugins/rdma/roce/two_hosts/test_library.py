@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ Record = Callable[[str, object], None]
 @pytest.fixture
 def start_node(tmp_path: Path) -> Iterator[Start]:
     """Start a node, those with an even cluster id in the other machine."""
-    started: list[AnyNode] = []
+    started = ExitStack()
     folder = tmp_path / "run"
     folder.mkdir(mode=0o700)
 
@@ -66,15 +67,14 @@ def start_node(tmp_path: Path) -> Iterator[Start]:
             node: AnyNode = start_here({**environ, "DATADIST_RUNTIME_DIR": str(folder)})
         else:
             node = RemoteNode(environ)
-        started.append(node)
+        started.callback(node.close)
         pool = settings.pop("pool", 2 * nodes.MIB)
         settings.setdefault("transfer_backend", "rdma")
         node.do(nodes.init, cluster, pool, **settings)
         return node
 
-    yield start
-    for node in started:
-        node.close()
+    with started:
+        yield start
 
 
 def _table(**of_ranks: list[str]) -> str:
