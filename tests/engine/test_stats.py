@@ -53,6 +53,34 @@ def test_pulls_are_counted_where_they_begin(start_node: Start) -> None:
     assert after["total"]["pull"]["bytes"] == 3 * SLOT_BYTES
 
 
+@pytest.mark.parametrize("what", ["slot", "blocks"])
+def test_every_pull_counts_what_it_moved(start_node: Start, what: str) -> None:
+    owner, puller, _ = _pair(start_node)
+    _make_blocks(owner, puller)
+    for count in (1, 2, 3):  # blocks: the first pull goes another way than later ones
+        before = puller.do(_stats)["links"][0]["pull"]
+        puller.do(_pull, what, count)
+        after = puller.do(_stats)["links"][0]["pull"]
+        moved = SLOT_BYTES * (1 if what == "slot" else count)
+        assert after["bytes"] - before["bytes"] == moved
+        assert after["operations"] - before["operations"] == 1
+        assert after["errors"] == 0
+        assert after["seconds"] > before["seconds"]
+
+
+def _make_blocks(owner: Node, puller: Node) -> None:
+    owner.do(nodes.make, "b", "blocks", [3, WIDTH], TENSORS, BlocksCacheKey(1))
+    puller.do(nodes.make, "b", "blocks", [3, WIDTH], TENSORS)
+
+
+def _pull(here: nodes.Here, what: str, count: int = 1) -> None:
+    blocks = list(range(count))
+    if what == "slot":
+        nodes.pull_cache(here, CacheKeyByIdAndIndex(1, 1, 1), "c")
+    else:
+        nodes.pull_blocks(here, BlocksCacheKey(1), "b", blocks, blocks)
+
+
 def test_pushes_and_what_the_pools_hold(start_node: Start) -> None:
     owner, pusher, _ = _pair(start_node, enable_remote_cache_accessible=True)
     owner.do(nodes.make, "b", "blocks", [2, WIDTH], TENSORS, BlocksCacheKey(1, 7))
@@ -85,7 +113,7 @@ def _wait_until_broken(here: nodes.Here) -> str:
     return "still whole"
 
 
-def _time_out(here: nodes.Here) -> dict[str, Any]:
+def _time_out(here: nodes.Here, what: str) -> dict[str, Any]:
     from datadist_shm.link import ShmLink
 
     from datadist.transport import TransferTimeout
@@ -95,7 +123,7 @@ def _time_out(here: nodes.Here) -> dict[str, Any]:
 
     original, ShmLink.read = ShmLink.read, read  # type: ignore[method-assign,assignment]
     try:
-        nodes.pull_cache(here, CacheKeyByIdAndIndex(1, 1, 1), "c")
+        _pull(here, what)
     except Exception:
         return here.live.stats()
     finally:
@@ -103,12 +131,21 @@ def _time_out(here: nodes.Here) -> dict[str, Any]:
     raise AssertionError("the pull should have failed")
 
 
-def test_failed_transfers_count_as_errors_without_bytes(start_node: Start) -> None:
-    _owner, puller, _ = _pair(start_node)
-    stats = puller.do(_time_out)
+@pytest.mark.parametrize("what", ["slot", "blocks"])
+@pytest.mark.parametrize("earlier", [0, 2])
+def test_failed_transfers_count_as_errors_without_bytes(
+    start_node: Start, what: str, earlier: int
+) -> None:
+    owner, puller, _ = _pair(start_node)
+    _make_blocks(owner, puller)
+    for _ in range(earlier):
+        puller.do(_pull, what)
+    before = puller.do(_stats)["total"]["pull"]
+    stats = puller.do(_time_out, what)
     for where in (stats["links"][0], stats["total"]):
         assert where["pull"]["errors"] == 1
-        assert where["pull"]["operations"] == where["pull"]["bytes"] == 0
+        assert where["pull"]["operations"] == before["operations"] == earlier
+        assert where["pull"]["bytes"] == before["bytes"]
 
 
 def test_before_init() -> None:

@@ -1,4 +1,7 @@
-"""A slot that a cache does not have: the text says how many it has, which cache it is, and whose."""
+"""Slots of caches whose slots differ in size, and those that a cache does not have.
+
+The text says how many it has, which cache it is, and whose.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from datadist import CacheKeyByIdAndIndex
 from tests import nodes
-from tests.nodes import Node, RemoteError
+from tests.nodes import Node, RemoteError, pattern
 
 Start = Callable[..., Node]
 
@@ -57,3 +61,19 @@ def test_slots_of_pushes(start_node: Start) -> None:
     assert "batch_index is 3: cache 1 of cluster 2 has 3 slots, 0 to 2" in text
     _, text = _said(pusher, nodes.push_cache, CacheKeyByIdAndIndex(2, 1, 0), "c", 4)
     assert re.search("src_batch_index is 4: cache 1 of this engine has 4 slots, 0 to 3", text)
+
+
+@pytest.mark.parametrize("theirs", [20, 50])
+def test_a_slot_is_pulled_from_one_of_another_size(start_node: Start, theirs: int) -> None:
+    owner, puller = start_node(1), start_node(2)
+    owner.do(nodes.make, "c", "cache", [4, theirs])
+    owner.do(nodes.fill, "c", 1)
+    puller.do(nodes.make, "c", "cache", [3, 30])
+    puller.do(nodes.fill, "c", 2)
+    nodes.link_pair(owner, puller)
+    numbers = min(theirs, 30)
+    puller.do(nodes.pull_cache, CacheKeyByIdAndIndex(1, 1, 2), "c", 1, numbers * 4)
+    for tensor, array in enumerate(puller.do(nodes.read, "c")):
+        expected = pattern(2, tensor, (3, 30))
+        expected[1][:numbers] = pattern(1, tensor, (4, theirs))[2][:numbers]
+        np.testing.assert_array_equal(array, expected)

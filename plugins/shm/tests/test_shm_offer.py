@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import time
 import tracemalloc
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 from datadist_shm import ShmTransport
-from datadist_shm.memory import RESIZE_SEALS
+from datadist_shm import link as link_module
+from datadist_shm.fence import PAGE
+from datadist_shm.memory import RESIZE_SEALS, descriptor_for_peer
 from datadist_shm.offer import check_descriptor, parse_offer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datadist.transport import Access, Group, LinkError, Offer, Peer, TransportOptions
+from datadist.transport import (
+    Access,
+    Group,
+    LinkError,
+    Offer,
+    Peer,
+    Placement,
+    TransportOptions,
+)
 
 BASE = 1 << 40
 Range = tuple[int, int]
@@ -170,3 +182,39 @@ def test_wrong_regions_in_great_numbers_cost_little(item: bytes, count: int) -> 
     tracemalloc.stop()
     assert len(str(caught.value)) < 500
     assert peak < 20 << 20
+
+
+# -- making one --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", [1, 2, 3])
+def test_an_offer_that_cannot_be_made_leaves_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    made: list[int] = []
+
+    def no_more(*_args: Any) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def descriptor(*args: Any) -> int:
+        made.append(no_more() if len(made) + 1 == fails else descriptor_for_peer(*args))
+        return made[-1]
+
+    monkeypatch.setattr(link_module, "descriptor_for_peer", descriptor)
+    if fails == 3:  # the last one, that of the fence
+        monkeypatch.setattr(link_module, "Fence", no_more)
+    transport = ShmTransport(TransportOptions())
+    regions = [transport.allocate(PAGE, Placement.HOST) for _ in range(2)]
+    group = Group("offer", 0, {0: Peer(0, "us"), 1: Peer(1, "them")}, None, time.monotonic() + 60)
+    link = transport.open(group, regions, Access.READ_WRITE)
+    try:
+        with pytest.raises(LinkError, match=r"offer for rank 1: .*Too many open files"):
+            link.offer(1)
+        assert len(made) == fails - 1
+        for fd in made:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(fd)
+    finally:
+        link.close()
+        for region in regions:
+            transport.release(region)
