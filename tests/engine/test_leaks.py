@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from datadist import CacheDesc, CacheKey, CacheKeyByIdAndIndex, DataType
+from datadist import BlocksCacheKey, CacheDesc, CacheKey, CacheKeyByIdAndIndex, DataType
 from tests import nodes, tasks
 from tests.nodes import Node
 
@@ -108,6 +108,29 @@ def test_links_and_pulls(start_node: Start, memory: str) -> None:
     owner.begin(_answer_links)
     _check(puller.do(_use_links, timeout=120), 300)
     _check(owner.result(120), 300)
+
+
+def _descriptors_of_processes(_here: nodes.Here) -> int:
+    """Of other processes: each tells of the death of one, and keeps its number from reuse."""
+    paths = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    return sum(os.path.islink(path) and "pidfd" in os.readlink(path) for path in paths)
+
+
+def test_after_unlink_no_descriptor_of_the_peers_process_stays(start_node: Start) -> None:
+    owner, puller = start_node(1), start_node(2)
+    owner.do(nodes.make, "b", "blocks", [4, 64], 4, BlocksCacheKey(1))
+    puller.do(nodes.make, "b", "blocks", [4, 64], 4)
+    before = puller.do(_descriptors_of_processes)
+    _, comm_id = nodes.link_pair(owner, puller)
+    for _ in range(2):  # the second one by what was remembered of the first
+        puller.do(nodes.pull_blocks, BlocksCacheKey(1), "b", [1], [2])
+    assert puller.do(_descriptors_of_processes) > before
+    puller.do(nodes.unlink, comm_id)
+    owner.do(nodes.finalize)
+    deadline = time.monotonic() + nodes.SECONDS
+    while puller.do(_descriptors_of_processes) > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def _stay_linked(here: nodes.Here) -> None:

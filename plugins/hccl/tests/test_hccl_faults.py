@@ -341,6 +341,27 @@ def test_a_stuck_transfer_times_out_and_moves_nothing_later(
     group.finish()
 
 
+@pytest.mark.parametrize("servers", [1, 2])
+def test_what_was_queued_before_a_refused_batch_moves_nothing_later(
+    start_ranks: Start, servers: int
+) -> None:
+    group = start_ranks(2, servers, HCCS).start()
+    group.link()
+    group[1].do(ranks.put, "device", NEW)
+    group[0].do(partial(ranks.sim, stuck=True), "tasks")
+    group[0].do(partial(ranks.sim, first=2, last=2), "fault", "HcclBatchGet", 4)
+    many = [(4096 * i, 4096 * i, 4000) for i in range(600)]
+    kind, _, took, text = group[0].do(ranks.try_move, "link", 1, many)
+    assert kind == "TransferError"
+    assert "HCCL refused a batch for rank 1" in text
+    assert took < SOON
+    group[0].do(ranks.sim, "clear")  # what is queued still would move now
+    time.sleep(0.5)
+    assert group[0].do(ranks.get, "device") == OLD
+    assert all(took < SOON for _, took in group.close())
+    group.finish()
+
+
 def test_a_slow_transfer_has_the_time_that_it_is_given(start_ranks: Start) -> None:
     group = start_ranks(2, 1, HCCS).start()
     group.link()
