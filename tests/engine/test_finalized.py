@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,11 @@ from datadist import (
     TransferWithCacheKeyConfig,
 )
 from datadist.api.cache_manager import CacheManager
+from datadist.control.messages import Left
+from datadist.engine import engine as engine_module
 from datadist.engine.engine import Engine
+from tests import hosted
+from tests.forming import GOOD, TOKEN, complete, rank_0, until_synced
 
 POOL = '{"memory_size": 262144, "page_shift": 12}'
 DESC = CacheDesc(2, [2, 256], DataType.DT_INT32)
@@ -167,6 +172,27 @@ def test_beside_the_engine_of_another_object(old: Old) -> None:
         kept = other.cache_manager.allocate_cache(DESC)
         assert _refused(old) == {}
         assert other.cache_manager.allocate_cache(DESC).cache_id == kept.cache_id + 1
+
+
+def test_finalize_waits_until_its_peers_read_its_memory_no_more(
+    engine: hosted.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "FLUSH_SECONDS", 300.0)
+    peer = rank_0(engine)
+    hosted.Sent(peer, GOOD, TOKEN)
+    complete(engine, peer)
+    ending = threading.Thread(target=engine.api.finalize)
+    ending.start()
+    left = peer.hear("left")
+    assert isinstance(left, Left)
+    for _ in range(20):
+        until_synced(peer)  # which fails where the engine has hung up
+        time.sleep(0.005)
+    assert ending.is_alive()
+    assert peer.say({"kind": "ack", "seq": left.seq})
+    assert peer.hear("goodbye") is not None
+    ending.join(30)
+    assert not ending.is_alive()
 
 
 def test_finalizing_twice_ends_the_engine_once(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 
-from datadist import LLMException, RegisterMemStatus
+from datadist import CacheDesc, DataType, LLMException, RegisterMemStatus
 from tests import nodes
 from tests.forming import GOOD, PAIR, THREE, TOKEN, complete, form, rank_0, until_synced
 from tests.hosted import Engine, Sent
@@ -64,6 +65,45 @@ def test_a_member_that_fails_takes_the_domain_along(engine: Engine, first: Stran
     assert first.say({"kind": "fail", "domain": TOKEN, **REASON})
     with pytest.raises(LLMException, match="cluster 2 reported: for no reason"):
         engine.api.wait_link(engine.comm_id)
+
+
+def _refusal(engine: Engine, address: int) -> str | None:
+    """Why a page cannot be registered."""
+    desc = CacheDesc(1, [1, 4096], DataType.DT_UINT8)
+    try:
+        engine.api.cache_manager.register_cache(desc, [address])
+    except LLMException as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("ends", ["unlinked", "failed"])
+def test_memory_that_a_link_exposed_can_be_registered_otherwise_after_it(
+    engine: Engine, ends: str
+) -> None:
+    memory = np.zeros(8192, np.uint8)
+    address = int(memory.ctypes.data)
+    overlapping = address + 2048
+    assert _refusal(engine, address) is None
+    first = rank_0(engine)
+    Sent(first, GOOD, TOKEN)
+    if ends == "unlinked":
+        complete(engine, first)
+    else:
+        assert first.say(form(engine, PAIR, engine.comm_id, first))
+        assert first.hear("attached") is not None
+    engine.api.cache_manager.unregister_cache(engine.cache.cache_id + 1)
+    assert "exposed by a live link" in str(_refusal(engine, overlapping))
+    if ends == "failed":
+        assert first.say({"kind": "fail", "domain": TOKEN, **REASON})
+        with pytest.raises(LLMException, match="for no reason"):
+            engine.api.wait_link(engine.comm_id)
+    engine.api.unlink(engine.comm_id)
+    deadline = time.monotonic() + nodes.SECONDS
+    while (refusal := _refusal(engine, overlapping)) is not None:  # a link that failed ends later
+        assert "exposed by a live link" in refusal
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_member_that_fails_when_we_are_ready_is_gone(engine: Engine, first: Stranger) -> None:
