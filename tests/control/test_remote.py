@@ -88,6 +88,23 @@ def test_another_release_or_job_is_told_ours(
     assert not meeting.sessions
 
 
+@pytest.mark.parametrize("users", [1, 2, 3])
+def test_an_address_is_listened_at_until_its_last_user_goes(
+    reactor: Reactor, meeting: Meeting, users: int
+) -> None:
+    assert meeting.remote is not None
+    remote = meeting.remote
+    listeners = [reactor.call(lambda: remote.listen(LOCAL), SECONDS) for _ in range(users)]
+    assert len({id(listener) for listener in listeners}) == 1
+    place = listeners[0].endpoint
+    for _ in range(users):
+        with connect(place) as sock:
+            prove(sock)
+        reactor.call(lambda: remote.unlisten(LOCAL), SECONDS)
+    with pytest.raises(ConnectionRefusedError):
+        connect(place)
+
+
 # -- connections that cross ----------------------------------------------------------------------
 
 
