@@ -320,6 +320,15 @@ def _join_all(here: Here, names: list[str]) -> None:
             result.result()
 
 
+def test_a_name_can_be_used_again_after_its_link_was_closed(start_ranks: Start) -> None:
+    group = start_ranks().start()
+    for _ in range(3):
+        group.link("again")
+        group[0].do(ranks.move, "again", 1, [(0, 0, 64)])
+        group.close("again")
+    group.finish()
+
+
 def test_no_link_is_forgotten_when_several_are_opened_at_once(start_ranks: Start) -> None:
     group = start_ranks().start()
     group.open("first")
