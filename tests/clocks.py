@@ -130,7 +130,12 @@ class _Finder(ast.NodeVisitor):
 
 # -- C ---------------------------------------------------------------------------------------
 
-_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+_COMMENT_OR_STRING = re.compile(
+    r"//(?:\\\n|[^\n])*|/\*.*?\*/"
+    r"""|R"([^\s()\\]*)\(.*?\)\1"|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""",
+    re.DOTALL,
+)
+"""Strings begin no comment; they may name a function that is looked up."""
 _ASKS = re.compile(
     r"\b(time|ftime|gettimeofday|timespec_get|localtime\w*|gmtime\w*|stime|strftime"
     r"|pthread_cond_timedwait|pthread_(?:mutex|rwlock)_timed\w+|sem_timedwait|mq_timed\w+)\s*\("
@@ -146,7 +151,7 @@ _BY_CLOCK = re.compile(
 
 def in_c(source: str) -> set[Use]:
     """Every use of the date in C or C++, comments aside, and of clocks that have no known name."""
-    text = _COMMENT.sub(" ", source)
+    text = _COMMENT_OR_STRING.sub(lambda m: " " if m[0].startswith("/") else m[0], source)
     found = {match[1] or match[2] for match in _ASKS.finditer(text)}
     for match in _BY_CLOCK.finditer(text):
         if not CLOCKS & set(re.findall(r"\w+", match[1])):

@@ -124,6 +124,16 @@ def test_clocks_that_nobody_sets_are_not_reported(source: str) -> None:
         "auto now = std::chrono::system_clock::now();",
         "timespec_get(&t, TIME_UTC);",
         "syscall(SYS_gettimeofday, &t, NULL);",
+        'open("http://host"); time(NULL);',
+        'print("a \\" // b"); time(NULL);',
+        'print("/*"); time(NULL); print("*/");',
+        'if (c == \'"\') print("//"); time(NULL);',
+        'print("in two \\\n// lines"); time(NULL);',
+        'print(R"(" // )"); time(NULL);',
+        'print(R"x(")" // )x"); time(NULL);',
+        "time /* of the day */ (NULL);",
+        "a = b //* c */ time(NULL)\n; time(NULL);",
+        'dlsym(NULL, "CLOCK_REALTIME");',
     ],
 )
 def test_native_code_that_asks_for_the_date_is_seen(source: str) -> None:
@@ -134,6 +144,11 @@ def test_other_native_code_is_not_reported() -> None:
     source = """
     /* not CLOCK_REALTIME, nor gettimeofday() */
     clock_gettime(CLOCK_MONOTONIC, &t); // time(NULL)
+    print("http://host"); // time(NULL) "
+    // a comment of two lines \\
+       time(NULL)
+    c = '"'; /* time(NULL) */ d = '"';
+    n = 1'000'000; // time(NULL)
     pthread_condattr_setclock(&a, CLOCK_MONOTONIC);
     deadline_time(3); t.time = 1;
     """
