@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from datadist import CacheDesc, CacheKeyByIdAndIndex, DataType
+from datadist.engine import engine as engine_module
+from datadist.links import building
 from tests import nodes
 from tests.faults import stage
 from tests.nodes import MIB, Node
@@ -240,8 +242,14 @@ DOCUMENTED = ("LLMException", "RuntimeError", "Code")
 """What calls raise; the last is the code that a layer-wise transfer ended with."""
 
 
-def _race(here: nodes.Here, after: float, unlink: bool) -> tuple[float, list[str], list[str]]:
-    """Finalize while threads do everything else; its seconds, other errors, threads left."""
+def _race(here: nodes.Here, after: float, unlink: bool) -> tuple[list[str], list[str]]:
+    """Finalize while threads do everything else; other errors, threads left.
+
+    A wait for what does not end takes a minute, and is logged.
+    """
+    from datadist_shm import link
+
+    engine_module.CALLS_SECONDS = building.CLOSE_SECONDS = link.CLOSE_SECONDS = 60.0
     engine, strange = here.live, []
     over = threading.Event()
 
@@ -277,23 +285,24 @@ def _race(here: nodes.Here, after: float, unlink: bool) -> tuple[float, list[str
     for thread in threads:
         thread.start()
     time.sleep(after)
-    started = time.monotonic()
     engine.finalize()
-    seconds = time.monotonic() - started
     over.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
     hung = [t.name for t in threads if t.is_alive()]
-    return seconds, strange, hung + _threads_of_engines(here)
+    return strange, hung + _threads_of_engines(here)
+
+
+GIVEN_UP = ("report it", "defect", "has not ended in", "did not end within")
+"""What is logged of defects, and of waits for what does not end."""
 
 
 @pytest.mark.parametrize("unlink", [False, True], ids=["linked", "while unlinking"])
 @pytest.mark.parametrize("after", [0.0, 0.05, 0.3])
 def test_finalize_races_with_everything(start_node: Start, after: float, unlink: bool) -> None:
     peer, we, _ = _pair(start_node, enable_remote_cache_accessible=True)
-    seconds, strange, left = we.do(_race, after, unlink)
+    strange, left = we.do(_race, after, unlink, timeout=400)
     assert strange == []
     assert left == []
-    assert seconds < 10
-    assert [line for line in we.do(nodes.log_of) if "report it" in line or "defect" in line] == []
+    assert [line for line in we.do(nodes.log_of) if any(text in line for text in GIVEN_UP)] == []
     assert peer.do(stage.wait_until_broken, 1)[2].startswith("cluster 2")

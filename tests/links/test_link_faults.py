@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -253,3 +254,36 @@ def _finalize_during_a_step(here: nodes.Here) -> list[str]:
 
 def test_a_step_that_ends_during_finalize_can_report(start_node: Start) -> None:
     assert start_node(1).do(_finalize_during_a_step) == ["heard"]
+
+
+def _meet(here: nodes.Here) -> None:
+    """Wait until we know an engine of another cluster and what it waits for."""
+    engine = here.live._engine
+    assert engine is not None
+    deadline = time.monotonic() + nodes.SECONDS
+    while not any(len(view.announcements) for view in list(engine.views.values())):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _end_sessions(here: nodes.Here) -> None:
+    engine = here.live._engine
+    assert engine is not None
+    sessions = [view.session for view in engine.views.values()]
+    assert sessions
+    for session in sessions:
+        engine._reactor.call(partial(session.close, "the test"), nodes.SECONDS)
+
+
+@pytest.mark.parametrize("ends", [0, 1])
+def test_who_lost_each_other_while_they_waited_meet_again(start_node: Start, ends: int) -> None:
+    mapping = {1: 0, 2: 1, 3: 2}
+    early = [start_node(cluster, link_total_time=60) for cluster in (1, 2)]
+    ids = [node.do(nodes.link, "three", mapping) for node in early]
+    for node in early:
+        node.do(_meet)
+    early[ends].do(_end_sessions)
+    late = start_node(3, link_total_time=60)
+    late.do(nodes.link_and_wait, "three", mapping)
+    for node, comm_id in zip(early, ids, strict=True):
+        node.do(nodes.wait, comm_id)

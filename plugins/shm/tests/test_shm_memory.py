@@ -9,7 +9,6 @@ import fcntl
 import mmap
 import os
 import threading
-import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,9 +83,7 @@ def test_release_ends_the_filling() -> None:
     before, native = {thread.name for thread in threading.enumerate()}, tasks.count()
     region = transport.allocate(1024 * MIB, Placement.HOST)
     held = _memory_descriptors()
-    began = time.monotonic()
-    transport.release(region)
-    assert time.monotonic() - began < 10
+    transport.release(region)  # at once: see test_shm_pages.py
     assert {thread.name for thread in threading.enumerate()} == before
     assert tasks.falls_to(native)
     assert len(_memory_descriptors()) == len(held) - 1

@@ -117,6 +117,14 @@ class Simulator:
         """Calls ``first`` to ``last`` of a function from now on fail, or take ``ms`` longer."""
         self.library.sim_fault(symbol.encode(), first, last, code, int(after), ms)
 
+    def delayed(self) -> int:
+        """How many calls take longer now, as a fault wants it."""
+        return int(self.library.sim_delayed())
+
+    def let_go(self) -> None:
+        """End these delays, until :meth:`clear`."""
+        self.library.sim_let_go()
+
     def clear(self) -> None:
         """End all faults."""
         self.library.sim_clear()

@@ -29,6 +29,7 @@ static __thread bool recent_set;
 static __thread int32_t pending_code;
 
 _Atomic int sim_task_delay_ms, sim_stuck, sim_peer_code = 507057;
+static _Atomic int delayed, may_go_on;
 _Atomic long sim_live_count[LIVE_KINDS];
 
 double sim_now(void) {
@@ -62,6 +63,14 @@ static void count_call(const char *symbol) {
     }
 }
 
+/* Until the time is over, or a test has seen it and lets it go on. */
+static void take_long(int delay_ms) {
+    delayed++;
+    double until = sim_now() + delay_ms / 1000.0;
+    while (sim_now() < until && !may_go_on) sim_sleep(0.001);
+    delayed--;
+}
+
 int32_t sim_enter(const char *symbol) {
     int32_t code = 0;
     int delay = 0;
@@ -78,7 +87,7 @@ int32_t sim_enter(const char *symbol) {
         else if (rule->code) code = rule->code;
     }
     pthread_mutex_unlock(&lock);
-    if (delay) sim_sleep(delay / 1000.0);
+    if (delay) take_long(delay);
     return code ? sim_error(code, "injected fault in %s", symbol) : 0;
 }
 
@@ -142,10 +151,14 @@ EXPORT void sim_fault(const char *symbol, int first, int last, int32_t code, int
     pthread_mutex_unlock(&lock);
 }
 
+EXPORT int sim_delayed(void) { return delayed; }
+EXPORT void sim_let_go(void) { may_go_on = 1; }
+
 EXPORT void sim_clear(void) {
     pthread_mutex_lock(&lock);
     rule_count = 0;
     pthread_mutex_unlock(&lock);
+    may_go_on = 0;
     sim_task_delay_ms = 0;
     sim_stuck = 0;
     sim_peer_code = 507057;
