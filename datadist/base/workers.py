@@ -1,42 +1,86 @@
-"""A few daemon threads for the CPU-heavy steps of linking (map, populate, close)."""
+"""A few daemon threads for what may take long: steps of linking, requests of peers, look-ups."""
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
-from collections.abc import Callable
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Hashable
 
 log = logging.getLogger("datadist.engine")
 
 
 class Workers:
-    """Runs submitted calls; never hands a waiting step a thread to wait on."""
+    """Runs submitted calls, those of one ``owner`` on some of the threads only.
 
-    def __init__(self, count: int, name: str) -> None:
-        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._run, name=f"{name}-{i}", daemon=True)
-            for i in range(count)
-        ]
-        for thread in self._threads:
-            thread.start()
+    All threads start with the constructor, which raises ``RuntimeError`` where one cannot. Never hands a
+    waiting step a thread to wait on. ``most`` is how many calls of one owner run at one time: the others
+    wait, and owners that wait take turns.
+    """
 
-    def submit(self, call: Callable[[], None]) -> None:
-        """Run ``call`` when a thread is free."""
-        self._queue.put(call)
+    def __init__(self, count: int, name: str, most: int | None = None) -> None:
+        self._most = max(1, count - 1) if most is None else most
+        self._ready = threading.Condition()
+        self._waiting: dict[Hashable, deque[Callable[[], None]]] = {}
+        """By owner; the owner whose turn is next comes first."""
+        self._running: Counter[Hashable] = Counter()
+        self._stopping = False
+        self._threads: list[threading.Thread] = []
+        try:
+            for number in range(count):
+                thread = threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+        except RuntimeError:
+            self.stop()
+            raise
+
+    def submit(self, call: Callable[[], None], owner: Hashable = None) -> None:
+        """Run ``call`` when a thread is free; without an owner, whatever else runs."""
+        with self._ready:
+            self._waiting.setdefault(owner, deque()).append(call)
+            self._ready.notify()
 
     def stop(self, timeout: float = 5.0) -> None:
-        """Let what was submitted finish, then end the threads."""
-        for _ in self._threads:
-            self._queue.put(None)
+        """Let what was submitted finish, within ``timeout`` seconds, then end the threads."""
+        deadline = time.monotonic() + timeout
+        with self._ready:
+            self._stopping = True
+            self._ready.notify_all()
         for thread in self._threads:
-            thread.join(timeout)
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _next(self) -> tuple[Hashable, Callable[[], None]] | None:
+        """Wait for a call that may run now; None at the end."""
+        with self._ready:
+            while True:
+                for owner, calls in self._waiting.items():
+                    if owner is None or self._running[owner] < self._most:
+                        del self._waiting[owner]
+                        call = calls.popleft()
+                        if calls:
+                            self._waiting[owner] = calls
+                        self._running[owner] += 1
+                        return owner, call
+                if self._stopping and not self._waiting:
+                    return None
+                self._ready.wait()
+
+    def _done(self, owner: Hashable) -> None:
+        with self._ready:
+            self._running[owner] -= 1
+            if not self._running[owner]:
+                del self._running[owner]
+            self._ready.notify_all()
 
     def _run(self) -> None:
-        while (call := self._queue.get()) is not None:
+        while (found := self._next()) is not None:
+            owner, call = found
             try:
                 call()
             except Exception:
                 log.exception("unexpected error in a worker; please report it")
-            del call  # which would keep a link that has ended until the next one comes
+            finally:
+                self._done(owner)
+            del call, found  # which would keep a link that has ended until the next one comes

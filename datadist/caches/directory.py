@@ -43,6 +43,10 @@ class KeyDirectory:
         """By what they bind, then by cache id and id, in the order in which they came."""
         self._requests: dict[int, dict[int, dict[int, Binding]]] = {}
         """Request keys by slot and id, of the caches that were asked for them."""
+        self.keys = 0
+        """Of all caches."""
+        self.tensors = 0
+        """Of all caches; their regions, where these are more."""
 
     def put(self, entry: Entry) -> set[int]:
         """Add or replace the entry of a cache; the ids of the bindings that are gone with that.
@@ -57,13 +61,17 @@ class KeyDirectory:
                 named[entry.cache_id, binding.id] = binding
         self.entries[entry.cache_id] = entry.model_copy(update={"bindings": []})
         self._bindings[entry.cache_id] = bindings
+        self.keys += len(bindings)
+        self.tensors += max(len(entry.bases), len(entry.regions))
         return gone.difference(bindings)
 
     def remove(self, cache_id: int) -> set[int]:
         """Forget a cache; the ids of its bindings. Harmless when it is not there."""
-        self.entries.pop(cache_id, None)
+        entry = self.entries.pop(cache_id, None)
         self._requests.pop(cache_id, None)
         bindings = self._bindings.pop(cache_id, {})
+        self.keys -= len(bindings)
+        self.tensors -= 0 if entry is None else max(len(entry.bases), len(entry.regions))
         for binding in bindings.values():
             self._forget_name(cache_id, binding)
         return set(bindings)
@@ -72,6 +80,7 @@ class KeyDirectory:
         """Forget one key of a cache; harmless when it is not there."""
         binding = self._bindings.get(cache_id, {}).pop(binding_id, None)
         if binding is not None:
+            self.keys -= 1
             self._forget_name(cache_id, binding)
             self._requests.get(cache_id, {}).get(binding.slot, {}).pop(binding_id, None)
 
@@ -84,12 +93,17 @@ class KeyDirectory:
 
     def replace_all(self, entries: Iterable[Entry]) -> None:
         """Forget everything, then take ``entries``."""
+        self.clear()
+        for entry in entries:
+            self.put(entry)
+
+    def clear(self) -> None:
+        """Forget everything."""
         self.entries.clear()
         self._bindings.clear()
         self._index.clear()
         self._requests.clear()
-        for entry in entries:
-            self.put(entry)
+        self.keys = self.tensors = 0
 
     def find(self, name: KeyName, ignoring: Collection[int] = ()) -> tuple[Entry, Binding] | None:
         """The entry and binding of a key; bindings with an id in ``ignoring`` do not count."""

@@ -23,6 +23,8 @@ from datadist.caches.directory import KeyDirectory, KeyName
 from datadist.caches.memory import Memory
 from datadist.caches.peers import TOKENS, PeerView
 from datadist.caches.revocations import Revocations
+from datadist.control.account import MAX_CACHES, MAX_TENSORS
+from datadist.control.account import MAX_KEYS as MAX_ALL_KEYS
 from datadist.control.messages import MAX_KEYS, Binding, Directory, Entry, Message
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import Placement
@@ -121,7 +123,8 @@ class OwnDirectory:
     def add(self, cache: OwnCache, keys: Sequence[tuple[int, KeyName]], unique: bool) -> None:
         """Take a cache with ``keys`` as (slot, name) pairs; ``unique`` refuses keys bound already.
 
-        Raises LLM_PARAM_INVALID for a key that is bound on this engine, and for too many keys.
+        Raises LLM_PARAM_INVALID for a key that is bound on this engine, for too many keys, and for
+        more caches, tensors or keys than peers take of one engine.
         Whatever it raises, the cache is not kept.
         """
         if len(keys) > MAX_KEYS:
@@ -134,6 +137,7 @@ class OwnDirectory:
             if unique:
                 for slot, name in keys:
                     self._check_unbound(slot, name)
+            self._check_room(cache, len(bindings))
             cache.bindings.update(bindings)
             self._caches[cache.cache_id] = cache
             self._changes += 1
@@ -142,6 +146,19 @@ class OwnDirectory:
             except BaseException:
                 self._forget(cache.cache_id)
                 raise
+
+    def _check_room(self, cache: OwnCache, keys: int) -> None:
+        tensors = len(cache.layout.bases)
+        for held, more, most, words in (
+            (len(self._caches), 1, MAX_CACHES, "caches"),
+            (self._index.tensors, tensors, MAX_TENSORS, "tensors of caches"),
+            (self._index.keys, keys, MAX_ALL_KEYS, "cache keys"),
+        ):
+            if held + more > most:
+                raise param_invalid(
+                    f"this engine has {held} {words}, and with {more} more it would have more than the "
+                    f"{most} that peers take of one engine: free some first"
+                )
 
     def _binding(self, key: tuple[int, KeyName]) -> Binding:
         slot, name = key

@@ -12,8 +12,18 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from datadist.base.coverage import Coverage
+from datadist.base.once import Once
 from datadist.caches.directory import KeyDirectory
-from datadist.control.messages import Ack, Announce, Directory, Message, OfferMessage, Sync
+from datadist.control.account import Account, Item
+from datadist.control.messages import (
+    Ack,
+    Announce,
+    Directory,
+    Entry,
+    Message,
+    OfferMessage,
+    Sync,
+)
 from datadist.control.session import Session
 
 Meaning: TypeAlias = "tuple[str, tuple[tuple[int, int], ...], str]"
@@ -25,9 +35,8 @@ def meaning(message: Announce) -> Meaning:
     return message.name, tuple(sorted(message.ranks)), message.table
 
 
-MAX_ANNOUNCED = 1024
-"""Wishes of one peer, which can hold half as many domains."""
 MOST_GIVEN_UP = 3
+MOST_REFUSALS = 16
 OFFER_WINDOW = 8
 """Offers on their way to one peer; bounds the descriptors in flight."""
 TOKENS = itertools.count(1)
@@ -43,18 +52,28 @@ class Announcement:
     at: float = field(default_factory=time.monotonic)
 
 
+def _characters(message: Announce) -> int:
+    return len(message.name) + len(message.table) + sum(map(len, message.endpoints))
+
+
 class Announcements:
     """A peer's wishes, by its link id and by what they mean."""
 
-    def __init__(self) -> None:
+    def __init__(self, account: Account | None = None) -> None:
+        self._account = account or Account()
         self._by_link: dict[int, Announcement] = {}
         self._by_meaning: dict[Meaning, dict[int, Announcement]] = {}
         self.given_up: deque[str] = deque(maxlen=MOST_GIVEN_UP)
         """Names of wishes that were withdrawn, the last ones."""
 
     def put(self, message: Announce) -> None:
-        """Take a wish; a later one of the same link id replaces it."""
+        """Take a wish; a later one of the same link id replaces it.
+
+        Raises :class:`~datadist.control.account.LimitExceeded`.
+        """
         self.pop(message.link)
+        self._account.take(Item.WISHES)
+        self._account.take(Item.WISH_CHARACTERS, _characters(message))
         announcement = self._by_link[message.link] = Announcement(message)
         self._by_meaning.setdefault(meaning(message), {})[message.link] = announcement
 
@@ -62,6 +81,8 @@ class Announcements:
         """Forget a wish; harmless when it is not there."""
         announcement = self._by_link.pop(link, None)
         if announcement is not None:
+            self._account.give_back(Item.WISHES)
+            self._account.give_back(Item.WISH_CHARACTERS, _characters(announcement.message))
             key = meaning(announcement.message)
             del self._by_meaning[key][link]
             if not self._by_meaning[key]:
@@ -93,7 +114,12 @@ class PeerView:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.announcements = Announcements()
+        self.account = Account()
+        self.announcements = Announcements(self.account)
+        self.refusals = Once(MOST_REFUSALS)
+        """Reasons for which links that it asked for were refused: each is logged once."""
+        self.told = 0
+        """Engines of which it said that they have a cluster id of another one."""
         self.early: dict[str, tuple[OfferMessage, list[int]]] = {}
         self.subscribed = False
         self.gone = False
@@ -130,17 +156,19 @@ class PeerView:
     # -- its directory ---------------------------------------------------------------------
 
     def apply(self, update: Directory) -> None:
-        """Take a directory update, and acknowledge it when no pull uses what it revoked."""
+        """Take a directory update, and acknowledge it when no pull uses what it revoked.
+
+        Raises :class:`~datadist.control.account.LimitExceeded`.
+        """
         with self.lock:
             self.version += 1
             if update.reset:
                 self._begun_anew = True
-                self.directory.replace_all(update.upsert)
-            else:
-                gone = [self.directory.remove(cache_id) for cache_id in update.remove]
-                gone += [self.directory.put(entry) for entry in update.upsert]
-                if not self._begun_anew:
-                    self._forget_pulled(itertools.chain(*gone))
+                self.directory.clear()
+            gone = [self.directory.remove(cache_id) for cache_id in update.remove]
+            gone += map(self._put, update.upsert)
+            if not self._begun_anew:
+                self._forget_pulled(itertools.chain(*gone))
             for cache_id, binding_id in update.unbind:
                 self.directory.unbind(cache_id, binding_id)
             self._forget_pulled(binding_id for _, binding_id in update.unbind)
@@ -149,6 +177,14 @@ class PeerView:
                 bound = self.directory.binding_ids()
                 self._forget_pulled({*self.consumed, *self.covered} - bound)
         self.acknowledge(update.seq)
+
+    def _put(self, entry: Entry) -> set[int]:
+        gone = self.directory.put(entry)
+        account, directory = self.account, self.directory
+        account.check(Item.CACHES, len(directory.entries))
+        account.check(Item.KEYS, directory.keys)
+        account.check(Item.TENSORS, directory.tensors)
+        return gone
 
     def _forget_pulled(self, binding_ids: Iterable[int]) -> None:
         """These keys are gone; ids are never reused."""

@@ -9,10 +9,49 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
+from datadist.base.workers import Workers
 from datadist.caches.peers import PeerView
+from datadist.control.account import Item
 from datadist.control.messages import Message
 
 Answer = TypeVar("Answer")
+
+
+class Service:
+    """Threads that answer requests of peers, ``most`` of one peer at one time.
+
+    What waits counts on the account of its peer. No request has more than ``longest`` seconds, whatever
+    time its peer asks for.
+    """
+
+    def __init__(self, name: str, threads: int, most: int, longest: float) -> None:
+        self._workers = Workers(threads, name, most)
+        self._longest = longest
+
+    def submit(
+        self, view: PeerView, nbytes: int, seconds: float, serve: Callable[[float], None]
+    ) -> None:
+        """Call ``serve`` with a deadline (time.monotonic) on one of the threads.
+
+        Raises :class:`~datadist.control.account.LimitExceeded`.
+        """
+        account = view.account
+        account.take(Item.REQUESTS)
+        account.take(Item.REQUEST_BYTES, nbytes)
+        deadline = time.monotonic() + min(seconds, self._longest)
+
+        def run() -> None:
+            try:
+                serve(deadline)
+            finally:
+                account.give_back(Item.REQUESTS)
+                account.give_back(Item.REQUEST_BYTES, nbytes)
+
+        self._workers.submit(run, owner=account)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._workers.stop()
 
 
 class Request(Generic[Answer]):

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datadist.control.claims import Claims
+from datadist.control.closing import MAX_WAITING
 from datadist.control.endpoint import Endpoint, EndpointError, find, hint
 from datadist.control.messages import (
     MAX_FRAME,
@@ -42,6 +43,10 @@ log = logging.getLogger("datadist.control")
 
 HANDSHAKE_SECONDS = 5.0
 MAX_HANDSHAKES = 256
+ACCEPTS = 16
+"""Connections that are accepted in one turn."""
+MAX_SESSIONS = 16
+"""Sessions with one process, which has one engine."""
 RETRY_SECONDS = 0.05
 REFUSAL_SECONDS = 2.0
 """How long an engine that is busy is told that ours was refused."""
@@ -82,6 +87,7 @@ class Meeting:
         self._holds: dict[str, set[object]] = {}
         self._idle: set[str] = set()
         self._peer_idle: set[str] = set()
+        self._reported_full = False
         self.on_session: Callable[[Session], None] = lambda _s: None
         self.on_message: Callable[[Session, Message, list[int]], None] = lambda _s, _m, _f: None
         self.on_lost: Callable[[Session, str, bool], None] = lambda _s, _r, _o: None
@@ -144,7 +150,8 @@ class Meeting:
         try:
             sock = self.directory.connect(address)
         except BlockingIOError:  # its backlog is full
-            self._reactor.later(RETRY_SECONDS, lambda: self.contact(address))
+            self._dialling.add(peer)  # who knocks again meanwhile begins no second try
+            self._reactor.later(RETRY_SECONDS, lambda: self._contact_again(address))
             return True
         except OSError as error:
             log.warning("cannot connect to cluster %d: %s", address.cluster_id, error)
@@ -157,6 +164,11 @@ class Meeting:
         else:
             self._knock(sock)
         return True
+
+    def _contact_again(self, address: Address) -> None:
+        self._dialling.discard(address.incarnation)
+        if self._listener.fileno() >= 0:
+            self.contact(address)
 
     def tell_refused(self) -> None:
         """Let every engine of our job know that ours may not link: its peer may be the wrong one."""
@@ -191,7 +203,7 @@ class Meeting:
         except OSError:
             return False
         if sock is not None:
-            sock.close()
+            self._reactor.closer.close_socket(sock)
         return sock is not None
 
     def hold(self, session: Session, holder: object) -> None:
@@ -212,7 +224,7 @@ class Meeting:
         with contextlib.suppress(OSError):  # names that cannot be removed are swept later
             self.listen_at(None, None)
         self.directory.remove(self.address)
-        self._listener.close()
+        self._reactor.closer.close_listener(self._listener)
         self.claims.close()
         if self.remote is not None:
             self.remote.close()
@@ -253,7 +265,7 @@ class Meeting:
         try:
             session = Session(self._reactor, sock)
         except OSError:
-            sock.close()
+            self._reactor.closer.close_socket(sock)
             return
         session.send(self.hello(knock=True, refused=refused))
         session.close("knocked")
@@ -263,7 +275,7 @@ class Meeting:
             session = Session(self._reactor, sock)
         except OSError as error:  # the peer is gone already, or no descriptor is left
             log.warning("cannot start a session: %s", error)
-            sock.close()
+            self._reactor.closer.close_socket(sock)
             self._dialling.discard(dialled or "")
             return
         session.incarnation, session.limit = dialled or "", MAX_HELLO
@@ -282,7 +294,11 @@ class Meeting:
         session.start()
 
     def _on_accept(self, _events: int) -> None:
-        while True:
+        for _ in range(ACCEPTS):
+            if self._reactor.closer.full:
+                self._report_full()
+                self._pause_accepting()
+                return
             try:
                 sock, _ = self._listener.accept()
             except BlockingIOError:
@@ -293,6 +309,15 @@ class Meeting:
                 return
             self._make_room()
             self._begin(sock, None)
+
+    def _report_full(self) -> None:
+        if not self._reported_full:
+            self._reported_full = True
+            log.warning(
+                "%d descriptors that peers sent wait to be closed, one of which hangs: no connection is "
+                "accepted while there are %d",
+                self._reactor.closer.waiting, MAX_WAITING,
+            )  # fmt: skip
 
     def _make_room(self) -> None:
         """Of a crowd that says nothing the eldest has to go: a peer says hello at once."""
@@ -355,6 +380,12 @@ class Meeting:
         if earlier is not None:  # it said goodbye and came again
             earlier.drain()
             earlier.close("it connected again")
+        if self._sessions_with(session.peer_pid) >= MAX_SESSIONS:
+            session.on_closed = None
+            log.warning("refused a session with cluster %d: its process (%s) has %d others",
+                        hello.cluster_id, session.peer, MAX_SESSIONS)  # fmt: skip
+            session.close("its process has too many others")
+            return
         session.incarnation, session.cluster_id = hello.incarnation, hello.cluster_id
         session.program = printable(hello.program)
         session.on_message, session.on_closed = self._on_session_message, self._on_session_closed
@@ -362,6 +393,10 @@ class Meeting:
         self.sessions[session.incarnation] = session
         self.on_session(session)
         self._check_idle(session)
+
+    def _sessions_with(self, pid: int | None) -> int:
+        """How many there are with a process; 0 is one that our namespace of processes does not show."""
+        return sum(session.peer_pid == pid for session in self.sessions.values()) if pid else 0
 
     # -- life of a session -----------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from pydantic import (
 from datadist.base.parsing import parse
 from datadist.transport import Offer
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 """Version of this protocol; engines of different versions refuse each other by name."""
 
 MAX_FRAME = 16 << 20

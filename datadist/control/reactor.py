@@ -1,6 +1,9 @@
 """The one thread per engine that waits for sockets, timers and posted calls.
 
-All control-plane state is changed on this thread only, so it needs no locks.
+All control-plane state is changed on this thread only, so it needs no locks. A turn runs what is ready,
+the timers that are due and what was posted before it, each once: what any of these posts comes in the
+next turn, after the others. Nothing here may block, or start a thread: what may block goes to
+:attr:`Reactor.helpers`, and descriptors of peers go to :attr:`Reactor.closer`.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
 
 from datadist.base.texts import in_seconds
+from datadist.base.workers import Workers
+from datadist.control.closing import Closer
 
 log = logging.getLogger("datadist.control")
 
@@ -29,6 +34,8 @@ READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 CROWDED = 64
 """From so many timers on it is worth to look for cancelled ones."""
+HELPERS = 2
+"""Threads for look-ups that may take long: of names, and of engines elsewhere."""
 LONGEST_SLEEP = 3600.0
 """Seconds of one wait; epoll refuses more than 2^31 ms."""
 
@@ -47,9 +54,21 @@ class Timer:
 
 
 class Reactor:
-    """Event loop on a daemon thread; started by the constructor, ended by :meth:`stop`."""
+    """Event loop on a daemon thread; started by the constructor, ended by :meth:`stop`.
+
+    Raises ``RuntimeError`` where no thread can be started.
+    """
 
     def __init__(self, name: str) -> None:
+        with contextlib.ExitStack() as stack:
+            self.closer = Closer(f"{name}-closer")
+            stack.callback(self.closer.stop)
+            self.helpers = Workers(HELPERS, f"{name}-helper")
+            stack.callback(self.helpers.stop, 0.0)
+            self._start(name, stack)
+            stack.pop_all()
+
+    def _start(self, name: str, stack: contextlib.ExitStack) -> None:
         self._selector = selectors.DefaultSelector()
         self._waking = threading.RLock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -60,6 +79,7 @@ class Reactor:
         self._crowded = CROWDED
         self._stopping = False
         self._waited_for: set[Future[Any]] = set()
+        stack.callback(self.abandon)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -155,6 +175,8 @@ class Reactor:
         with self._waking:
             self.abandon()
         self._give_up_calls()
+        self.helpers.stop(0.0)
+        self.closer.stop()
 
     def abandon(self) -> None:
         """Close the descriptors without waiting for the thread (as in a forked child)."""
@@ -186,7 +208,8 @@ class Reactor:
         return min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST_SLEEP)
 
     def _run_timers(self) -> None:
-        while self._timers and self._timers[0][0] <= time.monotonic():
+        now = time.monotonic()  # what a timer begins comes in the next turn
+        while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)[2]
             if timer.call is not None:
                 self._guard(timer.call)

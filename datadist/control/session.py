@@ -8,19 +8,31 @@ import os
 import select
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+from datadist.base.texts import in_seconds
+from datadist.control.account import LimitExceeded
+from datadist.control.closing import is_memory, unread
 from datadist.control.messages import HEADER, MAX_FDS, MAX_FRAME, Message, decode, encode
 from datadist.control.process import peer_of
-from datadist.control.reactor import READ, WRITE, Reactor
+from datadist.control.reactor import READ, WRITE, Reactor, Timer
+from datadist.control.turns import Credit, Share
 
 log = logging.getLogger("datadist.control")
 
 MAX_QUEUED = 256 << 20
 """Bytes that may wait for a peer that does not read; above, the session is given up."""
+MAX_QUEUED_FRAMES = 1 << 19
+"""The same for frames, of which each costs 400 bytes besides its own."""
 CHUNK = 1 << 18
 """Bytes read at once."""
+KERNEL_FDS = 253
+"""Descriptors that one message of the kernel may carry (SCM_MAX_FD). It drops those for which there is
+no room, on the thread that receives, which then may wait for what they do when they are closed."""
+DRAIN_SECONDS = 0.25
+"""Processor time that :meth:`Session.drain` may take."""
 
 
 def close_all(fds: Iterable[int]) -> None:
@@ -43,7 +55,9 @@ class Session:
     """A connected socket, read on the reactor; :meth:`send` works from any thread.
 
     ``peer_pid`` and ``peer_uid`` are the kernel's word (SO_PEERCRED). ``on_message(session,
-    message, fds)`` owns the descriptors it is given; ``on_closed(session, reason)`` comes once.
+    message, fds)`` owns the descriptors it is given, which are of memory, and what it raises ends the
+    session. ``on_closed(session, reason)`` comes once. What arrives is handled in turns (see
+    :mod:`datadist.control.turns`), so that a peer that talks without pause keeps nobody waiting.
 
     This is the session of two processes on one host. :class:`~datadist.control.tcp.TcpSession` is
     the one over the network: no pid, no descriptors, an ``address``.
@@ -74,7 +88,18 @@ class Session:
         self.on_message: Callable[[Session, Message, list[int]], None] | None = None
         self.on_closed: Callable[[Session, str], None] | None = None
         self.dispatching = False
-        """Whether something that arrived is being handled."""
+        """Whether something that was read is being handled, or waits for its turn."""
+        self._credit = Credit()
+        self._handling = False
+        self._posted = False
+        """Whether the next turn comes without an event of the socket."""
+        self._rest: Timer | None = None
+        """Ends the time in which the socket is not read."""
+        self._ending = False
+        self._received = 0
+        """Bytes, so far."""
+        self._marks: deque[tuple[int, Callable[[], object]]] = deque()
+        """Calls to make once what was received by then has been handled."""
         self._inbox = bytearray()
         self._fds: deque[int] = deque()
         self._outbox: deque[tuple[memoryview, list[int]]] = deque()
@@ -130,8 +155,8 @@ class Session:
             self._queued += len(data)
             broken = self._flush()
             waiting = bool(self._outbox)
-        if broken or self._queued > MAX_QUEUED:
-            why = broken or f"it left {self._queued} bytes unread"
+        why = broken or self._excess()
+        if why is not None:
             self._reactor.post(lambda: self._give_up(why))
         elif waiting:
             self._reactor.post(self._update_events)
@@ -146,10 +171,28 @@ class Session:
             return True
         return not waiting and not self.dispatching
 
+    def catch_up(self, timeout: float) -> None:
+        """Wait until what has arrived by now was handled; from any thread.
+
+        Raises ``TimeoutError`` where that takes longer than ``timeout`` seconds.
+        """
+        deadline, done = time.monotonic() + timeout, threading.Event()
+        self._reactor.call(lambda: self._when_heard(done.set), timeout)
+        if not done.wait(max(0.0, deadline - time.monotonic())):
+            raise TimeoutError(
+                f"{self.who} sends more than is handled within {in_seconds(timeout)}"
+            )
+
     def drain(self) -> None:
-        """Handle what has arrived, on the reactor's thread."""
-        if not self.closed:
-            self._on_events(READ)
+        """Handle what has arrived by now and no more, on the reactor's thread.
+
+        Ends early where that takes long, or was called while a message of this session is handled.
+        """
+        heard: list[bool] = []
+        self._when_heard(lambda: heard.append(True))
+        began = time.thread_time()
+        while not (heard or self._handling) and time.thread_time() - began < DRAIN_SECONDS:
+            self._take_share()
 
     def close(self, reason: str) -> None:
         """Close and report once, on the reactor's thread; unsent frames are dropped."""
@@ -163,20 +206,33 @@ class Session:
         if self.process is not None:
             self._reactor.unwatch(self.process.fd)
         self._arrivals.close()
-        self._sock.close()
-        close_all([*pending, *self._fds])
+        self._reactor.closer.close_socket(self._sock)
+        close_all(pending)
+        self._reactor.closer.discard(self._fds)
         self._fds.clear()
+        self._inbox.clear()
+        self.dispatching = False
         try:
             if self.on_closed is not None:
                 self.on_closed(self, reason)
         finally:
             self.process = None
+            while self._marks:
+                self._marks.popleft()[1]()
 
     def abandon(self) -> None:
         """In a forked child: close the socket, without locks, which other threads may have held."""
         self.closed = True
         self._arrivals.close()
         self._sock.close()
+
+    def _excess(self) -> str | None:
+        """What the peer leaves unread beyond its limits."""
+        if self._queued > MAX_QUEUED:
+            return f"it left {self._queued} bytes unread, more than {MAX_QUEUED}"
+        if len(self._outbox) > MAX_QUEUED_FRAMES:
+            return f"it left {len(self._outbox)} messages unread, more than {MAX_QUEUED_FRAMES}"
+        return None
 
     def unsent(self) -> bool:
         """Whether frames wait for the peer to read."""
@@ -201,9 +257,13 @@ class Session:
         return None
 
     def _update_events(self) -> None:
-        if not self.closed:
-            events = READ | WRITE if self._outbox else READ
+        if self.closed:
+            return
+        events = (0 if self._rest else READ) | (WRITE if self._outbox else 0)
+        if events:
             self._reactor.watch(self._sock.fileno(), events, self._on_events)
+        else:
+            self._reactor.unwatch(self._sock.fileno())
 
     def _on_events(self, events: int) -> None:
         if events & WRITE:
@@ -213,75 +273,164 @@ class Session:
                 self._give_up(broken)
                 return
             self._update_events()
-        if events & READ:
-            self.dispatching = True
-            try:
-                self._receive()
-            finally:
-                self.dispatching = False
+        if events & READ and not (self._posted or self._rest):
+            self._take_share()
 
     def _give_up(self, reason: str) -> None:
-        self.drain()  # a goodbye that lies there says more than the failure to send
-        self.close(reason)
+        """Close, once what lies there was heard: a goodbye says more than the failure to send."""
+        if not self._ending:
+            self._ending = True
+            self._when_heard(lambda: self.close(reason))
 
     def _on_exit(self, _events: int) -> None:
-        self.drain()  # what the peer said before it ended still counts
-        self.close("its process ended")
+        if self.process is not None:
+            self._reactor.unwatch(self.process.fd)
+        self._give_up("its process ended")
 
-    def _receive(self) -> None:
+    # -- what arrives, in turns --------------------------------------------------------------
+
+    def _when_heard(self, call: Callable[[], object]) -> None:
+        """Make a call once what has arrived by now was handled, or the session is closed."""
+        if self.closed:
+            call()
+            return
+        self._marks.append((self._received + (unread(self._sock) or 0), call))
+        if not self._handling:
+            self._take_share()
+
+    def _go_on(self) -> None:
+        self._posted = False
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
+        self._update_events()
+        self._take_share()
+
+    def _take_share(self) -> None:
+        """Handle a bounded part of what has arrived; what is left comes in the next turn."""
+        if self.closed or self._handling:
+            return
+        share, self._handling, self.dispatching = Share(), True, True
         reason: str | None = None
-        while reason is None:
-            try:
-                data, fds, flags = self._receive_some()
-            except BlockingIOError:
-                break
-            except OSError as error:
-                reason = self._explain("receiving", error)
-                break
-            self._fds.extend(fds)
-            if flags & socket.MSG_CTRUNC:
-                reason = "descriptors it sent were lost (is the descriptor limit reached here?)"
-            elif not data:
-                reason = "it closed the connection"
-            else:
-                self._inbox += data
-                reason = self._dispatch()
-            if self.closed:
-                return
+        try:
+            reason = self._receive(share)
+        except Exception as error:
+            reason = f"what it sent could not be handled: {type(error).__name__}: {error}"
+            log.exception("unexpected error in the control plane; please report it")
+        finally:
+            self._handling = False
+        if self.closed:
+            return
         if reason is not None:
             self.close(reason)
+            return
+        self.dispatching = more = self._frame_end(0) is not None
+        self._pass_marks()
+        if not self.closed:
+            self._plan_next(more, self._credit.spend(share.spent))
+
+    def _plan_next(self, more: bool, rest: float) -> None:
+        if rest and not self._marks:
+            self._rest = self._rest or self._reactor.later(rest, self._go_on)
+            self._update_events()
+        elif (more or self._marks) and not self._posted:
+            self._posted = True
+            self._reactor.post(self._go_on)
+
+    def _pass_marks(self) -> None:
+        handled = self._received - len(self._inbox)
+        while self._marks:
+            target, call = self._marks[0]
+            if self._received <= target or (self.dispatching and handled < target):
+                return
+            self._marks.popleft()
+            call()
+
+    def _receive(self, share: Share) -> str | None:
+        """Handle frames that are here, then read more, as far as the share goes; why to end."""
+        while True:
+            reason = self._dispatch(share)
+            if reason is not None or self.closed or share.over:
+                return reason
+            try:
+                data, fds, flags = self._receive_some()
+            except BlockingIOError:  # all that was there is here: who waits for that much has it
+                if self._marks:
+                    self._marks = deque((-1, call) for _, call in self._marks)
+                return None
+            except OSError as error:
+                return self._explain("receiving", error)
+            self._fds.extend(fds)
+            if flags & socket.MSG_CTRUNC:
+                return "descriptors it sent were lost (is the descriptor limit reached here?)"
+            if not all(map(is_memory, fds)):
+                return "it sent a descriptor that is no memory (memfd_create)"
+            if not data:
+                return "it closed the connection"
+            self._inbox += data
+            self._received += len(data)
+            share.nbytes -= len(data)
 
     def _receive_some(self) -> tuple[bytes, list[int], int]:
-        data, fds, flags, _ = socket.recv_fds(self._sock, CHUNK, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+        data, fds, flags, _ = socket.recv_fds(
+            self._sock, CHUNK, KERNEL_FDS, socket.MSG_CMSG_CLOEXEC
+        )
         return data, fds, flags
 
-    def _dispatch(self) -> str | None:
+    def _frame_end(self, start: int) -> int | None:
+        """Where the frame that begins at ``start`` ends; None where more of it is to come.
+
+        A frame that is too large ends at its header.
+        """
+        if len(self._inbox) - start < HEADER.size:
+            return None
+        (size,) = HEADER.unpack_from(self._inbox, start)
+        if size > self.limit:
+            return start + HEADER.size
+        end = start + HEADER.size + int(size) + self._tag_size
+        return end if len(self._inbox) >= end else None
+
+    def _dispatch(self, share: Share) -> str | None:
+        """Handle complete frames, as far as the share goes; why to end the session."""
         start = 0
-        view = self._inbox
-        while len(view) - start >= HEADER.size:
-            (size,) = HEADER.unpack_from(view, start)
-            if size > self.limit:
-                return f"it sent a frame of {size} bytes, more than {self.limit}"
-            end = start + HEADER.size + size
-            if len(view) < end + self._tag_size:
-                break
-            if not self._unseal(view, start, end):
-                return "a frame was changed, repeated or lost on the way (its MAC is wrong)"
-            try:
-                message = decode(view[start + HEADER.size : end])
-            except ValueError as error:
-                return f"it sent a frame that is not valid: {error}"
-            start = end + self._tag_size
-            fds = self._take_fds(message)
-            if fds is None:
-                return "it sent fewer descriptors than it said"
-            if self.on_message is not None:
-                self.on_message(self, message, fds)
-            if self.closed:
-                return None
+        while (end := self._frame_end(start)) is not None and not share.over:
+            share.frames -= 1
+            reason = self._handle(start, end)
+            if reason is not None or self.closed:
+                return reason
+            start = end
         del self._inbox[:start]
-        if len(self._fds) > MAX_FDS:  # those of one frame may be ahead of its last bytes
+        if end is None and len(self._fds) > MAX_FDS:  # those of one frame may be ahead of its end
             return "it sent descriptors that no message names"
+        return None
+
+    def _handle(self, start: int, end: int) -> str | None:
+        """Handle the frame there; why to end the session."""
+        view, stop = self._inbox, end - self._tag_size
+        (size,) = HEADER.unpack_from(view, start)
+        if size > self.limit:
+            return f"it sent a frame of {size} bytes, more than {self.limit}"
+        if not self._unseal(view, start, stop):
+            return "a frame was changed, repeated or lost on the way (its MAC is wrong)"
+        try:
+            message = decode(view[start + HEADER.size : stop])
+        except ValueError as error:
+            return f"it sent a frame that is not valid: {error}"
+        fds = self._take_fds(message)
+        if fds is None:
+            return "it sent fewer descriptors than it said"
+        if self.on_message is not None:
+            try:
+                self.on_message(self, message, fds)
+            except LimitExceeded as error:
+                log.warning(
+                    "the session with cluster %d (%s) ends: %s", self.cluster_id, self.who, error
+                )
+                return str(error)
+            except Exception as error:
+                log.exception("a message of cluster %d (%s) could not be handled; please report it",
+                              self.cluster_id, self.who)  # fmt: skip
+                return f"its {message.kind} could not be handled: {type(error).__name__}: {error}"
         return None
 
     def _take_fds(self, message: Message) -> list[int] | None:

@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import socket
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -213,7 +212,7 @@ def look_up(
     if is_address(endpoint.host):
         run()
     else:  # a name server may take longer than anyone wants to wait
-        threading.Thread(target=run, name="datadist-look-up", daemon=True).start()
+        reactor.helpers.submit(run, owner=endpoint.host)
 
 
 class Dial:

@@ -22,6 +22,7 @@ from datadist.caches.element_types import ElementTypes
 from datadist.caches.memory import Memory
 from datadist.caches.owned import OwnDirectory
 from datadist.caches.peers import PeerView
+from datadist.control.account import MAX_TABLES
 from datadist.control.job import described
 from datadist.control.meeting import EndpointError, Meeting
 from datadist.control.messages import Announce
@@ -140,7 +141,7 @@ class Engine:
     def _start_meeting(self, environ: Mapping[str, str], stack: ExitStack) -> None:
         self._reactor = Reactor("datadist-control")
         stack.callback(self._reactor.stop)
-        self._workers = Workers(max(2, min(4, os.cpu_count() or 2)), "datadist-worker")
+        self._workers = Workers(max(3, min(4, os.cpu_count() or 3)), "datadist-worker")
         stack.callback(self._workers.stop)  # before the reactor, to which they report
         network = self._network_settings() if self._far else None
         try:
@@ -202,13 +203,16 @@ class Engine:
             self.options.remote_accessible,
             self._far,
             self._duplicates,
+            self.options.link_total_time,
         )
         self.clusters = ClusterCalls(
             self._call, self._clusters, self._builder, self.owned.revocations, self._calls
         )
 
     def _start_transfers(self, stack: ExitStack) -> None:
-        self.verification = Verification(self.owned, self.transport.capabilities.host_addressable)
+        self.verification = Verification(
+            self.owned, self.transport.capabilities.host_addressable, self.options.sync_timeout
+        )
         stack.callback(self.verification.close)
         self.transfers = Transfers(
             self.cluster_id,
@@ -269,9 +273,9 @@ class Engine:
     def _drain(self, session: Session, timeout: float) -> bool:
         """Handle what a peer has sent; False when the control thread is too busy."""
         try:
-            self._reactor.call(session.drain, timeout)
-        except TimeoutError:
-            log.debug("the control thread is busy; looking keys up as they are known")
+            session.catch_up(timeout)
+        except TimeoutError as error:
+            log.debug("looking keys up as they are known: %s", error)
             return False
         return True
 
@@ -286,6 +290,7 @@ class Engine:
         with self._calls.under_way(), self._link_lock:
             self._check_link(ranks)
             table = self._read_table(ranks, table_text)
+            self._check_tables(table)
             self._claim()
             comm_id = next(self._comm_ids)
             domain = TableDomain(
@@ -330,6 +335,15 @@ class Engine:
             raise param_invalid(
                 f"cluster id {self.cluster_id} belongs to another live engine in "
                 f"{described(self.options.job)} of {self._meeting.directory.path}: {holder}; {REMEDY}"
+            )
+
+    def _check_tables(self, table: RankTable) -> None:
+        held = sum(len(domain.announce.table) for domain in list(self._links.domains.values()))
+        more = len(table.canonical)
+        if held + more > MAX_TABLES:
+            raise param_invalid(
+                f"the rank tables of the links that are held have {held} characters, and with {more} "
+                f"more they would have more than the {MAX_TABLES} that peers take: unlink some"
             )
 
     def _met_by_library(self, table: RankTable, ranks: Iterable[int]) -> bool:

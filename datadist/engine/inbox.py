@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from contextlib import ExitStack
 
 from datadist.caches.owned import OwnDirectory
 from datadist.caches.peers import PeerView
@@ -85,13 +87,18 @@ class Inbox:
         view = self._views.get(session.incarnation)
         if view is not None and view.session is session:
             del self._views[session.incarnation]
-            self._suspects.on_lost(view, None if orderly else session.process)
-            self._builder.on_lost(view, reason, orderly)
-            view.end_all_syncs()  # who wakes up sees that the peer is gone
-            self._links.on_lost(view, orderly)
-            self._clusters.on_lost(view, reason, orderly)
-            self._fetches.on_gone(view)
-            self._verification.on_gone(view)
+            steps: list[Callable[[], None]] = [
+                lambda: self._suspects.on_lost(view, None if orderly else session.process),
+                lambda: self._builder.on_lost(view, reason, orderly),
+                view.end_all_syncs,  # who wakes up sees that the peer is gone
+                lambda: self._links.on_lost(view, orderly),
+                lambda: self._clusters.on_lost(view, reason, orderly),
+                lambda: self._fetches.on_gone(view),
+                lambda: self._verification.on_gone(view),
+            ]
+            with ExitStack() as stack:  # each runs, whatever another one raises
+                for step in reversed(steps):
+                    stack.callback(step)
 
     def _on_message(self, session: Session, message: Message, fds: list[int]) -> None:
         view = self._views.get(session.incarnation)
@@ -116,6 +123,7 @@ class Inbox:
             case Form():
                 self._on_form(view, message)
             case Dial():
+                self._builder.check_room(view)
                 self._clusters.on_dial(view, message)
             case Refused():
                 self._clusters.on_refused(view, message)
@@ -134,6 +142,7 @@ class Inbox:
         return True
 
     def _on_form(self, view: PeerView, form: Form) -> None:
+        self._builder.check_room(view)
         if not (self._links.on_form(view, form) or self._clusters.on_form(view, form)):
             self._builder.refuse(view, form.domain, "a member is not waiting any more")
 

@@ -33,6 +33,11 @@ def system_errors() -> Iterator[None]:
             f"the engine cannot start: {error} (see `ulimit -n` for descriptors)",
             status_code=LLMStatusCode.LLM_FAILED,
         ) from error
+    except RuntimeError as error:  # of threading
+        raise LLMException(
+            f"the engine cannot start: {error} (see `ulimit -u` for threads)",
+            status_code=LLMStatusCode.LLM_FAILED,
+        ) from error
 
 
 def start_transport(options: EngineOptions, environ: Mapping[str, str]) -> tuple[Choice, Transport]:

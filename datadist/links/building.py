@@ -20,6 +20,7 @@ from datadist.base.workers import Workers
 from datadist.caches.memory import Memory
 from datadist.caches.owned import OwnDirectory
 from datadist.caches.peers import PeerView
+from datadist.control.account import Item, LimitExceeded
 from datadist.control.meeting import Meeting
 from datadist.control.messages import (
     Dissolve,
@@ -32,7 +33,7 @@ from datadist.control.reactor import Reactor
 from datadist.control.runtime_dir import Address
 from datadist.control.session import close_all
 from datadist.links.domain import Attempt, Domain
-from datadist.links.steps import Steps, answer
+from datadist.links.steps import Steps, answer, weight
 from datadist.transport import Link, LinkError, Peer
 from datadist.types import RegisterMemStatus
 
@@ -157,6 +158,11 @@ class Builder:
                 domain, f"no contact with {who} within {in_seconds(MEET_SECONDS)} of joining"
             )
 
+    def check_room(self, view: PeerView) -> None:
+        """Raise LimitExceeded for a peer that has begun many links which are not closed yet."""
+        ending = [a for a in list(self._dropped) if a.rank_of(view.incarnation) is not None]
+        view.account.check(Item.ENDING, len(ending))
+
     def is_taken(self, incarnation: str, link: int) -> bool:
         """Whether a wish is part of an attempt of ours."""
         return (incarnation, link) in self._taken
@@ -226,7 +232,7 @@ class Builder:
             view = self._steps.view(attempt, rank)
             if view is not None:
                 if rank in attempt.offers:
-                    answer(view, attempt.token)
+                    answer(view, attempt.offers[rank][0])
                 seq = {view: told[view]} if told and view in told else {}
                 self._owned.revocations.when_acked(seq, partial(self._unsubscribe, view))
         attempt.offers.clear()
@@ -242,7 +248,7 @@ class Builder:
         if attempt.closing or (attempt.jobs and not attempt.joining):
             return
         attempt.closing = True
-        self._workers.submit(lambda: self.close(attempt, 0.0))
+        self._workers.submit(lambda: self.close(attempt, 0.0), attempt.owner)
 
     def close(self, attempt: Attempt, patience: float) -> None:
         """Shut an attempt down that was left or dropped; not on the reactor."""
@@ -304,7 +310,16 @@ class Builder:
                 self._steps.advance(domain, attempt)
 
     def on_offer(self, view: PeerView, message: OfferMessage, fds: list[int]) -> None:
-        """A member's offer; it may come before we heard of the domain."""
+        """A member's offer; it may come before we heard of the domain.
+
+        Raises :class:`~datadist.control.account.LimitExceeded`.
+        """
+        try:
+            view.account.take(Item.OFFERS)
+            view.account.take(Item.OFFER_BYTES, weight(message))
+        except LimitExceeded:
+            close_all(fds)
+            raise
         domain = self._active.get(message.domain)
         attempt = domain.attempt if domain else None
         rank = attempt.rank_of(view.incarnation) if attempt else None
@@ -312,7 +327,7 @@ class Builder:
             self._keep_early(view, message, fds)
         elif rank is None or rank in attempt.offers or rank in attempt.attaching:
             close_all(fds)
-            answer(view, message.domain)
+            answer(view, message)
         else:
             attempt.offers[rank] = (message, fds)
             self._steps.advance(domain, attempt)
@@ -321,7 +336,7 @@ class Builder:
         token = message.domain
         if token in view.early or len(view.early) >= MAX_EARLY:
             close_all(fds)
-            answer(view, token)
+            answer(view, message)
             return
         view.early[token] = (message, fds)
 
@@ -329,7 +344,7 @@ class Builder:
             late = view.early.pop(token, None)
             if late is not None:
                 close_all(late[1])
-                answer(view, token)
+                answer(view, message)
 
         self._reactor.later(EARLY_SECONDS, forget)
 

@@ -69,6 +69,7 @@ class Clusters:
         one_sided: bool,
         far: bool,
         duplicates: Duplicates,
+        longest: float,
     ) -> None:
         self._reactor = reactor
         self._meeting = meeting
@@ -78,6 +79,8 @@ class Clusters:
         self._one_sided = one_sided
         self._far = far
         self._duplicates = duplicates
+        self._longest = longest
+        """Seconds that a peer may have us wait for it."""
         self.pairs: dict[int, PairDomain] = {}
         self._calls: dict[Call, Timer] = {}
         """Those that the network has not answered."""
@@ -231,7 +234,8 @@ class Clusters:
         """A peer asks for a link."""
         why = self._objection(view, message)
         if why is not None:
-            log.warning("refused a link to cluster %d: %s", view.session.cluster_id, why)
+            if view.refusals.is_new(why):
+                log.warning("refused a link to cluster %d: %s", view.session.cluster_id, why)
             code = LLMStatusCode.LLM_PARAM_INVALID
             view.send(Refused(link=message.link, status=code, reason=why[:4000]))
             return
@@ -248,7 +252,8 @@ class Clusters:
         if pair is not None and pair.usable and pair.incarnation != view.incarnation:
             self._duplicates.on_replaced(pair, view)
         if not crossing or pair is None:
-            pair = self._new_pair(view.session.cluster_id, view.incarnation, message.seconds)
+            seconds = min(message.seconds, self._longest)
+            pair = self._new_pair(view.session.cluster_id, view.incarnation, seconds)
         self._form(pair, view, message.link)
 
     def _objection(self, view: PeerView, message: Dial) -> str | None:

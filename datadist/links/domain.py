@@ -84,6 +84,12 @@ class Attempt:
         """Incarnation and link id of every member."""
         return {(member.incarnation, member.link) for member in self.members.values()}
 
+    @property
+    def owner(self) -> str:
+        """For whom its steps on workers count: the peer, or the attempt where there are several."""
+        peers = [m.incarnation for rank, m in self.members.items() if rank != self.rank]
+        return peers[0] if len(peers) == 1 else self.token
+
     def rank_of(self, incarnation: str) -> int | None:
         """The rank that an engine has in this attempt."""
         for rank, member in self.members.items():

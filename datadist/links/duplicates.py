@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import select
-from collections import Counter
 from collections.abc import Callable
 
 from datadist.base.once import Once
@@ -44,8 +43,6 @@ class Duplicates:
         self._views = views
         self._domains = domains
         self._reported = Once(MAX_REPORTED)
-        self._told: Counter[str] = Counter()
-        """Messages by incarnation."""
         self._refused: str | None = None
         """Who was refused beside this engine."""
         meeting.on_refused = self._on_refused
@@ -87,8 +84,8 @@ class Duplicates:
     def on_told(self, view: PeerView, message: Duplicate) -> None:
         """A peer met a cluster id at two engines."""
         cluster, other = view.session.cluster_id, printable(message.other)
-        self._told[view.incarnation] += 1
-        if self._told[view.incarnation] > MAX_TOLD:
+        view.told += 1
+        if view.told > MAX_TOLD:
             return
         if message.what == "refused":
             self._warn_of_foreign(cluster, other)

@@ -13,7 +13,7 @@ import secrets
 import time
 
 from datadist.base.texts import in_seconds
-from datadist.caches.peers import MAX_ANNOUNCED, Announcement, Meaning, PeerView, meaning
+from datadist.caches.peers import Announcement, Meaning, PeerView, meaning
 from datadist.control.meeting import Meeting
 from datadist.control.messages import Announce, Form, Member, Mismatch, Withdraw
 from datadist.control.reactor import Reactor, Timer
@@ -147,10 +147,7 @@ class Links:
             self._reactor.later(SHORT_SECONDS, lambda: self._seek_again(cluster))
 
     def on_announce(self, view: PeerView, message: Announce) -> None:
-        """A peer waits for a domain."""
-        if len(view.announcements) >= MAX_ANNOUNCED:
-            view.session.close(f"it waits for more than {MAX_ANNOUNCED} domains")
-            return
+        """A peer waits for a domain. Raises :class:`~datadist.control.account.LimitExceeded`."""
         view.announcements.put(message)
         for domain in list(self._by_meaning.get(meaning(message), ())):
             self._consider(domain)
@@ -173,7 +170,7 @@ class Links:
     def on_mismatch(self, view: PeerView, message: Mismatch) -> None:
         """A peer found that our domain can not match its own."""
         domain = self.domains.get(message.link)
-        if domain is not None and domain.waiting:
+        if domain is not None and domain.waiting and view.session.cluster_id in domain.others:
             self.fail(domain, message.reason)
 
     def on_form(self, view: PeerView, form: Form) -> bool:

@@ -15,6 +15,8 @@ from datadist.base.workers import Workers
 from datadist.caches.memory import Memory
 from datadist.caches.owned import OwnDirectory
 from datadist.caches.peers import PeerView
+from datadist.control.account import Item
+from datadist.control.closing import is_memory
 from datadist.control.meeting import Meeting
 from datadist.control.messages import Attached, Message, OfferMessage, Ready
 from datadist.control.reactor import Reactor
@@ -24,6 +26,9 @@ from datadist.transport import Access, Group, Link, Offer, Peer, Transport
 from datadist.transports.defects import text_of
 
 Joined = TypeVar("Joined")
+
+REGION_BYTES = 40
+"""Of the id of a region in an offer."""
 
 
 class Steps:
@@ -182,7 +187,7 @@ class Steps:
         def tell_peer() -> None:
             view = self.view(attempt, rank)
             if view is not None:
-                answer(view, attempt.token)
+                answer(view, message)
 
         def attached(_: None) -> None:
             if not attempt.dead:
@@ -190,7 +195,10 @@ class Steps:
                 attempt.exposed[rank] = frozenset(message.regions)
                 self.advance(domain, attempt)
 
-        self._job(domain, attempt, f"attaching the memory of rank {rank}", take, attached)
+        self._job(
+            domain, attempt, f"attaching the memory of rank {rank}", take, attached,
+            owner=attempt.members[rank].incarnation,
+        )  # fmt: skip
 
     def join(
         self,
@@ -236,6 +244,7 @@ class Steps:
         work: Callable[[], object],
         done: Callable[..., None],
         own_thread: bool = False,
+        owner: str | None = None,
     ) -> None:
         attempt.jobs += 1
         attempt.quiet.clear()
@@ -259,10 +268,14 @@ class Steps:
                 if attempt.dropped:
                     self.on_quiet(attempt)
 
-        if own_thread:
-            threading.Thread(target=run, name="datadist-join", daemon=True).start()
-        else:
-            self._workers.submit(run)
+        def run_on_own_thread() -> None:
+            try:
+                threading.Thread(target=run, name="datadist-join", daemon=True).start()
+            except RuntimeError as error:
+                reason = f"{stage} failed: {error} (see `ulimit -u`)"
+                self._reactor.post(lambda: finish(lambda: self.failed(domain, attempt, reason)))
+
+        self._workers.submit(run_on_own_thread if own_thread else run, owner or attempt.owner)
 
     def failed(self, domain: Domain, attempt: Attempt, reason: str) -> None:
         """The domain fails, unless the attempt was given up."""
@@ -282,6 +295,11 @@ def _fault(offer: Offer, rank: int, session: Session) -> str | None:
         return (
             f"the transport's offer for rank {rank} has {count} descriptors, over {Offer.MAX_FDS}"
         )
+    if not all(map(is_memory, offer.fds)):
+        return (
+            f"the transport's offer for rank {rank} has a descriptor that is no memory (memfd_create), "
+            "which peers do not take"
+        )
     if count and not session.takes_descriptors:
         return (
             "the transport offers descriptors, which cannot leave the host, to rank "
@@ -290,6 +308,13 @@ def _fault(offer: Offer, rank: int, session: Session) -> str | None:
     return None
 
 
-def answer(view: PeerView, token: str) -> None:
+def weight(message: OfferMessage) -> int:
+    """About how many bytes an offer takes here."""
+    return len(message.data) + REGION_BYTES * len(message.regions)
+
+
+def answer(view: PeerView, message: OfferMessage) -> None:
     """Tell a peer, once for each offer that it sent, that we are done with it."""
-    view.send(Attached(domain=token))
+    view.account.give_back(Item.OFFERS)
+    view.account.give_back(Item.OFFER_BYTES, weight(message))
+    view.send(Attached(domain=message.domain))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 
 from datadist.caches.peers import PeerView
@@ -22,6 +21,8 @@ LOOK_SECONDS = 1.0
 """Longest wait for what is found elsewhere, before the warning goes without."""
 MOST_SEEN = 3
 """Engines elsewhere that are named for one member, those of the same directory first."""
+MOST_NAMES = 4
+"""Links of a peer that are named because it waits for these instead."""
 MOST_OTHERS = 4
 """Cluster ids that are named because they are here instead."""
 
@@ -42,7 +43,7 @@ class Waiting:
         self._rendezvous = rendezvous
         self._due: dict[TableDomain, bool] = {}
         """Domains whose members are to be looked for, and whether to warn."""
-        self._thread: threading.Thread | None = None
+        self._looking = False
 
     def watch(self, domain: TableDomain) -> None:
         """Warn in a while if the domain still waits; one with less time is only looked after."""
@@ -67,19 +68,19 @@ class Waiting:
             self._report(due)
 
     def _start(self, due: dict[TableDomain, bool], absent: set[int]) -> bool:
-        """Look on a thread of its own; False where none can be had, or the last one still looks."""
+        """Look on a thread of the helpers; False where the last one still looks."""
 
         def look() -> None:
-            found = find_elsewhere(self._meeting.directory, absent)
+            try:
+                found = find_elsewhere(self._meeting.directory, absent)
+            finally:
+                self._looking = False
             self._reactor.post(lambda: self._found(due, found))
 
-        if self._thread is not None and self._thread.is_alive():
+        if self._looking:
             return False
-        self._thread = threading.Thread(target=look, name="datadist-look", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError:
-            return False
+        self._looking = True
+        self._reactor.helpers.submit(look, owner=self)
         return True
 
     def _found(self, due: dict[TableDomain, bool], found: list[EngineElsewhere]) -> None:
@@ -169,7 +170,9 @@ def _instead(domain: TableDomain, view: PeerView) -> str:
             )
             return f"{here} and waits with this comm_name, but {differ}"
     if names:
-        return f"{here} and waits with comm_name {', '.join(map(repr, names))}, not {domain.name!r}"
+        more = ", ..." if names[MOST_NAMES:] else ""
+        some = ", ".join(map(repr, names[:MOST_NAMES])) + more
+        return f"{here} and waits with comm_name {some}, not {domain.name!r}"
     gone = ", ".join(map(repr, view.announcements.given_up))
     ended = f", or has unlinked (it waited with comm_name {gone})" if gone else ", or has unlinked"
     return f"{here}, but has not called link with this engine (again){ended}"

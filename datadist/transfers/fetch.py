@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datadist.base.texts import in_seconds
-from datadist.base.workers import Workers
 from datadist.caches.element_types import ElementTypes
 from datadist.caches.owned import OwnDirectory
 from datadist.caches.peers import TOKENS, PeerView
-from datadist.caches.requests import Request, Requests
+from datadist.caches.requests import Request, Requests, Service
 from datadist.control.messages import Fetch, Fetched, seconds_until
 from datadist.status import (
     LLMException,
@@ -35,7 +34,9 @@ log = logging.getLogger("datadist.transfer")
 
 MAX_SEGMENTS = 100_000
 """Segments of one request, which keeps its message far below the largest frame."""
-WORKERS = 2
+THREADS = 4
+MOST = 2
+"""Requests of one peer that run at one time."""
 
 
 class Fetches:
@@ -46,7 +47,7 @@ class Fetches:
         self._owned = owned
         self._types = types
         self._requests: Requests[Fetched] = Requests()
-        self._workers: Workers | None = None
+        self._service = Service("datadist-fetch", THREADS, MOST, transfers.timeout)
 
     # -- sending -----------------------------------------------------------------------------
 
@@ -110,14 +111,22 @@ class Fetches:
     # -- receiving ---------------------------------------------------------------------------
 
     def on_fetch(self, view: PeerView, message: Fetch) -> None:
-        """A peer asks us to take a layer."""
-        if self._workers is None:
-            self._workers = Workers(WORKERS, "datadist-fetch")
+        """A peer asks us to take a layer.
+
+        Raises :class:`~datadist.control.account.LimitExceeded`.
+        """
         token = next(TOKENS)
+        nbytes = len(message.source) + len(message.target) + len(message.length)
         with view.lock:
             view.begin_pull(token)
-        deadline = time.monotonic() + message.seconds
-        self._workers.submit(lambda: self._serve(view, message, token, deadline))
+        try:
+            self._service.submit(
+                view, nbytes, message.seconds,
+                lambda deadline: self._serve(view, message, token, deadline),
+            )  # fmt: skip
+        except BaseException:
+            view.end_pull(token)
+            raise
 
     def _serve(self, view: PeerView, message: Fetch, token: int, deadline: float) -> None:
         status, reason = LLMStatusCode.LLM_SUCCESS, ""
@@ -167,8 +176,7 @@ class Fetches:
 
     def close(self) -> None:
         """End the threads."""
-        if self._workers is not None:
-            self._workers.stop()
+        self._service.close()
 
 
 def _packed(vector: object) -> bytes:

@@ -18,10 +18,9 @@ from contextlib import ExitStack
 import numpy as np
 from numpy.typing import NDArray
 
-from datadist.base.workers import Workers
 from datadist.caches.owned import OwnDirectory
 from datadist.caches.peers import PeerView
-from datadist.caches.requests import Requests
+from datadist.caches.requests import Requests, Service
 from datadist.control.messages import Verified, Verify, seconds_until
 from datadist.status import (
     LLMException,
@@ -38,6 +37,9 @@ log = logging.getLogger("datadist.transfer")
 
 MAX_SEGMENTS = 100_000
 """Segments of one request, which keeps its message far below the largest frame."""
+THREADS = 2
+MOST = 1
+"""Requests of one peer that run at one time."""
 PIECE = 64 << 20
 """Bytes between two looks at the clock."""
 
@@ -45,11 +47,13 @@ PIECE = 64 << 20
 class Verification:
     """Both ends. :meth:`compare` is for any thread, the ``on_`` methods for the reactor."""
 
-    def __init__(self, owned: OwnDirectory, addressable: frozenset[Placement]) -> None:
+    def __init__(
+        self, owned: OwnDirectory, addressable: frozenset[Placement], longest: float
+    ) -> None:
         self._owned = owned
         self._addressable = addressable
         self._requests: Requests[Verified] = Requests()
-        self._workers: Workers | None = None
+        self._service = Service("datadist-verify", THREADS, MOST, longest)
 
     def compare(self, route: Route, segments: Segments, deadline: float) -> None:
         """Raise LLM_FAILED where our bytes and the peer's differ.
@@ -138,14 +142,19 @@ class Verification:
     # -- from peers --------------------------------------------------------------------------
 
     def on_verify(self, view: PeerView, message: Verify) -> None:
-        """A peer asks for the checksum of ranges of our caches."""
-        if self._workers is None:
-            self._workers = Workers(1, "datadist-verify")
-        deadline = time.monotonic() + message.seconds
-        self._workers.submit(lambda: self._serve(view, message, deadline))
+        """A peer asks for the checksum of ranges of our caches.
+
+        Raises :class:`~datadist.control.account.LimitExceeded`.
+        """
+        nbytes = len(message.address) + len(message.length)
+        self._service.submit(
+            view, nbytes, message.seconds, lambda deadline: self._serve(view, message, deadline)
+        )
 
     def _serve(self, view: PeerView, message: Verify, deadline: float) -> None:
         status, reason, crc = LLMStatusCode.LLM_SUCCESS, "", 0
+        if view.session.closed:
+            return
         try:
             if len(message.address) % 8 or len(message.address) != len(message.length):
                 raise param_invalid("the vectors of the request differ in length")
@@ -164,6 +173,5 @@ class Verification:
         self._requests.on_gone(view)
 
     def close(self) -> None:
-        """End the thread."""
-        if self._workers is not None:
-            self._workers.stop()
+        """End the threads."""
+        self._service.close()

@@ -264,7 +264,7 @@ def test_a_peer_may_leave_so_many_bytes_unread_and_no_more(
     assert not pair.closed.is_set()
     pair.session.send(Idle())
     assert pair.closed.wait(SECONDS)
-    assert pair.reason == f"it left {limit + len(encode(Idle()))} bytes unread"
+    assert pair.reason == f"it left {limit + len(encode(Idle()))} bytes unread, more than {limit}"
 
 
 def test_what_was_read_counts_no_more(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

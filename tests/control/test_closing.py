@@ -1,0 +1,203 @@
+"""Descriptors whose close blocks are closed where nobody waits for that."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from datadist.control import closing
+from datadist.control.closing import Closer, is_memory
+from datadist.control.messages import Idle, encode
+from datadist.control.reactor import Reactor
+from datadist.control.session import KERNEL_FDS, Session
+
+SECONDS = 60.0
+HANGS = 20
+"""Seconds for which closing a descriptor of these tests blocks."""
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+class Lingering:
+    """A TCP connection with unsent data: closing its last descriptor blocks until the peer reads."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            self._sock = socket.create_connection(server.getsockname())
+            self._peer = server.accept()[0]
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, HANGS))
+        self._sock.setblocking(False)
+        try:
+            while True:
+                self._sock.send(bytes(1 << 16))
+        except BlockingIOError:
+            self.fd = self._sock.fileno()
+
+    def take(self) -> int:
+        """The last descriptor of it, which the caller owns."""
+        return self._sock.detach()
+
+    def send(self, sock: socket.socket, many: int = 1) -> None:
+        """Leave it in the queue of a socket only."""
+        socket.send_fds(sock, [encode(Idle())], [self.fd] * many)
+        self._sock.close()  # which is not the last one
+
+    def free(self) -> None:
+        """Let whoever closes it go on."""
+        if self._peer.fileno() < 0:
+            return
+        self._peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._peer.close()
+
+
+@pytest.fixture
+def lingering() -> Iterator[Lingering]:
+    made = Lingering()
+    yield made
+    made.free()
+
+
+@pytest.fixture
+def reactor() -> Iterator[Reactor]:
+    made = Reactor("test")
+    yield made
+    made.stop()
+
+
+def _session(reactor: Reactor) -> tuple[Session, socket.socket, list[str]]:
+    ours, theirs = socket.socketpair()
+    session, closed = Session(reactor, ours), list[str]()
+    session.on_closed = lambda _session, reason: closed.append(reason)
+    return session, theirs, closed
+
+
+def _answers_at_once(reactor: Reactor) -> None:
+    began = time.monotonic()
+    reactor.call(lambda: None, SECONDS)
+    assert time.monotonic() - began < HANGS / 2
+
+
+@pytest.mark.parametrize("many", [1, 2, KERNEL_FDS])
+def test_a_descriptor_that_is_no_memory_ends_the_session_and_blocks_nobody(
+    reactor: Reactor, lingering: Lingering, many: int
+) -> None:
+    session, theirs, closed = _session(reactor)
+    lingering.send(theirs, many)
+    reactor.call(session.start, SECONDS)
+    _until(lambda: bool(closed))
+    assert closed == ["it sent a descriptor that is no memory (memfd_create)"]
+    _answers_at_once(reactor)
+    assert reactor.closer.waiting > 0, "its close blocks indeed"
+    theirs.close()
+    lingering.free()
+    _until(lambda: reactor.closer.waiting == 0)
+
+
+def test_descriptors_in_the_queue_of_a_socket_that_is_closed_block_nobody(
+    reactor: Reactor, lingering: Lingering
+) -> None:
+    session, theirs, closed = _session(reactor)
+    lingering.send(theirs)
+    reactor.call(lambda: session.close("over"), SECONDS)
+    assert closed == ["over"]
+    _answers_at_once(reactor)
+    assert reactor.closer.waiting == 1
+    theirs.settimeout(SECONDS)
+    with pytest.raises(OSError, match="Broken pipe"):
+        theirs.send(b"x")
+    theirs.close()
+
+
+def test_connections_that_were_never_accepted_block_nobody(
+    reactor: Reactor, lingering: Lingering
+) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as other:
+        listener.bind("")
+        listener.listen()
+        listener.setblocking(False)
+        other.connect(listener.getsockname())
+        lingering.send(other)
+        began = time.monotonic()
+        reactor.closer.close_listener(listener)
+        assert time.monotonic() - began < HANGS / 2
+        assert reactor.closer.waiting == 1
+        assert listener.fileno() == -1
+        with pytest.raises(OSError, match="Broken pipe"):
+            other.send(b"x")
+
+
+def test_memory_is_closed_at_once_and_waits_for_nothing(
+    reactor: Reactor, lingering: Lingering
+) -> None:
+    reactor.closer.take([lingering.take()])
+    fd = os.memfd_create("offered")
+    assert is_memory(fd)
+    reactor.closer.discard([fd])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    assert reactor.closer.waiting == 1
+
+
+def test_sockets_of_honest_peers_are_closed_at_once(reactor: Reactor, lingering: Lingering) -> None:
+    reactor.closer.take([lingering.take()])
+    session, theirs, closed = _session(reactor)
+    reactor.call(session.start, SECONDS)
+    theirs.sendall(encode(Idle()))
+    reactor.call(session.drain, SECONDS)
+    reactor.call(lambda: session.close("over"), SECONDS)
+    assert closed == ["over"]
+    assert reactor.closer.waiting == 1
+    assert theirs.recv(1) == b""
+    theirs.close()
+
+
+def test_the_end_says_what_it_left(lingering: Lingering, caplog: pytest.LogCaptureFixture) -> None:
+    closer = Closer("test")
+    closer.take([lingering.take(), os.dup(0)])
+    closer.stop(0.1)
+    assert "2 descriptors that peers sent are not closed after 0.1 s" in caplog.text
+    lingering.free()
+    _until(lambda: closer.waiting == 0)
+
+
+def test_the_end_closes_what_waits() -> None:
+    closer = Closer("test")
+    reading, writing = os.pipe()
+    closer.take([writing])
+    closer.stop()
+    assert os.read(reading, 1) == b""
+    os.close(reading)
+
+
+def test_it_is_full_at_its_limit(lingering: Lingering, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closing, "MAX_WAITING", 2)
+    closer = Closer("test")
+    closer.take([lingering.take()])
+    assert not closer.full
+    closer.take([os.dup(0)])
+    assert closer.full
+    lingering.free()
+    _until(lambda: not closer.full)
+    closer.stop()
+
+
+def test_no_thread_is_started_later(reactor: Reactor) -> None:
+    session, theirs, _ = _session(reactor)
+    before = threading.active_count()
+    reactor.call(session.start, SECONDS)
+    theirs.sendall(encode(Idle()) * 100)
+    reactor.call(session.drain, SECONDS)
+    reactor.call(lambda: session.close("over"), SECONDS)
+    assert threading.active_count() == before
+    theirs.close()

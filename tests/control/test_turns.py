@@ -1,0 +1,260 @@
+"""Each session has a bounded share of the control thread, and one that talks without pause no more."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from datadist.control.messages import HEADER, Idle, Message, Sync, encode
+from datadist.control.reactor import Reactor
+from datadist.control.session import Session
+from datadist.control.turns import CREDIT_SECONDS, SHARE_FRAMES, Credit
+
+SECONDS = 60.0
+
+
+class Talker:
+    """A session, and a thread that writes to its other end without pause."""
+
+    def __init__(self, reactor: Reactor, frame: bytes) -> None:
+        ours, self._theirs = socket.socketpair()
+        self.session = Session(reactor, ours)
+        self.frame = frame
+        self.handled = 0
+        self.session.on_message = self._count
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._talk)
+
+    def _count(self, _session: Session, _message: Message, _fds: list[int]) -> None:
+        self.handled += 1
+
+    def say(self, frames: int) -> None:
+        """Frames that lie there at once."""
+        self._theirs.sendall(self.frame * frames)
+
+    def talk(self) -> None:
+        """Begin to talk without pause."""
+        self._theirs.settimeout(0.05)
+        self._thread.start()
+
+    def _talk(self) -> None:
+        many = memoryview(self.frame * 200)
+        at = 0
+        while not self._end.is_set():
+            try:
+                at = (at + self._theirs.send(many[at:])) % len(many)
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+
+    def close(self) -> None:
+        self._end.set()
+        if self._thread.ident is not None:
+            self._thread.join(SECONDS)
+        self._theirs.close()
+
+
+@pytest.fixture
+def reactor() -> Iterator[Reactor]:
+    made = Reactor("test")
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def talker(reactor: Reactor) -> Iterator[Talker]:
+    made = Talker(reactor, encode(Idle()))
+    yield made
+    made.close()
+    reactor.call(lambda: made.session.close("end"), SECONDS)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("frame", [encode(Idle()), encode(Sync(id=1)), encode(Idle()) * 3])
+def test_calls_and_timers_run_beside_a_peer_that_talks_without_pause(
+    reactor: Reactor, talker: Talker, frame: bytes
+) -> None:
+    talker.frame = frame
+    reactor.call(talker.session.start, SECONDS)
+    talker.talk()
+    _until(lambda: talker.handled > 1000)
+    fired = threading.Event()
+    reactor.call(lambda: reactor.later(0.01, fired.set), SECONDS)
+    assert fired.wait(SECONDS)
+    before = talker.handled
+    _until(lambda: talker.handled > before + 1000)
+
+
+def test_another_session_has_its_turn_after_a_share(reactor: Reactor, talker: Talker) -> None:
+    other = Talker(reactor, encode(Idle()))
+    seen: list[int] = []
+    other.session.on_message = lambda *_: seen.append(talker.handled)
+    try:
+
+        def start() -> None:  # both are there before either is looked at
+            talker.say(40 * SHARE_FRAMES)
+            other.say(1)
+            talker.session.start()
+            other.session.start()
+
+        reactor.call(start, SECONDS)
+        _until(lambda: bool(seen))
+        assert seen[0] <= 2 * SHARE_FRAMES
+        _until(lambda: talker.handled == 40 * SHARE_FRAMES)
+    finally:
+        other.close()
+        reactor.call(lambda: other.session.close("end"), SECONDS)
+
+
+def test_what_is_left_in_the_inbox_is_handled_although_nothing_more_arrives(
+    reactor: Reactor, talker: Talker
+) -> None:
+    count = 10 * SHARE_FRAMES + 3
+    talker.say(count)
+    reactor.call(talker.session.start, SECONDS)
+    _until(lambda: talker.handled == count)
+    _until(talker.session.settled)
+
+
+def test_frames_that_wait_in_the_inbox_are_not_settled(reactor: Reactor, talker: Talker) -> None:
+    """The socket is empty, but what was read waits for its turn."""
+    settled: list[tuple[bool, int]] = []
+
+    def look() -> None:
+        settled.append((talker.session.settled(), talker.handled))
+
+    count = 3 * SHARE_FRAMES
+
+    def start() -> None:
+        talker.say(count)
+        talker.session.start()
+
+    def handle(*_: object) -> None:
+        talker.handled += 1
+        if talker.handled % SHARE_FRAMES == 1:
+            reactor.post(look)
+
+    talker.session.on_message = handle
+    reactor.call(start, SECONDS)
+    _until(lambda: talker.handled == count and talker.session.settled())
+    reactor.call(lambda: None, SECONDS)
+    early = [good for good, handled in settled if handled < count]
+    assert early
+    assert not any(early)
+
+
+def test_drain_handles_what_had_arrived_and_not_what_comes_meanwhile(
+    reactor: Reactor, talker: Talker
+) -> None:
+    talker.say(100)
+
+    def handle(*_: object) -> None:  # every frame is answered by another one
+        talker.handled += 1
+        talker.say(1)
+
+    talker.session.on_message = handle
+    reactor.call(talker.session.drain, SECONDS)
+    assert 100 <= talker.handled < 1000
+
+
+def test_who_waits_for_what_has_arrived_does_not_wait_for_what_comes_after(
+    reactor: Reactor, talker: Talker
+) -> None:
+    reactor.call(talker.session.start, SECONDS)
+    talker.talk()
+    _until(lambda: talker.handled > 1000)
+    for _ in range(5):
+        talker.session.catch_up(SECONDS)
+
+
+def test_waiting_ends_with_the_session(reactor: Reactor, talker: Talker) -> None:
+    reactor.call(talker.session.start, SECONDS)
+    talker.talk()
+    waiting = threading.Thread(target=lambda: talker.session.catch_up(SECONDS))
+    waiting.start()
+    reactor.call(lambda: talker.session.close("over"), SECONDS)
+    waiting.join(SECONDS)
+    assert not waiting.is_alive()
+    talker.session.catch_up(SECONDS)
+
+
+@pytest.mark.parametrize("how", ["exit", "broken"])
+def test_a_peer_that_talks_without_pause_does_not_put_off_its_end(
+    reactor: Reactor, talker: Talker, how: str
+) -> None:
+    """Its process ended, say, but a child goes on writing to the connection."""
+    closed: list[str] = []
+    talker.session.on_closed = lambda _session, reason: closed.append(reason)
+    reactor.call(talker.session.start, SECONDS)
+    talker.talk()
+    _until(lambda: talker.handled > 1000)
+    end = talker.session._on_exit if how == "exit" else lambda _: talker.session._give_up("gone")
+    reactor.call(lambda: end(0), SECONDS)
+    _until(lambda: bool(closed))
+    assert closed == ["its process ended" if how == "exit" else "gone"]
+
+
+def test_a_session_that_is_not_silent_earns_no_more_than_its_part() -> None:
+    credit = Credit()
+    assert credit.spend(CREDIT_SECONDS / 2) == 0
+    assert credit.spend(CREDIT_SECONDS) > 0
+    assert credit.spend(1.0) > 1.0
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("can't start new thread"), MemoryError(), KeyError(1)]
+)
+def test_a_handler_that_raises_ends_its_session_with_the_reason(
+    reactor: Reactor, talker: Talker, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = Talker(reactor, encode(Idle()))
+    closed: list[str] = []
+
+    def fail(*_: object) -> None:
+        talker.handled += 1
+        raise error
+
+    talker.session.on_message = fail
+    talker.session.on_closed = lambda _session, reason: closed.append(reason)
+    try:
+        reactor.call(talker.session.start, SECONDS)
+        reactor.call(other.session.start, SECONDS)
+        talker.say(3)
+        _until(lambda: bool(closed))
+        other.say(3)
+        _until(lambda: other.handled == 3)
+    finally:
+        other.close()
+        reactor.call(lambda: other.session.close("end"), SECONDS)
+    assert talker.handled == 1, "the frame is not handled again"
+    assert closed == [f"its idle could not be handled: {type(error).__name__}: {error}"]
+    assert "could not be handled" in caplog.text
+
+
+def test_a_frame_that_costs_much_is_followed_by_a_rest(reactor: Reactor, talker: Talker) -> None:
+    """The thread is free for half of the time, however little of a turn one frame is."""
+
+    def burn(*_: object) -> None:
+        end = time.thread_time() + 0.1
+        while time.thread_time() < end:
+            pass
+        talker.handled += 1
+
+    talker.session.on_message = burn
+    talker.say(8)
+    began = time.monotonic()
+    reactor.call(talker.session.start, SECONDS)
+    _until(lambda: talker.handled == 8)
+    assert time.monotonic() - began > 0.95, "0.8 s of work, of which 0.2 s came without a rest"
+    assert len(talker.frame) == HEADER.size + 15
