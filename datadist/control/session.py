@@ -424,7 +424,10 @@ class Session:
                 self.on_message(self, message, fds)
             except LimitExceeded as error:
                 log.warning(
-                    "the session with cluster %d (%s) ends: %s", self.cluster_id, self.who, error
+                    "cluster %d (%s) has more than one peer may have, and its session ends: %s",
+                    self.cluster_id,
+                    self.who,
+                    error,
                 )
                 return str(error)
             except Exception as error:

@@ -344,7 +344,7 @@ class Builder:
             late = view.early.pop(token, None)
             if late is not None:
                 close_all(late[1])
-                answer(view, message)
+                answer(view, late[0])
 
         self._reactor.later(EARLY_SECONDS, forget)
 

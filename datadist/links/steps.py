@@ -295,15 +295,15 @@ def _fault(offer: Offer, rank: int, session: Session) -> str | None:
         return (
             f"the transport's offer for rank {rank} has {count} descriptors, over {Offer.MAX_FDS}"
         )
-    if not all(map(is_memory, offer.fds)):
-        return (
-            f"the transport's offer for rank {rank} has a descriptor that is no memory (memfd_create), "
-            "which peers do not take"
-        )
     if count and not session.takes_descriptors:
         return (
             "the transport offers descriptors, which cannot leave the host, to rank "
             f"{rank} at {session.address}"
+        )
+    if not all(map(is_memory, offer.fds)):
+        return (
+            f"the transport's offer for rank {rank} has a descriptor that is no memory (memfd_create), "
+            "which peers do not take"
         )
     return None
 

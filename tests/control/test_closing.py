@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +15,9 @@ from datadist.control.closing import Closer, is_memory
 from datadist.control.messages import Idle, encode
 from datadist.control.reactor import Reactor
 from datadist.control.session import KERNEL_FDS, Session
+from tests.lingering import HANGS, Lingering
 
 SECONDS = 60.0
-HANGS = 20
-"""Seconds for which closing a descriptor of these tests blocks."""
 
 
 def _until(condition: Callable[[], bool]) -> None:
@@ -27,38 +25,6 @@ def _until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
-
-
-class Lingering:
-    """A TCP connection with unsent data: closing its last descriptor blocks until the peer reads."""
-
-    def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            self._sock = socket.create_connection(server.getsockname())
-            self._peer = server.accept()[0]
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, HANGS))
-        self._sock.setblocking(False)
-        try:
-            while True:
-                self._sock.send(bytes(1 << 16))
-        except BlockingIOError:
-            self.fd = self._sock.fileno()
-
-    def take(self) -> int:
-        """The last descriptor of it, which the caller owns."""
-        return self._sock.detach()
-
-    def send(self, sock: socket.socket, many: int = 1) -> None:
-        """Leave it in the queue of a socket only."""
-        socket.send_fds(sock, [encode(Idle())], [self.fd] * many)
-        self._sock.close()  # which is not the last one
-
-    def free(self) -> None:
-        """Let whoever closes it go on."""
-        if self._peer.fileno() < 0:
-            return
-        self._peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._peer.close()
 
 
 @pytest.fixture
