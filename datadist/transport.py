@@ -224,7 +224,8 @@ class Offer:
     """What a peer needs to reach us: bytes, and descriptors that core passes along.
 
     Descriptors change hands: core owns those of an offer it was given and closes them once sent;
-    :meth:`Link.attach` owns those it receives. A link whose offer exceeds the limits fails.
+    :meth:`Link.attach` owns those it receives. A link whose offer exceeds the limits fails. They
+    are of memory (``memfd_create``): closing others that a peer has sent may hang, so none is taken.
     """
 
     MAX_DATA: ClassVar[int] = 10 << 20

@@ -8,8 +8,9 @@ from typing import cast
 import numpy as np
 import pytest
 
-from datadist import CacheKey, LLMException
+from datadist import CacheKey, LLMException, LLMStatusCode
 from datadist.base.coverage import Coverage
+from datadist.caches import owned as owned_caches
 from datadist.caches.directory import KeyName
 from datadist.caches.memory import Memory
 from datadist.caches.owned import Layout, OwnCache, OwnDirectory
@@ -307,3 +308,31 @@ def test_each_key_of_a_cache_is_counted_by_itself() -> None:
     owned.consumed(1, 99, 0, 1)
     assert owned.bound(KEY)
     assert not owned.bound(another)
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ("MAX_CACHES", "caches"),
+        ("MAX_TENSORS", "tensors of caches"),
+        ("MAX_ALL_KEYS", "cache keys"),
+    ],
+)
+def test_what_peers_would_not_take_is_refused_here(
+    monkeypatch: pytest.MonkeyPatch, limit: str, words: str
+) -> None:
+    """A peer would end its session with us, and with that our links."""
+    monkeypatch.setattr(owned_caches, limit, 2)
+    owned = _owned()
+    peer = _subscribed(owned)
+    for number in (1, 2):
+        owned.add(_cache(number, (number,)), [(0, KeyName("request", number, 0))], True)
+    told = len(peer.said)
+    with pytest.raises(LLMException, match=f"this engine has 2 {words}, and with 1 more") as error:
+        owned.add(_cache(3, (3,)), [(0, KeyName("request", 3, 0))], True)
+    assert error.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
+    assert owned.get(3) is None
+    assert not owned.bound(KeyName("request", 3, 0))
+    assert len(peer.said) == told
+    owned._forget(1)
+    owned.add(_cache(3, (3,)), [(0, KeyName("request", 3, 0))], True)

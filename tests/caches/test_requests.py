@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from datadist.caches.peers import PeerView
-from datadist.caches.requests import Requests
-from datadist.control.messages import Synced
+from datadist.caches.requests import Requests, Service
+from datadist.control.account import Item, LimitExceeded
+from datadist.control.messages import MAX_SECONDS, Synced
 
 
 def _view(closed: bool = False) -> PeerView:
@@ -42,3 +47,71 @@ def test_a_peer_that_is_gone_ends_the_wait() -> None:
         assert request.wait(time.monotonic() + 60) is None
     with requests.ask(_view(closed=True), lambda number: Synced(id=number)) as request:
         assert request.wait(time.monotonic() + 60) is None
+
+
+# -- requests of peers that are served ---------------------------------------------------------
+
+SECONDS = 60.0
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize(("asked", "given"), [(MAX_SECONDS, 5.0), (1.0, 1.0)])
+def test_no_request_has_more_time_than_ours(asked: float, given: float) -> None:
+    service, deadlines = Service("test", 1, 1, 5.0), list[float]()
+    began = time.monotonic()
+    service.submit(_view(), 0, asked, deadlines.append)
+    service.close()
+    assert began + given <= deadlines[0] <= time.monotonic() + given
+
+
+def test_requests_of_one_peer_leave_threads_to_others() -> None:
+    service, go_on, begun = Service("test", 3, 2, 5.0), threading.Event(), list[float]()
+
+    def serve(deadline: float) -> None:
+        begun.append(deadline)
+        go_on.wait(SECONDS)
+
+    greedy, other, served = _view(), _view(), threading.Event()
+    for _ in range(10):
+        service.submit(greedy, 100, MAX_SECONDS, serve)
+    _until(lambda: len(begun) == 2)
+    assert greedy.account[Item.REQUESTS] == 10
+    assert greedy.account[Item.REQUEST_BYTES] == 1000
+    service.submit(other, 100, 1.0, lambda _: served.set())
+    assert served.wait(SECONDS)
+    assert len(begun) == 2
+    go_on.set()
+    service.close()
+    assert len(begun) == 10
+    assert greedy.account[Item.REQUESTS] == greedy.account[Item.REQUEST_BYTES] == 0
+
+
+@pytest.mark.parametrize("item", [Item.REQUESTS, Item.REQUEST_BYTES])
+def test_what_waits_of_one_peer_is_limited(item: Item, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(item, "limit", 3)
+    service, go_on = Service("test", 2, 1, 5.0), threading.Event()
+    greedy, other = _view(), _view()
+    for _ in range(3):
+        service.submit(greedy, 1, 1.0, lambda _: go_on.wait(SECONDS) and None)
+    with pytest.raises(LimitExceeded, match=f"it has 4 {item.words}, more than 3"):
+        service.submit(greedy, 1, 1.0, lambda _: None)
+    service.submit(other, 1, 1.0, lambda _: None)
+    go_on.set()
+    service.close()
+
+
+def test_a_request_that_raises_gives_back_what_it_had() -> None:
+    service, view = Service("test", 1, 1, 5.0), _view()
+
+    def fail(_deadline: float) -> None:
+        raise RuntimeError("a defect")
+
+    service.submit(view, 100, 1.0, fail)
+    service.close()
+    assert view.account[Item.REQUESTS] == view.account[Item.REQUEST_BYTES] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from base64 import b64encode
 from typing import Any
@@ -187,3 +188,48 @@ def test_what_an_engine_publishes_beyond_its_limits_is_refused_to_its_user(
     assert error.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
     manager.deallocate_cache(kept)
     manager.deallocate_cache(manager.allocate_cache(desc))
+
+
+def test_a_peer_that_asks_for_a_link_has_us_wait_for_our_own_time(engine: Engine) -> None:
+    stranger = engine.stranger()
+    stranger.say(
+        {"kind": "dial", "link": 1, "backend": "shm", "one_sided": False, "seconds": 2_000_000.0}
+    )
+    assert stranger.hear("form") is not None
+    parts = engine.api._engine
+    assert parts is not None
+    (pair,) = parts._clusters.pairs.values()
+    assert pair.deadline <= time.monotonic() + parts.options.link_total_time
+
+
+def test_links_that_one_peer_begins_faster_than_they_are_closed_are_limited(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Item.ENDING, "limit", FEW)
+    parts, go_on = engine.api._engine, threading.Event()
+    assert parts is not None
+
+    def wait() -> None:
+        go_on.wait(60)
+
+    for _ in range(4):  # nothing is closed meanwhile
+        parts._workers.submit(wait)
+    stranger = engine.stranger()
+    try:
+        for number in range(20):
+            stranger.say({"kind": "dial", "link": number, "backend": "shm", "one_sided": False,
+                          "seconds": 5.0})  # fmt: skip
+        assert stranger.closed(20)
+        assert engine.ended(f"it has {FEW + 1} links that are not closed yet, more than {FEW}")
+        engine.works()
+    finally:
+        go_on.set()
+
+
+def test_a_stranger_ends_no_link_that_it_is_no_member_of(engine: Engine) -> None:
+    comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
+    stranger = engine.stranger(1, cluster=7)
+    stranger.say({"kind": "mismatch", "link": comm_id, "reason": "made up"})
+    stranger.say({"kind": "sync", "id": 7})
+    assert stranger.hear("synced") is not None
+    assert engine.api.link_error(comm_id) is None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from datadist.control import session as sessions
 from datadist.control.messages import HEADER, Idle, Message, Sync, encode
 from datadist.control.reactor import Reactor
 from datadist.control.session import Session
@@ -258,3 +259,16 @@ def test_a_frame_that_costs_much_is_followed_by_a_rest(reactor: Reactor, talker:
     _until(lambda: talker.handled == 8)
     assert time.monotonic() - began > 0.95, "0.8 s of work, of which 0.2 s came without a rest"
     assert len(talker.frame) == HEADER.size + 15
+
+
+def test_messages_that_a_peer_leaves_unread_are_limited(
+    reactor: Reactor, talker: Talker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of small ones the object costs more than its bytes."""
+    monkeypatch.setattr(sessions, "MAX_QUEUED_FRAMES", 5)
+    closed: list[str] = []
+    talker.session.on_closed = lambda _session, reason: closed.append(reason)
+    while not closed:
+        talker.session.send(Idle())
+        reactor.call(lambda: None, SECONDS)
+    assert closed == ["it left 6 messages unread, more than 5"]

@@ -219,7 +219,7 @@ def _init_without_threads(here: Here, allowed: int) -> tuple[str, int, int]:
     config.transfer_backend = "shm"
     config.mem_pool_cfg = '{"memory_size": 1048576}'
     threads = threading.active_count()
-    threading.Thread.start = start  # type: ignore[method-assign]
+    threading.Thread.start = start  # type: ignore[method-assign,assignment]
     try:
         LLMDataDist(LLMRole.MIX, 1).init(config.generate_options())
         text = ""
