@@ -24,7 +24,7 @@ log = logging.getLogger("datadist.control")
 
 MAX_QUEUED = 256 << 20
 """Bytes that may wait for a peer that does not read; above, the session is given up."""
-MAX_QUEUED_FRAMES = 1 << 19
+MAX_QUEUED_FRAMES = 1 << 18
 """The same for frames, of which each costs 400 bytes besides its own."""
 CHUNK = 1 << 18
 """Bytes read at once."""

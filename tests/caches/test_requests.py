@@ -97,8 +97,12 @@ def test_what_waits_of_one_peer_is_limited(item: Item, monkeypatch: pytest.Monke
     monkeypatch.setattr(item, "limit", 3)
     service, go_on = Service("test", 2, 1, 5.0), threading.Event()
     greedy, other = _view(), _view()
+
+    def wait(_deadline: float) -> None:
+        go_on.wait(SECONDS)
+
     for _ in range(3):
-        service.submit(greedy, 1, 1.0, lambda _: go_on.wait(SECONDS) and None)
+        service.submit(greedy, 1, 1.0, wait)
     with pytest.raises(LimitExceeded, match=f"it has 4 {item.words}, more than 3"):
         service.submit(greedy, 1, 1.0, lambda _: None)
     service.submit(other, 1, 1.0, lambda _: None)
