@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from datadist.control import session as sessions
+from datadist.control import turns
 from datadist.control.messages import HEADER, Idle, Message, Sync, encode
 from datadist.control.reactor import Reactor
 from datadist.control.session import Session
@@ -243,7 +244,9 @@ def test_a_handler_that_raises_ends_its_session_with_the_reason(
     assert "could not be handled" in caplog.text
 
 
-def test_a_frame_that_costs_much_is_followed_by_a_rest(reactor: Reactor, talker: Talker) -> None:
+def test_a_frame_that_costs_much_is_followed_by_a_rest(
+    reactor: Reactor, talker: Talker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The thread is free for half of the time, however little of a turn one frame is."""
 
     def burn(*_: object) -> None:
@@ -252,6 +255,8 @@ def test_a_frame_that_costs_much_is_followed_by_a_rest(reactor: Reactor, talker:
             pass
         talker.handled += 1
 
+    monkeypatch.setattr(turns, "CREDIT_SECONDS", 0.2)
+    talker.session._credit = Credit()
     talker.session.on_message = burn
     talker.say(8)
     began = time.monotonic()
