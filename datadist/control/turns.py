@@ -10,7 +10,7 @@ SHARE_BYTES = 1 << 18
 SHARE_SECONDS = 0.002
 """What one session may have of one turn; the frame that exceeds it is handled to its end."""
 CREDIT_SECONDS = 1.0
-"""Processor time that a session which was silent may have at once: a directory of 65,536 keys takes 0.6."""
+"""Processor time that a silent session may have at once; a directory of 65,536 keys takes 0.6."""
 CREDIT_RATE = 0.5
 """Processor seconds that a session earns per second."""
 
