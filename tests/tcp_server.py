@@ -28,10 +28,15 @@ class Server:
         self.heard: list[Message] = []
         self.ends: list[str] = []
         self.sessions: list[TcpSession] = []
+        self.expected: set[str] = set()
+        """Hosts that members are expected from."""
         self._news = threading.Condition()
         self._reactor = reactor
         self.listener = reactor.call(
-            lambda: Listener(reactor, LOCAL, SETTINGS, self._on_session), SECONDS
+            lambda: Listener(
+                reactor, LOCAL, SETTINGS, self._on_session, self.expected.__contains__
+            ),
+            SECONDS,
         )
 
     @property

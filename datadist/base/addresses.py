@@ -10,7 +10,9 @@ from __future__ import annotations
 import ipaddress
 import re
 
-__all__ = ["Address", "is_address", "looks_numeric", "parse_address", "parse_ipv4"]
+__all__ = [
+    "Address", "canonical", "is_address", "looks_numeric", "parse_address", "parse_ipv4",
+]  # fmt: skip
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -42,6 +44,19 @@ def parse_ipv4(text: str) -> ipaddress.IPv4Address:
         return ipaddress.IPv4Address(str(text))
     except ValueError:
         raise ValueError(f"{text!r} is not an IPv4 address such as 10.0.0.1{_hint(text)}") from None
+
+
+def canonical(text: str) -> str:
+    """One text per address, however it is written: an IPv4-mapped one is IPv4, no interface is named.
+
+    Raises ``ValueError`` for what is no address.
+    """
+    address = parse_address(text)
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(address).partition("%")[0]
+    return str(address)
 
 
 def is_address(text: str | None) -> bool:

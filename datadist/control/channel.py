@@ -81,6 +81,11 @@ class Handshake:
         self._inbox = b""
 
     @property
+    def greeted(self) -> bool:
+        """Whether all of the other end's greeting has come."""
+        return self._secret is not None
+
+    @property
     def wanted(self) -> int:
         """Bytes to read next, at most; no more is ever kept from a peer without proof."""
         if self.seals is not None:

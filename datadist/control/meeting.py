@@ -218,6 +218,10 @@ class Meeting:
             holders.discard(holder)
             self._check_idle(session)
 
+    def needed(self, session: Session) -> bool:
+        """Whether somebody holds the session."""
+        return bool(self._holds.get(session.incarnation))
+
     def close(self) -> None:
         """Stop listening, take our name away, say goodbye to everyone."""
         self._reactor.unwatch(self._listener.fileno())

@@ -10,15 +10,19 @@ other in one runtime directory meet there instead.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from datadist.base.addresses import canonical, is_address
 from datadist.base.once import Once
 from datadist.control.hostport import HostPort
 from datadist.control.job import described
 from datadist.control.listener import Listener
-from datadist.control.messages import WIRE_VERSION, Hello, Message, Welcome
+from datadist.control.messages import MAX_HELLO, WIRE_VERSION, Hello, Message, Welcome
+from datadist.control.places import Places
 from datadist.control.reactor import Reactor, Timer
 from datadist.control.runtime_dir import Address, RuntimeDir
 from datadist.control.session import Session
@@ -29,8 +33,15 @@ log = logging.getLogger("datadist.control")
 Done = Callable[[Address | str], None]
 """Hears which engine a dial met, or why none."""
 
-AGAIN_SECONDS = 0.05
+AGAIN, AGAIN_SECONDS = 3, 0.05
 MAX_REPORTED = 256
+MAX_MET = 64
+"""Connections that proved the key and are no session yet; of more one has to go."""
+MAX_MET_PER_HOST = 32
+MAX_UNNEEDED = 128
+"""Sessions over the network that no link of ours needs; of more one has to go."""
+MAX_UNNEEDED_PER_HOST = 32
+MAX_SESSIONS_PER_HOST = 256
 
 
 @dataclass
@@ -63,6 +74,9 @@ class Host(Protocol):
     def contact(self, address: Address) -> bool:
         """Get a session with the engine there."""
 
+    def needed(self, session: Session) -> bool:
+        """Whether a link of ours needs the session."""
+
     def adopt(self, session: Session, hello: Hello) -> None:
         """Make a connection the session with the engine that said ``hello`` over it."""
 
@@ -77,6 +91,9 @@ class Remote:
         self._listeners: dict[HostPort, tuple[Listener, int]] = {}
         self._dials: set[Dial] = set()
         self._met: dict[Session, _Acquaintance] = {}
+        self._places = Places[Session](MAX_MET_PER_HOST, MAX_MET)
+        """Of those that dialled us."""
+        self._expected: dict[object, frozenset[str]] = {}
         self._reported = Once(MAX_REPORTED)
         """Incarnations of engines that were refused."""
         self._closed = False
@@ -90,7 +107,9 @@ class Remote:
         """
         found = self._listeners.get(endpoint)
         if found is None:
-            listener = Listener(self._reactor, endpoint, self._settings, self._accepted)
+            listener = Listener(
+                self._reactor, endpoint, self._settings, self._accepted, self.expects
+            )
             log.info("listening at %s", listener.endpoint)
             found = (listener, 0)
         self._listeners[endpoint] = (found[0], found[1] + 1)
@@ -104,6 +123,24 @@ class Remote:
         else:
             listener.close()
 
+    def expect(self, holder: object, hosts: Iterable[str | None]) -> None:
+        """Members may come from these addresses until :meth:`forget`; what is none is left out.
+
+        Strangers of other addresses never take the places of those.
+        """
+        self._expected[holder] = frozenset(canonical(h) for h in hosts if h and is_address(h))
+
+    def forget(self, holder: object) -> None:
+        """Undo :meth:`expect` with the same holder, if there was one."""
+        self._expected.pop(holder, None)
+
+    def expects(self, host: str) -> bool:
+        """Whether a member is expected from an address, or one that a link needs is there."""
+        if any(host in hosts for hosts in self._expected.values()):
+            return True
+        sessions = self._meeting.sessions.values()
+        return any(s.address == host and self._meeting.needed(s) for s in sessions)
+
     # -- dialling ----------------------------------------------------------------------------
 
     def contact(
@@ -112,20 +149,20 @@ class Remote:
         cluster_id: int | None,
         done: Done,
         seconds: float = HANDSHAKE_SECONDS,
-        again: bool = True,
+        again: int = AGAIN,
     ) -> None:
         """Dial an address; ``done(engine)`` when the two have met or will, else ``done(reason)``.
 
         A session that is new arrives by the meeting's ``on_session``, after ``done``. An engine of
         another cluster than ``cluster_id`` is not wanted, if that is given. Connecting may take
-        ``seconds``, and so may the handshake. An engine that hangs up once it has proved itself
-        may have preferred its own connection, and is dialled ``again``.
+        ``seconds``, and so may the handshake. Who hangs up may have preferred its own connection, or
+        have had too many of strangers, and is dialled ``again`` so many times.
         """
         if self._closed:
             return
 
         def once_more() -> None:
-            self.contact(endpoint, cluster_id, done, seconds, again=False)
+            self.contact(endpoint, cluster_id, done, seconds, again - 1)
 
         def connected(session: TcpSession) -> None:
             self._dials.discard(dial)
@@ -134,7 +171,10 @@ class Remote:
 
         def failed(reason: str) -> None:
             self._dials.discard(dial)
-            done(reason)
+            if dial.hung_up and again:
+                self._reactor.later(AGAIN_SECONDS, once_more)
+            else:
+                done(reason)
 
         dial = Dial(self._reactor, endpoint, self._settings, connected, failed, seconds)
         self._dials.add(dial)
@@ -164,7 +204,27 @@ class Remote:
     # -- getting acquainted --------------------------------------------------------------------
 
     def _accepted(self, session: TcpSession) -> None:
+        host = str(session.address)
+        if len(self._sessions_of(host)) >= MAX_SESSIONS_PER_HOST:
+            self._refuse(session, f"there are {MAX_SESSIONS_PER_HOST} sessions with {host} already")
+            return
+        eldest = self._places.crowded(host)
+        if eldest is not None:
+            self._refuse(eldest, "it was the eldest of many connections that are no session yet")
+        self._places.add(session, host)
         self._meet(session, None, None, None)
+
+    def _refuse(self, session: Session, reason: str) -> None:
+        """Hang up on who has proved the key; one host's are logged once."""
+        if self._reported.is_new(session.address):
+            log.warning("refused a connection of %s: %s", session.peer, reason)
+        if session in self._met:
+            self._part(session, reason)
+        else:
+            session.close(reason)
+
+    def _sessions_of(self, host: str) -> list[Session]:
+        return [s for s in self._meeting.sessions.values() if s.address == host]
 
     def _meet(
         self,
@@ -173,9 +233,11 @@ class Remote:
         cluster_id: int | None,
         again: Callable[[], None] | None,
     ) -> None:
-        timer = self._reactor.later(
-            HANDSHAKE_SECONDS, lambda: session.close("it did not say hello in time")
-        )
+        left = HANDSHAKE_SECONDS
+        if done is None:  # its proof and its hello share one time
+            left = max(0.0, session.since + HANDSHAKE_SECONDS - time.monotonic())
+        timer = self._reactor.later(left, lambda: session.close("it did not say hello in time"))
+        session.limit = MAX_HELLO
         self._met[session] = _Acquaintance(timer, done, cluster_id, again)
         session.on_message = self._on_message
         session.on_closed = self._on_closed
@@ -184,6 +246,7 @@ class Remote:
     def _forget(self, session: Session) -> _Acquaintance:
         met = self._met.pop(session)
         met.timer.cancel()
+        self._places.discard(session)
         return met
 
     def _part(self, session: Session, reason: str, met_engine: Address | None = None) -> None:
@@ -250,7 +313,10 @@ class Remote:
     def _answer(self, session: Session, met: _Acquaintance, hello: Hello) -> None:
         """As the listener: say who we are, and leave the decision to the dialler."""
         address = Address(hello.cluster_id, hello.incarnation)
+        for earlier in self._dialled_by(session, hello):
+            self._part(earlier, "it dialled again")
         met.hello = hello
+        self._places.show(session)
         session.incarnation = hello.incarnation
         if self._meeting.sees(address):
             session.send(self._meeting.hello(knock=True))
@@ -258,6 +324,16 @@ class Remote:
             self._meeting.contact(address)
         else:
             session.send(self._meeting.hello())
+
+    def _dialled_by(self, session: Session, hello: Hello) -> list[Session]:
+        """Connections that the engine has dialled from the same host, and that are no session yet."""
+        return [
+            other
+            for other, met in self._met.items()
+            if met.hello is not None
+            and other.incarnation == hello.incarnation
+            and other.address == session.address
+        ]
 
     def _decide(self, session: Session, hello: Hello) -> None:
         """As the dialler: take the connection, or leave it for another one."""
@@ -280,3 +356,18 @@ class Remote:
         if met.done is not None:  # first, or nobody would hold the session yet
             met.done(Address(hello.cluster_id, hello.incarnation))
         self._meeting.adopt(session, hello)
+        self._end_unneeded()
+
+    def _end_unneeded(self) -> None:
+        """Of sessions that no link needs, end the eldest where there are too many."""
+        unneeded = [
+            s
+            for s in self._meeting.sessions.values()
+            if s.address is not None and not self._meeting.needed(s)
+        ]
+        counts = Counter(s.address for s in unneeded)
+        crowded = [s for s in unneeded if counts[s.address] > MAX_UNNEEDED_PER_HOST]
+        if not crowded and len(unneeded) > MAX_UNNEEDED:
+            crowded = sorted(unneeded, key=lambda s: -counts[s.address])
+        if crowded:
+            self._refuse(crowded[0], "it has too many sessions that no link needs")

@@ -10,11 +10,12 @@ import errno
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from datadist.base.addresses import is_address
+from datadist.base.addresses import canonical, is_address
 from datadist.base.texts import in_seconds
 from datadist.control.channel import TAG_SIZE, Handshake, HandshakeError, Seals
 from datadist.control.hostport import HostPort
@@ -26,7 +27,7 @@ Address = tuple[socket.AddressFamily, Any]
 log = logging.getLogger("datadist.control")
 
 HANDSHAKE_SECONDS = 5.0
-"""For connecting, and again for the handshake."""
+"""For connecting, and again for the handshake. Who is accepted has this once, hello included."""
 REFUSED = "connection refused (nothing listens there yet, or the port is another one)"
 
 
@@ -44,18 +45,22 @@ class TcpSession(Session):
     """A session over a connection whose handshake is done; passes no descriptors."""
 
     _tag_size = TAG_SIZE
+    since: float
+    """When the connection began, by the monotonic clock."""
 
     def __init__(
         self, reactor: Reactor, sock: socket.socket, seals: Seals, settings: NetworkSettings
     ) -> None:
         self._seals = seals
         self._settings = settings
+        self.since = time.monotonic()
         super().__init__(reactor, sock)
 
     def _identify(self) -> None:
-        self.address, port = self._sock.getpeername()[:2]
+        address, port = self._sock.getpeername()[:2]
+        self.address = canonical(address)
         self.local_address: str = self._sock.getsockname()[0]
-        self._peer = str(HostPort(self.address, port))
+        self._peer = str(HostPort(address, port))
         _keep_alive(self._sock, self._settings.peer_timeout)
 
     @property
@@ -127,9 +132,19 @@ class Proving:
                 "datadist engine?)"
             ),
         )
+        self.began = time.monotonic()
+        self.hung_up = False
+        """Whether the other end closed the connection in the handshake."""
+        self.on_greeted: Callable[[], None] = lambda: None
+        """Hears when all of the other end's greeting has come; its proof is next."""
         self._open = True
         reactor.watch(sock.fileno(), READ, self._on_readable)
         self._say(self._handshake.begin())
+
+    @property
+    def has_greeted(self) -> bool:
+        """Whether all of the other end's greeting has come; what follows is its proof."""
+        return self._handshake.greeted
 
     def cancel(self) -> None:
         """Close without a word."""
@@ -162,22 +177,31 @@ class Proving:
         while self._open and self._handshake.wanted:
             try:
                 data = self._sock.recv(self._handshake.wanted)
+                before = self._handshake.greeted
                 answer = self._handshake.feed(data) if data else b""
             except BlockingIOError:
                 return
             except OSError as error:
-                reset = error.errno == errno.ECONNRESET
-                self._fail(self._handshake.closed() if reset else str(error.strerror))
+                if error.errno == errno.ECONNRESET:
+                    self._on_closed()
+                else:
+                    self._fail(str(error.strerror))
                 return
             except HandshakeError as error:
                 self._fail(str(error))
                 return
             if not data:
-                self._fail(self._handshake.closed())
+                self._on_closed()
                 return
+            if self._handshake.greeted and not before:
+                self.on_greeted()
             self._say(answer)
         if self._open:
             self._finish()
+
+    def _on_closed(self) -> None:
+        self.hung_up = True
+        self._fail(self._handshake.closed())
 
     def _finish(self) -> None:
         seals = self._handshake.seals
@@ -189,6 +213,7 @@ class Proving:
             self._sock.close()
             self._on_failed(str(error.strerror))
             return
+        session.since = self.began
         self._on_session(session)
 
 
@@ -242,6 +267,11 @@ class Dial:
         self._cancelled = False
         self._timer = reactor.later(seconds, self._too_late)
         look_up(reactor, endpoint, self._try, self._fail)
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the other end took the connection, and closed it in the handshake."""
+        return self._proving is not None and self._proving.hung_up
 
     def cancel(self) -> None:
         """Give up without a word."""

@@ -99,6 +99,7 @@ class Clusters:
             self._on_met(call, address, None)
         elif self._meeting.remote is not None:
             self._calls[call] = self._reactor.later(seconds, lambda: self._too_late(call))
+            self._meeting.remote.expect(call, [ip])
             self._meeting.remote.contact(
                 call.place, None, lambda met: self._on_reached(call, met), seconds
             )
@@ -110,7 +111,7 @@ class Clusters:
 
     def _on_reached(self, call: Call, met: Address | str) -> None:
         """What came of a call over the network."""
-        timer = self._calls.pop(call, None)
+        timer = self._forget(call)
         if timer is None:
             return
         timer.cancel()
@@ -120,8 +121,14 @@ class Clusters:
         else:
             self._on_met(call, met, call.place)
 
+    def _forget(self, call: Call) -> Timer | None:
+        """A call that the network has answered, or need not answer any more."""
+        if self._meeting.remote is not None:
+            self._meeting.remote.forget(call)
+        return self._calls.pop(call, None)
+
     def _too_late(self, call: Call) -> None:
-        del self._calls[call]
+        self._forget(call)
         call.refuse(
             LLMStatusCode.LLM_TIMEOUT,
             f"{call.place} did not answer in time (the host is down, the address is wrong, a firewall "
@@ -130,10 +137,10 @@ class Clusters:
 
     def end_calls(self) -> None:
         """Wake those who wait for an answer from the network: this engine ends."""
-        for call, timer in self._calls.items():
+        for call, timer in list(self._calls.items()):
             timer.cancel()
+            self._forget(call)
             call.refuse(LLMStatusCode.LLM_LINK_FAILED, "this engine was finalized")
-        self._calls.clear()
 
     def _on_met(self, call: Call, address: Address, place: HostPort | None) -> None:
         try:

@@ -97,6 +97,7 @@ class Rendezvous:
             search.problem = NO_KEY
             self._reactor.later(GRACE_SECONDS, lambda: self._warn_no_key(domain))
             return
+        self._meeting.remote.expect(domain, _hosts(domain))
         if domain.by_library:
             self._open_everywhere(search, self._meeting.remote)
             return
@@ -115,8 +116,10 @@ class Rendezvous:
         if search is None:
             return
         self._give_up(domain, search.pursuits)
+        if self._meeting.remote is None:
+            return
+        self._meeting.remote.forget(domain)
         for endpoint in search.listening:
-            assert self._meeting.remote is not None
             self._meeting.remote.unlisten(endpoint)
 
     def explain(self, domain: TableDomain) -> str | None:
@@ -126,10 +129,7 @@ class Rendezvous:
             return None
         found = [] if search.problem is None else [search.problem]
         for listener in search.listening.values():
-            found += [
-                f"refused {host} at {listener.endpoint}: {reason}"
-                for host, reason in listener.refusals.items()
-            ]
+            found += listener.refusals.explain()
         found += [
             f"cluster {p.cluster} at {p.endpoint}: {p.problem}"
             for p in search.pursuits
@@ -308,6 +308,12 @@ class Rendezvous:
 
 def _first(domain: TableDomain) -> int:
     return min(domain.ranks.values())
+
+
+def _hosts(domain: TableDomain) -> set[str | None]:
+    """What the rank table says of where members are; not all of it need be addresses."""
+    devices = domain.table.devices if domain.table is not None else ()
+    return {text for d in devices for text in (d.host_ip, d.server_id, d.device_ip)}
 
 
 def _place(domain: TableDomain, chosen: HostPort | None) -> HostPort | str:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import select
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 
 from datadist.control import listener
+from datadist.control.channel import Handshake
 from datadist.control.hostport import HostPort
 from datadist.control.listener import (
-    ACCEPTS_PER_SECOND,
-    MAX_HANDSHAKES,
-    MAX_HANDSHAKES_PER_HOST,
+    ACCEPTS_PER_TURN,
     Listener,
 )
 from datadist.control.reactor import Reactor
 from datadist.control.tcp import NetworkSettings, Proving
 
+KEY = b"a key of more than sixteen bytes"
 SECONDS = 20.0
+PLACES = 64
 
 
 class Crowd:
@@ -33,16 +34,26 @@ class Crowd:
         self._stack = stack
         self._reactor = reactor
         self.sockets: list[socket.socket] = []
-        settings = NetworkSettings(b"a key of more than sixteen bytes")
+        self.expected: set[str] = set()
+        settings = NetworkSettings(KEY)
         self.listener = reactor.call(
-            lambda: Listener(reactor, HostPort("127.0.0.1", 0), settings, lambda _: None), SECONDS
+            lambda: Listener(
+                reactor,
+                HostPort("127.0.0.1", 0),
+                settings,
+                lambda _: None,
+                self.expected.__contains__,
+            ),
+            SECONDS,
         )
 
     def join(self, host: int, count: int) -> None:
-        """Connect from 127.0.0.``host``."""
+        """Connect from the address of that number."""
         for _ in range(count):
             sock = socket.create_connection(
-                self.listener.endpoint, SECONDS, source_address=(f"127.0.0.{host}", 0)
+                self.listener.endpoint,
+                SECONDS,
+                source_address=(f"127.0.{host >> 8}.{host & 255}", 0),
             )
             self.sockets.append(self._stack.enter_context(sock))
 
@@ -58,69 +69,110 @@ class Crowd:
         return [place for place, sock in enumerate(self.sockets) if sock in readable]
 
     def refusals(self) -> dict[str, str]:
-        return self._reactor.call(lambda: dict(self.listener.refusals), SECONDS)
+        return self._reactor.call(lambda: dict(self.listener.refusals.items()), SECONDS)
+
+    def waiting(self) -> int:
+        """How many have a place; on the reactor's thread."""
+        return len(list(self.listener._strangers))
+
+    def wake(self) -> None:
+        """Look now whether more may come."""
+        self._reactor.call(self.listener._resume, SECONDS)
 
     def close(self) -> None:
         self._reactor.call(self.listener.close, SECONDS)
 
 
 @pytest.fixture
-def crowd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crowd]:
+def crowd(monkeypatch: pytest.MonkeyPatch, reactor: Reactor) -> Iterator[Crowd]:
+    monkeypatch.setattr(listener, "MAX_HANDSHAKES", PLACES)
     # none goes because its time is over
     monkeypatch.setattr(listener, "Proving", partial(Proving, seconds=600.0))
-    reactor = Reactor("test")
     with ExitStack() as stack:
         made = Crowd(reactor, stack)
         yield made
         made.close()
-    reactor.stop()
 
 
-def test_one_host_has_so_many_places(crowd: Crowd) -> None:
-    crowd.join(1, MAX_HANDSHAKES_PER_HOST + 1)
+def test_all_together_have_so_many_places(crowd: Crowd) -> None:
+    crowd.join(1, PLACES + 1)
     assert crowd.closed(1) == [0]
     assert crowd.refusals() == {
-        "127.0.0.1": f"it was the eldest of {MAX_HANDSHAKES_PER_HOST} connections that have proved "
-        "nothing"
+        "127.0.0.1": f"it was the eldest of {PLACES} connections that have proved nothing"
     }
-    crowd.join(1, 2)
+    crowd.join(2, 2)
     assert crowd.closed(3) == [0, 1, 2]
 
 
-def test_all_hosts_together_have_so_many_places(crowd: Crowd) -> None:
-    hosts = MAX_HANDSHAKES // MAX_HANDSHAKES_PER_HOST
-    for host in range(1, hosts + 1):
-        crowd.join(host, MAX_HANDSHAKES_PER_HOST)
-    crowd.join(hosts + 1, 1)
-    assert crowd.closed(1) == [0]
-    (reason,) = crowd.refusals().values()
-    assert f"the eldest of {MAX_HANDSHAKES} connections" in reason
-
-
 def test_the_host_with_most_connections_makes_room(crowd: Crowd) -> None:
-    few = MAX_HANDSHAKES_PER_HOST - 1
-    hosts = MAX_HANDSHAKES // few
-    for host in range(1, hosts + 1):
-        crowd.join(host, few)
-    crowd.join(9, MAX_HANDSHAKES - hosts * few)
-    crowd.join(hosts, 1)
-    eldest_of_the_largest = crowd.closed(1)
-    assert eldest_of_the_largest == [0]
-    crowd.join(9, 1)
-    assert crowd.closed(2) == [0, (hosts - 1) * few]
+    crowd.join(1, 1)
+    crowd.join(2, 3)
+    for host in range(3, PLACES - 1):
+        crowd.join(host, 1)
+    crowd.join(4, 1)
+    assert crowd.closed(1) == [1]
+    crowd.join(998, 1)
+    assert len(crowd.closed(2)) == 2
+    crowd.join(999, 1)
+    assert {1, 2} < set(crowd.closed(3))
 
 
-def test_no_more_are_accepted_in_a_second(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More of them wait in the kernel, and come in when their time has come."""
-    now = [time.monotonic()]
-    monkeypatch.setattr(listener, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    for host in range(1, 9):
-        crowd.join(host, ACCEPTS_PER_SECOND // 8 + 5)
-    first = ACCEPTS_PER_SECOND - MAX_HANDSHAKES  # those that made room for the others
-    assert len(crowd.closed(first)) == first
+def test_who_has_greeted_stays_when_one_has_to_go(crowd: Crowd) -> None:
+    """Also where its host has most connections, and it is the eldest."""
+    crowd.join(1, 2)
+    for sock in crowd.sockets:
+        sock.sendall(Handshake(KEY, True).begin())
+        assert sock.recv(100)
+    for host in range(2, PLACES):
+        crowd.join(host, 1)
+    for host in range(1000, 1003):
+        crowd.join(host, 1)
+    assert crowd.closed(3) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("greeted", [False, True])
+def test_strangers_never_cost_an_expected_host_its_places(crowd: Crowd, greeted: bool) -> None:
+    crowd.expected.add("127.0.0.1")
+    crowd.join(1, 16)
+    strangers = range(2, PLACES + 10)
+    for host in strangers:
+        crowd.join(host, 1)
+        if greeted:
+            crowd.sockets[-1].sendall(Handshake(KEY, True).begin())
+            assert crowd.sockets[-1].recv(100)
+    most = len(strangers) - PLACES
+    first = 16
+    assert crowd.closed(most) == list(range(first, first + most))
+    crowd.join(1, PLACES - 16 + 1)
+    assert crowd.closed(most + 1)[0] == 0
+
+
+def test_who_has_just_come_is_not_shown_out(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others wait in the kernel's queue meanwhile, and come in later."""
+    monkeypatch.setattr(listener, "GREETING_SECONDS", 600.0)
+    crowd.join(1, PLACES + 5)
     time.sleep(0.3)  # some looks at whether more may come
-    assert len(crowd.closed(first)) == first
-    now[0] += 10.5 / ACCEPTS_PER_SECOND
-    assert len(crowd.closed(first + 10)) == first + 10
-    time.sleep(0.3)
-    assert len(crowd.closed(first)) == first + 10
+    assert crowd.closed(0) == []
+    monkeypatch.setattr(listener, "GREETING_SECONDS", 0.0)
+    crowd.wake()
+    assert crowd.closed(5) == [0, 1, 2, 3, 4]
+
+
+def test_a_turn_accepts_so_many(crowd: Crowd, reactor: Reactor) -> None:
+    """Then others have theirs; the rest comes in later."""
+    held, go, seen = threading.Event(), threading.Event(), list[int]()
+
+    def block() -> None:
+        held.set()
+        go.wait(SECONDS)
+
+    reactor.post(block)
+    assert held.wait(SECONDS)
+    for host in range(1, 5):
+        crowd.join(host, 16)
+    reactor.post(lambda: seen.append(crowd.waiting()))
+    go.set()
+    deadline = time.monotonic() + SECONDS
+    while reactor.call(crowd.waiting, SECONDS) < PLACES:
+        assert time.monotonic() < deadline
+    assert 0 <= seen[0] <= ACCEPTS_PER_TURN

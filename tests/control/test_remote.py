@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from datadist.control.hostport import HostPort
 from datadist.control.meeting import Meeting
-from datadist.control.messages import HEADER, WIRE_VERSION, Hello, Idle, Message, Welcome, decode
-from datadist.control.reactor import Reactor
+from datadist.control.messages import (
+    HEADER,
+    MAX_HELLO,
+    WIRE_VERSION,
+    Hello,
+    Idle,
+    Message,
+    Mismatch,
+    Welcome,
+    decode,
+)
+from datadist.control.reactor import Reactor, Timer
+from datadist.control.remote import (
+    MAX_MET,
+    MAX_MET_PER_HOST,
+    MAX_UNNEEDED,
+    MAX_UNNEEDED_PER_HOST,
+)
 from datadist.control.runtime_dir import Address
+from datadist.control.tcp import HANDSHAKE_SECONDS
 from tests.tcp_server import LOCAL, SECONDS, SETTINGS, connect, framed, is_closed, prove
 
 
@@ -169,3 +189,176 @@ def test_an_engine_that_was_met_already_gets_no_second_session(
         assert list(meeting.sessions.values()) == [session]
         assert not session.closed
     assert dialled.outcomes == [Address(2, "f" * 32)]
+
+
+# -- who has the key, and is no member -----------------------------------------------------------
+
+
+def _from(place: HostPort, host: str) -> socket.socket:
+    return socket.create_connection(place, SECONDS, source_address=(host, 0))
+
+
+def _hosts(count: int) -> list[str]:
+    return [f"127.0.0.{number + 1}" for number in range(count)]
+
+
+def _warnings(caplog: pytest.LogCaptureFixture, word: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if word in record.getMessage()]
+
+
+def test_a_frame_before_hello_is_a_small_one(place: HostPort, meeting: Meeting) -> None:
+    with connect(place) as sock:
+        seals = prove(sock)
+        sock.sendall(HEADER.pack(MAX_HELLO + 1))
+        assert is_closed(sock)
+    with connect(place) as sock:
+        seals = prove(sock)
+        sock.sendall(framed(seals, _hello()))
+        assert _answer(sock).kind == "hello"
+        sock.sendall(HEADER.pack(MAX_HELLO + 1))
+        assert is_closed(sock)
+    assert not meeting.sessions
+
+
+def test_a_frame_before_hello_is_a_small_one_for_who_dials(dialled: Dialled) -> None:
+    dialled.sock.sendall(HEADER.pack(MAX_HELLO + 1))
+    assert is_closed(dialled.sock)
+
+
+def test_a_member_says_large_frames(place: HostPort, meeting: Meeting) -> None:
+    heard: list[Message] = []
+    meeting.on_message = lambda _session, message, _fds: heard.append(message)
+    with connect(place) as sock:
+        seals = prove(sock)
+        large = Mismatch(link=1, reason="x" * 4096)
+        sock.sendall(b"".join(framed(seals, each) for each in (_hello(), Welcome(), large)))
+        assert [_answer(sock).kind for _ in range(2)] == ["hello", "idle"]
+        sock.sendall(framed(seals, large))
+        deadline = time.monotonic() + SECONDS
+        while len(heard) < 2:
+            assert time.monotonic() < deadline
+    assert heard == [large, large]
+
+
+def test_proof_and_hello_share_one_time(place: HostPort, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a new one after the proof: who has the key and stalls is a stranger."""
+    asked: list[float] = []
+    later = Reactor.later
+
+    def noting(self: Reactor, delay: float, call: Callable[[], object]) -> Timer:
+        asked.append(delay)
+        return later(self, delay, call)
+
+    monkeypatch.setattr(Reactor, "later", noting)
+    with connect(place) as sock:
+        time.sleep(1)
+        prove(sock)
+        deadline = time.monotonic() + SECONDS
+        while not any(0 < seconds < HANDSHAKE_SECONDS for seconds in asked):
+            assert time.monotonic() < deadline
+    assert min(s for s in asked if s > 0.1) <= HANDSHAKE_SECONDS - 0.5
+
+
+@pytest.mark.parametrize("says_hello", [False, True])
+@pytest.mark.parametrize(
+    ("hosts", "most"), [(_hosts(1), MAX_MET_PER_HOST), (_hosts(8), MAX_MET)], ids=["one", "many"]
+)
+def test_who_proves_the_key_and_becomes_no_session_has_few_places(
+    place: HostPort, reactor: Reactor, meeting: Meeting, caplog: pytest.LogCaptureFixture,
+    hosts: list[str], most: int, says_hello: bool,
+) -> None:  # fmt: skip
+    assert meeting.remote is not None
+    met = meeting.remote._met
+    with ExitStack() as stack, caplog.at_level(logging.WARNING, "datadist.control"):
+        for number in range(2 * most):
+            sock = stack.enter_context(_from(place, hosts[number % len(hosts)]))
+            seals = prove(sock)
+            if says_hello:
+                sock.sendall(framed(seals, _hello(incarnation=f"{number:032x}")))
+                assert _answer(sock).kind == "hello"
+            assert reactor.call(lambda: len(met), SECONDS) <= most
+        engine = stack.enter_context(_from(place, "127.0.0.99"))
+        engine.sendall(framed(prove(engine), _hello()))
+        assert _answer(engine).kind == "hello"
+    assert 1 <= len(_warnings(caplog, "that are no session yet")) <= len(hosts)
+
+
+def test_an_engine_that_dials_again_has_one_place(
+    place: HostPort, reactor: Reactor, meeting: Meeting
+) -> None:
+    assert meeting.remote is not None
+    met = meeting.remote._met
+    with ExitStack() as stack:
+        socks = [stack.enter_context(connect(place)) for _ in range(4)]
+        for sock in socks:
+            sock.sendall(framed(prove(sock), _hello()))
+            assert _answer(sock).kind == "hello"
+        assert all(is_closed(sock) for sock in socks[:-1])
+        assert reactor.call(lambda: len(met), SECONDS) == 1
+        elsewhere = stack.enter_context(_from(place, "127.0.0.2"))
+        elsewhere.sendall(framed(prove(elsewhere), _hello()))
+        assert _answer(elsewhere).kind == "hello"
+        assert reactor.call(lambda: len(met), SECONDS) == 2
+
+
+def _become_session(stack: ExitStack, place: HostPort, host: str, number: int) -> socket.socket:
+    sock = stack.enter_context(_from(place, host))
+    seals = prove(sock)
+    hello = _hello(incarnation=f"{number:032x}", cluster_id=number + 10)
+    sock.sendall(framed(seals, hello) + framed(seals, Welcome()))
+    assert _answer(sock).kind == "hello"
+    return sock
+
+
+@pytest.mark.parametrize(
+    ("hosts", "most"),
+    [(_hosts(1), MAX_UNNEEDED_PER_HOST), (_hosts(8), MAX_UNNEEDED)],
+    ids=["one", "many"],
+)
+def test_sessions_that_no_link_needs_are_few(
+    place: HostPort, reactor: Reactor, meeting: Meeting, caplog: pytest.LogCaptureFixture,
+    hosts: list[str], most: int,
+) -> None:  # fmt: skip
+    """And one that a link needs is not among them."""
+    with ExitStack() as stack, caplog.at_level(logging.WARNING, "datadist.control"):
+        needed = _become_session(stack, place, "127.0.0.1", 0)
+        assert _answer(needed).kind == "idle"
+        (session,) = meeting.sessions.values()
+        reactor.call(lambda: meeting.hold(session, "a link"), SECONDS)
+        for number in range(1, 2 * most):
+            sock = _become_session(stack, place, hosts[number % len(hosts)], number)
+            assert _answer(sock).kind == "idle"
+            assert reactor.call(lambda: len(meeting.sessions), SECONDS) <= most + 1
+        assert not session.closed
+    assert 1 <= len(_warnings(caplog, "that no link needs")) <= len(hosts)
+
+
+def test_one_host_has_so_many_sessions(
+    place: HostPort, reactor: Reactor, meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datadist.control.remote.MAX_SESSIONS_PER_HOST", 3)
+    with ExitStack() as stack:
+        for number in range(3):
+            sock = _become_session(stack, place, "127.0.0.1", number)
+            assert _answer(sock).kind == "idle"
+            session = meeting.sessions[f"{number:032x}"]
+            reactor.call(partial(meeting.hold, session, "a link"), SECONDS)
+        refused = stack.enter_context(connect(place))
+        prove(refused)
+        assert is_closed(refused)
+        _become_session(stack, place, "127.0.0.2", 9)
+
+
+def test_members_are_expected_where_they_were_named(reactor: Reactor, meeting: Meeting) -> None:
+    assert meeting.remote is not None
+    remote = meeting.remote
+    remote.expect("table", ["10.0.0.1", "::ffff:10.0.0.2", "a name", None, "x.x.x.x", "fe80::1%lo"])
+    remote.expect("call", ["10.0.0.1"])
+    for host in ("10.0.0.1", "10.0.0.2", "fe80::1"):
+        assert remote.expects(host)
+    assert not remote.expects("10.0.0.3")
+    remote.forget("table")
+    assert [remote.expects(host) for host in ("10.0.0.1", "10.0.0.2")] == [True, False]
+    remote.forget("call")
+    remote.forget("call")
+    assert not remote.expects("10.0.0.1")

@@ -6,15 +6,27 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 
 import pytest
 
+from datadist.control import listener
 from datadist.control.channel import Handshake
 from datadist.control.hostport import HostPort
-from datadist.control.listener import MAX_HANDSHAKES, MAX_HANDSHAKES_PER_HOST
 from datadist.control.tcp import HANDSHAKE_SECONDS
+from tests.crowd import KINDS, Crowd
+from tests.nodes import Here, Node
 from tests.tcp_server import KEY, SECONDS, Server, connect, is_closed, prove
+
+PLACES = 64
+
+
+@pytest.fixture(autouse=True)
+def few_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many there are depends on the limit of descriptors."""
+    monkeypatch.setattr(listener, "MAX_HANDSHAKES", PLACES)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +77,7 @@ def _stranger(place: HostPort, host: int) -> socket.socket:
     return socket.create_connection(place, SECONDS, source_address=(f"127.0.0.{host}", 0))
 
 
-@pytest.mark.parametrize("hosts", [1, MAX_HANDSHAKES // MAX_HANDSHAKES_PER_HOST + 2])
+@pytest.mark.parametrize("hosts", [1, 6])
 def test_strangers_who_hold_all_places_keep_no_engine_out(
     server: Server, hosts: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -73,7 +85,7 @@ def test_strangers_who_hold_all_places_keep_no_engine_out(
     with caplog.at_level(logging.WARNING, "datadist.control"), ExitStack() as crowd:
         held = [
             crowd.enter_context(_stranger(server.place, host + 1))
-            for _ in range(2 * MAX_HANDSHAKES_PER_HOST)
+            for _ in range(2 * PLACES // hosts)
             for host in range(hosts)
         ]
         for host in (1, 99):
@@ -89,7 +101,7 @@ def test_the_crowd_of_one_host_is_at_its_own_expense(server: Server) -> None:
         slow = crowd.enter_context(_stranger(server.place, 99))
         shake = Handshake(KEY, True)
         slow.sendall(shake.begin())
-        for _ in range(3 * MAX_HANDSHAKES_PER_HOST):
+        for _ in range(2 * PLACES):
             crowd.enter_context(_stranger(server.place, 1))
         while shake.seals is None:
             slow.sendall(shake.feed(slow.recv(shake.wanted)) or b"")
@@ -106,7 +118,7 @@ def test_a_flood_delays_an_engine_and_does_not_keep_it_out(server: Server) -> No
                 sock.settimeout(0.5)
                 sock.recv(1)
 
-    strangers = [threading.Thread(target=flood) for _ in range(2 * MAX_HANDSHAKES_PER_HOST)]
+    strangers = [threading.Thread(target=flood) for _ in range(32)]
     for stranger in strangers:
         stranger.start()
     try:
@@ -120,3 +132,53 @@ def test_a_flood_delays_an_engine_and_does_not_keep_it_out(server: Server) -> No
         over.set()
         for stranger in strangers:
             stranger.join()
+
+
+# -- a crowd of many hosts ---------------------------------------------------------------------
+
+HOSTS, EACH = 300, 3
+
+
+def _start(start_node: Callable[..., Node], place: HostPort, kinds: tuple[str, ...]) -> Node:
+    """A process with strangers from so many addresses; all of them have come when it returns."""
+    node = start_node()
+    node.do(_begin, place, kinds)
+    return node
+
+
+def _begin(here: Here, place: HostPort, kinds: tuple[str, ...]) -> None:
+    here.any["crowd"] = Crowd(place, HOSTS, EACH, kinds)
+    assert here.any["crowd"].settled.wait(SECONDS)
+
+
+def _has_sessions(server: Server, count: int) -> bool:
+    return len(server.sessions) == count
+
+
+def _tries(here: Here) -> int:
+    return int(here.any["crowd"].tries.total())
+
+
+@pytest.mark.parametrize("kinds", [(kind,) for kind in KINDS[:3]] + [KINDS[:3]])
+def test_an_engine_gets_in_at_once_whatever_crowd_of_hosts_there_is(
+    server: Server, start_node: Callable[..., Node], kinds: tuple[str, ...]
+) -> None:
+    """With its first connection, among those who come again as soon as they are shown out."""
+    crowd = _start(start_node, server.place, kinds)
+    came = crowd.do(_tries)
+    for number in range(1, 11):
+        with _stranger(server.place, 1) as sock:
+            prove(sock)
+            server.wait(partial(_has_sessions, server, number))
+    assert crowd.do(_tries) > came, "they did not come again"
+
+
+def test_an_engine_of_an_expected_host_gets_in_among_those_who_know_the_protocol(
+    server: Server, start_node: Callable[..., Node]
+) -> None:
+    server.expected.add("127.0.0.1")
+    _start(start_node, server.place, KINDS)
+    for number in range(1, 11):
+        with _stranger(server.place, 1) as sock:
+            prove(sock)
+            server.wait(partial(_has_sessions, server, number))
