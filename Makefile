@@ -10,7 +10,7 @@ SOURCES := conftest.py .ci/tests datadist plugins/shm/datadist_shm plugins/shm/t
 PARALLEL := -n auto --maxprocesses 8
 
 .PHONY: help setup demo test test-roce lint types check check-fast check-long coverage soak fuzz \
-	sanitize cross clean
+	hostile sanitize cross clean
 
 help:
 	@echo "make demo    link a prompt and a decoder and move a KV cache between them"
@@ -18,10 +18,11 @@ help:
 	@echo "make test-roce  run the tests of the rdma backend in virtual machines with soft-RoCE"
 	@echo "make check   lint, types and tests"
 	@echo "make check-fast  what says most within some minutes: lint, types, the tests marked fast"
-	@echo "make check-long  what need not be seen every day: longer soak and fuzzing, make cross"
+	@echo "make check-long  what need not be seen every day: longer soak and fuzzing, make hostile, make cross"
 	@echo "make coverage    run all tests and report which lines and branches of core they miss"
 	@echo "make soak    random links, transfers and kills; every byte of every kind verified (MINUTES, SEED)"
 	@echo "make fuzz    coverage-guided fuzzing of parsers, of the handshake and of a live engine (SECONDS per target)"
+	@echo "make hostile  three honest members beside one that does its worst: times with and without it"
 	@echo "make sanitize  tests of the native code under sanitizers"
 	@echo "make cross   compile the native code of shm for aarch64 and check it under an emulator"
 	@echo "make clean   remove the virtual environment and what was built"
@@ -62,6 +63,7 @@ check-fast: lint types
 check-long: cross
 	$(MAKE) fuzz SECONDS=300
 	$(MAKE) soak MINUTES=30
+	$(MAKE) hostile
 
 coverage: setup
 	$(BIN)/coverage erase
@@ -71,6 +73,9 @@ coverage: setup
 
 soak: setup
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+hostile: setup
+	$(BIN)/python -m tests.hostile $(ARGS)
 
 fuzz: setup
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet atheris

@@ -168,7 +168,7 @@ class Links:
             view.send(Mismatch(link=theirs.link, reason=why[:4000]))
 
     def on_mismatch(self, view: PeerView, message: Mismatch) -> None:
-        """A peer found that our domain can not match its own."""
+        """A member found that our domain can not match its own; others have no say in it."""
         domain = self.domains.get(message.link)
         if domain is not None and domain.waiting and view.session.cluster_id in domain.others:
             self.fail(domain, message.reason)

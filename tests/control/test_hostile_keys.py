@@ -7,9 +7,9 @@ import time
 
 import numpy as np
 
-from datadist import CacheDesc, CacheKey, DataType, LLMStatusCode
+from datadist import CacheDesc, CacheKey, DataType, LLMStatusCode, RegisterMemStatus
 from datadist.caches.directory import KeyName
-from datadist.control.messages import Ack, Consume, Directory, Sync
+from datadist.control.messages import Ack, Consume, Directory, Mismatch, Sync
 from datadist.engine.engine import Engine as Core
 from tests import nodes
 from tests.hosted import BASE, PAIR, SIZE, TABLE, Engine
@@ -102,3 +102,18 @@ def test_what_a_peer_says_that_it_pulled(engine: Engine) -> None:
     assert consume(pooled.cache_id, mine, 0, LARGEST) == [False, True]
     engine.works()
     stranger.close()
+
+
+def test_who_is_no_member_cannot_fail_a_link(engine: Engine) -> None:
+    """Nor a member of another domain, though it knows the number of the link."""
+    comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
+    stranger = engine.stranger(cluster=7)
+    stranger.say(Mismatch(link=comm_id, reason="it says so"))
+    _was_heard(stranger)
+    assert engine.api.query_register_mem_status(comm_id) is RegisterMemStatus.PREPARING
+    member = engine.stranger(1)
+    member.say(Mismatch(link=comm_id, reason="it says so"))
+    _was_heard(member)
+    assert engine.api.query_register_mem_status(comm_id) is RegisterMemStatus.FAILED
+    assert engine.api.link_error(comm_id) == "it says so"
+    engine.api.unlink(comm_id)
