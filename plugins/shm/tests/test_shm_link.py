@@ -232,6 +232,23 @@ def test_after_the_owner_closed_nothing_is_written(writing: Pair) -> None:
     assert writing.ask("sum")[1] == 7
 
 
+def test_a_member_that_keeps_its_mapping_can_use_it_after_the_owner_closed(writing: Pair) -> None:
+    """No mapping can be taken away: the fence stops who keeps to it (SECURITY.md, shm)."""
+    with mmap.mmap(writing.fds[0], SIZE) as kept:
+        assert writing.ask("close") == [[]]
+        assert kept[0] == 7
+        kept[0] = 9
+        assert writing.ask("sum")[1] == 9
+
+
+def test_a_member_that_keeps_its_mapping_can_read_and_not_write(reading: Pair) -> None:
+    with mmap.mmap(reading.fds[0], SIZE, prot=mmap.PROT_READ) as kept:
+        assert reading.ask("close") == [[]]
+        assert kept[SIZE - 1] == 7
+        with pytest.raises(TypeError, match="readonly"):
+            kept[0] = 9
+
+
 def test_a_writer_that_stopped_inside_is_reported(writing: Pair) -> None:
     fence = writing.links[0]._paths[1].fence
     assert fence is not None
