@@ -212,7 +212,7 @@ def comes_again(member: Member) -> Iterator[None]:
     number = int(time.monotonic() * 1e6)
     while True:
         number += 1
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # it takes no more, or has ended
             Member(member.target, number).close()
         yield
 
