@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from datadist.base.deferred import Deferred
 from datadist.base.enums import NamedInt
@@ -43,6 +43,7 @@ __all__ = [
     "Availability",
     "Capabilities",
     "Group",
+    "InFlight",
     "Link",
     "LinkError",
     "Offer",
@@ -88,8 +89,25 @@ class Access(Enum, metaclass=NamedMembers):
     READ_WRITE = "read_write"
 
 
+class InFlight(Protocol):
+    """A read or write that goes on although its call has ended."""
+
+    def settled(self) -> bool:
+        """Whether nothing of it touches memory any more. From any thread, never blocks."""
+
+
 class TransportError(Portable):
     """Root of everything a transport raises on purpose; can be pickled, subclasses too."""
+
+    in_flight: InFlight | None = None
+    """Set by a read or write that could not be stopped: core keeps the local ranges from being used
+    again, and after a write keeps the peer waiting for us, until it has settled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without what is in flight here."""
+        make, (kind, args, state) = super().__reduce__()
+        state.pop("in_flight", None)
+        return make, (kind, args, state)
 
 
 class RegistrationError(TransportError):
@@ -351,7 +369,7 @@ class Link(ABC):
         No byte moves when a remote range is outside the offer: :class:`AddressError`, after which
         the link goes on. Raises :class:`TransferTimeout`, :class:`PeerLost`,
         :class:`TransferError`; after each of them nothing that this call started touches our
-        memory any more.
+        memory any more, unless its :attr:`~TransportError.in_flight` says otherwise.
         """
 
     @abstractmethod

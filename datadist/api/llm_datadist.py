@@ -235,13 +235,11 @@ class LLMDataDist:
     def link_error(self, comm_id: int) -> str | None:
         """Why a domain FAILED, or which members an OK one has lost; None when all is well.
 
+        Also which of its transfers go on although their calls have ended, since a page does not come.
+
         Raises as :meth:`query_register_mem_status`.
         """
-        domain = self._check_comm_id(comm_id, "link_error").domain(comm_id)
-        if domain.reason is not None:
-            return domain.reason
-        gone = domain.attempt.gone if domain.attempt else {}
-        return "; ".join(gone[rank] for rank in sorted(gone)) or None
+        return self._check_comm_id(comm_id, "link_error").link_error(comm_id)
 
     def _check_comm_id(self, comm_id: int, method: str) -> Engine:
         engine = self._initialised()

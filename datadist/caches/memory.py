@@ -18,6 +18,7 @@ from itertools import pairwise
 
 from datadist.caches.pool import PagePool, PoolExhausted
 from datadist.caches.pool_config import PoolConfig
+from datadist.caches.quarantine import Quarantine
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import Offer, Placement, Region, Transport
 from datadist.transports.defects import text_of
@@ -46,6 +47,7 @@ class Memory:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+        self.quarantine = Quarantine()
         self._lock = threading.Lock()
         self._returned = threading.Condition(self._lock)
         self._ids = itertools.count(1)

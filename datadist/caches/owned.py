@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import TypeAlias
 
@@ -301,26 +302,48 @@ class OwnDirectory:
                 cache.bindings.clear()
                 self._drop(cache)
                 return
+        self._check_settled(cache)
+        with self._lock:
+            if cache_id not in self._caches:
+                return
             targets = self._forget(cache_id)
         gone = threading.Event()
         self.revocations.when_acked(targets, gone.set)
         if not gone.wait(timeout) and certain:
-            self._restore(cache, targets)
+            self._refuse_late(cache, targets)
         with self._lock:
             while cache.pins:  # local transfers, which have deadlines of their own
                 self._unpinned.wait(timeout)
+        try:
+            self._check_settled(cache)  # one that was pinned may have left something
+        except LLMException:
+            self._restore(cache)
+            raise
         self._memory.unregister(cache.regions)
 
-    def _restore(self, cache: OwnCache, targets: dict[PeerView, int]) -> None:
+    def _check_settled(self, cache: OwnCache) -> None:
+        kept = self._memory.quarantine.touching(cache.layout.bases, cache.layout.tensor_size)
+        if kept is not None:
+            raise LLMException(
+                f"cache {cache.cache_id} stays registered: {kept} (a page does not come: userfaultfd, "
+                "or a file system that hangs); do not free that memory, and try again when the page "
+                "has come or the peer has ended",
+                status_code=LLMStatusCode.LLM_FAILED,
+            )
+
+    def _restore(self, cache: OwnCache) -> None:
+        with self._lock:
+            self._caches[cache.cache_id] = cache
+            self._changes += 1
+            self._update(cache)
+
+    def _refuse_late(self, cache: OwnCache, targets: dict[PeerView, int]) -> None:
         late = [
             f"cluster {view.session.cluster_id} ({view.session.peer})"
             for view, seq in targets.items()
             if view.seq_acked < seq and not view.gone
         ]
-        with self._lock:
-            self._caches[cache.cache_id] = cache
-            self._changes += 1
-            self._update(cache)
+        self._restore(cache)
         raise LLMException(
             f"cache {cache.cache_id} stays registered: {', '.join(late)} did not confirm that it "
             "has stopped writing (is it stopped?); try again when it answers or has ended",
@@ -423,8 +446,17 @@ class OwnDirectory:
     def _free_if_unused(self, cache: OwnCache) -> None:
         self._unpinned.notify_all()
         if cache.let_go and not cache.pins:
+            layout = cache.layout
+            if self._memory.quarantine.defers(
+                layout.bases, layout.tensor_size, partial(self._free_later, cache)
+            ):
+                return
             cache.let_go = False
             self._memory.give_back(cache.layout.placement, cache.layout.bases)
+
+    def _free_later(self, cache: OwnCache) -> None:
+        with self._lock:
+            self._free_if_unused(cache)
 
     def _publish(
         self, upsert: list[Entry], remove: list[int], unbind: Sequence[tuple[int, int]] = ()

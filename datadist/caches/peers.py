@@ -246,6 +246,16 @@ class PeerView:
         if self._deferred:
             self._acknowledge_deferred()
 
+    def prolong(self, token: int) -> None:
+        """Note a transfer that goes on beyond a call that is under way; ends with :meth:`end_pull`.
+
+        What waits for any call by now waits for it as well.
+        """
+        with self.lock:
+            self.pulls.add(token)
+            for pulls, _ in self._deferred:
+                pulls.add(token)
+
     def _acknowledge_deferred(self) -> None:
         """Sent before it is crossed out: rather twice than not at all, where a signal interrupts."""
         done = None

@@ -9,6 +9,7 @@ next turn, after the others. Nothing here may block, or start a thread: what may
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import heapq
 import itertools
 import logging
@@ -32,6 +33,9 @@ T = TypeVar("T")
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
+WAKE = ctypes.PyDLL(None).eventfd_write
+"""Keeps the GIL, as it never blocks: who lets it go beside many busy threads gets it back late."""
+WAKE.argtypes = ctypes.c_int, ctypes.c_uint64
 CROWDED = 64
 """From so many timers on it is worth to look for cancelled ones."""
 HELPERS = 2
@@ -93,7 +97,7 @@ class Reactor:
         if not self.inside() and self._wake >= 0:  # a forked child must not touch the lock
             with self._waking:  # once stopped, the number may be another file's
                 if self._wake >= 0:
-                    os.eventfd_write(self._wake, 1)
+                    WAKE(self._wake, 1)
 
     def call(self, function: Callable[[], T], timeout: float) -> T:
         """Run ``function`` on the reactor and return its result or raise its exception.

@@ -22,6 +22,7 @@ from datadist.caches.element_types import ElementTypes
 from datadist.caches.memory import Memory
 from datadist.caches.owned import OwnDirectory
 from datadist.caches.peers import PeerView
+from datadist.caches.quarantine import SWEEP_SECONDS
 from datadist.control.account import MAX_TABLES
 from datadist.control.job import described
 from datadist.control.meeting import EndpointError, Meeting
@@ -36,9 +37,9 @@ from datadist.engine.options import EngineOptions
 from datadist.engine.starting import check_descriptors, start_transport, system_errors
 from datadist.engine.stats import link_stats, pool_stats
 from datadist.links.building import CLOSE_SECONDS, Builder
-from datadist.links.cluster_calls import ClusterCalls
+from datadist.links.cluster_calls import ClusterCalls, Removed
 from datadist.links.clusters import Clusters
-from datadist.links.domain import Domain, TableDomain
+from datadist.links.domain import Attempt, Domain, TableDomain
 from datadist.links.duplicates import REMEDY, Duplicates
 from datadist.links.links import Links
 from datadist.links.rendezvous import Rendezvous
@@ -222,7 +223,9 @@ class Engine:
             self._drain,
             self.verification.compare if self.options.checksum else None,
             self.transport.capabilities.watches_control,
+            self.memory.quarantine,
         )
+        self.memory.quarantine.on_kept = lambda: self._reactor.post(self._sweep)
         self.shortcuts = Shortcuts(self.transfers, self.owned)
         types = ElementTypes(self.cluster_id, self.options.check_types)
         self.pulls = Pulls(
@@ -232,6 +235,23 @@ class Engine:
         self.fetches = Fetches(self.transfers, self.owned, types)
         stack.callback(self.fetches.close)
         self.copies = Copies(self.transport, self.owned, types)
+
+    def _sweep(self) -> None:
+        """Look again and again whether what transfers have left has settled; on the reactor."""
+        if self.memory.quarantine.sweep():
+            self._reactor.later(SWEEP_SECONDS, self._sweep)
+
+    def link_error(self, comm_id: int) -> str | None:
+        """Why a domain FAILED, whom an OK one has lost, and what of it does not end.
+
+        Raises LLM_NOT_YET_LINK for an unknown id.
+        """
+        domain = self.domain(comm_id)
+        if domain.reason is not None or domain.attempt is None:
+            return domain.reason
+        gone = domain.attempt.gone
+        texts = [gone[rank] for rank in sorted(gone)]
+        return "; ".join(texts + self.memory.quarantine.texts(domain.attempt)) or None
 
     def _all_domains(self) -> list[Domain]:
         return [*list(self._links.domains.values()), *list(self._clusters.pairs.values())]
@@ -406,7 +426,9 @@ class Engine:
         self._builder.wait_for_dropped(CLOSE_SECONDS, domain)  # a failed one may still be closing
 
     def _leave(self, domain: TableDomain, patience: float) -> None:
-        attempt = self._call(lambda: self._links.remove(domain))
+        self._close(domain, self._call(lambda: self._links.remove(domain)), patience)
+
+    def _close(self, domain: TableDomain, attempt: Attempt | None, patience: float) -> None:
         if attempt is not None:
             try:
                 self._builder.close(attempt, patience)
@@ -488,6 +510,8 @@ class Engine:
                 self._leave_all()
                 self._flush()
                 self._builder.wait_for_dropped(FLUSH_SECONDS)
+                for text in self.memory.quarantine.texts():
+                    log.error("finalize: %s: do not free it before this process ends", text)
         except Exception:
             log.exception("finalize did not end cleanly; please report it")
         finally:
@@ -504,14 +528,19 @@ class Engine:
             )
 
     def _leave_all(self) -> None:
-        for domain in list(self._links.domains.values()):
+        """All links at once: each step between threads costs a turn of every thread that computes."""
+        left, pairs = self._call(self._remove_all)
+        for domain, attempt in left:
             try:
-                self._leave(domain, patience=0.0)
+                self._close(domain, attempt, patience=0.0)
             except LLMException as error:
-                if error.status_code is not LLMStatusCode.LLM_UNLINK_FAILED:
-                    raise  # the control thread does not answer: it would not for the next one
                 log.warning("finalize: %s", error)
-        self.clusters.close_all()
+        self.clusters.close_all(pairs)
+
+    def _remove_all(self) -> tuple[list[tuple[TableDomain, Attempt | None]], Removed]:
+        domains = list(self._links.domains.values())
+        left = [(domain, self._links.remove(domain)) for domain in domains]
+        return left, self.clusters.remove_all()
 
     def _flush(self) -> None:
         """Let peers hear that we leave, and say that none of them reads our memory any more."""

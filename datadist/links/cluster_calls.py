@@ -7,13 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from datadist.base.calls import Calls
 from datadist.caches.revocations import Revocations
 from datadist.links.building import Builder
 from datadist.links.clusters import Call, Clusters
-from datadist.links.domain import PairDomain
+from datadist.links.domain import Attempt, PairDomain
 from datadist.status import LLMStatusCode
 from datadist.transports.defects import text_of
 
@@ -21,6 +21,9 @@ log = logging.getLogger("datadist.link")
 
 GRACE_SECONDS = 1.0
 """How much later than its deadline a pair may be settled; never reached unless we are stopped."""
+
+Removed: TypeAlias = "list[tuple[PairDomain, Attempt | None]]"
+"""Pairs that were taken out, and what of them has yet to be closed."""
 
 
 @dataclass(frozen=True)
@@ -101,22 +104,32 @@ class ClusterCalls:
         with self._calls.under_way():
             attempt, told = self._call(lambda: self._clusters.remove(pair))
             self._revocations.when_acked(told, confirmed.set)
-            if attempt is not None:
-                try:
-                    self._builder.close(attempt, seconds if wait else 0.0)
-                except Exception as error:
-                    log.error("%s: closing it failed: %s", pair, text_of(error, attempt.link))
-                    return LLMStatusCode.LLM_UNLINK_FAILED
+            if not self._shut_down(pair, attempt, seconds if wait else 0.0):
+                return LLMStatusCode.LLM_UNLINK_FAILED
         if wait and not confirmed.wait(seconds):
             log.error("%s: the peer did not confirm the end in time", pair)
             return LLMStatusCode.LLM_TIMEOUT
         return LLMStatusCode.LLM_SUCCESS
 
-    def close_all(self) -> None:
-        """End every pair without waiting for peers (finalize)."""
-        self._call(self._clusters.end_calls)
-        for pair in list(self._clusters.pairs.values()):
-            self.close(pair, 0.0, wait=False)
+    def _shut_down(self, pair: PairDomain, attempt: Attempt | None, patience: float) -> bool:
+        if attempt is not None:
+            try:
+                self._builder.close(attempt, patience)
+            except Exception as error:
+                log.error("%s: closing it failed: %s", pair, text_of(error, attempt.link))
+                return False
+        return True
+
+    def remove_all(self) -> Removed:
+        """End calls and take every pair out (finalize); on the reactor."""
+        self._clusters.end_calls()
+        pairs = list(self._clusters.pairs.values())
+        return [(pair, self._clusters.remove(pair)[0]) for pair in pairs]
+
+    def close_all(self, removed: Removed) -> None:
+        """Close the links of these pairs, without waiting for peers."""
+        for pair, attempt in removed:
+            self._shut_down(pair, attempt, 0.0)
 
 
 def _settle(target: Target, call: Call | None) -> LLMStatusCode:

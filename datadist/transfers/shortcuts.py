@@ -31,6 +31,7 @@ from datadist.transfers.plan import (
 )
 from datadist.transfers.resolve import Route
 from datadist.transfers.transfer import AT_ONCE, SURE_SECONDS, Transfers
+from datadist.transport import TransportError
 
 MOST = 256
 FEW_BYTES = 256 << 10
@@ -243,6 +244,8 @@ class Shortcuts:
             view.end_pull(token)  # as _end, without the call
             self._owned.unpin(way.cache, token)
         except BaseException as error:
+            if isinstance(error, TransportError):
+                transfers.keep(way.route, error, local, length, write=False)
             way.view.pulls.discard(token)  # in C: no handler of a signal comes before these
             way.cache.pins.discard(token)
             self._end(way, token)

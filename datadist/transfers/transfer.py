@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
 
 from datadist.base.texts import in_seconds
 from datadist.caches.owned import OwnCache
-from datadist.caches.peers import PeerView
+from datadist.caches.peers import TOKENS, PeerView
+from datadist.caches.quarantine import Kept, Quarantine
 from datadist.control.messages import Entry
 from datadist.control.session import Session
 from datadist.links.counters import Counters, Tally
@@ -54,6 +55,7 @@ class Transfers:
         drain: Callable[[Session, float], bool],
         verify: Callable[[Route, Segments, float], None] | None = None,
         watches_control: bool = False,
+        quarantine: Quarantine | None = None,
     ) -> None:
         self._own_cluster = own_cluster
         self.timeout = timeout
@@ -64,6 +66,7 @@ class Transfers:
         self._verify = verify
         self.watches_control = watches_control and verify is None
         """Whether a read says what arrived meanwhile; not where more than the read has to be done."""
+        self._quarantine = Quarantine() if quarantine is None else quarantine
         self.counters = Counters()
         """Of all links there were."""
         self.counting = threading.Lock()
@@ -147,7 +150,11 @@ class Transfers:
                     before()
                 seconds = max(0.0, deadline - monotonic())
                 operate = link.write if write else link.read
-                operate(rank, segments.local, segments.remote, segments.length, seconds)
+                try:
+                    operate(rank, segments.local, segments.remote, segments.length, seconds)
+                except TransportError as error:
+                    self.keep(route, error, segments.local, segments.length, write)
+                    raise
                 if not write:
                     self._check_kept(route, source, deadline)
                 if self._verify is not None:
@@ -206,6 +213,27 @@ class Transfers:
                 status_code=LLMStatusCode.LLM_TIMEOUT,
             )
 
+    def keep(
+        self, route: Route, error: Exception, local: Iterable[int], length: Iterable[int],
+        write: bool,
+    ) -> None:  # fmt: skip
+        """Keep the local ranges of a transfer that goes on; while the call still holds its tokens.
+
+        The peer of a write is told that we have stopped only when it has settled.
+        """
+        flight = getattr(error, "in_flight", None)
+        if flight is None:
+            return
+        cluster = route.attempt.members[route.rank].cluster_id
+        what = "push to" if write else "pull from"
+        text = f"a {what} cluster {cluster} over {route.domain}"
+        kept = Kept(flight, list(local), list(length), route.attempt, text)
+        if write:
+            token = next(TOKENS)
+            route.view.prolong(token)
+            kept.release = lambda: route.view.end_pull(token)
+        self._quarantine.keep(kept)
+
     def tallies(self, route: Route, push: bool) -> tuple[Tally, Tally]:
         """Where operations over a link are counted: for that link, and for all."""
         link, total = route.attempt.counters[route.rank], self.counters
@@ -236,6 +264,11 @@ class Transfers:
         if isinstance(error, TransferError) and not error.link_usable:
             text = route.attempt.gone.setdefault(route.rank, f"cluster {cluster}: {text}")
             text += "; unlink and link again"
+        if getattr(error, "in_flight", None) is not None:
+            text += (
+                "; a page of either end does not come (userfaultfd, or a file system that hangs), so "
+                "the transfer goes on, and its memory here is not used again until it has settled"
+            )
         status = next((s for t, s in STATUS_OF if isinstance(error, t)), LLMStatusCode.LLM_FAILED)
         return LLMException(
             f"the {what} cluster {cluster} over {route.domain} failed: {text}", status_code=status

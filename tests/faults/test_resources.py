@@ -13,13 +13,22 @@ from typing import Any
 
 import pytest
 
-from datadist import CacheKeyByIdAndIndex
+from datadist import (
+    BlocksCacheKey,
+    CacheDesc,
+    CacheKeyByIdAndIndex,
+    DataType,
+    LLMDataDist,
+    LLMRole,
+)
 from tests import nodes, torn
 from tests.faults import stage
 from tests.nodes import MIB, Node, RemoteError
 
 Start = Callable[..., Node]
 PAIR = {1: 0, 2: 1}
+LARGE_BLOCKS = 960
+USAGES = "memory.usage_in_bytes", "memory.current"
 CGROUPS = {"/sys/fs/cgroup/memory": "memory.limit_in_bytes", "/sys/fs/cgroup": "memory.max"}
 """Where groups of either version are made, and how they are limited."""
 
@@ -201,6 +210,53 @@ def test_a_process_beyond_its_memory_cgroup_is_killed_and_peers_notice(
 
 def _devour(here: nodes.Here, size: int) -> None:
     here.any["memory"] = b"x" * size
+
+
+def test_a_peers_pool_costs_no_memory_of_ours(start_node: Start, cgroup: Path) -> None:
+    """Right after its init, when its owner is still making its pages; and what is never made."""
+    we = start_node(2, pool=MIB)
+    (cgroup / "cgroup.procs").write_text(str(we.pid))
+    owner = start_node(1, pool=512 * MIB)
+    late = start_node()
+    late.do(_init_without_pages, 3, 512 * MIB)
+    for node in (owner, late):
+        node.do(_make_large)
+    we.do(nodes.make, "c", "blocks", [1, MIB // 8], 1)
+    for node, cluster in ((owner, 1), (late, 3)):
+        _link_to(node, we, cluster)
+        we.do(_pull_everything, cluster)
+    usage = next(p for p in map(cgroup.joinpath, USAGES) if p.exists())
+    assert int(usage.read_text()) < 128 * MIB
+    we.kill()
+
+
+def _link_to(owner: Node, we: Node, cluster: int) -> None:
+    mapping = {2: 0, 3: 1} if cluster == 3 else PAIR
+    owner.begin(nodes.link_and_wait, f"to {cluster}", mapping)
+    we.do(nodes.link_and_wait, f"to {cluster}", mapping)
+    owner.result()
+
+
+def _init_without_pages(here: nodes.Here, cluster: int, size: int) -> None:
+    here.engine = LLMDataDist(LLMRole.MIX, cluster)
+    here.engine.init(
+        {
+            "llm.EnableCacheManager": "1",
+            "llm.TransferBackend": "shm",
+            "llm.MemPoolConfig": f'{{"memory_size": {size}, "page_shift": 12}}',
+            "datadist.shm.populate": "0",
+        }
+    )
+
+
+def _make_large(here: nodes.Here) -> None:
+    desc = CacheDesc(1, [LARGE_BLOCKS, MIB // 2], DataType.DT_UINT8)
+    here.live.cache_manager.allocate_blocks_cache(desc, BlocksCacheKey(here.live.cluster_id))
+
+
+def _pull_everything(here: nodes.Here, cluster: int) -> None:
+    for block in range(LARGE_BLOCKS):
+        here.live.cache_manager.pull_blocks(BlocksCacheKey(cluster), here.caches["c"], [block], [0])
 
 
 # -- the owner's memory ----------------------------------------------------------------------

@@ -29,6 +29,7 @@ class Fence:
             os.ftruncate(self._fd, PAGE)
             fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, RESIZE_SEALS)
             self._mapping = Mapping(self._fd, PAGE, writable=True)
+            self._mapping.make_pages(1, 0, PAGE)  # ours, not the writer's
         except BaseException:
             os.close(self._fd)
             raise

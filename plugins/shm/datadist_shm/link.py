@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import select
@@ -9,7 +11,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from datadist.base.texts import in_seconds
 from datadist.transport import (
@@ -25,12 +27,20 @@ from datadist.transport import (
     RegistrationError,
     TransferError,
     TransferTimeout,
+    TransportError,
     Unsupported,
 )
 from datadist_shm import _native
 from datadist_shm._native import transfer
 from datadist_shm.fence import PAGE, Fence
-from datadist_shm.memory import Mapping, PeerMappings, PoolRegion, UserRegion, descriptor_for_peer
+from datadist_shm.memory import (
+    Mapping,
+    PeerMapping,
+    PeerMappings,
+    PoolRegion,
+    UserRegion,
+    descriptor_for_peer,
+)
 from datadist_shm.offer import OfferData, RegionOffer, check_descriptor, parse_offer
 from datadist_shm.options import Options
 
@@ -39,25 +49,55 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("datadist.shm")
 
-ABORT = 0
-"""Place of the abort flag in what native code knows of a path."""
+ABORT, PAGEMAP = 0, 7
+"""Places of the abort flag, and of the peer's pagemap, in what native code knows of a path."""
 CLOSE_SECONDS = 2.0
 FENCE_SECONDS = 1.0
+
+
+Failure: TypeAlias = "tuple[int, int, int]"
+FailureInFlight: TypeAlias = "tuple[int, int, int, object]"
+_UNMADE = ": the owner has not made the pages yet that were to be written"
+
+
+class Unsettled:
+    """A transfer that its caller has left; what it may touch stays mapped until it has settled."""
+
+    _all: ClassVar[set[Unsettled]] = set()
+
+    def __init__(self, flight: object, keepers: list[object]) -> None:
+        self._flight, self._keepers = flight, keepers
+        self._all.add(self)
+
+    def settled(self) -> bool:
+        """See :class:`datadist.transport.InFlight`."""
+        if not _native.settled(self._flight):
+            return False
+        self._keepers = []
+        self._all.discard(self)
+        return True
 
 
 class _Path:
     """Our way to one peer: its memory, and whether we may still use it."""
 
-    def __init__(self, peer: Peer, options: Options) -> None:
+    def __init__(
+        self, peer: Peer, options: Options, pagemap: int, pools: Sequence[PoolRegion]
+    ) -> None:
         self.peer = peer
         self.lock = threading.Lock()
         """Held while something moves or is mapped here."""
         pidfd = -1 if peer.pidfd is None else peer.pidfd
         control = -1 if peer.control_fd is None else peer.control_fd
         self.native = array(
-            "q", [0, peer.pid or 0, pidfd, control, options.threads, options.kernel]
+            "q", [0, peer.pid or 0, pidfd, control, options.threads, options.kernel, pagemap, -1]
         )
         """What native code knows of this path; windows are appended when it is attached."""
+        self.native.append(len(pools))
+        for pool in pools:
+            self.native.extend((pool.address, pool.size))
+        self.keepers: list[object] = [pool.keeper for pool in pools]
+        """What keeps memory mapped that a transfer uses."""
         self.keys: list[tuple[str, int, bool]] = []
         self.writable = False
         self.fence: Mapping | None = None
@@ -70,15 +110,18 @@ class ShmLink(Link):
 
     def __init__(
         self, group: Group, regions: Sequence[Region], access: Access, mappings: PeerMappings,
-        options: Options,
+        options: Options, pagemap: int,
     ) -> None:  # fmt: skip
         self._group = group
         self._regions = regions
         self._writable = access is Access.READ_WRITE
         self._mappings = mappings
         self._options = options
+        pools = [region for region in regions if isinstance(region, PoolRegion)]
         self._paths = {
-            r: _Path(peer, options) for r, peer in group.peers.items() if r != group.rank
+            r: _Path(peer, options, pagemap, pools)
+            for r, peer in group.peers.items()
+            if r != group.rank
         }
         self._fences: dict[int, Fence] = {}
         self._closing = threading.Lock()
@@ -102,13 +145,11 @@ class ShmLink(Link):
 
     def _offer_region(self, region: Region, fds: list[int]) -> RegionOffer:
         assert isinstance(region, (PoolRegion, UserRegion))
-        place, filled = None, False
+        place = None
         if isinstance(region, PoolRegion):
-            place, filled = len(fds), region.filled
+            place = len(fds)
             fds.append(descriptor_for_peer(region, self._writable))
-        return RegionOffer(
-            id=region.region_id, address=region.address, size=region.size, fd=place, filled=filled
-        )
+        return RegionOffer(id=region.region_id, address=region.address, size=region.size, fd=place)
 
     def _offer_fence(self, rank: int, fds: list[int]) -> int:
         fence = self._fences[rank] = Fence()
@@ -140,14 +181,18 @@ class ShmLink(Link):
         self._wait_filled()
 
     def _attach(self, rank: int, path: _Path, data: OfferData, fds: Sequence[int]) -> None:
-        triples = [
-            (region.address, region.size, self._map(rank, path, data.writable, region, fds))
+        windows = [
+            (region.address, region.size, *self._map(rank, path, data.writable, region, fds))
             for region in data.regions
         ]
         if data.fence is not None:
-            check_descriptor(rank, fds[data.fence], PAGE)
+            check_descriptor(rank, fds[data.fence], PAGE, writable=True)
             path.fence = Mapping(fds[data.fence], PAGE, writable=True)
-        path.native.extend(number for triple in sorted(triples) for number in triple)
+            if not _native.is_resident(path.fence.address, PAGE):
+                raise LinkError(f"rank {rank} offers a fence without memory", rank)
+        if any(region.fd is None for region in data.regions):
+            path.native[PAGEMAP] = _open_pagemap(path.peer)
+        path.native.extend(number for window in sorted(windows) for number in window)
         path.writable = data.writable
         path.open = True
 
@@ -162,25 +207,27 @@ class ShmLink(Link):
 
     def _map(
         self, rank: int, path: _Path, writable: bool, region: RegionOffer, fds: Sequence[int]
-    ) -> int:
-        """Where a region is mapped here; 0 for memory that is reached through the process."""
+    ) -> tuple[int, int]:
+        """Where a region is mapped here, and its pages; 0 for what is reached through the process."""
         if region.fd is None:
             if path.peer.pid is None:
                 raise LinkError(f"the process of rank {rank} is not known", rank)
-            return 0
+            return 0, 0
         fd = fds[region.fd]
-        check_descriptor(rank, fd, region.size)
+        check_descriptor(rank, fd, region.size, writable)
         key = (path.peer.incarnation, region.id, writable)
         mapping = self._mappings.take(key, lambda: self._map_anew(fd, region, writable))
         path.keys.append(key)
+        path.keepers.append(mapping)
         if mapping.size != region.size:
             raise LinkError(f"rank {rank} changed the size of region {region.id}", rank)
-        return mapping.address
+        return mapping.address, mapping.pages
 
-    def _map_anew(self, fd: int, region: RegionOffer, writable: bool) -> Mapping:
-        mapping = Mapping(fd, region.size, writable, huge=self._options.huge_pages != "0")
+    def _map_anew(self, fd: int, region: RegionOffer, writable: bool) -> PeerMapping:
+        huge = self._options.huge_pages != "0"
+        mapping = PeerMapping(fd, region.size, writable, huge, stays=not writable)
         if self._options.populate:
-            mapping.find_pages(self._options.threads, region.filled)
+            mapping.find_pages(self._options.threads)
         return mapping
 
     # -- moving ------------------------------------------------------------------------------
@@ -195,7 +242,7 @@ class ShmLink(Link):
                 raise self._not_open(rank)
             answer = transfer(False, path.native, local, remote, length, 0, timeout)
         if type(answer) is tuple:
-            raise _error(path, answer, remote, length, timeout)
+            raise self._error(path, answer, remote, length, timeout)
         return answer  # type: ignore[return-value]
 
     def write(
@@ -211,7 +258,16 @@ class ShmLink(Link):
             fence = path.fence.address
             answer = transfer(True, path.native, local, remote, length, fence, timeout)
         if isinstance(answer, tuple):
-            raise _error(path, answer, remote, length, timeout)
+            raise self._error(path, answer, remote, length, timeout)
+
+    def _error(
+        self, path: _Path, answer: Failure | FailureInFlight, remote: Buffer, length: Buffer,
+        timeout: float,
+    ) -> Exception:  # fmt: skip
+        error = _error(path, answer[:3], remote, length, timeout)
+        if len(answer) == 4:
+            error.in_flight = Unsettled(answer[3], [*path.keepers, path.fence])
+        return error
 
     def _path(self, rank: int) -> _Path:
         try:
@@ -261,7 +317,10 @@ class ShmLink(Link):
         path.open = False
         for key in path.keys:
             self._mappings.give_back(key)
-        path.keys, path.fence = [], None
+        path.keys, path.keepers, path.fence = [], [], None
+        pagemap, path.native[PAGEMAP] = path.native[PAGEMAP], -1
+        if pagemap >= 0:
+            os.close(pagemap)
 
     def _revoke(self) -> frozenset[int]:
         """Ranks that may still be writing our memory."""
@@ -275,6 +334,16 @@ class ShmLink(Link):
         ]
         self._fences.clear()
         return frozenset(rank for rank in late if not _gone(self._paths[rank].peer))
+
+
+def _open_pagemap(peer: Peer) -> int:
+    """The descriptor that tells which pages of a peer exist; -1 where the system does not permit it."""
+    with contextlib.suppress(OSError):
+        fd = os.open(f"/proc/{peer.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        if not _gone(peer):  # so that it is not another process's
+            return fd
+        os.close(fd)
+    return -1
 
 
 def _shut(path: _Path, deadline: float) -> bool:
@@ -295,18 +364,19 @@ def _gone(peer: Peer) -> bool:
 
 
 def _error(
-    path: _Path, failure: tuple[int, int, int], remote: Buffer, length: Buffer, timeout: float
-) -> Exception:
+    path: _Path, failure: Failure, remote: Buffer, length: Buffer, timeout: float
+) -> TransportError:
     code, index, error = failure
     rank = path.peer.rank
     address, size = (memoryview(b).cast("B").cast("q")[index] for b in (remote, length))
-    makers: dict[int, Callable[[], Exception]] = {
+    makers: dict[int, Callable[[], TransportError]] = {
         _native.BAD_ADDRESS: lambda: AddressError(
             f"{size} bytes at {address:#x} are not memory that rank {rank} offered, or are not "
             "mapped any more"
         ),
         _native.TIMED_OUT: lambda: TransferTimeout(
-            f"not complete after {in_seconds(timeout)}", link_usable=True
+            f"not complete after {in_seconds(timeout)}{_UNMADE if error == errno.ENODATA else ''}",
+            link_usable=True,
         ),
         _native.ABORTED: lambda: TransferError("the link was closed or aborted meanwhile"),
         _native.PEER_GONE: lambda: PeerLost(f"the process of rank {rank} has ended", rank),

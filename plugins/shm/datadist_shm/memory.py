@@ -18,7 +18,7 @@ from datadist_shm.options import Options
 from datadist_shm.pages import Filling
 
 F_SEAL_FUTURE_WRITE = 0x10
-"""linux/fcntl.h; not in Python's module."""
+"""linux/fcntl.h, not in Python's module. Who maps anew cannot write; and nobody punches holes."""
 RESIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 PR_SET_PTRACER = 0x59616D61
@@ -35,29 +35,47 @@ class Mapping:
 
     def make_pages(self, threads: int, begin: int, size: int) -> None:
         """Have the pages of a range of our own memory made. Raises OSError."""
-        _native.populate(self.address + begin, size, _native.FOR_WRITING, threads)
+        _native.populate(self.address + begin, size, threads)
 
-    def find_pages(self, threads: int, made: bool) -> None:
-        """Have the pages of a peer's memory mapped here; ``made``: all exist. Raises OSError."""
-        how = _native.PRESENT if made else _native.FOR_READING
-        _native.populate(self.address, self.size, how, threads)
+
+class PeerMapping:
+    """A mapping of a peer's memory, of which no page is made here; undone with the last reference.
+
+    ``stays``: the owner cannot take away what exists, see :data:`F_SEAL_FUTURE_WRITE`.
+    """
+
+    def __init__(self, fd: int, size: int, writable: bool, huge: bool, stays: bool) -> None:
+        self.pages, self.address = _native.map_peer(fd, size, writable, huge, stays)
+        self.size = size
+        weakref.finalize(self, _native.unmap_peer, self.pages).atexit = False
+
+    def find_pages(self, threads: int) -> None:
+        """Have those pages mapped that exist by now, which makes the first reads faster."""
+        _native.find_pages(self.pages, threads)
 
 
 class PoolRegion(Region):
     """Memory of our own in a memfd, which peers map."""
 
-    __slots__ = ("_filling", "fd", "pages", "region_id", "sealing")
+    __slots__ = ("_filling", "_threads", "fd", "pages", "region_id", "sealing")
 
     def __init__(
         self, region_id: int, fd: int, mapping: Mapping, placement: Placement, kind: str,
-        filling: Filling | None,
+        threads: int,
     ) -> None:  # fmt: skip
         super().__init__(mapping.address, mapping.size, placement, keeper=mapping)
         self.region_id = region_id
         self.fd = fd
         self.sealing = threading.Lock()
         self.pages = kind
-        self._filling = filling
+        self._threads = threads
+        self._filling: Filling | None = None
+
+    def fill(self) -> None:
+        """Have all pages made in the background; peers that write need them."""
+        if self._filling is None:
+            assert isinstance(self.keeper, Mapping)
+            self._filling = Filling(self.keeper, self._threads)
 
     @property
     def filled(self) -> bool:
@@ -109,8 +127,10 @@ def allocate(region_id: int, size: int, placement: Placement, options: Options) 
         if isinstance(error, OverflowError) or error.errno in (12, 27, 28):  # ENOMEM, EFBIG, ENOSPC
             raise MemoryError(f"{text}: {error}") from error
         raise RegistrationError(f"cannot get {text}: {error.strerror}") from error
-    filling = Filling(mapping, options.threads) if options.populate else None
-    return PoolRegion(region_id, fd, mapping, placement, kind, filling)
+    region = PoolRegion(region_id, fd, mapping, placement, kind, options.threads)
+    if options.populate:
+        region.fill()
+    return region
 
 
 def _flags(kind: str) -> int:
@@ -119,9 +139,14 @@ def _flags(kind: str) -> int:
 
 
 def seal(region: PoolRegion, writable: bool) -> None:
-    """Fix for good whether peers may map a region writable; our own mapping stays so."""
+    """Fix for good whether peers may map a region writable; our own mapping stays so.
+
+    What peers may write is populated: a page that a peer made would be charged to the peer.
+    """
     seals = fcntl.F_SEAL_SEAL if writable else F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
     with region.sealing:  # the first links are opened by several threads at once
+        if writable:
+            region.fill()
         present = fcntl.fcntl(region.fd, fcntl.F_GET_SEALS)
         if not present & fcntl.F_SEAL_SEAL:
             fcntl.fcntl(region.fd, fcntl.F_ADD_SEALS, seals)
@@ -184,7 +209,7 @@ class _Shared:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.users = 0
-        self.mapping: Mapping | None = None
+        self.mapping: PeerMapping | None = None
 
 
 class PeerMappings:
@@ -194,7 +219,7 @@ class PeerMappings:
         self._lock = threading.Lock()
         self._shared: dict[tuple[str, int, bool], _Shared] = {}
 
-    def take(self, key: tuple[str, int, bool], make: Callable[[], Mapping]) -> Mapping:
+    def take(self, key: tuple[str, int, bool], make: Callable[[], PeerMapping]) -> PeerMapping:
         """The mapping of ``key``, made once; each take needs a :meth:`give_back`."""
         with self._lock:
             shared = self._shared.setdefault(key, _Shared())

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from datadist.base.parsing import parse
 from datadist.base.texts import shown
 from datadist.transport import LinkError, Offer
-from datadist_shm.memory import RESIZE_SEALS
+from datadist_shm.memory import F_SEAL_FUTURE_WRITE, RESIZE_SEALS
 
 OFFER_VERSION: Literal[1] = 1
 MAX_ELEMENTS = 8 * Offer.MAX_REGIONS
@@ -22,10 +22,7 @@ Address = Annotated[int, Field(gt=0, lt=1 << 63)]
 
 
 class RegionOffer(BaseModel):
-    """One region: ``fd`` is its descriptor's place in the offer, None for memory of the process.
-
-    ``filled`` tells that all of its pages exist, which makes mapping them cheaper.
-    """
+    """One region: ``fd`` is its descriptor's place in the offer, None for memory of the process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -33,7 +30,6 @@ class RegionOffer(BaseModel):
     address: Address
     size: Address
     fd: Annotated[int, Field(ge=0)] | None
-    filled: bool = False
 
 
 class OfferData(BaseModel):
@@ -72,10 +68,12 @@ def parse_offer(rank: int, data: bytes, fds: int) -> OfferData:
     return offer
 
 
-def check_descriptor(rank: int, fd: int, size: int) -> None:
-    """Raise LinkError unless ``fd`` is sealed memory of ``size`` bytes.
+def check_descriptor(rank: int, fd: int, size: int, writable: bool) -> None:
+    """Raise LinkError unless ``fd`` is sealed memory of ``size`` bytes, of our user.
 
-    Without the seals the owner could shrink it and so end this process with SIGBUS.
+    Without the seals the owner could shrink it and so end this process with SIGBUS, or, where it is
+    not ``writable``, take pages away that this process would make anew. The kernel tells which pages
+    of a mapping exist to the user of the file only.
     """
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
@@ -83,6 +81,12 @@ def check_descriptor(rank: int, fd: int, size: int) -> None:
         seals = 0
     if seals & RESIZE_SEALS != RESIZE_SEALS:
         raise LinkError(f"rank {rank} offers memory that it could still resize", rank)
-    actual = os.fstat(fd).st_size
-    if actual != size:
-        raise LinkError(f"rank {rank} offers {size} bytes in a file of {actual} bytes", rank)
+    if not writable and not seals & F_SEAL_FUTURE_WRITE:
+        raise LinkError(
+            f"rank {rank} offers memory to read that it could still punch holes into", rank
+        )
+    file = os.fstat(fd)
+    if file.st_size != size:
+        raise LinkError(f"rank {rank} offers {size} bytes in a file of {file.st_size} bytes", rank)
+    if file.st_uid != os.geteuid():
+        raise LinkError(f"rank {rank} offers memory of user {file.st_uid}, not of ours", rank)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as MappingType
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadist.base.memory_map import MemoryMap, look
@@ -55,6 +55,9 @@ class ShmTransport(Transport):
         self._ids = itertools.count(1)
         self._mappings = PeerMappings()
         self._mapped: MemoryMap | None = None
+        self._pagemap = -1
+        with suppress(OSError):  # where it is closed to us, small transfers take longer
+            self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -101,10 +104,13 @@ class ShmTransport(Transport):
         for region in regions:
             if isinstance(region, PoolRegion):
                 memory.seal(region, writable=access is Access.READ_WRITE)
-        return ShmLink(group, list(regions), access, self._mappings, self._options)
+        return ShmLink(group, list(regions), access, self._mappings, self._options, self._pagemap)
 
     def close(self) -> None:
-        """Nothing is left: links and regions were closed before."""
+        """Links and regions were closed before."""
+        pagemap, self._pagemap = self._pagemap, -1
+        if pagemap >= 0:
+            os.close(pagemap)
 
     def describe(self) -> MappingType[str, Any]:
         """The options in force."""

@@ -11,7 +11,9 @@
 #include <sys/mman.h>
 
 #include "copy.h"
+#include "flight.h"
 #include "memory.h"
+#include "pages.h"
 #include "parallel.h"
 #include "transfer.h"
 
@@ -51,20 +53,22 @@ static int get_manner(PyObject *const *args, int *threads, int *kernel)
 
 PyDoc_STRVAR(transfer_doc,
 "transfer(write, path, local, remote, length, fence, seconds) -> whether control was readable at the\n"
-"end, or (code, segment, errno) of a failure.\n"
+"end, or (code, segment, errno) of a failure, or (code, segment, errno, flight) of one that goes on.\n"
 "path: writable int64 buffer of abort (not 0 ends what is in flight), pid, pidfd or -1, control (a\n"
-"descriptor) or -1, threads at most, kernel of KERNELS, then triples (owner's base, size, mapped base or 0) sorted by base; fence:\n"
-"address of the page, or 0; seconds: how long it may take, from now.");
+"descriptor) or -1, threads at most, kernel of KERNELS, descriptors of our and the peer's pagemap or -1,\n"
+"number of own pools, these as pairs (base, size), then (owner's base, size, mapped base or 0, pages of\n"
+"map_peer or 0) sorted by base; fence: address of the page, or 0; seconds: how long it may take, from now.");
 
-enum { PATH_HEAD = 6 };
+enum { PATH_HEAD = 9, POOL_WORDS = 2, WINDOW_WORDS = 4 };
 
 /* The fixed part of a job from its path; 0 with an exception where it is not valid. */
 static int read_path(Job *job, const Py_buffer *path)
 {
     const int64_t *words = path->buf;
-    Py_ssize_t count = path->len / 8;
-    if (path->len % 8 || count < PATH_HEAD || (count - PATH_HEAD) % 3 || words[4] < 1 ||
-        words[4] > MAX_THREADS || copy_kernel((int)words[5]) == NULL) {
+    Py_ssize_t left = path->len / 8 - PATH_HEAD;
+    if (path->len % 8 || left < 0 || words[8] < 0 || words[8] > left / POOL_WORDS ||
+        (left - words[8] * POOL_WORDS) % WINDOW_WORDS || words[4] < 1 || words[4] > MAX_THREADS ||
+        copy_kernel((int)words[5]) == NULL) {
         PyErr_SetString(PyExc_ValueError, "path is not valid");
         return 0;
     }
@@ -74,17 +78,83 @@ static int read_path(Job *job, const Py_buffer *path)
     job->control = (int)words[3];
     job->threads = (int)words[4];
     job->kernel = (int)words[5];
-    job->windows = (const Window *)(words + PATH_HEAD);
-    job->n_windows = (count - PATH_HEAD) / 3;
+    job->own_pagemap = (int)words[6];
+    job->peer_pagemap = (int)words[7];
+    job->n_pools = words[8];
+    job->pools = (const Pool *)(words + PATH_HEAD);
+    job->windows = (const Window *)(job->pools + job->n_pools);
+    job->n_windows = (left - job->n_pools * POOL_WORDS) / WINDOW_WORDS;
     return 1;
+}
+
+/* What a transfer uses, for as long as it goes on. */
+typedef struct {
+    Py_buffer path, vectors[3];
+    int taken;
+    Flight *flight; /* NULL: it has ended */
+} Used;
+
+static const char FLIGHT[] = "datadist_shm flight";
+
+static void let_go(Used *used)
+{
+    release(used->vectors, used->taken);
+    PyBuffer_Release(&used->path);
+}
+
+/* One that nobody asks about any more keeps what it uses, for good if need be. */
+static void forget_flight(PyObject *capsule)
+{
+    Used *used = PyCapsule_GetPointer(capsule, FLIGHT);
+    if (used->flight != NULL && !settle(used->flight))
+        return;
+    if (used->flight != NULL)
+        let_go(used);
+    PyMem_Free(used);
+}
+
+/* The capsule of a transfer that goes on, which takes over what it uses; NULL with an exception. */
+static PyObject *keep(const Used *used)
+{
+    Used *kept = PyMem_Malloc(sizeof(*kept));
+    if (kept == NULL)
+        return PyErr_NoMemory();
+    *kept = *used;
+    return PyCapsule_New(kept, FLIGHT, forget_flight);
+}
+
+PyDoc_STRVAR(settled_doc, "settled(flight) -> whether a transfer that went on has ended by now.");
+
+static PyObject *py_settled(PyObject *self, PyObject *capsule)
+{
+    (void)self;
+    Used *used = PyCapsule_GetPointer(capsule, FLIGHT);
+    if (used == NULL)
+        return NULL;
+    if (used->flight != NULL && settle(used->flight)) {
+        used->flight = NULL;
+        let_go(used);
+    }
+    return PyBool_FromLong(used->flight == NULL);
+}
+
+/* Move what was checked: here where no page can keep us waiting, else by another thread. */
+static int move(Job *job, Flight **left)
+{
+    int brief = is_brief(job), safe = is_safe(job);
+    /* Another thread that computes would keep the GIL for 5 ms, where a block takes 1 us. */
+    PyThreadState *without_gil = brief && safe ? NULL : PyEval_SaveThread();
+    int code = safe ? transfer(job) : fly(job, left);
+    if (without_gil != NULL)
+        PyEval_RestoreThread(without_gil);
+    return code;
 }
 
 static PyObject *py_transfer(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     (void)self;
     Job job = {.index = 0};
-    Py_buffer path, vectors[3];
-    int taken = 0;
+    Used used = {.taken = 0};
     PyObject *answer = NULL;
     if (nargs != 7) {
         PyErr_SetString(PyExc_TypeError, "transfer takes 7 arguments");
@@ -94,22 +164,23 @@ static PyObject *py_transfer(PyObject *self, PyObject *const *args, Py_ssize_t n
     job.fence = (Fence *)(intptr_t)PyLong_AsLongLong(args[5]);
     job.deadline_ns = deadline_after(PyFloat_AsDouble(args[6]));
     if (PyErr_Occurred() ||
-        PyObject_GetBuffer(args[1], &path, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0)
+        PyObject_GetBuffer(args[1], &used.path, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0)
         return NULL;
-    if (read_path(&job, &path) && (job.n = get_vectors(args + 2, vectors, &taken)) > 0) {
-        job.local = vectors[0].buf;
-        job.remote = vectors[1].buf;
-        job.length = vectors[2].buf;
-        /* Another thread that computes would keep the GIL for 5 ms, where a block takes 1 us. */
-        PyThreadState *let_go = is_brief(&job) ? NULL : PyEval_SaveThread();
-        int code = transfer(&job);
-        if (let_go != NULL)
-            PyEval_RestoreThread(let_go);
+    if (read_path(&job, &used.path) && (job.n = get_vectors(args + 2, used.vectors, &used.taken)) > 0) {
+        job.local = used.vectors[0].buf;
+        job.remote = used.vectors[1].buf;
+        job.length = used.vectors[2].buf;
+        int code = check(&job);
+        if (code == DONE)
+            code = move(&job, &used.flight);
+        if (used.flight != NULL) {
+            PyObject *flight = keep(&used); /* without memory for it, what it uses stays for good */
+            return flight ? Py_BuildValue("iniN", code, (Py_ssize_t)job.index, job.error, flight) : NULL;
+        }
         answer = code == DONE ? PyBool_FromLong(job.heard)
                               : Py_BuildValue("ini", code, (Py_ssize_t)job.index, job.error);
     }
-    release(vectors, taken);
-    PyBuffer_Release(&path);
+    let_go(&used);
     return answer;
 }
 
@@ -156,24 +227,83 @@ static PyObject *py_map(PyObject *self, PyObject *args)
     return failed ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromVoidPtr(memory);
 }
 
-PyDoc_STRVAR(populate_doc,
-"populate(address, size, how, threads): have all pages in the page table. how: FOR_READING,\n"
-"FOR_WRITING, or PRESENT where all of them exist. Raises OSError.");
+PyDoc_STRVAR(populate_doc, "populate(address, size, threads): make all pages. Raises OSError.");
 
 static PyObject *py_populate(PyObject *self, PyObject *args)
 {
     (void)self;
     long long address;
     Py_ssize_t size;
-    int how, threads, failed;
-    if (!PyArg_ParseTuple(args, "Lnii", &address, &size, &how, &threads))
+    int threads, failed;
+    if (!PyArg_ParseTuple(args, "Lni", &address, &size, &threads))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    failed = populate((char *)(intptr_t)address, size, how, threads);
+    failed = populate((char *)(intptr_t)address, size, threads);
     Py_END_ALLOW_THREADS
     if (failed)
         return PyErr_SetFromErrno(PyExc_OSError);
     Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(map_peer_doc,
+"map_peer(fd, size, writable, huge, stays) -> (pages, address) of a mapping of a peer's memory. stays:\n"
+"what exists of it cannot be taken away. Raises OSError.");
+
+static PyObject *py_map_peer(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int fd, writable, huge, stays;
+    Py_ssize_t size;
+    Pages *pages;
+    if (!PyArg_ParseTuple(args, "inppp", &fd, &size, &writable, &huge, &stays))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    pages = pages_map(fd, size, writable, huge, stays);
+    Py_END_ALLOW_THREADS
+    if (pages == NULL)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    return Py_BuildValue("LL", (long long)(intptr_t)pages, (long long)(intptr_t)pages_address(pages));
+}
+
+PyDoc_STRVAR(find_pages_doc, "find_pages(pages, threads): have those that exist in the page table.");
+
+static PyObject *py_find_pages(PyObject *self, PyObject *args)
+{
+    (void)self;
+    long long pages;
+    int threads;
+    if (!PyArg_ParseTuple(args, "Li", &pages, &threads))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    pages_find((Pages *)(intptr_t)pages, threads);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(unmap_peer_doc, "unmap_peer(pages): undo map_peer.");
+
+static PyObject *py_unmap_peer(PyObject *self, PyObject *argument)
+{
+    (void)self;
+    Pages *pages = PyLong_AsVoidPtr(argument);
+    if (pages == NULL)
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "pages is 0");
+    Py_BEGIN_ALLOW_THREADS
+    pages_unmap(pages);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(is_resident_doc, "is_resident(address, size) -> whether all pages of a mapping exist.");
+
+static PyObject *py_is_resident(PyObject *self, PyObject *args)
+{
+    (void)self;
+    long long address;
+    Py_ssize_t size;
+    if (!PyArg_ParseTuple(args, "Ln", &address, &size))
+        return NULL;
+    return PyBool_FromLong(is_resident((char *)(intptr_t)address, size));
 }
 
 PyDoc_STRVAR(unmap_doc, "unmap(address, size). Raises OSError.");
@@ -221,6 +351,11 @@ static PyMethodDef methods[] = {
     {"transfer", (PyCFunction)(void (*)(void))py_transfer, METH_FASTCALL, transfer_doc},
     {"copy", (PyCFunction)(void (*)(void))py_copy, METH_FASTCALL, copy_doc},
     {"map", py_map, METH_VARARGS, map_doc},
+    {"settled", py_settled, METH_O, settled_doc},
+    {"map_peer", py_map_peer, METH_VARARGS, map_peer_doc},
+    {"find_pages", py_find_pages, METH_VARARGS, find_pages_doc},
+    {"unmap_peer", py_unmap_peer, METH_O, unmap_peer_doc},
+    {"is_resident", py_is_resident, METH_VARARGS, is_resident_doc},
     {"populate", py_populate, METH_VARARGS, populate_doc},
     {"unmap", py_unmap, METH_VARARGS, unmap_doc},
     {"revoke", py_revoke, METH_O, revoke_doc},
@@ -242,8 +377,7 @@ static const struct {
 } constants[] = {
     {"DONE", DONE},           {"BAD_ADDRESS", BAD_ADDRESS}, {"TIMED_OUT", TIMED_OUT},
     {"ABORTED", ABORTED},     {"PEER_GONE", PEER_GONE},     {"REVOKED", REVOKED},
-    {"FAILED", FAILED},       {"MAX_THREADS", MAX_THREADS}, {"FOR_READING", FOR_READING},
-    {"FOR_WRITING", FOR_WRITING}, {"PRESENT", PRESENT},
+    {"FAILED", FAILED},       {"MAX_THREADS", MAX_THREADS},
 };
 
 /* KERNELS: the kernels that this machine has, by name, the fastest last. */

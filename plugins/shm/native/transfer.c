@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/uio.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "parallel.h"
 
@@ -17,10 +18,12 @@ enum {
     THREAD_BYTES = 4 << 20, /* what makes a thread worth its start */
     BRIEF_BYTES = 64 << 10, /* at most so much is copied in some microseconds, */
     BRIEF_SEGMENTS = 16,    /* in at most so many segments */
+    LOOK_BYTES = 4 << 20,   /* above, a thread of its own costs less than the looks at the pages, */
+    LOOK_SEGMENTS = 24,     /* as for more segments */
     IOVECS = 128,
 };
 
-static int64_t now_ns(void)
+int64_t now_ns(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -68,26 +71,40 @@ static const Window *find_window(const Job *job, int64_t address, int64_t length
     return low > 0 && holds(&job->windows[low - 1], address, length) ? &job->windows[low - 1] : NULL;
 }
 
-int is_brief(const Job *job)
+/* Whether the owner has yet to make a page that is to be written. */
+static int has_to_wait(const Job *job)
 {
-    int64_t left = BRIEF_BYTES;
-    if (job->n > BRIEF_SEGMENTS)
-        return 0;
+    int64_t now = now_ns();
     for (ssize_t i = 0; i < job->n; i++) {
-        if (job->length[i] <= 0 || job->length[i] > left)
-            return 0;
         const Window *w = find_window(job, job->remote[i], job->length[i]);
-        if (w != NULL && w->mapped == 0)
-            return 0;
-        left -= job->length[i];
+        if (w->pages && !pages_exist(w->pages, job->remote[i] - w->base, job->length[i],
+                                     pages_moment(w->pages, now)))
+            return 1;
     }
-    return 1;
+    return 0;
 }
 
-/* Bounds of every segment, and what the whole amounts to. */
-static int check_segments(Job *job)
+int is_brief(const Job *job)
+{
+    if (job->n > BRIEF_SEGMENTS || job->total > BRIEF_BYTES)
+        return 0;
+    return !(job->write && !job->foreign && has_to_wait(job));
+}
+
+static int is_pools(const Job *job, int64_t address, int64_t length)
+{
+    for (ssize_t i = 0; i < job->n_pools; i++) {
+        const Pool *pool = &job->pools[i];
+        if (address >= pool->base && length <= pool->size && address - pool->base <= pool->size - length)
+            return 1;
+    }
+    return 0;
+}
+
+int check(Job *job)
 {
     const Window *w = NULL;
+    job->total = 0;
     for (ssize_t i = 0; i < job->n; i++) {
         int64_t remote = job->remote[i], length = job->length[i];
         job->index = i;
@@ -98,10 +115,61 @@ static int check_segments(Job *job)
         if (w == NULL)
             return BAD_ADDRESS;
         job->foreign |= w->mapped == 0;
+        job->strange |= !is_pools(job, job->local[i], length);
         if (__builtin_add_overflow(job->total, length, &job->total))
             job->total = INT64_MAX;
     }
     return DONE;
+}
+
+/* -- pages that may never come ---------------------------------------------------------------- */
+
+enum { PAGEMAP_ITEMS = 512 };
+static const uint64_t PRESENT = (uint64_t)1 << 63, WRITE_PROTECTED = (uint64_t)1 << 57;
+
+/* Whether the pages of a range are in the page table of a process, by its pagemap. */
+static int are_there(int pagemap, int64_t address, int64_t length)
+{
+    static int64_t page;
+    uint64_t items[PAGEMAP_ITEMS];
+    if (page == 0)
+        page = sysconf(_SC_PAGESIZE);
+    int64_t first = address / page, end = (address + length - 1) / page + 1;
+    while (first < end) {
+        int64_t count = end - first < PAGEMAP_ITEMS ? end - first : PAGEMAP_ITEMS;
+        if (pread(pagemap, items, count * 8, first * 8) != count * 8)
+            return 0;
+        for (int64_t i = 0; i < count; i++)
+            if (!(items[i] & PRESENT) || items[i] & WRITE_PROTECTED)
+                return 0;
+        first += count;
+    }
+    return 1;
+}
+
+int is_safe(Job *job)
+{
+    const Window *w = NULL;
+    if (!job->foreign && !job->strange)
+        return 1;
+    if (job->n > LOOK_SEGMENTS || job->total > LOOK_BYTES || job->own_pagemap < 0 ||
+        (job->foreign && job->peer_pagemap < 0))
+        return 0;
+    for (ssize_t i = 0; i < job->n; i++) {
+        int64_t local = job->local[i], remote = job->remote[i], length = job->length[i];
+        if (job->strange && !is_pools(job, local, length) && !are_there(job->own_pagemap, local, length))
+            return 0;
+        if (!job->foreign)
+            continue;
+        if (w == NULL || !holds(w, remote, length))
+            w = find_window(job, remote, length);
+        if (w->mapped == 0) {
+            if (!are_there(job->peer_pagemap, remote, length))
+                return 0;
+            job->alive = 1; /* its pagemap is empty once it has ended */
+        }
+    }
+    return 1;
 }
 
 /* -- sharing out the work -------------------------------------------------------------------- */
@@ -112,13 +180,14 @@ typedef struct {
     int64_t offset;
     int64_t bytes;
     int64_t number;
+    int64_t now; /* when it was begun, in ns */
 } Span;
 
 /* The next chunk; 0 when there is none, or some thread failed. */
 static int take(Job *job, Span *span)
 {
     pthread_mutex_lock(&job->lock);
-    *span = (Span){job->at, job->offset, 0, job->chunks++};
+    *span = (Span){job->at, job->offset, 0, job->chunks++, 0};
     int more = job->result == DONE && job->at < job->n;
     while (more && job->at < job->n && span->bytes < CHUNK) {
         int64_t left = job->length[job->at] - job->offset, room = CHUNK - span->bytes;
@@ -148,13 +217,14 @@ static void fail(Job *job, int result, int error, ssize_t index)
 }
 
 /* To be asked before every chunk. */
-static int may_go_on(const Job *job, int64_t number)
+static int may_go_on(const Job *job, int64_t number, int64_t now)
 {
-    if (atomic_load_explicit(job->abort_flag, memory_order_relaxed))
+    if (atomic_load_explicit(job->abort_flag, memory_order_relaxed) ||
+        atomic_load_explicit(&job->given_up, memory_order_relaxed))
         return ABORTED;
     if (job->fence && atomic_load(&job->fence->revoked))
         return REVOKED;
-    if (now_ns() >= job->deadline_ns)
+    if (now >= job->deadline_ns)
         return TIMED_OUT;
     if (number % PEER_CHECK_CHUNKS == PEER_CHECK_CHUNKS - 1 && peer_is_gone(job->pidfd))
         return PEER_GONE;
@@ -214,10 +284,53 @@ static int flush(const Job *job, Batch *batch)
     return DONE;
 }
 
+/* Until the owner has made the pages of a piece, which are not ours to make. */
+static int await_pages(const Job *job, Pages *pages, size_t offset, size_t bytes)
+{
+    static const struct timespec pause = {.tv_nsec = 1000000};
+    for (;;) {
+        int64_t now = now_ns();
+        if (pages_exist(pages, offset, bytes, pages_moment(pages, now)))
+            return DONE;
+        int result = may_go_on(job, PEER_CHECK_CHUNKS - 1, now);
+        if (result != DONE) {
+            errno = result == TIMED_OUT ? ENODATA : 0;
+            return result;
+        }
+        nanosleep(&pause, NULL);
+    }
+}
+
+/* A piece of a mapping of which some pages may not exist. */
+static int move_carefully(const Job *job, const Window *w, char *mine, size_t offset, size_t bytes,
+                          uint32_t moment)
+{
+    while (bytes > 0) {
+        size_t part = pages_piece(offset, bytes);
+        char *theirs = pages_address(w->pages) + offset;
+        int there = pages_exist(w->pages, offset, part, moment);
+        if (!there && !job->write && (errno = pages_read(w->pages, offset, mine, part)) != 0)
+            return errno == EFAULT ? BAD_ADDRESS : FAILED;
+        if (!there && job->write) {
+            int result = await_pages(job, w->pages, offset, part);
+            if (result != DONE)
+                return result;
+        }
+        if (there || job->write)
+            job->copy(job->write ? theirs : mine, job->write ? mine : theirs, part);
+        offset += part;
+        mine += part;
+        bytes -= part;
+    }
+    return DONE;
+}
+
 static int move_piece(const Job *job, Batch *batch, const Window *w, int64_t local, int64_t remote,
-                      int64_t bytes)
+                      int64_t bytes, int64_t now)
 {
     char *mine = (char *)(intptr_t)local;
+    if (w->pages)
+        return move_carefully(job, w, mine, remote - w->base, bytes, pages_moment(w->pages, now));
     if (w->mapped) {
         char *theirs = (char *)(intptr_t)(w->mapped + (remote - w->base));
         job->copy(job->write ? theirs : mine, job->write ? mine : theirs, bytes);
@@ -239,7 +352,8 @@ static int move_span(const Job *job, Batch *batch, const Span *span, const Windo
         if (*w == NULL || !holds(*w, remote, length))
             *w = find_window(job, remote, length);
         int64_t piece = length - offset < left ? length - offset : left;
-        result = move_piece(job, batch, *w, job->local[*at] + offset, remote + offset, piece);
+        result = move_piece(job, batch, *w, job->local[*at] + offset, remote + offset, piece,
+                            span->now);
         left -= piece;
         offset = 0;
     }
@@ -257,7 +371,8 @@ static void *work(void *argument)
     batch.bytes = 0;
     for (int taken = 1; take(job, &span); taken++) {
         ssize_t at = span.at;
-        int result = may_go_on(job, span.number);
+        span.now = now_ns();
+        int result = may_go_on(job, span.number, span.now);
         if (result == DONE)
             result = move_span(job, &batch, &span, &w, &at);
         if (result != DONE)
@@ -285,10 +400,8 @@ static void move_all(Job *job)
 
 int transfer(Job *job)
 {
-    job->result = check_segments(job);
-    if (job->result != DONE)
-        return job->result;
-    if (job->foreign && peer_is_gone(job->pidfd)) /* its number may belong to another process now */
+    job->result = DONE;
+    if (job->foreign && !job->alive && peer_is_gone(job->pidfd)) /* its number may belong to another process now */
         return PEER_GONE;
     if (job->fence)
         atomic_fetch_add(&job->fence->active, 1); /* announced before "revoked" is read: fence.py */

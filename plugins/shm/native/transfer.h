@@ -8,16 +8,25 @@
 #include <sys/types.h>
 
 #include "copy.h"
+#include "pages.h"
 
 /* What the Python side turns into errors. */
 enum { DONE = 0, BAD_ADDRESS = 1, TIMED_OUT = 2, ABORTED = 3, PEER_GONE = 4, REVOKED = 5, FAILED = 6 };
 
-/* A range of the owner's memory. mapped is 0 where it has to be reached through the process. */
+/* A range of the owner's memory. mapped is 0 where it has to be reached through the process; pages is
+ * what is known of a mapping, NULL where all of it exists. */
 typedef struct {
     int64_t base;
     int64_t size;
     int64_t mapped;
+    Pages *pages;
 } Window;
+
+/* A range of a pool of our own. */
+typedef struct {
+    int64_t base;
+    int64_t size;
+} Pool;
 
 /* One page per direction, shared by writer and owner: see fence.py. */
 typedef struct {
@@ -29,6 +38,9 @@ typedef struct {
     int write;
     const Window *windows; /* sorted by base */
     ssize_t n_windows;
+    const Pool *pools; /* of our own: their pages always come */
+    ssize_t n_pools;
+    int own_pagemap, peer_pagemap; /* descriptors, or -1 */
     pid_t pid;
     int pidfd;
     int control; /* descriptor to look at when all was read, or -1 */
@@ -40,12 +52,16 @@ typedef struct {
     int threads;         /* at most so many */
     int kernel;          /* for large totals */
 
+    _Atomic int given_up; /* not 0: who waited for it has gone on, so it ends */
+
     /* Set by transfer(). */
     int heard;     /* whether control was readable */
     int error;     /* errno of FAILED and BAD_ADDRESS */
     ssize_t index; /* segment of BAD_ADDRESS */
     int64_t total;
     int foreign; /* whether some segment is reached through the process */
+    int strange; /* whether some local range is outside of our pools */
+    int alive;   /* whether the peer's process was seen after the call began */
     Copy copy;
     pthread_mutex_t lock; /* of the four that follow */
     ssize_t at;
@@ -54,13 +70,24 @@ typedef struct {
     int result;
 } Job;
 
+/* The present moment of CLOCK_MONOTONIC. */
+int64_t now_ns(void);
+
 /* The deadline_ns of a job that may take so many seconds from now. */
 int64_t deadline_after(double seconds);
 
-/* Whether it takes some microseconds only: few bytes, all of them mapped here. */
+/* Bounds of every segment, and what the whole is; to be called first. Returns a result. */
+int check(Job *job);
+
+/* Whether it takes some microseconds only: few bytes, none of which has to be waited for. */
 int is_brief(const Job *job);
 
-/* Move every segment, or fail; returns a result. No byte moves where a segment is out of bounds. */
+/* Whether all pages are pools', or can be seen to exist: then the calling thread may move them. Others
+ * may never come (userfaultfd, a file system of a process that hangs), and no signal but a fatal one
+ * wakes who waits for them. */
+int is_safe(Job *job);
+
+/* Move every segment, or fail; after check(); returns a result. */
 int transfer(Job *job);
 
 /* Local copies; ranges may overlap, in which case segments are moved in order. */

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from array import array
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,15 +23,16 @@ class Path:
         self._theirs, self._ours = (np.full(3 * SIZE, fill, np.uint8) for fill in (7, 0))
         self.theirs, self.ours = (each[SIZE : 2 * SIZE] for each in (self._theirs, self._ours))
         base = self.theirs.ctypes.data
-        self.words = array("q", [0, os.getpid(), NOBODY, NOBODY, THREADS, PLAIN])
-        self.words.extend([base, SIZE, base if mapped else 0])
+        self.words = array("q", [0, os.getpid(), NOBODY, NOBODY, THREADS, PLAIN, NOBODY, NOBODY])
+        self.words.extend([1, self.ours.ctypes.data, SIZE])  # as if it were a pool's
+        self.words.extend([base, SIZE, base if mapped else 0, 0])
         self.fence = (ctypes.c_int64 * 2)()
         """Writers inside, and whether writing was revoked."""
 
     def move(
         self, write: bool, shift: int = 0, length: int = SIZE, local: int | None = None,
         seconds: float = FOREVER,
-    ) -> bool | tuple[int, int, int]:  # fmt: skip
+    ) -> bool | tuple[Any, ...]:  # fmt: skip
         """Move ``length`` bytes between our start and ``shift`` bytes from theirs."""
         here = self.ours.ctypes.data if local is None else local
         vectors = ([n] for n in (here, self.theirs.ctypes.data + shift, length))

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from datadist_shm import ShmTransport
 from datadist_shm.link import ShmLink
-from datadist_shm.memory import Mapping
+from datadist_shm.memory import PeerMapping
 from numpy.typing import NDArray
 
 from datadist.rank_table import RankTable
@@ -280,7 +280,7 @@ def test_closing_during_a_slow_attach_leaves_no_mapping(
     entered, go_on = threading.Event(), threading.Event()
     map_anew = ShmLink._map_anew
 
-    def slowly(*args: Any) -> Mapping:
+    def slowly(*args: Any) -> PeerMapping:
         entered.set()
         assert go_on.wait(20)
         return map_anew(*args)

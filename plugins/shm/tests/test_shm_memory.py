@@ -103,16 +103,15 @@ def test_more_than_there_is_is_refused_before_pages_are_made(
     lazy.release(lazy.allocate(MIB, Placement.HOST))
 
 
-@pytest.mark.parametrize("how", [_native.FOR_WRITING, _native.FOR_READING])
 @pytest.mark.parametrize("threads", [1, 4])
-def test_pages_that_cannot_be_had_are_an_error(how: int, threads: int) -> None:
+def test_pages_that_cannot_be_had_are_an_error(threads: int) -> None:
     fd = os.memfd_create("short")
     os.ftruncate(fd, 9 * MIB)
     address = _native.map(fd, 18 * MIB, True, False)
     try:
-        _native.populate(address, 9 * MIB, how, threads)
+        _native.populate(address, 9 * MIB, threads)
         with pytest.raises(OSError, match="Cannot allocate memory") as error:
-            _native.populate(address, 18 * MIB, how, threads)
+            _native.populate(address, 18 * MIB, threads)
         assert error.value.errno == errno.ENOMEM
     finally:
         _native.unmap(address, 18 * MIB)
@@ -273,11 +272,11 @@ def test_memory_that_cannot_be_read_and_written_is_refused(access: int, mode: st
 def test_a_peers_memory_is_mapped_once_and_forgotten_after_its_last_user() -> None:
     mappings, key, made = memory.PeerMappings(), ("peer", 1, False), []
 
-    def fail() -> memory.Mapping:
+    def fail() -> memory.PeerMapping:
         raise OSError(errno.ENOMEM, "no memory")
 
-    def make() -> memory.Mapping:
-        made.append(cast("memory.Mapping", object()))
+    def make() -> memory.PeerMapping:
+        made.append(cast("memory.PeerMapping", object()))
         return made[-1]
 
     with pytest.raises(OSError, match="no memory"):

@@ -6,6 +6,7 @@ import os
 import subprocess
 from array import array
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,12 +29,13 @@ class Path:
         self.theirs = np.full(SIZE, 7, np.uint8)
         self.ours = np.zeros(SIZE, np.uint8)
         base = self.theirs.ctypes.data
-        self.words = array("q", [0, os.getpid(), pidfd, NOBODY, THREADS, PLAIN])
-        self.words.extend([base, SIZE, base if mapped else 0])
+        self.words = array("q", [0, os.getpid(), pidfd, NOBODY, THREADS, PLAIN, NOBODY, NOBODY])
+        self.words.extend([1, self.ours.ctypes.data, SIZE])  # as if it were a pool's
+        self.words.extend([base, SIZE, base if mapped else 0, 0])
 
     def move(
         self, write: bool = False, to: int | None = None, size: int = SIZE
-    ) -> bool | tuple[int, int, int]:
+    ) -> bool | tuple[Any, ...]:
         """Move bytes from or to the start of their memory; the first 8 from or to ``to`` instead."""
         local = array("q", [self.ours.ctypes.data])
         remote = array("q", [self.theirs.ctypes.data])
@@ -97,7 +99,7 @@ ENDLESS = 100_000
 """Segments that take many seconds, however fast the machine."""
 
 
-def _endless(path: Path, seconds: float) -> bool | tuple[int, int, int]:
+def _endless(path: Path, seconds: float) -> bool | tuple[Any, ...]:
     path.words[4] = 4
     local, remote, length = (
         array("q", [n]) * ENDLESS for n in (path.ours.ctypes.data, path.theirs.ctypes.data, SIZE)

@@ -9,12 +9,15 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "copy.h"
+#include "flight.h"
 #include "memory.h"
+#include "pages.h"
 #include "parallel.h"
 #include "transfer.h"
 
@@ -111,30 +114,50 @@ static void copy_overlapping(void)
     free(memory);
 }
 
+static int run(Job *job)
+{
+    int result = check(job);
+    return result == DONE ? transfer(job) : result;
+}
+
+/* The same by a thread of its own, which ends. */
+static int run_apart(Job *job)
+{
+    Flight *left = NULL;
+    int result = check(job);
+    if (result == DONE)
+        result = fly(job, &left);
+    expect(left == NULL, "a transfer does not end");
+    return result;
+}
+
 /* -- through a mapping ------------------------------------------------------------------------ */
 
 /* Two mappings of one memory, as of an owner and of its peer, and what a peer knows of it. */
 typedef struct {
-    unsigned char *owners, *mapped, *mine;
+    unsigned char *owners, *mine;
+    Pages *pages;
     Window window;
     Fence fence;
     _Atomic int64_t abort_flag;
     int64_t local[SEGMENTS], remote[SEGMENTS], length[SEGMENTS];
 } Pair;
 
-static void make_pair(Pair *pair, int how)
+static void make_pair(Pair *pair, int stays)
 {
-    void *owners, *mapped;
+    void *owners;
     int fd = (int)syscall(SYS_memfd_create, "exercise", MFD_CLOEXEC);
     expect(fd >= 0 && ftruncate(fd, SIZE) == 0, "no shared memory");
     expect(map_shared(fd, SIZE, 1, 1, &owners) == 0, "the owner cannot map");
-    expect(populate(owners, SIZE, FOR_WRITING, THREADS) == 0, "the owner cannot populate");
-    expect(map_shared(fd, SIZE, 1, 0, &mapped) == 0, "the peer cannot map");
-    expect(populate(mapped, SIZE, how, THREADS) == 0, "the peer cannot populate");
+    expect(populate(owners, SIZE / 2, THREADS) == 0, "the owner cannot populate");
+    Pages *pages = pages_map(fd, SIZE, 1, 0, stays);
+    expect(pages != NULL, "the peer cannot map");
+    pages_find(pages, THREADS);
     close(fd);
-    *pair = (Pair){.owners = owners, .mapped = mapped, .mine = filled(SIZE, 0)};
+    *pair = (Pair){.owners = owners, .pages = pages, .mine = filled(SIZE, 0)};
     fill(pair->owners, SIZE, 5);
-    pair->window = (Window){.base = 1 << 20, .size = SIZE, .mapped = number(mapped)};
+    pair->window = (Window){.base = 1 << 20, .size = SIZE, .mapped = number(pages_address(pages)),
+                            .pages = pages};
     for (int i = 0; i < SEGMENTS; i++) {
         pair->local[i] = number(pair->mine + i * STRIDE + 3);
         pair->remote[i] = pair->window.base + (SEGMENTS - 1 - i) * STRIDE + 1;
@@ -145,7 +168,7 @@ static void make_pair(Pair *pair, int how)
 static void drop_pair(Pair *pair)
 {
     munmap(pair->owners, SIZE);
-    munmap(pair->mapped, SIZE);
+    pages_unmap(pair->pages);
     free(pair->mine);
 }
 
@@ -170,14 +193,14 @@ static int moved(const Pair *pair, int write)
     return 1;
 }
 
-static void move_mapped(int kernel, int how)
+static void move_mapped(int kernel, int stays, int (*moves)(Job *))
 {
     Pair pair;
-    make_pair(&pair, how);
+    make_pair(&pair, stays);
     for (int write = 0; write < 2; write++) {
         Job job = job_of(&pair, write, kernel);
         fill(pair.mine, SIZE, 17);
-        expect(transfer(&job) == DONE, "kernel %d: a transfer failed", kernel);
+        expect(moves(&job) == DONE, "kernel %d: a transfer failed", kernel);
         expect(moved(&pair, write), "kernel %d: wrong bytes, write is %d", kernel, write);
         expect(atomic_load(&pair.fence.active) == 0, "a writer stays announced");
     }
@@ -187,25 +210,25 @@ static void move_mapped(int kernel, int how)
 static void refuse_mapped(void)
 {
     Pair pair;
-    make_pair(&pair, PRESENT);
+    make_pair(&pair, 1);
     const int64_t beyond[] = {0, -1, 1, pair.window.base - 1, pair.window.base + SIZE - LENGTH + 1,
                               INT64_MAX};
     for (size_t i = 0; i < sizeof(beyond) / sizeof(*beyond); i++) {
         Job job = job_of(&pair, 1, KERNEL_PLAIN);
         int64_t before = pair.remote[SEGMENTS - 1];
         pair.remote[SEGMENTS - 1] = beyond[i];
-        expect(transfer(&job) == BAD_ADDRESS, "address %lld is accepted", (long long)beyond[i]);
+        expect(run(&job) == BAD_ADDRESS, "address %lld is accepted", (long long)beyond[i]);
         expect(job.index == SEGMENTS - 1, "the wrong segment is named");
         pair.remote[SEGMENTS - 1] = before;
     }
     Job late = job_of(&pair, 1, KERNEL_PLAIN), aborted = late, revoked = late;
     late.deadline_ns = 1;
-    expect(transfer(&late) == TIMED_OUT, "a deadline is overlooked");
+    expect(run(&late) == TIMED_OUT, "a deadline is overlooked");
     atomic_store(&pair.abort_flag, 1);
-    expect(transfer(&aborted) == ABORTED, "an abort is overlooked");
+    expect(run(&aborted) == ABORTED, "an abort is overlooked");
     atomic_store(&pair.abort_flag, 0);
     atomic_store(&pair.fence.revoked, 1);
-    expect(transfer(&revoked) == REVOKED, "a revocation is overlooked");
+    expect(run(&revoked) == REVOKED, "a revocation is overlooked");
     expect(is_filled(pair.owners, SIZE, 5), "a byte has moved");
     drop_pair(&pair);
 }
@@ -215,7 +238,7 @@ static void *write_until_refused(void *argument)
     Pair *pair = argument;
     for (;;) {
         Job job = job_of(pair, 1, KERNEL_PLAIN);
-        int result = transfer(&job);
+        int result = run(&job);
         if (result != DONE)
             return (void *)(intptr_t)result;
     }
@@ -223,7 +246,7 @@ static void *write_until_refused(void *argument)
 
 static void make_writing_pair(Pair *pair, pthread_t *writer)
 {
-    make_pair(pair, PRESENT);
+    make_pair(pair, 1);
     expect(pthread_create(writer, NULL, write_until_refused, pair) == 0, "no thread");
     usleep(20000);
 }
@@ -291,16 +314,16 @@ static void move_foreign(void)
         .deadline_ns = INT64_MAX, .threads = THREADS, .kernel = KERNEL_PLAIN,
     };
     Job again = job, bad = job, gone = job;
-    expect(transfer(&job) == DONE, "cannot read a process's memory: %s", strerror(job.error));
+    expect(run(&job) == DONE, "cannot read a process's memory: %s", strerror(job.error));
     expect(is_filled(mine, SIZE, 40), "read wrongly");
     fill(mine, SIZE, 41);
     again.write = 1;
-    expect(transfer(&again) == DONE, "cannot write a process's memory: %s", strerror(again.error));
+    expect(run(&again) == DONE, "cannot write a process's memory: %s", strerror(again.error));
     bad.n = 2;
-    expect(transfer(&bad) == BAD_ADDRESS, "memory that is not there is accepted");
+    expect(run(&bad) == BAD_ADDRESS, "memory that is not there is accepted");
     expect(write(go[1], &byte, 1) == 1 && waitpid(pid, &status, 0) == pid, "the child is lost");
     expect(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child found %#x", status);
-    expect(transfer(&gone) == PEER_GONE, "a process that has ended is not noticed");
+    expect(run(&gone) == PEER_GONE, "a process that has ended is not noticed");
     for (int i = 0; i < 2; i++) {
         close(ready[i]);
         close(go[i]);
@@ -308,6 +331,52 @@ static void move_foreign(void)
     close(pidfd);
     free(theirs);
     free(mine);
+}
+
+/* Holes are read as zeros, and stay holes; what the owner makes meanwhile is written. */
+static void *make_later(void *argument)
+{
+    Pair *pair = argument;
+    usleep(20000);
+    expect(populate((char *)pair->owners, SIZE, 1) == 0, "the owner cannot populate");
+    return NULL;
+}
+
+static void move_holes(int stays)
+{
+    Pair pair;
+    void *owners;
+    pthread_t owner;
+    int fd = (int)syscall(SYS_memfd_create, "holes", MFD_CLOEXEC);
+    expect(fd >= 0 && ftruncate(fd, SIZE) == 0, "no shared memory");
+    make_pair(&pair, stays);
+    munmap(pair.owners, SIZE);
+    pages_unmap(pair.pages);
+    expect(map_shared(fd, SIZE, 1, 0, &owners) == 0, "the owner cannot map");
+    pair.owners = owners;
+    pair.pages = pair.window.pages = pages_map(fd, SIZE, 1, 0, stays);
+    expect(pair.pages != NULL, "the peer cannot map");
+    pair.window.mapped = number(pages_address(pair.pages));
+    pages_find(pair.pages, THREADS);
+    Job read = job_of(&pair, 0, KERNEL_PLAIN), write = job_of(&pair, 1, KERNEL_PLAIN), late = write;
+    expect(run(&read) == DONE, "holes cannot be read");
+    late.deadline_ns = now_ns() + 10000000;
+    expect(run(&late) == TIMED_OUT, "a page of the owner's is made");
+    struct stat now;
+    expect(fstat(fd, &now) == 0, "no file");
+    expect(now.st_blocks == 0, "%lld blocks were made", (long long)now.st_blocks);
+    expect(moved(&pair, 0), "holes are not zeros");
+    munmap(owners, SIZE);
+    expect(ftruncate(fd, 0) == 0 && ftruncate(fd, SIZE) == 0, "no holes again");
+    expect(map_shared(fd, SIZE, 1, 0, &owners) == 0, "the owner cannot map");
+    pair.owners = owners;
+    fill(pair.mine, SIZE, 21);
+    expect(pthread_create(&owner, NULL, make_later, &pair) == 0, "no thread");
+    expect(run(&write) == DONE, "what the owner has made is not written");
+    pthread_join(owner, NULL);
+    expect(moved(&pair, 1), "written wrongly");
+    close(fd);
+    drop_pair(&pair);
 }
 
 int main(void)
@@ -321,9 +390,11 @@ int main(void)
             copy_pieces(kernel, threads);
             copy_large(kernel, threads);
         }
-        move_mapped(kernel, kernel % 2 ? FOR_READING : PRESENT);
+        move_mapped(kernel, kernel % 2, kernel % 2 ? run : run_apart);
         printf("kernel %d\n", kernel);
     }
+    move_holes(0);
+    move_holes(1);
     copy_overlapping();
     refuse_mapped();
     revoke_a_writer();

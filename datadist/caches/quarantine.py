@@ -1,0 +1,103 @@
+"""Local memory that transfers may still touch although their calls have ended.
+
+A transport may be unable to stop a transfer whose page does not come (``in_flight`` of its error). The
+call ends by its deadline all the same; the ranges of our memory that it named are kept here until the
+transport says that it has settled. Pages of a pool are not given to another cache before that, and
+registered memory cannot be unregistered.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from datadist.transport import InFlight
+
+log = logging.getLogger("datadist.transfer")
+
+SWEEP_SECONDS = 0.02
+"""From one question to the transports to the next, while something is kept."""
+
+
+@dataclass(eq=False)
+class Kept:
+    """What one transfer may still touch."""
+
+    flight: InFlight
+    addresses: Sequence[int]
+    lengths: Sequence[int]
+    owner: object
+    """The attempt over whose link it goes."""
+    text: str
+    """What it is, for people."""
+    release: Callable[[], None] = lambda: None
+    calls: list[Callable[[], None]] = field(default_factory=list)
+    """Made once it has settled."""
+
+    def touches(self, bases: Iterable[int], size: int) -> bool:
+        """Whether it may touch one of the ranges of ``size`` bytes at ``bases``."""
+        return any(
+            address < base + size and base < address + length
+            for base in bases
+            for address, length in zip(self.addresses, self.lengths, strict=True)
+        )
+
+    def __str__(self) -> str:
+        first, nbytes = min(self.addresses), sum(self.lengths)
+        return f"{self.text} has not let go of {nbytes} bytes of our memory, from {first:#x} on"
+
+
+class Quarantine:
+    """All that is kept; every method works from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._kept: tuple[Kept, ...] = ()
+        self.on_kept: Callable[[], None] = lambda: None
+        """Called when something is kept: it has :meth:`sweep` called until that is False."""
+
+    def keep(self, kept: Kept) -> None:
+        """Take in what has just been left; before anybody can free the memory."""
+        kept.addresses, kept.lengths = array("q", kept.addresses), array("q", kept.lengths)
+        with self._lock:
+            self._kept = (*self._kept, kept)
+        log.warning("%s: it is kept until then", kept)
+        self.on_kept()
+
+    def sweep(self) -> bool:
+        """Let go of what has settled; whether anything is left."""
+        with self._lock:
+            settled = [kept for kept in self._kept if kept.flight.settled()]
+            self._kept = tuple(kept for kept in self._kept if kept not in settled)
+        for kept in settled:
+            log.info("%s has settled", kept.text)
+            kept.release()
+            for call in kept.calls:
+                call()
+        return bool(self._kept)
+
+    def touching(self, bases: Sequence[int], size: int) -> Kept | None:
+        """What may still touch one of the ranges of ``size`` bytes at ``bases``."""
+        if not self._kept or not self.sweep():
+            return None
+        return next((kept for kept in self._kept if kept.touches(bases, size)), None)
+
+    def defers(self, bases: Sequence[int], size: int, call: Callable[[], None]) -> bool:
+        """Whether these ranges are kept: then ``call`` is made once they may be free."""
+        if not self._kept:
+            return False
+        with self._lock:
+            for kept in self._kept:
+                if kept.touches(bases, size):
+                    kept.calls.append(call)
+                    return True
+        return False
+
+    def texts(self, owner: object = None) -> list[str]:
+        """What is kept (of one link), for people."""
+        if self._kept:
+            self.sweep()
+        return [str(kept) for kept in self._kept if owner is None or kept.owner is owner]

@@ -1,0 +1,212 @@
+#define _GNU_SOURCE
+#include "pages.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "memory.h"
+#include "parallel.h"
+
+enum {
+    GRANULE = 64 << 10, /* what is known or not; no smaller than a page */
+    PIECE = 512 << 10,  /* what the kernel is asked about at a time */
+    SLICE = 8 << 20,    /* what a thread takes at a time */
+    SMALLEST_PAGE = 4096,
+    HUGETLB = 0x958458f6, /* HUGETLBFS_MAGIC */
+    MOMENT_SHIFT = 22,    /* 4 ms */
+};
+
+struct Pages {
+    char *address;
+    size_t size;
+    int fd;
+    int stays;
+    int reserved;              /* huge pages of hugetlbfs, of which mincore knows nothing */
+    size_t page;               /* bytes */
+    _Atomic uint16_t known[]; /* per granule: the moment at which all of its pages existed, or 0 */
+};
+
+Pages *pages_map(int fd, size_t size, int writable, int huge, int stays)
+{
+    struct statfs kind;
+    void *address;
+    Pages *pages = calloc(1, sizeof(*pages) + (size / GRANULE + 1) * sizeof(uint16_t));
+    if (pages == NULL)
+        return NULL;
+    pages->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    if (pages->fd < 0 || fstatfs(fd, &kind) != 0 || map_peer(fd, size, writable, huge, &address) != 0) {
+        int error = errno;
+        if (pages->fd >= 0)
+            close(pages->fd);
+        free(pages);
+        errno = error;
+        return NULL;
+    }
+    pages->address = address;
+    pages->size = size;
+    pages->stays = stays;
+    pages->reserved = kind.f_type == HUGETLB;
+    pages->page = (size_t)sysconf(_SC_PAGESIZE);
+    return pages;
+}
+
+void pages_unmap(Pages *pages)
+{
+    munmap(pages->address, pages->size);
+    close(pages->fd);
+    free(pages);
+}
+
+char *pages_address(const Pages *pages)
+{
+    return pages->address;
+}
+
+uint32_t pages_moment(const Pages *pages, int64_t now_ns)
+{
+    return pages->stays ? 1 : ((uint32_t)(now_ns >> MOMENT_SHIFT) & 0x7fff) | 0x8000;
+}
+
+int is_resident(char *address, size_t size)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), before = (uintptr_t)address & (page - 1);
+    unsigned char found[PIECE / SMALLEST_PAGE];
+    address -= before;
+    size += before;
+    while (size > 0) {
+        size_t part = size < PIECE ? size : PIECE, count = (part + page - 1) / page;
+        if (mincore(address, part, found) != 0)
+            return 0;
+        for (size_t i = 0; i < count; i++)
+            if (!(found[i] & 1))
+                return 0;
+        address += part;
+        size -= part;
+    }
+    return 1;
+}
+
+/* Of reserved huge pages only their number is known: all of them, or none that counts. */
+static int is_whole(const Pages *pages)
+{
+    struct stat now;
+    return fstat(pages->fd, &now) == 0 && (uint64_t)now.st_blocks * 512 >= pages->size;
+}
+
+/* Mark the granules that lie in a range of pages that exist. */
+static void mark(Pages *pages, size_t begin, size_t end, uint32_t moment)
+{
+    if (end == pages->size)
+        end += GRANULE - 1; /* the last granule may be a part of one */
+    for (size_t at = (begin + GRANULE - 1) / GRANULE; (at + 1) * GRANULE <= end; at++)
+        atomic_store_explicit(&pages->known[at], (uint16_t)moment, memory_order_relaxed);
+}
+
+/* Ask the kernel about whole granules, at most PIECE and one; whether the range itself exists. */
+static int look_up(Pages *pages, size_t offset, size_t bytes, uint32_t moment)
+{
+    if (pages->reserved) {
+        if (!is_whole(pages))
+            return 0;
+        mark(pages, 0, pages->size, moment);
+        return 1;
+    }
+    unsigned char found[(PIECE + 2 * GRANULE) / SMALLEST_PAGE];
+    size_t begin = offset / GRANULE * GRANULE, end = (offset + bytes + GRANULE - 1) / GRANULE * GRANULE;
+    int all = 1;
+    if (end > pages->size)
+        end = pages->size;
+    if (mincore(pages->address + begin, end - begin, found) != 0)
+        return 0;
+    for (size_t at = begin; at < end; at += GRANULE) {
+        size_t stop = at + GRANULE < end ? at + GRANULE : end;
+        int whole = 1;
+        for (size_t page = at; page < stop; page += pages->page)
+            if (!(found[(page - begin) / pages->page] & 1)) {
+                whole = 0;
+                all &= page + pages->page <= offset || page >= offset + bytes;
+            }
+        if (whole)
+            mark(pages, at, stop, moment);
+    }
+    return all;
+}
+
+static int is_known(const Pages *pages, size_t offset, size_t bytes, uint32_t moment)
+{
+    for (size_t at = offset / GRANULE; at <= (offset + bytes - 1) / GRANULE; at++)
+        if (atomic_load_explicit(&pages->known[at], memory_order_relaxed) != moment)
+            return 0;
+    return 1;
+}
+
+size_t pages_piece(size_t offset, size_t bytes)
+{
+    size_t left = PIECE - offset % PIECE;
+    return bytes < left ? bytes : left;
+}
+
+int pages_exist(Pages *pages, size_t offset, size_t bytes, uint32_t moment)
+{
+    while (bytes > 0) {
+        size_t part = pages_piece(offset, bytes);
+        if (!is_known(pages, offset, part, moment) && !look_up(pages, offset, part, moment))
+            return 0;
+        offset += part;
+        bytes -= part;
+    }
+    return 1;
+}
+
+int pages_read(const Pages *pages, size_t offset, char *to, size_t bytes)
+{
+    while (bytes > 0) {
+        ssize_t moved = pread(pages->fd, to, bytes, (off_t)offset);
+        if (moved < 0 && errno == EINTR)
+            continue;
+        if (moved <= 0)
+            return moved < 0 ? errno : EIO;
+        to += moved;
+        offset += (size_t)moved;
+        bytes -= (size_t)moved;
+    }
+    return 0;
+}
+
+typedef struct {
+    Pages *pages;
+    _Atomic size_t next;
+} Search;
+
+/* One read per granule has the kernel map the pages around it. */
+static void *find_some(void *argument)
+{
+    Search *search = argument;
+    Pages *pages = search->pages;
+    while (!should_stop()) {
+        size_t begin = atomic_fetch_add(&search->next, SLICE), end = begin + SLICE;
+        if (begin >= pages->size)
+            break;
+        for (size_t at = begin; at < end && at < pages->size; at += GRANULE) {
+            size_t left = pages->size - at, part = left < GRANULE ? left : GRANULE;
+            if (at % PIECE == 0)
+                (void)look_up(pages, at, left < PIECE ? left : PIECE, pages_moment(pages, 0));
+            if (is_known(pages, at, part, pages_moment(pages, 0)))
+                (void)*(volatile char *)(pages->address + at);
+        }
+    }
+    return NULL;
+}
+
+void pages_find(Pages *pages, int threads)
+{
+    Search search = {.pages = pages};
+    int most = (int)(pages->size / SLICE) + 1;
+    in_parallel(most < threads ? most : threads, find_some, &search);
+}

@@ -1,0 +1,40 @@
+/* A peer's memory, mapped here: which of its pages exist.
+ *
+ * A fault in a mapping of shared memory makes a page that does not exist yet, and charges it to who
+ * touched it. What a peer has not populated is therefore not touched: it is read through the
+ * descriptor, which makes nothing, and not written until the owner has populated it. */
+#ifndef DATADIST_PAGES_H
+#define DATADIST_PAGES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct Pages Pages;
+
+/* Map size bytes of fd, which is duplicated. stays: a page that exists cannot be taken away again, which
+ * the owner has sealed; else what was seen counts for some milliseconds. NULL with errno. */
+Pages *pages_map(int fd, size_t size, int writable, int huge, int stays);
+
+void pages_unmap(Pages *pages);
+
+char *pages_address(const Pages *pages);
+
+/* Have those pages in the page table that exist, in up to threads threads. */
+void pages_find(Pages *pages, int threads);
+
+/* What pages_exist takes for the present moment. */
+uint32_t pages_moment(const Pages *pages, int64_t now_ns);
+
+/* Whether all pages of a range exist. Asks the kernel about what is not known yet. */
+int pages_exist(Pages *pages, size_t offset, size_t bytes, uint32_t moment);
+
+/* Read a range, whose pages need not exist; 0, or errno. */
+int pages_read(const Pages *pages, size_t offset, char *to, size_t bytes);
+
+/* The bytes from offset on, at most bytes, whose pages are looked up together. */
+size_t pages_piece(size_t offset, size_t bytes);
+
+/* Whether all pages of our own page table's range exist, of any mapping. */
+int is_resident(char *address, size_t size);
+
+#endif
