@@ -41,7 +41,7 @@ from datadist_shm.memory import (
     UserRegion,
     descriptor_for_peer,
 )
-from datadist_shm.offer import OfferData, RegionOffer, check_descriptor, parse_offer
+from datadist_shm.offer import OfferData, RegionOffer, check_descriptor, keeps_pages, parse_offer
 from datadist_shm.options import Options
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class ShmLink(Link):
             for region in data.regions
         ]
         if data.fence is not None:
-            check_descriptor(rank, fds[data.fence], PAGE, writable=True)
+            check_descriptor(rank, fds[data.fence], PAGE)
             path.fence = Mapping(fds[data.fence], PAGE, writable=True)
             if not _native.is_resident(path.fence.address, PAGE):
                 raise LinkError(f"rank {rank} offers a fence without memory", rank)
@@ -214,7 +214,7 @@ class ShmLink(Link):
                 raise LinkError(f"the process of rank {rank} is not known", rank)
             return 0, 0
         fd = fds[region.fd]
-        check_descriptor(rank, fd, region.size, writable)
+        check_descriptor(rank, fd, region.size)
         key = (path.peer.incarnation, region.id, writable)
         mapping = self._mappings.take(key, lambda: self._map_anew(fd, region, writable))
         path.keys.append(key)
@@ -225,7 +225,7 @@ class ShmLink(Link):
 
     def _map_anew(self, fd: int, region: RegionOffer, writable: bool) -> PeerMapping:
         huge = self._options.huge_pages != "0"
-        mapping = PeerMapping(fd, region.size, writable, huge, stays=not writable)
+        mapping = PeerMapping(fd, region.size, writable, huge, keeps_pages(fd))
         if self._options.populate:
             mapping.find_pages(self._options.threads)
         return mapping

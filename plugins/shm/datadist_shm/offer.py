@@ -68,12 +68,11 @@ def parse_offer(rank: int, data: bytes, fds: int) -> OfferData:
     return offer
 
 
-def check_descriptor(rank: int, fd: int, size: int, writable: bool) -> None:
+def check_descriptor(rank: int, fd: int, size: int) -> None:
     """Raise LinkError unless ``fd`` is sealed memory of ``size`` bytes, of our user.
 
-    Without the seals the owner could shrink it and so end this process with SIGBUS, or, where it is
-    not ``writable``, take pages away that this process would make anew. The kernel tells which pages
-    of a mapping exist to the user of the file only.
+    Without the seals the owner could shrink it and so end this process with SIGBUS. The kernel tells
+    which pages of a mapping exist to the user of the file only.
     """
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
@@ -81,12 +80,13 @@ def check_descriptor(rank: int, fd: int, size: int, writable: bool) -> None:
         seals = 0
     if seals & RESIZE_SEALS != RESIZE_SEALS:
         raise LinkError(f"rank {rank} offers memory that it could still resize", rank)
-    if not writable and not seals & F_SEAL_FUTURE_WRITE:
-        raise LinkError(
-            f"rank {rank} offers memory to read that it could still punch holes into", rank
-        )
     file = os.fstat(fd)
     if file.st_size != size:
         raise LinkError(f"rank {rank} offers {size} bytes in a file of {file.st_size} bytes", rank)
     if file.st_uid != os.geteuid():
         raise LinkError(f"rank {rank} offers memory of user {file.st_uid}, not of ours", rank)
+
+
+def keeps_pages(fd: int) -> bool:
+    """Whether no page of sealed memory can be taken away again, by a hole that is punched into it."""
+    return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & F_SEAL_FUTURE_WRITE)
