@@ -451,14 +451,23 @@ def test_close_waits_for_what_is_in_flight(large: Pair) -> None:
     assert "aborted" in str(failed[0])
 
 
-def test_pages_of_a_peer_are_present_when_the_link_is_ready() -> None:
+def test_pages_that_a_peer_has_made_are_mapped_when_the_link_is_ready() -> None:
     pair = Pair(Access.READ, size=LARGE)
     try:
+        deadline = time.monotonic() + 60
+        while os.fstat(pair.fds[0]).st_blocks * 512 < LARGE:  # the owner makes them
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        pair.links[0].close()
+        group = _group(0, pair.pid, pair.pidfd, "populated")
+        link = pair.transport.open(group, [pair.region], Access.READ)
+        link.attach(1, Offer(pair.data, [os.dup(pair.fds[0])]))
         (shared,) = pair.transport._mappings._shared.values()
         mapping = shared.mapping
         assert mapping is not None
         with open("/proc/self/smaps") as lines:
             found = lines.read().partition(f"{mapping.address:x}-")[2]
         assert int(found.partition("Rss:")[2].split()[0]) << 10 == LARGE
+        link.close()
     finally:
         pair.close()
