@@ -21,7 +21,7 @@ TABLE = parse_rank_table(nodes.table_for(PAIR)).canonical
 GUARD = 0x77
 BASE, SIZE = 1 << 40, 1 << 16
 """Memory that a stranger offers."""
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 def offer_of(fd: int | None = 0, address: int = BASE, size: int = SIZE) -> dict[str, Any]:

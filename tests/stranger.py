@@ -17,6 +17,8 @@ from typing import Any
 from datadist.control.messages import MAX_FDS, WIRE_VERSION, Message, decode, encode
 
 HEADER = struct.Struct(">I")
+SECONDS = 60.0
+"""What is waited for comes at once; only a defect takes so long."""
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
@@ -27,7 +29,7 @@ class Stranger:
         self.incarnation = f"{number:032x}"
         self.cluster = cluster
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.settimeout(5)
+        self._sock.settimeout(SECONDS)
         directory = os.open(path.parent, os.O_PATH)  # paths of sockets are short
         try:
             self._connect(f"/proc/self/fd/{directory}/{path.name}")
@@ -47,7 +49,7 @@ class Stranger:
 
     def _connect(self, path: str) -> None:
         """Connect, waiting while the engine has many to accept."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + SECONDS
         while True:
             try:
                 self._sock.connect(path)
@@ -100,7 +102,7 @@ class Stranger:
         with contextlib.suppress(OSError):
             while self._read():
                 pass
-        self._sock.settimeout(5)
+        self._sock.settimeout(SECONDS)
         found = []
         while (body := self._frame()) is not None:
             found.append(decode(body))

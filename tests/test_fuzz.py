@@ -240,8 +240,8 @@ DEFECTS = {
 @pytest.mark.parametrize("name", DEFECTS)
 def test_a_defect_that_is_put_in_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     defect = DEFECTS[name]
-    for module in ("dispatch", "network"):
-        monkeypatch.setattr(f"tests.fuzz.{module}.SECONDS", 2.0)
+    for module in ("fuzz.dispatch", "fuzz.network", "stranger"):
+        monkeypatch.setattr(f"tests.{module}.SECONDS", 2.0)
     inputs = [*SEEDS[defect.target], *REFUSED[defect.target], *_inputs(defect.target, 2, 300)]
     with opened(defect.target) as target:
         monkeypatch.setattr(defect.owner, defect.attribute, defect.instead)

@@ -381,7 +381,7 @@ def test_many_threads_that_pull_at_once_warn_once(caplog: pytest.LogCaptureFixtu
         types, barrier = ElementTypes(2, required=False), threading.Barrier(8)
 
         def pull(types: ElementTypes = types, barrier: threading.Barrier = barrier) -> None:
-            barrier.wait(10)
+            barrier.wait(60)
             types.check_pull(_view(), _entry(1), _own(2))
 
         threads = [threading.Thread(target=pull) for _ in range(8)]

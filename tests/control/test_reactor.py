@@ -43,15 +43,15 @@ def test_once_abandoned_nobody_waits_for_what_another_thread_held() -> None:
     def hold() -> None:
         with reactor._waking:
             held.set()
-            release.wait(10.0)
+            release.wait(60.0)
 
     holder = threading.Thread(target=hold)
     poster = threading.Thread(target=reactor.post, args=(lambda: None,))
     holder.start()
     try:
-        assert held.wait(5.0)
+        assert held.wait(30.0)
         poster.start()
-        poster.join(5.0)
+        poster.join(30.0)
         assert not poster.is_alive()
     finally:
         release.set()

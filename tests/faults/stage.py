@@ -189,7 +189,7 @@ def begin(here: nodes.Here, moment: str) -> None:
     thread.start()
     slow: SlowLink = here.any["slow"]
     before = slow.pieces
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + nodes.SECONDS
     while slow.pieces < before + 10 and thread.is_alive():
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -334,7 +334,7 @@ def let_attach_soon(here: nodes.Here) -> None:
 def _session(here: nodes.Here) -> Any:
     engine = here.live._engine
     assert engine is not None
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + nodes.SECONDS
     while not engine.views:
         assert time.monotonic() < deadline, "there is no control connection"
         time.sleep(0.001)

@@ -148,7 +148,7 @@ def test_a_member_that_gives_up_when_we_are_ok_breaks_the_link(start_node: Start
     ours = first.result()
     with pytest.raises(RemoteError):
         second.do(nodes.wait, theirs)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + nodes.SECONDS
     while first.do(nodes.link_error, ours) is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -215,13 +215,13 @@ def _fork_while_sending(here: nodes.Here) -> int:
 
     holder = threading.Thread(target=hold)
     holder.start()
-    assert held.wait(5)
+    assert held.wait(20)
     pid = os.fork()
     if pid == 0:
         os._exit(7)
     release.set()
     holder.join()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + nodes.SECONDS
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:

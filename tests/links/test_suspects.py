@@ -86,6 +86,6 @@ def test_a_peer_that_was_inside_is_gone_with_its_process(world: World) -> None:
     world.reactor.call(lambda: None, 10)
     assert world.gone == []
     world.process.kill()
-    assert world.all_gone.wait(10)
+    assert world.all_gone.wait(60)
     world.reactor.call(lambda: None, 10)
     assert sorted(world.gone) == ["first", "second"]

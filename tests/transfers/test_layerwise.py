@@ -202,14 +202,14 @@ def test_a_layer_moves_while_the_next_is_computed() -> None:
     def move(layer: int) -> None:
         moving[layer].set()
         if layer < 3:
-            assert asked[layer + 1].wait(10)
+            assert asked[layer + 1].wait(30)
 
     def synchronize(layer: int) -> bool:
         asked[layer].set()
-        return layer == 0 or moving[layer - 1].wait(10)
+        return layer == 0 or moving[layer - 1].wait(30)
 
     task = _task([move], synchronize)
-    assert task.synchronize(20_000) is LLMStatusCode.LLM_SUCCESS
+    assert task.synchronize(100_000) is LLMStatusCode.LLM_SUCCESS
 
 
 def test_a_synchronizer_that_says_no_ends_the_task() -> None:
@@ -303,7 +303,7 @@ def _send_and_leave(here: nodes.Here) -> str:
     key = CacheKeyByIdAndIndex(2, 1, 0)
     config = TransferWithCacheKeyConfig(key, range(1), range(1))
     task = here.live.cache_manager.transfer_cache_async(here.caches["c"], Leaving(), [config])
-    return task.synchronize(20_000).name
+    return task.synchronize(100_000).name
 
 
 def test_a_synchronizer_that_ends_its_thread_is_a_failure(start_node: Start) -> None:

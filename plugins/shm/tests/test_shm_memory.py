@@ -238,7 +238,7 @@ def test_several_threads_may_open_the_first_links(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert failed == []
     with pytest.raises(RegistrationError, match="another access"):
         memory.seal(region, not writable)
