@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -71,9 +72,10 @@ def reactor() -> Iterator[Reactor]:
 @pytest.fixture
 def talker(reactor: Reactor) -> Iterator[Talker]:
     made = Talker(reactor, encode(Idle()))
-    yield made
-    made.close()
-    reactor.call(lambda: made.session.close("end"), SECONDS)
+    with ExitStack() as stack:
+        stack.callback(reactor.call, lambda: made.session.close("end"), SECONDS)
+        stack.callback(made.close)
+        yield made
 
 
 def _until(condition: Callable[[], bool]) -> None:

@@ -91,22 +91,22 @@ class Chatter:
 @pytest.fixture
 def disturbed(start_node: Start, runtime_dir: Path) -> Iterator[Callable[[str], Node]]:
     """An engine to which somebody talks without pause."""
-    made: list[Chatter] = []
+    stack = contextlib.ExitStack()
 
     def start(talk: str) -> Node:
         node = start_node(1)
         stranger = Stranger(socket_of(runtime_dir, 1), 2, 0)
         assert stranger.hear("hello") is not None
-        made.append(Chatter(stranger, TALK[talk]))
+        chatter = Chatter(stranger, TALK[talk])
+        stack.callback(chatter.close)
         deadline = time.monotonic() + SECONDS
-        while made[0].sent < 1 << 20:
+        while chatter.sent < 1 << 20:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         return node
 
-    yield start
-    for each in made:
-        each.close()
+    with stack:
+        yield start
 
 
 @pytest.mark.parametrize("talk", TALK)
