@@ -28,6 +28,8 @@ def system_errors() -> Iterator[None]:
     """What the system refuses while an engine starts, descriptors above all, as LLM_FAILED."""
     try:
         yield
+    except LLMException:  # a RuntimeError too
+        raise
     except OSError as error:
         raise LLMException(
             f"the engine cannot start: {error} (see `ulimit -n` for descriptors)",
