@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from datadist import LLMClusterInfo, LLMConfig, LLMException, LLMRole, LLMStatusCode
-from datadist.base.addresses import is_address, looks_numeric, parse_address, parse_ipv4
+from datadist.base.addresses import canonical, is_address, looks_numeric, parse_address, parse_ipv4
 from datadist.cli import main
 from datadist.control.hostport import HostPort
 from datadist.engine.options import EngineOptions, parse_listen_info
@@ -197,3 +197,21 @@ def test_rank_0_is_found_at_no_other_address_than_its_host_ip(
     domain: Any = SimpleNamespace(table=parse_rank_table(json.dumps(table)), ranks={1: 0, 2: 1})
     place = rendezvous._place(domain, None)
     assert place == expected if isinstance(expected, HostPort) else expected in str(place)
+
+
+@pytest.mark.parametrize(
+    ("written", "one"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("FE80:0::1%eth0", "fe80::1"),
+        ("fd77:0:0::0001", "fd77::1"),
+    ],
+)
+def test_an_address_has_one_text(written: str, one: str) -> None:
+    assert canonical(written) == canonical(one) == one
+
+
+def test_what_is_no_address_has_none() -> None:
+    with pytest.raises(ValueError, match="does not appear to be"):
+        canonical("a name")
