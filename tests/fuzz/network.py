@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from datadist.control.channel import Handshake, HandshakeError
 from datadist.control.hostport import HostPort
@@ -297,7 +296,7 @@ class Net:
         """What the meeting place still holds of peers."""
         meeting, remote = self._meeting, self._remote
         held: dict[str, Any] = {
-            "proving": self._listener._proving, "dials": remote._dials, "met": remote._met,
+            "proving": [*self._listener._strangers, *self._listener._members], "dials": remote._dials, "met": remote._met,
             "sessions": meeting.sessions, "handshakes": meeting._handshakes, "idle": meeting._idle,
             "idle peers": meeting._peer_idle, "holds": meeting._holds,
         }  # fmt: skip
@@ -322,8 +321,7 @@ def _hello(incarnation: str, cluster: int) -> dict[str, Any]:
 
 @contextmanager
 def network() -> Iterator[Callable[[bytes], bool]]:
-    """The target, with a listener as long as it is needed, which accepts as fast as it can."""
+    """The target, with a listener as long as it is needed."""
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="datadist-")))
-        stack.enter_context(mock.patch("datadist.control.listener.ACCEPTS_PER_SECOND", 1_000_000))
         yield Net(place, stack)
