@@ -296,7 +296,8 @@ class Net:
         """What the meeting place still holds of peers."""
         meeting, remote = self._meeting, self._remote
         held: dict[str, Any] = {
-            "proving": [*self._listener._strangers, *self._listener._members], "dials": remote._dials, "met": remote._met,
+            "proving": [*self._listener._strangers, *self._listener._members],
+            "dials": remote._dials, "met": remote._met,
             "sessions": meeting.sessions, "handshakes": meeting._handshakes, "idle": meeting._idle,
             "idle peers": meeting._peer_idle, "holds": meeting._holds,
         }  # fmt: skip
