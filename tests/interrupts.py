@@ -1,0 +1,127 @@
+"""Run other code at every moment of a call, one moment per run: an exception, or a function.
+
+CPython runs signal handlers where a Python function begins, after a function of C that was called
+returns, and at jumps backwards; what they raise appears there. :func:`raising` does that at the first two
+kinds, by the events of a profiler. `__del__` may run where something is allocated, which is almost
+anywhere: :func:`meanwhile` takes every instruction.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Action = Callable[[], object]
+
+
+class Interrupt(BaseException):
+    """What the handler of a signal raises here."""
+
+
+class Watchdog(Exception):
+    """The same, by the handler of a task queue, say."""
+
+
+class _Moment:
+    """Counts moments, and does something at one of them."""
+
+    def __init__(self, number: int, action: Action, outside: CodeType) -> None:
+        self.left = number
+        self.where = ""
+        self._action = action
+        self._outside = outside
+
+    @property
+    def reached(self) -> bool:
+        return bool(self.where)
+
+    def profile(self, frame: FrameType, event: str, arg: Any) -> None:
+        inside = frame.f_code is not self._outside
+        if inside and event in ("call", "c_return") and arg is not sys.setprofile:
+            self._pass(frame)
+
+    def trace(self, frame: FrameType, event: str, _arg: Any) -> Any:
+        if frame.f_code is self._outside:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            self._pass(frame)
+        return self.trace
+
+    def _pass(self, frame: FrameType) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            self._action()
+
+
+@contextmanager
+def _tracing(moment: _Moment) -> Iterator[None]:
+    before = sys.gettrace()
+    sys.settrace(moment.trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def _profiled(moment: _Moment, call: Callable[[], T]) -> T:
+    before = sys.getprofile()
+    sys.setprofile(moment.profile)
+    try:
+        return call()
+    finally:
+        sys.setprofile(before)
+
+
+def raise_at(number: int, call: Callable[[], object], kind: type[BaseException]) -> str:
+    """Run a call with an exception at the moment of that number; where that was, empty for nowhere.
+
+    Raises what the call makes of that exception, unless it passes it on; that is an error.
+    """
+
+    def strike() -> None:
+        raise kind
+
+    moment = _Moment(number, strike, _profiled.__code__)
+    try:
+        _profiled(moment, call)
+    except kind:
+        assert moment.reached
+    else:
+        assert not moment.reached, f"the exception at {moment.where} was swallowed"
+    return moment.where
+
+
+def raising(
+    call: Callable[[], object], kind: type[BaseException] = Interrupt, step: int = 1
+) -> Iterator[str]:
+    """Run a call again and again, with an exception at every ``step``-th moment in turn.
+
+    Yields where the exception came, after each run: what was left has to be looked at there. The last
+    run goes to its end, and nothing is yielded for it.
+    """
+    number = 1
+    while where := raise_at(number, call, kind):
+        yield where
+        number += step
+
+
+def meanwhile(call: Callable[[], object], action: Action, step: int = 1) -> Iterator[str]:
+    """Run a call again and again, and ``action`` inside of it, at every ``step``-th instruction in turn.
+
+    Yields where it came, after each run. The last run is without it, and nothing is yielded for it.
+    """
+    number = 1
+    while True:
+        moment = _Moment(number, action, meanwhile.__code__)
+        with _tracing(moment):
+            call()
+        if not moment.reached:
+            return
+        yield moment.where
+        number += step
