@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from datadist.api.arguments import (
     blocks_name,
@@ -21,12 +22,16 @@ from datadist.api.cache import Cache, is_stranger
 from datadist.api.manager_part import ManagerPart
 from datadist.base import checks
 from datadist.base.hints import ADDRESSES
-from datadist.base.keywords import named_keywords
+from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
 from datadist.caches.directory import KeyName
 from datadist.caches.owned import OwnCache
 from datadist.engine.engine import Engine
+from datadist.engine.interrupted import interrupted
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import BlocksCacheKey, CacheDesc, CacheKey, Placement, fixed
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 UNREGISTER_SECONDS = 2.0
 """How long `unregister_cache` waits for peers to confirm that they are out of the memory."""
@@ -41,7 +46,12 @@ class Allocation(ManagerPart):
 
     # -- allocate ----------------------------------------------------------------------------
 
-    def allocate_cache(self, cache_desc: CacheDesc, cache_keys: Sequence[CacheKey] = ()) -> Cache:
+    def allocate_cache(
+        self,
+        cache_desc: CacheDesc,
+        cache_keys: Sequence[CacheKey] = (),
+        **unknown: Unpack[NoKeywords],
+    ) -> Cache:
         """A contiguous cache from the pool of its placement; ``cache_keys[i]`` names slot ``i``.
 
         The tensors hold what was in the pool before; a fresh pool is zeroed.
@@ -49,17 +59,26 @@ class Allocation(ManagerPart):
         Raises LLMException: LLM_PARAM_INVALID without a pool, for bad dimensions, for more keys
         than slots or keys that are bound already; LLM_OUT_OF_MEMORY.
         """
+        if unknown:
+            raise unknown_keyword("allocate_cache", keywords_of(Allocation.allocate_cache), unknown)
         checks.check_isinstance("cache_desc", cache_desc, CacheDesc)
         checks.check_sequence_of("cache_keys", cache_keys, CacheKey)
         return self._allocate(cache_desc, lambda: slot_names(cache_keys), blocks=False)
 
     def allocate_blocks_cache(
-        self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None
+        self,
+        cache_desc: CacheDesc,
+        blocks_cache_key: BlocksCacheKey | None = None,
+        **unknown: Unpack[NoKeywords],
     ) -> Cache:
         """A blocks cache (PagedAttention) from the pool; dimension 0 counts the blocks.
 
         Raises as :meth:`allocate_cache`.
         """
+        if unknown:
+            raise unknown_keyword(
+                "allocate_blocks_cache", keywords_of(Allocation.allocate_blocks_cache), unknown
+            )
         checks.check_isinstance("cache_desc", cache_desc, CacheDesc)
         checks.check_isinstance("blocks_cache_key", blocks_cache_key, BlocksCacheKey)
         return self._allocate(cache_desc, lambda: blocks_name(blocks_cache_key), blocks=True)
@@ -79,26 +98,30 @@ class Allocation(ManagerPart):
             )
         keys = names()
         size = tensor_size(desc)
-        cache_id = engine.owned.new_id()
-        addresses = engine.memory.allocate(placement, [size] * desc.num_tensors)
-        region_id, region = engine.memory.pool_region(placement)
-        cache = OwnCache(
-            cache_id, layout_of(desc, addresses, size, blocks), True, True, (region_id,)
-        )
+        birth = engine.owned.begin(placement)
         try:
+            addresses = engine.memory.allocate(placement, [size] * desc.num_tensors, birth.runs)
+            region_id, region = engine.memory.pool_region(placement)
+            cache = OwnCache(
+                birth.cache_id, layout_of(desc, addresses, size, blocks), True, True, (region_id,),
+                runs=birth.runs,
+            )  # fmt: skip
             check_key_count(keys, desc)
             check_unique(engine, keys)
             engine.owned.add(cache, without_placeholders(keys), unique=True)
+            handle = Cache(
+                birth.cache_id, given, addresses, blocks,
+                pooled=True, keeper=region.keeper,
+                addressable=placement in engine.transport.capabilities.host_addressable,
+                owner=self, made=desc,
+                release=self._ending(self.deallocate_blocks_cache if blocks else self.deallocate_cache),
+            )  # fmt: skip
+            birth.made = True  # no handler of a signal comes between this and the return
+            return handle
         except BaseException:
-            engine.memory.free(placement, addresses)
+            birth.failed = True
+            engine.owned.settle()
             raise
-        free = self.deallocate_blocks_cache if blocks else self.deallocate_cache
-        addressable = placement in engine.transport.capabilities.host_addressable
-        return Cache(
-            cache_id, given, addresses, blocks,
-            pooled=True, keeper=region.keeper, addressable=addressable,
-            owner=self, release=self._ending(free), made=desc,
-        )  # fmt: skip
 
     def _ending(self, free: Callable[[Cache], None]) -> Callable[[Cache], None]:
         """What the end of ``with`` does: nothing once `finalize` has freed the cache."""
@@ -167,6 +190,7 @@ class Allocation(ManagerPart):
         addrs: list[int],
         cache_keys: Sequence[CacheKey] = (),
         remote_accessible: bool | None = None,
+        **unknown: Unpack[NoKeywords],
     ) -> Cache:
         """A contiguous cache over memory of the caller: one address per tensor, ``size`` bytes each.
 
@@ -177,6 +201,8 @@ class Allocation(ManagerPart):
         number of addresses, address 0, or a range that overlaps another in part; LLM_FAILED where
         the transport refuses the memory.
         """
+        if unknown:
+            raise unknown_keyword("register_cache", keywords_of(Allocation.register_cache), unknown)
         _check_memory(cache_desc, addrs)
         checks.check_sequence_of("cache_keys", cache_keys, CacheKey)
         self._check_accessible(remote_accessible)
@@ -190,8 +216,13 @@ class Allocation(ManagerPart):
         addrs: list[int],
         blocks_cache_key: BlocksCacheKey | None = None,
         remote_accessible: bool | None = None,
+        **unknown: Unpack[NoKeywords],
     ) -> Cache:
         """A blocks cache over memory of the caller. Arguments, errors as :meth:`register_cache`."""
+        if unknown:
+            raise unknown_keyword(
+                "register_blocks_cache", keywords_of(Allocation.register_blocks_cache), unknown
+            )
         _check_memory(cache_desc, addrs)
         checks.check_isinstance("blocks_cache_key", blocks_cache_key, BlocksCacheKey)
         self._check_accessible(remote_accessible)
@@ -206,7 +237,9 @@ class Allocation(ManagerPart):
         """
         checks.check_int64("cache_id", cache_id)
         engine = self._engine()
-        engine.owned.unregister(cache_id, UNREGISTER_SECONDS, certain=self._one_sided)
+        engine.owned.unregister(
+            cache_id, UNREGISTER_SECONDS, certain=self._one_sided, waits=not interrupted()
+        )
 
     def _check_accessible(self, remote_accessible: bool | None) -> None:
         checks.check_isinstance("remote_accessible", remote_accessible, bool)
@@ -234,23 +267,27 @@ class Allocation(ManagerPart):
         accessible = remote_accessible
         if accessible is None:
             accessible = desc.placement is Placement.DEVICE and not self._linked
-        cache_id = engine.owned.new_id()
-        regions: list[int] = []
-        if accessible or not self._one_sided:
-            regions = engine.memory.register(addrs, size, desc.placement)
+        birth = engine.owned.begin(None)
         try:
+            regions: list[int] = []
+            if accessible or not self._one_sided:
+                regions = engine.memory.register(addrs, size, desc.placement, birth.cache_id)
             layout = layout_of(desc, addrs, size, blocks)
-            cache = OwnCache(cache_id, layout, False, accessible, tuple(regions))
+            cache = OwnCache(birth.cache_id, layout, False, accessible, tuple(regions))
             engine.owned.add(cache, without_placeholders(keys), unique=False)
+            handle = Cache(
+                birth.cache_id, given, list(addrs), blocks,
+                addressable=desc.placement in engine.transport.capabilities.host_addressable,
+                owner=self, made=desc,
+                release=self._ending(lambda handle: self.unregister_cache(handle.cache_id)),
+            )  # fmt: skip
+            birth.made = True
+            return handle
         except BaseException:
-            engine.memory.unregister(regions)
+            birth.failed = True
+            engine.owned.settle()
+            engine.memory.settle()
             raise
-        addressable = desc.placement in engine.transport.capabilities.host_addressable
-        return Cache(
-            cache_id, given, list(addrs), blocks,
-            addressable=addressable, owner=self, made=desc,
-            release=self._ending(lambda handle: self.unregister_cache(handle.cache_id)),
-        )  # fmt: skip
 
 
 def _check_memory(desc: CacheDesc, addrs: list[int]) -> None:

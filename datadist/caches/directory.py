@@ -31,7 +31,8 @@ def name_of(binding: Binding) -> KeyName:
 class KeyDirectory:
     """Caches by id and by key. Not locked: the holder serialises changes and look-ups.
 
-    A change costs as much as what it names, however many caches and keys there are.
+    A change costs as much as what it names, however many caches and keys there are. One that an
+    exception interrupted is completed by :meth:`put` or :meth:`remove` of the same cache.
     """
 
     def __init__(self) -> None:
@@ -56,40 +57,50 @@ class KeyDirectory:
         gone = self.remove(entry.cache_id)
         bindings: dict[int, Binding] = {}
         for binding in entry.bindings:
-            if bindings.setdefault(binding.id, binding) is binding:
-                named = self._index.setdefault(name_of(binding), {})
-                named[entry.cache_id, binding.id] = binding
-        self.entries[entry.cache_id] = entry.model_copy(update={"bindings": []})
+            bindings.setdefault(binding.id, binding)
+        kept, tensors, keys = entry.model_copy(update={"bindings": []}), _tensors(entry), len(bindings)
+        self.tensors += tensors  # nothing is called, so nothing interrupts, up to the next line
+        self.entries[entry.cache_id] = kept
+        self.keys += keys
         self._bindings[entry.cache_id] = bindings
-        self.keys += len(bindings)
-        self.tensors += max(len(entry.bases), len(entry.regions))
+        for binding in bindings.values():
+            named = self._index.setdefault(name_of(binding), {})
+            named[entry.cache_id, binding.id] = binding
         return gone.difference(bindings)
 
     def remove(self, cache_id: int) -> set[int]:
         """Forget a cache; the ids of its bindings. Harmless when it is not there."""
-        entry = self.entries.pop(cache_id, None)
+        bindings = self._bindings.get(cache_id)
+        if bindings is not None:
+            for binding in bindings.values():
+                self._forget_name(cache_id, binding)
+            keys = len(bindings)
+            self.keys -= keys
+            del self._bindings[cache_id]
         self._requests.pop(cache_id, None)
-        bindings = self._bindings.pop(cache_id, {})
-        self.keys -= len(bindings)
-        self.tensors -= 0 if entry is None else max(len(entry.bases), len(entry.regions))
-        for binding in bindings.values():
-            self._forget_name(cache_id, binding)
-        return set(bindings)
+        entry = self.entries.get(cache_id)
+        if entry is not None:
+            tensors = _tensors(entry)
+            self.tensors -= tensors
+            del self.entries[cache_id]
+        return set(bindings or ())
 
     def unbind(self, cache_id: int, binding_id: int) -> None:
         """Forget one key of a cache; harmless when it is not there."""
-        binding = self._bindings.get(cache_id, {}).pop(binding_id, None)
+        bindings = self._bindings.get(cache_id, {})
+        binding = bindings.get(binding_id)
         if binding is not None:
-            self.keys -= 1
             self._forget_name(cache_id, binding)
             self._requests.get(cache_id, {}).get(binding.slot, {}).pop(binding_id, None)
+            self.keys -= 1
+            del bindings[binding_id]
 
     def _forget_name(self, cache_id: int, binding: Binding) -> None:
         name = name_of(binding)
-        named = self._index[name]
-        del named[cache_id, binding.id]
+        named = self._index.get(name, {})
+        named.pop((cache_id, binding.id), None)
         if not named:
-            del self._index[name]
+            self._index.pop(name, None)
 
     def replace_all(self, entries: Iterable[Entry]) -> None:
         """Forget everything, then take ``entries``."""
@@ -116,10 +127,11 @@ class KeyDirectory:
     def request_at(self, cache_id: int, slot: int, ignoring: Collection[int]) -> Binding | None:
         """The first request key on a slot of a cache, as :meth:`find` does it."""
         if cache_id not in self._requests:
-            by_slot = self._requests[cache_id] = {}
+            by_slot: dict[int, dict[int, Binding]] = {}
             for binding in self.bindings(cache_id):
                 if binding.space == "request":
                     by_slot.setdefault(binding.slot, {})[binding.id] = binding
+            self._requests[cache_id] = by_slot
         on_slot = self._requests[cache_id].get(slot, {})
         return next((b for number, b in on_slot.items() if number not in ignoring), None)
 
@@ -130,3 +142,7 @@ class KeyDirectory:
     def binding_ids(self) -> set[int]:
         """Ids of all bindings."""
         return {number for bindings in self._bindings.values() for number in bindings}
+
+
+def _tensors(entry: Entry) -> int:
+    return max(len(entry.bases), len(entry.regions))

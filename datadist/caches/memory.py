@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import itertools
 import logging
-import threading
 import time
 from bisect import bisect_right, insort
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise, repeat
 
-from datadist.caches.pool import PagePool, PoolExhausted
+from datadist.base.exclusive import Exclusive
+from datadist.base.flag import Flag
+from datadist.caches.pool import PagePool, PoolExhausted, Run
 from datadist.caches.pool_config import PoolConfig
 from datadist.caches.quarantine import Quarantine
 from datadist.status import LLMException, LLMStatusCode, param_invalid
@@ -31,38 +32,61 @@ RETURN_SECONDS = 1.0
 
 FEW = 64
 """Up to so many regions it is cheaper to insert each in order than to sort all."""
+POOL = "pool"
+"""The user of a pool's region, for good."""
 
 
 @dataclass(eq=False)
 class _Held:
     region: Region
-    users: int
-    """Registrations that lie in it; a pool has one for good."""
-    exposed: bool
-    links: int = 0
+    users: set[Hashable] = field(default_factory=set)
+    """Who registered something that lies in it."""
+    exposed: bool = True
+    links: set[Hashable] = field(default_factory=set)
 
 
 class Memory:
-    """Pools and registered regions; every method works from any thread."""
+    """Pools and registered regions; every method works from any thread.
+
+    What is registered is one dict of regions and their users, each of which comes and goes in one step.
+    The rest follows from that, and is found anew where an exception interrupted a change.
+    """
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self.quarantine = Quarantine()
-        self._lock = threading.Lock()
-        self._returned = threading.Condition(self._lock)
         self._ids = itertools.count(1)
-        self._registering = threading.RLock()
-        """Held while the transport registers or releases, which takes long; ``_lock`` is not."""
+        self._registering = Exclusive()
+        """While the transport registers or releases, which takes long."""
+        self._state = Exclusive()
+        """While the regions change."""
         self._held: dict[int, _Held] = {}
-        self._by_begin: dict[int, int] = {}
+        self._fresh: list[Region] = []
+        """Known to the transport, on their way into the dict."""
+        self._dropped: dict[int, Region] = {}
+        """Known to the transport, and gone from the dict."""
+        self._pools: dict[Placement, tuple[int, PagePool]] = {}
+        self._coming: dict[Placement, dict[Hashable, int]] = {p: {} for p in Placement}
+        """Allocations per placement and owner that peers have yet to let go."""
+        self._bells: dict[Flag, None] = {}
+        """Of allocations that wait for them."""
+        self._whole = False
+        """Whether what follows from the dict of regions is right."""
+        self._mend()
+
+    def _mend(self) -> None:
+        """Find out what follows from the dict of regions, unless that is known."""
+        if self._whole:
+            return
+        self._by_begin: dict[int, int] = {h.region.address: i for i, h in self._held.items()}
         """Ids by address."""
-        self._begins: list[int] = []
+        self._begins = sorted(self._by_begin)
         """The addresses in order."""
         self._bytes = dict.fromkeys(Placement, 0)
         """What is registered, pools included."""
-        self._pools: dict[Placement, tuple[int, PagePool]] = {}
-        self._coming = dict.fromkeys(Placement, 0)
-        """Allocations per placement that peers have yet to let go."""
+        for held in self._held.values():
+            self._bytes[held.region.placement] += held.region.size
+        self._whole = True
 
     # -- pools -------------------------------------------------------------------------------
 
@@ -79,20 +103,16 @@ class Memory:
             )
         self._check_limit(placement, config.memory_size)
         try:
-            region = self._transport.allocate(config.memory_size, placement)
-        except MemoryError as error:
-            raise LLMException(
-                f"cannot allocate the {placement.name} pool of {config.memory_size} bytes: {error}",
-                status_code=LLMStatusCode.LLM_OUT_OF_MEMORY,
-            ) from error
+            self._fresh += map(self._transport.allocate, (config.memory_size,), (placement,))
         except Exception as error:
-            why = text_of(error, self._transport)
+            short = isinstance(error, MemoryError)
             raise LLMException(
-                f"cannot allocate the {placement.name} pool of {config.memory_size} bytes: {why}",
-                status_code=LLMStatusCode.LLM_FAILED,
+                f"cannot allocate the {placement.name} pool of {config.memory_size} bytes: "
+                f"{error if short else text_of(error, self._transport)}",
+                status_code=LLMStatusCode.LLM_OUT_OF_MEMORY if short else LLMStatusCode.LLM_FAILED,
             ) from error
-        (region_id,) = self._take([region])
-        self._held[region_id].users = 1
+        region = self._fresh[-1]
+        (region_id,) = self._state.run(lambda: self._take(POOL))
         pool = PagePool(region.address, region.size, config.page_shift)
         self._pools[placement] = (region_id, pool)
 
@@ -106,100 +126,123 @@ class Memory:
         return region_id, self._held[region_id].region
 
     def pool_usage(self, placement: Placement) -> dict[str, int]:
-        """Pages of a pool in use, free, and freed but waiting for peers; bytes of a page."""
-        pool = self._pools[placement][1]
-        with self._lock:
-            return {
-                "page_bytes": pool.page_size,
-                "pages_used": pool.pages_used,
-                "pages_free": pool.pages_free,
-                "allocations_returning": self._coming[placement],
-            }
+        """Pages of a pool in use, free, and freed but waiting for peers; bytes of a page.
 
-    def allocate(self, placement: Placement, sizes: Sequence[int]) -> list[int]:
+        Takes no lock: a signal handler may ask.
+        """
+        pool = self._pools[placement][1]
+        used = pool.pages_used
+        return {
+            "page_bytes": pool.page_size,
+            "pages_used": used,
+            "pages_free": pool.pages - used,
+            "allocations_returning": self._returning(placement),
+        }
+
+    def _returning(self, placement: Placement) -> int:
+        return sum(list(self._coming[placement].values()))
+
+    def allocate(
+        self, placement: Placement, sizes: Sequence[int], runs: list[Run] | None = None
+    ) -> list[int]:
         """Addresses of one allocation per size; waits a moment for pages that are coming back.
 
-        Raises LLM_OUT_OF_MEMORY.
+        ``runs`` as for :meth:`PagePool.allocate`.
+
+        Raises LLM_OUT_OF_MEMORY, and ``RuntimeError`` inside of another call of the same thread.
         """
         pool = self._pools[placement][1]
         deadline = time.monotonic() + RETURN_SECONDS
-        with self._lock:
-            while True:
-                try:
-                    return pool.allocate(sizes)
-                except PoolExhausted as error:
-                    left = deadline - time.monotonic()
-                    if not self._coming[placement] or left <= 0:
-                        raise self._exhausted(placement, error) from None
-                self._returned.wait(left)
+        while True:
+            bell, coming = Flag(), self._returning(placement)
+            self._bells[bell] = None  # before the attempt: what comes back meanwhile counts
+            try:
+                return pool.allocate(sizes, runs)
+            except PoolExhausted as error:
+                left = deadline - time.monotonic()
+                if not coming or left <= 0:
+                    raise self._exhausted(placement, coming, error) from None
+                bell.wait(left)
+            finally:
+                self._bells.pop(bell, None)
 
-    def _exhausted(self, placement: Placement, error: PoolExhausted) -> LLMException:
-        coming = self._coming[placement]
+    @staticmethod
+    def _exhausted(placement: Placement, coming: int, error: PoolExhausted) -> LLMException:
         held = f" ({coming} freed allocations wait for peers to let go)" if coming else ""
         return LLMException(
             f"{placement.name} memory: {error}{held}", status_code=LLMStatusCode.LLM_OUT_OF_MEMORY
         )
 
-    def expect(self, placement: Placement, count: int) -> None:
+    def expect(self, placement: Placement, owner: Hashable, count: int) -> None:
         """Note that ``count`` allocations will come back by :meth:`give_back`."""
-        with self._lock:
-            self._coming[placement] += count
+        self._coming[placement][owner] = count
 
-    def give_back(self, placement: Placement, addresses: Sequence[int]) -> None:
-        """Free allocations that were announced by :meth:`expect`."""
-        with self._lock:
-            self._coming[placement] -= len(addresses)
-            for address in addresses:
-                self._pools[placement][1].free(address)
-            self._returned.notify_all()
-
-    def free(self, placement: Placement, addresses: Sequence[int]) -> None:
-        """Free allocations that no peer has heard of."""
-        with self._lock:
-            for address in addresses:
-                self._pools[placement][1].free(address)
-            self._returned.notify_all()
+    def give_back(self, placement: Placement, owner: Hashable, runs: Sequence[Run]) -> None:
+        """Free allocations; harmless a second time."""
+        self._pools[placement][1].free_runs(runs)
+        self._coming[placement].pop(owner, None)
+        for bell in list(self._bells):
+            bell.set()
 
     # -- registered memory -------------------------------------------------------------------
 
-    def register(self, addresses: Sequence[int], size: int, placement: Placement) -> list[int]:
+    def register(
+        self, addresses: Sequence[int], size: int, placement: Placement, user: Hashable
+    ) -> list[int]:
         """Ids of the regions, one per address, that hold ``size`` bytes each; all or none.
 
-        Raises LLM_PARAM_INVALID for a range that partly overlaps another, for too many ranges, or
-        above the transport's limit, LLM_FAILED where the transport refuses the memory.
-        """
-        with self._registering:
-            with self._lock:
-                shared, fresh = self._plan(addresses, size, placement)
-            try:
-                regions = self._register_fresh(fresh, size, placement)
-            except BaseException:
-                self._let_go([region_id for _, region_id in shared])
-                raise
-            with self._lock:
-                ids = dict(shared) | dict(zip(fresh, self._take(regions), strict=True))
-                for address in addresses:
-                    self._held[ids[address]].users += 1
-                for _, region_id in shared:  # what kept them for this call
-                    self._held[region_id].users -= 1
-                return [ids[address] for address in addresses]
+        They are kept for ``user`` until :meth:`unregister`; each registration has one of its own.
 
-    def unregister(self, region_ids: Sequence[int]) -> None:
-        """Undo :meth:`register`. Raises LLM_FAILED where the transport does not let go."""
-        with self._registering:
-            self._let_go(region_ids)
+        Raises LLM_PARAM_INVALID for a range that partly overlaps another, for too many ranges, or
+        above the transport's limit, LLM_FAILED where the transport refuses the memory,
+        ``RuntimeError`` inside of another call of the same thread.
+        """
+        return self._registering.run(lambda: self._register(addresses, size, placement, user))
+
+    def _register(
+        self, addresses: Sequence[int], size: int, placement: Placement, user: Hashable
+    ) -> list[int]:
+        self._release_all()
+        try:
+            shared, fresh = self._state.run(lambda: self._plan(addresses, size, placement, user))
+            self._register_fresh(fresh, size, placement)
+            taken = self._state.run(lambda: self._take(user))
+        except BaseException:
+            self._let_go(self.regions_of(user), user)
+            raise
+        ids = shared | dict(zip(fresh, taken, strict=True))
+        return [ids[address] for address in addresses]
+
+    def unregister(self, region_ids: Sequence[int], user: Hashable) -> None:
+        """Undo :meth:`register`; inside of another call of the same thread after that.
+
+        Raises LLM_FAILED where the transport does not let go.
+        """
+        failed: list[LLMException] = []
+        self._registering.do(lambda: failed.extend(self._let_go(region_ids, user)))
+        if failed:
+            raise failed[0]
+
+    def unregister_later(self, region_ids: Sequence[int], user: Hashable) -> None:
+        """:meth:`unregister` with the next call that registers or lets go; never waits."""
+        self._registering.leave(lambda: self._let_go(region_ids, user))
+
+    def settle(self) -> None:
+        """Complete what was left for later."""
+        self._registering.do(lambda: None)
+
+    def regions_of(self, user: Hashable) -> list[int]:
+        """What is kept for a user, by id."""
+        return [i for i, held in list(self._held.items()) if user in held.users]
 
     def _plan(
-        self, addresses: Sequence[int], size: int, placement: Placement
-    ) -> tuple[list[tuple[int, int]], list[int]]:
-        """Addresses with the regions that hold them, kept for the call, and the other addresses."""
-        shared, fresh = [], []
-        for address in dict.fromkeys(addresses):
-            region_id = self._region_at(address, size)
-            if region_id is None:
-                fresh.append(address)
-            else:
-                shared.append((address, region_id))
+        self, addresses: Sequence[int], size: int, placement: Placement, user: Hashable
+    ) -> tuple[dict[int, int], list[int]]:
+        """Regions by the addresses that they hold, kept for the user, and the other addresses."""
+        self._mend()
+        places = {a: self._region_at(a, size) for a in dict.fromkeys(addresses)}
+        shared = {address: region for address, region in places.items() if region is not None}
+        fresh = [address for address, region in places.items() if region is None]
         for first, second in pairwise(sorted(fresh)):
             if second < first + size:
                 raise _overlap(second, size, first, size, "given as well")
@@ -209,8 +252,8 @@ class Memory:
                 "that can be registered: register larger ranges that hold several tensors, first"
             )
         self._check_limit(placement, size * len(fresh))
-        for _, region_id in shared:
-            self._held[region_id].users += 1
+        for region_id in shared.values():
+            self._held[region_id].users.add(user)
             self._held[region_id].exposed = True
         return shared, fresh
 
@@ -228,84 +271,93 @@ class Memory:
                 raise _overlap(address, size, begin, held.region.size, known)
         return None
 
-    def _register_fresh(
-        self, addresses: Sequence[int], size: int, placement: Placement
-    ) -> list[Region]:
-        regions: list[Region] = []
+    def _register_fresh(self, addresses: Sequence[int], size: int, placement: Placement) -> None:
         if not addresses:
-            return regions
+            return
         try:
             with self._transport.registering():
-                for address in addresses:
-                    regions.append(self._transport.register(address, size, placement))
-        except BaseException as error:
-            self._release(regions)
-            if not isinstance(error, Exception):
-                raise
+                # noted in C: none is lost between its registration and that
+                self._fresh += map(
+                    self._transport.register, addresses, repeat(size), repeat(placement)
+                )
+        except Exception as error:
             why = text_of(error, self._transport)
             raise LLMException(
-                f"cannot register {size} bytes at {addresses[len(regions)]:#x} as {placement.name} "
-                f"memory: {why}",
+                f"cannot register {size} bytes at {addresses[len(self._fresh)]:#x} as "
+                f"{placement.name} memory: {why}",
                 status_code=LLMStatusCode.LLM_FAILED,
             ) from error
-        return regions
 
-    def _take(self, regions: Sequence[Region]) -> list[int]:
-        """Keep new regions; their ids."""
-        ids = []
-        for region in regions:
-            region_id = next(self._ids)
-            ids.append(region_id)
-            self._held[region_id] = _Held(region, users=0, exposed=True)
+    def _take(self, user: Hashable) -> list[int]:
+        """Keep the fresh regions for a user; their ids."""
+        self._mend()
+        new = {next(self._ids): _Held(region, {user}) for region in self._fresh}
+        self._whole = False
+        self._held.update(new)
+        self._fresh.clear()
+        for region_id, held in new.items():
+            region = held.region
             self._by_begin[region.address] = region_id
             self._bytes[region.placement] += region.size
-            if len(regions) <= FEW:
+            if len(new) <= FEW:
                 insort(self._begins, region.address)
-        if len(regions) > FEW:
+        if len(new) > FEW:
             self._begins = sorted(self._by_begin)
-        return ids
+        self._whole = True
+        return list(new)
 
-    def _drop(self, region_ids: Sequence[int]) -> list[Region]:
-        """Take regions out that nothing uses any more; the caller releases them."""
-        regions = []
+    def _drop(self, region_ids: Sequence[int], undo: Callable[[_Held], None]) -> None:
+        """Take regions out that nothing uses any more after ``undo``."""
+        self._mend()
+        self._whole = False
         for region_id in region_ids:
-            held = self._held[region_id]
+            held = self._held.get(region_id)
+            if held is None:
+                continue
+            undo(held)
             if not held.users:
                 held.exposed = False
             if held.users or held.links:
                 continue
+            region = self._dropped[region_id] = held.region
             del self._held[region_id]
-            region = held.region
             del self._by_begin[region.address]
             self._bytes[region.placement] -= region.size
-            regions.append(region)
             if len(region_ids) <= FEW:
                 del self._begins[bisect_right(self._begins, region.address) - 1]
         if len(region_ids) > FEW:
             self._begins = sorted(self._by_begin)
-        return regions
+        self._whole = True
 
-    def _let_go(self, region_ids: Sequence[int]) -> None:
-        with self._lock:
-            for region_id in region_ids:
-                self._held[region_id].users -= 1
-            regions = self._drop(list(dict.fromkeys(region_ids)))
-        self._release(regions)
+    def _let_go(self, region_ids: Sequence[int], user: Hashable) -> list[LLMException]:
+        self._state.do(lambda: self._drop(region_ids, lambda held: held.users.discard(user)))
+        return self._release_all()
 
-    def _release(self, regions: Iterable[Region]) -> None:
-        """All of them. Raises LLM_FAILED for the first one that the transport does not let go."""
-        failed = None
-        for region in regions:
-            try:
-                self._transport.release(region)
-            except Exception as error:
-                why = text_of(error, self._transport)
-                failed = failed or LLMException(
-                    f"cannot release the {region.size} bytes at {region.address:#x}: {why}",
-                    status_code=LLMStatusCode.LLM_FAILED,
-                )
-        if failed is not None:
-            raise failed
+    def _release_all(self) -> list[LLMException]:
+        """Release what is not used any more; what the transport does not let go, as LLM_FAILED.
+
+        That includes what an interrupted call had registered, or was about to release.
+        """
+        failed = []
+        for region_id, region in list(self._dropped.items()):
+            if region_id not in self._held:
+                failed += self._release(region)
+                self._dropped.pop(region_id, None)
+        held = {id(held.region) for held in self._held.values()} if self._fresh else set()
+        while self._fresh:
+            if id(self._fresh[-1]) not in held:
+                failed += self._release(self._fresh[-1])
+            self._fresh.pop()
+        return failed
+
+    def _release(self, region: Region) -> list[LLMException]:
+        try:
+            self._transport.release(region)
+        except Exception as error:
+            why = text_of(error, self._transport)
+            text = f"cannot release the {region.size} bytes at {region.address:#x}: {why}"
+            return [LLMException(text, status_code=LLMStatusCode.LLM_FAILED)]
+        return []
 
     def _check_limit(self, placement: Placement, size: int) -> None:
         limit = self._transport.capabilities.max_registered.get(placement)
@@ -323,38 +375,42 @@ class Memory:
 
     def empty(self) -> bool:
         """Whether there is neither a pool nor a registration that a link could expose."""
-        return not any(held.exposed for held in self._held.values())
+        return not any(held.exposed for held in list(self._held.values()))
 
-    def expose(self) -> dict[int, Region]:
-        """The regions that a new link exposes, by id; each counts until :meth:`conceal`."""
-        with self._lock:
-            chosen = {i: held for i, held in self._held.items() if held.exposed}
-            for held in chosen.values():
-                held.links += 1
-            return {i: held.region for i, held in chosen.items()}
+    def expose(self, link: Hashable) -> dict[int, Region]:
+        """The regions that a new link exposes, by id; they are kept until :meth:`conceal`."""
+        return self._state.run(lambda: self._expose(link))
 
-    def conceal(self, region_ids: Sequence[int]) -> None:
-        """Undo :meth:`expose` after the link was closed."""
-        with self._registering:
-            with self._lock:
-                for region_id in region_ids:
-                    self._held[region_id].links -= 1
-                regions = self._drop(region_ids)
-            self._release(regions)
+    def _expose(self, link: Hashable) -> dict[int, Region]:
+        chosen = {i: held for i, held in self._held.items() if held.exposed}
+        for held in chosen.values():
+            held.links.add(link)
+        return {i: held.region for i, held in chosen.items()}
+
+    def conceal(self, region_ids: Sequence[int], link: Hashable) -> None:
+        """Undo :meth:`expose` after the link was closed; harmless a second time.
+
+        Raises LLM_FAILED where the transport does not let go.
+        """
+        failed: list[LLMException] = []
+
+        def let_go() -> None:
+            self._state.do(lambda: self._drop(region_ids, lambda held: held.links.discard(link)))
+            failed.extend(self._release_all())
+
+        self._registering.do(let_go)
+        if failed:
+            raise failed[0]
 
     def close(self) -> None:
         """Release everything; no link is open any more."""
-        with self._lock:
-            for held in self._held.values():
-                try:
-                    self._transport.release(held.region)
-                except Exception as error:
-                    why = text_of(error, self._transport)
-                    log.warning("cannot release %r: %s", held.region, why)
-            self._held.clear()
-            self._by_begin.clear()
-            self._begins.clear()
-            self._pools.clear()
+        self._pools = {}
+        for held in list(self._held.values()):
+            held.users.clear()
+            held.links.clear()
+        self._state.run(lambda: self._drop(list(self._held), lambda held: None))
+        for error in self._release_all():
+            log.warning("%s", error)
 
 
 def _overlap(address: int, size: int, other: int, other_size: int, known: str) -> LLMException:

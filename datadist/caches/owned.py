@@ -3,34 +3,41 @@
 Reference counting (LLM-DataDist API, caches): a pool-owned cache is referenced by its id and by
 each key bound to one of its slots; its memory returns when all are gone, peers have let go of it
 and no local transfer uses it. Registered memory stays the caller's.
+
+Which caches there are is one dict; a cache comes, loses a key, or goes, in one step. Before that its id
+is noted as one of which index and peers are to be told: an exception may come anywhere, and the next
+call completes what it finds noted.
 """
 
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datadist.base.coverage import Coverage
+from datadist.base.exclusive import Exclusive
+from datadist.base.flag import Flag
 from datadist.caches.directory import KeyDirectory, KeyName
 from datadist.caches.memory import Memory
 from datadist.caches.peers import TOKENS, PeerView
+from datadist.caches.pool import Run
 from datadist.caches.revocations import Revocations
 from datadist.control.account import MAX_CACHES, MAX_TENSORS
 from datadist.control.account import MAX_KEYS as MAX_ALL_KEYS
-from datadist.control.messages import MAX_KEYS, Binding, Directory, Entry, Message
+from datadist.control.messages import MAX_KEYS, Binding, Directory, Entry, Message, Synced
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import Placement
 from datadist.types import INVALID_ID
 
+T = TypeVar("T")
 _Tensors: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]"
 
 ENTRY_BYTES, BASE_BYTES, KEY_BYTES = 256, 48, 160
@@ -75,8 +82,8 @@ class OwnCache:
     """Whether the id still references it."""
     pins: set[int] = field(default_factory=set)
     """Of the local transfers that use the memory, by token: adding and discarding need no lock."""
-    let_go: bool = False
-    """Whether peers have let go of it."""
+    runs: list[Run] = field(default_factory=list)
+    """What it has of the pool."""
 
     def entry(self) -> Entry:
         """What peers are told."""
@@ -97,14 +104,50 @@ class OwnCache:
         )
 
 
+@dataclass(eq=False)
+class _Leaving:
+    """A cache that is gone, while its memory is not yet given back or let go."""
+
+    cache: OwnCache
+    targets: dict[PeerView, int] = field(default_factory=dict)
+    """What each peer must acknowledge."""
+    let_go: Flag = field(default_factory=Flag)
+    """Peers have let go of it."""
+    idle: Flag = field(default_factory=Flag)
+    """No local transfer uses it any more."""
+    waited_for: bool = False
+    """Whether the call that unregisters it will let go of the memory, unless it is interrupted."""
+
+
+@dataclass(eq=False)
+class Birth:
+    """A cache that is being made, and what was taken for it: all of that goes if it fails."""
+
+    cache_id: int
+    pool: Placement | None
+    """None for memory that is registered."""
+    runs: list[Run] = field(default_factory=list)
+    """Of the pool."""
+    made: bool = False
+    """Whether the caller has it: what was taken is the cache's."""
+    failed: bool = False
+
+
 class OwnDirectory:
-    """Caches by id and key; every change is published to the subscribed peers, in order."""
+    """Caches by id and key; every change is published to the subscribed peers, in order.
+
+    Any thread. What a signal handler or ``__del__`` may call, inside of another call of its thread, is
+    done after that one: freeing, removing keys, unregistering. Else ``RuntimeError`` is raised there.
+    """
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._lock = threading.RLock()
-        self._unpinned = threading.Condition(self._lock)
+        self._state = Exclusive()
         self._caches: dict[int, OwnCache] = {}
+        self._leaving: dict[int, _Leaving] = {}
+        self._untold: dict[int, None] = {}
+        """Ids of which index and peers may not know what became of them."""
+        self._births: dict[int, Birth] = {}
         self._index = KeyDirectory()
         self._cache_ids = itertools.count(1)
         self._binding_ids = itertools.count(1)
@@ -117,9 +160,50 @@ class OwnDirectory:
 
     # -- local changes -----------------------------------------------------------------------
 
-    def new_id(self) -> int:
-        """The next cache id; ids start at 1 and are never reused."""
-        return next(self._cache_ids)
+    def settle(self) -> None:
+        """Complete what an exception interrupted, and undo what was to become a cache and did not."""
+        if self._births or self._untold:
+            self._state.do(self._settle)
+
+    def _settle(self) -> None:
+        for cache_id in list(self._untold):
+            leaving = self._leaving.get(cache_id)
+            if leaving is not None:
+                leaving.waited_for = False
+            self._tell(cache_id)
+        for birth in list(self._births.values()):
+            if birth.failed:
+                self._undo(birth)
+            if birth.failed or birth.made:
+                self._births.pop(birth.cache_id, None)
+
+    def _undo(self, birth: Birth) -> None:
+        cache = self._caches.get(birth.cache_id)
+        if cache is not None:
+            self._remove(cache)
+        elif birth.cache_id not in self._leaving:
+            if birth.pool is not None:
+                self._memory.give_back(birth.pool, birth.cache_id, birth.runs)
+            else:
+                regions = self._memory.regions_of(birth.cache_id)
+                self._memory.unregister_later(regions, birth.cache_id)
+
+    def _run(self, change: Callable[[], T]) -> T:
+        def settled() -> T:
+            self._settle()
+            return change()
+
+        return self._state.run(settled)
+
+    def begin(self, pool: Placement | None) -> Birth:
+        """Begin to make a cache, whose id is new, from 1: see :class:`Birth`.
+
+        The caller sets ``made`` when it hands the cache over, or ``failed``, and then settles.
+        """
+        self.settle()
+        birth = Birth(next(self._cache_ids), pool)
+        self._births[birth.cache_id] = birth
+        return birth
 
     def add(self, cache: OwnCache, keys: Sequence[tuple[int, KeyName]], unique: bool) -> None:
         """Take a cache with ``keys`` as (slot, name) pairs; ``unique`` refuses keys bound already.
@@ -134,19 +218,23 @@ class OwnDirectory:
                 "several caches, or pull by cache id and index"
             )
         bindings = {binding.id: binding for binding in map(self._binding, keys)}
-        with self._lock:
-            if unique:
-                for slot, name in keys:
-                    self._check_unbound(slot, name)
-            self._check_room(cache, len(bindings))
-            cache.bindings.update(bindings)
+        self._run(lambda: self._add(cache, bindings, keys if unique else ()))
+
+    def _add(
+        self, cache: OwnCache, bindings: dict[int, Binding], unique: Sequence[tuple[int, KeyName]]
+    ) -> None:
+        for slot, name in unique:
+            self._check_unbound(slot, name)
+        self._check_room(cache, len(bindings))
+        cache.bindings.update(bindings)
+        try:
+            self._untold[cache.cache_id] = None
             self._caches[cache.cache_id] = cache
             self._changes += 1
-            try:
-                self._update(cache)
-            except BaseException:
-                self._forget(cache.cache_id)
-                raise
+            self._tell(cache.cache_id)
+        except BaseException:
+            self._remove(cache)
+            raise
 
     def _check_room(self, cache: OwnCache, keys: int) -> None:
         tensors = len(cache.layout.bases)
@@ -169,8 +257,7 @@ class OwnDirectory:
 
     def bound(self, name: KeyName) -> bool:
         """Whether a key is bound on this engine."""
-        with self._lock:
-            return self._index.find(name) is not None
+        return self._run(lambda: self._index.find(name) is not None)
 
     def _check_unbound(self, slot: int, name: KeyName) -> None:
         found = self._index.find(name)
@@ -221,8 +308,7 @@ class OwnDirectory:
         """Undo :meth:`pin`, if it was done."""
         cache.pins.discard(token)
         if cache.cache_id not in self._caches:  # somebody waits to free it
-            with self._lock:
-                self._free_if_unused(cache)
+            self._state.do(lambda: self._free_if_unused(cache.cache_id))
 
     def caches_at(
         self, addresses: NDArray[np.int64], lengths: NDArray[np.int64], freed_too: bool = False,
@@ -251,13 +337,12 @@ class OwnDirectory:
         return {int(cache_id) for cache_id in np.unique(cache_ids[place])}
 
     def _all_tensors(self, freed_too: bool, data_type: int | None) -> _Tensors:
-        """Sorted once for all that is asked between two changes, and not under the lock."""
+        """Sorted once for all that is asked between two changes."""
         which = self._changes, freed_too, data_type
         known = self._sorted
         if known is not None and known[0] == which:
             return known[1]
-        with self._lock:
-            caches = list(self._caches.values())
+        caches = list(self._caches.values())
         if not freed_too:
             caches = [cache for cache in caches if cache.held]
         if data_type is not None:
@@ -268,191 +353,222 @@ class OwnDirectory:
 
     def deallocate(self, cache_id: int) -> None:
         """Drop the id's reference to a pool-owned cache; blocks caches lose their key with it."""
-        with self._lock:
-            cache = self._caches.get(cache_id)
-            if cache is None or not cache.pooled:
-                return
-            cache.held = False
-            self._changes += 1
-            if cache.layout.blocks:
-                cache.bindings.clear()
-            if not cache.bindings:
-                self._drop(cache)
+        self._state.do(lambda: self._deallocate(cache_id))
+
+    def _deallocate(self, cache_id: int) -> None:
+        self._settle()
+        cache = self._caches.get(cache_id)
+        if cache is None or not cache.pooled:
+            return
+        cache.held = False
+        self._changes += 1
+        if cache.layout.blocks:
+            cache.bindings = {}
+        if not cache.bindings:
+            self._remove(cache)
 
     def remove_key(self, name: KeyName) -> None:
         """Unbind a key of a pool-owned cache; anything else is left alone."""
-        with self._lock:
-            found = self._index.find(name)
-            cache = self._caches.get(found[0].cache_id) if found else None
-            if found is not None and cache is not None and cache.pooled:
-                self._unbind(cache, found[1].id)
+        self._state.do(lambda: self._remove_key(name))
 
-    def unregister(self, cache_id: int, timeout: float, certain: bool) -> None:
+    def _remove_key(self, name: KeyName) -> None:
+        self._settle()
+        found = self._index.find(name)
+        cache = self._caches.get(found[0].cache_id) if found else None
+        if found is not None and cache is not None and cache.pooled:
+            self._unbind(cache, found[1].id)
+
+    def unregister(self, cache_id: int, timeout: float, certain: bool, waits: bool = True) -> None:
         """Forget a cache, keys included; pool-owned memory returns, registered is let go.
 
         With ``certain``, where peers may write: waits up to ``timeout`` seconds until no peer can be
         inside registered memory, and raises LLM_FAILED, keeping the cache, when one may be.
+
+        Without ``waits``, inside of another call of the same thread, registered memory is let go later:
+        once that call has ended, peers have let go, and no local transfer uses it.
         """
-        with self._lock:
-            cache = self._caches.get(cache_id)
-            if cache is None:
-                return
-            if cache.pooled:
-                cache.held = False
-                cache.bindings.clear()
-                self._drop(cache)
-                return
-        self._check_settled(cache)
-        with self._lock:
-            if cache_id not in self._caches:
-                return
-            targets = self._forget(cache_id)
-        gone = threading.Event()
-        self.revocations.when_acked(targets, gone.set)
-        if not gone.wait(timeout) and certain:
-            self._refuse_late(cache, targets)
-        with self._lock:
-            while cache.pins:  # local transfers, which have deadlines of their own
-                self._unpinned.wait(timeout)
+        cache = self._caches.get(cache_id)
+        if cache is None:
+            return
+        found: list[_Leaving] = []
         try:
-            self._check_settled(cache)  # one that was pinned may have left something
-        except LLMException:
-            self._restore(cache)
+            self._state.do(lambda: self._unregister(cache, found, waits))
+            if waits and found and not cache.pooled:
+                self._let_go(found[-1], timeout, certain)
+        except BaseException:
+            self._untold[cache_id] = None  # the next call that settles lets go of it
+            self.settle()
             raise
-        self._memory.unregister(cache.regions)
 
-    def _check_settled(self, cache: OwnCache) -> None:
-        kept = self._memory.quarantine.touching(cache.layout.bases, cache.layout.tensor_size)
-        if kept is not None:
-            raise LLMException(
-                f"cache {cache.cache_id} stays registered: {kept} (a page does not come: userfaultfd, "
-                "or a file system that hangs); do not free that memory, and try again when the page "
-                "has come or the peer has ended",
-                status_code=LLMStatusCode.LLM_FAILED,
-            )
+    def _unregister(self, cache: OwnCache, found: list[_Leaving], waits: bool) -> None:
+        self._settle()
+        if cache.cache_id in self._caches:
+            self._remove(cache, waits)
+        found += filter(None, [self._leaving.get(cache.cache_id)])
 
-    def _restore(self, cache: OwnCache) -> None:
-        with self._lock:
-            self._caches[cache.cache_id] = cache
-            self._changes += 1
-            self._update(cache)
+    def _let_go(self, leaving: _Leaving, timeout: float, certain: bool) -> None:
+        """Let go of registered memory once nobody uses it."""
+        cache = leaving.cache
+        if not leaving.let_go.wait(timeout) and certain:
+            self._run(lambda: self._put_back(cache))
+            raise _kept(leaving)
+        while cache.pins:  # local transfers, which have deadlines of their own
+            leaving.idle.wait(timeout)
+        self._memory.unregister(cache.regions, cache.cache_id)
+        self._leaving.pop(cache.cache_id, None)
 
-    def _refuse_late(self, cache: OwnCache, targets: dict[PeerView, int]) -> None:
-        late = [
-            f"cluster {view.session.cluster_id} ({view.session.peer})"
-            for view, seq in targets.items()
-            if view.seq_acked < seq and not view.gone
-        ]
-        self._restore(cache)
-        raise LLMException(
-            f"cache {cache.cache_id} stays registered: {', '.join(late)} did not confirm that it "
-            "has stopped writing (is it stopped?); try again when it answers or has ended",
-            status_code=LLMStatusCode.LLM_FAILED,
-        )
+    def _put_back(self, cache: OwnCache) -> None:
+        self._untold[cache.cache_id] = None
+        cache.held = True
+        self._caches[cache.cache_id] = cache
+        self._leaving.pop(cache.cache_id, None)
+        self._changes += 1
+        self._tell(cache.cache_id)
 
     def clear(self) -> None:
         """Forget everything (finalize)."""
-        with self._lock:
-            self._caches.clear()
-            self._changes += 1
-            self._index.replace_all([])
-            self._views.clear()
+        self._state.do(self._clear)
+
+    def _clear(self) -> None:
+        self._births.clear()
+        self._untold.clear()
+        self._leaving.clear()
+        self._caches.clear()
+        self._changes += 1
+        self._index.replace_all([])
+        self._views.clear()
 
     # -- peers -------------------------------------------------------------------------------
 
     def consumed(self, cache_id: int, binding_id: int, start: int, stop: int) -> None:
         """A peer has pulled tensors ``[start, stop)`` of a slot by its key."""
-        with self._lock:
-            cache = self._caches.get(cache_id)
-            if cache is None or not cache.pooled or binding_id not in cache.bindings:
-                return
-            tensors = len(cache.layout.bases)
-            covered = cache.covered.setdefault(binding_id, Coverage())
-            covered.add(start, min(stop, tensors))
-            if covered.is_all(tensors):
-                self._unbind(cache, binding_id)
+        self._state.post(lambda: self._consumed(cache_id, binding_id, start, stop))
+
+    def _consumed(self, cache_id: int, binding_id: int, start: int, stop: int) -> None:
+        self._settle()
+        cache = self._caches.get(cache_id)
+        if cache is None or not cache.pooled or binding_id not in cache.bindings:
+            return
+        tensors = len(cache.layout.bases)
+        covered = cache.covered.setdefault(binding_id, Coverage())
+        covered.add(start, min(stop, tensors))
+        if covered.is_all(tensors):
+            self._unbind(cache, binding_id)
 
     def subscribe(self, view: PeerView) -> None:
-        """Send everything to a peer now, and changes from now on."""
-        with self._lock:
-            if view.subscribed:
-                return
-            view.subscribed = True
-            self._views.add(view)
-            parts = list(_parts([cache.entry() for cache in self._caches.values()]))
-            for number, part in enumerate(parts, 1):
-                self._send(view, part, [], reset=number == 1, last=number == len(parts))
+        """Send everything to a peer, and changes from then on."""
+        self._state.post(lambda: self._subscribe(view))
+
+    def _subscribe(self, view: PeerView) -> None:
+        if view.subscribed:
+            return
+        self._settle()
+        self._views.add(view)
+        parts = list(_parts([cache.entry() for cache in self._caches.values()]))
+        for number, part in enumerate(parts, 1):
+            self._send(view, part, [], reset=number == 1, last=number == len(parts))
+        view.subscribed = True
+
+    def answer_sync(self, view: PeerView, sync_id: int) -> None:
+        """Tell a peer that it has heard everything that was published before."""
+        self._state.post(lambda: view.send(Synced(id=sync_id)))
 
     def unsubscribe_unless(self, view: PeerView, linked: bool) -> None:
         """Stop sending changes to a peer that no link needs them for."""
         if not linked:
-            with self._lock:
-                view.subscribed = False
+            self._state.post(lambda: setattr(view, "subscribed", False))
 
     def send_revocation(self, view: PeerView, make: Callable[[int], Message]) -> None:
         """Send a message that the peer acknowledges once none of its pulls is in its way."""
-        with self._lock:
+
+        def send() -> None:
             view.seq_sent += 1
             self._views.add(view)
             view.send(make(view.seq_sent))
 
+        self._state.run(send)
+
     def suspect(self, view: PeerView) -> None:
         """A peer's session is over, but it may still write: until :meth:`on_gone` nothing returns."""
-        with self._lock:
+
+        def keep() -> None:
             view.subscribed = False
             view.seq_sent += 1  # which it cannot acknowledge
             self._views.add(view)
 
+        self._state.post(keep)
+
     def on_gone(self, view: PeerView) -> None:
         """A peer's session is over, and nothing of it touches our memory."""
-        with self._lock:
+
+        def forget() -> None:
             view.subscribed = False
             view.gone = True
             self._views.discard(view)
-        self.revocations.on_gone(view)
+            self.revocations.on_gone(view)
+
+        self._state.post(forget)
+
+    # -- one change --------------------------------------------------------------------------
 
     def _unbind(self, cache: OwnCache, binding_id: int) -> None:
+        self._untold[cache.cache_id] = None
         cache.bindings.pop(binding_id, None)
         cache.covered.pop(binding_id, None)
-        if cache.held or cache.bindings:
-            self._index.unbind(cache.cache_id, binding_id)
-            self._publish([], [], [(cache.cache_id, binding_id)])
-        else:
-            self._drop(cache)
+        if _unreferenced(cache):
+            self._remove(cache)
+            return
+        self._index.unbind(cache.cache_id, binding_id)
+        self._publish([], [], [(cache.cache_id, binding_id)])
+        self._untold.pop(cache.cache_id, None)
 
-    def _update(self, cache: OwnCache) -> None:
-        entry = cache.entry()
-        self._index.put(entry)
-        self._publish([entry], [])
-
-    def _drop(self, cache: OwnCache) -> None:
-        self._memory.expect(cache.layout.placement, len(cache.layout.bases))
-        targets = self._forget(cache.cache_id)
-
-        def let_go() -> None:
-            with self._lock:
-                cache.let_go = True
-                self._free_if_unused(cache)
-
-        self.revocations.when_acked(targets, let_go)
-
-    def _forget(self, cache_id: int) -> dict[PeerView, int]:
-        """Take a cache out of the directory; returns what each peer must acknowledge."""
-        del self._caches[cache_id]
+    def _remove(self, cache: OwnCache, waited_for: bool = False) -> None:
+        """Take a cache out; its memory returns once peers and transfers have let go of it."""
+        cache_id = cache.cache_id
+        self._leaving[cache_id] = _Leaving(cache, waited_for=waited_for)
+        self._untold[cache_id] = None
+        cache.held = False
+        self._caches.pop(cache_id, None)
         self._changes += 1
-        self._index.remove(cache_id)
-        return self._publish([], [cache_id])
+        self._tell(cache_id)
 
-    def _free_if_unused(self, cache: OwnCache) -> None:
-        self._unpinned.notify_all()
-        if cache.let_go and not cache.pins:
-            layout = cache.layout
-            if self._memory.quarantine.defers(
-                layout.bases, layout.tensor_size, partial(self._free_later, cache)
-            ):
-                return
-            cache.let_go = False
-            self._memory.give_back(cache.layout.placement, cache.layout.bases)
+    def _tell(self, cache_id: int) -> None:
+        """Let index and peers know what became of a cache; may be repeated."""
+        cache, leaving = self._caches.get(cache_id), self._leaving.get(cache_id)
+        if cache is not None and _unreferenced(cache):
+            self._remove(cache)
+            return
+        if cache is not None:
+            entry = cache.entry()
+            self._index.put(entry)
+            self._publish([entry], [])
+        else:
+            self._index.remove(cache_id)
+            if leaving is not None and leaving.cache.pooled:
+                layout = leaving.cache.layout
+                self._memory.expect(layout.placement, cache_id, len(layout.bases))
+            targets = self._publish([], [cache_id])
+            if leaving is not None:
+                leaving.targets = targets
+                self.revocations.when_acked(targets, partial(self._on_acked, leaving))
+        self._untold.pop(cache_id, None)
+
+    def _on_acked(self, leaving: _Leaving) -> None:
+        leaving.let_go.set()
+        self._state.post(lambda: self._free_if_unused(leaving.cache.cache_id))
+
+    def _free_if_unused(self, cache_id: int) -> None:
+        leaving = self._leaving.get(cache_id)
+        if leaving is None or cache_id in self._caches or leaving.cache.pins:
+            return
+        leaving.idle.set()
+        cache = leaving.cache
+        if leaving.let_go.is_set() and not leaving.waited_for:
+            if cache.pooled:
+                self._memory.give_back(cache.layout.placement, cache_id, cache.runs)
+            else:
+                self._memory.unregister_later(cache.regions, cache_id)
+            self._leaving.pop(cache_id, None)
 
     def _free_later(self, cache: OwnCache) -> None:
         with self._lock:
@@ -526,6 +642,24 @@ def _not_here(cache_id: int) -> LLMException:
         f"cache {cache_id} does not exist in this engine: it was freed, or never allocated or "
         "registered here",
         status_code=LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+    )
+
+
+def _unreferenced(cache: OwnCache) -> bool:
+    """Whether neither its id nor a key keeps a cache of the pool."""
+    return cache.pooled and not cache.held and not cache.bindings
+
+
+def _kept(leaving: _Leaving) -> LLMException:
+    late = [
+        f"cluster {view.session.cluster_id} ({view.session.peer})"
+        for view, seq in leaving.targets.items()
+        if view.seq_acked < seq and not view.gone
+    ]
+    return LLMException(
+        f"cache {leaving.cache.cache_id} stays registered: {', '.join(late)} did not confirm that it "
+        "has stopped writing (is it stopped?); try again when it answers or has ended",
+        status_code=LLMStatusCode.LLM_FAILED,
     )
 
 

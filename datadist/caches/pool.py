@@ -3,17 +3,24 @@
 Policy (LLM-DataDist API, memory pools): every tensor takes whole pages, at least one; a free run
 of exactly that length is reused, the most recently freed first, else the smallest longer run gives
 its high-address end; freed runs merge with free neighbours at once. Nothing here waits.
+
+What is handed out is one dict, which changes in one step. What is free follows from that, and is found
+anew where an exception interrupted a change.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from threading import Lock
+from typing import TypeAlias
 
+from datadist.base.exclusive import Exclusive
 from datadist.base.portable import Portable
 
-__all__ = ["PagePool", "PoolExhausted"]
+__all__ = ["PagePool", "PoolExhausted", "Run"]
+
+Run: TypeAlias = "tuple[int, int]"
+"""First page and pages of an allocation; each one is an object of its own."""
 
 
 class PoolExhausted(Portable):
@@ -48,19 +55,16 @@ class PagePool:
                 f"a pool of {size} bytes holds no page of {1 << page_shift} bytes: "
                 "raise memory_size or lower page_shift"
             )
-        self._lock = Lock()
-        self._used: dict[int, int] = {}
-        self._pages_used = 0
-        self._runs: dict[int, int] = {}
-        self._ends: dict[int, int] = {}
-        # Runs by length; a dict per length keeps the order in which they became free.
-        self._bins: dict[int, dict[int, None]] = {}
-        self._lengths: list[int] = []
-        self._insert(0, self._capacity)
+        self._state = Exclusive()
+        self._whole = False
+        """Whether what is noted of the free pages is right."""
+        self._used: dict[int, Run] = {}
+        """By first page: what all of the rest follows from."""
+        self._mend()
 
     def __repr__(self) -> str:
         return (
-            f"PagePool({self._base:#x}, {self._pages_used} of {self._capacity} pages "
+            f"PagePool({self._base:#x}, {self.pages_used} of {self._capacity} pages "
             f"of {self.page_size} bytes used)"
         )
 
@@ -70,39 +74,39 @@ class PagePool:
         return 1 << self._shift
 
     @property
+    def pages(self) -> int:
+        """All there are."""
+        return self._capacity
+
+    @property
     def pages_used(self) -> int:
         """Pages handed out."""
-        return self._pages_used
+        if self._whole:
+            return self._pages_used
+        return sum(pages for _, pages in list(self._used.values()))
 
     @property
     def pages_free(self) -> int:
         """Pages not handed out; they need not be adjacent."""
-        return self._capacity - self._pages_used
+        return self._capacity - self.pages_used
 
     @property
     def largest_run(self) -> int:
         """Pages of the longest free run: the largest single allocation that would succeed."""
-        with self._lock:
-            return self._lengths[-1] if self._lengths else 0
+        return self._state.run(self._largest)
 
-    def allocate(self, sizes: Sequence[int]) -> list[int]:
+    def allocate(self, sizes: Sequence[int], runs: list[Run] | None = None) -> list[int]:
         """Addresses of one allocation per size in bytes, or none of them at all.
 
-        Raises :class:`PoolExhausted` when one does not fit, :class:`ValueError` for a size < 1.
+        ``runs`` gets them as :meth:`free_runs` takes them, also where an exception interrupts this.
+
+        Raises :class:`PoolExhausted` when one does not fit, :class:`ValueError` for a size < 1,
+        ``RuntimeError`` inside of another call of the same thread.
         """
         pages = [self._pages_of(size) for size in sizes]
-        taken: list[int] = []
-        with self._lock:
-            before = self.pages_free
-            for count in pages:
-                start = self._take(count)
-                if start is None:
-                    error = self._exhausted(pages, len(taken), sizes[len(taken)], before)
-                    for page in reversed(taken):
-                        self._give_back(page)
-                    raise error
-                taken.append(start)
-        return [self._base + (start << self._shift) for start in taken]
+        taken = [] if runs is None else runs
+        self._state.run(lambda: self._allocate(sizes, pages, taken))
+        return [self._base + (start << self._shift) for start, _ in taken]
 
     def free(self, address: int) -> None:
         """Return the allocation at ``address``; its pages can be had again at once.
@@ -110,10 +114,68 @@ class PagePool:
         Raises :class:`ValueError` when nothing is allocated there.
         """
         page, rest = divmod(address - self._base, self.page_size)
-        with self._lock:
-            if rest or page not in self._used:
-                raise ValueError(f"no allocation of this pool starts at {address:#x}")
-            self._give_back(page)
+        run = None if rest else self._used.get(page)
+        if run is None:
+            raise ValueError(f"no allocation of this pool starts at {address:#x}")
+        self.free_runs([run])
+
+    def free_runs(self, runs: Sequence[Run]) -> None:
+        """Return allocations; those that were returned before are left alone.
+
+        Inside of another call of the same thread they are returned after that.
+        """
+        self._state.do(lambda: self._free(runs))
+
+    def _allocate(self, sizes: Sequence[int], pages: list[int], runs: list[Run]) -> None:
+        self._mend()
+        before = self.pages_free
+        self._whole = False
+        taken: list[Run] = []
+        for count in pages:
+            start = self._take(count)
+            if start is None:
+                error = self._exhausted(pages, len(taken), sizes[len(taken)], before)
+                for run in reversed(taken):
+                    self._give_back(*run)
+                self._whole = True
+                raise error
+            taken.append((start, count))
+        runs += taken  # noted before they are used: an exception in between takes nothing
+        self._used.update({run[0]: run for run in taken})
+        self._pages_used += sum(pages)
+        self._whole = True
+
+    def _free(self, runs: Sequence[Run]) -> None:
+        self._mend()
+        self._whole = False
+        for run in runs:
+            if self._used.get(run[0]) is run:
+                del self._used[run[0]]
+                self._pages_used -= run[1]
+                self._give_back(*run)
+        self._whole = True
+
+    def _mend(self) -> None:
+        """Find out what is free, unless that is known."""
+        if self._whole:
+            return
+        self._runs: dict[int, int] = {}
+        self._ends: dict[int, int] = {}
+        # Runs by length; a dict per length keeps the order in which they became free.
+        self._bins: dict[int, dict[int, None]] = {}
+        self._lengths: list[int] = []
+        self._pages_used = 0
+        end = 0
+        for start, pages in sorted([*self._used.values(), (self._capacity, 0)]):
+            if start > end:
+                self._insert(end, start - end)
+            end = start + pages
+            self._pages_used += pages
+        self._whole = True
+
+    def _largest(self) -> int:
+        self._mend()
+        return self._lengths[-1] if self._lengths else 0
 
     def _pages_of(self, size: int) -> int:
         if size < 1:
@@ -132,7 +194,7 @@ class PagePool:
         return PoolExhausted(message, requested, before, largest)
 
     def _take(self, count: int) -> int | None:
-        """First page of a run of ``count`` pages that is now used; None if there is none."""
+        """First page of a run of ``count`` pages that is free no more; None if there is none."""
         index = bisect_left(self._lengths, count)
         if index == len(self._lengths):
             return None
@@ -141,14 +203,9 @@ class PagePool:
         self._remove(run)
         if length > count:
             self._insert(run, length - count)
-        start = run + length - count
-        self._used[start] = count
-        self._pages_used += count
-        return start
+        return run + length - count
 
-    def _give_back(self, start: int) -> None:
-        count = self._used.pop(start)
-        self._pages_used -= count
+    def _give_back(self, start: int, count: int) -> None:
         end = start + count
         before = self._ends.get(start)
         if before is not None:

@@ -4,62 +4,65 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from datadist.base.exclusive import Exclusive
 from datadist.caches.peers import PeerView
 
 
 @dataclass(eq=False)
 class _Waiting:
-    left: int
+    left: set[PeerView]
     """Peers that have to acknowledge yet."""
-    then: Callable[[], None]
+    then: Callable[[], object]
 
 
 class Revocations:
-    """Calls by the acknowledgements they wait for. Any thread."""
+    """Calls by the acknowledgements they wait for. Any thread; nothing here waits.
+
+    Calls may come twice where an exception interrupted the thread that made them.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._state = Exclusive()
         self._order = itertools.count()
         self._waiting: dict[PeerView, list[tuple[int, int, _Waiting]]] = {}
         """Heaps by the number that the peer has to acknowledge."""
 
-    def when_acked(self, targets: Mapping[PeerView, int], then: Callable[[], None]) -> None:
+    def when_acked(self, targets: Mapping[PeerView, int], then: Callable[[], object]) -> None:
         """Run ``then`` once every view has acknowledged its number, or is gone."""
-        with self._lock:
-            left = {
-                view: seq for view, seq in targets.items() if not view.gone and view.seq_acked < seq
-            }
-            waiting = _Waiting(len(left), then)
-            for view, seq in left.items():
-                heap = self._waiting.setdefault(view, [])
-                heapq.heappush(heap, (seq, next(self._order), waiting))
+        self._state.post(lambda: self._wait(targets, then))
+
+    def _wait(self, targets: Mapping[PeerView, int], then: Callable[[], object]) -> None:
+        left = {view: seq for view, seq in targets.items() if not _answered(view, seq)}
+        waiting = _Waiting(set(left), then)
+        for view, seq in left.items():
+            heap = self._waiting.setdefault(view, [])
+            heapq.heappush(heap, (seq, next(self._order), waiting))
         if not left:
             then()
 
     def on_ack(self, view: PeerView, seq: int) -> None:
-        """A peer has acknowledged up to ``seq``."""
-        with self._lock:
-            view.seq_acked = max(view.seq_acked, min(seq, view.seq_sent))
-        self._settle(view, view.seq_acked)
+        """A peer has acknowledged up to ``seq``; on the control thread."""
+        view.seq_acked = max(view.seq_acked, min(seq, view.seq_sent))
+        self._state.post(lambda: self._settle(view))
 
     def on_gone(self, view: PeerView) -> None:
-        """Nothing of a peer can reach us any more."""
-        self._settle(view, None)
+        """Nothing of a peer can reach us any more: it is marked as gone."""
+        self._state.post(lambda: self._settle(view))
 
-    def _settle(self, view: PeerView, seq: int | None) -> None:
-        done = []
-        with self._lock:
-            heap = self._waiting.get(view, [])
-            while heap and (seq is None or heap[0][0] <= seq):
-                waiting = heapq.heappop(heap)[2]
-                waiting.left -= 1
-                if not waiting.left:
-                    done.append(waiting)
-            if not heap:
-                self._waiting.pop(view, None)
-        for waiting in done:
-            waiting.then()
+    def _settle(self, view: PeerView) -> None:
+        heap = self._waiting.get(view, [])
+        while heap and _answered(view, heap[0][0]):
+            waiting = heap[0][2]
+            waiting.left.discard(view)
+            if not waiting.left:
+                waiting.then()
+            heapq.heappop(heap)
+        if not heap:
+            self._waiting.pop(view, None)
+
+
+def _answered(view: PeerView, seq: int) -> bool:
+    return view.gone or view.seq_acked >= seq

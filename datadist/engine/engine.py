@@ -472,6 +472,7 @@ class Engine:
     def stats(self) -> dict[str, Any]:
         """Counters of every link, of the engine, and the use of its pools."""
         domains = self._all_domains()
+        self.owned.settle()
         with self.transfers.counting:
             links, total = link_stats(domains), self.transfers.counters.as_dict()
         return {

@@ -259,7 +259,7 @@ class Builder:
             self._dropped.pop(attempt, None)
             self._unclosed.discard(attempt)
             self._reactor.post(lambda: self._release(attempt))
-            self._memory.conceal(attempt.regions)
+            self._memory.conceal(attempt.regions, attempt)
             attempt.regions = []
         self.on_closed(attempt, risky)
         if risky:

@@ -124,7 +124,7 @@ class Steps:
     ) -> None:
         """Let the transport open its link over all our memory."""
         attempt.opening = True
-        exposed = self._memory.expose()
+        exposed = self._memory.expose(attempt)
         attempt.regions = sorted(exposed)
         self._job(
             domain, attempt, "opening the transport",

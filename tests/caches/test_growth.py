@@ -15,6 +15,7 @@ from datadist.caches.directory import KeyDirectory, KeyName
 from datadist.caches.memory import Memory
 from datadist.caches.owned import Layout, OwnCache, OwnDirectory
 from datadist.caches.peers import PeerView
+from datadist.caches.pool import Run
 from datadist.caches.pool_config import PoolConfig
 from datadist.caches.revocations import Revocations
 from datadist.control.messages import Binding, Directory, Entry
@@ -97,11 +98,11 @@ def test_registration_grows_with_the_addresses(at_once: bool, order: int) -> Non
 
         def work() -> None:
             if at_once:
-                memory.unregister(memory.register(addresses, 64, DEVICE))
+                memory.unregister(memory.register(addresses, 64, DEVICE, 1), 1)
                 return
-            ids = [memory.register([address], 64, DEVICE) for address in addresses]
-            for region_ids in ids:
-                memory.unregister(region_ids)
+            ids = [memory.register([address], 64, DEVICE, address) for address in addresses]
+            for region_ids, address in zip(ids, addresses, strict=True):
+                memory.unregister(region_ids, address)
 
         return work
 
@@ -110,9 +111,9 @@ def test_registration_grows_with_the_addresses(at_once: bool, order: int) -> Non
 
 def test_the_transport_hears_what_is_registered_together() -> None:
     memory, transport = _memory()
-    ids = memory.register([4096 * n for n in range(1, 100)], 64, DEVICE)
+    ids = memory.register([4096 * n for n in range(1, 100)], 64, DEVICE, 1)
     assert transport.batches == 1
-    assert memory.register([4096], 64, DEVICE) == ids[:1]
+    assert memory.register([4096], 64, DEVICE, 2) == ids[:1]
     assert transport.batches == 1, "nothing was registered"
 
 
@@ -120,15 +121,17 @@ def test_nothing_waits_for_a_registration_that_takes_long() -> None:
     memory, transport = _memory()
     memory.add_pool(DEVICE, PoolConfig(memory_size=4096, page_shift=10))
     transport.held.clear()
-    thread = threading.Thread(target=memory.register, args=([4096], 64, DEVICE), daemon=True)
+    thread = threading.Thread(target=memory.register, args=([4096], 64, DEVICE, 1), daemon=True)
     thread.start()
     assert transport.registering_now.wait(60)
     done = threading.Event()
 
     def others() -> None:
         memory.pool_usage(DEVICE)
-        memory.free(DEVICE, memory.allocate(DEVICE, [1]))
-        memory.expose()
+        runs: list[Run] = []
+        memory.allocate(DEVICE, [1], runs)
+        memory.give_back(DEVICE, 1, runs)
+        memory.expose("link")
         memory.empty()
         done.set()
 
@@ -142,20 +145,20 @@ def test_nothing_waits_for_a_registration_that_takes_long() -> None:
 def test_more_regions_than_an_offer_takes_are_refused() -> None:
     memory, _ = _memory()
     addresses = [128 * n for n in range(1, Offer.MAX_REGIONS + 1)]
-    ids = memory.register(addresses, 64, DEVICE)
+    ids = memory.register(addresses, 64, DEVICE, 1)
     with pytest.raises(LLMException, match=f"more than the {Offer.MAX_REGIONS} that can be"):
-        memory.register([1 << 40], 64, DEVICE)
-    memory.unregister(ids[:1])
-    memory.register([1 << 40], 64, DEVICE)
+        memory.register([1 << 40], 64, DEVICE, 2)
+    memory.unregister(ids[:1], 1)
+    memory.register([1 << 40], 64, DEVICE, 2)
 
 
 @ORDERS
 def test_ranges_given_together_that_overlap_in_part_are_refused(order: int) -> None:
     memory, _ = _memory()
     with pytest.raises(LLMException, match="overlap in part"):
-        memory.register([4096, 8192, 8200][::order], 64, DEVICE)
+        memory.register([4096, 8192, 8200][::order], 64, DEVICE, 1)
     assert memory.empty()
-    assert memory.expose() == {}
+    assert memory.expose("link") == {}
 
 
 # -- keys ----------------------------------------------------------------------------------------

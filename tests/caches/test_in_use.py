@@ -15,6 +15,7 @@ import pytest
 from datadist.caches.memory import Memory
 from datadist.caches.owned import Layout, OwnCache, OwnDirectory
 from datadist.caches.peers import PeerView
+from datadist.caches.pool import Run
 from datadist.control.messages import Ack, Directory, Message
 from datadist.control.session import Session
 from datadist.transport import Placement
@@ -129,15 +130,17 @@ class _Pages:
         self.back: list[int] = []
         self.let_go: list[tuple[int, ...]] = []
 
-    def unregister(self, regions: tuple[int, ...]) -> None:
+    def unregister(self, regions: tuple[int, ...], user: int) -> None:
         """The transport may forget these."""
         self.let_go.append(regions)
 
-    def expect(self, placement: Placement, pages: int) -> None:
+    unregister_later = unregister
+
+    def expect(self, placement: Placement, owner: int, pages: int) -> None:
         """Nothing to do."""
 
-    def give_back(self, placement: Placement, bases: tuple[int, ...]) -> None:
-        self.back += bases
+    def give_back(self, placement: Placement, owner: int, runs: list[Run]) -> None:
+        self.back += [page for page, _ in runs]
 
 
 def _owned(pooled: bool = True) -> tuple[OwnDirectory, OwnCache, _Pages]:
@@ -145,7 +148,9 @@ def _owned(pooled: bool = True) -> tuple[OwnDirectory, OwnCache, _Pages]:
     pages = _Pages()
     owned = OwnDirectory(cast("Memory", pages))
     layout = Layout(True, (7,), 1, 1, 1, Placement.HOST, 2)
-    cache = OwnCache(1, layout, pooled, accessible=False, regions=() if pooled else (3,))
+    cache = OwnCache(
+        1, layout, pooled, accessible=False, regions=() if pooled else (3,), runs=[(7, 1)]
+    )
     owned.add(cache, [], unique=False)
     return owned, cache, pages
 

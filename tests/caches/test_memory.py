@@ -13,6 +13,7 @@ import pytest
 
 from datadist.caches import memory as memories
 from datadist.caches.memory import Memory
+from datadist.caches.pool import Run
 from datadist.caches.pool_config import PoolConfig
 from datadist.status import LLMException, LLMStatusCode
 from datadist.transport import Placement, Region, RegistrationError
@@ -66,57 +67,59 @@ def _status(call: Callable[[], object]) -> LLMStatusCode:
 def test_of_addresses_of_which_one_is_refused_none_stays() -> None:
     transport = FakeTransport(bad=3000)
     memory = _memory(transport)
-    kept = memory.register([1000], 100, DEVICE)
-    assert _status(lambda: memory.register([1000, 2000, 3000], 100, DEVICE)) is (
+    kept = memory.register([1000], 100, DEVICE, 1)
+    assert _status(lambda: memory.register([1000, 2000, 3000], 100, DEVICE, 2)) is (
         LLMStatusCode.LLM_FAILED
     )
     assert transport.live == [(1000, 100)]
-    assert _status(lambda: memory.register([1000, 2000, 1050], 100, DEVICE)) is (
+    assert _status(lambda: memory.register([1000, 2000, 1050], 100, DEVICE, 2)) is (
         LLMStatusCode.LLM_PARAM_INVALID
     )
     assert transport.live == [(1000, 100)]
-    memory.unregister(kept)
+    memory.unregister(kept, 1)
     assert transport.live == []
 
 
 def test_what_a_link_exposes_is_released_after_it() -> None:
     transport = FakeTransport()
     memory = _memory(transport)
-    region_ids = memory.register([1000], 100, DEVICE)
-    exposed = [*memory.expose()]
-    memory.expose()
-    memory.unregister(region_ids)
+    region_ids = memory.register([1000], 100, DEVICE, 1)
+    exposed = [*memory.expose("first")]
+    memory.expose("second")
+    memory.unregister(region_ids, 1)
     assert memory.empty(), "no later link reaches it"
-    assert memory.expose() == {}
-    memory.conceal(exposed)
-    assert transport.live == [(1000, 100)], "another link exposes it"
-    memory.conceal(exposed)
+    assert memory.expose("third") == {}
+    for _ in range(2):
+        memory.conceal(exposed, "first")
+        assert transport.live == [(1000, 100)], "another link exposes it"
+    memory.conceal(exposed, "second")
     assert transport.live == []
 
 
 def test_equal_and_contained_ranges_are_registered_once() -> None:
     transport = FakeTransport()
     memory = _memory(transport)
-    taken = [memory.register([address], size, DEVICE) for address, size in (
-        (1000, 100), (1000, 100), (1010, 90), (1000, 1),
+    taken = [memory.register([address], size, DEVICE, user) for user, (address, size) in enumerate(
+        ((1000, 100), (1000, 100), (1010, 90), (1000, 1))
     )]  # fmt: skip
     assert len({region for (region,) in taken}) == 1
-    for region_ids in taken:
+    for user, region_ids in enumerate(taken):
         assert transport.live == [(1000, 100)]
-        memory.unregister(region_ids)
+        for _ in range(2):
+            memory.unregister(region_ids, user)
     assert transport.live == []
 
 
 def test_a_limit_can_be_reached_and_not_passed() -> None:
     transport = FakeTransport(limit=200)
     memory = _memory(transport)
-    memory.register([1000], 100, DEVICE)
-    assert _status(lambda: memory.register([2000], 101, DEVICE)) is (
+    memory.register([1000], 100, DEVICE, 1)
+    assert _status(lambda: memory.register([2000], 101, DEVICE, 2)) is (
         LLMStatusCode.LLM_PARAM_INVALID
     )
-    memory.register([2000], 100, DEVICE)
-    memory.register([2000], 50, DEVICE)  # which is registered already
-    memory.register([4000], 1 << 20, Placement.HOST)
+    memory.register([2000], 100, DEVICE, 2)
+    memory.register([2000], 50, DEVICE, 3)  # which is registered already
+    memory.register([4000], 1 << 20, Placement.HOST, 4)
 
 
 # -- pools ---------------------------------------------------------------------------------------
@@ -135,21 +138,26 @@ def _usage(memory: Memory) -> tuple[int, int]:
 
 def test_allocations_on_their_way_back_are_counted() -> None:
     memory = _pool()
-    addresses = memory.allocate(DEVICE, [PAGE, PAGE])
-    memory.expect(DEVICE, 2)
+    runs: dict[str, list[Run]] = {"one": [], "two": []}
+    for owner, of_owner in runs.items():
+        memory.allocate(DEVICE, [PAGE], of_owner)
+        memory.expect(DEVICE, owner, 1)
+        memory.expect(DEVICE, owner, 1)
     assert _usage(memory) == (2, 2)
-    memory.give_back(DEVICE, addresses[:1])
-    assert _usage(memory) == (1, 1)
-    memory.give_back(DEVICE, addresses[1:])
+    for _ in range(2):
+        memory.give_back(DEVICE, "one", runs["one"])
+        assert _usage(memory) == (1, 1)
+    memory.give_back(DEVICE, "two", runs["two"])
     assert _usage(memory) == (0, 0)
 
 
 def test_an_allocation_waits_for_pages_that_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memories, "RETURN_SECONDS", 120.0)
     memory = _pool()
-    addresses = memory.allocate(DEVICE, [PAGE, PAGE])
-    memory.expect(DEVICE, 2)
-    timer = threading.Timer(0.05, lambda: memory.give_back(DEVICE, addresses))
+    runs: list[Run] = []
+    memory.allocate(DEVICE, [PAGE, PAGE], runs)
+    memory.expect(DEVICE, "owner", 2)
+    timer = threading.Timer(0.05, lambda: memory.give_back(DEVICE, "owner", runs))
     timer.start()
     began = time.monotonic()
     assert len(memory.allocate(DEVICE, [2 * PAGE])) == 1
@@ -171,6 +179,6 @@ def test_pages_that_do_not_come_back_in_time_are_named(monkeypatch: pytest.Monke
     monkeypatch.setattr(memories, "RETURN_SECONDS", 0.01)
     memory = _pool()
     memory.allocate(DEVICE, [2 * PAGE])
-    memory.expect(DEVICE, 1)
+    memory.expect(DEVICE, "owner", 1)
     with pytest.raises(LLMException, match="1 freed allocations wait for peers to let go"):
         memory.allocate(DEVICE, [PAGE])

@@ -1,0 +1,94 @@
+"""State that one thread at a time changes, whatever Python runs in between.
+
+A signal handler, or a ``__del__``, runs on a thread that may be in the middle of a change: waiting for
+its lock would never end, and a second change inside of the first would tear the state.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+__all__ = ["Exclusive"]
+
+T = TypeVar("T")
+
+WAITING, AT_ONCE = (True,), (False,)
+"""For `map` over a lock's ``acquire``, which is noted in C: no signal handler runs in between."""
+
+
+class Exclusive:
+    """A lock whose holder also makes the changes that its own thread was asked for meanwhile.
+
+    An exception may end a change anywhere. Changes of :meth:`do` and :meth:`post` are then made again,
+    by the next call, so they have to be repeatable; they raise nothing of their own.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._changing = False
+        self._changes: deque[Callable[[], object]] = deque()
+
+    def run(self, change: Callable[[], T]) -> T:
+        """Make a change that cannot be put off; its result.
+
+        Raises ``RuntimeError`` where this thread is in the middle of another one.
+        """
+        held: list[bool] = []
+        try:
+            held += map(self._lock.acquire, WAITING)
+            if self._changing:
+                raise RuntimeError(
+                    "this thread is inside another call of this engine, which a signal handler or "
+                    "__del__ has interrupted: only freeing, removing keys, unregistering, stats and "
+                    "finalize are possible there; do the rest once that call has returned"
+                )
+            self._changing = True
+            try:
+                self._make_all()
+                return change()
+            finally:
+                self._changing = False
+        finally:
+            if held:
+                self._lock.release()
+            if self._changes:
+                self._serve(AT_ONCE)
+
+    def do(self, change: Callable[[], object]) -> None:
+        """Make a change now; where this thread is in the middle of another one, after that."""
+        self._changes.append(change)
+        self._serve(WAITING)
+
+    def post(self, change: Callable[[], object]) -> None:
+        """Make a change now, or let the thread make it that is in the middle of another one."""
+        self._changes.append(change)
+        self._serve(AT_ONCE)
+
+    def leave(self, change: Callable[[], object]) -> None:
+        """Let the next call make a change."""
+        self._changes.append(change)
+
+    def _serve(self, how: tuple[bool]) -> None:
+        """Whoever holds the lock looks for changes once more after letting go of it."""
+        while self._changes:
+            held: list[bool] = []
+            try:
+                held += map(self._lock.acquire, how)
+                if True not in held or self._changing:
+                    return
+                self._changing = True
+                try:
+                    self._make_all()
+                finally:
+                    self._changing = False
+            finally:
+                if True in held:
+                    self._lock.release()
+
+    def _make_all(self) -> None:
+        while self._changes:
+            self._changes[0]()
+            self._changes.popleft()
