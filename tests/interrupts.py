@@ -8,13 +8,16 @@ anywhere: :func:`meanwhile` takes every instruction.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import CodeType, FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+State = TypeVar("State")
 Action = Callable[[], object]
 
 
@@ -70,12 +73,16 @@ def _tracing(moment: _Moment) -> Iterator[None]:
 
 
 def _profiled(moment: _Moment, call: Callable[[], T]) -> T:
-    before = sys.getprofile()
+    """Without garbage collection: what is raised inside of `__del__` gets nowhere."""
+    before, collecting = sys.getprofile(), gc.isenabled()
+    gc.disable()
     sys.setprofile(moment.profile)
     try:
         return call()
     finally:
         sys.setprofile(before)
+        if collecting:
+            gc.enable()
 
 
 def raise_at(number: int, call: Callable[[], object], kind: type[BaseException]) -> str:
@@ -124,4 +131,36 @@ def meanwhile(call: Callable[[], object], action: Action, step: int = 1) -> Iter
         if not moment.reached:
             return
         yield moment.where
+        number += step
+
+
+def raising_anew(
+    prepare: Callable[[], State],
+    call: Callable[[State], object],
+    kind: type[BaseException] = Interrupt,
+    step: int = 1,
+) -> Iterator[tuple[str, State]]:
+    """:func:`raising`, each time with a state of its own, which is yielded too."""
+    number, state = 1, prepare()
+    while where := raise_at(number, partial(call, state), kind):
+        yield where, state
+        number, state = number + step, prepare()
+
+
+def meanwhile_anew(
+    prepare: Callable[[], State],
+    call: Callable[[State], object],
+    action: Callable[[State], object],
+    step: int = 1,
+) -> Iterator[tuple[str, State]]:
+    """:func:`meanwhile`, each time with a state of its own, which is yielded too."""
+    number = 1
+    while True:
+        state = prepare()
+        moment = _Moment(number, partial(action, state), meanwhile_anew.__code__)
+        with _tracing(moment):
+            call(state)
+        if not moment.reached:
+            return
+        yield moment.where, state
         number += step

@@ -71,6 +71,11 @@ class Exclusive:
         """Let the next call make a change."""
         self._changes.append(change)
 
+    def serve(self) -> None:
+        """Make the changes that somebody was asked for and an exception has kept from being made."""
+        if self._changes:
+            self._serve(WAITING)
+
     def _serve(self, how: tuple[bool]) -> None:
         """Whoever holds the lock looks for changes once more after letting go of it."""
         while self._changes:

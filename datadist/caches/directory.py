@@ -58,7 +58,11 @@ class KeyDirectory:
         bindings: dict[int, Binding] = {}
         for binding in entry.bindings:
             bindings.setdefault(binding.id, binding)
-        kept, tensors, keys = entry.model_copy(update={"bindings": []}), _tensors(entry), len(bindings)
+        kept, tensors, keys = (
+            entry.model_copy(update={"bindings": []}),
+            _tensors(entry),
+            len(bindings),
+        )
         self.tensors += tensors  # nothing is called, so nothing interrupts, up to the next line
         self.entries[entry.cache_id] = kept
         self.keys += keys

@@ -105,6 +105,14 @@ class OwnCache:
 
 
 @dataclass(eq=False)
+class _Waiter:
+    """A call that unregisters registered memory, and lets go of it unless it is interrupted."""
+
+    waits: bool
+    leaving: _Leaving | None = None
+
+
+@dataclass(eq=False)
 class _Leaving:
     """A cache that is gone, while its memory is not yet given back or let go."""
 
@@ -115,8 +123,12 @@ class _Leaving:
     """Peers have let go of it."""
     idle: Flag = field(default_factory=Flag)
     """No local transfer uses it any more."""
-    waited_for: bool = False
-    """Whether the call that unregisters it will let go of the memory, unless it is interrupted."""
+    waiter: _Waiter | None = None
+    """Who will let go of registered memory."""
+
+    @property
+    def waited_for(self) -> bool:
+        return self.waiter is not None and self.waiter.waits
 
 
 @dataclass(eq=False)
@@ -162,14 +174,14 @@ class OwnDirectory:
 
     def settle(self) -> None:
         """Complete what an exception interrupted, and undo what was to become a cache and did not."""
+        self.revocations.settle()
         if self._births or self._untold:
             self._state.do(self._settle)
+        else:
+            self._state.serve()
 
     def _settle(self) -> None:
         for cache_id in list(self._untold):
-            leaving = self._leaving.get(cache_id)
-            if leaving is not None:
-                leaving.waited_for = False
             self._tell(cache_id)
         for birth in list(self._births.values()):
             if birth.failed:
@@ -390,21 +402,22 @@ class OwnDirectory:
         cache = self._caches.get(cache_id)
         if cache is None:
             return
-        found: list[_Leaving] = []
+        waiter = _Waiter(waits and not cache.pooled)
         try:
-            self._state.do(lambda: self._unregister(cache, found, waits))
-            if waits and found and not cache.pooled:
-                self._let_go(found[-1], timeout, certain)
+            self._state.do(lambda: self._unregister(cache, waiter))
+            if waiter.waits and waiter.leaving is not None:
+                self._let_go(waiter.leaving, timeout, certain)
         except BaseException:
-            self._untold[cache_id] = None  # the next call that settles lets go of it
+            waiter.waits = False
+            self._untold[cache_id] = None  # the next call lets go of it
             self.settle()
             raise
 
-    def _unregister(self, cache: OwnCache, found: list[_Leaving], waits: bool) -> None:
+    def _unregister(self, cache: OwnCache, waiter: _Waiter) -> None:
         self._settle()
         if cache.cache_id in self._caches:
-            self._remove(cache, waits)
-        found += filter(None, [self._leaving.get(cache.cache_id)])
+            self._remove(cache, waiter)
+        waiter.leaving = self._leaving.get(cache.cache_id)
 
     def _let_go(self, leaving: _Leaving, timeout: float, certain: bool) -> None:
         """Let go of registered memory once nobody uses it."""
@@ -522,10 +535,10 @@ class OwnDirectory:
         self._publish([], [], [(cache.cache_id, binding_id)])
         self._untold.pop(cache.cache_id, None)
 
-    def _remove(self, cache: OwnCache, waited_for: bool = False) -> None:
+    def _remove(self, cache: OwnCache, waiter: _Waiter | None = None) -> None:
         """Take a cache out; its memory returns once peers and transfers have let go of it."""
         cache_id = cache.cache_id
-        self._leaving[cache_id] = _Leaving(cache, waited_for=waited_for)
+        self._leaving[cache_id] = _Leaving(cache, waiter=waiter)
         self._untold[cache_id] = None
         cache.held = False
         self._caches.pop(cache_id, None)

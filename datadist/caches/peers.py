@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from datadist.base.coverage import Coverage
+from datadist.base.flag import Flag
 from datadist.base.once import Once
 from datadist.caches.directory import KeyDirectory
 from datadist.control.account import Account, Item
@@ -126,7 +127,7 @@ class PeerView:
         """Whether it is certain that it touches our memory no more."""
         self.seq_sent = 0
         self.seq_acked = 0
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.directory = KeyDirectory()
         self.version = 0
         """Changes with every update of the directory, and with every newer link to its cluster."""
@@ -142,7 +143,7 @@ class PeerView:
         self._offers_out = 0
         self._offers: deque[Callable[[], bool]] = deque()
         self._sync_ids = itertools.count(1)
-        self._syncs: dict[int, threading.Event] = {}
+        self._syncs: dict[int, Flag] = {}
 
     @property
     def incarnation(self) -> str:
@@ -277,14 +278,15 @@ class PeerView:
 
         Returns at once when the peer is gone (``session.closed`` tells).
         """
-        sync_id, event = next(self._sync_ids), threading.Event()
-        self._syncs[sync_id] = event
-        self.send(Sync(id=sync_id))
-        if self.session.closed:
-            event.set()
-        answered = event.wait(timeout)
-        self._syncs.pop(sync_id, None)
-        return answered and not self.session.closed
+        sync_id, event = next(self._sync_ids), Flag()
+        try:
+            self._syncs[sync_id] = event
+            self.send(Sync(id=sync_id))
+            if self.session.closed:
+                event.set()
+            return event.wait(timeout) and not self.session.closed
+        finally:
+            self._syncs.pop(sync_id, None)
 
     def end_sync(self, sync_id: int) -> None:
         """The answer has come."""

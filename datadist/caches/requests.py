@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
+from datadist.base.flag import Flag
 from datadist.base.workers import Workers
 from datadist.caches.peers import PeerView
 from datadist.control.account import Item
@@ -59,7 +59,7 @@ class Request(Generic[Answer]):
 
     def __init__(self, view: PeerView) -> None:
         self.view = view
-        self.over = threading.Event()
+        self.over = Flag()
         self.answer: Answer | None = None
 
     def wait(self, deadline: float) -> Answer | None:
@@ -79,14 +79,15 @@ class Requests(Generic[Answer]):
     def ask(self, view: PeerView, make: Callable[[int], Message]) -> Iterator[Request[Answer]]:
         """Send the message that ``make`` makes for an id, which the answer will carry."""
         number = next(self._ids)
-        request = self._open[number] = Request(view)
+        request: Request[Answer] = Request(view)
         try:
+            self._open[number] = request
             view.send(make(number))
             if view.session.closed:  # and perhaps was, before this request was noted
                 request.over.set()
             yield request
         finally:
-            del self._open[number]
+            self._open.pop(number, None)
 
     def answer(self, view: PeerView, number: int, answer: Answer) -> None:
         """A peer answers; only the one that was asked."""

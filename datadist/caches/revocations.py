@@ -34,6 +34,10 @@ class Revocations:
         """Run ``then`` once every view has acknowledged its number, or is gone."""
         self._state.post(lambda: self._wait(targets, then))
 
+    def settle(self) -> None:
+        """Complete what an exception interrupted."""
+        self._state.serve()
+
     def _wait(self, targets: Mapping[PeerView, int], then: Callable[[], object]) -> None:
         left = {view: seq for view, seq in targets.items() if not _answered(view, seq)}
         waiting = _Waiting(set(left), then)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from datadist.caches.peers import OFFER_WINDOW, Announcements, PeerView, meaning
 from datadist.control.messages import Announce, Binding, Directory, Entry
+from tests.interrupts import raising
 
 
 class Given:
@@ -99,3 +100,9 @@ def test_a_directory_that_begins_anew_replaces_the_earlier_one() -> None:
     assert sorted(view.directory.entries) == [3]
     assert view.directory.binding_ids() == {3}
     assert view.version == 3
+
+
+def test_a_question_that_is_interrupted_is_forgotten() -> None:
+    view = PeerView(cast("Any", SimpleNamespace(closed=False, send=lambda _message: None)))
+    for where in raising(lambda: view.synchronize(0.0)):
+        assert not view._syncs, where

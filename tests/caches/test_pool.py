@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from threading import Thread
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from datadist.caches.pool import PagePool, PoolExhausted
+from datadist.caches.pool import PagePool, PoolExhausted, Run
+from tests.interrupts import Interrupt, meanwhile_anew, raise_at, raising_anew
 
 BASE = 0x7000_0123_4000
 PAGE = 1 << 10
@@ -181,3 +183,128 @@ class PoolAgainstModel(RuleBasedStateMachine):
 
 
 TestPoolAgainstModel = PoolAgainstModel.TestCase
+
+
+# -- interrupted ---------------------------------------------------------------------------------
+
+
+class _Fragmented:
+    """A pool with free runs of 1, 2 and 9 pages, and what is taken of it."""
+
+    def __init__(self) -> None:
+        self.pool = pool_of(20)
+        self.runs: list[Run] = []
+        self.new: list[Run] = []
+        sizes = [PAGE, 2 * PAGE, PAGE, PAGE, 3 * PAGE, PAGE, 2 * PAGE]
+        taken = self.pool.allocate(sizes, self.runs)
+        for index in (3, 1):
+            self.pool.free(taken[index])
+            del self.runs[index]
+
+    def take_one(self) -> None:
+        self.pool.allocate([PAGE], self.runs)
+
+    def check(self, where: str) -> None:
+        """Exactly the runs are taken, and all can be had in one piece once they are returned."""
+        pages = [page for start, count in self.runs for page in range(start, start + count)]
+        assert len(pages) == len(set(pages)), where
+        assert self.pool.pages_used == len(pages), where
+        self.pool.free_runs(self.runs)
+        assert self.pool.pages_free == self.pool.largest_run == 20, where
+        self.pool.allocate([20 * PAGE])
+
+
+SIZES = [[1], [PAGE, 2 * PAGE, 3 * PAGE], [PAGE] * 8, [4 * PAGE, 99 * PAGE]]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_an_allocation_that_is_interrupted_took_all_or_nothing(sizes: list[int]) -> None:
+    def call(world: _Fragmented) -> None:
+        with suppress(PoolExhausted):
+            world.pool.allocate(sizes, world.new)
+
+    wanted = sum(-(-size // PAGE) for size in sizes)
+    for where, world in raising_anew(_Fragmented, call):
+        kept = sum(count for _, count in world.runs)
+        assert world.pool.pages_used in (kept, kept + wanted), where
+        world.take_one()
+        world.pool.free_runs(world.new)
+        world.check(where)
+
+
+def test_memory_that_was_noted_and_not_taken_is_not_returned_for_another() -> None:
+    for where, world in raising_anew(
+        _Fragmented, lambda world: world.pool.allocate([1], world.new)
+    ):
+        world.take_one()
+        world.pool.free_runs(world.new)
+        world.pool.free_runs(world.new)
+        world.check(where)
+
+
+@pytest.mark.parametrize("which", [[0], [2], [0, 1, 2, 3, 4], [4, 3, 2, 1, 0]])
+def test_a_return_that_is_interrupted_can_be_repeated(which: list[int]) -> None:
+    def call(world: _Fragmented) -> None:
+        world.pool.free_runs(world.new)
+
+    def prepare() -> _Fragmented:
+        world = _Fragmented()
+        world.new = [world.runs[index] for index in which]
+        world.runs = [run for run in world.runs if run not in world.new]
+        return world
+
+    for where, world in raising_anew(prepare, call):
+        world.take_one()
+        call(world)
+        world.check(where)
+
+
+def test_what_is_freed_inside_of_a_call_is_freed_after_it() -> None:
+    def inside(world: _Fragmented) -> None:
+        world.pool.free_runs([world.runs.pop(), world.runs.pop()])
+
+    for where, world in meanwhile_anew(
+        _Fragmented, lambda world: world.pool.allocate([PAGE, 2 * PAGE], world.new), inside
+    ):
+        world.runs += world.new
+        world.check(where)
+
+
+class InterruptedPool(RuleBasedStateMachine):
+    """Calls that end normally, and calls that an exception ends at any moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = pool_of(24)
+        self.runs: list[Run] = []
+
+    @rule(sizes=st.lists(st.integers(1, 6 * PAGE), max_size=5), moment=st.integers(1, 80))
+    def allocate(self, sizes: list[int], moment: int) -> None:
+        new: list[Run] = []
+
+        def call() -> None:
+            with suppress(PoolExhausted):
+                self.pool.allocate(sizes, new)
+
+        if raise_at(moment, call, Interrupt):
+            self.pool.free_runs(new)
+        else:
+            self.runs += new
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data(), moment=st.integers(1, 60))
+    def free(self, data: st.DataObject, moment: int) -> None:
+        picked = data.draw(st.lists(st.sampled_from(self.runs), unique=True))
+        if raise_at(moment, lambda: self.pool.free_runs(picked), Interrupt):
+            self.pool.free_runs(picked)
+        self.runs = [run for run in self.runs if run not in picked]
+
+    @invariant()
+    def agrees(self) -> None:
+        pages = [page for start, count in self.runs for page in range(start, start + count)]
+        assert len(pages) == len(set(pages)) == self.pool.pages_used
+        free = "".join("x" if page in pages else "." for page in range(24))
+        assert self.pool.largest_run == max(map(len, free.split("x")))
+
+
+TestInterruptedPool = InterruptedPool.TestCase

@@ -14,6 +14,7 @@ from datadist.caches.peers import PeerView
 from datadist.caches.requests import Requests, Service
 from datadist.control.account import Item, LimitExceeded
 from datadist.control.messages import MAX_SECONDS, Synced
+from tests.interrupts import raising
 
 
 def _view(closed: bool = False) -> PeerView:
@@ -119,3 +120,14 @@ def test_a_request_that_raises_gives_back_what_it_had() -> None:
     service.submit(view, 100, 1.0, fail)
     service.close()
     assert view.account[Item.REQUESTS] == view.account[Item.REQUEST_BYTES] == 0
+
+
+def test_a_request_that_is_interrupted_is_forgotten() -> None:
+    requests, view = Requests[str](), _view()
+
+    def call() -> None:
+        with requests.ask(view, lambda number: Synced(id=number)) as request:
+            request.wait(time.monotonic())
+
+    for where in raising(call):
+        assert not requests._open, where
