@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import TypeAlias, TypeVar
@@ -24,11 +23,10 @@ from numpy.typing import NDArray
 
 from datadist.base.coverage import Coverage
 from datadist.base.exclusive import Exclusive
-from datadist.base.flag import Flag
 from datadist.caches.directory import KeyDirectory, KeyName
 from datadist.caches.memory import Memory
+from datadist.caches.own_cache import Birth, Layout, Leaving, OwnCache, Waiter
 from datadist.caches.peers import TOKENS, PeerView
-from datadist.caches.pool import Run
 from datadist.caches.revocations import Revocations
 from datadist.control.account import MAX_CACHES, MAX_TENSORS
 from datadist.control.account import MAX_KEYS as MAX_ALL_KEYS
@@ -37,6 +35,8 @@ from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import Placement
 from datadist.types import INVALID_ID
 
+__all__ = ["Birth", "Layout", "OwnCache", "OwnDirectory", "describe"]
+
 T = TypeVar("T")
 _Tensors: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]"
 
@@ -44,105 +44,6 @@ ENTRY_BYTES, BASE_BYTES, KEY_BYTES = 256, 48, 160
 """Most bytes in a message of an entry, of a tensor with its region in it, and of a key in it."""
 PART_BYTES = 2 << 20
 """Bytes after which the next entry comes in another message of the directory."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a cache lies: one base address per tensor, ``count`` slots or blocks of ``stride`` bytes."""
-
-    blocks: bool
-    bases: tuple[int, ...]
-    stride: int
-    count: int
-    tensor_size: int
-    placement: Placement
-    data_type: int
-    """Number of a :class:`~datadist.types.DataType`."""
-
-    def __post_init__(self) -> None:
-        """Raises LLM_PARAM_INVALID for memory that no address reaches."""
-        last = max(self.bases)
-        if last + self.tensor_size >= 1 << 63:
-            raise param_invalid(f"{self.tensor_size} bytes at {last:#x} end beyond any address")
-
-
-@dataclass(eq=False)
-class OwnCache:
-    """A cache of this engine."""
-
-    cache_id: int
-    layout: Layout
-    pooled: bool
-    accessible: bool
-    regions: tuple[int, ...]
-    bindings: dict[int, Binding] = field(default_factory=dict)
-    covered: dict[int, Coverage] = field(default_factory=dict)
-    """Tensors that peers have pulled, per binding."""
-    held: bool = True
-    """Whether the id still references it."""
-    pins: set[int] = field(default_factory=set)
-    """Of the local transfers that use the memory, by token: adding and discarding need no lock."""
-    runs: list[Run] = field(default_factory=list)
-    """What it has of the pool."""
-
-    def entry(self) -> Entry:
-        """What peers are told."""
-        layout = self.layout
-        return Entry(
-            cache_id=self.cache_id,
-            blocks=layout.blocks,
-            bases=list(layout.bases),
-            stride=layout.stride,
-            count=layout.count,
-            tensor_size=layout.tensor_size,
-            data_type=layout.data_type,
-            placement=layout.placement,
-            pooled=self.pooled,
-            accessible=self.accessible,
-            regions=sorted(set(self.regions)),
-            bindings=list(self.bindings.values()),
-        )
-
-
-@dataclass(eq=False)
-class _Waiter:
-    """A call that unregisters registered memory, and lets go of it unless it is interrupted."""
-
-    waits: bool
-    leaving: _Leaving | None = None
-
-
-@dataclass(eq=False)
-class _Leaving:
-    """A cache that is gone, while its memory is not yet given back or let go."""
-
-    cache: OwnCache
-    targets: dict[PeerView, int] = field(default_factory=dict)
-    """What each peer must acknowledge."""
-    let_go: Flag = field(default_factory=Flag)
-    """Peers have let go of it."""
-    idle: Flag = field(default_factory=Flag)
-    """No local transfer uses it any more."""
-    waiter: _Waiter | None = None
-    """Who will let go of registered memory."""
-
-    @property
-    def waited_for(self) -> bool:
-        return self.waiter is not None and self.waiter.waits
-
-
-@dataclass(eq=False)
-class Birth:
-    """A cache that is being made, and what was taken for it: all of that goes if it fails."""
-
-    cache_id: int
-    pool: Placement | None
-    """None for memory that is registered."""
-    runs: list[Run] = field(default_factory=list)
-    """Of the pool."""
-    made: bool = False
-    """Whether the caller has it: what was taken is the cache's."""
-    failed: bool = False
 
 
 class OwnDirectory:
@@ -156,7 +57,7 @@ class OwnDirectory:
         self._memory = memory
         self._state = Exclusive()
         self._caches: dict[int, OwnCache] = {}
-        self._leaving: dict[int, _Leaving] = {}
+        self._leaving: dict[int, Leaving] = {}
         self._untold: dict[int, None] = {}
         """Ids of which index and peers may not know what became of them."""
         self._births: dict[int, Birth] = {}
@@ -402,7 +303,7 @@ class OwnDirectory:
         cache = self._caches.get(cache_id)
         if cache is None:
             return
-        waiter = _Waiter(waits and not cache.pooled)
+        waiter = Waiter(waits and not cache.pooled)
         try:
             self._state.do(lambda: self._unregister(cache, waiter))
             if waiter.waits and waiter.leaving is not None:
@@ -413,13 +314,13 @@ class OwnDirectory:
             self.settle()
             raise
 
-    def _unregister(self, cache: OwnCache, waiter: _Waiter) -> None:
+    def _unregister(self, cache: OwnCache, waiter: Waiter) -> None:
         self._settle()
         if cache.cache_id in self._caches:
             self._remove(cache, waiter)
         waiter.leaving = self._leaving.get(cache.cache_id)
 
-    def _let_go(self, leaving: _Leaving, timeout: float, certain: bool) -> None:
+    def _let_go(self, leaving: Leaving, timeout: float, certain: bool) -> None:
         """Let go of registered memory once nobody uses it."""
         cache = leaving.cache
         if not leaving.let_go.wait(timeout) and certain:
@@ -535,10 +436,10 @@ class OwnDirectory:
         self._publish([], [], [(cache.cache_id, binding_id)])
         self._untold.pop(cache.cache_id, None)
 
-    def _remove(self, cache: OwnCache, waiter: _Waiter | None = None) -> None:
+    def _remove(self, cache: OwnCache, waiter: Waiter | None = None) -> None:
         """Take a cache out; its memory returns once peers and transfers have let go of it."""
         cache_id = cache.cache_id
-        self._leaving[cache_id] = _Leaving(cache, waiter=waiter)
+        self._leaving[cache_id] = Leaving(cache, waiter=waiter)
         self._untold[cache_id] = None
         cache.held = False
         self._caches.pop(cache_id, None)
@@ -566,7 +467,7 @@ class OwnDirectory:
                 self.revocations.when_acked(targets, partial(self._on_acked, leaving))
         self._untold.pop(cache_id, None)
 
-    def _on_acked(self, leaving: _Leaving) -> None:
+    def _on_acked(self, leaving: Leaving) -> None:
         leaving.let_go.set()
         self._state.post(lambda: self._free_if_unused(leaving.cache.cache_id))
 
@@ -663,7 +564,7 @@ def _unreferenced(cache: OwnCache) -> bool:
     return cache.pooled and not cache.held and not cache.bindings
 
 
-def _kept(leaving: _Leaving) -> LLMException:
+def _kept(leaving: Leaving) -> LLMException:
     late = [
         f"cluster {view.session.cluster_id} ({view.session.peer})"
         for view, seq in leaving.targets.items()
