@@ -334,5 +334,5 @@ def test_what_peers_would_not_take_is_refused_here(
     assert owned.get(3) is None
     assert not owned.bound(KeyName("request", 3, 0))
     assert len(peer.said) == told
-    owned._forget(1)
+    owned._remove(owned._caches[1])
     owned.add(_cache(3, (3,)), [(0, KeyName("request", 3, 0))], True)
