@@ -303,6 +303,8 @@ class OwnDirectory:
         cache = self._caches.get(cache_id)
         if cache is None:
             return
+        if not cache.pooled:
+            self._check_settled(cache)
         waiter = Waiter(waits and not cache.pooled)
         try:
             self._state.do(lambda: self._unregister(cache, waiter))
@@ -328,8 +330,23 @@ class OwnDirectory:
             raise _kept(leaving)
         while cache.pins:  # local transfers, which have deadlines of their own
             leaving.idle.wait(timeout)
+        try:
+            self._check_settled(cache)  # one that was pinned may have left something
+        except LLMException:
+            self._run(lambda: self._put_back(cache))
+            raise
         self._memory.unregister(cache.regions, cache.cache_id)
         self._leaving.pop(cache.cache_id, None)
+
+    def _check_settled(self, cache: OwnCache) -> None:
+        kept = self._memory.quarantine.touching(cache.layout.bases, cache.layout.tensor_size)
+        if kept is not None:
+            raise LLMException(
+                f"cache {cache.cache_id} stays registered: {kept} (a page does not come: userfaultfd, "
+                "or a file system that hangs); do not free that memory, and try again when the page "
+                "has come or the peer has ended",
+                status_code=LLMStatusCode.LLM_FAILED,
+            )
 
     def _put_back(self, cache: OwnCache) -> None:
         self._untold[cache.cache_id] = None
@@ -478,15 +495,15 @@ class OwnDirectory:
         leaving.idle.set()
         cache = leaving.cache
         if leaving.let_go.is_set() and not leaving.waited_for:
+            layout = cache.layout
+            again = partial(self._state.post, partial(self._free_if_unused, cache_id))
+            if self._memory.quarantine.defers(layout.bases, layout.tensor_size, again):
+                return
             if cache.pooled:
                 self._memory.give_back(cache.layout.placement, cache_id, cache.runs)
             else:
                 self._memory.unregister_later(cache.regions, cache_id)
             self._leaving.pop(cache_id, None)
-
-    def _free_later(self, cache: OwnCache) -> None:
-        with self._lock:
-            self._free_if_unused(cache)
 
     def _publish(
         self, upsert: list[Entry], remove: list[int], unbind: Sequence[tuple[int, int]] = ()

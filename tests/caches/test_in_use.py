@@ -16,6 +16,7 @@ from datadist.caches.memory import Memory
 from datadist.caches.owned import Layout, OwnCache, OwnDirectory
 from datadist.caches.peers import PeerView
 from datadist.caches.pool import Run
+from datadist.caches.quarantine import Quarantine
 from datadist.control.messages import Ack, Directory, Message
 from datadist.control.session import Session
 from datadist.transport import Placement
@@ -127,6 +128,7 @@ class _Pages:
     """Memory that notes what came back."""
 
     def __init__(self) -> None:
+        self.quarantine = Quarantine()
         self.back: list[int] = []
         self.let_go: list[tuple[int, ...]] = []
 
