@@ -10,7 +10,7 @@ SOURCES := conftest.py .ci/tests datadist plugins/shm/datadist_shm plugins/shm/t
 PARALLEL := -n auto --maxprocesses 8
 
 .PHONY: help setup demo test test-roce lint types check check-fast check-long coverage soak fuzz \
-	hostile sanitize cross clean
+	hostile interrupts sanitize cross clean
 
 help:
 	@echo "make demo    link a prompt and a decoder and move a KV cache between them"
@@ -21,6 +21,7 @@ help:
 	@echo "make check-long  what need not be seen every day: longer soak and fuzzing, make hostile, make cross"
 	@echo "make coverage    run all tests and report which lines and branches of core they miss"
 	@echo "make soak    random links, transfers and kills; every byte of every kind verified (MINUTES, SEED)"
+	@echo "make interrupts  10,000 exceptions of signal handlers at random moments of every call (SEED)"
 	@echo "make fuzz    coverage-guided fuzzing of parsers, of the handshake and of a live engine (SECONDS per target)"
 	@echo "make hostile  three honest members beside one that does its worst: times with and without it"
 	@echo "make sanitize  tests of the native code under sanitizers"
@@ -64,12 +65,16 @@ check-long: cross
 	$(MAKE) fuzz SECONDS=300
 	$(MAKE) soak MINUTES=30
 	$(MAKE) hostile
+	$(MAKE) interrupts
 
 coverage: setup
 	$(BIN)/coverage erase
 	-$(BIN)/coverage run -m pytest $(PARALLEL) $(ARGS)  # tests of abrupt ends and of leaks may fail so
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+interrupts: setup
+	$(BIN)/python -m tests.interrupted $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 soak: setup
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -10,6 +10,7 @@ from enum import Enum
 
 from datadist.base import checks
 from datadist.base.addresses import parse_ipv4
+from datadist.base.callers import pass_on
 from datadist.base.enums import NamedInt
 from datadist.base.hints import ADDRESSES
 from datadist.base.keywords import named_keywords
@@ -349,6 +350,7 @@ def ipv4_number(ip: str) -> int:
     try:
         return int.from_bytes(parse_ipv4(ip).packed, "little")
     except ValueError as error:
+        pass_on(error)
         raise RuntimeError(str(error)) from None
 
 

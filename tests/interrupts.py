@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from inspect import CO_GENERATOR
 from types import CodeType, FrameType
 from typing import Any, TypeVar
 
@@ -43,7 +44,7 @@ class _Moment:
         return bool(self.where)
 
     def profile(self, frame: FrameType, event: str, arg: Any) -> None:
-        inside = frame.f_code is not self._outside
+        inside = frame.f_code is not self._outside and not _is_out_of_reach(frame)
         if inside and event in ("call", "c_return") and arg is not sys.setprofile:
             self._pass(frame)
 
@@ -60,6 +61,16 @@ class _Moment:
         if self.left == 0:
             self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
             self._action()
+
+
+def _is_out_of_reach(frame: FrameType) -> bool:
+    """Whether an exception could not come out, or would come where CPython lets none come.
+
+    A profiler's leaves a generator that goes on without its `finally`. What is raised in the callback of
+    a weak reference is only reported.
+    """
+    code = frame.f_code
+    return bool(code.co_flags & CO_GENERATOR) or code.co_filename.endswith("_weakrefset.py")
 
 
 @contextmanager

@@ -219,7 +219,8 @@ def init(here: Here, cluster: int, pool: int = 8 * MIB, **settings: Any) -> None
     for name, value in settings.items():
         setattr(config, name, value)
     here.engine = LLMDataDist(LLMRole.MIX, cluster)
-    here.engine.init(config.generate_options())
+    here.any["options"] = config.generate_options()
+    here.engine.init(here.any["options"])
 
 
 def link(here: Here, name: str, mapping: dict[int, int], table: str | None = None) -> int:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from datadist.engine.interrupted import INSIDE
 from tests import layers
 
 
@@ -18,11 +17,6 @@ def test_no_import_points_upwards_and_there_is_no_circle(package: str) -> None:
     if package == "datadist":
         assert layers.upward(found) == []
         assert {layers.layer(module) for module in found} == set(layers.LAYERS)
-
-
-def test_calls_from_inside_an_engine_are_those_of_its_layers() -> None:
-    first, last = map(layers.LAYERS.index, ("transports", "engine"))
-    assert {f"datadist.{name}." for name in layers.LAYERS[first : last + 1]} == set(INSIDE)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,12 +22,12 @@ from datadist.api.arguments import (
 from datadist.api.cache import Cache, is_stranger
 from datadist.api.manager_part import ManagerPart
 from datadist.base import checks
+from datadist.base.calls import begin, entries, inside_call
 from datadist.base.hints import ADDRESSES
 from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
 from datadist.caches.directory import KeyName
 from datadist.caches.owned import OwnCache
 from datadist.engine.engine import Engine
-from datadist.engine.interrupted import interrupted
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import BlocksCacheKey, CacheDesc, CacheKey, Placement, fixed
 
@@ -41,6 +42,7 @@ Names = Callable[[], list[tuple[int, KeyName]]]
 
 
 @named_keywords
+@entries
 class Allocation(ManagerPart):
     """Caches from the pools and over memory of the caller."""
 
@@ -59,6 +61,7 @@ class Allocation(ManagerPart):
         Raises LLMException: LLM_PARAM_INVALID without a pool, for bad dimensions, for more keys
         than slots or keys that are bound already; LLM_OUT_OF_MEMORY.
         """
+        begin("allocate_cache")
         if unknown:
             raise unknown_keyword("allocate_cache", keywords_of(Allocation.allocate_cache), unknown)
         checks.check_isinstance("cache_desc", cache_desc, CacheDesc)
@@ -75,6 +78,7 @@ class Allocation(ManagerPart):
 
         Raises as :meth:`allocate_cache`.
         """
+        begin("allocate_blocks_cache")
         if unknown:
             raise unknown_keyword(
                 "allocate_blocks_cache", keywords_of(Allocation.allocate_blocks_cache), unknown
@@ -201,6 +205,7 @@ class Allocation(ManagerPart):
         number of addresses, address 0, or a range that overlaps another in part; LLM_FAILED where
         the transport refuses the memory.
         """
+        begin("register_cache")
         if unknown:
             raise unknown_keyword("register_cache", keywords_of(Allocation.register_cache), unknown)
         _check_memory(cache_desc, addrs)
@@ -219,6 +224,7 @@ class Allocation(ManagerPart):
         **unknown: Unpack[NoKeywords],
     ) -> Cache:
         """A blocks cache over memory of the caller. Arguments, errors as :meth:`register_cache`."""
+        begin("register_blocks_cache")
         if unknown:
             raise unknown_keyword(
                 "register_blocks_cache", keywords_of(Allocation.register_blocks_cache), unknown
@@ -238,7 +244,10 @@ class Allocation(ManagerPart):
         checks.check_int64("cache_id", cache_id)
         engine = self._engine()
         engine.owned.unregister(
-            cache_id, UNREGISTER_SECONDS, certain=self._one_sided, waits=not interrupted()
+            cache_id,
+            UNREGISTER_SECONDS,
+            certain=self._one_sided,
+            waits=not inside_call(sys._getframe(1)),
         )
 
     def _check_accessible(self, remote_accessible: bool | None) -> None:

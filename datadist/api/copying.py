@@ -12,6 +12,8 @@ from datadist.api.arguments import check_kind
 from datadist.api.cache import Cache, id_in, is_pooled, is_stranger, made_with
 from datadist.api.manager_part import ManagerPart
 from datadist.base import checks
+from datadist.base.callers import pass_on
+from datadist.base.calls import begin, entries
 from datadist.base.keywords import named_keywords
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transfers.copies import SwapSide
@@ -23,6 +25,7 @@ from datadist.types import MemInfo, Memtype
 
 
 @named_keywords
+@entries
 class Copying(ManagerPart):
     """Local copies, synchronous, between any placements that the transport can reach."""
 
@@ -44,6 +47,7 @@ class Copying(ManagerPart):
 
         Raises LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST, LLM_FAILED.
         """
+        begin("copy_cache")
         checks.check_isinstance("dst", dst, Cache)
         checks.check_isinstance("src", src, Cache)
         checks.check_uint32("dst_batch_index", dst_batch_index)
@@ -70,6 +74,7 @@ class Copying(ManagerPart):
 
         Raises LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST, LLM_FAILED.
         """
+        begin("copy_blocks")
         checks.check_isinstance("cache", cache, Cache)
         checks.check_isinstance("copy_block_info", copy_block_info, dict, allow_none=False)
         checks.check_dict("copy_block_info", copy_block_info, int, object)
@@ -90,6 +95,7 @@ class Copying(ManagerPart):
 
         Raises LLMException: LLM_PARAM_INVALID, LLM_FAILED.
         """
+        begin("swap_blocks")
         checks.check_isinstance("src_cache", src_cache, Cache)
         checks.check_isinstance("dst_cache", dst_cache, Cache)
         check_kind("src_cache", src_cache, True, "use copy_cache")
@@ -126,6 +132,7 @@ class Copying(ManagerPart):
         Raises LLMException: LLM_PARAM_INVALID, LLM_NOT_YET_LINK without any link,
         LLM_FEATURE_NOT_ENABLED where the transport cannot do it, LLM_FAILED.
         """
+        begin("remap_registered_memory")
         infos = [mem_infos] if isinstance(mem_infos, MemInfo) else mem_infos
         if not isinstance(infos, list) or not all(isinstance(i, MemInfo) for i in infos):
             raise param_invalid(f"mem_infos is {mem_infos!r}, only support MemInfo or a list of it")
@@ -141,6 +148,7 @@ class Copying(ManagerPart):
         try:
             engine.transport.remap(regions)
         except Unsupported as error:
+            pass_on(error)
             raise LLMException(
                 f"backend {engine.backend.name}: {error}",
                 status_code=LLMStatusCode.LLM_FEATURE_NOT_ENABLED,

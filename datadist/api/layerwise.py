@@ -17,6 +17,7 @@ from datadist.api.tasks import (
     TransferWithCacheKeyConfig,
 )
 from datadist.base import checks
+from datadist.base.calls import begin, entries
 from datadist.base.keywords import named_keywords
 from datadist.caches.owned import Layout
 from datadist.engine.engine import Engine
@@ -30,6 +31,7 @@ from datadist.types import Placement
 
 
 @named_keywords
+@entries
 class LayerWise(ManagerPart):
     """Asynchronous transfers."""
 
@@ -61,6 +63,7 @@ class LayerWise(ManagerPart):
         LLM_KV_CACHE_NOT_EXIST for a cache that was freed, LLM_ENGINE_FINALIZED. What only the
         destination knows, or what fails later, is a result of the task.
         """
+        begin("transfer_cache_async")
         checks.check_isinstance("src_cache", src_cache, Cache, allow_none=False)
         if made_with(src_cache).placement is Placement.HOST:
             raise param_invalid(f"{src_cache!r} has placement HOST, only support DEVICE sources")
@@ -77,9 +80,13 @@ class LayerWise(ManagerPart):
         self._check_source(engine, src_cache)
         sends = [self._send(engine, src_cache, config, blocks) for config in transfer_configs]
         limit = max(1, round(engine.transfers.timeout * 1000))
-        return CacheTask(
-            LayerJob(sends, lambda layer: layer_synchronizer.synchronize_layer(layer, limit))
-        )
+        job = LayerJob(sends, lambda layer: layer_synchronizer.synchronize_layer(layer, limit))
+        try:
+            job.start()
+            return CacheTask(job)
+        except BaseException:
+            job.stop()  # its task is lost
+            raise
 
     def _check_source(self, engine: Engine, cache: Cache) -> None:
         """What the engine knows of it. Raises LLM_KV_CACHE_NOT_EXIST, LLM_PARAM_INVALID."""

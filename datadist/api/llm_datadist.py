@@ -5,19 +5,23 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadist.base import checks
+from datadist.base.calls import Outcome, begin, entries, inside_call, run_apart
 from datadist.base.deferred import Deferred
-from datadist.base.keywords import named_keywords
+from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
 from datadist.base.log_prefix import clear_log_prefix, set_log_prefix
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import LLMClusterInfo, LLMRole, RegisterMemStatus, ipv4_text
 
 if TYPE_CHECKING:  # loaded by init: what they need makes imports slow
+    from typing_extensions import Unpack
+
     from datadist.api import cache_manager as managers
     from datadist.engine.engine import Engine
     from datadist.engine.options import EngineOptions
@@ -39,6 +43,7 @@ _changing = threading.RLock()
 
 
 @named_keywords
+@entries
 class LLMDataDist:
     """The engine of this process: prompt, decoder or both (a label, which restricts nothing).
 
@@ -50,8 +55,10 @@ class LLMDataDist:
 
     llm_engine_instance: ClassVar[LLMDataDist | None] = None
     """The initialised object of this process."""
-    _ending: ClassVar[threading.Thread | None] = None
-    """What is left of the last engine, where a signal handler ended it."""
+    _ending: ClassVar[Engine | None] = None
+    """The last engine that was finalized, which may still be on its way out."""
+    _starting: ClassVar[Outcome[None] | None] = None
+    """The last `init`, which goes on where it was interrupted."""
 
     def __init__(self, role: LLMRole, cluster_id: int) -> None:
         checks.check_isinstance("role", role, LLMRole)
@@ -78,16 +85,49 @@ class LLMDataDist:
         """Start the engine: choose and open the transport, reserve the pools.
 
         ``options`` come from :meth:`LLMConfig.generate_options` or are made by hand. Does nothing
-        when this object is initialised already. A failure leaves nothing behind and may be retried.
+        when this object is initialised already. A failure leaves nothing behind and may be retried;
+        so does an exception that interrupts it, but for what the next `init` or `finalize` waits for.
 
         Raises ``TypeError``, ``ValueError``, ``ModuleNotFoundError`` where cache-manager mode is
         off, and :class:`LLMException`: LLM_PARAM_INVALID for option values and backends,
         LLM_OUT_OF_MEMORY for a pool, LLM_FAILED for a second engine in the process or a transport
         that does not start.
         """
-        with _changing:
-            if self._engine is None:
+        begin("init")
+        self._await_start()
+        if self._engine is not None:
+            return
+        first: list[str] = []
+        """Whether the engine was ready before this call was interrupted: appending needs no lock."""
+
+        def start() -> None:
+            with _changing:
+                if first or self._engine is not None:
+                    return
                 self._start(options)
+                first.append("ready")
+                if first[0] != "ready":
+                    self._begin_end()
+
+        outcome = Outcome(start)
+        try:
+            LLMDataDist._starting = outcome
+            run_apart(outcome, "datadist-init")
+            outcome.result()
+            outcome.join()
+        except BaseException:
+            first.append("interrupted")
+            if outcome.give_up():
+                outcome.done.set()
+            if first[0] == "ready":
+                self._begin_end()
+            raise
+
+    @staticmethod
+    def _await_start() -> bool:
+        """Whether no `init` goes on that was interrupted, or that another thread called."""
+        starting = LLMDataDist._starting
+        return starting is None or starting.done.wait(END_SECONDS)
 
     def _start(self, options: dict[str, str]) -> None:
         other = LLMDataDist.llm_engine_instance
@@ -116,34 +156,49 @@ class LLMDataDist:
     def _await_end() -> None:
         """An engine that a signal handler finalized may still be on its way out."""
         ending = LLMDataDist._ending
-        if ending is not None:
-            ending.join(END_SECONDS)
-            if ending.is_alive():
-                raise LLMException(
-                    "the engine that was finalized before has not ended yet: initialise once the call "
-                    "that finalize interrupted has returned",
-                    status_code=LLMStatusCode.LLM_FAILED,
-                )
+        if ending is None:
+            return
+        if not ending.wait_until_ended(END_SECONDS):
+            raise LLMException(
+                "the engine that was finalized before has not ended yet: initialise once the call "
+                "that finalize interrupted has returned",
+                status_code=LLMStatusCode.LLM_FAILED,
+            )
+        LLMDataDist._ending = None
 
     def finalize(self) -> None:
         """Unlink everything, free pools, caches and keys; no-op when not initialised. Never raises.
 
         Also called at exit of the process. The object can be initialised again. A signal handler may
         call it: where it interrupted a call of this engine, it returns at once, and the rest follows
-        on a thread when that call has ended.
+        on a thread when that call has ended. Where it is interrupted itself, it goes on, and can be
+        called again to wait for its end.
         """
-        with _changing:
-            engine, self._engine = self._engine, None
-            manager = self._cache_manager
-            if LLMDataDist.llm_engine_instance is self:
-                LLMDataDist.llm_engine_instance = None
-        if engine is None or engine.forked:
+        ending = self._begin_end()
+        if inside_call(sys._getframe(1)):
             return
-        assert manager is not None
-        from datadist.api.manager_part import unbind
+        if ending is None:
+            self._await_start()
+            ending = LLMDataDist._ending
+        if ending is not None and not ending.forked:
+            ending.wait_until_ended()
+            if LLMDataDist._ending is ending:
+                LLMDataDist._ending = None
 
-        unbind(manager)
-        LLMDataDist._ending = engine.finalize()
+    def _begin_end(self) -> Engine | None:
+        """Have the engine end. Each step may be repeated, where an interrupt came between two."""
+        engine, manager = self._engine, self._cache_manager
+        if engine is not None and not engine.forked:
+            assert manager is not None
+            from datadist.api.manager_part import unbind
+
+            LLMDataDist._ending = engine
+            engine.finalize()
+            unbind(manager)
+        if LLMDataDist.llm_engine_instance is self:
+            LLMDataDist.llm_engine_instance = None
+        self._engine = None
+        return engine
 
     def _live(self, code: LLMStatusCode) -> Engine:
         """The engine. Raises LLMException with ``code`` where there is none."""
@@ -178,19 +233,29 @@ class LLMDataDist:
 
     # -- links -------------------------------------------------------------------------------
 
-    def link(self, comm_name: str, cluster_rank_info: dict[int, int], rank_table: str) -> int:
+    def link(
+        self,
+        comm_name: str,
+        cluster_rank_info: dict[int, int],
+        rank_table: str,
+        **unknown: Unpack[NoKeywords],
+    ) -> int:
         """Begin to form a communication domain and return its comm id (>= 1) at once.
 
         Every member calls with the same name (fewer than 128 characters), a mapping of cluster id
         to rank with 2 to 4 entries in ascending order of rank, and an equivalent rank table (JSON
         text, version 1.0 or 1.2; trailing commas are accepted). The members meet in the background:
         poll :meth:`query_register_mem_status` or call :meth:`wait_link`. At most 512 domains are
-        possible and 16 recommended. A pool must be configured or memory registered first.
+        possible and 16 recommended. A pool must be configured or memory registered first. An exception
+        that interrupts this call leaves no domain.
 
         Raises ``RuntimeError`` before `init`, ``TypeError``, ``ValueError``, and
         :class:`LLMException`: LLM_PARAM_INVALID for wrong arguments and broken constraints,
         LLM_LINK_FAILED for a rank table that cannot be used (LLM-DataDist API, link).
         """
+        begin("link")
+        if unknown:
+            raise unknown_keyword("link", keywords_of(LLMDataDist.link), unknown)
         engine = self._initialised()
         _check_name(comm_name)
         _check_mapping(cluster_rank_info)
@@ -199,9 +264,14 @@ class LLMDataDist:
         checks.check_json("rank_table", rank_table, allow_none=False)
         _check_name_bytes(comm_name)
         self._refuse_hixl("link")
-        comm_id = engine.link(comm_name, cluster_rank_info, rank_table)
-        self.cache_manager.set_is_call_linked()
-        return comm_id
+        comm_ids: list[int] = []
+        try:
+            engine.link(comm_name, cluster_rank_info, rank_table, comm_ids)
+            self.cache_manager.set_is_call_linked()
+            return comm_ids[0]
+        except BaseException:
+            engine.not_delivered(comm_ids)
+            raise
 
     def unlink(self, comm_id: int) -> None:
         """Leave a domain; local, the other members each do the same.
@@ -211,6 +281,7 @@ class LLMDataDist:
         Raises as :meth:`query_register_mem_status`, and LLMException (LLM_UNLINK_FAILED) when the
         transport fails to close; the id is gone then, too.
         """
+        begin("unlink")
         self._check_comm_id(comm_id, "unlink").unlink(comm_id)
 
     def query_register_mem_status(self, comm_id: int) -> RegisterMemStatus:
@@ -227,6 +298,7 @@ class LLMDataDist:
         Raises as :meth:`query_register_mem_status`, and :class:`LLMException`: LLM_LINK_FAILED with
         the reason, LLM_TIMEOUT when it is still PREPARING after ``timeout_in_millis``.
         """
+        begin("wait_link")
         engine = self._check_comm_id(comm_id, "wait_link")
         if timeout_in_millis is not None:
             checks.check_uint32("timeout_in_millis", timeout_in_millis)
@@ -272,6 +344,7 @@ class LLMDataDist:
         The reasons are logged. Raises ``RuntimeError`` before `init`, ``TypeError``,
         ``ValueError``, LLMException (LLM_PARAM_INVALID) for arguments.
         """
+        begin("link_clusters")
         engine = self._initialised()
         _check_timeout(timeout)
         checks.check_sequence_of("clusters", clusters, LLMClusterInfo)
@@ -299,6 +372,7 @@ class LLMDataDist:
         Returns as :meth:`link_clusters`: LLM_UNLINK_FAILED when the peer cannot be told,
         LLM_TIMEOUT when it did not confirm. Raises likewise.
         """
+        begin("unlink_clusters")
         engine = self._initialised()
         _check_timeout(timeout)
         checks.check_sequence_of("clusters", clusters, LLMClusterInfo)
@@ -323,6 +397,7 @@ class LLMDataDist:
         LLMException: LLM_PARAM_INVALID, LLM_EXIST_LINK while something is linked, LLM_FAILED where
         the address cannot be used, LLM_FEATURE_NOT_ENABLED for another address with "hixl".
         """
+        begin("switch_role")
         engine = self._initialised()
         checks.check_isinstance("role", role, LLMRole)
         from datadist.engine.options import check_is_options, parse_listen_info
@@ -489,6 +564,7 @@ def _finalize_at_exit() -> None:
 def _after_fork_in_child() -> None:
     global _changing
     _changing = threading.RLock()  # another thread may have held it
+    LLMDataDist._ending = LLMDataDist._starting = None  # their threads are gone
 
 
 atexit.register(_finalize_at_exit)

@@ -17,6 +17,7 @@ from datadist.api.arguments import (
 from datadist.api.cache import Cache, id_in
 from datadist.api.manager_part import ManagerPart
 from datadist.base import checks
+from datadist.base.calls import begin, entries
 from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
 from datadist.status import param_invalid
 from datadist.transfers.plan import Blocks
@@ -30,6 +31,7 @@ PER_LAYER = 2
 
 
 @named_keywords
+@entries
 class Pulling(ManagerPart):
     """Pulls, in both modes."""
 
@@ -60,6 +62,7 @@ class Pulling(ManagerPart):
         Raises LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST (unknown cache or key),
         LLM_NOT_YET_LINK (no usable link), LLM_TIMEOUT (``sync_kv_timeout``), LLM_FAILED.
         """
+        begin("pull_cache")
         if unknown:
             raise unknown_keyword("pull_cache", keywords_of(Pulling.pull_cache), unknown)
         if self._one_sided and isinstance(cache_key, CacheKey):
@@ -121,6 +124,7 @@ class Pulling(ManagerPart):
                 and engine.shortcuts.pull(name, src_blocks, dst_blocks)
             ):
                 return
+        begin("pull_blocks")
         if unknown:
             raise unknown_keyword("pull_blocks", keywords_of(Pulling.pull_blocks), unknown)
         kinds = (CacheKey, CacheKeyByIdAndIndex, BlocksCacheKey)

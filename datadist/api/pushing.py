@@ -15,6 +15,7 @@ from datadist.api.cache import Cache, id_in, made_with
 from datadist.api.manager_part import ManagerPart
 from datadist.api.tasks import check_layer_range
 from datadist.base import checks
+from datadist.base.calls import begin, entries
 from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
 from datadist.status import param_invalid
 from datadist.transfers.plan import Blocks, check_distinct
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 
 @named_keywords
+@entries
 class Pushing(ManagerPart):
     """Pushes, in one-sided mode only."""
 
@@ -52,6 +54,7 @@ class Pushing(ManagerPart):
         (unknown local or remote cache), LLM_NOT_YET_LINK, LLM_TIMEOUT (``sync_kv_timeout`` per
         layer), LLM_FAILED.
         """
+        begin("push_cache")
         if unknown:
             raise unknown_keyword("push_cache", keywords_of(Pushing.push_cache), unknown)
         self._require_one_sided("push_cache")
@@ -106,6 +109,7 @@ class Pushing(ManagerPart):
             )  # fmt: skip
             if engine.shortcuts.push(name, src_blocks, dst_blocks):
                 return
+        begin("push_blocks")
         checks.check_isinstance("dst_cache_key", dst_cache_key, BlocksCacheKey)
         checks.check_isinstance("src_cache", src_cache, Cache)
         checks.check_blocks("src_blocks", src_blocks)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from datadist.base import checks
+from datadist.base.calls import begin, entries
 from datadist.base.hints import ADDRESSES
 from datadist.base.keywords import named_keywords
 from datadist.base.names import CheckedAttributes
@@ -192,6 +193,7 @@ class TransferWithCacheKeyConfig(CheckedAttributes):
 
 
 @named_keywords
+@entries
 class CacheTask:
     """A transfer that runs; from :meth:`CacheManager.transfer_cache_async`."""
 
@@ -206,6 +208,7 @@ class CacheTask:
 
         Raises ``TypeError``, ``ValueError`` for the timeout only.
         """
+        begin("synchronize")
         if not self._wait(timeout_in_millis):
             return LLMStatusCode.LLM_TIMEOUT
         failures = (r for r in self._job.results if r not in (None, LLMStatusCode.LLM_SUCCESS))
@@ -216,6 +219,7 @@ class CacheTask:
 
         All LLM_TIMEOUT while it still runs. Raises as :meth:`synchronize`.
         """
+        begin("get_results")
         if not self._wait(timeout_in_millis):
             return [LLMStatusCode.LLM_TIMEOUT] * len(self._job.results)
         return self._job.results

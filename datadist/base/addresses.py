@@ -10,6 +10,8 @@ from __future__ import annotations
 import ipaddress
 import re
 
+from datadist.base.callers import pass_on
+
 __all__ = [
     "Address", "canonical", "is_address", "looks_numeric", "parse_address", "parse_ipv4",
 ]  # fmt: skip
@@ -26,7 +28,8 @@ def parse_address(text: str) -> Address:
     """An IPv4 or IPv6 address; an IPv4-mapped one stays IPv6. Raises ``ValueError``."""
     try:
         address = ipaddress.ip_address(str(text))
-    except ValueError:
+    except ValueError as error:
+        pass_on(error)
         raise ValueError(
             f"{text!r} does not appear to be an IPv4 or IPv6 address{_hint(text)}"
         ) from None
@@ -42,7 +45,8 @@ def parse_ipv4(text: str) -> ipaddress.IPv4Address:
     """An IPv4 address. Raises ``ValueError``."""
     try:
         return ipaddress.IPv4Address(str(text))
-    except ValueError:
+    except ValueError as error:
+        pass_on(error)
         raise ValueError(f"{text!r} is not an IPv4 address such as 10.0.0.1{_hint(text)}") from None
 
 
@@ -63,7 +67,8 @@ def is_address(text: str | None) -> bool:
     """Whether the text is an IPv4 or IPv6 address."""
     try:
         parse_address(text or "")
-    except ValueError:
+    except ValueError as error:
+        pass_on(error)
         return False
     return True
 

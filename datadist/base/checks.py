@@ -11,6 +11,7 @@ from operator import index as as_index
 from typing import Any, TypeAlias
 
 from datadist.base import hints
+from datadist.base.callers import pass_on
 from datadist.base.texts import shown
 
 Types: TypeAlias = "type | tuple[type, ...]"
@@ -94,7 +95,8 @@ def is_index(value: object) -> bool:
     """Whether this is an integer, Python's or NumPy's, and not a truth value."""
     try:
         as_index(value)  # type: ignore[arg-type]
-    except TypeError:
+    except TypeError as error:
+        pass_on(error)
         return False
     return not isinstance(value, bool)
 

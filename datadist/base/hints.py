@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from enum import Enum
 
+from datadist.base.callers import pass_on
 from datadist.base.names import member_for
 from datadist.base.texts import shown
 
@@ -25,7 +26,8 @@ def described(value: object) -> str | None:
         return None
     try:
         return f"shape {list(shape)}, {dtype}" if len(shape) else None
-    except Exception:  # a shape of its own kind
+    except Exception as error:  # a shape of its own kind
+        pass_on(error)
         return None
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from datadist.base.callers import pass_on
+
 __all__ = ["MOST_SHOWN", "in_seconds", "nearest", "shown", "suggestion"]
 
 MOST_SHOWN = 200
@@ -21,6 +23,7 @@ def shown(value: object) -> str:
     try:
         text = " ".join(repr(value).split())
     except Exception as error:
+        pass_on(error)
         return f"<its repr raised {type(error).__name__}>"
     return _shortened(text, len(text))
 

@@ -8,6 +8,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable
 
+from datadist.base.calls import entry
+
 log = logging.getLogger("datadist.engine")
 
 
@@ -74,6 +76,7 @@ class Workers:
                 del self._running[owner]
             self._ready.notify_all()
 
+    @entry
     def _run(self) -> None:
         while (found := self._next()) is not None:
             owner, call = found

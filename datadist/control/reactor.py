@@ -19,10 +19,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
-from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
 
+from datadist.base.calls import Outcome, entry
 from datadist.base.texts import in_seconds
 from datadist.base.workers import Workers
 from datadist.control.closing import Closer
@@ -42,6 +41,10 @@ HELPERS = 2
 """Threads for look-ups that may take long: of names, and of engines elsewhere."""
 LONGEST_SLEEP = 3600.0
 """Seconds of one wait; epoll refuses more than 2^31 ms."""
+
+
+class Unanswered(TimeoutError):
+    """The control thread did not run a call in time, or has ended."""
 
 
 class Timer:
@@ -82,7 +85,7 @@ class Reactor:
         self._order = itertools.count()
         self._crowded = CROWDED
         self._stopping = False
-        self._waited_for: set[Future[Any]] = set()
+        self._waited_for: set[Outcome[Any]] = set()
         stack.callback(self.abandon)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -102,45 +105,30 @@ class Reactor:
     def call(self, function: Callable[[], T], timeout: float) -> T:
         """Run ``function`` on the reactor and return its result or raise its exception.
 
-        Raises ``TimeoutError`` when the reactor does not come to it within ``timeout`` seconds, and at
-        once when it has been stopped.
+        Where the caller is interrupted, the function runs nevertheless. Raises :class:`Unanswered` when
+        the reactor does not come to it within ``timeout`` seconds, and at once when it has been stopped.
         """
         if self.inside():
             return function()
-        future: Future[T] = Future()
-
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return  # nobody waits for it any more
-            try:
-                result = function()
-            except BaseException as error:
-                _settle(future.set_exception, error)
-            else:
-                _settle(future.set_result, result)
-
-        self._waited_for.add(future)
-        self.post(run)
-        if self._wake < 0:
-            self._give_up_calls()
+        outcome = Outcome(function)
         try:
-            return future.result(timeout)
-        except FutureTimeout:  # not the builtin before Python 3.11
-            if future.done():
-                raise
-            future.cancel()
-            raise TimeoutError(
-                f"the control thread of this engine did not answer within {in_seconds(timeout)}"
-            ) from None
+            self._waited_for.add(outcome)
+            self.post(outcome.run)
+            if self._wake < 0:
+                self._give_up_calls()
+            if outcome.done.wait(timeout):
+                return outcome.result()
+            outcome.give_up()
         finally:
-            self._waited_for.discard(future)
+            self._waited_for.discard(outcome)
+        raise Unanswered(
+            f"the control thread of this engine did not answer within {in_seconds(timeout)}"
+        )
 
     def _give_up_calls(self) -> None:
         """Wake those who wait for a thread that has ended."""
-        for future in list(self._waited_for):
-            _settle(
-                future.set_exception, TimeoutError("the control thread of this engine has ended")
-            )
+        for outcome in list(self._waited_for):
+            outcome.fail(Unanswered("the control thread of this engine has ended"))
 
     def later(self, delay: float, call: Callable[[], object]) -> Timer:
         """Run ``call`` in ``delay`` seconds; from the reactor's thread."""
@@ -192,6 +180,7 @@ class Reactor:
     def _drain_wake(self, _events: int) -> None:
         os.eventfd_read(self._wake)
 
+    @entry
     def _run(self) -> None:
         while not self._stopping:
             self._handle_events()
@@ -224,9 +213,3 @@ class Reactor:
             call()
         except Exception:
             log.exception("unexpected error in the control plane; please report it")
-
-
-def _settle(how: Callable[[T], None], outcome: T) -> None:
-    """Settle a future, which somebody else may have done just before."""
-    with contextlib.suppress(InvalidStateError):
-        how(outcome)

@@ -12,12 +12,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+from datadist.base.callers import pass_on
+from datadist.base.flag import Flag
 from datadist.base.texts import in_seconds
 from datadist.control.account import LimitExceeded
 from datadist.control.closing import is_memory, unread
 from datadist.control.messages import HEADER, MAX_FDS, MAX_FRAME, Message, decode, encode
 from datadist.control.process import peer_of
-from datadist.control.reactor import READ, WRITE, Reactor, Timer
+from datadist.control.reactor import READ, WRITE, Reactor, Timer, Unanswered
 from datadist.control.turns import Credit, Share
 
 log = logging.getLogger("datadist.control")
@@ -51,6 +53,22 @@ class Descriptor:
         os.close(self.fd)
 
 
+WAITING, AT_ONCE = (True,), (False,)
+"""For `map` over a lock's ``acquire``, which is noted in C: no handler of a signal runs in between."""
+RETRY_SECONDS = 0.001
+
+
+class _Frame:
+    """What is to be sent; ``end`` is its place in all that is ever sent."""
+
+    __slots__ = ("data", "end", "fds")
+
+    def __init__(self, frame: bytes, fds: list[int]) -> None:
+        self.data = memoryview(frame)
+        self.fds = fds
+        self.end = 0
+
+
 class Session:
     """A connected socket, read on the reactor; :meth:`send` works from any thread.
 
@@ -69,6 +87,9 @@ class Session:
     """The peer's process, until the session is closed; links keep a reference for longer."""
     address: str | None = None
     """The peer's network address, where it was met over the network."""
+
+    inline = True
+    """Whether the thread that calls :meth:`send` sends, unless others do."""
 
     def __init__(self, reactor: Reactor, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -102,9 +123,12 @@ class Session:
         """Calls to make once what was received by then has been handled."""
         self._inbox = bytearray()
         self._fds: deque[int] = deque()
-        self._outbox: deque[tuple[memoryview, list[int]]] = deque()
-        self._queued = 0
-        self._send_lock = threading.Lock()
+        self._unsealed: deque[_Frame] = deque()
+        self._outbox: deque[_Frame] = deque()
+        self._sent = [0]
+        """Bytes of each call of the kernel, as noted in C, so that no exception comes before."""
+        self._sending = False
+        self._send_lock = threading.RLock()
 
     @property
     def peer(self) -> str:
@@ -146,20 +170,72 @@ class Session:
         except BaseException:
             close_all(fds)
             raise
-        with self._send_lock:
-            if self.closed:
-                close_all(fds)
-                return
-            data = memoryview(self._seal(frame))
-            self._outbox.append((data, list(fds)))
-            self._queued += len(data)
-            broken = self._flush()
-            waiting = bool(self._outbox)
+        self._unsealed.append(_Frame(frame, list(fds)))
+        if not (self.inline or self._reactor.inside()):
+            self._reactor.post(self._send_waiting)
+            return
+        try:
+            self._send_waiting()
+        except BaseException:
+            self._reactor.post(self._send_waiting)
+            raise
+
+    def _send_waiting(self) -> None:
+        """Seal and send what waits.
+
+        Where this thread is in the middle of that already, and a handler of a signal or `__del__` has
+        come in between, the rest is sent from there. An exception of theirs may come at any moment.
+        """
+        broken = self._send_once()
+        while self._unsealed and not broken and not self._sending:
+            broken = self._send_once()
         why = broken or self._excess()
         if why is not None:
             self._reactor.post(lambda: self._give_up(why))
-        elif waiting:
+        elif self._outbox:
             self._reactor.post(self._update_events)
+
+    def _send_once(self) -> str | None:
+        """The control thread does not wait for one that a handler has interrupted."""
+        held: list[bool] = []
+        control = self._reactor.inside()
+        try:
+            held += map(self._send_lock.acquire, AT_ONCE if control else WAITING)
+            if True not in held:
+                self._reactor.later(RETRY_SECONDS, self._send_waiting)
+                return None
+            if self._sending:
+                return None
+            self._sending = True
+            try:
+                self._seal_waiting()
+                return self._flush()
+            finally:
+                self._sending = False
+        finally:
+            if True in held:
+                self._send_lock.release()
+
+    def _seal_waiting(self) -> None:
+        while self._unsealed:
+            frame = self._unsealed[0]
+            if self.closed:
+                close_all(frame.fds)
+            elif not (self._outbox and self._outbox[-1] is frame):
+                frame.data = memoryview(self._seal(bytes(frame.data)))
+                frame.end = len(frame.data) + (
+                    self._outbox[-1].end if self._outbox else sum(self._sent)
+                )
+                self._outbox.append(frame)
+            self._unsealed.popleft()
+
+    @property
+    def _queued(self) -> int:
+        """Bytes that the peer has to take yet."""
+        try:
+            return self._outbox[-1].end - sum(self._sent)
+        except IndexError:
+            return 0
 
     def settled(self) -> bool:
         """Whether everything that arrived so far has been handled; from any thread."""
@@ -167,21 +243,20 @@ class Session:
             return True
         try:
             waiting = self._arrivals.poll(0, 1)
-        except (OSError, ValueError):  # closed meanwhile
+        except (OSError, ValueError) as error:  # closed meanwhile
+            pass_on(error)
             return True
         return not waiting and not self.dispatching
 
     def catch_up(self, timeout: float) -> None:
         """Wait until what has arrived by now was handled; from any thread.
 
-        Raises ``TimeoutError`` where that takes longer than ``timeout`` seconds.
+        Raises :class:`Unanswered` where that takes longer than ``timeout`` seconds.
         """
-        deadline, done = time.monotonic() + timeout, threading.Event()
+        deadline, done = time.monotonic() + timeout, Flag()
         self._reactor.call(lambda: self._when_heard(done.set), timeout)
         if not done.wait(max(0.0, deadline - time.monotonic())):
-            raise TimeoutError(
-                f"{self.who} sends more than is handled within {in_seconds(timeout)}"
-            )
+            raise Unanswered(f"{self.who} sends more than is handled within {in_seconds(timeout)}")
 
     def drain(self) -> None:
         """Handle what has arrived by now and no more, on the reactor's thread.
@@ -200,8 +275,9 @@ class Session:
             if self.closed:
                 return
             self.closed = True
-            pending = [fd for _, fds in self._outbox for fd in fds]
+            pending = [fd for frame in self._outbox for fd in frame.fds]
             self._outbox.clear()
+            self._seal_waiting()
         self._reactor.unwatch(self._sock.fileno())
         if self.process is not None:
             self._reactor.unwatch(self.process.fd)
@@ -236,24 +312,29 @@ class Session:
 
     def unsent(self) -> bool:
         """Whether frames wait for the peer to read."""
-        return bool(self._outbox)
+        return bool(self._unsealed or self._outbox)
 
     def _flush(self) -> str | None:
         while self._outbox:
-            data, fds = self._outbox[0]
+            frame = self._outbox[0]
+            self._sent = [sum(self._sent)]
+            left = frame.end - self._sent[0]
+            if left <= 0:
+                self._outbox.popleft()
+                continue
+            fds = frame.fds
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             try:
-                sent = self._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
-            except BlockingIOError:
+                send, data = self._sock.sendmsg, [frame.data[len(frame.data) - left :]]
+                self._sent += map(send, (data,), (rights,), (socket.MSG_NOSIGNAL,))
+            except BlockingIOError as error:
+                pass_on(error)
                 return None
             except OSError as error:
+                pass_on(error)
                 return self._explain("sending", error)
+            frame.fds = []
             close_all(fds)
-            self._queued -= sent
-            if sent < len(data):
-                self._outbox[0] = (data[sent:], [])
-            else:
-                self._outbox.popleft()
         return None
 
     def _update_events(self) -> None:
@@ -267,11 +348,7 @@ class Session:
 
     def _on_events(self, events: int) -> None:
         if events & WRITE:
-            with self._send_lock:
-                broken = self._flush()
-            if broken:
-                self._give_up(broken)
-                return
+            self._send_waiting()
             self._update_events()
         if events & READ and not (self._posted or self._rest):
             self._take_share()

@@ -45,6 +45,7 @@ class TcpSession(Session):
     """A session over a connection whose handshake is done; passes no descriptors."""
 
     _tag_size = TAG_SIZE
+    inline = False  # a seal that is interrupted would count twice
     since: float
     """When the connection began, by the monotonic clock."""
 

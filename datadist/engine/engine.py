@@ -6,15 +6,15 @@ import errno
 import itertools
 import logging
 import os
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from datadist.base.addresses import parse_address
-from datadist.base.calls import Calls
+from datadist.base.calls import CallThread, Ended, Outcome
+from datadist.base.flag import Flag
 from datadist.base.log_prefix import clear_log_prefix
 from datadist.base.texts import in_seconds
 from datadist.base.workers import Workers
@@ -27,12 +27,11 @@ from datadist.control.account import MAX_TABLES
 from datadist.control.job import described
 from datadist.control.meeting import EndpointError, Meeting
 from datadist.control.messages import Announce
-from datadist.control.reactor import Reactor
+from datadist.control.reactor import Reactor, Unanswered
 from datadist.control.runtime_dir import RuntimeDirError, default_path
 from datadist.control.session import Session
 from datadist.control.tcp import NetworkSettings
 from datadist.engine.inbox import Inbox
-from datadist.engine.interrupted import interrupted
 from datadist.engine.options import EngineOptions
 from datadist.engine.starting import check_descriptors, start_transport, system_errors
 from datadist.engine.stats import link_stats, pool_stats
@@ -93,8 +92,9 @@ class Engine:
         self.cluster_id = cluster_id
         self.options = options
         self.forked = False
-        self._link_lock = threading.RLock()
-        self._calls = Calls()
+        self._undelivered: dict[int, list[int]] = {}
+        """Comm ids that interrupted calls of `link` got, or will get, and have not returned."""
+        self._losses = itertools.count()
         self._comm_ids = comm_ids()
         self._warned = False
         with system_errors(), ExitStack() as stack:
@@ -107,6 +107,8 @@ class Engine:
             self.owned = OwnDirectory(self.memory)
             self._start_control(environ, stack)
             stack.callback(self.owned.clear)
+            self._finalizing = Outcome(self._end)
+            self._ender = CallThread("datadist-finalize")
             self._closing = stack.pop_all()
         _live.add(self)
 
@@ -122,7 +124,7 @@ class Engine:
     def _start_control(self, environ: Mapping[str, str], stack: ExitStack) -> None:
         self._far = not self.transport.capabilities.same_host_only
         self._start_meeting(environ, stack)
-        self._start_linking()
+        self._start_linking(stack)
         self._start_transfers(stack)
         Inbox(
             self._meeting,
@@ -163,7 +165,9 @@ class Engine:
             self._meeting.abandon()
             raise
 
-    def _start_linking(self) -> None:
+    def _start_linking(self, stack: ExitStack) -> None:
+        self._caller = CallThread("datadist-calls")
+        stack.callback(self._caller.stop)
         steps = Steps(
             self._reactor,
             self._meeting,
@@ -207,7 +211,12 @@ class Engine:
             self.options.link_total_time,
         )
         self.clusters = ClusterCalls(
-            self._call, self._clusters, self._builder, self.owned.revocations, self._calls
+            self._call,
+            self._act,
+            self._caller.catch_up,
+            self._clusters,
+            self._builder,
+            self.owned.revocations,
         )
 
     def _start_transfers(self, stack: ExitStack) -> None:
@@ -264,8 +273,24 @@ class Engine:
         """Run a function on the reactor. Raises LLM_FAILED when that does not answer."""
         try:
             return self._reactor.call(function, CONTROL_SECONDS)
-        except TimeoutError as error:
+        except Unanswered as error:
             raise LLMException(str(error), status_code=LLMStatusCode.LLM_FAILED) from error
+
+    def _act(self, function: Callable[[], T]) -> T:
+        """Run what links or unlinks as a whole, one call at a time.
+
+        Raises what it raises, and LLM_ENGINE_FINALIZED.
+        """
+        try:
+            return self._caller.call(function)
+        except Ended:
+            raise self._was_finalized() from None
+
+    def _was_finalized(self) -> LLMException:
+        return LLMException(
+            f"the engine of cluster {self.cluster_id} was finalized meanwhile",
+            status_code=LLMStatusCode.LLM_ENGINE_FINALIZED,
+        )
 
     def listen(self, ip: str | None, port: int | None) -> None:
         """Let `link_clusters` of others find us at ``ip:port``, there only; no port is nowhere.
@@ -287,6 +312,7 @@ class Engine:
 
     def linked(self) -> list[str]:
         """Every domain and pair that is held, but for pairs whose peer is gone."""
+        self._caller.catch_up()
         pairs = [pair for pair in self._clusters.pairs.values() if pair.usable or pair.waiting]
         return [repr(domain) for domain in [*list(self._links.domains.values()), *pairs]]
 
@@ -294,56 +320,80 @@ class Engine:
         """Handle what a peer has sent; False when the control thread is too busy."""
         try:
             session.catch_up(timeout)
-        except TimeoutError as error:
+        except Unanswered as error:
             log.debug("looking keys up as they are known: %s", error)
             return False
         return True
 
     # -- links -------------------------------------------------------------------------------
 
-    def link(self, name: str, ranks: Mapping[int, int], table_text: str) -> int:
-        """Begin to form a domain and return its comm id (LLM-DataDist API, link).
+    def link(
+        self, name: str, ranks: Mapping[int, int], table_text: str, comm_ids: list[int]
+    ) -> None:
+        """Begin to form a domain and append its comm id to ``comm_ids`` (LLM-DataDist API, link).
+
+        A caller that is interrupted hands ``comm_ids`` to :meth:`not_delivered`.
 
         Raises LLM_PARAM_INVALID, also where another live engine of the job has our cluster id, or
         LLM_LINK_FAILED for a rank table that cannot be used.
         """
-        with self._calls.under_way(), self._link_lock:
-            self._check_link(ranks)
-            table = self._read_table(ranks, table_text)
-            self._check_tables(table)
-            self._claim()
-            comm_id = next(self._comm_ids)
-            domain = TableDomain(
-                owner=self._links,
-                comm_id=comm_id,
+        self._end_undelivered()
+        self._act(lambda: comm_ids.append(self._link(name, ranks, table_text)))
+
+    def _link(self, name: str, ranks: Mapping[int, int], table_text: str) -> int:
+        self._check_link(ranks)
+        table = self._read_table(ranks, table_text)
+        self._check_tables(table)
+        self._claim()
+        comm_id = next(self._comm_ids)
+        domain = TableDomain(
+            owner=self._links,
+            comm_id=comm_id,
+            name=name,
+            ranks=dict(ranks),
+            own_cluster=self.cluster_id,
+            table=table,
+            announce=Announce(
+                link=comm_id,
                 name=name,
-                ranks=dict(ranks),
-                own_cluster=self.cluster_id,
-                table=table,
-                announce=Announce(
-                    link=comm_id,
-                    name=name,
-                    ranks=sorted(ranks.items()),
-                    table=table.canonical,
-                    backend=self.backend.name,
-                    one_sided=self.options.remote_accessible,
-                ),
-                job=self.options.job,
-                by_library=self._met_by_library(table, ranks.values()),
-                deadline=time.monotonic() + self.options.link_total_time,
-            )
-            self._call(lambda: self._links.add(domain))
-            return comm_id
+                ranks=sorted(ranks.items()),
+                table=table.canonical,
+                backend=self.backend.name,
+                one_sided=self.options.remote_accessible,
+            ),
+            job=self.options.job,
+            by_library=self._met_by_library(table, ranks.values()),
+            deadline=time.monotonic() + self.options.link_total_time,
+        )
+        self._call(lambda: self._links.add(domain))
+        return comm_id
+
+    def not_delivered(self, comm_ids: list[int]) -> None:
+        """Nobody got what :meth:`link` puts there: it ends, with the next call at the latest."""
+        self._undelivered[next(self._losses)] = comm_ids
+        self._end_undelivered()
+
+    def _end_undelivered(self) -> None:
+        """After the calls that made them, which are before this one in the queue; does not wait."""
+        lost = dict(self._undelivered)
+        if lost:
+            self._caller.submit(Outcome(lambda: self._leave_undelivered(lost)))
+
+    def _leave_undelivered(self, lost: dict[int, list[int]]) -> None:
+        for number, comm_ids in lost.items():
+            for comm_id in comm_ids:
+                domain = self._links.domains.get(comm_id)
+                if domain is not None:
+                    log.info("%s ends: the call of link was interrupted", domain)
+                    self._leave(domain, patience=0.0)
+            self._undelivered.pop(number, None)
 
     def _claim(self) -> None:
         """Make our cluster id ours within the job, at the first link."""
         try:
             holder = self._meeting.claims.take()
         except RuntimeError:
-            raise LLMException(
-                f"the engine of cluster {self.cluster_id} was finalized meanwhile",
-                status_code=LLMStatusCode.LLM_ENGINE_FINALIZED,
-            ) from None
+            raise self._was_finalized() from None
         except OSError as error:
             raise LLMException(
                 f"cannot claim cluster id {self.cluster_id} in {self._meeting.directory.place}: "
@@ -420,10 +470,14 @@ class Engine:
 
         Raises LLM_NOT_YET_LINK for an unknown id.
         """
-        with self._calls.under_way(), self._link_lock:
-            domain = self.domain(comm_id)
-            self._leave(domain, patience=self.options.sync_timeout)
+        self._end_undelivered()
+        domain = self._act(lambda: self._unlink(comm_id))
         self._builder.wait_for_dropped(CLOSE_SECONDS, domain)  # a failed one may still be closing
+
+    def _unlink(self, comm_id: int) -> TableDomain:
+        domain = self.domain(comm_id)
+        self._leave(domain, patience=self.options.sync_timeout)
+        return domain
 
     def _leave(self, domain: TableDomain, patience: float) -> None:
         self._close(domain, self._call(lambda: self._links.remove(domain)), patience)
@@ -488,19 +542,25 @@ class Engine:
 
     # -- the end -----------------------------------------------------------------------------
 
-    def finalize(self) -> threading.Thread | None:
-        """Unlink everything and free everything; bounded to seconds, logs what goes wrong.
+    @property
+    def ended(self) -> Flag:
+        """Set once :meth:`finalize` is over."""
+        return self._finalizing.done
 
-        A signal handler that interrupted a call of this engine does not wait: the end comes on a
-        thread of its own, once that call has gone on. Returns that thread.
+    def finalize(self) -> None:
+        """Begin to unlink everything and free everything; bounded to seconds, logs what goes wrong.
+
+        Does not wait, see :meth:`wait_until_ended`: handlers of signals call it, and what they have
+        interrupted goes on first. Calling it again changes nothing.
         """
-        if interrupted():
-            ending = threading.Thread(target=self._end, name="datadist-finalize")
-            with suppress(RuntimeError):  # no thread can be started
-                ending.start()
-                return ending
-        self._end()
-        return None
+        self._ender.submit(self._finalizing)
+
+    def wait_until_ended(self, timeout: float | None = None) -> bool:
+        """Whether :meth:`finalize` is over, within ``timeout`` seconds."""
+        over = self.ended.wait(timeout)
+        if over:
+            self._ender.join()
+        return over
 
     def _end(self) -> None:
         _live.discard(self)
@@ -517,16 +577,20 @@ class Engine:
             log.exception("finalize did not end cleanly; please report it")
         finally:
             clear_log_prefix()
+            self._ender.close()
 
     def _wait_for_calls(self) -> None:
+        """Let a call that links or unlinks end; the transfers that it waits for are aborted."""
+        self._caller.close()
         deadline = time.monotonic() + CALLS_SECONDS
-        while self._calls.any() and time.monotonic() < deadline:
+        while not self._caller.ended.wait(0.01):
+            if time.monotonic() > deadline:
+                log.error(
+                    "finalize: a call of link or unlink has not ended in %s",
+                    in_seconds(CALLS_SECONDS),
+                )
+                return
             self._builder.hurry()
-            time.sleep(0.002)
-        if self._calls.any():
-            log.error(
-                "finalize: a call of link or unlink has not ended in %s", in_seconds(CALLS_SECONDS)
-            )
 
     def _leave_all(self) -> None:
         """All links at once: each step between threads costs a turn of every thread that computes."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from datadist.base import checks
 from datadist.base.addresses import parse_ipv4
+from datadist.base.callers import pass_on
 from datadist.base.digits import is_digits, parse_digits
 from datadist.base.texts import in_seconds, shown
 from datadist.caches.pool_config import PoolConfig, parse_pool
@@ -228,7 +229,8 @@ def _listen_ip(given: dict[str, str]) -> str | None:
     ip = given.get("llm.ListenIp", "")
     try:
         return str(parse_ipv4(ip))
-    except ValueError:
+    except ValueError as error:
+        pass_on(error)
         raise param_invalid(
             "the listen address (option llm.listenIpInfo, LLMConfig.listen_ip_info; or llm.ListenIp) "
             f"is {shown(ip)}, expected an IPv4 address such as 10.0.0.1"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
-from datadist.base.calls import Calls
+from datadist.base.flag import Flag
 from datadist.caches.revocations import Revocations
+from datadist.control.hostport import HostPort
 from datadist.links.building import Builder
 from datadist.links.clusters import Call, Clusters
 from datadist.links.domain import Attempt, PairDomain
@@ -38,19 +39,22 @@ class Target:
 class ClusterCalls:
     """Links by address from any thread; results are returned, not raised.
 
-    ``call`` runs a function on the reactor and raises LLM_FAILED when that does not answer.
+    ``call`` runs a function on the reactor and raises LLM_FAILED when that does not answer, ``act``
+    runs one on the thread of calls, as a whole; ``catch_up`` waits there for one that was interrupted.
     """
 
     def __init__(
         self,
         call: Callable[[Callable[[], Any]], Any],
+        act: Callable[[Callable[[], Any]], Any],
+        catch_up: Callable[[], None],
         clusters: Clusters,
         builder: Builder,
         revocations: Revocations,
-        calls: Calls,
     ) -> None:
         self._call = call
-        self._calls = calls
+        self._act = act
+        self._catch_up = catch_up
         self._clusters = clusters
         self._builder = builder
         self._revocations = revocations
@@ -59,15 +63,16 @@ class ClusterCalls:
 
     def link(self, targets: Sequence[Target], seconds: float) -> list[LLMStatusCode]:
         """Link with every target, all at once; a status each, within ``seconds``."""
-        started = [(target, self._dial(target, seconds)) for target in targets]
-        return [_settle(target, call) for target, call in started]
-
-    def _dial(self, target: Target, seconds: float) -> Call | None:
-        if len(target.addresses) != 1:
-            return None
-        ip, port = target.addresses[0]
-        call: Call = self._call(lambda: self._clusters.dial(ip, port, seconds))
-        return call
+        self._catch_up()
+        calls = [_call_to(target, seconds) for target in targets]
+        try:
+            for call in calls:
+                if call is not None:
+                    self._call(partial(self._clusters.dial, call))
+            return [_settle(target, call) for target, call in zip(targets, calls, strict=True)]
+        except BaseException:
+            self._clusters.forget([call for call in calls if call is not None])
+            raise
 
     # -- unlink ------------------------------------------------------------------------------
 
@@ -100,16 +105,20 @@ class ClusterCalls:
 
     def close(self, pair: PairDomain, seconds: float, wait: bool) -> LLMStatusCode:
         """End a pair; with ``wait`` until the peer confirmed, or ``seconds`` have passed."""
-        confirmed = threading.Event()
-        with self._calls.under_way():
-            attempt, told = self._call(lambda: self._clusters.remove(pair))
-            self._revocations.when_acked(told, confirmed.set)
-            if not self._shut_down(pair, attempt, seconds if wait else 0.0):
-                return LLMStatusCode.LLM_UNLINK_FAILED
+        closed, confirmed = self._act(lambda: self._close(pair, seconds if wait else 0.0))
+        if not closed:
+            return LLMStatusCode.LLM_UNLINK_FAILED
         if wait and not confirmed.wait(seconds):
             log.error("%s: the peer did not confirm the end in time", pair)
             return LLMStatusCode.LLM_TIMEOUT
         return LLMStatusCode.LLM_SUCCESS
+
+    def _close(self, pair: PairDomain, patience: float) -> tuple[bool, Flag]:
+        """Whether the link was closed without a fault, and what is set once the peer confirmed."""
+        confirmed = Flag()
+        attempt, told = self._call(lambda: self._clusters.remove(pair))
+        self._revocations.when_acked(told, confirmed.set)
+        return self._shut_down(pair, attempt, patience), confirmed
 
     def _shut_down(self, pair: PairDomain, attempt: Attempt | None, patience: float) -> bool:
         if attempt is not None:
@@ -130,6 +139,12 @@ class ClusterCalls:
         """Close the links of these pairs, without waiting for peers."""
         for pair, attempt in removed:
             self._shut_down(pair, attempt, 0.0)
+
+
+def _call_to(target: Target, seconds: float) -> Call | None:
+    if len(target.addresses) != 1:
+        return None
+    return Call(HostPort(*target.addresses[0]), time.monotonic() + seconds)
 
 
 def _settle(target: Target, call: Call | None) -> LLMStatusCode:

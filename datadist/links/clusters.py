@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from datadist.base.flag import Flag
 from datadist.base.portable import Portable
 from datadist.caches.peers import PeerView
 from datadist.control.hostport import HostPort
@@ -46,9 +47,11 @@ class Call:
     place: HostPort
     deadline: float
     began: float = field(default_factory=time.monotonic)
-    met: threading.Event = field(default_factory=threading.Event)
+    met: Flag = field(default_factory=Flag)
     pair: PairDomain | None = None
     error: DialError | None = None
+    forgotten: bool = False
+    """Whether the caller was interrupted, and never heard what came of it."""
 
     def refuse(self, code: LLMStatusCode, reason: str) -> None:
         """There will be no pair."""
@@ -87,14 +90,15 @@ class Clusters:
 
     # -- asking ------------------------------------------------------------------------------
 
-    def dial(self, ip: str, port: int, seconds: float) -> Call:
-        """Link with the engine that listens at ``ip:port``: on this host, else over the network."""
-        call = Call(HostPort(ip, port), time.monotonic() + seconds)
+    def dial(self, call: Call) -> None:
+        """Link with the engine that listens there: on this host, else over the network."""
+        ip, port = call.place.host, call.place.port
+        seconds = max(0.0, call.deadline - time.monotonic())
         try:
             address = self._meeting.find(ip, port)
         except EndpointError as error:
             call.refuse(LLMStatusCode.LLM_LINK_FAILED, str(error))
-            return call
+            return
         if address is not None:
             self._on_met(call, address, None)
         elif self._meeting.remote is not None:
@@ -107,7 +111,13 @@ class Clusters:
             where = f" on this host; {NO_KEY}" if self._far else ""
             why = f"nobody listens at {call.place}{where}{self._meeting.hint(port)}"
             call.refuse(LLMStatusCode.LLM_LINK_FAILED, why)
-        return call
+
+    def forget(self, calls: Sequence[Call]) -> None:
+        """Their caller was interrupted: its next `link_clusters` may have their pairs. Any thread."""
+        for call in calls:
+            call.forgotten = True
+            if call.pair is not None:
+                call.pair.claimed = False
 
     def _on_reached(self, call: Call, met: Address | str) -> None:
         """What came of a call over the network."""
@@ -166,7 +176,7 @@ class Clusters:
                 "is being linked already: give every engine a cluster id of its own",
             )
         if present is not None and self._formed_by_peer(present, address, call):
-            present.claimed = True
+            present.claimed = not call.forgotten
             return present
         if present is not None and present.usable:
             other = "" if present.incarnation == address.incarnation else ", to another engine"
@@ -176,7 +186,7 @@ class Clusters:
             )
         left = max(0.0, call.deadline - time.monotonic())
         pair = self._new_pair(address.cluster_id, address.incarnation, left)
-        pair.asked, pair.claimed, pair.place = True, True, place
+        pair.asked, pair.claimed, pair.place = True, not call.forgotten, place
         view = self._views.get(address.incarnation)
         if view is not None:
             self._ask(pair, view)

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 
 class Tally:
-    """Counts of one direction. An operation that failed counts no bytes."""
+    """Counts of one direction. An operation that failed counts no bytes.
 
-    __slots__ = ("bytes", "errors", "operations", "seconds")
+    All are bound in one step: a handler of a signal finds an operation counted wholly or not at all.
+    """
+
+    __slots__ = ("_counts",)
 
     def __init__(self) -> None:
-        self.operations = 0
-        self.bytes = 0
-        self.errors = 0
-        self.seconds = 0.0
+        self._counts = 0, 0, 0, 0.0
 
     def add(self, nbytes: int, seconds: float) -> None:
         """Count an operation that went well."""
-        self.operations += 1
-        self.bytes += nbytes
-        self.seconds += seconds
+        operations, moved, errors, took = self._counts
+        self._counts = operations + 1, moved + nbytes, errors, took + seconds
+
+    def add_error(self, seconds: float) -> None:
+        """Count one that failed."""
+        operations, moved, errors, took = self._counts
+        self._counts = operations, moved, errors + 1, took + seconds
 
     def as_dict(self) -> dict[str, int | float]:
         """Plain numbers."""
-        return {
-            "operations": self.operations,
-            "bytes": self.bytes,
-            "errors": self.errors,
-            "seconds": self.seconds,
-        }
+        operations, moved, errors, seconds = self._counts
+        return {"operations": operations, "bytes": moved, "errors": errors, "seconds": seconds}
 
 
 class Counters:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+from datadist.base.flag import Flag
 from datadist.caches.peers import Meaning, PeerView, meaning
 from datadist.control.elsewhere import EngineElsewhere
 from datadist.control.hostport import HostPort
@@ -188,7 +189,7 @@ class Domain:
     status: RegisterMemStatus = RegisterMemStatus.PREPARING
     reason: str | None = None
     """Why it failed."""
-    settled: threading.Event = field(default_factory=threading.Event)
+    settled: Flag = field(default_factory=Flag)
     """Set once the status is OK or FAILED, or the domain is unlinked."""
     closed: bool = False
     attempt: Attempt | None = None

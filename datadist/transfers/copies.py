@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -42,9 +42,8 @@ class Copies:
 
         Raises LLMException with the status codes of ``CacheManager.copy_cache``.
         """
-        with ExitStack() as stack:
-            source = stack.enter_context(self._owned.pinned(src_id)).layout
-            target = stack.enter_context(self._owned.pinned(dst_id)).layout
+        with self._owned.pinned(src_id) as src, self._owned.pinned(dst_id) as dst:
+            source, target = src.layout, dst.layout
             if len(source.bases) != len(target.bases):
                 raise param_invalid(
                     f"cache {src_id} has {len(source.bases)} tensors and cache {dst_id} "
@@ -99,9 +98,7 @@ class Copies:
         """
         if not src_to_dst:
             return
-        with ExitStack() as stack:
-            for cache_id in cache_ids:
-                stack.enter_context(self._owned.pinned(cache_id))
+        with self._pinned(cache_ids):
             segments = plan_blocks(
                 target.bases,
                 source.bases,
@@ -113,6 +110,15 @@ class Copies:
             )
             self._types.check_copy("swap_blocks", source[:2], target[:2])
             self._copy(segments.local, segments.remote, segments.length)
+
+    @contextmanager
+    def _pinned(self, cache_ids: Sequence[int]) -> Iterator[None]:
+        """Without an ExitStack, which an exception at its end keeps until garbage is collected."""
+        if not cache_ids:
+            yield
+            return
+        with self._owned.pinned(cache_ids[0]), self._pinned(cache_ids[1:]):
+            yield
 
     def _copy(self, dst: Vector, src: Vector, length: Vector) -> None:
         try:

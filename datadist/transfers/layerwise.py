@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from datadist.base.calls import apart
+from datadist.base.flag import Flag
 from datadist.status import LLMException, LLMStatusCode
 
 log = logging.getLogger("datadist.transfer")
@@ -39,20 +41,34 @@ class _Step:
 
 
 class LayerJob:
-    """Runs at once; ``synchronize(layer)`` blocks until a layer is final and says whether it is."""
+    """``synchronize(layer)`` blocks until a layer is final and says whether it is."""
 
     def __init__(self, sends: Sequence[LayerSend], synchronize: Callable[[int], object]) -> None:
         self._sends = sends
         self._synchronize = synchronize
         self._results: list[LLMStatusCode | None] = [None] * len(sends)
         self._steps: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
-        self._stopped = threading.Event()
-        self._done = threading.Event()
+        self._stopped = Flag()
+        self._done = Flag()
         self._pid = os.getpid()
+
+    def start(self) -> None:
+        """Begin. Raises ``RuntimeError`` where no thread can be started."""
+        apart(self._start, "datadist-layers-start")
+
+    def stop(self) -> None:
+        """End after the layer that it is at: nobody will ask for its results."""
+        self._stopped.set()
+
+    def _start(self) -> None:
         mover = threading.Thread(target=self._move_all, name="datadist-layers-move", daemon=True)
-        waiter = threading.Thread(target=self._wait_all, name="datadist-layers-wait")
+        waiter = threading.Thread(target=self._wait_all, name="datadist-layers-wait", daemon=False)
         mover.start()
-        waiter.start()
+        try:
+            waiter.start()
+        except RuntimeError:
+            self._steps.put(None)
+            raise
 
     def wait(self, timeout: float | None) -> bool:
         """Whether the job has ended, within ``timeout`` seconds; in a forked child nothing goes on."""

@@ -16,6 +16,7 @@ from typing import TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from datadist.base.callers import pass_on
 from datadist.base.checks import is_index
 
 __all__ = [
@@ -192,9 +193,11 @@ def check_blocks(name: str, blocks: Blocks, count: int) -> Blocks:
         unsigned = blocks if wrapped else vector.view(np.uint64)
         bad = int(np.maximum.reduce(unsigned)) >= count
         _refuse_bool(name, blocks, vector)
-    except OverflowError:
+    except OverflowError as error:
+        pass_on(error)
         bad = True
     except TypeError as error:
+        pass_on(error)
         raise TypeError(f"{name} must hold only integers: {error}") from None
     if bad:
         raise _out_of_range(name, blocks, count)
@@ -243,7 +246,8 @@ def _distinct(blocks: Blocks, count: int | None) -> bool:
         return len(set(_plain(blocks))) == number
     try:
         vector = _vector(blocks)
-    except (OverflowError, TypeError):  # out of any cache's range, which the caller finds
+    except (OverflowError, TypeError) as error:  # out of any cache's range, which the caller finds
+        pass_on(error)
         return len(set(blocks)) == number
     if _ascends(vector[:SET_BLOCKS]) and _ascends(vector):
         return True

@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from datadist.base.callers import pass_on
 from datadist.caches.owned import OwnCache, OwnDirectory
 from datadist.caches.peers import TOKENS
 from datadist.control.messages import Entry
@@ -136,7 +137,8 @@ class Way:
             return plan_blocks(
                 self.local_bases, self.remote_bases, local, remote, stride, stride, stride
             )
-        except (TypeError, ValueError):
+        except (TypeError, ValueError) as error:
+            pass_on(error)
             return None
 
 
@@ -251,6 +253,7 @@ class Shortcuts:
             self._end(way, token)
             if not isinstance(error, Exception):
                 raise
+            pass_on(error)
             if not (way.session.settled() and way.holds()):
                 return False
             transfers.count(way.route, False, 0, started, failed=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
 
+from datadist.base.callers import pass_on
 from datadist.base.texts import in_seconds
 from datadist.caches.owned import OwnCache
 from datadist.caches.peers import TOKENS, PeerView
@@ -69,8 +70,8 @@ class Transfers:
         self._quarantine = Quarantine() if quarantine is None else quarantine
         self.counters = Counters()
         """Of all links there were."""
-        self.counting = threading.Lock()
-        """Guards all counters, those of the links as well."""
+        self.counting = threading.RLock()
+        """Guards all counters, those of the links as well; handlers of signals may ask for them."""
 
     def check_cluster(self, cluster: int) -> None:
         """Raise LLM_PARAM_INVALID for our own cluster."""
@@ -247,8 +248,7 @@ class Transfers:
             return
         with self.counting:
             for tally in tallies:
-                tally.errors += 1
-                tally.seconds += seconds
+                tally.add_error(seconds)
 
     def count_done(self, tallies: tuple[Tally, Tally], nbytes: int, seconds: float) -> None:
         """Count an operation that went well."""
@@ -324,4 +324,5 @@ def as_param_invalid() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
+        pass_on(error)
         raise param_invalid(str(error)) from None

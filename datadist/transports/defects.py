@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from datadist.base.callers import pass_on
 from datadist.status import LLMException, text_without_code
 from datadist.transport import TransportError
 
@@ -13,7 +14,11 @@ ALLOWED = (TransportError, MemoryError)
 
 
 def text_of(error: BaseException, plugin: object) -> str:
-    """The text of what a call of ``plugin``, a transport or a link, raised."""
+    """The text of what a call of ``plugin``, a transport or a link, raised.
+
+    Raises what a handler of a signal raised inside of it, which is no fault of the plugin's.
+    """
+    pass_on(error)
     if isinstance(error, LLMException):
         return text_without_code(error)  # whoever raises the next one gives it a code
     if isinstance(error, ALLOWED):

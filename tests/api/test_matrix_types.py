@@ -276,7 +276,9 @@ def test_a_synchronizer_must_be_written() -> None:
 
 def test_timeouts_of_a_task_are_checked() -> None:
     go = threading.Event()
-    task = CacheTask(LayerJob([], lambda _layer: go.wait(10)))
+    job = LayerJob([], lambda _layer: go.wait(10))
+    job.start()
+    task = CacheTask(job)
     for method in (task.synchronize, task.get_results):
         for wrong, kind in (("1", TypeError), (-1, ValueError), (1 << 32, ValueError)):
             with pytest.raises(kind, match="timeout_in_millis"):

@@ -23,7 +23,9 @@ from unittest import mock
 import numpy as np
 
 from datadist import CacheKeyByIdAndIndex, LLMException, LLMStatusCode
+from datadist.control.hostport import HostPort
 from datadist.control.runtime_dir import Address
+from datadist.links.clusters import Call
 from datadist.rank_table import parse_rank_table
 from tests import nodes
 from tests.fuzz.choices import Choices, changed
@@ -250,7 +252,8 @@ class Dispatch:
         self._settle()
         found = Address(stranger.cluster, stranger.incarnation)
         with mock.patch.object(self._core._meeting, "find", return_value=found):
-            self._core._call(lambda: self._core._clusters.dial("127.0.0.1", 1, 5.0))
+            call = Call(HostPort("127.0.0.1", 1), time.monotonic() + 5.0)
+            self._core._call(lambda: self._core._clusters.dial(call))
         self._settle()
 
     def unlink(self, _actor: Actor, _choices: Choices) -> None:

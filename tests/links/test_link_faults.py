@@ -202,14 +202,14 @@ def test_a_request_key_is_pulled_once_however_many_try(start_node: Start) -> Non
     assert puller.do(_pull_in_threads, 4) == ["LLM_KV_CACHE_NOT_EXIST"] * 3 + ["OK"]
 
 
-def _fork_while_sending(here: nodes.Here) -> int:
+def _fork_while_a_lock_is_held(here: nodes.Here) -> int:
     engine = here.live._engine
     assert engine is not None
     held, release = threading.Event(), threading.Event()
-    session = next(iter(engine.views.values())).session
+    view = next(iter(engine.views.values()))
 
     def hold() -> None:
-        with session._send_lock:
+        with view.lock:
             held.set()
             release.wait(20)
 
@@ -232,10 +232,10 @@ def _fork_while_sending(here: nodes.Here) -> int:
     return -9
 
 
-def test_a_fork_while_another_thread_sends(start_node: Start) -> None:
+def test_a_fork_while_another_thread_looks_a_key_up(start_node: Start) -> None:
     first, second = start_node(1), start_node(2)
     nodes.link_pair(first, second, "pair")
-    assert first.do(_fork_while_sending) == 7
+    assert first.do(_fork_while_a_lock_is_held) == 7
 
 
 def _finalize_during_a_step(here: nodes.Here) -> list[str]:

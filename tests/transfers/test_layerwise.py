@@ -191,7 +191,9 @@ def _task(
     layers: int = 4,
 ) -> CacheTask:
     sends = [LayerSend(range(layers), move, f"target {i}") for i, move in enumerate(moves)]
-    return CacheTask(LayerJob(sends, synchronize))
+    job = LayerJob(sends, synchronize)
+    job.start()
+    return CacheTask(job)
 
 
 def test_a_layer_moves_while_the_next_is_computed() -> None:

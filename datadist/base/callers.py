@@ -1,0 +1,55 @@
+"""Exceptions of the caller's: what a handler of a signal raises while a call of ours is under way.
+
+It passes through every call unchanged. Where we catch exceptions, for what a transport, a parser or
+NumPy may raise, such a one can be among them: a watchdog may raise any type, at any moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from types import FrameType, TracebackType
+
+__all__ = ["callers_own", "pass_on"]
+
+
+def pass_on(error: BaseException) -> None:
+    """Raise what a handler of a signal has raised, if ``error`` is that or was made of that."""
+    found = callers_own(error)
+    if found is not None:
+        raise found
+
+
+def callers_own(error: BaseException) -> BaseException | None:
+    """The exception of a handler that ``error`` is, or that was handled when it was raised.
+
+    Not what the caller itself handled before it called us: that was caught outside of ``error``'s
+    frames.
+    """
+    frames: set[FrameType] = set()
+    found: BaseException | None = error
+    while found is not None:
+        entered = list(_frames(found.__traceback__))
+        if frames and (not entered or entered[0] not in frames):
+            return None
+        if any(_is_handler(frame, caller) for caller, frame in pairwise(entered)):
+            return found
+        frames.update(entered)
+        found = found.__cause__ or found.__context__
+    return None
+
+
+def _frames(trace: TracebackType | None) -> Iterator[FrameType]:
+    while trace is not None:
+        yield trace.tb_frame
+        trace = trace.tb_next
+
+
+def _is_handler(frame: FrameType, interrupted: FrameType) -> bool:
+    """Handlers, and functions of tracers, are called with the frame that they interrupt."""
+    code = frame.f_code
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + 1]
+    values = [frame.f_locals.get(name) for name in names]
+    return any(
+        value is interrupted or (type(value) is tuple and interrupted in value) for value in values
+    )

@@ -1,0 +1,110 @@
+"""Exceptions of handlers are told from those of parsers and transports (callers.py)."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+
+from datadist.base.callers import callers_own, pass_on
+
+
+class SoftLimit(Exception):
+    """As a task queue raises it."""
+
+
+def _strike(*_args: Any) -> None:
+    raise SoftLimit
+
+
+def _strike_with(_extra: object, number: int, frame: object) -> None:
+    raise SoftLimit(number, frame is not None)
+
+
+class _Watchdog:
+    def strike(self, _number: int, _frame: object) -> None:
+        self._deeper()
+
+    def _deeper(self) -> None:
+        raise SoftLimit
+
+    def __call__(self, number: int, frame: object) -> None:
+        raise SoftLimit
+
+
+HANDLERS: list[Callable[..., Any]] = [
+    _strike, partial(_strike_with, 1), _Watchdog().strike, _Watchdog(),
+    lambda number, frame: _strike(),
+]  # fmt: skip
+
+
+def _raised_in(call: Callable[[], object]) -> BaseException:
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        call()
+    return caught.value
+
+
+@pytest.fixture(params=HANDLERS)
+def interrupt(request: pytest.FixtureRequest) -> Any:
+    """A function that sends a signal whose handler raises."""
+    before = signal.signal(signal.SIGUSR1, request.param)
+    yield lambda: signal.raise_signal(signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_what_a_handler_raised_is_the_callers(interrupt: Callable[[], None]) -> None:
+    error = _raised_in(interrupt)
+    assert callers_own(error) is error
+    with pytest.raises(SoftLimit) as caught:
+        pass_on(error)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("chain", ["from", "context", "from None"])
+def test_so_is_what_a_plugin_made_another_exception_of(
+    interrupt: Callable[[], None], chain: str
+) -> None:
+    def wrap() -> None:
+        try:
+            interrupt()
+        except Exception as error:
+            if chain == "from":
+                raise ValueError("wrapped") from error
+            if chain == "context":
+                raise ValueError("wrapped")  # noqa: B904
+            raise ValueError("wrapped") from None
+
+    error = _raised_in(wrap)
+    assert isinstance(error, ValueError)
+    assert isinstance(callers_own(error), SoftLimit)
+
+
+def test_what_the_caller_handled_before_is_not(interrupt: Callable[[], None]) -> None:
+    def fail() -> None:
+        raise ValueError("no way")
+
+    try:
+        interrupt()
+    except SoftLimit:
+        error = _raised_in(fail)
+    assert error.__context__ is not None
+    assert callers_own(error) is None
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: json.loads("{"),
+        lambda: int("x"),
+        lambda: _Watchdog()._deeper(),
+        lambda: {"y": 1}["x"],
+    ],
+)
+def test_other_exceptions_are_not(call: Callable[[], object]) -> None:
+    error = _raised_in(call)
+    assert callers_own(error) is None
+    pass_on(error)
