@@ -55,10 +55,10 @@ class LLMDataDist:
 
     llm_engine_instance: ClassVar[LLMDataDist | None] = None
     """The initialised object of this process."""
-    _ending: ClassVar[Engine | None] = None
-    """The last engine that was finalized, which may still be on its way out."""
-    _starting: ClassVar[Outcome[None] | None] = None
-    """The last `init`, which goes on where it was interrupted."""
+    _ending: ClassVar[Any] = None
+    """The last engine that was finalized, which may still be on its way out; or None."""
+    _starting: ClassVar[Any] = None
+    """The :class:`Outcome` of the last `init`, which goes on where it was interrupted; or None."""
 
     def __init__(self, role: LLMRole, cluster_id: int) -> None:
         checks.check_isinstance("role", role, LLMRole)
