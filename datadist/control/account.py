@@ -10,6 +10,8 @@ from __future__ import annotations
 import threading
 from enum import Enum
 
+from datadist.base.portable import Portable
+
 __all__ = [
     "MAX_CACHES",
     "MAX_KEYS",
@@ -52,7 +54,7 @@ class Item(Enum):
         self.limit = limit
 
 
-class LimitExceeded(Exception):
+class LimitExceeded(Portable):
     """A peer would have more of an item than it may; the text says of what, how many and the limit."""
 
     def __init__(self, item: Item, count: int) -> None:

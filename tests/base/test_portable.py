@@ -15,6 +15,7 @@ import datadist
 from datadist import LLMException, LLMStatusCode
 from datadist.base.memory_map import NotWritable
 from datadist.caches.pool import PoolExhausted
+from datadist.control.account import Item, LimitExceeded
 from datadist.links.clusters import DialError
 from datadist.rank_table import RankTableError
 from datadist.status import param_invalid
@@ -44,6 +45,7 @@ EXAMPLES: list[Exception] = [
     PoolExhausted("full", 4, 3, 2),
     DialError(LLMStatusCode.LLM_LINK_FAILED, "nobody"),
     NotWritable(4096, "r--p"),
+    LimitExceeded(Item.KEYS, 1 << 18),
     PeerError("raised there", ["LinkError", "TransportError"]),
 ]
 
