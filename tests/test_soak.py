@@ -52,14 +52,14 @@ def test_wrong_bytes_are_counted(tmp_path: Path) -> None:
     here.arrays["into"] = [np.zeros(shape, np.int32) for _ in range(work.TENSORS)]
     fill(here, "into", work.GUARD)
     here.arrays["into"][2][3, 7] ^= 1
-    found = work._difference(here, "into", 1, {})
+    found = work.difference(here, "into", 1, {})
     assert found == (0, work.TENSORS * shape[0] * shape[1] * 4, 1)
     made = World(1, tmp_path)
     made._compared("pull", found)
     assert made.totals.wrong == 1
     assert made.totals.failed
     assert made.totals.compared["pull"].transfers == 0
-    found = work._difference(here, "into", 1, {1: 3})  # nothing came
+    found = work.difference(here, "into", 1, {1: 3})  # nothing came
     assert found.moved == work.TENSORS * shape[1] * 4
     assert found.wrong > found.moved / 2
 
@@ -75,7 +75,7 @@ def _blind_pull(here: Here, owner: int, seed: int, slot: int) -> tuple[float, Di
 
 def _idle_pull(here: Here, owner: int, seed: int, slot: int) -> tuple[float, Difference]:
     """Claim to have pulled."""
-    return 0.0, work._difference(here, "into", seed, {1: slot})
+    return 0.0, work.difference(here, "into", seed, {1: slot})
 
 
 def _failing_pull(here: Here, owner: int, seed: int, slot: int) -> tuple[float, Difference]:

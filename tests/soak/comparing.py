@@ -32,7 +32,9 @@ class Compared:
         self.wrong += found.wrong
 
 
-EACH = ("pull", "pull_blocks", "push", "hand_over")
+EACH = (
+    "pull", "pull_blocks", "push", "hand_over", "interrupt_pull", "interrupt_push", "call_in_handler",
+)  # fmt: skip
 """Steps whose transfer succeeds, so that every one of them is compared."""
 SOME = ("stop_in_pull",)
 """Steps whose transfer may fail as documented, but not always."""
@@ -53,7 +55,7 @@ def missing(
 def table(compared: Mapping[str, Compared]) -> list[str]:
     """Lines for people, one per kind."""
     return [
-        f"{kind:12} {found.transfers:6} transfers verified, {found.moved:12} bytes moved, "
+        f"{kind:15} {found.transfers:6} transfers verified, {found.moved:12} bytes moved, "
         f"{found.around:12} bytes around them, {found.wrong} lost or wrong"
         for kind, found in sorted(compared.items())
     ]

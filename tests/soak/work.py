@@ -42,7 +42,7 @@ def start(here: nodes.Here, cluster: int, one_sided: bool, seed: int) -> None:
         nodes.fill(here, label, GUARD)
 
 
-def _difference(
+def difference(
     here: nodes.Here, label: str, seed: int, rows: dict[int, int], whole: bool = True
 ) -> Difference:
     """Compare: ``rows`` hold the peer's, all others the guard. Everything holds that afterwards.
@@ -67,12 +67,17 @@ def _difference(
     return Difference(moved, compared - moved, wrong)
 
 
+def key_of(owner: int, slot: int) -> CacheKeyByIdAndIndex:
+    """A slot of the cache that a cluster has to pull from."""
+    return CacheKeyByIdAndIndex(owner, OWN, slot)
+
+
 def pull(here: nodes.Here, owner: int, seed: int, slot: int) -> tuple[float, Difference]:
     """Pull a slot; seconds, and what differs."""
     started = time.perf_counter()
-    nodes.pull_cache(here, CacheKeyByIdAndIndex(owner, OWN, slot), "into", 1)
+    nodes.pull_cache(here, key_of(owner, slot), "into", 1)
     seconds = time.perf_counter() - started
-    return seconds, _difference(here, "into", seed, {1: slot})
+    return seconds, difference(here, "into", seed, {1: slot})
 
 
 def pull_blocks(
@@ -83,7 +88,7 @@ def pull_blocks(
     nodes.pull_blocks(here, BlocksCacheKey(owner, 7), "blocks into", source, target)
     seconds = time.perf_counter() - started
     rows = dict(zip(target, source, strict=True))
-    return seconds, _difference(here, "blocks into", seed, rows)
+    return seconds, difference(here, "blocks into", seed, rows)
 
 
 def push(here: nodes.Here, target: int, slot: int) -> float:
@@ -96,7 +101,7 @@ def push(here: nodes.Here, target: int, slot: int) -> float:
 
 def check_inbox(here: nodes.Here, seed: int, slot: int) -> Difference:
     """What came by :func:`push`."""
-    return _difference(here, "inbox", seed, {slot: 2})
+    return difference(here, "inbox", seed, {slot: 2})
 
 
 def hand_over(here: nodes.Here, cluster: int, request: int, seed: int) -> None:
@@ -113,7 +118,7 @@ def take_over(here: nodes.Here, owner: int, request: int, seed: int) -> tuple[fl
     started = time.perf_counter()
     nodes.pull_cache(here, CacheKey(owner, request), "into", 1, WIDTH * 4)
     seconds = time.perf_counter() - started
-    return seconds, _difference(here, "into", seed, {1: 0})
+    return seconds, difference(here, "into", seed, {1: 0})
 
 
 def torn(here: nodes.Here, owner: int, seed: int, slot: int) -> tuple[str, Difference]:
@@ -122,7 +127,7 @@ def torn(here: nodes.Here, owner: int, seed: int, slot: int) -> tuple[str, Diffe
         _, found = pull(here, owner, seed, slot)
     except Exception as error:
         code = getattr(error, "status_code", None)
-        found = _difference(here, "into", seed, {1: slot}, whole=False)
+        found = difference(here, "into", seed, {1: slot}, whole=False)
         return (code.name if code is not None else repr(error)), found
     return "OK", found
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.nodes import Node, RemoteError
-from tests.soak import work
+from tests.soak import interrupts, work
 from tests.soak.comparing import Compared, Difference, missing
 from tests.soak.resources import Usage, leaks, usage
 
@@ -30,11 +30,14 @@ EXPECTED = {"OK", "LLM_NOT_YET_LINK", "LLM_FAILED", "LLM_TIMEOUT"}
 WEIGHTS = {
     "start": 4, "link": 10, "pull": 20, "pull_blocks": 15, "push": 10, "hand_over": 8, "unlink": 5,
     "kill": 1, "kill_in_pull": 1, "kill_in_push": 1, "stop_in_pull": 2, "cut": 1, "finalize": 1,
+    "interrupt_pull": 6, "interrupt_push": 3, "interrupt_allocate": 4, "call_in_handler": 3,
 }  # fmt: skip
 FIRST: list[tuple[str, Any]] = [
     ("start", 1), ("start", 2), ("link", [1, 2]), ("pull", (1, 2)), ("pull_blocks", (2, 1)),
     ("hand_over", (1, 2)), ("stop_in_pull", (1, 2)),
     ("start", 5), ("start", 6), ("link", [5, 6]), ("push", (5, 6)),
+    ("interrupt_pull", (2, 1)), ("interrupt_push", (6, 5)), ("interrupt_allocate", 1),
+    ("call_in_handler", (1, 2)),
 ]  # fmt: skip
 """Every soak begins with a transfer of each kind, however short it is."""
 
@@ -146,8 +149,10 @@ class World:
             return [c for c in self._live if c not in STEADY] if len(self._live) > 3 else []
         if name == "unlink":
             return list(self._links)
+        if name == "interrupt_allocate":
+            return list(self._live)
         pairs = sorted({(a, b) for m in self._links.values() for a in m for b in m if a != b})
-        if name in ("push", "kill_in_push"):
+        if name in ("push", "kill_in_push", "interrupt_push"):
             pairs = [pair for pair in pairs if pair[0] not in TWO_SIDED]
         if name in ("kill_in_pull", "kill_in_push"):
             pairs = [pair for pair in pairs if pair[1] not in STEADY]
@@ -298,6 +303,50 @@ class World:
         self._compared(what, found)
         if status not in EXPECTED:
             self._problem("a transfer whose other end was harmed", f"it ended with {status}")
+
+    def _interrupt_pull(self, pair: tuple[int, int]) -> None:
+        """A signal handler raises in a pull; the next pull is whole."""
+        puller, owner = pair
+        self.totals.faults["interrupted in a pull"] += 1
+        source, slot = self._live[owner].seed, self._random.randrange(work.SLOTS)
+        torn, whole = self._live[puller].node.do(
+            interrupts.pull, owner, source, slot, *self._moment(1e-3)
+        )
+        self.totals.compared["interrupt_pull"].wrong += torn.wrong
+        self._compared("interrupt_pull", whole)
+
+    def _interrupt_push(self, pair: tuple[int, int]) -> None:
+        pusher, target = pair
+        self.totals.faults["interrupted in a push"] += 1
+        slot, seed = self._random.randrange(8), self._live[pusher].seed
+        self._live[pusher].node.do(interrupts.push, target, slot, *self._moment(1e-3))
+        self._compared(
+            "interrupt_push", self._live[target].node.do(work.check_inbox, seed, slot)
+        )
+        self._compared("interrupt_push", self._live[pusher].node.do(work.check_own, seed))
+
+    def _moment(self, longest: float) -> tuple[float, int]:
+        """Seconds until a signal, and which exception its handler raises."""
+        return self._random.random() * longest, self._random.randrange(len(interrupts.KINDS))
+
+    def _interrupt_allocate(self, cluster: int) -> None:
+        self.totals.faults["interrupted in allocations"] += interrupts.ROUNDS
+        seed = self._random.randrange(1 << 31)
+        kept = self._live[cluster].node.do(interrupts.allocate, seed)
+        if kept:
+            self.totals.leaks.append(f"cluster {cluster}: {kept} pages of interrupted allocations")
+
+    def _call_in_handler(self, pair: tuple[int, int]) -> None:
+        """A signal handler calls the engine in a pull."""
+        puller, owner = pair
+        self.totals.faults["called in a signal handler"] += 1
+        seed, slot = self._live[owner].seed, self._random.randrange(work.SLOTS)
+        found, bad = self._live[puller].node.do(
+            interrupts.handled, owner, seed, slot, self._random.random() * 1e-3
+        )
+        self._compared("call_in_handler", found)
+        for line in bad:
+            self._problem("a call in a signal handler", line)
 
     def _finalize(self, cluster: int) -> None:
         self.totals.faults["finalized with live links"] += 1
