@@ -97,9 +97,7 @@ def pull(
 
 def push(here: nodes.Here, target: int, slot: int, seconds: float, kind: int) -> None:
     """A push that a signal handler ends, and a whole one after it."""
-    error = _interrupted(
-        lambda: work.push(here, target, slot), seconds, _raising(KINDS[kind])
-    )
+    error = _interrupted(lambda: work.push(here, target, slot), seconds, _raising(KINDS[kind]))
     _expect(error, KINDS[kind])
     work.push(here, target, slot)
 
@@ -166,7 +164,9 @@ def handled(
     manager.deallocate_cache(unused)
     nodes.fill(here, "inbox", work.GUARD)
     bad = [f"{what}: {how}" for what, how in ended.items() if how not in HANDLED]
-    bad += [f"{what}: {how}" for what, how in ended.items() if how and what in ("stats", "deallocate")]
+    bad += [
+        f"{what}: {how}" for what, how in ended.items() if how and what in ("stats", "deallocate")
+    ]
     if error is not None:
         bad.append(f"the pull that was interrupted: {error!r}")
     return work.difference(here, "into", seed, {1: slot}), bad

@@ -320,9 +320,7 @@ class World:
         self.totals.faults["interrupted in a push"] += 1
         slot, seed = self._random.randrange(8), self._live[pusher].seed
         self._live[pusher].node.do(interrupts.push, target, slot, *self._moment(1e-3))
-        self._compared(
-            "interrupt_push", self._live[target].node.do(work.check_inbox, seed, slot)
-        )
+        self._compared("interrupt_push", self._live[target].node.do(work.check_inbox, seed, slot))
         self._compared("interrupt_push", self._live[pusher].node.do(work.check_own, seed))
 
     def _moment(self, longest: float) -> tuple[float, int]:
