@@ -30,7 +30,8 @@ EXPECTED = {"OK", "LLM_NOT_YET_LINK", "LLM_FAILED", "LLM_TIMEOUT"}
 WEIGHTS = {
     "start": 4, "link": 10, "pull": 20, "pull_blocks": 15, "push": 10, "hand_over": 8, "unlink": 5,
     "kill": 1, "kill_in_pull": 1, "kill_in_push": 1, "stop_in_pull": 2, "cut": 1, "finalize": 1,
-    "interrupt_pull": 6, "interrupt_push": 3, "interrupt_allocate": 4, "call_in_handler": 3,
+    "interrupt_pull": 6, "interrupt_push": 3, "interrupt_allocate": 4, "interrupt_link": 3,
+    "call_in_handler": 3,
 }  # fmt: skip
 FIRST: list[tuple[str, Any]] = [
     ("start", 1), ("start", 2), ("link", [1, 2]), ("pull", (1, 2)), ("pull_blocks", (2, 1)),
@@ -141,7 +142,7 @@ class World:
     def _choices(self, name: str) -> list[Any]:
         if name == "start":
             return [c for c in range(1, CLUSTERS + 1) if c not in self._live]
-        if name == "link":
+        if name in ("link", "interrupt_link"):
             groups = [list(TWO_SIDED), [c for c in range(1, CLUSTERS + 1) if c not in TWO_SIDED]]
             live = [[c for c in group if c in self._live] for group in groups]
             return [group for group in live if len(group) > 1] if len(self._links) < 12 else []
@@ -168,14 +169,18 @@ class World:
         live = self._live[cluster] = Live(Node(self._environ), seed)
         live.node.do(work.start, cluster, cluster not in TWO_SIDED, seed)
 
-    def _link(self, group: list[int]) -> None:
+    def _link(self, group: list[int], interrupted: bool = False) -> None:
         size = self._random.randint(2, min(4, len(group)))
         members = sorted(self._random.sample(group, size))
         self._names += 1
         name = f"link {self._names}"
         mapping = {cluster: rank for rank, cluster in enumerate(members)}
-        for cluster in members:
+        first = members[:1] if interrupted else []
+        for cluster in members[len(first) :]:
             self._live[cluster].node.begin(work.link, name, mapping)
+        for cluster in first:
+            moment = self._moment(3e-3)
+            self._live[cluster].node.begin(interrupts.link, name, mapping, *moment)
         self._gather("link", members)
         self._links[name] = tuple(members)
 
@@ -322,6 +327,11 @@ class World:
         self._live[pusher].node.do(interrupts.push, target, slot, *self._moment(1e-3))
         self._compared("interrupt_push", self._live[target].node.do(work.check_inbox, seed, slot))
         self._compared("interrupt_push", self._live[pusher].node.do(work.check_own, seed))
+
+    def _interrupt_link(self, group: list[int]) -> None:
+        """A signal handler raises in a member's call, which it repeats."""
+        self.totals.faults["interrupted in a link"] += 1
+        self._link(group, interrupted=True)
 
     def _moment(self, longest: float) -> tuple[float, int]:
         """Seconds until a signal, and which exception its handler raises."""
