@@ -67,6 +67,10 @@ class Missing:
         copy = bytearray(struct.pack("QQQQq", self.address + page * PAGE, begin, size, 0, 0))
         fcntl.ioctl(self._fd, COPY, copy)
 
+    def go(self, page: int = 0, count: int = 1) -> None:
+        """Take pages away again, until they :meth:`come` anew."""
+        self._map.madvise(mmap.MADV_REMOVE, page * PAGE, count * PAGE)
+
     def array(self) -> NDArray[np.uint8]:
         """The memory; touching what has not come waits."""
         return np.frombuffer(self._map, np.uint8, self._size)

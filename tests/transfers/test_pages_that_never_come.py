@@ -39,8 +39,8 @@ def _register_missing(here: nodes.Here, key: Any = None, come: int = 0) -> int:
     return cache.cache_id
 
 
-def _come(here: nodes.Here, value: int, first: int = 0) -> None:
-    here.any["missing"].come(value, first)
+def _come(here: nodes.Here, value: int, first: int = 0, count: int | None = None) -> None:
+    here.any["missing"].come(value, first, count)
 
 
 def _allocate(here: nodes.Here, label: str, key: Any = None, blocks: int = PAGES) -> None:
@@ -244,3 +244,35 @@ def _push(here: nodes.Here, blocks: list[int]) -> str:
         code = getattr(error, "status_code", None)
         return f"{'' if code is None else code.name}: {error}"
     return "done"
+
+
+def _go(here: nodes.Here, page: int) -> None:
+    """Take a page away, and let the moment pass for which it counts as seen (17 ms)."""
+    here.any["missing"].go(page)
+    time.sleep(0.1)
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_page_that_went_after_a_pull_is_missed(start_node: Start, ours: bool) -> None:
+    owner, reader = _pair(start_node)
+    owner.do(_register_missing, KEY, PAGES)
+    reader.do(_register_missing, None, PAGES)
+    nodes.link_pair(owner, reader)
+    for _ in range(3):
+        assert reader.do(_pull, "missing", [0, 5])[0] == "done"
+    end = reader if ours else owner
+    end.do(_go, 5)
+    assert reader.do(_pull, "missing", [0])[0] == "done"
+    text, seconds = reader.do(_pull, "missing", [5])
+    assert text.startswith("LLM_TIMEOUT"), text
+    assert SECONDS <= seconds < FAR
+    end.do(_come, 3, 5, 1)
+    _until(reader, _pull_again, _is_done)
+
+
+def _pull_again(here: nodes.Here) -> str:
+    return _pull(here, "missing", [5])[0]
+
+
+def _is_done(text: str) -> bool:
+    return text == "done"

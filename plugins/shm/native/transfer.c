@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "parallel.h"
+#include "sightings.h"
 
 enum {
     CHUNK = 512 << 10,      /* what a thread takes at a time; between chunks it asks to go on */
@@ -124,25 +125,45 @@ int check(Job *job)
 
 /* -- pages that may never come ---------------------------------------------------------------- */
 
-enum { PAGEMAP_ITEMS = 512 };
 static const uint64_t PRESENT = (uint64_t)1 << 63, WRITE_PROTECTED = (uint64_t)1 << 57;
+enum { OURSELVES = 0 }; /* no peer's pid */
 
-/* Whether the pages of a range are in the page table of a process, by its pagemap. */
-static int are_there(int pagemap, int64_t address, int64_t length)
+/* A process whose pages are looked at. */
+typedef struct {
+    pid_t pid;
+    int pagemap;
+    int64_t now;
+    int looked; /* whether the kernel was asked */
+} Seen;
+
+/* The pages of a group that are in the page table of a process, by its pagemap. */
+static uint32_t look_at(Seen *seen, int64_t group)
+{
+    uint64_t items[SIGHTING_PAGES];
+    uint32_t pages = 0;
+    ssize_t bytes = pread(seen->pagemap, items, sizeof(items), group * (int64_t)sizeof(items));
+    for (ssize_t i = 0; i < bytes / 8; i++)
+        if (items[i] & PRESENT && !(items[i] & WRITE_PROTECTED))
+            pages |= (uint32_t)1 << i;
+    seen->looked = 1;
+    sightings_put(seen->pid, group, seen->now, pages);
+    return pages;
+}
+
+static int are_there(Seen *seen, int64_t address, int64_t length)
 {
     static int64_t page;
-    uint64_t items[PAGEMAP_ITEMS];
     if (page == 0)
         page = sysconf(_SC_PAGESIZE);
-    int64_t first = address / page, end = (address + length - 1) / page + 1;
-    while (first < end) {
-        int64_t count = end - first < PAGEMAP_ITEMS ? end - first : PAGEMAP_ITEMS;
-        if (pread(pagemap, items, count * 8, first * 8) != count * 8)
+    int64_t at = address / page, end = (address + length - 1) / page + 1;
+    while (at < end) {
+        int64_t group = at / SIGHTING_PAGES, stop = (group + 1) * SIGHTING_PAGES;
+        int64_t count = (stop < end ? stop : end) - at;
+        uint32_t wanted = (((uint32_t)1 << count) - 1) << at % SIGHTING_PAGES;
+        if ((sightings_get(seen->pid, group, seen->now) & wanted) != wanted &&
+            (look_at(seen, group) & wanted) != wanted)
             return 0;
-        for (int64_t i = 0; i < count; i++)
-            if (!(items[i] & PRESENT) || items[i] & WRITE_PROTECTED)
-                return 0;
-        first += count;
+        at += count;
     }
     return 1;
 }
@@ -155,20 +176,19 @@ int is_safe(Job *job)
     if (job->n > LOOK_SEGMENTS || job->total > LOOK_BYTES || job->own_pagemap < 0 ||
         (job->foreign && job->peer_pagemap < 0))
         return 0;
+    Seen own = {OURSELVES, job->own_pagemap, now_ns(), 0}, peer = {job->pid, job->peer_pagemap, own.now, 0};
     for (ssize_t i = 0; i < job->n; i++) {
         int64_t local = job->local[i], remote = job->remote[i], length = job->length[i];
-        if (job->strange && !is_pools(job, local, length) && !are_there(job->own_pagemap, local, length))
+        if (job->strange && !is_pools(job, local, length) && !are_there(&own, local, length))
             return 0;
         if (!job->foreign)
             continue;
         if (w == NULL || !holds(w, remote, length))
             w = find_window(job, remote, length);
-        if (w->mapped == 0) {
-            if (!are_there(job->peer_pagemap, remote, length))
-                return 0;
-            job->alive = 1; /* its pagemap is empty once it has ended */
-        }
+        if (w->mapped == 0 && !are_there(&peer, remote, length))
+            return 0;
     }
+    job->alive = peer.looked; /* its pagemap is empty once it has ended */
     return 1;
 }
 

@@ -12,6 +12,7 @@
 #include "../copy.h"
 #include "../memory.h"
 #include "../parallel.h"
+#include "../sightings.h"
 #include "../transfer.h"
 
 #define CHECK(what)                                                                                \
@@ -181,6 +182,20 @@ static void check_local_copies(char *memory)
         CHECK(memory[10 + i] == (char)i);
 }
 
+static void check_sightings(void)
+{
+    enum { MOMENT = 1 << 24 };
+    const int64_t now = 5 * (int64_t)MOMENT;
+    CHECK(sightings_get(1, 7, now) == 0);
+    sightings_put(1, 7, now, 6);
+    CHECK(sightings_get(1, 7, now + MOMENT - 1) == 6);
+    CHECK(sightings_get(1, 7, now + MOMENT) == 0);
+    CHECK(sightings_get(2, 7, now) == 0 && sightings_get(1, 8, now) == 0);
+    CHECK(sightings_get(1, 7 + 2048, now) == 0);
+    sightings_put(1, 7 + 2048, now, 1);
+    CHECK(sightings_get(1, 7, now) == 0);
+}
+
 int main(void)
 {
     char *mine = memory(), *theirs = memory();
@@ -188,6 +203,7 @@ int main(void)
     CHECK(populate(mine, SIZE, 4) == 0);
     CHECK(populate(theirs, SIZE, 4) == 0);
     check_kernels();
+    check_sightings();
     check_transfers(mine, theirs);
     check_refusals(mine, theirs);
     check_process(mine, theirs);
