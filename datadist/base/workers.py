@@ -28,11 +28,13 @@ class Workers:
         """By owner; the owner whose turn is next comes first."""
         self._running: Counter[Hashable] = Counter()
         self._stopping = False
+        self._living = 0
         self._threads: list[threading.Thread] = []
         try:
             for number in range(count):
                 thread = threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True)
                 thread.start()
+                self._living += 1
                 self._threads.append(thread)
         except RuntimeError:
             self.stop()
@@ -44,12 +46,18 @@ class Workers:
             self._waiting.setdefault(owner, deque()).append(call)
             self._ready.notify()
 
-    def stop(self, timeout: float = 5.0) -> None:
-        """Let what was submitted finish, within ``timeout`` seconds, then end the threads."""
-        deadline = time.monotonic() + timeout
+    def tell(self) -> None:
+        """Have the threads end once what was submitted has finished, without waiting for it."""
         with self._ready:
             self._stopping = True
             self._ready.notify_all()
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """:meth:`tell`, and wait for the threads within ``timeout`` seconds: once, for all of them."""
+        deadline = time.monotonic() + timeout
+        self.tell()
+        with self._ready:
+            self._ready.wait_for(lambda: not self._living, timeout)
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -87,3 +95,7 @@ class Workers:
             finally:
                 self._done(owner)
             del call, found  # which would keep a link that has ended until the next one comes
+        with self._ready:
+            self._living -= 1
+            if not self._living:
+                self._ready.notify_all()

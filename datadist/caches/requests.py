@@ -49,6 +49,10 @@ class Service:
 
         self._workers.submit(run, owner=account)
 
+    def tell(self) -> None:
+        """Have the threads end, without waiting for it."""
+        self._workers.tell()
+
     def close(self) -> None:
         """End the threads."""
         self._workers.stop()

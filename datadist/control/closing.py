@@ -88,11 +88,15 @@ class Closer:
             if listener.fileno() >= 0:
                 self.take([listener.detach()])
 
-    def stop(self, timeout: float = STOP_SECONDS) -> None:
-        """Close what waits and end the thread; says what is left after ``timeout`` seconds."""
+    def tell(self) -> None:
+        """Have the thread end once what waits is closed, without waiting for it."""
         if not self._stopped:
             self._stopped = True
             self._queue.put(None)
+
+    def stop(self, timeout: float = STOP_SECONDS) -> None:
+        """:meth:`tell`, and wait; says what is left after ``timeout`` seconds."""
+        self.tell()
         self._thread.join(timeout)
         if self._thread.is_alive():
             log.warning(

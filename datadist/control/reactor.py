@@ -19,9 +19,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from datadist.base.calls import Outcome, entry
+from datadist.base.flag import Flag
 from datadist.base.texts import in_seconds
 from datadist.base.workers import Workers
 from datadist.control.closing import Closer
@@ -60,6 +62,15 @@ class Timer:
         self.call = None
 
 
+@dataclass(eq=False)
+class _Awaited:
+    """What is looked at after every turn."""
+
+    condition: Callable[[], bool]
+    then: Callable[[], object]
+    deadline: float
+
+
 class Reactor:
     """Event loop on a daemon thread; started by the constructor, ended by :meth:`stop`.
 
@@ -85,6 +96,7 @@ class Reactor:
         self._order = itertools.count()
         self._crowded = CROWDED
         self._stopping = False
+        self._awaited: list[_Awaited] = []
         self._waited_for: set[Outcome[Any]] = set()
         stack.callback(self.abandon)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -110,10 +122,29 @@ class Reactor:
         """
         if self.inside():
             return function()
-        outcome = Outcome(function)
+        return self._await(Outcome(function), lambda run: run(), timeout)
+
+    def call_when(
+        self,
+        condition: Callable[[], bool],
+        seconds: float,
+        function: Callable[[], T],
+        timeout: float,
+    ) -> T:
+        """:meth:`call`, but ``function`` runs as :meth:`when` says; not from the reactor."""
+        return self._await(
+            Outcome(function), lambda run: self.when(condition, run, seconds), timeout
+        )
+
+    def _await(
+        self,
+        outcome: Outcome[T],
+        begin: Callable[[Callable[[], object]], object],
+        timeout: float,
+    ) -> T:
         try:
             self._waited_for.add(outcome)
-            self.post(outcome.run)
+            self.post(lambda: begin(outcome.run))
             if self._wake < 0:
                 self._give_up_calls()
             if outcome.done.wait(timeout):
@@ -145,6 +176,24 @@ class Reactor:
         heapq.heapify(self._timers)
         self._crowded = max(CROWDED, 2 * len(self._timers))
 
+    def when(
+        self, condition: Callable[[], bool], then: Callable[[], object], seconds: float
+    ) -> None:
+        """Run ``then`` after the turn that makes ``condition`` hold, or after ``seconds``.
+
+        From the reactor. Whoever changes what the condition is about on another thread posts something.
+        """
+        self._awaited.append(_Awaited(condition, then, time.monotonic() + seconds))
+        self.later(seconds, lambda: None)  # has a turn then
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Wait as :meth:`when` does, on another thread; whether the condition holds."""
+        if not condition():
+            event = Flag()
+            self.post(lambda: self.when(condition, event.set, seconds))
+            event.wait(seconds)
+        return condition()
+
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
         """Call ``callback(events)`` when ``fd`` is ready; again to change the events."""
         try:
@@ -158,6 +207,12 @@ class Reactor:
             self._selector.unregister(fd)
         except (KeyError, ValueError):
             return
+
+    def tell(self) -> None:
+        """Have all threads of it end, the reactor's own with this turn; from that one."""
+        self._stopping = True
+        self.helpers.tell()
+        self.closer.tell()
 
     def stop(self, timeout: float = 5.0) -> None:
         """End the thread and close what the reactor owns; from another thread."""
@@ -187,6 +242,17 @@ class Reactor:
             self._run_timers()
             for _ in range(len(self._posted)):
                 self._guard(self._posted.popleft())
+            if self._awaited:
+                self._look_at_awaited()
+
+    def _look_at_awaited(self) -> None:
+        for each in list(self._awaited):
+            self._guard(lambda each=each: self._look_at(each))  # type: ignore[misc]
+
+    def _look_at(self, awaited: _Awaited) -> None:
+        if awaited.deadline <= time.monotonic() or awaited.condition():
+            self._awaited.remove(awaited)
+            awaited.then()
 
     def _handle_events(self) -> None:
         """Nothing here outlives it: a session that has ended must not stay for as long as we wait."""

@@ -146,6 +146,8 @@ class Engine:
         stack.callback(self._reactor.stop)
         self._workers = Workers(max(3, min(4, os.cpu_count() or 3)), "datadist-worker")
         stack.callback(self._workers.stop)  # before the reactor, to which they report
+        self._services: list[Fetches | Verification] = []
+        stack.callback(self._stop_services)
         network = self._network_settings() if self._far else None
         try:
             self._meeting = Meeting(
@@ -156,11 +158,29 @@ class Engine:
         stack.callback(self._close_meeting)
         self.views: dict[str, PeerView] = {}
 
+    def _stop_services(self) -> None:
+        for service in self._services:
+            service.close()
+
     def _close_meeting(self) -> None:
-        """By the control thread, with a word to everybody; by ours, without, where that hangs."""
+        """By the control thread, with a word to everybody; by ours, without, where that hangs.
+
+        All threads are told to end, and peers hear that we leave, and say that none of them reads our
+        memory any more, meanwhile.
+        """
+
+        def close() -> None:
+            try:
+                self._meeting.close()
+            finally:
+                self._workers.tell()
+                self._reactor.tell()
+
+        for service in self._services:
+            service.tell()
         try:
-            self._call(self._meeting.close)
-        except LLMException:
+            self._reactor.call_when(self._has_flushed, FLUSH_SECONDS, close, CONTROL_SECONDS)
+        except TimeoutError:
             self._reactor.stop()
             self._meeting.abandon()
             raise
@@ -223,7 +243,7 @@ class Engine:
         self.verification = Verification(
             self.owned, self.transport.capabilities.host_addressable, self.options.sync_timeout
         )
-        stack.callback(self.verification.close)
+        self._services.append(self.verification)
         self.transfers = Transfers(
             self.cluster_id,
             self.options.sync_timeout,
@@ -242,7 +262,7 @@ class Engine:
         )
         self.pushes = Pushes(self.transfers, self.owned, self.shortcuts, types)
         self.fetches = Fetches(self.transfers, self.owned, types)
-        stack.callback(self.fetches.close)
+        self._services.append(self.fetches)
         self.copies = Copies(self.transport, self.owned, types)
 
     def _sweep(self) -> None:
@@ -569,7 +589,6 @@ class Engine:
                 self._meeting.claims.close()  # an engine that follows need not wait for our end
                 self._wait_for_calls()
                 self._leave_all()
-                self._flush()
                 self._builder.wait_for_dropped(FLUSH_SECONDS)
                 for text in self.memory.quarantine.texts():
                     log.error("finalize: %s: do not free it before this process ends", text)
@@ -582,15 +601,16 @@ class Engine:
     def _wait_for_calls(self) -> None:
         """Let a call that links or unlinks end; the transfers that it waits for are aborted."""
         self._caller.close()
-        deadline = time.monotonic() + CALLS_SECONDS
-        while not self._caller.ended.wait(0.01):
-            if time.monotonic() > deadline:
-                log.error(
-                    "finalize: a call of link or unlink has not ended in %s",
-                    in_seconds(CALLS_SECONDS),
-                )
-                return
+
+        def ended() -> bool:
             self._builder.hurry()
+            return self._caller.ended.is_set()
+
+        self._reactor.post(lambda: self._reactor.when(ended, lambda: None, CALLS_SECONDS))
+        if not self._caller.ended.wait(CALLS_SECONDS):
+            log.error(
+                "finalize: a call of link or unlink has not ended in %s", in_seconds(CALLS_SECONDS)
+            )
 
     def _leave_all(self) -> None:
         """All links at once: each step between threads costs a turn of every thread that computes."""
@@ -607,13 +627,8 @@ class Engine:
         left = [(domain, self._links.remove(domain)) for domain in domains]
         return left, self.clusters.remove_all()
 
-    def _flush(self) -> None:
-        """Let peers hear that we leave, and say that none of them reads our memory any more."""
-        deadline = time.monotonic() + FLUSH_SECONDS
-        while time.monotonic() < deadline:
-            if not any(_owes(view) for view in list(self.views.values())):
-                return
-            time.sleep(0.002)
+    def _has_flushed(self) -> bool:
+        return not any(_owes(view) for view in self.views.values())
 
     def abandon(self) -> None:
         """In a forked child: the threads are gone; close descriptors, touch nothing shared."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeAlias
@@ -288,12 +287,12 @@ class Builder:
 
     def wait_for_dropped(self, timeout: float, domain: Domain | None = None) -> None:
         """Let the links that were given up (those of ``domain``) be closed, within ``timeout`` s."""
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
+
+        def closed() -> bool:
             left = list(self._dropped.values())
-            if not left or (domain is not None and domain not in left):
-                return
-            time.sleep(0.005)
+            return not left or (domain is not None and domain not in left)
+
+        self._reactor.wait_until(closed, timeout)  # who closes one posts what follows
 
     # -- from peers --------------------------------------------------------------------------
 

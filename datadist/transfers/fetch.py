@@ -174,6 +174,10 @@ class Fetches:
             return self._owned.caches_at(addresses, lengths, data_type=message.data_type)
         return self._owned.caches_at(addresses, lengths)
 
+    def tell(self) -> None:
+        """Have the threads end, without waiting for it."""
+        self._service.tell()
+
     def close(self) -> None:
         """End the threads."""
         self._service.close()

@@ -172,6 +172,10 @@ class Verification:
         """A peer's session is over."""
         self._requests.on_gone(view)
 
+    def tell(self) -> None:
+        """Have the threads end, without waiting for it."""
+        self._service.tell()
+
     def close(self) -> None:
         """End the threads."""
         self._service.close()

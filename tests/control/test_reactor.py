@@ -10,6 +10,8 @@ import pytest
 
 from datadist.control.reactor import READ, Reactor
 
+SECONDS = 60.0
+
 
 def test_a_timer_in_the_far_future_keeps_it_alive() -> None:
     reactor = Reactor("far")
@@ -155,3 +157,48 @@ def test_timers_run_in_the_order_of_their_time() -> None:
         assert ran == [0.1, 0.2, 0.3]
     finally:
         reactor.stop()
+
+
+def test_what_is_awaited_comes_with_the_turn_that_brings_it(reactor: Reactor) -> None:
+    there, heard = list[int](), list[str]()
+
+    def begin() -> None:
+        reactor.when(lambda: bool(there), lambda: heard.append("one"), SECONDS)
+        reactor.when(lambda: len(there) > 1, lambda: heard.append("two"), SECONDS)
+
+    reactor.call(begin, SECONDS)
+    assert heard == []
+    reactor.call(lambda: there.append(1), SECONDS)
+    reactor.call(lambda: None, SECONDS)
+    assert heard == ["one"]
+    there.append(2)
+    assert reactor.call_when(lambda: len(there) > 1, SECONDS, lambda: len(heard), SECONDS) == 2
+
+
+def test_what_does_not_come_is_awaited_within_its_limit_only(reactor: Reactor) -> None:
+    assert not reactor.wait_until(lambda: False, 0.05)
+    assert reactor.call_when(lambda: False, 0.05, lambda: 7, SECONDS) == 7
+
+
+def test_a_condition_that_raises_ends_nothing_else(
+    reactor: Reactor, caplog: pytest.LogCaptureFixture
+) -> None:
+    def raise_it() -> bool:
+        raise ValueError("no condition")
+
+    reactor.post(lambda: reactor.when(raise_it, lambda: None, 0.05))
+    assert reactor.wait_until(lambda: "no condition" in caplog.text, SECONDS)
+    assert reactor.call(lambda: 7, SECONDS) == 7
+
+
+def test_other_threads_post_what_ends_a_wait(reactor: Reactor) -> None:
+    there: list[int] = []
+
+    def bring() -> None:
+        there.append(1)
+        reactor.post(lambda: None)
+
+    thread = threading.Timer(0.05, bring)
+    thread.start()
+    assert reactor.wait_until(lambda: bool(there), SECONDS)
+    thread.join()

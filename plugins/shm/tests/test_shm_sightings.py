@@ -41,8 +41,8 @@ def test_what_was_just_seen_is_not_looked_at_again(pagemap: int, size: int) -> N
     memory = np.ones((2, 16 * PAGE), np.uint8)
     mine, theirs = (row.ctypes.data for row in memory)
     path = _path(pagemap, pagemap, theirs, memory.shape[1])
-    vectors = [array("q", [number]) for number in (mine, theirs, size)]
+    local, remote, length = (array("q", [number]) for number in (mine, theirs, size))
     before = _reads()
     for _ in range(TIMES):
-        assert _native.transfer(False, path, *vectors, 0, 60.0) is True
+        assert _native.transfer(False, path, local, remote, length, 0, 60.0) is True
     assert _reads() - before < TIMES, "each transfer looks, at both ends"
