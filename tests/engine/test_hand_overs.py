@@ -1,4 +1,4 @@
-"""How often the calls that end things let go of the GIL to wait, which costs a turn of each busy thread."""
+"""How often the calls that end things wait, which costs a turn of each busy thread."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.nodes import Node
 Start = Callable[..., Node]
 CALL_THREADS = ("datadist-finalize", "datadist-calls")
 MOST = {"unlink": 2, "finalize": 8}
-"""Waits of the caller and of these threads; docs/operations.md names them."""
+"""Waits of the caller and of these threads; docs/guide.md names them."""
 
 
 def _count_waits(here: nodes.Here, what: str, *args: int) -> list[str]:
-    """Waits for events, for threads that live, and sleeps in a call, on this thread and those it runs on."""
+    """Waits for events and for threads that live, and sleeps, of this thread and those of calls."""
     me, found = threading.current_thread().name, list[str]()
     wait, join, sleep = threading.Condition.wait, threading.Thread.join, time.sleep
     await_flag = Flag.wait
