@@ -29,6 +29,7 @@ class Workers:
         self._running: Counter[Hashable] = Counter()
         self._stopping = False
         self._living = 0
+        self._refusing = False
         self._threads: list[threading.Thread] = []
         try:
             for number in range(count):
@@ -43,19 +44,26 @@ class Workers:
     def submit(self, call: Callable[[], None], owner: Hashable = None) -> None:
         """Run ``call`` when a thread is free; without an owner, whatever else runs."""
         with self._ready:
-            self._waiting.setdefault(owner, deque()).append(call)
-            self._ready.notify()
+            if not self._refusing:
+                self._waiting.setdefault(owner, deque()).append(call)
+                self._ready.notify()
 
-    def tell(self) -> None:
-        """Have the threads end once what was submitted has finished, without waiting for it."""
+    def tell(self, drop: bool = False) -> None:
+        """Have the threads end once what was submitted has finished, without waiting for it.
+
+        With ``drop`` only what runs finishes: what waits, and what is submitted from now on, is dropped.
+        """
         with self._ready:
             self._stopping = True
+            if drop:
+                self._refusing = True
+                self._waiting.clear()
             self._ready.notify_all()
 
-    def stop(self, timeout: float = 5.0) -> None:
+    def stop(self, timeout: float = 5.0, drop: bool = False) -> None:
         """:meth:`tell`, and wait for the threads within ``timeout`` seconds: once, for all of them."""
         deadline = time.monotonic() + timeout
-        self.tell()
+        self.tell(drop)
         with self._ready:
             self._ready.wait_for(lambda: not self._living, timeout)
         for thread in self._threads:

@@ -50,12 +50,12 @@ class Service:
         self._workers.submit(run, owner=account)
 
     def tell(self) -> None:
-        """Have the threads end, without waiting for it."""
-        self._workers.tell()
+        """Have the threads end, without waiting for it; what waits is dropped, as at :meth:`close`."""
+        self._workers.tell(drop=True)
 
     def close(self) -> None:
-        """End the threads."""
-        self._workers.stop()
+        """End the threads; nobody waits for answers of an engine that leaves, so what waits is dropped."""
+        self._workers.stop(drop=True)
 
 
 class Request(Generic[Answer]):

@@ -36,6 +36,7 @@ from datadist.control.runtime_dir import Address, RuntimeDir
 from datadist.control.session import Session, close_all
 from datadist.control.sweeping import sweep
 from datadist.control.tcp import NetworkSettings
+from datadist.control.turns import Credits
 
 __all__ = ["EndpointError", "Meeting"]
 
@@ -88,6 +89,7 @@ class Meeting:
         self._idle: set[str] = set()
         self._peer_idle: set[str] = set()
         self._reported_full = False
+        self._credits = Credits()
         self.on_session: Callable[[Session], None] = lambda _s: None
         self.on_message: Callable[[Session, Message, list[int]], None] = lambda _s, _m, _f: None
         self.on_lost: Callable[[Session, str, bool], None] = lambda _s, _r, _o: None
@@ -394,6 +396,7 @@ class Meeting:
         session.program = printable(hello.program)
         session.on_message, session.on_closed = self._on_session_message, self._on_session_closed
         session.limit = MAX_FRAME
+        session.credit = self._credits.of(session.peer_pid, session.address)
         self.sessions[session.incarnation] = session
         self.on_session(session)
         self._check_idle(session)

@@ -35,6 +35,8 @@ KERNEL_FDS = 253
 no room, on the thread that receives, which then may wait for what they do when they are closed."""
 DRAIN_SECONDS = 0.25
 """Processor time that :meth:`Session.drain` may take."""
+STALLED_SECONDS = 0.1
+"""A peer that has taken nothing for so long is not waited for."""
 
 
 def close_all(fds: Iterable[int]) -> None:
@@ -110,7 +112,7 @@ class Session:
         self.on_closed: Callable[[Session, str], None] | None = None
         self.dispatching = False
         """Whether something that was read is being handled, or waits for its turn."""
-        self._credit = Credit()
+        self.credit = Credit()
         self._handling = False
         self._posted = False
         """Whether the next turn comes without an event of the socket."""
@@ -127,6 +129,7 @@ class Session:
         self._outbox: deque[_Frame] = deque()
         self._sent = [0]
         """Bytes of each call of the kernel, as noted in C, so that no exception comes before."""
+        self._sent_at = time.monotonic()
         self._sending = False
         self._send_lock = threading.RLock()
 
@@ -310,9 +313,22 @@ class Session:
             return f"it left {len(self._outbox)} messages unread, more than {MAX_QUEUED_FRAMES}"
         return None
 
-    def unsent(self) -> bool:
-        """Whether frames wait for the peer to read."""
-        return bool(self._unsealed or self._outbox)
+    def sending(self) -> int:
+        """What :meth:`hears` needs to know of all that was sent by now."""
+        unsealed = sum(len(frame.data) + self._tag_size for frame in list(self._unsealed))
+        return sum(self._sent) + self._queued + unsealed
+
+    def hears(self, mark: int) -> bool:
+        """Whether what was sent before ``mark`` is on its way still, to a peer that reads."""
+        return (
+            not self.closed
+            and sum(self._sent) - self._underway() < mark
+            and time.monotonic() - self._sent_at < STALLED_SECONDS
+        )
+
+    def _underway(self) -> int:
+        """Bytes that the kernel has taken and the peer does not see yet."""
+        return 0
 
     def _flush(self) -> str | None:
         while self._outbox:
@@ -333,6 +349,7 @@ class Session:
             except OSError as error:
                 pass_on(error)
                 return self._explain("sending", error)
+            self._sent_at = time.monotonic()
             frame.fds = []
             close_all(fds)
         return None
@@ -404,7 +421,7 @@ class Session:
         self.dispatching = more = self._frame_end(0) is not None
         self._pass_marks()
         if not self.closed:
-            self._plan_next(more, self._credit.spend(share.spent))
+            self._plan_next(more, self.credit.spend(share.spent))
 
     def _plan_next(self, more: bool, rest: float) -> None:
         if rest and not self._marks:

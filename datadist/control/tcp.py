@@ -6,10 +6,14 @@ A connection becomes a :class:`TcpSession` only after both ends have proved that
 
 from __future__ import annotations
 
+import array
+import contextlib
 import errno
+import fcntl
 import logging
 import os
 import socket
+import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -87,6 +91,12 @@ class TcpSession(Session):
 
     def _receive_some(self) -> tuple[bytes, list[int], int]:
         return self._sock.recv(CHUNK), [], 0
+
+    def _underway(self) -> int:
+        count = array.array("i", [0])
+        with contextlib.suppress(OSError, ValueError):  # closed meanwhile
+            fcntl.ioctl(self._sock, termios.TIOCOUTQ, count)
+        return count[0]
 
     def _explain(self, doing: str, error: OSError) -> str:
         if error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH):

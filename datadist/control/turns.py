@@ -1,18 +1,26 @@
-"""How much of the control thread one session gets: a share of each turn, and half of its time at most."""
+"""How much of the control thread one peer gets: a share of each turn, and in the long run so little of its
+time that others hardly wait."""
 
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from dataclasses import dataclass, field
 
 SHARE_FRAMES = 64
 SHARE_BYTES = 1 << 18
 SHARE_SECONDS = 0.002
 """What one session may have of one turn; the frame that exceeds it is handled to its end."""
-CREDIT_SECONDS = 1.0
-"""Processor time that a silent session may have at once; a directory of 65,536 keys takes 0.6."""
-CREDIT_RATE = 0.5
-"""Processor seconds that a session earns per second."""
+CREDIT_SECONDS = 2.0
+"""Processor time that a silent peer may have at once; a directory of 131,072 keys takes 1.3."""
+CREDIT_RATE = 0.1
+"""Processor seconds of that which a peer earns per second."""
+MEAN_WAIT_SECONDS = 0.0005
+"""How long others wait for a peer without credit on average, whenever they come."""
+MAX_REST_SECONDS = 5.0
+"""Longest time in which a peer without credit is not heard."""
+MAX_ORIGINS = 256
+"""Peers whose credit is remembered after their sessions."""
 
 
 @dataclass
@@ -35,15 +43,50 @@ class Share:
 
 
 class Credit:
-    """Processor time of one session. Not what passes on the clock: that is others' as well."""
+    """Processor time that may be had without a rest. Not what passes on the clock: that is others' as well."""
 
-    def __init__(self) -> None:
-        self._left = CREDIT_SECONDS
+    def __init__(self, left: float | None = None) -> None:
+        self._left = CREDIT_SECONDS if left is None else left
         self._at = time.monotonic()
 
-    def spend(self, seconds: float) -> float:
-        """Take what a share has cost; how many seconds the session has to rest for that."""
+    def earn(self) -> float:
+        """What is there by now."""
         now = time.monotonic()
-        earned = (now - self._at) * CREDIT_RATE
-        self._left, self._at = min(CREDIT_SECONDS, self._left + earned) - seconds, now
-        return max(0.0, -self._left / CREDIT_RATE)
+        self._left = min(CREDIT_SECONDS, self._left + (now - self._at) * CREDIT_RATE)
+        self._at = now
+        return self._left
+
+    def begin(self) -> Credit:
+        """One for a newcomer, who takes all that is there."""
+        left, self._left = self.earn(), 0.0
+        return Credit(left)
+
+    def spend(self, seconds: float) -> float:
+        """Take what a share has cost; how many seconds the session has to rest for that.
+
+        Without credit it has half of the time, and less where its shares are long: who comes at any moment
+        waits for the one that runs then, on average a share squared by twice the time from one to the next.
+        """
+        if self.earn() >= seconds:
+            self._left -= seconds
+            return 0.0
+        self._left = 0.0
+        return min(MAX_REST_SECONDS, max(seconds, seconds * seconds / (2 * MEAN_WAIT_SECONDS)))
+
+
+class Credits:
+    """Those of peers: who comes again has no more than who stays."""
+
+    def __init__(self) -> None:
+        self._by_origin: OrderedDict[int | str, Credit] = OrderedDict()
+
+    def of(self, pid: int | None, host: str | None) -> Credit:
+        """For a session: that of a process, or of a ``host`` what is there, since it may have many engines."""
+        origin = pid or host
+        if origin is None or origin == "":
+            return Credit()
+        credit = self._by_origin.setdefault(origin, Credit())
+        self._by_origin.move_to_end(origin)
+        if len(self._by_origin) > MAX_ORIGINS:
+            self._by_origin.popitem(last=False)
+        return credit if pid else credit.begin()

@@ -64,6 +64,8 @@ T = TypeVar("T")
 MAX_DOMAINS = 512
 RECOMMENDED_DOMAINS = 16
 FLUSH_SECONDS = 1.0
+"""Longest wait of `finalize` for peers that are inside a write, and for links that are being closed."""
+FLUSH_LOOK_SECONDS = 0.005
 CALLS_SECONDS = 10.0
 """Longest wait for calls that link or unlink, whose transfers were aborted; they need 5 s at most."""
 CONTROL_SECONDS = 30.0
@@ -163,10 +165,10 @@ class Engine:
             service.close()
 
     def _close_meeting(self) -> None:
-        """By the control thread, with a word to everybody; by ours, without, where that hangs.
+        """By the control thread, which tells everybody; by ours, which does not, where that hangs.
 
-        All threads are told to end, and peers hear that we leave, and say that none of them reads our
-        memory any more, meanwhile.
+        All threads are told to end. Meanwhile peers hear that we leave, and those that were inside a
+        write of our memory say that they are out.
         """
 
         def close() -> None:
@@ -179,7 +181,7 @@ class Engine:
         for service in self._services:
             service.tell()
         try:
-            self._reactor.call_when(self._has_flushed, FLUSH_SECONDS, close, CONTROL_SECONDS)
+            self._reactor.call_when(self._flushed(), FLUSH_SECONDS, close, CONTROL_SECONDS)
         except TimeoutError:
             self._reactor.stop()
             self._meeting.abandon()
@@ -627,8 +629,26 @@ class Engine:
         left = [(domain, self._links.remove(domain)) for domain in domains]
         return left, self.clusters.remove_all()
 
-    def _has_flushed(self) -> bool:
-        return not any(_owes(view) for view in self.views.values())
+    def _flushed(self) -> Callable[[], bool]:
+        """Whether peers have what we said by now, and those that were inside a write have left it.
+
+        Who reads finds what we said before its read counts, so nobody waits for the answers of readers.
+        """
+        marks = {view: view.session.sending() for view in list(self.views.values())}
+
+        def flushed() -> bool:
+            if not any(map(self._is_owed, marks, marks.values())):
+                return True
+            self._reactor.later(
+                FLUSH_LOOK_SECONDS, lambda: None
+            )  # nothing tells of the kernel's part
+            return False
+
+        return flushed
+
+    def _is_owed(self, view: PeerView, mark: int) -> bool:
+        writes = view.incarnation in self._builder.writers and view.seq_acked < view.seq_sent
+        return not view.gone and (writes or view.session.hears(mark))
 
     def abandon(self) -> None:
         """In a forked child: the threads are gone; close descriptors, touch nothing shared."""
@@ -649,10 +669,6 @@ def _claim_problem(error: OSError) -> str:
 
 def _after(timeout: float | None) -> str:
     return "" if timeout is None else f" after {timeout * 1000:.0f} ms"
-
-
-def _owes(view: PeerView) -> bool:
-    return not view.gone and (view.seq_acked < view.seq_sent or view.session.unsent())
 
 
 def _after_fork_in_child() -> None:

@@ -74,6 +74,8 @@ class Builder:
         self._dropped: dict[Attempt, Domain] = {}
         """Given up, and not closed yet."""
         self._unclosed: set[Attempt] = set()
+        self.writers: set[str] = set()
+        """Incarnations of peers that were inside a write of our memory when a link was closed."""
         self.on_closed: Callable[[Attempt, frozenset[int]], None] = lambda _a, _r: None
         """Hears of every link that was closed, and of the ranks that may still write."""
 
@@ -260,6 +262,7 @@ class Builder:
             self._reactor.post(lambda: self._release(attempt))
             self._memory.conceal(attempt.regions, attempt)
             attempt.regions = []
+        self.writers |= {attempt.members[rank].incarnation for rank in risky}
         self.on_closed(attempt, risky)
         if risky:
             log.warning(

@@ -125,7 +125,7 @@ def test_descriptors_go_once_with_the_first_byte_of_a_frame_that_the_kernel_take
     fds, inodes = _files(2)
     message = _offer(1 << 20, 3, 2)
     pair.session.send(message, fds)
-    assert pair.session.unsent()
+    assert pair.session.hears(pair.session.sending())
     assert not any(map(_is_open_here, fds)), "the kernel has them: ours are closed"
     first, found = pair.receive(1)
     assert found == inodes
@@ -256,7 +256,7 @@ def test_a_peer_may_leave_so_many_bytes_unread_and_no_more(
 ) -> None:
     limit = 1 << 20
     monkeypatch.setattr(sessions, "MAX_QUEUED", limit)
-    while not pair.session.unsent():
+    while not pair.session.hears(pair.session.sending()):
         pair.session.send(Idle())
     _fill(pair, limit)
     assert pair.session._queued == limit

@@ -9,13 +9,23 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from datadist.control import session as sessions
 from datadist.control import turns
 from datadist.control.messages import HEADER, Idle, Message, Sync, encode
 from datadist.control.reactor import Reactor
 from datadist.control.session import Session
-from datadist.control.turns import CREDIT_SECONDS, SHARE_FRAMES, Credit
+from datadist.control.turns import (
+    CREDIT_SECONDS,
+    MAX_ORIGINS,
+    MAX_REST_SECONDS,
+    MEAN_WAIT_SECONDS,
+    SHARE_FRAMES,
+    Credit,
+    Credits,
+)
 
 SECONDS = 60.0
 
@@ -216,6 +226,37 @@ def test_a_session_that_is_not_silent_earns_no_more_than_its_part() -> None:
     assert credit.spend(1.0) > 1.0
 
 
+@given(cost=st.floats(1e-6, 10.0))
+def test_others_hardly_wait_for_who_has_no_credit(cost: float) -> None:
+    credit = Credit(0.0)
+    rest = credit.spend(cost)
+    assert cost <= rest <= MAX_REST_SECONDS or cost > rest == MAX_REST_SECONDS
+    if rest < MAX_REST_SECONDS:
+        assert cost * cost / (2 * (cost + rest)) <= MEAN_WAIT_SECONDS
+
+
+def test_who_comes_again_has_no_new_credit() -> None:
+    credits = Credits()
+    assert credits.of(7, None).spend(CREDIT_SECONDS) == 0
+    assert credits.of(7, None).spend(CREDIT_SECONDS) > 0
+    assert credits.of(8, None).spend(CREDIT_SECONDS / 2) == 0
+
+
+def test_sessions_of_a_host_begin_with_what_it_has_and_do_not_share_it() -> None:
+    credits = Credits()
+    first, second = credits.of(None, "192.0.2.1"), credits.of(None, "192.0.2.1")
+    assert first.spend(CREDIT_SECONDS / 2) == 0
+    assert second.spend(CREDIT_SECONDS / 2) > 0
+    assert first.spend(CREDIT_SECONDS / 4) == 0
+
+
+def test_origins_that_are_remembered_are_few() -> None:
+    credits = Credits()
+    for number in range(1, 3 * MAX_ORIGINS):
+        credits.of(number, None)
+    assert len(credits._by_origin) == MAX_ORIGINS
+
+
 @pytest.mark.parametrize(
     "error", [RuntimeError("can't start new thread"), MemoryError(), KeyError(1)]
 )
@@ -249,7 +290,7 @@ def test_a_handler_that_raises_ends_its_session_with_the_reason(
 def test_a_frame_that_costs_much_is_followed_by_a_rest(
     reactor: Reactor, talker: Talker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The thread is free for half of the time, however little of a turn one frame is."""
+    """The thread is free for most of the time, however little of a turn one frame is."""
 
     def burn(*_: object) -> None:
         end = time.thread_time() + 0.1
@@ -257,8 +298,8 @@ def test_a_frame_that_costs_much_is_followed_by_a_rest(
             pass
         talker.handled += 1
 
-    monkeypatch.setattr(turns, "CREDIT_SECONDS", 0.2)
-    talker.session._credit = Credit()
+    monkeypatch.setattr(turns, "MAX_REST_SECONDS", 0.15)
+    talker.session.credit = Credit(0.2)
     talker.session.on_message = burn
     talker.say(8)
     began = time.monotonic()

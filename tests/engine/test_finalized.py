@@ -35,8 +35,11 @@ from datadist.api.cache_manager import CacheManager
 from datadist.control.messages import Left
 from datadist.engine import engine as engine_module
 from datadist.engine.engine import Engine
+from datadist.links.domain import Attempt
+from datadist.transfers.verify import Verification
 from tests import hosted
 from tests.forming import GOOD, TOKEN, complete, rank_0, until_synced
+from tests.stranger import Stranger
 
 POOL = '{"memory_size": 262144, "page_shift": 12}'
 DESC = CacheDesc(2, [2, 256], DataType.DT_INT32)
@@ -174,9 +177,10 @@ def test_beside_the_engine_of_another_object(old: Old) -> None:
         assert other.cache_manager.allocate_cache(DESC).cache_id == kept.cache_id + 1
 
 
-def test_finalize_waits_until_its_peers_read_its_memory_no_more(
+def _ending(
     engine: hosted.Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> tuple[Stranger, threading.Thread, Left]:
+    """A member that never answers, while the engine that it is linked with is being finalized."""
     monkeypatch.setattr(engine_module, "FLUSH_SECONDS", 300.0)
     peer = rank_0(engine)
     hosted.Sent(peer, GOOD, TOKEN)
@@ -185,6 +189,19 @@ def test_finalize_waits_until_its_peers_read_its_memory_no_more(
     ending.start()
     left = peer.hear("left")
     assert isinstance(left, Left)
+    return peer, ending, left
+
+
+def test_finalize_waits_until_its_peers_write_its_memory_no_more(
+    engine: hosted.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = Attempt.shut_down
+
+    def inside(attempt: Attempt, patience: float, limit: float) -> frozenset[int]:
+        return closed(attempt, patience, limit) | {0}
+
+    monkeypatch.setattr(Attempt, "shut_down", inside)
+    peer, ending, left = _ending(engine, monkeypatch)
     for _ in range(20):
         until_synced(peer)  # which fails where the engine has hung up
         time.sleep(0.005)
@@ -193,6 +210,46 @@ def test_finalize_waits_until_its_peers_read_its_memory_no_more(
     assert peer.hear("goodbye") is not None
     ending.join(30)
     assert not ending.is_alive()
+
+
+def test_finalize_does_not_wait_for_the_answers_of_readers(
+    engine: hosted.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer, ending, _ = _ending(engine, monkeypatch)
+    ending.join(60)
+    assert not ending.is_alive()
+    assert peer.hear("goodbye") is not None
+
+
+def test_finalize_drops_the_requests_that_wait(
+    engine: hosted.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[int] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def serve(_self: Verification, _view: Any, message: Any, _deadline: float) -> None:
+        served.append(message.id)
+        begun.set()
+        go_on.wait(60)
+
+    monkeypatch.setattr(Verification, "_serve", serve)
+    peer = engine.stranger(1)
+    for number in range(100):
+        peer.say(
+            {"kind": "verify", "id": number, "address": "", "length": "", "seconds": 100.0}
+        )
+    until_synced(peer)
+    assert begun.wait(60)
+    parts = engine.api._engine
+    assert parts is not None
+    ending = threading.Thread(target=engine.api.finalize)
+    ending.start()
+    while not parts.verification._service._workers._stopping:
+        time.sleep(0.005)
+    go_on.set()
+    ending.join(60)
+    assert not ending.is_alive()
+    assert len(served) < 10
 
 
 def test_finalizing_twice_ends_the_engine_once(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,16 @@ def test_an_owner_whose_connection_is_cut(start_node: Start) -> None:
     assert "unlink and link again" in text
 
 
+def test_an_owner_that_is_finalized_while_its_puller_is_stopped(start_node: Start) -> None:
+    owner, puller, *_ = _reading(start_node, "numpy")
+    puller.pause()
+    owner.do(nodes.finalize)
+    owner.do(_reuse)
+    puller.resume()
+    status, _, _ = puller.do(stage.outcome)
+    assert status in ("LLM_FAILED", "LLM_NOT_YET_LINK")
+
+
 def test_both_unlink_during_a_pull(start_node: Start) -> None:
     owner, puller, ours, theirs = _reading(start_node, "numpy")
     puller.do(_begin_unlink, theirs)
