@@ -11,14 +11,14 @@ SHARE_FRAMES = 64
 SHARE_BYTES = 1 << 18
 SHARE_SECONDS = 0.002
 """What one session may have of one turn; the frame that exceeds it is handled to its end."""
-CREDIT_SECONDS = 2.0
-"""Processor time that a silent peer may have at once; a directory of 131,072 keys takes 1.3."""
+CREDIT_SECONDS = 0.25
+"""Processor time that a silent peer may have at once; a directory of 20,000 keys takes it."""
 CREDIT_RATE = 0.1
 """Processor seconds of that which a peer earns per second."""
 MEAN_WAIT_SECONDS = 0.0005
 """How long others wait for a peer without credit on average, whenever they come."""
-MAX_REST_SECONDS = 5.0
-"""Longest time in which a peer without credit is not heard."""
+MAX_REST_SECONDS = 0.5
+"""Longest time in which a peer without credit is not heard, but for a share that took longer."""
 MAX_ORIGINS = 256
 """Peers whose credit is remembered after their sessions."""
 
@@ -71,7 +71,7 @@ class Credit:
             self._left -= seconds
             return 0.0
         self._left = 0.0
-        return min(MAX_REST_SECONDS, max(seconds, seconds * seconds / (2 * MEAN_WAIT_SECONDS)))
+        return max(seconds, min(MAX_REST_SECONDS, seconds * seconds / (2 * MEAN_WAIT_SECONDS)))
 
 
 class Credits:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from base64 import b64encode
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -112,19 +114,49 @@ def test_what_was_given_back_does_not_count(
     assert stranger.hear("synced") is not None
 
 
-def test_a_link_that_ends_so_says_why(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Item.CACHES, "limit", FEW)
+def _verify() -> dict[str, Any]:
+    return {"kind": "verify", "id": 1, "address": INT64, "length": INT64, "seconds": 1.0}
+
+
+def _dial() -> dict[str, Any]:
+    return {"kind": "dial", "link": 9, "backend": "shm", "one_sided": False, "seconds": 1.0}
+
+
+MORE: dict[Item, Callable[[], dict[str, Any]]] = {
+    Item.CACHES: lambda: _caches(1),
+    Item.KEYS: lambda: _entries(bindings=[_binding(1)]),
+    Item.TENSORS: lambda: _caches(1),
+    Item.WISHES: lambda: _wish(9),
+    Item.WISH_CHARACTERS: lambda: _wish(9),
+    Item.OFFERS: lambda: _offer(9),
+    Item.OFFER_BYTES: lambda: _offer(9, 100),
+    Item.ENDING: _dial,
+    Item.REQUESTS: _verify,
+    Item.REQUEST_BYTES: _verify,
+}
+"""A message by which a peer has more of each item."""
+
+
+@pytest.mark.parametrize("item", Item)
+def test_a_link_that_ends_so_says_why(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, item: Item
+) -> None:
     stranger = engine.stranger()
     comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
     assert link(stranger, "pair", PAIR, TABLE, offer_of(), [memory(1 << 16)])
     engine.api.wait_link(comm_id)
-    stranger.say(_caches(FEW + 1))
+    limit = -1 if item is Item.ENDING else 0  # which the peer has none of, while none is slow
+    monkeypatch.setattr(item, "limit", limit)
+    stranger.say(MORE[item]())
     assert stranger.closed(20)
     deadline = time.monotonic() + 20
     while (why := engine.api.link_error(comm_id)) is None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    assert f"it has {FEW + 1} caches, more than {FEW}" in why
+    words = rf"it has \d+ {re.escape(item.words)}, more than {limit}"
+    assert re.search(words, why)
+    assert [line for line in engine.log if "WARNING" in line and re.search(words, line)]
+    engine.works()
 
 
 @pytest.mark.parametrize("kind", ["fetch", "verify"])

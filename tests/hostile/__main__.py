@@ -1,8 +1,9 @@
 """A hostile member beside three honest ones, one behaviour after another, then all at once.
 
-`python -m tests.hostile --wire shm --rounds 8`. Prints the median and the worst time of each operation
-of the honest members, what became of it beside the hostile one, and what the honest ones logged. Exits
-with 1 when an operation failed, or when a median grew by more than ``--ratio``.
+`python -m tests.hostile --wire shm --rounds 8`. Rounds beside the hostile member alternate with rounds
+beside a process that only computes. Prints the median and the worst time of each operation of the honest
+members, the median beside the one that computes, and what the honest ones logged. Exits with 1 when an
+operation failed, or when a median grew by more than ``--ratio``.
 """
 
 from __future__ import annotations
@@ -34,31 +35,29 @@ def free_ports(count: int) -> list[int]:
         return [sock.getsockname()[1] for sock in sockets]
 
 
-def observe(wire: str, names: list[str], rounds: int) -> Seen:
-    """Run the honest members beside these behaviours, in processes of their own."""
+def observe(wire: str, names: list[str], rounds: int, until: str = "") -> tuple[Seen, Seen]:
+    """Run the honest members in processes of their own: beside one that computes, and these behaviours."""
     with tempfile.TemporaryDirectory(prefix="datadist-") as place, ExitStack() as stack:
         world = World(Path(place), wire, free_ports(4))
         stack.callback(world.close)
-        return world.run(names, rounds)
+        return world.run(names, rounds, until)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.hostile", description=__doc__)
     parser.add_argument("--wire", choices=WIRES, action="append")
-    parser.add_argument("--rounds", type=int, default=8, help="of link, pulls and unlink")
+    parser.add_argument("--rounds", type=int, default=8, help="of each kind, from init to finalize")
     parser.add_argument("--behaviour", choices=BEHAVIOURS, action="append")
     parser.add_argument("--ratio", type=float, default=RATIO)
     args = parser.parse_args(arguments)
     bad: list[str] = []
     for wire in args.wire or WIRES:
-        quiet = observe(wire, [], args.rounds)
-        _print(wire, "nobody hostile", quiet, None)
         chosen = args.behaviour or list(BEHAVIOURS)
         runs = [[name] for name in chosen] + ([chosen] if len(chosen) > 1 else [])
         for names in runs:
             title = names[0] if len(names) == 1 else "all at once"
-            seen = observe(wire, names, args.rounds)
+            quiet, seen = observe(wire, names, args.rounds)
             _print(wire, title, seen, quiet)
             bad += [f"{wire}, {title}: {what}" for what in faults(seen, quiet, args.ratio)]
     print(f"{len(bad)} faults")
@@ -77,16 +76,15 @@ def faults(seen: Seen, quiet: Seen, ratio: float) -> list[str]:
     return found
 
 
-def _print(wire: str, title: str, seen: Seen, quiet: Seen | None) -> None:
+def _print(wire: str, title: str, seen: Seen, quiet: Seen) -> None:
     print(f"\n{wire}: {title} (was a member {seen.joined} times, {seen.steps} steps)")
     for what in OPERATIONS:
-        times = seen.times[what]
-        if not times:
-            continue
-        line = f"  {what:16} median {median(times) * 1e3:9.3f} ms, worst {max(times) * 1e3:9.3f} ms"
-        if quiet is not None and quiet.times[what]:
-            line += f", {median(times) / median(quiet.times[what]):6.2f} times"
-        print(line)
+        usual, times = quiet.times[what], seen.times[what]
+        if usual and times:
+            print(
+                f"  {what:16} median {median(times) * 1e3:9.3f} ms, worst {max(times) * 1e3:9.3f} ms, "
+                f"usual {median(usual) * 1e3:9.3f} ms, {median(times) / median(usual):6.2f} times"
+            )
     for reason, count in seen.reasons.most_common(SHOWN):
         print(f"  ended {count} times: {reason}")
     for failure in seen.failures[:SHOWN]:

@@ -15,6 +15,7 @@ from tests.hostile.member import Ended, Member, Target
 from tests.nodes import Here
 
 AGAIN_SECONDS = 0.02
+JOIN_SECONDS = 20.0
 
 
 @dataclass
@@ -28,7 +29,10 @@ class Attack:
 
 
 def begin(here: Here, targets: list[Target], names: list[str]) -> None:
-    """Begin these behaviours against each of these engines."""
+    """Begin these behaviours against each of these engines, and wait until each was a member once.
+
+    Without any, only compute.
+    """
     attack = here.any["attack"] = Attack()
     numbers = itertools.count(random.Random(0).getrandbits(32))
     for name in names:
@@ -38,6 +42,17 @@ def begin(here: Here, targets: list[Target], names: list[str]) -> None:
             )
             attack.threads.append(thread)
             thread.start()
+    if not names:
+        attack.threads.append(threading.Thread(target=_compute, args=(attack,), daemon=True))
+        attack.threads[0].start()
+    deadline = time.monotonic() + JOIN_SECONDS
+    while any(not attack.joined[name] for name in names) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _compute(attack: Attack) -> None:
+    while not attack.over.is_set():
+        sum(range(1000))
 
 
 def _behave(attack: Attack, target: Target, name: str, numbers: itertools.count[int]) -> None:

@@ -1,4 +1,8 @@
-"""Three honest members at work, with and without a hostile one beside them."""
+"""Three honest members at work, in turns beside a hostile one and beside one that only computes.
+
+The hostile process takes a processor whatever the engines do, so what it does to them shows against one
+that takes a processor too. The rounds alternate, since nobody else on the machine stays as he is.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +58,9 @@ class World:
             for c, p in zip(CLUSTERS, listen, strict=True)
         ]
         self.hostile = self._node(4)
-        self.seen = Seen()
+        self.quiet, self.seen = Seen(), Seen()
+        self._now = self.quiet
+        """What is written to: of the rounds beside the one that computes, or beside the hostile one."""
         self._stuck = False
         """Whether a call of an honest member did not return: then nothing more can be asked of it."""
 
@@ -71,28 +77,41 @@ class World:
 
     def _start(self, cluster: int, port: int) -> Node:
         node = self._node(cluster)
-        settings: dict[str, Any] = {}
         if self._far:
             node.do(netcopy.install, str(self._place))
-            settings = {"transfer_backend": "netcopy", "listen_ip_info": f"127.0.0.1:{port}"}
-        node.do(_init, cluster, settings)
         return node
 
-    def run(self, names: list[str], rounds: int) -> Seen:
-        """Work for so many rounds beside these behaviours, then finalize; without any, alone."""
-        if names:
-            self.hostile.do(attack.begin, self.targets, names)
-        for number in range(rounds):
+    def _settings(self, port: int) -> dict[str, Any]:
+        if not self._far:
+            return {}
+        return {"transfer_backend": "netcopy", "listen_ip_info": f"127.0.0.1:{port}"}
+
+    def run(self, names: list[str], rounds: int, until: str = "") -> tuple[Seen, Seen]:
+        """Work for so many rounds of either kind, each from `init` to `finalize`: what they showed.
+
+        Beside the hostile member none is finalized before it has ended a session for the reason ``until``.
+        """
+        for number in range(2 * rounds):
             if not self._stuck:
-                self._round(number)
+                self._now = self.seen if number % 2 else self.quiet
+                self._whole_round(number, names, until)
+        return self.quiet, self.seen
+
+    def _whole_round(self, number: int, names: list[str], until: str) -> None:
+        for target in self.targets:
+            self.nodes[target.cluster].do(_init, target.cluster, self._settings(target.port))
+        hostile = self._now is self.seen
+        self.hostile.do(attack.begin, self.targets, names if hostile else [])
+        self._round(number)
         if not self._stuck:
+            if hostile and until:
+                self._together("shown out", _shown_out, until)
             self._together("finalize", _finalize)
-        if names:
-            joined, steps = self.hostile.do(attack.end)
-            self.seen.joined, self.seen.steps = sum(joined.values()), sum(steps.values())
+        joined, steps = self.hostile.do(attack.end)
+        self._now.joined += sum(joined.values())
+        self._now.steps += sum(steps.values())
         for node in () if self._stuck else self.nodes.values():
-            self.seen.reasons += node.do(_reasons)
-        return self.seen
+            self._now.reasons += node.do(_reasons)
 
     def _round(self, number: int) -> None:
         ids = self._together("link", _link, f"trio {number}", self._table())
@@ -116,7 +135,7 @@ class World:
         for cluster, node in self.nodes.items():
             try:
                 seconds, found[cluster] = node.result(PATIENCE)
-                self.seen.times[what].append(seconds)
+                self._now.times[what].append(seconds)
             except (RemoteError, TimeoutError) as error:
                 self._failed(f"{what} at cluster {cluster}", error)
         return found if len(found) == len(self.nodes) else None
@@ -125,12 +144,12 @@ class World:
         try:
             self.nodes[owner].do(_publish, owner, number, NEW_PULLS)
             for what, seconds in self.nodes[puller].do(_pull, owner, number, timeout=PATIENCE):
-                self.seen.times[what].append(seconds)
+                self._now.times[what].append(seconds)
         except (RemoteError, TimeoutError) as error:
             self._failed(f"pull of cluster {owner} at cluster {puller}", error)
 
     def _failed(self, what: str, error: Exception) -> None:
-        self.seen.failures.append(f"{what}: {error}")
+        self._now.failures.append(f"{what}: {error}")
         self._stuck = self._stuck or isinstance(error, TimeoutError)
 
     def close(self) -> None:
@@ -172,6 +191,7 @@ def _unlink(here: Here, comm_id: int) -> tuple[float, None]:
 def _finalize(here: Here) -> tuple[float, None]:
     began = time.monotonic()
     here.caches.clear()
+    here.any.clear()
     here.live.finalize()
     return time.monotonic() - began, None
 
@@ -217,6 +237,18 @@ def _check(cache: Cache, value: int) -> None:
         assert (array[0] == value).all(), "wrong bytes"
 
 
+def _shown_out(here: Here, reason: str) -> tuple[float, None]:
+    began = time.monotonic()
+    while not any("session with" in line and reason in line for line in here.log):
+        if time.monotonic() - began > PATIENCE / 2:
+            raise RuntimeError(f"no session ended with: {reason}")
+        time.sleep(0.01)
+    return time.monotonic() - began, None
+
+
 def _reasons(here: Here) -> Counter[str]:
+    """Those since the last question."""
     ends = (re.search(r"session with .*?(?:ended)?: (.*)", line) for line in here.log)
-    return Counter(re.sub(r"\d+", "N", found.group(1))[:90] for found in ends if found)
+    reasons = Counter(re.sub(r"\d+", "N", found.group(1))[:90] for found in ends if found)
+    here.log.clear()
+    return reasons
