@@ -54,7 +54,7 @@ class Service:
         self._workers.tell(drop=True)
 
     def close(self) -> None:
-        """End the threads; nobody waits for answers of an engine that leaves, so what waits is dropped."""
+        """End the threads, and drop what waits: our end answers it."""
         self._workers.stop(drop=True)
 
 

@@ -1,5 +1,4 @@
-"""How much of the control thread one peer gets: a share of each turn, and in the long run so little of its
-time that others hardly wait."""
+"""How much of the control thread one peer gets: a share of each turn, and few long ones."""
 
 from __future__ import annotations
 
@@ -43,7 +42,7 @@ class Share:
 
 
 class Credit:
-    """Processor time that may be had without a rest. Not what passes on the clock: that is others' as well."""
+    """Processor time that may be had without a rest. What passes on the clock is others' as well."""
 
     def __init__(self, left: float | None = None) -> None:
         self._left = CREDIT_SECONDS if left is None else left
@@ -64,8 +63,8 @@ class Credit:
     def spend(self, seconds: float) -> float:
         """Take what a share has cost; how many seconds the session has to rest for that.
 
-        Without credit it has half of the time, and less where its shares are long: who comes at any moment
-        waits for the one that runs then, on average a share squared by twice the time from one to the next.
+        Without credit it has half of the time, and less where its shares are long. Who comes at any
+        moment waits on average for a share squared, by twice the time from one share to the next.
         """
         if self.earn() >= seconds:
             self._left -= seconds
@@ -81,7 +80,10 @@ class Credits:
         self._by_origin: OrderedDict[int | str, Credit] = OrderedDict()
 
     def of(self, pid: int | None, host: str | None) -> Credit:
-        """For a session: that of a process, or of a ``host`` what is there, since it may have many engines."""
+        """For a session: that of its process; over the network what its host has left.
+
+        A host may have many engines, which do not share what they earn later.
+        """
         origin = pid or host
         if origin is None or origin == "":
             return Credit()

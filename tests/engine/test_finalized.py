@@ -235,9 +235,7 @@ def test_finalize_drops_the_requests_that_wait(
     monkeypatch.setattr(Verification, "_serve", serve)
     peer = engine.stranger(1)
     for number in range(100):
-        peer.say(
-            {"kind": "verify", "id": number, "address": "", "length": "", "seconds": 100.0}
-        )
+        peer.say({"kind": "verify", "id": number, "address": "", "length": "", "seconds": 100.0})
     until_synced(peer)
     assert begun.wait(60)
     parts = engine.api._engine

@@ -36,7 +36,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def observe(wire: str, names: list[str], rounds: int, until: str = "") -> tuple[Seen, Seen]:
-    """Run the honest members in processes of their own: beside one that computes, and these behaviours."""
+    """What the honest members saw beside a process that computes, and beside these behaviours."""
     with tempfile.TemporaryDirectory(prefix="datadist-") as place, ExitStack() as stack:
         world = World(Path(place), wire, free_ports(4))
         stack.callback(world.close)

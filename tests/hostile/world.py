@@ -89,7 +89,7 @@ class World:
     def run(self, names: list[str], rounds: int, until: str = "") -> tuple[Seen, Seen]:
         """Work for so many rounds of either kind, each from `init` to `finalize`: what they showed.
 
-        Beside the hostile member none is finalized before it has ended a session for the reason ``until``.
+        Beside the hostile member none is finalized before it has ended a session with that reason.
         """
         for number in range(2 * rounds):
             if not self._stuck:
