@@ -46,6 +46,7 @@ NO_LIMITS = {
     "session.CHUNK",
     "session.KERNEL_FDS",
     "session.DRAIN_SECONDS",
+    "session.RETRY_SECONDS",
     "session.STALLED_SECONDS",
     "session.READ",
     "session.WRITE",

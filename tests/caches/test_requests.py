@@ -67,6 +67,7 @@ def test_no_request_has_more_time_than_ours(asked: float, given: float) -> None:
     service, deadlines = Service("test", 1, 1, 5.0), list[float]()
     began = time.monotonic()
     service.submit(_view(), 0, asked, deadlines.append)
+    _until(lambda: bool(deadlines))
     service.close()
     assert began + given <= deadlines[0] <= time.monotonic() + given
 
@@ -88,9 +89,28 @@ def test_requests_of_one_peer_leave_threads_to_others() -> None:
     assert served.wait(SECONDS)
     assert len(begun) == 2
     go_on.set()
+    _until(lambda: len(begun) == 10)
+    _until(lambda: greedy.account[Item.REQUESTS] == greedy.account[Item.REQUEST_BYTES] == 0)
     service.close()
-    assert len(begun) == 10
-    assert greedy.account[Item.REQUESTS] == greedy.account[Item.REQUEST_BYTES] == 0
+
+
+def test_the_end_drops_the_requests_that_wait() -> None:
+    service, go_on, begun = Service("test", 1, 1, 5.0), threading.Event(), list[float]()
+
+    def serve(deadline: float) -> None:
+        begun.append(deadline)
+        go_on.wait(SECONDS)
+
+    for _ in range(10):
+        service.submit(_view(), 0, 1.0, serve)
+    _until(lambda: len(begun) == 1)
+    ending = threading.Thread(target=service.close)
+    ending.start()
+    _until(lambda: not service._workers._waiting)
+    service.submit(_view(), 0, 1.0, serve)
+    go_on.set()
+    ending.join(SECONDS)
+    assert len(begun) == 1
 
 
 @pytest.mark.parametrize("item", [Item.REQUESTS, Item.REQUEST_BYTES])
@@ -118,8 +138,8 @@ def test_a_request_that_raises_gives_back_what_it_had() -> None:
         raise RuntimeError("a defect")
 
     service.submit(view, 100, 1.0, fail)
+    _until(lambda: view.account[Item.REQUESTS] == view.account[Item.REQUEST_BYTES] == 0)
     service.close()
-    assert view.account[Item.REQUESTS] == view.account[Item.REQUEST_BYTES] == 0
 
 
 def test_a_request_that_is_interrupted_is_forgotten() -> None:
