@@ -5,8 +5,10 @@ Each engine has a runtime directory of its own, so that they meet over the netwo
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +28,21 @@ Start = Callable[..., Node]
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start an engine on the test's transport."""
     netcopy.publish(tmp_path)
-    started: list[Node] = []
+    started = itertools.count()
 
     def start(cluster: int | None = None, **settings: Any) -> Node:
-        run = tmp_path / f"run{len(started)}"
+        run = tmp_path / f"run{next(started)}"
         run.mkdir(mode=0o700)
         environ = {"DATADIST_RUNTIME_DIR": str(run), "DATADIST_AUTH_KEY": hosts.KEY}
         node = Node(environ)
-        started.append(node)
+        stack.callback(node.close)
         node.do(netcopy.install, str(tmp_path))
         if cluster is not None:
             node.do(_init, cluster, settings)
         return node
 
-    yield start
-    for node in started:
-        node.close()
+    with ExitStack() as stack:
+        yield start
 
 
 def _init(here: Here, cluster: int, settings: dict[str, Any]) -> None:
