@@ -24,6 +24,9 @@ class Exclusive:
 
     An exception may end a change anywhere. Changes of :meth:`do` and :meth:`post` are then made again,
     by the next call, so they have to be repeatable; they raise nothing of their own.
+
+    What a handler or ``__del__`` calls must not wait here (:meth:`post`): its thread may hold something
+    else, which the thread that holds this lock waits for.
     """
 
     def __init__(self) -> None:
@@ -58,12 +61,18 @@ class Exclusive:
                 self._serve(AT_ONCE)
 
     def do(self, change: Callable[[], object]) -> None:
-        """Make a change now; where this thread is in the middle of another one, after that."""
+        """Make a change now, once other threads have made theirs.
+
+        Where this thread is in the middle of another one, after that.
+        """
         self._changes.append(change)
         self._serve(WAITING)
 
     def post(self, change: Callable[[], object]) -> None:
-        """Make a change now, or let the thread make it that is in the middle of another one."""
+        """Make a change now, or let the thread make it that is in the middle of another one.
+
+        Waits for nobody. :meth:`run`, :meth:`do` and :meth:`serve` find it made.
+        """
         self._changes.append(change)
         self._serve(AT_ONCE)
 
@@ -71,10 +80,13 @@ class Exclusive:
         """Let the next call make a change."""
         self._changes.append(change)
 
-    def serve(self) -> None:
-        """Make the changes that somebody was asked for and an exception has kept from being made."""
+    def serve(self, wait: bool = True) -> None:
+        """Make the changes that somebody was asked for and an exception has kept from being made.
+
+        Without ``wait``, those that another thread is about to make are left to it.
+        """
         if self._changes:
-            self._serve(WAITING)
+            self._serve(WAITING if wait else AT_ONCE)
 
     def _serve(self, how: tuple[bool]) -> None:
         """Whoever holds the lock looks for changes once more after letting go of it."""

@@ -122,9 +122,9 @@ class PagePool:
     def free_runs(self, runs: Sequence[Run]) -> None:
         """Return allocations; those that were returned before are left alone.
 
-        Inside of another call of the same thread they are returned after that.
+        Waits for nobody: a thread that allocates or frees at this moment returns them after that.
         """
-        self._state.do(lambda: self._free(runs))
+        self._state.post(lambda: self._free(runs))
 
     def _allocate(self, sizes: Sequence[int], pages: list[int], runs: list[Run]) -> None:
         self._mend()

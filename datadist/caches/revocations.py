@@ -35,8 +35,8 @@ class Revocations:
         self._state.post(lambda: self._wait(targets, then))
 
     def settle(self) -> None:
-        """Complete what an exception interrupted."""
-        self._state.serve()
+        """Complete what an exception interrupted; waits for nobody."""
+        self._state.serve(wait=False)
 
     def _wait(self, targets: Mapping[PeerView, int], then: Callable[[], object]) -> None:
         left = {view: seq for view, seq in targets.items() if not _answered(view, seq)}

@@ -55,9 +55,8 @@ class Descriptor:
         os.close(self.fd)
 
 
-WAITING, AT_ONCE = (True,), (False,)
+AT_ONCE = (False,)
 """For `map` over a lock's ``acquire``, which is noted in C: no handler of a signal runs in between."""
-RETRY_SECONDS = 0.001
 
 
 class _Frame:
@@ -184,40 +183,38 @@ class Session:
             raise
 
     def _send_waiting(self) -> None:
-        """Seal and send what waits.
+        """Seal and send what waits; waits for nobody.
 
-        Where this thread is in the middle of that already, and a handler of a signal or `__del__` has
-        come in between, the rest is sent from there. An exception of theirs may come at any moment.
+        Who is in the middle of that, another thread, or this one before a handler of a signal or
+        `__del__` came in between, looks once more afterwards. An exception of theirs may come at any
+        moment.
         """
-        broken = self._send_once()
-        while self._unsealed and not broken and not self._sending:
-            broken = self._send_once()
-        why = broken or self._excess()
+        broken: list[str] = []
+        while self._send_once(broken) and self._unsealed and not broken:
+            pass
+        why = broken[0] if broken else self._excess()
         if why is not None:
             self._reactor.post(lambda: self._give_up(why))
         elif self._outbox:
             self._reactor.post(self._update_events)
 
-    def _send_once(self) -> str | None:
-        """The control thread does not wait for one that a handler has interrupted."""
+    def _send_once(self, broken: list[str]) -> bool:
+        """Whether nobody is in the middle of that; why the connection is broken goes to ``broken``."""
         held: list[bool] = []
-        control = self._reactor.inside()
         try:
-            held += map(self._send_lock.acquire, AT_ONCE if control else WAITING)
-            if True not in held:
-                self._reactor.later(RETRY_SECONDS, self._send_waiting)
-                return None
-            if self._sending:
-                return None
+            held += map(self._send_lock.acquire, AT_ONCE)
+            if True not in held or self._sending:
+                return False
             self._sending = True
             try:
                 self._seal_waiting()
-                return self._flush()
+                broken += filter(None, [self._flush()])
             finally:
                 self._sending = False
         finally:
             if True in held:
                 self._send_lock.release()
+        return True
 
     def _seal_waiting(self) -> None:
         while self._unsealed:
@@ -280,7 +277,7 @@ class Session:
             self.closed = True
             pending = [fd for frame in self._outbox for fd in frame.fds]
             self._outbox.clear()
-            self._seal_waiting()
+        self._send_waiting()  # drops what is not sealed yet
         self._reactor.unwatch(self._sock.fileno())
         if self.process is not None:
             self._reactor.unwatch(self.process.fd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
@@ -191,6 +192,65 @@ def test_making_inside_of_another_call_is_done_or_refused(outside: str, inside: 
         world.check_all_can_be_freed(where)
     assert refused
     assert all("inside another call" in text for text in refused)
+
+
+NESTED: dict[str, Callable[[World], object]] = {
+    "deallocate": lambda world: _free(world, 2),
+    "a key": lambda world: world.owned.remove_key(_key(2)),
+    "unregister": lambda world: world.owned.unregister(4, 60.0, certain=True, waits=False),
+    "settle": lambda world: world.owned.settle(wait=False),
+}
+
+
+def _beside(world: World, act: Act) -> None:
+    """Run ``act`` while another thread frees a cache, unless that waits for this one."""
+
+    def free() -> None:
+        _free(world, 3)
+        world.ack()
+
+    other = threading.Thread(target=free, daemon=True)
+    other.start()
+    other.join(0.02)
+    act()
+
+
+@pytest.mark.parametrize("inside", NESTED)
+@pytest.mark.parametrize("outside", ["with keys", "a key left"])
+def test_freeing_inside_of_a_call_waits_for_no_thread_that_waits_for_that_call(
+    outside: str, inside: str
+) -> None:
+    places: list[str] = []
+
+    def work() -> None:
+        for where, world in meanwhile_anew(
+            _world,
+            (MAKING | FREEING)[outside],
+            lambda world: _beside(world, lambda: NESTED[inside](world)),
+            STEP,
+        ):
+            places.append(where)
+            _wait_until(lambda world=world: 3 not in world.owned._caches, where)  # type: ignore[misc]
+            world.settle()
+            if inside != "settle":
+                freed = {"deallocate": 2, "a key": 0, "unregister": 4}[inside]
+                assert freed not in world.owned._caches, where
+            _forget_freed(world)
+            world.check_all_can_be_freed(where)
+        places.append("the end")
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    worker.join(60)
+    assert places[-1:] == ["the end"], f"after {places[-1:]} something hung"
+    assert len(places) > 5
+
+
+def _wait_until(condition: Callable[[], bool], where: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, where
+        time.sleep(0.0005)
 
 
 class _Held:

@@ -191,6 +191,45 @@ def test_descriptors_that_come_before_the_last_byte_reach_the_message(pair: Pair
     assert heard == [inodes]
 
 
+class _Stuck:
+    """A connection whose first call waits, as where a handler of a signal has interrupted it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock, self.inside, self.go_on = sock, threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+    def sendmsg(self, *arguments: Any) -> int:
+        self.inside.set()
+        self.go_on.wait(SECONDS)
+        return self.sock.sendmsg(*arguments)
+
+
+@pytest.mark.parametrize("by_reactor", [False, True])
+def test_sending_waits_for_no_other_thread(pair: Pair, by_reactor: bool) -> None:
+    stuck = _Stuck(pair.session._sock)
+    pair.session._sock = stuck  # type: ignore[assignment]
+    first = threading.Thread(target=pair.session.send, args=(_offer(1, 1),), daemon=True)
+    first.start()
+    assert stuck.inside.wait(SECONDS)
+    done = threading.Event()
+
+    def second() -> None:
+        pair.session.send(_offer(1, 2))
+        done.set()
+
+    if by_reactor:
+        pair.reactor.post(second)
+    else:
+        threading.Thread(target=second, daemon=True).start()
+    sent = done.wait(SECONDS / 4)
+    stuck.go_on.set()
+    assert sent, "it waited for the first one"
+    for message in (_offer(1, 1), _offer(1, 2)):
+        assert pair.receive(len(encode(message)))[0] == encode(message)
+
+
 # -- the process at the other end -----------------------------------------------------------------
 
 LEAVES_A_CHILD = """
