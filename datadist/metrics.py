@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from datadist.api.llm_datadist import LLMDataDist
+from datadist.base.callers import pass_on
 
 __all__ = ["StatsCollector"]
 
@@ -47,7 +48,8 @@ class StatsCollector(Collector):
         """The metrics of this moment."""
         try:
             stats = self._engine.stats()
-        except RuntimeError:  # before init, or after finalize
+        except RuntimeError as error:  # before init, or after finalize
+            pass_on(error)
             return
         own = (str(stats["cluster_id"]), str(stats["backend"]))
         yield from _counters("transfer", "", [((*own,), stats["total"])], ("cluster", "backend"))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datadist.base.callers import pass_on
 from datadist.base.keywords import named_keywords
 from datadist.types import DataType
 
@@ -70,7 +71,8 @@ def tensor_view(
     if data_type is DataType.DT_BF16:
         try:
             from ml_dtypes import bfloat16
-        except ModuleNotFoundError:
+        except ModuleNotFoundError as error:
+            pass_on(error)
             return view
         return view.view(bfloat16)
     return view
@@ -124,7 +126,8 @@ class CacheTensor:
         options = {name: value for name, value in options.items() if value is not None}
         try:
             capsule = view.__dlpack__(**options)
-        except TypeError:  # NumPy 1 knows only `stream`: the unversioned capsule fits all callers
+        except TypeError as error:
+            pass_on(error)  # NumPy 1 knows only `stream`: the unversioned capsule fits all callers
             capsule = view.__dlpack__()
         if self._data_type is DataType.DT_BF16:
             _mark_bfloat16(capsule)

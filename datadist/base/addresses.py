@@ -80,7 +80,8 @@ def looks_numeric(host: str) -> bool:
     """
     try:
         ascii_text = host.encode("idna").decode("ascii")
-    except UnicodeError:
+    except UnicodeError as error:
+        pass_on(error)
         ascii_text = host
     return _NUMERIC.fullmatch(ascii_text) is not None
 

@@ -2,15 +2,24 @@
 
 It passes through every call unchanged. Where we catch exceptions, for what a transport, a parser or
 NumPy may raise, such a one can be among them: a watchdog may raise any type, at any moment.
+
+So may one that another thread throws into the caller's (`PyThreadState_SetAsyncExc`), as task queues
+do. No handler's frame tells of that. Recognised is a class that is not of Python or its library, without
+arguments, which appears where no `raise` stands.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
+from opcode import opmap
 from types import FrameType, TracebackType
 
-__all__ = ["callers_own", "pass_on"]
+__all__ = ["callers_own", "pass_on", "tolerate"]
+
+_RAISE = {opmap[name] for name in ("RAISE_VARARGS", "RERAISE")}
+"""What the `raise` statement is compiled to."""
 
 
 def pass_on(error: BaseException) -> None:
@@ -18,6 +27,27 @@ def pass_on(error: BaseException) -> None:
     found = callers_own(error)
     if found is not None:
         raise found
+
+
+class tolerate:  # noqa: N801 - used as `contextlib.suppress` is
+    """Suppress exceptions of these types, but pass the caller's on."""
+
+    def __init__(self, *types: type[BaseException]) -> None:
+        self._types = types
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> bool:
+        if not isinstance(error, self._types):
+            return False
+        pass_on(error)
+        return True
 
 
 def callers_own(error: BaseException) -> BaseException | None:
@@ -34,6 +64,8 @@ def callers_own(error: BaseException) -> BaseException | None:
             return None
         if any(_is_handler(frame, caller) for caller, frame in pairwise(entered)):
             return found
+        if _is_thrown(found):
+            return found
         frames.update(entered)
         found = found.__cause__ or found.__context__
     return None
@@ -43,6 +75,16 @@ def _frames(trace: TracebackType | None) -> Iterator[FrameType]:
     while trace is not None:
         yield trace.tb_frame
         trace = trace.tb_next
+
+
+def _is_thrown(error: BaseException) -> bool:
+    """Whether another thread has thrown it: made of its class, by the interpreter itself."""
+    kind, trace = type(error), error.__traceback__
+    if trace is None or error.args or kind.__module__.partition(".")[0] in sys.stdlib_module_names:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] not in _RAISE
 
 
 def _is_handler(frame: FrameType, interrupted: FrameType) -> bool:

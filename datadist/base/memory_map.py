@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from pathlib import Path
 
+from datadist.base.callers import pass_on
 from datadist.base.portable import Portable
 
 __all__ = ["AskedMap", "MemoryMap", "NotWritable", "ReadMap", "look"]
@@ -60,7 +61,8 @@ def look() -> MemoryMap:
     kernel = AskedMap()
     try:
         kernel.find(0)
-    except OSError:
+    except OSError as error:
+        pass_on(error)
         with MAPS.open() as lines:
             return ReadMap(lines)
     return kernel
@@ -90,6 +92,7 @@ class AskedMap(MemoryMap):
             try:
                 fcntl.ioctl(maps, PROCMAP_QUERY, asked)
             except OSError as error:
+                pass_on(error)
                 if error.errno == errno.ENOENT:
                     return None
                 raise

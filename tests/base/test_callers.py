@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import signal
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 
-from datadist.base.callers import callers_own, pass_on
+from datadist.base.callers import callers_own, pass_on, tolerate
 
 
 class SoftLimit(Exception):
@@ -108,3 +110,46 @@ def test_other_exceptions_are_not(call: Callable[[], object]) -> None:
     error = _raised_in(call)
     assert callers_own(error) is None
     pass_on(error)
+
+
+def _throw(kind: type[BaseException] = SoftLimit) -> None:
+    """Into this thread, as another one may: it comes once the call has returned."""
+    ident = ctypes.c_ulong(threading.get_ident())
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(kind))
+    sum(number for number in range(10))
+
+
+def _loop() -> None:
+    ident, kind = ctypes.c_ulong(threading.get_ident()), ctypes.py_object(SoftLimit)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, kind)
+    while True:
+        pass
+
+
+@pytest.mark.parametrize("call", [_throw, _loop])
+def test_what_another_thread_throws_is_the_callers(call: Callable[[], None]) -> None:
+    error = _raised_in(call)
+    assert callers_own(error) is error
+    with pytest.raises(ValueError, match="wrapped") as caught:
+        _wrap(call)
+    assert isinstance(callers_own(caught.value), SoftLimit)
+
+
+def _wrap(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except Exception as error:
+        raise ValueError("wrapped") from error
+
+
+def test_what_is_thrown_cannot_be_told_from_what_python_raises_itself() -> None:
+    assert callers_own(_raised_in(lambda: _throw(TimeoutError))) is None
+
+
+def test_tolerating_passes_on_what_is_the_callers(interrupt: Callable[[], None]) -> None:
+    with tolerate(ValueError, LookupError):
+        raise KeyError(1)
+    with pytest.raises(OSError, match="other"), tolerate(ValueError):
+        raise OSError("other")
+    with pytest.raises(SoftLimit), tolerate(Exception):
+        interrupt()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
 import os
@@ -11,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+from datadist.base.callers import tolerate
 from datadist.base.memory_map import MemoryMap, NotWritable
 from datadist.transport import Placement, Region, RegistrationError
 from datadist_shm import _native, pages
@@ -200,7 +200,7 @@ def permit_access(allowed: bool) -> None:
 
 
 def _ptrace_scope() -> int:
-    with contextlib.suppress(OSError, ValueError):
+    with tolerate(OSError, ValueError):
         return int(YAMA.read_text())
     return 0
 
