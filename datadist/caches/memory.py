@@ -70,6 +70,7 @@ class Memory:
         """Allocations per placement and owner that peers have yet to let go."""
         self._bells: dict[Flag, None] = {}
         """Of allocations that wait for them."""
+        self._closed = False
         self._whole = False
         """Whether what follows from the dict of regions is right."""
         self._mend()
@@ -121,9 +122,12 @@ class Memory:
         return bool(self._pools) if placement is None else placement in self._pools
 
     def pool_region(self, placement: Placement) -> tuple[int, Region]:
-        """Id and region of the pool of that placement."""
+        """Id and region of the pool of that placement. Raises LLM_ENGINE_FINALIZED."""
         region_id = self._pools[placement][0]
-        return region_id, self._held[region_id].region
+        held = self._held.get(region_id)
+        if held is None:
+            raise _finalized()
+        return region_id, held.region
 
     def pool_usage(self, placement: Placement) -> dict[str, int]:
         """Pages of a pool in use, free, and freed but waiting for peers; bytes of a page.
@@ -149,11 +153,13 @@ class Memory:
 
         ``runs`` as for :meth:`PagePool.allocate`.
 
-        Raises LLM_OUT_OF_MEMORY, and ``RuntimeError`` inside of another call of the same thread.
+        Raises LLM_OUT_OF_MEMORY, LLM_ENGINE_FINALIZED after :meth:`close`, and ``RuntimeError``
+        inside of another call of the same thread.
         """
         pool = self._pools[placement][1]
         deadline = time.monotonic() + RETURN_SECONDS
         while True:
+            self._check_open()
             bell, coming = Flag(), self._returning(placement)
             self._bells[bell] = None  # before the attempt: what comes back meanwhile counts
             try:
@@ -195,7 +201,8 @@ class Memory:
 
         Raises LLM_PARAM_INVALID for a range that partly overlaps another, for too many ranges, or
         above the transport's limit, LLM_FAILED where the transport refuses the memory,
-        ``RuntimeError`` inside of another call of the same thread.
+        LLM_ENGINE_FINALIZED after :meth:`close`, ``RuntimeError`` inside of another call of the same
+        thread.
         """
         return self._registering.run(lambda: self._register(addresses, size, placement, user))
 
@@ -203,6 +210,7 @@ class Memory:
         self, addresses: Sequence[int], size: int, placement: Placement, user: Hashable
     ) -> list[int]:
         self._release_all()
+        self._check_open()
         try:
             shared, fresh = self._state.run(lambda: self._plan(addresses, size, placement, user))
             self._register_fresh(fresh, size, placement)
@@ -402,15 +410,25 @@ class Memory:
         if failed:
             raise failed[0]
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise _finalized()
+
     def close(self) -> None:
-        """Release everything; no link is open any more."""
-        self._pools = {}
+        """Release everything; no link is open any more. What was in pools may still be freed."""
+        self._closed = True
         for held in list(self._held.values()):
             held.users.clear()
             held.links.clear()
         self._state.run(lambda: self._drop(list(self._held), lambda held: None))
         for error in self._release_all():
             log.warning("%s", error)
+
+
+def _finalized() -> LLMException:
+    return LLMException(
+        "the engine was finalized meanwhile", status_code=LLMStatusCode.LLM_ENGINE_FINALIZED
+    )
 
 
 def _overlap(address: int, size: int, other: int, other_size: int, known: str) -> LLMException:

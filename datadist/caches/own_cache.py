@@ -9,7 +9,7 @@ from datadist.base.flag import Flag
 from datadist.caches.peers import PeerView
 from datadist.caches.pool import Run
 from datadist.control.messages import Binding, Entry
-from datadist.status import param_invalid
+from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import Placement
 
 __all__ = ["Birth", "Layout", "Leaving", "OwnCache", "Waiter"]
@@ -53,6 +53,11 @@ class OwnCache:
     """Of the local transfers that use the memory, by token: adding and discarding need no lock."""
     runs: list[Run] = field(default_factory=list)
     """What it has of the pool."""
+
+    @property
+    def unreferenced(self) -> bool:
+        """Whether neither its id nor a key keeps a cache of the pool."""
+        return self.pooled and not self.held and not self.bindings
 
     def entry(self) -> Entry:
         """What peers are told."""
@@ -99,6 +104,19 @@ class Leaving:
     def waited_for(self) -> bool:
         """Whether somebody does, and nobody else has to."""
         return self.waiter is not None and self.waiter.waits
+
+    def kept(self) -> LLMException:
+        """Why registered memory cannot be let go."""
+        late = [
+            f"cluster {view.session.cluster_id} ({view.session.peer})"
+            for view, seq in self.targets.items()
+            if view.seq_acked < seq and not view.gone
+        ]
+        return LLMException(
+            f"cache {self.cache.cache_id} stays registered: {', '.join(late)} did not confirm that it "
+            "has stopped writing (is it stopped?); try again when it answers or has ended",
+            status_code=LLMStatusCode.LLM_FAILED,
+        )
 
 
 @dataclass(eq=False)

@@ -15,22 +15,23 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datadist.base.coverage import Coverage
 from datadist.base.exclusive import Exclusive
+from datadist.caches.by_address import TensorsByAddress
 from datadist.caches.directory import KeyDirectory, KeyName
 from datadist.caches.memory import Memory
 from datadist.caches.own_cache import Birth, Layout, Leaving, OwnCache, Waiter
-from datadist.caches.peers import TOKENS, PeerView
+from datadist.caches.peers import TOKENS
+from datadist.caches.publication import Publication
 from datadist.caches.revocations import Revocations
 from datadist.control.account import MAX_CACHES, MAX_TENSORS
 from datadist.control.account import MAX_KEYS as MAX_ALL_KEYS
-from datadist.control.messages import MAX_KEYS, Binding, Directory, Entry, Message, Synced
+from datadist.control.messages import MAX_KEYS, Binding, Entry
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import Placement
 from datadist.types import INVALID_ID
@@ -38,12 +39,6 @@ from datadist.types import INVALID_ID
 __all__ = ["Birth", "Layout", "OwnCache", "OwnDirectory", "describe"]
 
 T = TypeVar("T")
-_Tensors: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]"
-
-ENTRY_BYTES, BASE_BYTES, KEY_BYTES = 256, 48, 160
-"""Most bytes in a message of an entry, of a tensor with its region in it, and of a key in it."""
-PART_BYTES = 2 << 20
-"""Bytes after which the next entry comes in another message of the directory."""
 
 
 class OwnDirectory:
@@ -66,20 +61,25 @@ class OwnDirectory:
         self._binding_ids = itertools.count(1)
         self._changes = 0
         """Counts what changes :meth:`caches_at`."""
-        self._sorted: tuple[tuple[int, bool, int | None], _Tensors] | None = None
-        self._views: set[PeerView] = set()
-        """Subscribed, or with something unacknowledged."""
+        self._by_address = TensorsByAddress()
         self.revocations = Revocations()
+        self.publication = Publication(self._state, self._settle, self._entries, self.revocations)
 
     # -- local changes -----------------------------------------------------------------------
 
-    def settle(self) -> None:
-        """Complete what an exception interrupted, and undo what was to become a cache and did not."""
+    def settle(self, wait: bool = True) -> None:
+        """Complete what an exception interrupted, and undo what was to become a cache and did not.
+
+        With ``wait`` all has been done that was asked for before, by whatever thread; not for handlers
+        and ``__del__``.
+        """
         self.revocations.settle()
-        if self._births or self._untold:
+        if not (self._births or self._untold):
+            self._state.serve(wait)
+        elif wait:
             self._state.do(self._settle)
         else:
-            self._state.serve()
+            self._state.post(self._settle)
 
     def _settle(self) -> None:
         for cache_id in list(self._untold):
@@ -221,7 +221,7 @@ class OwnDirectory:
         """Undo :meth:`pin`, if it was done."""
         cache.pins.discard(token)
         if cache.cache_id not in self._caches:  # somebody waits to free it
-            self._state.do(lambda: self._free_if_unused(cache.cache_id))
+            self._state.post(lambda: self._free_if_unused(cache.cache_id))
 
     def caches_at(
         self, addresses: NDArray[np.int64], lengths: NDArray[np.int64], freed_too: bool = False,
@@ -233,40 +233,14 @@ class OwnDirectory:
 
         Raises LLM_PARAM_INVALID for the first range that no tensor holds.
         """
-        base, size, cache_ids = self._all_tensors(freed_too, data_type)
-        end = base + size
-        # ranges may contain others, so of those that begin before an address the farthest counts
-        place = np.arange(len(end))
-        farthest = np.maximum.accumulate(np.where(end == np.maximum.accumulate(end), place, 0))
-        before = np.searchsorted(base, addresses, side="right") - 1
-        place = farthest[before]
-        good = (before >= 0) & (lengths > 0) & (addresses - base[place] <= size[place] - lengths)
-        if not good.all():
-            bad = int(np.flatnonzero(~good)[0])
-            raise param_invalid(
-                f"the {int(lengths[bad])} bytes at {int(addresses[bad]):#x} are not inside one tensor "
-                "of a live cache of this engine"
-            )
-        return {int(cache_id) for cache_id in np.unique(cache_ids[place])}
-
-    def _all_tensors(self, freed_too: bool, data_type: int | None) -> _Tensors:
-        """Sorted once for all that is asked between two changes."""
-        which = self._changes, freed_too, data_type
-        known = self._sorted
-        if known is not None and known[0] == which:
-            return known[1]
-        caches = list(self._caches.values())
-        if not freed_too:
-            caches = [cache for cache in caches if cache.held]
-        if data_type is not None:
-            caches = [cache for cache in caches if cache.layout.data_type == data_type]
-        tensors = _tensors(caches)
-        self._sorted = which, tensors
-        return tensors
+        caches = self._caches.values()
+        return self._by_address.find(
+            addresses, lengths, caches, self._changes, freed_too, data_type
+        )
 
     def deallocate(self, cache_id: int) -> None:
         """Drop the id's reference to a pool-owned cache; blocks caches lose their key with it."""
-        self._state.do(lambda: self._deallocate(cache_id))
+        self._state.post(lambda: self._deallocate(cache_id))
 
     def _deallocate(self, cache_id: int) -> None:
         self._settle()
@@ -282,7 +256,7 @@ class OwnDirectory:
 
     def remove_key(self, name: KeyName) -> None:
         """Unbind a key of a pool-owned cache; anything else is left alone."""
-        self._state.do(lambda: self._remove_key(name))
+        self._state.post(lambda: self._remove_key(name))
 
     def _remove_key(self, name: KeyName) -> None:
         self._settle()
@@ -307,7 +281,8 @@ class OwnDirectory:
             self._check_settled(cache)
         waiter = Waiter(waits and not cache.pooled)
         try:
-            self._state.do(lambda: self._unregister(cache, waiter))
+            change = self._state.do if waiter.waits else self._state.post
+            change(lambda: self._unregister(cache, waiter))
             if waiter.waits and waiter.leaving is not None:
                 self._let_go(waiter.leaving, timeout, certain)
         except BaseException:
@@ -327,7 +302,7 @@ class OwnDirectory:
         cache = leaving.cache
         if not leaving.let_go.wait(timeout) and certain:
             self._run(lambda: self._put_back(cache))
-            raise _kept(leaving)
+            raise leaving.kept()
         while cache.pins:  # local transfers, which have deadlines of their own
             leaving.idle.wait(timeout)
         try:
@@ -367,7 +342,7 @@ class OwnDirectory:
         self._caches.clear()
         self._changes += 1
         self._index.replace_all([])
-        self._views.clear()
+        self.publication.clear()
 
     # -- peers -------------------------------------------------------------------------------
 
@@ -386,59 +361,8 @@ class OwnDirectory:
         if covered.is_all(tensors):
             self._unbind(cache, binding_id)
 
-    def subscribe(self, view: PeerView) -> None:
-        """Send everything to a peer, and changes from then on."""
-        self._state.post(lambda: self._subscribe(view))
-
-    def _subscribe(self, view: PeerView) -> None:
-        if view.subscribed:
-            return
-        self._settle()
-        self._views.add(view)
-        parts = list(_parts([cache.entry() for cache in self._caches.values()]))
-        for number, part in enumerate(parts, 1):
-            self._send(view, part, [], reset=number == 1, last=number == len(parts))
-        view.subscribed = True
-
-    def answer_sync(self, view: PeerView, sync_id: int) -> None:
-        """Tell a peer that it has heard everything that was published before."""
-        self._state.post(lambda: view.send(Synced(id=sync_id)))
-
-    def unsubscribe_unless(self, view: PeerView, linked: bool) -> None:
-        """Stop sending changes to a peer that no link needs them for."""
-        if not linked:
-            self._state.post(lambda: setattr(view, "subscribed", False))
-
-    def send_revocation(self, view: PeerView, make: Callable[[int], Message]) -> None:
-        """Send a message that the peer acknowledges once none of its pulls is in its way."""
-
-        def send() -> None:
-            view.seq_sent += 1
-            self._views.add(view)
-            view.send(make(view.seq_sent))
-
-        self._state.run(send)
-
-    def suspect(self, view: PeerView) -> None:
-        """A peer's session is over, but it may still write: until :meth:`on_gone` nothing returns."""
-
-        def keep() -> None:
-            view.subscribed = False
-            view.seq_sent += 1  # which it cannot acknowledge
-            self._views.add(view)
-
-        self._state.post(keep)
-
-    def on_gone(self, view: PeerView) -> None:
-        """A peer's session is over, and nothing of it touches our memory."""
-
-        def forget() -> None:
-            view.subscribed = False
-            view.gone = True
-            self._views.discard(view)
-            self.revocations.on_gone(view)
-
-        self._state.post(forget)
+    def _entries(self) -> list[Entry]:
+        return [cache.entry() for cache in self._caches.values()]
 
     # -- one change --------------------------------------------------------------------------
 
@@ -446,11 +370,11 @@ class OwnDirectory:
         self._untold[cache.cache_id] = None
         cache.bindings.pop(binding_id, None)
         cache.covered.pop(binding_id, None)
-        if _unreferenced(cache):
+        if cache.unreferenced:
             self._remove(cache)
             return
         self._index.unbind(cache.cache_id, binding_id)
-        self._publish([], [], [(cache.cache_id, binding_id)])
+        self.publication.publish([], [], [(cache.cache_id, binding_id)])
         self._untold.pop(cache.cache_id, None)
 
     def _remove(self, cache: OwnCache, waiter: Waiter | None = None) -> None:
@@ -466,19 +390,19 @@ class OwnDirectory:
     def _tell(self, cache_id: int) -> None:
         """Let index and peers know what became of a cache; may be repeated."""
         cache, leaving = self._caches.get(cache_id), self._leaving.get(cache_id)
-        if cache is not None and _unreferenced(cache):
+        if cache is not None and cache.unreferenced:
             self._remove(cache)
             return
         if cache is not None:
             entry = cache.entry()
             self._index.put(entry)
-            self._publish([entry], [])
+            self.publication.publish([entry], [])
         else:
             self._index.remove(cache_id)
             if leaving is not None and leaving.cache.pooled:
                 layout = leaving.cache.layout
                 self._memory.expect(layout.placement, cache_id, len(layout.bases))
-            targets = self._publish([], [cache_id])
+            targets = self.publication.publish([], [cache_id])
             if leaving is not None:
                 leaving.targets = targets
                 self.revocations.when_acked(targets, partial(self._on_acked, leaving))
@@ -505,92 +429,12 @@ class OwnDirectory:
                 self._memory.unregister_later(cache.regions, cache_id)
             self._leaving.pop(cache_id, None)
 
-    def _publish(
-        self, upsert: list[Entry], remove: list[int], unbind: Sequence[tuple[int, int]] = ()
-    ) -> dict[PeerView, int]:
-        """Send a change to every subscriber; returns what each peer must acknowledge."""
-        targets = {}
-        for view in list(self._views):
-            if view.subscribed:
-                self._send(view, upsert, remove, unbind)
-            elif view.seq_acked >= view.seq_sent:
-                self._views.discard(view)
-                continue
-            targets[view] = view.seq_sent
-        return targets
-
-    @staticmethod
-    def _send(
-        view: PeerView,
-        upsert: list[Entry],
-        remove: list[int],
-        unbind: Sequence[tuple[int, int]] = (),
-        reset: bool = False,
-        last: bool = True,
-    ) -> None:
-        view.seq_sent += 1
-        view.send(
-            Directory.model_construct(
-                seq=view.seq_sent,
-                reset=reset,
-                last=last,
-                upsert=upsert,
-                remove=remove,
-                unbind=list(unbind),
-            )
-        )
-
-
-def _parts(entries: list[Entry]) -> Iterator[list[Entry]]:
-    """``entries`` in portions of bounded size; at least one, which may be empty."""
-    part: list[Entry] = []
-    size = 0
-    for entry in entries:
-        more = ENTRY_BYTES + BASE_BYTES * len(entry.bases) + KEY_BYTES * len(entry.bindings)
-        if part and size + more > PART_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(entry)
-        size += more
-    yield part
-
-
-def _tensors(caches: Sequence[OwnCache]) -> _Tensors:
-    """Address, bytes and cache id of every tensor, by address; never empty."""
-    layouts = [cache.layout for cache in caches]
-    counts = [len(layout.bases) for layout in layouts]
-    base = np.fromiter(chain.from_iterable(layout.bases for layout in layouts), np.int64)
-    size = np.repeat(np.array([layout.tensor_size for layout in layouts], np.int64), counts)
-    cache_ids = np.repeat(np.array([cache.cache_id for cache in caches], np.int64), counts)
-    order = np.lexsort((cache_ids, size, base))
-    if not len(order):
-        return np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64)
-    return base[order], size[order], cache_ids[order]
-
 
 def _not_here(cache_id: int) -> LLMException:
     return LLMException(
         f"cache {cache_id} does not exist in this engine: it was freed, or never allocated or "
         "registered here",
         status_code=LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
-    )
-
-
-def _unreferenced(cache: OwnCache) -> bool:
-    """Whether neither its id nor a key keeps a cache of the pool."""
-    return cache.pooled and not cache.held and not cache.bindings
-
-
-def _kept(leaving: Leaving) -> LLMException:
-    late = [
-        f"cluster {view.session.cluster_id} ({view.session.peer})"
-        for view, seq in leaving.targets.items()
-        if view.seq_acked < seq and not view.gone
-    ]
-    return LLMException(
-        f"cache {leaving.cache.cache_id} stays registered: {', '.join(late)} did not confirm that it "
-        "has stopped writing (is it stopped?); try again when it answers or has ended",
-        status_code=LLMStatusCode.LLM_FAILED,
     )
 
 

@@ -157,7 +157,7 @@ class Inbox:
             case Consume():
                 self._owned.consumed(message.cache_id, message.binding, message.start, message.stop)
             case Sync():
-                self._owned.answer_sync(view, message.id)
+                self._owned.publication.answer_sync(view, message.id)
             case Synced():
                 view.end_sync(message.id)
             case Fetch():

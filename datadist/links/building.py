@@ -210,7 +210,9 @@ class Builder:
             view = self._steps.view(attempt, rank)
             if view is not None:  # also one that has left: a pull of its own may still go on
                 self._meeting.hold(view.session, ACKS)
-                self._owned.send_revocation(view, lambda seq: Left(domain=attempt.token, seq=seq))
+                self._owned.publication.send_revocation(
+                    view, lambda seq: Left(domain=attempt.token, seq=seq)
+                )
                 targets[view] = view.seq_sent
         self._retire(domain, attempt, targets)
         return targets
@@ -243,7 +245,7 @@ class Builder:
             domain.attempt is not None and domain.attempt.rank_of(view.incarnation) is not None
             for domain in list(self._active.values())
         )
-        self._owned.unsubscribe_unless(view, linked)
+        self._owned.publication.unsubscribe_unless(view, linked)
 
     def _close_when_quiet(self, attempt: Attempt) -> None:
         if attempt.closing or (attempt.jobs and not attempt.joining):

@@ -93,7 +93,7 @@ class Steps:
             view = self.view(attempt, rank)
             if view is not None and rank not in attempt.greeted and not attempt.dead:
                 attempt.greeted.add(rank)
-                self._owned.subscribe(view)
+                self._owned.publication.subscribe(view)
                 view.queue_offer(self._giver(domain, attempt, rank))
 
     def _try_open(self, domain: Domain, attempt: Attempt) -> None:

@@ -46,9 +46,9 @@ class Suspects:
     def on_lost(self, view: PeerView, process: Descriptor | None) -> None:
         """A session ended; ``process`` is its peer's, where it is on this host."""
         if not self._may_write(view) or process is None or _ended(process):
-            self._owned.on_gone(view)
+            self._owned.publication.on_gone(view)
             return
-        self._owned.suspect(view)
+        self._owned.publication.suspect(view)
         self._suspects.setdefault(view.incarnation, []).append(_Suspect(view, process))
         self._reactor.watch(process.fd, READ, lambda _: self._clear(view.incarnation))
 
@@ -73,7 +73,7 @@ class Suspects:
     def _clear(self, incarnation: str) -> None:
         for suspect in self._suspects.pop(incarnation, []):
             self._reactor.unwatch(suspect.process.fd)
-            self._owned.on_gone(suspect.view)
+            self._owned.publication.on_gone(suspect.view)
 
 
 def _ended(process: Descriptor) -> bool:

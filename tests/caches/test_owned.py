@@ -58,7 +58,7 @@ class _Peer:
 
 def _subscribed(owned: OwnDirectory) -> _Peer:
     peer = _Peer()
-    owned.subscribe(PeerView(cast("Session", peer)))
+    owned.publication.subscribe(PeerView(cast("Session", peer)))
     return peer
 
 
