@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadist.base import checks
+from datadist.base.callers import pass_on
 from datadist.base.calls import Outcome, begin, entries, inside_call, run_apart
 from datadist.base.deferred import Deferred
 from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
@@ -96,7 +97,9 @@ class LLMDataDist:
         begin("init")
         self._await_start()
         if self._engine is not None:
-            return
+            if self._engine.forked or not self._engine.over:
+                return
+            self._begin_end()  # what an interrupted `finalize` has left
         first: list[str] = []
         """Whether the engine was ready before this call was interrupted: appending needs no lock."""
 
@@ -200,13 +203,6 @@ class LLMDataDist:
         self._engine = None
         return engine
 
-    def _live(self, code: LLMStatusCode) -> Engine:
-        """The engine. Raises LLMException with ``code`` where there is none."""
-        engine = self._engine
-        if engine is None or engine.forked:
-            raise self._refusal(code, engine is not None)
-        return engine
-
     def _refusal(self, code: LLMStatusCode, forked: bool) -> LLMException:
         """Why a cache manager, which may outlive its engine, cannot serve."""
         if forked:
@@ -219,7 +215,7 @@ class LLMDataDist:
 
     def _initialised(self) -> Engine:
         engine = self._engine
-        if engine is None:
+        if engine is None or (engine.over and not engine.forked):
             raise RuntimeError(f"{self!r} is not initialized: call init first")
         if engine.forked:
             raise RuntimeError(self._forked())
@@ -444,7 +440,7 @@ class LLMDataDist:
 
         Raises ``RuntimeError`` before `init`.
         """
-        return self._initialised().stats()
+        return self._initialised().stats(wait=not inside_call(sys._getframe(1)))
 
     # -- first version only ------------------------------------------------------------------
 
@@ -524,6 +520,7 @@ def _check_name_bytes(name: str) -> None:
     try:
         encoded = name.encode()
     except UnicodeEncodeError as error:
+        pass_on(error)
         raise param_invalid(f"comm_name {name!r} is not text: {error.reason}") from None
     if len(encoded) >= MAX_NAME or 0 in encoded:
         raise param_invalid(

@@ -28,8 +28,9 @@ class ManagerPart:
     def _engine(self) -> Engine:
         """The engine. Raises LLM_ENGINE_FINALIZED once it was finalized, and in a forked child."""
         engine = self._bound
-        if engine is None or engine.forked:
-            raise self._refusal(LLMStatusCode.LLM_ENGINE_FINALIZED, engine is not None)
+        if engine is None or engine.over:
+            forked = engine is not None and engine.forked
+            raise self._refusal(LLMStatusCode.LLM_ENGINE_FINALIZED, forked)
         return engine
 
 

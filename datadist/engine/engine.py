@@ -94,6 +94,8 @@ class Engine:
         self.cluster_id = cluster_id
         self.options = options
         self.forked = False
+        self.over = False
+        """Whether it is finalized, or of another process: nobody may begin anything."""
         self._undelivered: dict[int, list[int]] = {}
         """Comm ids that interrupted calls of `link` got, or will get, and have not returned."""
         self._losses = itertools.count()
@@ -545,10 +547,14 @@ class Engine:
                 f"{domain} FAILED: {domain.reason}", status_code=LLMStatusCode.LLM_LINK_FAILED
             )
 
-    def stats(self) -> dict[str, Any]:
-        """Counters of every link, of the engine, and the use of its pools."""
+    def stats(self, wait: bool = True) -> dict[str, Any]:
+        """Counters of every link, of the engine, and the use of its pools.
+
+        Without ``wait``, inside of another call of the same thread, as it is before other threads have
+        freed what they are about to free.
+        """
         domains = self._all_domains()
-        self.owned.settle()
+        self.owned.settle(wait)
         with self.transfers.counting:
             links, total = link_stats(domains), self.transfers.counters.as_dict()
         return {
@@ -575,6 +581,7 @@ class Engine:
         Does not wait, see :meth:`wait_until_ended`: handlers of signals call it, and what they have
         interrupted goes on first. Calling it again changes nothing.
         """
+        self.over = True
         self._ender.submit(self._finalizing)
 
     def wait_until_ended(self, timeout: float | None = None) -> bool:
@@ -652,7 +659,7 @@ class Engine:
 
     def abandon(self) -> None:
         """In a forked child: the threads are gone; close descriptors, touch nothing shared."""
-        self.forked = True
+        self.forked = self.over = True
         self.shortcuts.clear()
         self._reactor.abandon()
         self._meeting.abandon()

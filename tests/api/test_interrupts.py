@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
+import random
 import threading
 import time
 from collections import Counter
@@ -146,6 +148,45 @@ def test_an_interrupted_start_or_end_can_be_repeated(
     assert start_node().do(_interrupt_init, what, kind, timeout=300) > 5
 
 
+def _calls_after_a_torn_end(here: nodes.Here) -> list[str]:
+    """What calls raise once the exception came after the end had begun, and whether init works."""
+    engine = _started(here)
+    options, manager = dict(here.any["options"]), engine.cache_manager
+    cache = manager.allocate_blocks_cache(DESC)
+    inner: Any = engine._engine
+    begin = inner.finalize
+
+    def torn() -> None:
+        begin()
+        raise SoftLimit
+
+    inner.finalize = torn
+    with pytest.raises(SoftLimit):
+        engine.finalize()
+    assert inner.ended.wait(SECONDS)
+    inner.finalize = begin
+    found = []
+    for call in (
+        lambda: manager.deallocate_blocks_cache(cache),
+        lambda: manager.allocate_blocks_cache(DESC),
+        lambda: manager.unregister_cache(cache.cache_id),
+    ):
+        with pytest.raises(LLMException) as caught:
+            call()
+        found.append(caught.value.status_code.name)
+    with pytest.raises(RuntimeError, match="not initialized"):
+        engine.stats()
+    engine.init(options)
+    engine.cache_manager.allocate_blocks_cache(DESC)
+    engine.finalize()
+    return found
+
+
+def test_after_an_end_that_was_interrupted_nothing_begins_but_init(start_node: Start) -> None:
+    found = start_node().do(_calls_after_a_torn_end, timeout=60)
+    assert found == ["LLM_ENGINE_FINALIZED"] * 3
+
+
 # -- a pair ------------------------------------------------------------------------------------
 
 
@@ -228,6 +269,39 @@ def test_an_interrupted_transfer_passes_the_exception_on_and_leaves_nothing_take
     pair: tuple[Node, Node], name: str, kind: type
 ) -> None:
     assert pair[1].do(_interrupt, name, kind, timeout=300) > 5
+
+
+def _throw(here: nodes.Here, name: str, rounds: int) -> int:
+    """Throw exceptions from another thread, as some task queues do, at any moment of calls."""
+    call, chance = _calls(here)[name], random.Random(name)
+    ident, thrown = ctypes.c_ulong(threading.get_ident()), 0
+    call()
+
+    def throw() -> None:
+        time.sleep(chance.uniform(0, 1e-3))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SoftLimit))
+
+    for _ in range(rounds):
+        thrower = threading.Thread(target=throw)
+        try:
+            thrower.start()
+            while thrower.is_alive():
+                call()
+            call()  # it comes here at the latest
+        except SoftLimit:
+            thrown += 1
+        _soon(lambda: not _taken(here), f"{_taken(here)}")
+        call()
+    defects = [line for line in nodes.log_of(here) if "defect" in line or "report it" in line]
+    assert defects == []
+    return thrown
+
+
+@pytest.mark.parametrize("name", ["pull", "pull, full", "push", "copy", "transfer"])
+def test_what_another_thread_throws_passes_through_and_leaves_nothing_taken(
+    pair: tuple[Node, Node], name: str
+) -> None:
+    assert pair[1].do(_throw, name, 30, timeout=300) == 30
 
 
 def _nest(here: nodes.Here, name: str, inner: str, step: int) -> dict[str, int]:

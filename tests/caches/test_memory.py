@@ -17,6 +17,7 @@ from datadist.caches.pool import Run
 from datadist.caches.pool_config import PoolConfig
 from datadist.status import LLMException, LLMStatusCode
 from datadist.transport import Placement, Region, RegistrationError
+from tests.caches.world import World
 
 PAGE = 1024
 POOL = PoolConfig(memory_size=2 * PAGE, page_shift=10)
@@ -182,3 +183,19 @@ def test_pages_that_do_not_come_back_in_time_are_named(monkeypatch: pytest.Monke
     memory.expect(DEVICE, "owner", 1)
     with pytest.raises(LLMException, match="1 freed allocations wait for peers to let go"):
         memory.allocate(DEVICE, [PAGE])
+
+
+def test_what_comes_after_the_end_is_refused_and_frees_are_harmless() -> None:
+    world = World()
+    cache = world.allocate()
+    runs = world.owned._caches[cache.cache_id].runs
+    world.memory.close()
+    for call in (
+        lambda: world.memory.allocate(DEVICE, [1024]),
+        lambda: world.memory.register([1 << 20], 1024, DEVICE, 99),
+    ):
+        with pytest.raises(LLMException) as caught:
+            call()
+        assert caught.value.status_code is LLMStatusCode.LLM_ENGINE_FINALIZED
+    world.memory.give_back(DEVICE, cache.cache_id, runs)
+    assert world.memory.pool_usage(DEVICE)["pages_used"] == 0

@@ -70,9 +70,9 @@ class World:
         self.view = PeerView(cast("Session", self.peer))
         self.known = PeerView(cast("Session", _Peer()))
         """What the peer knows."""
-        self.owned.subscribe(self.view)
+        self.owned.publication.subscribe(self.view)
         engine = SimpleNamespace(
-            memory=self.memory, owned=self.owned, transport=self.transport, forked=False
+            memory=self.memory, owned=self.owned, transport=self.transport, over=False, forked=False
         )
         self.manager = Allocation(cast("Any", engine), cast("Any", None), one_sided=False)
         self.finished = 0
