@@ -1,25 +1,29 @@
 """An engine whose calls are interrupted, in a process of its own: what was raised, and what is left.
 
-Handlers of a timer raise at random moments, or call the engine themselves; caches are freed by `__del__`
-meanwhile, wherever the collector of garbage finds them.
+Handlers raise at random moments, or call the engine themselves; their signals come from a timer, or from
+another thread. Caches are freed by `__del__` meanwhile, wherever the collector of garbage finds them, and
+another thread makes and frees caches all the time.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import gc
+import itertools
 import os
 import random
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +39,7 @@ from datadist import (
     LLMDataDist,
     LLMException,
     LLMRole,
+    LLMStatusCode,
     Placement,
     TransferWithCacheKeyConfig,
 )
@@ -54,6 +59,10 @@ ENDINGS = 50
 REST_SECONDS = 10.0
 PAGES = 2 * 2 * 4
 """Pages of the two caches that stay: 2 tensors of 16 KiB each."""
+
+
+HANG_SECONDS = 120.0
+"""So long one round never takes; then the stacks of all threads are written, and the process ends."""
 
 
 class Stop(BaseException):
@@ -81,14 +90,68 @@ class _Final(LayerSynchronizer):
 
 
 class _Dropped:
-    """Frees a cache when the collector finds it."""
+    """Does something, which frees, when the collector finds it."""
 
-    def __init__(self, manager: CacheManager, cache: Cache) -> None:
+    owed: ClassVar[dict[int, Callable[[], object]]] = {}
+    """What has not been done, since a handler interrupted `__del__`, or the object still lives."""
+    _numbers = itertools.count()
+
+    def __init__(self, free: Callable[[], object]) -> None:
         self.circle = self
-        self._manager, self._cache = manager, cache
+        self._number = next(self._numbers)
+        self.owed[self._number] = free
 
     def __del__(self) -> None:
-        self._manager.deallocate_blocks_cache(self._cache)
+        self._free(self._number)
+
+    @classmethod
+    def _free(cls, number: int) -> None:
+        with _unless_finalized():
+            cls.owed[number]()
+        del cls.owed[number]
+
+    @classmethod
+    def free_rest(cls) -> None:
+        """Do what was interrupted, once the collector has run."""
+        for number in list(cls.owed):
+            cls._free(number)
+
+
+@contextmanager
+def _unless_finalized() -> Iterator[None]:
+    try:
+        yield
+    except LLMException as error:
+        if error.status_code is not LLMStatusCode.LLM_ENGINE_FINALIZED:
+            raise
+
+
+class _Beside:
+    """A thread that makes and frees caches while others do what they do."""
+
+    def __init__(self, manager: CacheManager) -> None:
+        self._manager = manager
+        self._over = threading.Event()
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        memory = [np.zeros(SHAPE, np.int32) for _ in range(2)]
+        addresses = [int(each.ctypes.data) for each in memory]
+        try:
+            while not self._over.wait(0.001):
+                kept = self._manager.allocate_blocks_cache(SMALL)
+                _Dropped(partial(self._manager.deallocate_blocks_cache, kept))
+                made = self._manager.register_cache(SMALL, addresses)
+                self._manager.unregister_cache(made.cache_id)
+        except BaseException as error:
+            self.error = error
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._over.set()
+        self._thread.join()
 
 
 def options() -> LLMConfig:
@@ -134,6 +197,8 @@ class Victim:
         self.faults: list[str] = []
         self._armed: Callable[[], None] | None = None
         self._pending: BaseException | None = None
+        self._where = ""
+        """The stack that a handler has interrupted last."""
         self._comm_id = 0
         self._comm_ids: list[int] = []
         self._made: list[Cache] = []
@@ -177,7 +242,13 @@ class Victim:
             "allocate": self._allocate,
             "link": self._link,
             "finalize": self._finalize,
+            "free": self._free_spare,
+            "free by __del__": gc.collect,
+            "remove a key": lambda: self.manager.remove_cache_key(CacheKey(2, 1 << 61)),
+            "unregister": self._unregister_spare,
         }
+        self._spare: list[Cache] = []
+        """What handlers may free: the first of the pool, the second registered."""
         here.engine = LLMDataDist(LLMRole.MIX, 2)
         self._settle()
 
@@ -218,7 +289,31 @@ class Victim:
 
     def _allocate(self) -> None:
         self._made += map(self.manager.allocate_blocks_cache, [SMALL])  # noted in C: it is ours
-        _Dropped(self.manager, self._made[-1])
+        for made in self._made[-1:]:  # not what a handler has freed meanwhile
+            _Dropped(partial(self.manager.deallocate_blocks_cache, made))
+
+    def _make_spare(self) -> None:
+        """Caches that handlers and the collector free."""
+        manager = self.manager
+        addresses = [int(each.ctypes.data) for each in self._memory]
+        pooled = manager.allocate_cache(SMALL, [CacheKey(2, 1 << 61)])
+        self._spare = [pooled, manager.register_cache(SMALL, addresses)]
+        _Dropped(partial(manager.deallocate_blocks_cache, manager.allocate_blocks_cache(SMALL)))
+        cache_id = manager.register_cache(SMALL, addresses).cache_id
+        _Dropped(partial(manager.unregister_cache, cache_id))
+
+    def _free_spare(self) -> None:
+        self.manager.deallocate_cache(self._spare[0])
+
+    def _unregister_spare(self) -> None:
+        self.manager.unregister_cache(self._spare[1].cache_id)
+
+    def _free_spares(self) -> None:
+        if self._spare:
+            self._free_spare()
+            self.manager.remove_cache_key(CacheKey(2, 1 << 61))
+            self._unregister_spare()
+            self._spare = []
 
     def _allocate_with_keys(self) -> None:
         key = CacheKey(2, next(self._requests))
@@ -233,12 +328,12 @@ class Victim:
 
     def _free_made(self) -> None:
         """What was made, where an exception came before it was freed."""
-        while self._keys:
-            self.manager.remove_cache_key(self._keys[-1])
-            self._keys.pop()
-        while self._made:
-            self.manager.unregister_cache(self._made[-1].cache_id)
-            self._made.pop()
+        for key in list(self._keys):
+            self.manager.remove_cache_key(key)
+            self._keys = [each for each in self._keys if each is not key]
+        for cache in list(self._made):
+            self.manager.unregister_cache(cache.cache_id)
+            self._made = [each for each in self._made if each is not cache]
 
     def _transfer(self) -> None:
         config = TransferWithCacheKeyConfig(BlocksCacheKey(PEER, 2), range(1), range(1))
@@ -249,14 +344,14 @@ class Victim:
     def _link(self) -> None:
         table = nodes.table_for(LONELY)
         self._comm_ids += map(self.engine.link, ["lonely"], [LONELY], [table])
-        self._comm_id = self._comm_ids[-1]
+        self._comm_id = max([self._comm_id, *self._comm_ids])
         self._unlink_all()
 
     def _unlink_all(self) -> None:
-        while self._comm_ids:
+        for comm_id in list(self._comm_ids):
             with suppress(LLMException):
-                self.engine.unlink(self._comm_ids[-1])
-            self._comm_ids.pop()
+                self.engine.unlink(comm_id)
+            self._comm_ids = [each for each in self._comm_ids if each != comm_id]
 
     def _unlink(self) -> None:
         self.engine.unlink(self._comm_id)
@@ -270,9 +365,10 @@ class Victim:
 
     # -- interrupting ------------------------------------------------------------------------
 
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+    def _handle(self, _number: int, frame: FrameType | None) -> None:
         action, self._armed = self._armed, None
         if action is not None:
+            self._where = "".join(traceback.format_stack(frame, 12))
             action()
 
     def _unraisable(self, unraisable: Any) -> None:
@@ -297,24 +393,21 @@ class Victim:
         """Make a call until a handler has made another one."""
 
         def act() -> None:
-            started = time.monotonic()
             try:
                 self.actions[action]()
                 outcome = "done"
             except RuntimeError as error:
                 outcome = type(error).__name__
-            if time.monotonic() - started > 60:
-                self.faults.append(f"{action} in a handler during {name} took very long")
             self.nested[f"{action}: {outcome}"] += 1
 
         self._meanwhile(name, act)
 
     def _meanwhile(self, name: str, action: Callable[[], None]) -> None:
-        call, caught = self.calls[name], None
+        call, caught, sender = self.calls[name], None, None
         self._pending = None
         try:
             self._armed = action
-            signal.setitimer(signal.ITIMER_REAL, self.random.choice((1, 1, 20)) * self._moment())
+            sender = self._send_soon(self.random.choice((1, 1, 20)) * self._moment())
             while self._armed is not None:
                 try:
                     call()
@@ -324,11 +417,29 @@ class Victim:
         except KINDS as error:
             caught = error
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if sender is not None:
+            sender.join()
         pending, self._pending = self._pending, None
         if caught is not pending:
-            self.faults.append(f"{name}: a handler raised {pending!r}, and {caught!r} came out")
+            self.faults.append(
+                f"{name}: a handler raised {pending!r}, and {caught!r} came out, at\n{self._where}"
+            )
         elif caught is not None:
             self.raised[name] += 1
+
+    def _send_soon(self, seconds: float) -> threading.Thread | None:
+        """Have the signal come: from a timer, or from a thread, which is returned."""
+        if self.random.randrange(3):
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            return None
+
+        def send() -> None:
+            time.sleep(seconds)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        return sender
 
     def _moment(self) -> float:
         return self.random.uniform(20e-6, 1000e-6)
@@ -340,8 +451,9 @@ class Victim:
         fresh = self.engine._engine is None
         self._init()
         if fresh:
-            self._made, self._keys, self._comm_ids = [], [], []
+            self._made, self._keys, self._comm_ids, self._spare = [], [], [], []
         self._free_made()
+        self._free_spares()
         self._unlink_all()
         if fresh or not hasattr(self, "blocks"):
             self._requests = iter(range(1, 1 << 60))
@@ -349,6 +461,7 @@ class Victim:
             self.slots = self.manager.allocate_cache(SMALL)
             self.cpu = Cache.create_cpu_cache(HOST, [int(a.ctypes.data) for a in self._host])
         self.link_peer()
+        self._make_spare()
 
     def run(self, rounds: int, nested: int) -> None:
         """Interrupt every kind of call at random; after each some things have to work."""
@@ -356,12 +469,17 @@ class Victim:
         seldom = ("init", "finalize")
         often = [name for name in self.calls if name not in seldom]
         for number in range(rounds + nested):
+            faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
             ends = self.random.randrange(ENDINGS) == 0
             name = self.random.choice(seldom if ends else often)
+            if number and number % 1000 == 0:
+                print(f"{number} rounds", flush=True)
+            beside = None if ends or self.random.randrange(4) else _Beside(self.manager)
             if number < rounds:
                 self.interrupt(name)
             else:
                 self.nest(name, self.random.choice(list(self.actions)))
+            self._stop(beside)
             if ends and name == "init":
                 self.engine.finalize()
             self._settle()
@@ -371,6 +489,14 @@ class Victim:
             if self.faults:
                 return
         self.check_rest()
+
+    def _stop(self, beside: _Beside | None) -> None:
+        if beside is None:
+            return
+        beside.stop()
+        finalized = self.engine._engine is None
+        if beside.error is not None and not (finalized and isinstance(beside.error, LLMException)):
+            self.faults.append(f"beside: {beside.error!r}")
 
     def _check_pull(self) -> None:
         for each in self.blocks.numpy():
@@ -383,7 +509,9 @@ class Victim:
 
     def check_rest(self) -> None:
         """Nothing is taken but what the program has."""
+        self._free_spares()
         gc.collect()
+        _Dropped.free_rest()
         self._unlink_peer()
         engine = self.engine._engine
         deadline = time.monotonic() + REST_SECONDS
@@ -422,7 +550,6 @@ def play(
     here: nodes.Here, port: int, seed: int, rounds: int, nested: int, skip: str = ""
 ) -> dict[str, Any]:
     """One run; what it counted and found."""
-    faulthandler.dump_traceback_later(600, exit=False)  # says where a call hangs
     victim = Victim(here, port, seed)
     if skip:
         victim.leave_out(skip)
