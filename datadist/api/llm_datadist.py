@@ -203,6 +203,13 @@ class LLMDataDist:
         self._engine = None
         return engine
 
+    def _live(self, code: LLMStatusCode) -> Engine:
+        """The engine. Raises LLMException with ``code`` where there is none."""
+        engine = self._engine
+        if engine is None or engine.over:
+            raise self._refusal(code, engine is not None and engine.forked)
+        return engine
+
     def _refusal(self, code: LLMStatusCode, forked: bool) -> LLMException:
         """Why a cache manager, which may outlive its engine, cannot serve."""
         if forked:

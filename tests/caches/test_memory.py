@@ -190,10 +190,11 @@ def test_what_comes_after_the_end_is_refused_and_frees_are_harmless() -> None:
     cache = world.allocate()
     runs = world.owned._caches[cache.cache_id].runs
     world.memory.close()
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: world.memory.allocate(DEVICE, [1024]),
         lambda: world.memory.register([1 << 20], 1024, DEVICE, 99),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(LLMException) as caught:
             call()
         assert caught.value.status_code is LLMStatusCode.LLM_ENGINE_FINALIZED

@@ -33,7 +33,8 @@ class World:
         self.gone: list[str] = []
         self.all_gone = threading.Event()
         builder = SimpleNamespace(reaches=lambda _: self.linked)
-        owned = SimpleNamespace(suspect=lambda _: None, on_gone=self._on_gone)
+        publication = SimpleNamespace(suspect=lambda _: None, on_gone=self._on_gone)
+        owned = SimpleNamespace(publication=publication)
         self._suspects = Suspects(
             self.reactor, cast("Builder", builder), cast("OwnDirectory", owned), one_sided=True
         )
