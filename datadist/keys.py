@@ -14,7 +14,7 @@ __all__ = ["INVALID_ID", "BlocksCacheKey", "CacheKey", "CacheKeyByIdAndIndex"]
 INVALID_ID = 2**64 - 1
 """The id that names nothing."""
 _set = object.__setattr__
-"""Past the check of names, which would take a third of the time that a key takes."""
+"""Bypasses the check of attribute names, which would take a third of the time to create a key."""
 
 
 def _arguments(

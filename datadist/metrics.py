@@ -30,7 +30,7 @@ _COUNTERS = {
 
 
 class StatsCollector(Collector):
-    """Reads :meth:`LLMDataDist.stats` at every scrape; gives nothing while not initialised.
+    """Reads :meth:`LLMDataDist.stats` at every scrape; yields no metrics before `init`.
 
     ``datadist_transfer_*_total`` count since `init` by ``direction``; ``datadist_link_*`` count per
     link and peer, and end with the link; ``datadist_pool_*`` are the pools. Every metric has the
@@ -41,7 +41,7 @@ class StatsCollector(Collector):
         self._engine = engine
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: what there is changes with the links."""
+        """Empty, since the metrics change with the links."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -63,7 +63,7 @@ class StatsCollector(Collector):
 
 
 def _newest(links: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry per name and peer: a metric must not have two values."""
+    """The newest entry per name and peer, since a metric must not have two values."""
     return list({(link["name"], link["cluster_id"]): link for link in links}.values())
 
 

@@ -1,7 +1,7 @@
-"""Checks of a transport's own options, ``datadist.<backend>.<name>``, in the words of core.
+"""Checks of a transport's own options, ``datadist.<backend>.<name>``, with core's error texts.
 
-For transports; each raises :class:`~datadist.transport.OptionError`, which `init` reports as
-LLM_PARAM_INVALID.
+For transports. Each function raises :class:`~datadist.transport.OptionError`, which `init` reports
+as LLM_PARAM_INVALID.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["choice", "number", "refuse_unknown"]
 
 
 def refuse_unknown(backend: str, given: Mapping[str, str], known: Mapping[str, str]) -> None:
-    """Raise for the first option that is none of ``known``, which has a description of each."""
+    """Raise for the first option that is not in ``known``, which maps names to descriptions."""
     for name in sorted(set(given) - set(known)):
         near = nearest(name, known, cutoff=0.6)
         hint = f"did you mean datadist.{backend}.{near}? " if near else ""

@@ -53,7 +53,8 @@ class LLMStatusCode(NamedInt, metaclass=NamedMembers):
 
 @named_keywords
 class LLMException(Portable, RuntimeError):
-    """An operation failed; ``status_code`` says how, the text why and what to do.
+    """An operation failed. ``status_code`` is the kind of failure; the text has the reason and a
+    remedy.
 
     ``str`` is the text and the name of the code, ``text (LLM_TIMEOUT)``; without a code (that is
     LLM_SUCCESS) the text alone. ``args`` are what was given, without the name.
@@ -69,7 +70,7 @@ class LLMException(Portable, RuntimeError):
 
     @property
     def status_code(self) -> LLMStatusCode:
-        """The code; LLM_SUCCESS where whoever raised it gave none."""
+        """The code; LLM_SUCCESS if it was raised without one."""
         return self._status_code
 
     def __str__(self) -> str:
@@ -100,7 +101,7 @@ class Status:
 
 
 def text_without_code(error: LLMException) -> str:
-    """What went wrong, for texts that name the code themselves."""
+    """The text without the name of the code."""
     return RuntimeError.__str__(error)
 
 

@@ -1,13 +1,13 @@
-"""The transport SPI: what a plugin implements, and all that core knows of it.
+"""The transport SPI: the interface that a plugin implements; core knows nothing else of a plugin.
 
-It speaks memory, ranks, addresses and deadlines; never cluster ids, cache keys or blocks.
-A plugin is a class derived from :class:`Transport`, published under the entry-point group
+Its terms are memory, ranks, addresses and deadlines. It does not know cluster ids, cache keys and
+blocks. A plugin is a class derived from :class:`Transport`, published under the entry-point group
 ``datadist.transports``; the entry point's name is the backend name that users select.
 
-Rules for plugin code: calls end by their deadline and release the GIL while they wait or copy,
-unless that takes some microseconds only. Any thread may call. At most one read or write is in
-flight per (link, rank); different ranks and links run in parallel. Errors are the classes of this
-module; anything else that escapes a plugin is reported to the user as a defect of that plugin.
+Rules for plugin code: calls end by their deadline. They release the GIL while they wait or copy,
+unless that takes only some microseconds. Any thread may call. At most one read or write is in
+flight per (link, rank); different ranks and links run in parallel. Plugins raise only the error
+classes of this module. Any other exception is reported to the user as a defect of the plugin.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ ENTRY_POINT_GROUP = "datadist.transports"
 
 
 def __getattr__(name: str) -> Any:
-    """The rank table's class is loaded when somebody asks for it: pydantic makes imports slow."""
+    """Load the class of rank tables at its first use, since importing pydantic is slow."""
     if name == "RankTable":
         return rank_table.RankTable
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -97,7 +97,7 @@ class InFlight(Protocol):
 
 
 class TransportError(Portable):
-    """Root of everything a transport raises on purpose; can be pickled, subclasses too."""
+    """Base class of all errors of a transport; it and its subclasses can be pickled."""
 
     in_flight: InFlight | None = None
     """Set by a read or write that could not be stopped: core keeps the local ranges from being used
@@ -147,7 +147,7 @@ class TransferTimeout(TransferError):
 
 
 class PeerLost(TransferError):
-    """The peer is gone; nothing can be moved over this link and rank any more."""
+    """The peer is lost; no transfer over this link and rank is possible any more."""
 
     def __init__(self, message: str, rank: int) -> None:
         super().__init__(message, link_usable=False)
@@ -164,7 +164,7 @@ class Availability:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a transport can do; core and the conformance kit gate on nothing else."""
+    """What a transport can do; core and the conformance kit decide by nothing else what to call."""
 
     placements: frozenset[Placement]
     """Placements that :meth:`Transport.allocate` and :meth:`Transport.register` accept."""
@@ -179,22 +179,23 @@ class Capabilities:
     alignment: int = 1
     """Alignment in bytes that registered addresses need, and that allocated ones have."""
     max_registered: Mapping[Placement, int] = field(default_factory=dict)
-    """Bytes that may be registered in all per placement (pool included); absent: no limit."""
+    """Most bytes that may be registered per placement, pool included; no entry means no limit."""
     self_bootstrapping: bool = False
-    """Whether the ranks meet inside :meth:`Link.join` rather than through core's sessions.
+    """Whether the transport connects the ranks itself, inside :meth:`Link.join`.
 
-    Ranks that have one server in the rank table meet through core first, and join last. With
+    If the rank table has one server, core connects the ranks first, and they join last. With
     several servers the order is open, :meth:`Link.join`, :meth:`Link.exchange`, offer, attach: core
-    finds out by the exchange who the peers are.
+    learns the peers from the exchange.
     """
     passive_target: bool = True
     """Whether a peer's memory is reached without that peer's CPU making progress."""
     watches_control: bool = False
-    """Whether :meth:`Link.read` says if :attr:`Peer.control_fd` was readable once all was read.
+    """Whether :meth:`Link.read` tells if :attr:`Peer.control_fd` was readable after the last byte
+    was read.
 
-    It promises also that a read of memory which its owner withdrew meanwhile harms neither the link
-    nor the peer: it raises, or reads what is there. Small pulls are much faster then, since core
-    need not ask before and after each whether the owner has said something.
+    It also promises that a read of memory that its owner withdraws meanwhile does not break the
+    link or the peer: the read raises, or returns any bytes. Small pulls are then much faster, since
+    core need not check for messages of the owner before and after each pull.
     """
 
 
@@ -210,8 +211,9 @@ class TransportOptions:
     link_timeout: float = 120.0
     auth_key: bytes | None = field(default=None, repr=False)
     local_comm_res: str | None = None
-    """JSON of the user about this engine's device (``llm.LocalCommRes``), for links without a rank
-    table; None or empty where the transport finds that out."""
+    """JSON from the user that describes this engine's device (``llm.LocalCommRes``), for links
+    without a rank table; if it is None or empty, the transport determines that itself.
+    """
     extra: Mapping[str, str] = field(default_factory=dict)
     """Options ``datadist.<backend>.<name>`` of the user, under ``<name>``."""
 
@@ -239,11 +241,12 @@ class Region:
 
 @dataclass(frozen=True)
 class Offer:
-    """What a peer needs to reach us: bytes, and descriptors that core passes along.
+    """What a peer needs to reach our memory: bytes, and descriptors that core sends along.
 
-    Descriptors change hands: core owns those of an offer it was given and closes them once sent;
-    :meth:`Link.attach` owns those it receives. A link whose offer exceeds the limits fails. They
-    are of memory (``memfd_create``): closing others that a peer has sent may hang, so none is taken.
+    Ownership of descriptors is passed on: core owns the descriptors of an offer and closes them
+    after sending; :meth:`Link.attach` owns those that it receives. A link whose offer exceeds the
+    limits fails. They are of memory (``memfd_create``): closing others that a peer has sent may
+    hang, so none is taken.
     """
 
     MAX_DATA: ClassVar[int] = 10 << 20
@@ -259,14 +262,14 @@ class Offer:
 
 @dataclass(frozen=True)
 class Peer:
-    """A member of a link, as the kernel told core (pid and pidfd only on the same host)."""
+    """A member of a link; pid and pidfd come from the kernel and exist on the same host only."""
 
     rank: int
     incarnation: str
-    """Unique to one initialised engine; tells a restarted peer from its predecessor.
+    """Unique for one initialised engine; distinguishes a restarted peer from its predecessor.
 
-    Empty for a peer that core does not know when it opens a link, because the library of a
-    self-bootstrapping transport has yet to find it; then pid, pidfd and address are None as well.
+    Empty for a peer that core does not know yet when it opens a link of a self-bootstrapping
+    transport. Then pid, pidfd and address are None too.
     """
     pid: int | None = None
     pidfd: int | None = None
@@ -274,14 +277,15 @@ class Peer:
     address: str | None = None
     """Network address, when the peer was met over the network."""
     control_fd: int | None = None
-    """Core's connection to the peer: readable when something has arrived that core has not taken yet,
-    also its end. Only to be polled, and only while something is read (see
-    :attr:`Capabilities.watches_control`); None for ourselves and for peers unknown to core."""
+    """Core's connection to the peer. It is readable if data, or the end of the connection, has
+    arrived that core has not read yet. Plugins may only poll it, and only during a read (see
+    :attr:`Capabilities.watches_control`). None for ourselves and for peers unknown to core.
+    """
 
 
 @dataclass(frozen=True)
 class Group:
-    """The members of one link, equal on all ranks but for ``rank`` and what is local."""
+    """The members of one link; equal on all ranks, except ``rank`` and local descriptors."""
 
     name: str
     """At most 127 bytes, equal on all ranks, unique per process and device among open links.
@@ -293,7 +297,7 @@ class Group:
     peers: Mapping[int, Peer]
     """Every member by rank, ourselves included."""
     table: rank_table.RankTable | None
-    """Normal form of the rank table; None where the members met by address."""
+    """Normal form of the rank table; None if the members linked by address."""
     deadline: float
     """``time.monotonic()`` by which the link must be ready."""
 
@@ -312,9 +316,9 @@ class Link(ABC):
 
     @abstractmethod
     def offer(self, rank: int) -> Offer:
-        """What ``rank`` needs to reach us. Local and quick; called once per peer.
+        """What ``rank`` needs to reach our memory. Local and fast; called once per peer.
 
-        Called on the thread that serves all links, which it must not keep waiting.
+        Called on the control thread, which serves all links: it must not block.
 
         Raises :class:`LinkError` or :class:`RegistrationError`.
         """
@@ -328,7 +332,7 @@ class Link(ABC):
         """
 
     def join(self, timeout: float) -> None:  # noqa: B027 - optional by design
-        """Meet the peers inside the transport's own library; others have nothing to do.
+        """Connect to the peers inside the transport's own library; the base class does nothing.
 
         Only for self-bootstrapping transports, before or after the offers were swapped
         (:attr:`Capabilities.self_bootstrapping`). Called on a thread of its own; must notice
@@ -355,21 +359,21 @@ class Link(ABC):
         length: extensions.Buffer,
         timeout: float,
     ) -> bool | None:
-        """Copy every segment from the memory of ``rank`` into ours, or fail.
+        """Copy every segment from the memory of ``rank`` into ours, or raise.
 
-        Returns None, but where ``watches_control`` is declared: whether the peer's ``control_fd``
-        was readable after the last byte was read; True where that cannot be told, as for a peer
-        without one.
+        Returns None. If ``watches_control`` is declared, it returns whether the peer's
+        ``control_fd`` was readable after the last byte was read, and True if that is unknown, as
+        for a peer without one.
 
         ``local``, ``remote`` and ``length`` are C-contiguous int64 buffers of equal item count
         n >= 1: our addresses, the owner's addresses, bytes (each > 0). ``timeout`` in seconds.
         Local ranges lie in regions of this transport that were not released, whether or not this
         link exposes them; core has checked that. Called on threads of the user and of core.
 
-        No byte moves when a remote range is outside the offer: :class:`AddressError`, after which
-        the link goes on. Raises :class:`TransferTimeout`, :class:`PeerLost`,
-        :class:`TransferError`; after each of them nothing that this call started touches our
-        memory any more, unless its :attr:`~TransportError.in_flight` says otherwise.
+        Raises :class:`AddressError`, before any byte is moved, if a remote range is outside of the
+        offer; the link stays usable. Raises :class:`TransferTimeout`, :class:`PeerLost`,
+        :class:`TransferError`; after each of them nothing that this call started touches our memory
+        any more, unless its :attr:`~TransportError.in_flight` says otherwise.
         """
 
     @abstractmethod
@@ -383,28 +387,28 @@ class Link(ABC):
     ) -> None:
         """As :meth:`read`, from our memory into that of ``rank``; needs READ_WRITE access.
 
-        Raises :class:`Unsupported` where the peer granted READ only. After a failure nothing that
-        this call started touches the peer's memory either; only where ``passive_target`` is False,
-        bytes that were under way may still land there until the peer closes its side.
+        Raises :class:`Unsupported` if the peer granted READ only. After a failure nothing that this
+        call started writes the peer's memory any more. One exception: if ``passive_target`` is
+        False, bytes in flight may still arrive there until the peer closes its side.
         """
 
     @abstractmethod
     def abort(self, rank: int) -> None:
         """End operations with ``rank``, for good: one in flight fails within milliseconds.
 
-        From any thread, never blocks, idempotent. Used for unlink, finalize and a peer's death. Where
-        it can, a transport also takes the peer's access to our memory away: a peer whose connection
-        is lost may be alive, and writing.
+        From any thread, never blocks, idempotent. Used for unlink, finalize and a peer's death. If
+        it can, a transport also revokes the peer's access to our memory: a peer whose connection is
+        lost may be alive and writing.
         """
 
     @abstractmethod
     def close(self) -> frozenset[int]:
         """Give up the link: local, idempotent, bounded to seconds even with dead peers.
 
-        Also while operations are in flight, which it ends, and when the link was only half made.
-        After it returns nothing started here touches memory again (but see :meth:`write`). Returns
-        the ranks that may still write *our* memory, never one that was granted READ only; core
-        keeps that memory until they answer or are gone.
+        It also ends operations in flight, and works on a link that is not complete. After it
+        returns, nothing that was started here accesses memory (but see :meth:`write`). Returns the
+        ranks that may still write *our* memory, but no rank that was granted READ only. Core keeps
+        that memory until they answer or are gone.
         """
 
 
@@ -423,7 +427,7 @@ class Transport(ABC):
 
     @abstractmethod
     def __init__(self, options: TransportOptions) -> None:
-        """Open the device. The first moment at which vendor libraries may load.
+        """Open the device. Vendor libraries must not be loaded before.
 
         Raises :class:`OptionError` for wrong options (see ``datadist.plugin_options``), else
         :class:`TransportError` if there is no usable device.
@@ -451,13 +455,13 @@ class Transport(ABC):
     def register(self, address: int, size: int, placement: Placement) -> Region:
         """Make memory that the user owns reachable; ranges never overlap earlier ones.
 
-        Raises :class:`RegistrationError` when the memory is not what it is said to be.
+        Raises :class:`RegistrationError` if the memory is not mapped, or not in that placement.
         """
 
     def registering(self) -> contextlib.AbstractContextManager[None]:
-        """Surrounds calls of :meth:`register` for memory that stays as it is meanwhile.
+        """Context of several calls of :meth:`register`; the memory mappings do not change in it.
 
-        A transport that has to look at the process's memory as a whole looks once. One thread at a
+        A transport that has to read the mappings of the process can read them once. One thread at a
         time; the base class does nothing.
         """
         return contextlib.nullcontext()
@@ -485,7 +489,7 @@ class Transport(ABC):
             ctypes.memmove(to, frm, n)
 
     def remap(self, regions: Sequence[Region]) -> None:
-        """Make device memory reachable again that was made anew at the same addresses.
+        """Make device memory reachable again after it was recreated at the same addresses.
 
         ``regions`` are ranges inside registered memory. Raises :class:`Unsupported`, as the base
         class does, where the transport cannot do that.
@@ -506,7 +510,7 @@ class Transport(ABC):
         """Free everything, after all links were closed; idempotent."""
 
     def describe(self) -> Mapping[str, Any]:
-        """Facts worth showing to a person (device, library versions); may be empty.
+        """Facts for the log (device, library versions); may be empty.
 
         Core logs them (INFO) after :meth:`__init__`.
         """

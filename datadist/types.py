@@ -40,7 +40,7 @@ __all__ = [
 
 
 class LLMRole(NamedInt, metaclass=NamedMembers):
-    """What an engine is for; a label, which restricts nothing."""
+    """The role of an engine; a label without effect."""
 
     PROMPT = 1
     DECODER = 2
@@ -239,7 +239,7 @@ def _check_dims(shape: Sequence[int], batch_dim: int, seq_len_dim: int) -> None:
 
 
 def fixed(desc: CacheDesc) -> CacheDesc:
-    """A copy with the shape of this moment, which nothing changes any more."""
+    """A copy with the current shape; it never changes."""
     same = copy.copy(desc)
     same._shape = tuple(desc.shape)
     same._size = None

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 UNREGISTER_SECONDS = 2.0
-"""How long `unregister_cache` waits for peers to confirm that they are out of the memory."""
+"""How long `unregister_cache` waits for peers to confirm that they do not access the memory."""
 
 Names = Callable[[], list[tuple[int, KeyName]]]
-"""Slot and name of each key of a new cache, made only once what comes before was checked."""
+"""Returns slot and name of each key of a new cache; called after all earlier checks."""
 
 
 @named_keywords
@@ -128,7 +128,7 @@ class Allocation(ManagerPart):
             raise
 
     def _ending(self, free: Callable[[Cache], None]) -> Callable[[Cache], None]:
-        """What the end of ``with`` does: nothing once `finalize` has freed the cache."""
+        """Called at the end of ``with``; does nothing if `finalize` has already freed the cache."""
 
         def end(cache: Cache) -> None:
             try:

@@ -1,4 +1,4 @@
-"""Arguments of the cache manager: what is checked, and what it becomes for the engine."""
+"""Checks of the cache manager's arguments, and their conversion for the engine."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def tensor_size(desc: CacheDesc) -> int:
 
 
 def layout_of(desc: CacheDesc, addresses: Sequence[int], size: int, blocks: bool) -> Layout:
-    """Where the cache lies."""
+    """The layout of a new cache: addresses, count and stride."""
     count = desc.shape[0]
     return Layout(
         blocks, tuple(addresses), size // count, count, size, desc.placement, desc.data_type.value
@@ -114,7 +114,7 @@ def blocks_name(key: BlocksCacheKey | None) -> list[tuple[int, KeyName]]:
 
 
 def without_placeholders(keys: list[tuple[int, KeyName]]) -> list[tuple[int, KeyName]]:
-    """The keys that bind something."""
+    """The keys without placeholders."""
     return [(slot, name) for slot, name in keys if not _is_placeholder(name)]
 
 
@@ -206,7 +206,7 @@ def _layer_range(name: str, value: range | None) -> range | None:
 
 
 def source_of(key: CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey) -> Source:
-    """What a key names."""
+    """The source that a key names."""
     if isinstance(key, CacheKeyByIdAndIndex):
         return ById(key.cache_id, key.batch_index)
     return name_of(key)

@@ -1,4 +1,4 @@
-"""Zero-copy views of tensors for NumPy, and for any library that speaks DLPack."""
+"""Zero-copy views of tensors for NumPy, and for any library that supports DLPack."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _DL_BFLOAT = 4
 
 
 class _Memory:
-    """Exposes raw memory to NumPy; arrays keep it, and it keeps what keeps the memory mapped."""
+    """Exposes raw memory to NumPy. Arrays reference it, and it references the owner of the mapping."""
 
     def __init__(self, address: int, nbytes: int, keeper: object | None) -> None:
         self.keeper = keeper
@@ -62,7 +62,8 @@ def _raw_view(
 def tensor_view(
     address: int, shape: Sequence[int], data_type: DataType, keeper: object | None = None
 ) -> NDArray[Any]:
-    """An array over memory at ``address``; it holds ``keeper`` as long as any view of it lives.
+    """An array over memory at ``address``; it references ``keeper`` as long as any view of it
+    lives.
 
     bfloat16 is ``ml_dtypes.bfloat16`` where that package is installed, else ``uint16``. Raises
     ``TypeError`` for DT_STRING.

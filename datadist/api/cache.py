@@ -146,7 +146,7 @@ class Cache:
 
 
 def made_with(cache: Cache) -> CacheDesc:
-    """The description as it was when the cache was made; ``cache_desc`` may have changed since."""
+    """The description at the time of creation; ``cache_desc`` may have changed since."""
     return cache._made
 
 
@@ -162,10 +162,10 @@ def id_in(cache: Cache, manager: object) -> int:
 
 
 def is_stranger(cache: Cache, manager: object) -> bool:
-    """Whether the manager of another engine made it: its id means something else in ours."""
+    """Whether another engine's manager created it. Its id may name another cache in our engine."""
     return cache._owner is not None and cache._owner is not manager
 
 
 def is_pooled(cache: Cache) -> bool:
-    """Whether its memory is a pool's, which uses it again once the cache is freed."""
+    """Whether its memory belongs to a pool, which reuses it after the cache is freed."""
     return cache._pooled

@@ -26,9 +26,9 @@ class CacheManager(Allocation, Pulling, Pushing, LayerWise, Copying):
 
     @staticmethod
     def check_cache_key(cache_key: CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey) -> None:
-        """Raise ``TypeError`` for what is no key, LLM_PARAM_INVALID for one that no pull takes.
+        """Raise ``TypeError`` if it is not a key, LLM_PARAM_INVALID if no pull accepts it.
 
-        That is a :class:`CacheKey` without exactly one valid id.
+        No pull accepts a :class:`CacheKey` without exactly one valid id.
         """
         kinds = (CacheKey, CacheKeyByIdAndIndex, BlocksCacheKey)
         checks.check_isinstance("cache_key", cache_key, kinds)

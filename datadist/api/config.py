@@ -103,7 +103,7 @@ class LLMConfig(CheckedAttributes):
 
     @property
     def enable_cache_manager(self) -> bool:
-        """Cache-manager mode, the only one there is; must be on."""
+        """Cache-manager mode; it must be on, since there is no other mode."""
         return bool(self._get("enable_cache_manager", False))
 
     @enable_cache_manager.setter

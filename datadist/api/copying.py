@@ -27,7 +27,7 @@ from datadist.types import MemInfo, Memtype
 @named_keywords
 @entries
 class Copying(ManagerPart):
-    """Local copies, synchronous, between any placements that the transport can reach."""
+    """Synchronous local copies between all placements that the transport can access."""
 
     def copy_cache(
         self,

@@ -1,4 +1,6 @@
-"""No byte is written twice by one call of `transfer_cache_async`: which one it kept would be chance."""
+"""Checks that one call of `transfer_cache_async` writes no byte twice, since the result would be
+random.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ Int64Array = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Written:
-    """What is written of each tensor: parts by their offsets and lengths in bytes."""
+    """The parts of each tensor that are written: offsets and lengths in bytes."""
 
     offsets: Int64Array
     lengths: Int64Array
@@ -35,7 +37,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Base:
-    """An address of a config, and where it stands."""
+    """An address of a config, and its position in the arguments."""
 
     address: int
     config: int
@@ -82,7 +84,7 @@ def _written(cache: Cache, blocks: LayerBlocks) -> Written:
 
 
 def _check_sorted(cluster: int, bases: list[Base], addresses: Int64Array, written: Written) -> None:
-    """Look at parts only where bases are near each other: most are a whole tensor apart."""
+    """Compare parts only if bases are close together: most are a whole tensor apart."""
     apart = np.flatnonzero(np.diff(addresses) >= written.end) + 1
     first = 0
     for end in [*apart.tolist(), len(bases)]:

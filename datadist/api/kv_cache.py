@@ -15,7 +15,7 @@ __all__ = ["KvCache"]
 
 @named_keywords
 class KvCache:
-    """Addresses per device and tensor. Nothing here makes one but :meth:`create_cpu_cache`."""
+    """Addresses per device and tensor. Only :meth:`create_cpu_cache` creates one."""
 
     def __init__(
         self,

@@ -89,7 +89,7 @@ class LayerWise(ManagerPart):
             raise
 
     def _check_source(self, engine: Engine, cache: Cache) -> None:
-        """What the engine knows of it. Raises LLM_KV_CACHE_NOT_EXIST, LLM_PARAM_INVALID."""
+        """The engine's record of the source. Raises LLM_KV_CACHE_NOT_EXIST, LLM_PARAM_INVALID."""
         with engine.owned.pinned(id_in(cache, self)) as own:
             if self._one_sided:
                 check_accessible(own)
@@ -113,7 +113,7 @@ class LayerWise(ManagerPart):
             try:
                 inner(layer)
             except LLMException:
-                self._engine()  # whatever it says otherwise, it failed because of that
+                self._engine()  # this is the cause, whatever the error says
                 raise
 
         return LayerSend(layers, move, f"cluster {config.dst_cluster_id}")
@@ -180,7 +180,7 @@ def _fetch_move(
 def _fetched(
     layout: Layout, slot: int, blocks: LayerBlocks, mine: Bases, theirs: Bases
 ) -> Segments:
-    """What the destination reads of these tensors of ours, to where in its own."""
+    """The segments that the destination reads: from our tensors to its addresses."""
     stride = layout.stride
     if blocks.source is not None and blocks.target is not None:
         return plan_blocks(mine, theirs, blocks.source, blocks.target, stride, stride, stride)

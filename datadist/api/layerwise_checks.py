@@ -1,4 +1,4 @@
-"""What `transfer_cache_async` checks at the call: all that needs no word of the destination."""
+"""Checks of `transfer_cache_async` that are possible at the call, without the destination."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def _check_destination(cache: Cache, config: Config, blocks: LayerBlocks) -> Non
 
 
 def _check_addresses(cache: Cache, config: TransferConfig, blocks: LayerBlocks) -> None:
-    """What is written ends below 2**63, as every address does."""
+    """Written ranges must end below 2**63, as all addresses do."""
     size = made_with(cache).size if cache.is_blocks_cache else _stride(cache)
     if blocks.target is not None and len(blocks.target):
         last = blocks.target.max() if isinstance(blocks.target, np.ndarray) else max(blocks.target)

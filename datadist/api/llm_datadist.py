@@ -20,7 +20,7 @@ from datadist.base.log_prefix import clear_log_prefix, set_log_prefix
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import LLMClusterInfo, LLMRole, RegisterMemStatus, ipv4_text
 
-if TYPE_CHECKING:  # loaded by init: what they need makes imports slow
+if TYPE_CHECKING:  # loaded by init, since their imports are slow
     from typing_extensions import Unpack
 
     from datadist.api import cache_manager as managers
@@ -37,10 +37,10 @@ log = logging.getLogger("datadist")
 MAX_MEMBERS = 4
 MAX_NAME = 128
 END_SECONDS = 15.0
-"""What the end of an engine takes at most."""
+"""Longest time that an engine takes to end."""
 
 _changing = threading.RLock()
-"""Held while an engine starts, and while one is given up: a process has one at a time."""
+"""Held while an engine starts or is removed: a process has one engine at a time."""
 
 
 @named_keywords
@@ -157,7 +157,7 @@ class LLMDataDist:
 
     @staticmethod
     def _await_end() -> None:
-        """An engine that a signal handler finalized may still be on its way out."""
+        """Wait for an engine that a signal handler finalized and that may not have ended yet."""
         ending = LLMDataDist._ending
         if ending is None:
             return
@@ -211,7 +211,7 @@ class LLMDataDist:
         return engine
 
     def _refusal(self, code: LLMStatusCode, forked: bool) -> LLMException:
-        """Why a cache manager, which may outlive its engine, cannot serve."""
+        """The exception for a cache manager whose engine was finalized or forked."""
         if forked:
             return LLMException(self._forked(), status_code=code)
         return LLMException(

@@ -1,4 +1,4 @@
-"""What the parts of the cache manager share: the engine behind them, and its mode."""
+"""The base of the cache manager's mixin classes: access to the engine and its mode."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from datadist.status import LLMException, LLMStatusCode
 
 
 class ManagerPart:
-    """Bound to an engine until that is finalized (:func:`unbind`), and never to another one.
+    """Bound to one engine until that is finalized (:func:`unbind`).
 
-    ``refusal(code, forked)`` makes the exception for calls afterwards, or in a forked child.
+    ``refusal(code, forked)`` creates the exception for later calls and for calls in a forked child.
     """
 
     def __init__(
@@ -35,5 +35,5 @@ class ManagerPart:
 
 
 def unbind(manager: ManagerPart) -> None:
-    """Its engine is finalized."""
+    """Unbind a manager from its finalized engine."""
     manager._bound = None

@@ -116,7 +116,7 @@ class Pulling(ManagerPart):
             and tensor_num_per_layer is PER_LAYER
             and not unknown
         ):
-            # Fields, not properties, and no calls: this is the way of every small pull.
+            # Fields instead of properties and calls, since every small pull runs this code.
             name = src_cache_key._cluster_id, src_cache_key._model_id, dst_cache._cache_id
             if (
                 engine is not None

@@ -102,7 +102,7 @@ class Pushing(ManagerPart):
             and engine is not None
             and src_cache._owner is self
         ):
-            # Fields, not properties, as in small pulls.
+            # Fields instead of properties, as in small pulls.
             name = (
                 dst_cache_key._cluster_id, dst_cache_key._model_id, src_cache._cache_id,
                 tensor_num_per_layer,

@@ -18,7 +18,7 @@ __all__ = ["CacheTask", "LayerSynchronizer", "TransferConfig", "TransferWithCach
 
 
 class LayerSynchronizer(ABC):
-    """What the caller subclasses to say when a layer is final."""
+    """Base class for callers: reports when a layer is final."""
 
     @abstractmethod
     def synchronize_layer(self, layer_index: int, timeout_in_millis: int) -> bool:

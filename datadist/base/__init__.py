@@ -1,1 +1,1 @@
-"""What every room uses and which uses none: texts, checks, numbers, addresses, calls, workers."""
+"""Helpers that do not depend on the rest of the package: texts, checks, numbers, addresses, workers."""

@@ -1,8 +1,9 @@
-"""IP addresses as text: one strict reading for options, rank tables, the environment and commands.
+"""Strict parsing of IP addresses in options, rank tables, the environment and commands.
 
-`inet_aton` and name look-ups read ``010.0.0.1`` as 8.0.0.1, ``127.1`` as 127.0.0.1 and end at the first
-space. Here an IPv4 address is four decimal numbers without leading zeros, and an IPv6 address may name
-the interface that it is reached by, ``fe80::1%eth0``. Nothing is trimmed.
+`inet_aton` and name look-ups read ``010.0.0.1`` as 8.0.0.1 and ``127.1`` as 127.0.0.1, and ignore
+text after a space. Here an IPv4 address is four decimal numbers without leading zeros. An IPv6
+address may have a scope: the name of the interface, as in ``fe80::1%eth0``. White space is not
+removed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _SCOPE = re.compile(r"[^\s/%]{1,15}")
 """Name or number of a network interface."""
 _NUMERIC = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?", re.DOTALL)
-"""Text that ends in a number: no host name does (RFC 3696), and resolvers take it for an address."""
+"""Text that ends in a number. It cannot be a host name (RFC 3696); resolvers read it as an address."""
 
 
 def parse_address(text: str) -> Address:
@@ -76,7 +77,7 @@ def is_address(text: str | None) -> bool:
 def looks_numeric(host: str) -> bool:
     """Whether a resolver would read the text as a number and not as a name.
 
-    Also what becomes so by the rules of international names: full-width digits and dots.
+    Full-width digits and dots count too, since IDNA converts them to ASCII.
     """
     try:
         ascii_text = host.encode("idna").decode("ascii")

@@ -1,8 +1,8 @@
 """Checks of argument types and integer ranges at the border of the API.
 
-Rules (LLM-DataDist API, type checking): ``isinstance`` decides, but bool, which Python counts among the
-integers, passes only where it is asked for; None passes unless stated otherwise; range checks refuse
-None with ``TypeError`` and values out of range with ``ValueError``.
+Rules (LLM-DataDist API, type checking): values are checked with ``isinstance``. bool is not
+accepted as an integer. None is accepted unless stated otherwise. Range checks raise ``TypeError``
+for None and ``ValueError`` for values out of range.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Types: TypeAlias = "type | tuple[type, ...]"
 
 
 def is_a(value: object, types: Types) -> bool:
-    """``isinstance``, but True and False are no integers."""
+    """``isinstance``, except that bool is not an int."""
     if isinstance(value, bool):
         return not {bool, object}.isdisjoint(_each(types))
     return isinstance(value, types)
@@ -65,13 +65,13 @@ def check_sequence_of(name: str, values: object, element: type, use: str = "") -
 def check_blocks(name: str, values: object) -> None:
     """Raise ``TypeError`` unless ``values`` is a list or tuple of integers, or a flat array of them.
 
-    Integers are, as in Python's own lists, also NumPy's: ``list(array)`` is made of such. Neither's
-    True and False are.
+    NumPy's integers are accepted too, since ``list(array)`` contains them. Truth values are not
+    accepted.
     """
     if isinstance(values, (list, tuple)):
         _check_indices(name, values)
         return
-    import numpy as np  # not with this module: `import datadist` is to be quick
+    import numpy as np  # imported here so that `import datadist` stays fast
 
     if not isinstance(values, np.ndarray):
         hint = hints.for_wanted(values, (list, tuple))
@@ -92,7 +92,7 @@ def _check_indices(name: str, values: list[Any] | tuple[Any, ...]) -> None:
 
 
 def is_index(value: object) -> bool:
-    """Whether this is an integer, Python's or NumPy's, and not a truth value."""
+    """Whether the value is an integer of Python or NumPy, and not a truth value."""
     try:
         as_index(value)  # type: ignore[arg-type]
     except TypeError as error:
@@ -102,7 +102,7 @@ def is_index(value: object) -> bool:
 
 
 def check_list_of_blocks(name: str, values: object) -> None:
-    """As :func:`check_blocks`, but no tuple."""
+    """As :func:`check_blocks`, but a tuple is refused."""
     if values is None or isinstance(values, tuple):
         hint = hints.for_wanted(values, (list,))
         raise _not_supported(name, values, "list or NumPy array of integers", hint)
@@ -116,7 +116,7 @@ def check_list_of_int(name: str, values: object, use: str = "") -> None:
 
 
 def _all_are(values: list[Any] | tuple[Any, ...], element: type) -> bool:
-    """Whether these are of that very type; False: look at each."""
+    """Whether all values have exactly that type. If not, check each one."""
     return set(map(type, values)) <= {element}
 
 

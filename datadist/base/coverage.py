@@ -1,4 +1,4 @@
-"""Which numbers of a row were covered by ranges, at a cost that does not grow with their lengths."""
+"""A set of integers stored as ranges; the cost does not depend on the lengths of the ranges."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Coverage:
         """Start and stop of each range, ascending; ranges that touch are one."""
 
     def add(self, start: int, stop: int) -> None:
-        """Cover ``[start, stop)``; nothing where that is empty."""
+        """Add ``[start, stop)``; an empty range adds nothing."""
         if start >= stop:
             return
         low, high = bisect_left(self._bounds, start), bisect_right(self._bounds, stop)
@@ -24,7 +24,7 @@ class Coverage:
         self._bounds[low:high] = begins + ends
 
     def is_all(self, count: int) -> bool:
-        """Whether exactly the numbers below ``count`` are covered."""
+        """Whether the set is exactly ``[0, count)``."""
         return self._bounds == [0, count]
 
     @property

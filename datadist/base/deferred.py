@@ -1,7 +1,7 @@
-"""Modules that are imported when something of them is used: `import datadist` is to be quick.
+"""Modules that are imported at the first use of an attribute, so that `import datadist` stays fast.
 
-Annotations name what they hold, ``arrays.CacheTensor``, so that readers of type hints find it at run
-time, and type checkers as well.
+Annotations use them, as in ``arrays.CacheTensor``. So type checkers, and readers of type hints at
+run time, find the class.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ __all__ = ["Deferred"]
 
 
 class Deferred(ModuleType):
-    """Stands for the module of its name; each attribute is that module's."""
+    """A proxy for the module of its name: attribute access imports the module."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # asked by tools that look at every module
+        if name.startswith("__"):  # tools inspect every module; that must not import it
             raise AttributeError(f"no {name} before {self.__name__} is imported")
         return getattr(import_module(self.__name__), name)

@@ -1,6 +1,6 @@
-"""Numbers as users write them: ASCII digits and nothing else.
+"""Parsing of decimal numbers: only ASCII digits are accepted.
 
-`int` also reads blanks, signs, underscores and the digits of other scripts: ``" 2_6000"`` is 26000.
+`int` also accepts blanks, signs, underscores and digits of other scripts: ``" 2_6000"`` is 26000.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datadist.base.texts import shown
 __all__ = ["argument", "is_digits", "parse_digits"]
 
 MOST = 20
-"""Digits that no number of the API exceeds."""
+"""Most digits of a number; all numbers of the API are shorter."""
 
 
 def is_digits(text: str) -> bool:
@@ -31,7 +31,7 @@ def argument(low: int, high: int = 2**63 - 1) -> Callable[[str], int]:
     def parse(text: str) -> int:
         from argparse import (
             ArgumentTypeError,
-        )  # not with this module: `import datadist` is to be quick
+        )  # imported here so that `import datadist` stays fast
 
         number = parse_digits(text)
         if number is None or not low <= number <= high:

@@ -1,6 +1,7 @@
-"""What to write instead of a value of a wrong type.
+"""Hints for errors about types: what to write instead of the value.
 
-Values of other libraries are known by what they have; none of those libraries is imported here.
+Values of other libraries are recognised by their attributes. None of these libraries is imported
+here.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from datadist.base.texts import shown
 __all__ = ["ADDRESSES", "described", "for_json", "for_json_text", "for_wanted"]
 
 ADDRESSES = "addresses"
-"""Integers are wanted as addresses of memory, not as numbers."""
+"""Integers are expected as addresses of memory, not as numbers."""
 
 
 def described(value: object) -> str | None:
@@ -26,13 +27,13 @@ def described(value: object) -> str | None:
         return None
     try:
         return f"shape {list(shape)}, {dtype}" if len(shape) else None
-    except Exception as error:  # a shape of its own kind
+    except Exception as error:  # ``shape`` is something else
         pass_on(error)
         return None
 
 
 def for_wanted(value: object, wanted: tuple[type, ...], use: str = "") -> str:
-    """How to make one of the types ``wanted`` of a value; empty where nothing is known.
+    """How to convert a value to one of the types ``wanted``; empty if no hint is known.
 
     ``use`` is :data:`ADDRESSES` where integers, or lists of them, are addresses of memory.
     """
@@ -90,7 +91,7 @@ def _truth(value: object) -> str:
 
 
 def for_json(value: object) -> str:
-    """How to make JSON text of a value; empty where nothing is known."""
+    """How to convert a value to JSON text; empty if no hint is known."""
     if isinstance(value, os.PathLike):
         return "give the text that is in the file, open(path).read()"
     if isinstance(value, (bytes, bytearray)):
@@ -101,7 +102,7 @@ def for_json(value: object) -> str:
 
 
 def for_json_text(text: str) -> str:
-    """What a text is that is no JSON, and what to give instead; empty where nothing is known."""
+    """Why a text is not JSON, and what to give instead; empty if no hint is known."""
     start = text.lstrip()[:1]
     if not start:
         return "it is empty"

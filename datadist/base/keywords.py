@@ -1,9 +1,9 @@
-"""Unknown keywords of public methods: the ``TypeError`` says which keywords there are.
+"""Unknown keywords of public methods: the ``TypeError`` lists the valid keywords.
 
-Python's own text names only the wrong one. Methods on the path of small transfers take ``**unknown``
-and refuse it themselves, since a function around them would cost a tenth of a microsecond. Type
-checkers, `inspect.signature` and `typing.get_type_hints` see no such parameter. Where a required one
-is lacking as well, the text is Python's, which names that one.
+Python's own text names only the wrong keyword. Methods of small transfers take ``**unknown`` and
+refuse it themselves, since a wrapper function would cost a tenth of a microsecond. Type checkers,
+`inspect.signature` and `typing.get_type_hints` do not see this parameter. If a required argument is
+missing too, Python's text is kept, which names the missing argument.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ UNKNOWN = "unknown"
 
 
 class NoKeywords(TypedDict):
-    """What type checkers allow there: nothing."""
+    """Tells type checkers that no keyword is allowed there."""
 
 
 def named_keywords(kind: Kind) -> Kind:
@@ -50,7 +50,7 @@ def unknown_keyword(shown: str, known: Sequence[str], unknown: Iterable[str]) ->
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`` (did you mean 'nearest'?)`` where one of the names is near, else nothing."""
+    """`` (did you mean 'nearest'?)`` if one of the names is similar, else nothing."""
     near = nearest(name, known, cutoff=0.6)
     return f" (did you mean {near!r}?)" if near else ""
 
@@ -65,7 +65,7 @@ def keywords_of(function: Callable[..., Any]) -> tuple[str, ...]:
 def _refusing(function: Callable[..., Any], shown: str) -> Callable[..., Any]:
     if UNKNOWN in function.__code__.co_varnames:
         function.__signature__ = _without_unknown(function)  # type: ignore[attr-defined]
-        del function.__annotations__[UNKNOWN]  # readers of type hints do not know it
+        del function.__annotations__[UNKNOWN]  # hidden from readers of type hints
         return function
     known = keywords_of(function)
     allowed = frozenset((*known, "self", "cls"))

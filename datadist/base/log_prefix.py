@@ -1,4 +1,4 @@
-"""Whose log records are: with several processes on one terminal, texts alone do not tell."""
+"""Adds the engine's name to log records, so that records of several processes can be distinguished."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _engine: _Engine | None = None
 
 
 class _Prefix(logging.Filter):
-    """Begins the message of each record with the engine; its arguments stay as they are.
+    """Prepends the engine to the message of each record; the arguments do not change.
 
-    The record has the engine as ``datadist_engine``, for formatters, and so that a record which
-    another logger handles once more is left alone.
+    The record gets the attribute ``datadist_engine``. Formatters can use it, and it prevents a
+    second prefix if another logger handles the record again.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -47,16 +47,16 @@ _prefix = _Prefix()
 
 
 def set_log_prefix(cluster_id: int) -> None:
-    """From now on records of ``datadist`` and the loggers below it name this engine."""
+    """Add this engine to all following records of ``datadist`` and its child loggers."""
     global _engine
     _engine = _Engine(cluster_id, os.getpid())
     attach()
 
 
 def attach() -> None:
-    """Include the loggers that were made since, such as those of a plugin that was loaded.
+    """Include loggers that were created since, such as those of a loaded plugin.
 
-    A filter of a logger sees nothing of what the loggers below it log, so each gets it.
+    A filter of a logger does not see records of its child loggers, so each logger needs it.
     """
     for name in [ROOT, *logging.root.manager.loggerDict]:
         if name == ROOT or name.startswith(f"{ROOT}."):
@@ -64,6 +64,6 @@ def attach() -> None:
 
 
 def clear_log_prefix() -> None:
-    """The engine has ended: records name none."""
+    """Remove the prefix after the engine has ended."""
     global _engine
     _engine = None

@@ -1,4 +1,4 @@
-"""What memory this process has, as the kernel lists it; for transports that take the user's."""
+"""The memory mappings of this process, as the kernel lists them; for transports that register memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OR_NEXT = 0x10
 class NotWritable(Portable):
     """A range is not readable and writable memory.
 
-    ``address`` is where that begins, ``mode`` how that is mapped, None where nothing is.
+    ``address`` is the first such byte, ``mode`` its protection, or None if nothing is mapped there.
     """
 
     def __init__(self, address: int, mode: str | None) -> None:
@@ -54,9 +54,11 @@ class MemoryMap(ABC):
 
 
 def look() -> MemoryMap:
-    """The mappings: those at any time where the kernel can be asked for one, else those of now.
+    """The mappings of this process.
 
-    The latter costs what the process has of them, so do that once for many ranges.
+    From Linux 6.11 on, the kernel is asked for single mappings, at the time of each look-up.
+    Before, all mappings are read once. That costs time for each mapping, so call this once for many
+    ranges.
     """
     kernel = AskedMap()
     try:
@@ -69,7 +71,7 @@ def look() -> MemoryMap:
 
 
 class ReadMap(MemoryMap):
-    """The mappings at one moment, from the lines that list them all."""
+    """The mappings at one moment, parsed from /proc/self/maps."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._mappings = [_parse(line) for line in lines]
@@ -82,7 +84,7 @@ class ReadMap(MemoryMap):
 
 
 class AskedMap(MemoryMap):
-    """The mappings, one by one from the kernel (PROCMAP_QUERY, Linux 6.11). Raises OSError before."""
+    """Asks the kernel for one mapping (PROCMAP_QUERY, Linux 6.11). Raises OSError on older kernels."""
 
     def find(self, address: int) -> tuple[int, int, str] | None:
         """See :class:`MemoryMap`."""

@@ -1,6 +1,6 @@
-"""Names that users misspell: members of enumerations, and attributes of objects.
+"""Misspelt names: members of enumerations, and attributes of objects.
 
-What does not exist is refused with the name that was probably meant.
+An unknown name raises ``AttributeError`` with the most similar name.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ _ALIASES = {
     },
     "LLMStatusCode": {"ok": "LLM_SUCCESS", "invalidparam": "LLM_PARAM_INVALID"},
 }  # fmt: skip
-"""What other libraries and other versions call a member, by enumeration, in plain form."""
+"""Names of members in other libraries and other versions, by enumeration, in plain form."""
 
 _PREFIXES = {"DataType": "dt", "LLMStatusCode": "llm", "Memtype": "memtype"}
-"""How the members of an enumeration begin, in plain form."""
+"""The common prefix of the members of an enumeration, in plain form."""
 MOST_LISTED = 16
-"""Members that a text lists where none is alike."""
+"""An error text lists all members if there are at most this many and none is similar."""
 
 
 def _plain(kind: type[Enum], name: str) -> str:
@@ -73,10 +73,10 @@ def _member_named(kind: type[Enum], name: str) -> str | None:
 
 
 def member_for(kind: type[Enum], value: object) -> str | None:
-    """The member that a value of another type stands for, as ``DataType.DT_FLOAT16``, or None.
+    """The member that a value of another type means, as ``DataType.DT_FLOAT16``, or None.
 
-    Understood are the numbers of members, names, and types of elements of other libraries
-    (``torch.float16``, ``numpy.dtype("float16")``), none of which is imported for that.
+    It accepts numbers of members, names, and element types of other libraries (``torch.float16``,
+    ``numpy.dtype("float16")``). It imports none of these libraries.
     """
     if isinstance(value, int) and not isinstance(value, Enum):
         numbered = None if isinstance(value, bool) else kind._value2member_map_.get(value)
@@ -87,7 +87,7 @@ def member_for(kind: type[Enum], value: object) -> str | None:
 
 
 class NamedMembers(EnumMeta):
-    """An enumeration that says which member was meant where a name does not exist."""
+    """An enumeration whose error for an unknown member names the most similar one."""
 
     if not TYPE_CHECKING:  # type checkers know the members, and refuse others
 
@@ -107,10 +107,10 @@ def _members_hint(kind: type[Enum], name: str) -> str:
 
 
 class CheckedAssignment:
-    """Refuses to set attributes that the class does not have, with the nearest name.
+    """Refuses to set unknown attributes; the error names the most similar attribute.
 
-    Classes that users derive may set attributes of their own, and everybody may set names that begin
-    with ``_``. Raises ``AttributeError``.
+    Derived classes of users may set any attribute. Names that begin with ``_`` are always allowed.
+    Raises ``AttributeError``.
     """
 
     if not TYPE_CHECKING:  # type checkers know the attributes, and refuse others
@@ -122,7 +122,7 @@ class CheckedAssignment:
 
 
 class CheckedAttributes(CheckedAssignment):
-    """Suggests the nearest name on reading, too, which costs every read some nanoseconds."""
+    """Also suggests the most similar name on reads; this costs some nanoseconds per read."""
 
     if not TYPE_CHECKING:
 

@@ -1,4 +1,4 @@
-"""What is said once, though it happens again and again."""
+"""Remembers cases, for messages that are logged only once per case."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ __all__ = ["Once"]
 
 
 class Once:
-    """Tells whether a case is new. Any thread; takes no lock.
+    """Tells whether a case is new. Thread-safe without a lock.
 
-    ``most`` cases are remembered. After that many all are forgotten, and may be new again.
+    At most ``most`` cases are remembered. Then all are forgotten and count as new again.
     """
 
     def __init__(self, most: int) -> None:
@@ -18,13 +18,13 @@ class Once:
         self._seen: dict[Hashable, object] = {}
 
     def is_new(self, case: Hashable) -> bool:
-        """Whether nobody has asked for this case before."""
+        """Whether this is the first call for this case."""
         if case in self._seen:
             return False
         if len(self._seen) >= self._most:
             self._seen.clear()
         mine = object()
-        return self._seen.setdefault(case, mine) is mine  # atomic: one thread is the first
+        return self._seen.setdefault(case, mine) is mine  # atomic: only one thread gets True
 
     def __len__(self) -> int:
         """How many cases are remembered."""

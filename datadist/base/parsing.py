@@ -1,8 +1,8 @@
-"""JSON of peers and files, validated at a cost that is bounded whatever is in it.
+"""Validation of JSON from peers and files, with a bounded cost for any content.
 
-pydantic notes every fault, at more than a microsecond and a hundred bytes each. So what has too many
-elements or members is refused before it sees that, and sequences of models stop at the first fault
-(``fail_fast``).
+pydantic records every fault, which costs more than a microsecond and a hundred bytes each. So a
+text with too many elements or members is refused before pydantic parses it. Sequences of models
+stop at the first fault (``fail_fast``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 MAX_MEMBERS = 32
 """Members of one object: more than any message has."""
 SMALL = 1024
-"""Bytes that cannot hold faults in numbers that matter."""
+"""A text of this size in bytes cannot contain enough faults to be expensive."""
 
 
 def parse(text: bytes, most: int, validate: Callable[[bytes], T]) -> T:

@@ -1,4 +1,4 @@
-"""Exceptions that can be handed to another process, or copied."""
+"""Exceptions that can be pickled and copied."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Portable(Exception):
-    """Is pickled with everything it carries, whatever the constructors of its classes take."""
+    """Is pickled with all its attributes, independent of the constructor's arguments."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args, dict(self.__dict__))

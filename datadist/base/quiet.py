@@ -1,4 +1,4 @@
-"""Keep log lines from a command whose output says it all."""
+"""Suppress log lines in a command that prints the same information itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of texts for people: values, near names, times."""
+"""Parts of messages: values, similar names, times."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from datadist.base.callers import pass_on
 __all__ = ["MOST_SHOWN", "in_seconds", "nearest", "shown", "suggestion"]
 
 MOST_SHOWN = 200
-"""Characters of a value in a text."""
+"""Most characters of a value in a message."""
 MOST_ELEMENTS = 32
-"""Elements of a list in a text: more are no help there."""
+"""Most elements of a list in a message."""
 
 
 def shown(value: object) -> str:
@@ -35,8 +35,8 @@ def _shortened(text: str, length: int) -> str:
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.7) -> str | None:
-    """The name most alike, whatever its case; None where none is alike."""
-    import difflib  # not with this module: `import datadist` is to be quick
+    """The most similar name, ignoring case; None if no name is similar."""
+    import difflib  # imported here so that `import datadist` stays fast
 
     by_lower = {each.lower(): each for each in names}
     found = difflib.get_close_matches(name[:MOST_SHOWN].lower(), by_lower, 1, cutoff)
@@ -44,7 +44,7 @@ def nearest(name: str, names: Iterable[str], cutoff: float = 0.7) -> str | None:
 
 
 def suggestion(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
-    """``: did you mean '...'?``; empty where no name is alike."""
+    """``: did you mean '...'?``; empty if no name is similar."""
     near = nearest(name, names, cutoff)
     return f": did you mean {near!r}?" if near else ""
 

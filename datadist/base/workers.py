@@ -102,7 +102,7 @@ class Workers:
                 log.exception("unexpected error in a worker; please report it")
             finally:
                 self._done(owner)
-            del call, found  # which would keep a link that has ended until the next one comes
+            del call, found  # the reference would keep an ended link alive until the next call
         with self._ready:
             self._living -= 1
             if not self._living:

@@ -1,1 +1,1 @@
-"""Measuring transfers: workloads of real models, next to what the machine can do at best."""
+"""Measuring transfers: workloads of real models, compared with the limits of the machine."""

@@ -1,6 +1,7 @@
-"""What the machine can do at best, measured in the same run: the yardstick of every result.
+"""The limits of the machine: reference copies that are measured in the same run as the transfers.
 
-Each limit moves as many bytes as the transfer it stands beside, in as many threads.
+Each reference copy moves as many bytes as the transfer that it is compared with, with as many
+threads.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from datadist.transport import Transport
 
 Int64Array = NDArray[np.int64]
 SOURCE_BYTES = 1 << 30
-"""Most memory that stands in for a peer's cache."""
+"""Most memory that is allocated as a substitute for the peer's cache."""
 MEMCPY_BYTES = 256 << 20
 PIECE = 1 << 20
-"""Larger ranges are cut for process_vm_readv, so that they can be dealt out among threads."""
+"""Larger ranges are split for process_vm_readv, so that several threads can share them."""
 CALL_RANGES = 128
 
 
@@ -64,11 +65,11 @@ class Yardsticks:
         return list(self._ways)
 
     def measure(self, name: str, number: int) -> float:
-        """Seconds of moving as many bytes as transfer ``number`` does, in that way."""
+        """Seconds that this reference copy needs for as many bytes as transfer ``number`` moves."""
         return self._ways[name](number)
 
     def _memcpy(self, _number: int) -> float:
-        """The C library's memmove of one range, cut among threads."""
+        """The C library's memmove of one range, split among threads."""
         nbytes = self._target.nbytes
         part = -(-nbytes // self._threads)
         dst, src = self._target.ctypes.data, self._source.ctypes.data
@@ -92,7 +93,7 @@ class Yardsticks:
         return time.perf_counter() - began
 
     def _process_vm(self, number: int) -> float:
-        """process_vm_readv of the very bytes, calls dealt out among threads."""
+        """process_vm_readv of the same bytes, with calls distributed among threads."""
         source, target = self._shape.lists(number)
         size = min(PIECE, self._shape.block_bytes)
         calls = _calls(

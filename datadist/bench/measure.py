@@ -23,7 +23,7 @@ SPARE = 32 * MIB
 
 
 class Pair:
-    """Our engine and a peer's, in a process of its own, with a link between them."""
+    """An engine in this process and a linked peer in a separate process."""
 
     def __init__(self, settings: Settings, pool: int) -> None:
         self.settings = settings
@@ -78,7 +78,7 @@ class Pair:
 
 @contextmanager
 def pair(settings: Settings, pool: int) -> Iterator[Pair]:
-    """A pair that is ended however the measurement goes."""
+    """A pair that is closed at the end, also after an error."""
     both = Pair(settings, pool)
     try:
         yield both
@@ -96,7 +96,7 @@ def pool_for(settings: Settings, *shapes: Shape) -> int:
 def throughput(
     settings: Settings, shape: Shape, repeat: int, threads: int, progress: Progress
 ) -> Throughput:
-    """Large transfers with fresh lists each time, in turns with the machine's own ways."""
+    """Large transfers with new lists each time, alternating with the reference copies."""
     pull = settings.direction == "pull"
     progress("start two engines")
     with pair(settings, pool_for(settings, shape)) as both:
@@ -134,7 +134,7 @@ Move = Callable[[int], float]
 def _first_transfers(
     both: Pair, shape: Shape, repeat: int, move: Move, progress: Progress
 ) -> tuple[Series, Series, list[str]]:
-    """First and second transfers of links made anew, the last of which stays; what is wrong."""
+    """Times of the first and second transfers of new links, and problems. The last link stays."""
     first, second, problems = Series(), Series(), list[str]()
     for number in range(repeat):
         progress(f"link {number + 1} of {repeat}")
@@ -151,7 +151,7 @@ def _first_transfers(
 def _beside_limits(
     both: Pair, shape: Shape, repeat: int, threads: int, move: Move, progress: Progress
 ) -> tuple[Series, dict[str, Series]]:
-    """Transfers in turns with the machine's own ways, and these."""
+    """Times of transfers that alternate with the reference copies, and times of these."""
     pid, theirs = both.peer.call("place", "cache")
     _, mine = both.own.place("cache")
     yardsticks = Yardsticks(both.own.transport, shape, mine, pid, theirs, threads)
@@ -165,7 +165,7 @@ def _beside_limits(
 
 
 def _spent(both: Pair, repeat: int, move: Move) -> tuple[Series, Series, tuple[float, float]]:
-    """Before and in the transport, and the processors' time of both ends, of all transfers."""
+    """Seconds before and in the transport, and processor seconds of both ends, for all transfers."""
     prepare, transport = Series(), Series()
     before = both.own.cpu(), both.peer.call("cpu")
     with both.timed_transport() as spent:
@@ -177,7 +177,7 @@ def _spent(both: Pair, repeat: int, move: Move) -> tuple[Series, Series, tuple[f
 
 
 def _problems(both: Pair, shape: Shape, number: int) -> list[str]:
-    """What is wrong after transfer ``number`` into a zeroed cache."""
+    """Problems after transfer ``number`` into a zeroed cache."""
     lists = shape.lists(number)
     if both.settings.direction == "pull":
         return both.own.problems("cache", shape, lists)
@@ -185,7 +185,7 @@ def _problems(both: Pair, shape: Shape, number: int) -> list[str]:
 
 
 def latency(settings: Settings, repeat: int, progress: Progress) -> Latency:
-    """One block at a time, with fresh lists each time; ``repeat`` times in all."""
+    """``repeat`` transfers of one block each, with new lists each time."""
     shape, pull = ONE_BLOCK, settings.direction == "pull"
     progress("start two engines")
     with pair(settings, pool_for(settings, shape)) as both:
@@ -221,7 +221,7 @@ def _native_copies(side: Side, shape: Shape, repeat: int) -> list[float]:
 
 
 def link_time(settings: Settings, pool: int, repeat: int, progress: Progress) -> LinkTime:
-    """Linking anew and again, each time with a first and a second transfer of one block."""
+    """Repeated linking, each time with a first and a second transfer of one block."""
     shape, pull = ONE_BLOCK, settings.direction == "pull"
     progress(f"start two engines with pools of {pool / MIB:.0f} MiB")
     with pair(settings, pool) as both:
@@ -248,7 +248,7 @@ def link_time(settings: Settings, pool: int, repeat: int, progress: Progress) ->
 
 
 def beside(settings: Settings, rounds: int, progress: Progress) -> Beside:
-    """A Python thread that computes, alone and while this process pulls without a pause."""
+    """The speed of a computing Python thread, alone and while this process pulls continuously."""
     shape = replace(SHAPES["paged-mla"], blocks=64)
     pull = settings.direction == "pull"
     with pair(settings, pool_for(settings, shape)) as both:

@@ -1,4 +1,4 @@
-"""Pictures of results: one file, with a panel for each kind that was measured."""
+"""Plots of results: one file, with a panel for each kind of result."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def _throughputs(results: list[Throughput]) -> str:
     )  # fmt: skip
     return render(header, rows) + (
         "\nGB/s: median, slowest to fastest; COLD: the first transfer after the link was OK, and its "
-        "time as part of the next one's;\nPREPARE: outside the transport; then the machine's own ways, "
+        "time as part of the next one's;\nPREPARE: outside the transport; then the reference copies, "
         "and GB/s as part of each (median of pairs);\nCPU: processor seconds per GiB"
     )
 

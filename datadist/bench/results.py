@@ -16,7 +16,7 @@ class Series:
 
     @property
     def median(self) -> float:
-        """The middle one."""
+        """The median."""
         return statistics.median(self.seconds)
 
     @property
@@ -35,7 +35,7 @@ class Series:
 
 
 def ratio(limit: Series, ours: Series) -> float:
-    """Median of limit over ours, pair by pair: what is common to a moment cancels out."""
+    """Median of limit over ours for each pair of measurements, so that temporary effects cancel out."""
     pairs = zip(limit.seconds, ours.seconds, strict=True)
     return statistics.median(a / b for a, b in pairs)
 
@@ -66,7 +66,7 @@ class Throughput:
     transport: Series
     """Seconds inside."""
     limits: dict[str, Series]
-    """Seconds of the machine's own ways to move as many bytes, each beside a warm transfer."""
+    """Seconds of the reference copies of as many bytes, each measured after a warm transfer."""
     cpu_own: float
     """Processor seconds per GiB in the process that called."""
     cpu_peer: float
@@ -103,7 +103,7 @@ class Latency:
     workload: str
     seconds: list[float]
     transport: list[float]
-    """Part of it inside the transport, of transfers of their own."""
+    """Seconds inside the transport, measured in separate transfers."""
     copy: list[float]
     """A native copy of as many bytes inside this process."""
     problems: list[str]
@@ -161,7 +161,7 @@ class ScalePoint:
 
 @dataclass
 class Beside:
-    """Speed of a Python thread beside transfers, in steps per second."""
+    """Speed of a Python thread with and without concurrent transfers, in steps per second."""
 
     workload: str
     alone: list[float]

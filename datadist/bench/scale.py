@@ -67,7 +67,7 @@ def _curve_point(settings: Settings, shape: Shape, x: int, repeat: int, threads:
 def _measure(
     both: Pair, shape: Shape, cache_id: int, number: int, point: ScalePoint, limits: Yardsticks
 ) -> None:
-    """One transfer beside its limit, and another one that says what is spent outside the transport."""
+    """One transfer with its reference copy, and another one to measure the time outside the transport."""
     lists = _blocks(shape, number)
     assert point.limit is not None
     assert point.prepare is not None

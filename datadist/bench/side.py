@@ -1,4 +1,4 @@
-"""One engine under measurement: in this process, or in a process of its own."""
+"""A measured engine, in this process or in a separate one."""
 
 from __future__ import annotations
 
@@ -145,7 +145,9 @@ class Side:
 
     @property
     def _key_is_filled(self) -> bool:
-        """Whether the filled caches are those that peers name: they read them, or write the others."""
+        """Whether keys name the filled caches: for pulls peers read these, for pushes they write
+        the others.
+        """
         return self.settings.direction == "pull"
 
     def drop(self, label: str) -> None:
@@ -269,7 +271,7 @@ class Remote:
     def result(self) -> Any:
         """What it returned. Raises :class:`BenchError`."""
         if not self._pipe.poll(SECONDS):
-            raise BenchError(f"{self._process.name} did nothing for {in_seconds(SECONDS)}")
+            raise BenchError(f"{self._process.name} did not answer for {in_seconds(SECONDS)}")
         try:
             ok, value = self._pipe.recv()
         except EOFError:
@@ -293,7 +295,7 @@ class Remote:
 
 
 def _serve(pipe: Connection, cluster: int, settings: Settings) -> None:
-    logging.getLogger("datadist").setLevel(logging.CRITICAL)  # errors are told over the pipe
+    logging.getLogger("datadist").setLevel(logging.CRITICAL)  # errors are sent over the pipe
     side = Side(cluster, settings)
     while True:
         try:
@@ -306,5 +308,5 @@ def _serve(pipe: Connection, cluster: int, settings: Settings) -> None:
             answer = (False, f"{type(error).__name__}: {error}")
         try:
             pipe.send(answer)
-        except OSError:  # the other end has given up, and says why
+        except OSError:  # the other end has failed and reports why
             return

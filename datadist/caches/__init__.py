@@ -1,1 +1,1 @@
-"""Memory, the own caches and their keys, and what is known of those of peers."""
+"""Memory, own caches and keys, and the caches and keys of peers."""

@@ -1,8 +1,8 @@
 """The memory of one engine: pools per placement, and regions that the user registered.
 
-Registration (transport interface): equal or contained ranges share one region, so a transport
-never sees overlapping ones. A region that was given up stays known to the transport until the last
-link that exposes it is closed.
+Registration (transport interface): equal or contained ranges share one region, so a transport never
+gets overlapping regions. After `unregister` a region stays registered with the transport until the
+last link that exposes it is closed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from datadist.transports.defects import text_of
 log = logging.getLogger("datadist.memory")
 
 RETURN_SECONDS = 1.0
-"""How long an allocation that does not fit waits for pages on their way back."""
+"""How long an allocation that does not fit waits for freed pages that peers have not confirmed yet."""
 
 
 FEW = 64
-"""Up to so many regions it is cheaper to insert each in order than to sort all."""
+"""Up to this number of new regions, inserting each is cheaper than sorting all."""
 POOL = "pool"
 """The user of a pool's region, for good."""
 
@@ -174,13 +174,13 @@ class Memory:
 
     @staticmethod
     def _exhausted(placement: Placement, coming: int, error: PoolExhausted) -> LLMException:
-        held = f" ({coming} freed allocations wait for peers to let go)" if coming else ""
+        held = f" ({coming} freed allocations wait for confirmations of peers)" if coming else ""
         return LLMException(
             f"{placement.name} memory: {error}{held}", status_code=LLMStatusCode.LLM_OUT_OF_MEMORY
         )
 
     def expect(self, placement: Placement, owner: Hashable, count: int) -> None:
-        """Note that ``count`` allocations will come back by :meth:`give_back`."""
+        """Announce that ``count`` allocations will be freed by :meth:`give_back`."""
         self._coming[placement][owner] = count
 
     def give_back(self, placement: Placement, owner: Hashable, runs: Sequence[Run]) -> None:

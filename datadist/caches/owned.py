@@ -1,8 +1,9 @@
 """Our own caches and keys, and their publication to linked peers.
 
 Reference counting (LLM-DataDist API, caches): a pool-owned cache is referenced by its id and by
-each key bound to one of its slots; its memory returns when all are gone, peers have let go of it
-and no local transfer uses it. Registered memory stays the caller's.
+each key bound to one of its slots. Its memory returns to the pool when all references are gone,
+peers have confirmed that they do not access it, and no local transfer uses it. Registered memory
+stays the caller's.
 
 Which caches there are is one dict; a cache comes, loses a key, or goes, in one step. Before that its id
 is noted as one of which index and peers are to be told: an exception may come anywhere, and the next
@@ -203,11 +204,11 @@ class OwnDirectory:
                 self.unpin(cache, token)
 
     def pin(self, cache: OwnCache, token: int, freed_too: bool = False) -> bool:
-        """Keep the memory of a cache until :meth:`unpin`; False where it does not exist any more.
+        """Keep the memory of a cache until :meth:`unpin`; False if it does not exist any more.
 
-        ``token`` is the next of :data:`TOKENS`. Takes no lock: a cache is pinned before it is looked
-        at once more, and leaves the directory before anybody looks for pins, so one of the two sees
-        the other.
+        ``token`` is the next of :data:`TOKENS`. This takes no lock. A transfer adds its pin and
+        then checks that the cache is still in the directory. Freeing removes the cache from the
+        directory and then checks for pins. So one of the two always sees the other.
         """
         if not (cache.held or freed_too):
             return False
@@ -220,7 +221,7 @@ class OwnDirectory:
     def unpin(self, cache: OwnCache, token: int) -> None:
         """Undo :meth:`pin`, if it was done."""
         cache.pins.discard(token)
-        if cache.cache_id not in self._caches:  # somebody waits to free it
+        if cache.cache_id not in self._caches:  # it is to be freed
             self._state.post(lambda: self._free_if_unused(cache.cache_id))
 
     def caches_at(
@@ -239,7 +240,7 @@ class OwnDirectory:
         )
 
     def deallocate(self, cache_id: int) -> None:
-        """Drop the id's reference to a pool-owned cache; blocks caches lose their key with it."""
+        """Drop the id's reference to a pool-owned cache; the key of a blocks cache is removed too."""
         self._state.post(lambda: self._deallocate(cache_id))
 
     def _deallocate(self, cache_id: int) -> None:

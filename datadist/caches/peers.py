@@ -1,4 +1,4 @@
-"""What we know of one peer engine while a session with it lasts."""
+"""The state of one peer engine during a session."""
 
 from __future__ import annotations
 
@@ -28,26 +28,27 @@ from datadist.control.messages import (
 from datadist.control.session import Session
 
 Meaning: TypeAlias = "tuple[str, tuple[tuple[int, int], ...], str]"
-"""What must be equal for two to want the same domain: name, mapping, table."""
+"""Identifies a domain: name, mapping, table. Two announcements with equal keys match."""
 
 
 def meaning(message: Announce) -> Meaning:
-    """What a wish means."""
+    """The domain key of an announcement."""
     return message.name, tuple(sorted(message.ranks)), message.table
 
 
 MOST_GIVEN_UP = 3
 MOST_REFUSALS = 16
 OFFER_WINDOW = 8
-"""Offers on their way to one peer; bounds the descriptors in flight."""
+"""Most unacknowledged offers to one peer; limits the descriptors in flight."""
 TOKENS = itertools.count(1)
-"""Names of transfers. Whoever begins one has its token before anything is noted under it, so that all
-of that can be undone wherever an exception of a signal handler gets in between."""
+"""Tokens of transfers. A transfer takes its token before anything is recorded under it. So all
+records can be removed, wherever an exception of a signal handler interrupts it.
+"""
 
 
 @dataclass
 class Announcement:
-    """A peer's wish for a domain, and when we heard of it."""
+    """A peer's announcement of a domain, and the time of its arrival."""
 
     message: Announce
     at: float = field(default_factory=time.monotonic)
@@ -58,17 +59,17 @@ def _characters(message: Announce) -> int:
 
 
 class Announcements:
-    """A peer's wishes, by its link id and by what they mean."""
+    """A peer's announcements, by link id and by domain key."""
 
     def __init__(self, account: Account | None = None) -> None:
         self._account = account or Account()
         self._by_link: dict[int, Announcement] = {}
         self._by_meaning: dict[Meaning, dict[int, Announcement]] = {}
         self.given_up: deque[str] = deque(maxlen=MOST_GIVEN_UP)
-        """Names of wishes that were withdrawn, the last ones."""
+        """Names of the last withdrawn announcements."""
 
     def put(self, message: Announce) -> None:
-        """Take a wish; a later one of the same link id replaces it.
+        """Add an announcement; a later one with the same link id replaces it.
 
         Raises :class:`~datadist.control.account.LimitExceeded`.
         """
@@ -79,7 +80,7 @@ class Announcements:
         self._by_meaning.setdefault(meaning(message), {})[message.link] = announcement
 
     def pop(self, link: int) -> None:
-        """Forget a wish; harmless when it is not there."""
+        """Remove an announcement, if it exists."""
         announcement = self._by_link.pop(link, None)
         if announcement is not None:
             self._account.give_back(Item.WISHES)
@@ -90,14 +91,14 @@ class Announcements:
                 del self._by_meaning[key]
 
     def give_up(self, link: int) -> None:
-        """Forget a wish that its peer has withdrawn, but for its name."""
+        """Remove a withdrawn announcement, but keep its name."""
         announcement = self._by_link.get(link)
         if announcement is not None and announcement.message.name not in self.given_up:
             self.given_up.append(announcement.message.name)
         self.pop(link)
 
     def meaning(self, key: Meaning) -> dict[int, Announcement]:
-        """The wishes that mean ``key``, by link id, oldest first."""
+        """The announcements with domain key ``key``, by link id, oldest first."""
         return self._by_meaning.get(key, {})
 
     def __len__(self) -> int:
@@ -124,7 +125,7 @@ class PeerView:
         self.early: dict[str, tuple[OfferMessage, list[int]]] = {}
         self.subscribed = False
         self.gone = False
-        """Whether it is certain that it touches our memory no more."""
+        """Whether the peer certainly does not access our memory any more."""
         self.seq_sent = 0
         self.seq_acked = 0
         self.lock = threading.RLock()
@@ -194,7 +195,7 @@ class PeerView:
             self.covered.pop(binding_id, None)
 
     def outdate(self) -> None:
-        """Nothing that was found out for a transfer holds any more: another link may serve now."""
+        """Invalidate cached routes, since a newer link may be used now."""
         with self.lock:
             self.version += 1
 
@@ -228,8 +229,8 @@ class PeerView:
     def begin_pull_at(self, version: int, token: int) -> bool:
         """:meth:`begin_pull`, unless the directory has changed since it had that version.
 
-        Takes no lock: the pull is noted before the version is read, and :meth:`apply` changes the
-        version before it looks for pulls, so one of the two sees the other.
+        Takes no lock. A pull is recorded before it reads the version. :meth:`apply` changes the
+        version before it checks for pulls. So one of the two always sees the other.
         """
         self.pulls.add(token)
         if self.version == version:
@@ -240,8 +241,8 @@ class PeerView:
     def end_pull(self, token: int) -> None:
         """Note that it ended, if it began; sends the acknowledgements that waited for it.
 
-        In the same manner: a pull is taken off before acknowledgements are looked for, and these are
-        noted before they look for pulls.
+        This takes no lock either. A pull is removed before it checks for waiting acknowledgements,
+        and an acknowledgement is recorded before it checks for pulls.
         """
         self.pulls.discard(token)
         if self._deferred:
@@ -258,7 +259,9 @@ class PeerView:
                 pulls.add(token)
 
     def _acknowledge_deferred(self) -> None:
-        """Sent before it is crossed out: rather twice than not at all, where a signal interrupts."""
+        """Send before removing the record: if a signal interrupts, sending twice is better than not
+        at all.
+        """
         done = None
         with self.lock:
             for waiting, seq in self._deferred:
@@ -274,7 +277,8 @@ class PeerView:
     # -- look-ups that miss ------------------------------------------------------------------
 
     def synchronize(self, timeout: float) -> bool:
-        """Wait until everything that the peer published before now has come; False: no answer.
+        """Wait until everything that the peer has published before now has arrived; False on a
+        timeout.
 
         Returns at once when the peer is gone (``session.closed`` tells).
         """
@@ -302,7 +306,9 @@ class PeerView:
     # -- offers to it ------------------------------------------------------------------------
 
     def queue_offer(self, give: Callable[[], bool]) -> None:
-        """Call ``give`` once fewer than the window are out; it says whether it sent one."""
+        """Call ``give`` when fewer than :data:`OFFER_WINDOW` offers are in flight; it returns
+        whether it sent one.
+        """
         self._offers.append(give)
         self._give_offers()
 

@@ -1,4 +1,4 @@
-"""Requests at peers that are answered by a message, and who waits for them."""
+"""Requests to peers that are answered by a message."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Request(Generic[Answer]):
         self.answer: Answer | None = None
 
     def wait(self, deadline: float) -> Answer | None:
-        """The answer; None where the peer is gone (``over`` is set) or the time is."""
+        """The answer; None if the peer is gone (``over`` is set) or on a timeout."""
         self.over.wait(max(0.0, deadline - time.monotonic()))
         return self.answer
 
@@ -87,7 +87,7 @@ class Requests(Generic[Answer]):
         try:
             self._open[number] = request
             view.send(make(number))
-            if view.session.closed:  # and perhaps was, before this request was noted
+            if view.session.closed:  # the session may have ended before this request was recorded
                 request.over.set()
             yield request
         finally:

@@ -1,4 +1,4 @@
-"""What waits until peers have let go of memory: page returns, and calls that must be certain."""
+"""Calls that run after peers have confirmed that they do not access memory any more."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from importlib import metadata
 
 COMMANDS = {
     "backends": "list the installed transports, and which one `auto` would choose",
-    "bench": "measure transfers, next to what this machine can do at best",
+    "bench": "measure transfers and compare them with this machine's limits",
     "check": "validate a rank table and show the domain that it describes",
     "conformance": "test an installed transport against the interface and report",
     "demo": "move a KV cache between processes of this host and verify it",
@@ -40,6 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(modules[args.command].run(args))
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader has seen enough; nothing more can be printed
+    except BrokenPipeError:  # the reader has closed the pipe; nothing more can be printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(_args: argparse.Namespace) -> int:
-    """Print the table, which says all that would be logged; 1 where no transport can be used."""
+    """Print the table, which replaces log messages; returns 1 if no transport can be used."""
     with quiet("datadist.backend"):
         return _show()
 

@@ -1,6 +1,6 @@
-"""Measure transfers between two engines of this host, next to what the machine can do at best.
+"""Measure transfers between two engines of this host and compare them with the machine's limits.
 
-Engines run in processes of their own; every byte is verified outside the time that is measured.
+Engines run in separate processes. Every byte is verified, outside of the measured time.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--repeat", type=argument(1), default=7, metavar="N",
         help="large transfers and links per workload (default 7)")  # fmt: skip
     add("--threads", type=argument(1), default=threads_of_machine(), metavar="N",
-        help="threads of the limits that are measured beside (default: the CPUs, up to 4)")  # fmt: skip
+        help="threads of the reference copies (default: the CPUs, up to 4)")  # fmt: skip
     add("--option", action="append", default=[], metavar="KEY=VALUE",
         help="an option of init, such as datadist.shm.threads=1; may be given again")  # fmt: skip
     add("--quick", action="store_true", help="small caches and few repetitions, to try it out")
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 when every byte was right, 1 otherwise, 2 where something cannot be measured."""
+    """Returns 0 if every byte was right, 1 otherwise, 2 if something cannot be measured."""
     results: list[Result] = []
     try:
         with quiet("datadist"), _runtime_directory():
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _runtime_directory() -> Iterator[None]:
-    """One of our own, for the engines of the measurements."""
+    """A separate runtime directory for the measured engines."""
     before = os.environ.get(RUNTIME_DIR)
     with tempfile.TemporaryDirectory(prefix="datadist-bench-") as place:
         os.environ[RUNTIME_DIR] = place
@@ -137,7 +137,7 @@ def _measure(name: str, settings: Settings, args: argparse.Namespace) -> Iterato
 
 
 def _progress(text: str) -> None:
-    """The step at hand, on standard error: one line that changes, or one line each."""
+    """Print the current step on standard error: on a terminal in one line, else one line each."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
     elif text:

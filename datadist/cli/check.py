@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 when all is well, 1 with every problem, 2 where something could not be read."""
+    """Returns 0 without problems, 1 after listing every problem, 2 if something could not be read."""
     try:
         text = sys.stdin.read() if args.table == "-" else Path(args.table).read_text()
     except (OSError, ValueError) as error:

@@ -54,7 +54,7 @@ def _option(text: str) -> tuple[str, str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 where the transport conforms, 1 where a test failed, 2 where none could run."""
+    """Returns 0 if the transport conforms, 1 if a test failed, 2 if no test could run."""
     try:
         choice = choose_backend(args.name, {})
         chosen = _class_of(args)
@@ -110,7 +110,7 @@ class _Report:
         self._problems: list[str] = []
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """What could not even be collected."""
+        """Report modules that could not be collected."""
         if report.failed:
             self._problems.append(report.longreprtext)
 
@@ -122,7 +122,7 @@ class _Report:
         item.extra_keyword_matches.add(family)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Count a result; name it if it is no success."""
+        """Count a result; print its name if it is not a success."""
         if report.when != "call" and report.outcome == "passed":
             return
         family = self._families[report.nodeid]

@@ -1,6 +1,7 @@
 """`datadist demo`: a prompt and its decoders move the KV cache of a real model's shape.
 
-Every process is a real one, started by spawn; what is printed was measured and verified.
+Each cluster is a separate process, started by spawn. All printed results were measured and
+verified.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What all processes of a run agree on."""
+    """The parameters that all processes of a run share."""
 
     clusters: int
     backend: str
@@ -57,7 +58,7 @@ class Plan:
 
     @property
     def cache_blocks(self) -> int:
-        """Blocks of each cache: half of them stay free, to show that they are not touched."""
+        """Blocks of each cache. Half of them stay unused, to verify that they do not change."""
         return 2 * self.request_blocks
 
     @property
@@ -106,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo; 0 when every byte of every decoder is as it must be."""
+    """Run the demo; returns 0 if every byte at every decoder is correct."""
     plan = Plan(
         clusters=args.clusters,
         backend=args.backend,
@@ -234,7 +235,7 @@ def _show(cluster: int, done: float) -> None:
 
 
 def _child(plan: Plan, cluster: int, pipe: Connection) -> None:
-    with suppress(EOFError, BrokenPipeError):  # the parent has given up and says why
+    with suppress(EOFError, BrokenPipeError):  # the parent has failed and reports why
         try:
             _cluster(plan, cluster, pipe)
         except LLMException as error:
@@ -242,7 +243,7 @@ def _child(plan: Plan, cluster: int, pipe: Connection) -> None:
 
 
 def _cluster(plan: Plan, cluster: int, pipe: Connection) -> None:
-    os.environ["DATADIST_JOB"] = plan.name  # apart from other demos of this user
+    os.environ["DATADIST_JOB"] = plan.name  # separate from other demos of this user
     role = LLMRole.PROMPT if cluster == 1 else LLMRole.DECODER
     config = LLMConfig()
     config.enable_cache_manager = True

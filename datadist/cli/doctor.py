@@ -1,7 +1,7 @@
 """Examine this machine for each backend, and say what to change.
 
-Exits with 1 where a chosen backend, by default the one that `auto` or DATADIST_BACKEND chooses,
-cannot work; notes alone exit with 0.
+Exits with 1 if a chosen backend cannot work. The default is the backend that `auto` or
+DATADIST_BACKEND chooses. With notes only it exits with 0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 where the backends work, 1 where one does not."""
+    """Returns 0 if all chosen backends work, else 1."""
     findings = examine(args.backend)
     chosen, why = _chosen(args.backend)
     verdict = worst(findings, chosen)
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _chosen(named: Sequence[str]) -> tuple[list[str], str]:
-    """The backends whose problems count; none, and why, where nothing can be chosen."""
+    """The chosen backends; if none can be chosen, an empty list and the reason."""
     missing = sorted(set(named) - {backend.name for backend in list_backends()})
     if missing:
         return [], f"not installed: {', '.join(missing)} (`datadist backends` lists what is)"

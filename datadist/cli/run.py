@@ -1,6 +1,7 @@
-"""Run a Python program in which `import llm_datadist` means datadist, its children included.
+"""Run a Python program in which `import llm_datadist` imports datadist, also in its child
+processes.
 
-An installed package of that name is shadowed for this program only.
+An installed package of that name is hidden for this program only.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from datadist.drop_in import DropInError, prepend_path, refuse_if_beside, refuse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take everything as it is: the program's own options are none of ours."""
+    """Take all arguments unparsed: options after the program belong to the program."""
     parser.usage = "datadist run [-m] PROGRAM [ARGUMENT ...]"
     parser.add_argument("-m", dest="module", action="store_true", help="PROGRAM is a module name")
     parser.add_argument(
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replace this process by the program's; returns only when that is impossible."""
+    """Replace this process by the program (exec); returns only if that is impossible."""
     if not args.program:
         print("datadist run: name a script, or a module with -m", file=sys.stderr)
         return 2

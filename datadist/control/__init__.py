@@ -1,1 +1,1 @@
-"""How peers meet and talk: frames, sessions, the meeting place, and the thread that serves them."""
+"""Discovery of peers, sessions and messages between engines, and the control thread."""

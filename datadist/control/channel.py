@@ -1,7 +1,7 @@
 """The authenticated channel over TCP: mutual challenge, keys per connection, a MAC per frame.
 
-Nothing here does I/O. Both ends know the same secret (``DATADIST_AUTH_KEY``). The one that dialled
-proves first, so that whoever only connects learns nothing but a random number:
+This module does no I/O. Both ends know the same secret (``DATADIST_AUTH_KEY``). The end that
+dialled authenticates first, so that a host without the key learns only a random number:
 
     dialler                               listener
     greeting (16 bytes), nonce (32)  -->
@@ -9,11 +9,11 @@ proves first, so that whoever only connects learns nothing but a random number:
     proof (32)                       -->
                                      <--  proof (32)
 
-Everything is HMAC-SHA256. The connection's secret is the MAC of both greetings under the key, so
-proofs and frame keys are worth nothing on any other connection; roles and directions have labels
-of their own, so that nothing can be reflected. Frames are authenticated, not encrypted: each ends in
-a MAC over its number, its length and its body, and is refused when changed, repeated, left out or
-moved.
+All MACs are HMAC-SHA256. The connection's secret is the MAC of both greetings under the key, so
+that proofs and frame keys are valid on this connection only. Roles and directions have different
+labels, which prevents reflection. Frames are authenticated, not encrypted. Each frame ends with a
+MAC over its number, length and body. A frame that was changed, repeated, dropped or reordered is
+refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _COUNTER = struct.Struct(">Q")
 
 
 class HandshakeError(Exception):
-    """The other end is not one that knows the key; the text says what it did."""
+    """The other end failed to authenticate; the text has the reason."""
 
 
 def _mac(key: bytes, *parts: bytes | bytearray | memoryview) -> bytes:
@@ -43,7 +43,7 @@ def _mac(key: bytes, *parts: bytes | bytearray | memoryview) -> bytes:
 
 
 class Seal:
-    """The MACs of one direction; both ends keep one, and count alike."""
+    """The MACs of one direction. Both ends count frames, so their counters are equal."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
@@ -61,7 +61,7 @@ class Seal:
 
 @dataclass(frozen=True)
 class Seals:
-    """What a finished handshake yields."""
+    """The result of a finished handshake: keys for both directions."""
 
     sending: Seal
     receiving: Seal
@@ -87,7 +87,7 @@ class Handshake:
 
     @property
     def wanted(self) -> int:
-        """Bytes to read next, at most; no more is ever kept from a peer without proof."""
+        """Most bytes to read next; no more is buffered for an unauthenticated peer."""
         if self.seals is not None:
             return 0
         return (_HELLO_SIZE if self._secret is None else TAG_SIZE) - len(self._inbox)
@@ -109,15 +109,15 @@ class Handshake:
         return self._on_proof(self._secret, received)
 
     def closed(self) -> str:
-        """What it means that the peer closes the connection now."""
+        """The reason to report if the peer closes the connection now."""
         if self.dialled and self._secret is not None:
             return (
                 "it refused us: it has another DATADIST_AUTH_KEY (set the same key on all ranks), or "
-                "too many connections that prove nothing; its log says which"
+                "too many unauthenticated connections; its log has the reason"
             )
         if self._inbox or self._secret is not None:
             return "it closed the connection in the middle of the handshake"
-        return "it closed the connection without a word (it is no datadist engine, or is busy)"
+        return "it closed the connection without an answer (it is no datadist engine, or is busy)"
 
     def _check_greeting(self) -> None:
         start = self._inbox[: len(GREETING)]

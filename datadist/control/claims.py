@@ -1,10 +1,10 @@
 """Claims: within one job and host a cluster id is one engine's, from its first `link` to `finalize`.
 
-A claim is a lock of fcntl on ``<cluster id>.claim`` in the runtime directory. The kernel takes it
-back with the process, however that ends, and forked children do not inherit it. It is also lost when
-the process closes any descriptor of the file: nothing else here opens it while it is held, and who is
-refused closes a descriptor in its own process. ``<cluster id>-<incarnation>.refused`` says that an
-engine was refused beside the holder with that incarnation.
+A claim is an fcntl lock on ``<cluster id>.claim`` in the runtime directory. The kernel releases it
+when the process ends in any way, and forked children do not inherit it. It is also lost if the
+process closes any descriptor of the file. Therefore no other code of this process opens the file
+while the claim is held. A refused engine runs in another process. ``<cluster
+id>-<incarnation>.refused`` says that an engine was refused beside the holder with that incarnation.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class Claims:
         self._fd = -1
         self._closed = False
         self._lock = threading.RLock()
-        """Calls of `link` on several threads, and finalize beside them."""
+        """Serialises calls of `link` and `finalize` on several threads."""
 
     def take(self) -> Claimant | None:
-        """Claim our cluster id, once; its holder where that is another live engine.
+        """Claim our cluster id, once. Returns the holder if another live engine has it.
 
         Raises ``OSError``, and ``RuntimeError`` once :meth:`close` was called.
         """
@@ -85,7 +85,7 @@ class Claims:
                 os.close(fd)
 
     def close(self) -> None:
-        """Give the id back, for good; harmless when repeated."""
+        """Release the claim for good; idempotent."""
         with self._lock:
             self._closed = True
             fd, self._fd = self._fd, -1
@@ -106,7 +106,7 @@ class Claims:
             os.close(fd)
 
     def refused_beside(self, engine: Address) -> Claimant | None:
-        """Who was refused the cluster id of an engine of our job; None where nobody was."""
+        """The engine that was refused the cluster id of an engine of our job; None if there is none."""
         try:
             fd = self._open(_refused_beside(engine), os.O_RDONLY)
         except OSError:
@@ -155,7 +155,7 @@ class Claims:
         return os.path.samestat(there, os.fstat(fd))
 
     def _note_refusal(self, holder: Claimant) -> None:
-        """Let those know who will link with the holder."""
+        """Record the refusal for engines that link with the holder."""
         name = _refused_beside(Address(self._engine.cluster_id, holder.incarnation))
         with suppress(OSError):
             fd = self._open(name, os.O_WRONLY | os.O_CREAT)
@@ -170,7 +170,7 @@ def _refused_beside(engine: Address) -> str:
 
 
 def _read(fd: int) -> Claimant:
-    """What a file says; UNKNOWN where whoever made it could not write it."""
+    """The claimant that a file names; UNKNOWN if its content is missing."""
     try:
         said = json.loads(os.pread(fd, MOST_BYTES, 0))
         return Claimant(

@@ -1,4 +1,4 @@
-"""Engines of this user that cannot be met: they are in another job, or in another runtime directory."""
+"""Engines of this user that ours cannot link with: in another job or another runtime directory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST = 32
 
 @dataclass(frozen=True)
 class EngineElsewhere:
-    """A live engine of this user that ours cannot meet."""
+    """A live engine of this user in another job or another runtime directory."""
 
     cluster_id: int
     pid: int
@@ -42,7 +42,7 @@ class EngineElsewhere:
 
 
 def find_elsewhere(own: RuntimeDir, clusters: Iterable[int]) -> list[EngineElsewhere]:
-    """Where engines with these cluster ids live, if not in our job.
+    """Engines with these cluster ids outside of our job.
 
     It looks through /proc, which takes milliseconds: not on the reactor.
     """
@@ -52,7 +52,7 @@ def find_elsewhere(own: RuntimeDir, clusters: Iterable[int]) -> list[EngineElsew
         directory, job = job_of(place)
         with suppress(OSError):
             same = os.path.samefile(directory, own.path)
-            if not same and job.startswith(XDIST):  # a test of another run, which nobody means
+            if not same and job.startswith(XDIST):  # a job of another pytest run, which is never meant
                 continue
             for engine, pid in _live(place, wanted):
                 found.append(
@@ -76,7 +76,7 @@ def _places(own: RuntimeDir) -> list[Path]:
 def _directories(pid: int) -> Iterator[str]:
     """Directories that a process holds open, as an engine does with its part of the runtime directory."""
     folder = f"/proc/{pid}/fd"
-    with suppress(OSError):  # it has ended, or may not be looked into
+    with suppress(OSError):  # it has ended, or access is not permitted
         for name in os.listdir(folder):
             with suppress(OSError):
                 target = os.readlink(f"{folder}/{name}")

@@ -1,8 +1,8 @@
 """The address that an engine listens on for `link_clusters`, and how peers of this host find it.
 
-The port is taken, so that nobody else can have it, and a symbolic link in the runtime directory,
-named after the address and its network namespace, leads to the engine's socket there.
-Only an engine that may talk over the network opens the port to it.
+The engine reserves the port. A symbolic link in the runtime directory, named after the address and
+its network namespace, points to the engine's socket. Only an engine that uses the network accepts
+connections at the port.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class EndpointError(Exception):
 
 
 class Endpoint:
-    """A taken address, listed in the runtime directory from construction until :meth:`close`.
+    """A reserved address, published in the runtime directory from construction until :meth:`close`.
 
     ``address`` is IPv4 text, ``port`` 1 to 65535; with ``remote`` engines of other hosts can dial
     it. Raises :class:`EndpointError`.
@@ -56,7 +56,7 @@ class Endpoint:
             raise EndpointError(f"cannot list {self._place}: {error}") from error
 
     def close(self) -> None:
-        """Take the address out of the directory and give the port back."""
+        """Remove the address from the directory and release the port."""
         self._directory.retract(*self._place, self._engine)
         self._give_back()
 
@@ -84,8 +84,8 @@ class Endpoint:
 def find(directory: RuntimeDir, address: str, port: int, far: bool) -> Address | None:
     """The engine of this host that listens at an address, or None.
 
-    An address of this network namespace means an engine in it. Any other one is looked up among those
-    of namespaces that share the directory, unless the network can be asked (``far``). Raises
+    An address of this network namespace names an engine in it. Any other address is searched in the
+    other namespaces that share the directory, unless the network can be used (``far``). Raises
     :class:`EndpointError` where several of these have the address.
     """
     there = directory.listening(port)
@@ -105,7 +105,7 @@ def find(directory: RuntimeDir, address: str, port: int, far: bool) -> Address |
 
 
 def hint(directory: RuntimeDir, port: int) -> str:
-    """Engines of this user that listen at a port where nobody else was found, in words; or ""."""
+    """A hint that names engines of this user that listen at the port elsewhere; or ""."""
     here = network_namespace()
     found = [
         f"cluster {each.engine.cluster_id} listens at {HostPort(each.ip, port)} in another network "
@@ -124,7 +124,7 @@ def hint(directory: RuntimeDir, port: int) -> str:
 
 
 def _bind(place: HostPort) -> socket.socket:
-    """Take the port without listening: only this host's engines come, by the directory."""
+    """Bind the port without listening: engines of this host use the directory."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.bind(place)

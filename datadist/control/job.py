@@ -1,4 +1,4 @@
-"""The job of this process: engines of different jobs never meet, whatever their cluster ids are."""
+"""The job of this process: engines of different jobs never link, whatever their cluster ids are."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def job_name(environ: Mapping[str, str]) -> str:
 
 
 def _xdist(environ: Mapping[str, str]) -> str:
-    """Each worker of each run is a job: its tests must not meet those of the others."""
+    """Each worker of each run is a separate job, so that its engines do not link with those of others."""
     run, worker = environ.get("PYTEST_XDIST_TESTRUNUID"), environ.get("PYTEST_XDIST_WORKER")
     if not (run and worker):
         return ""

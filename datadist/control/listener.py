@@ -1,4 +1,4 @@
-"""Listening for sessions over TCP, within bounds on what strangers can make us do."""
+"""Listens for sessions over TCP; limits the cost of unauthenticated connections."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class NetworkError(Exception):
 
 
 class Listener:
-    """A listening socket; engines that prove the key arrive by ``on_session``.
+    """A listening socket; authenticated engines are reported with ``on_session``.
 
     The endpoint's host must be an address (see :func:`look_up`); port 0 takes any free one. Raises
     :class:`NetworkError`. ``expected(host)`` says whether a member is expected from an address: strangers

@@ -1,9 +1,9 @@
-"""How engines come to have exactly one session per pair; here those of one host.
+"""Discovery of engines on one host; ensures exactly one session per pair.
 
 Each engine listens under its own name from `init` to `finalize`. Of a pair, the engine with the
-smaller incarnation dials; the other one, when it wants to talk, knocks (connects, says who it is,
-hangs up) and is dialled back. So no pair ever has two sessions, whoever starts.
-For engines of other hosts see :mod:`datadist.control.remote`.
+smaller incarnation dials. The other engine can ask to be dialled back: it connects, sends hello
+with ``dial_back``, and disconnects. So a pair never has two sessions, whichever engine starts. For
+engines of other hosts see :mod:`datadist.control.remote`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MAX_SESSIONS = 16
 """Sessions with one process, which has one engine."""
 RETRY_SECONDS = 0.05
 REFUSAL_SECONDS = 2.0
-"""How long an engine that is busy is told that ours was refused."""
+"""How long sending a refusal to a busy engine is retried."""
 
 
 class Meeting:
@@ -100,10 +100,10 @@ class Meeting:
         self._reactor.watch(self._listener.fileno(), READ, self._on_accept)
 
     def seek(self, cluster_id: int) -> bool:
-        """Get in touch with every engine of that cluster id which is there now.
+        """Connect to every engine with that cluster id that is running now.
 
-        One that comes later gets in touch with us: it looks for us when it links. False where it
-        was not possible to look, for want of descriptors.
+        An engine that starts later connects to us when it links. False if the search failed, since
+        no descriptor was left.
         """
         try:
             found = list(self.directory.engines())
@@ -138,13 +138,14 @@ class Meeting:
         return find(self.directory, ip, port, self.remote is not None)
 
     def hint(self, port: int) -> str:
-        """Who listens at a port, but cannot be met: what to say besides that nobody is there."""
+        """A hint about engines that listen at the port but cannot be reached."""
         return hint(self.directory, port)
 
     def contact(self, address: Address) -> bool:
-        """Get a session with the engine, by dialling or knocking; ends in ``on_session``.
+        """Request a session with the engine, by dialling or by a dial-back request; ends in
+        ``on_session``.
 
-        False when it is certain that nobody is there.
+        False if certainly no engine is there.
         """
         peer = address.incarnation
         if peer in self.sessions or peer in self._dialling or peer == self.address.incarnation:
@@ -173,7 +174,9 @@ class Meeting:
             self.contact(address)
 
     def tell_refused(self) -> None:
-        """Let every engine of our job know that ours may not link: its peer may be the wrong one."""
+        """Tell every engine of our job that ours was refused: they may be linked with the wrong
+        engine.
+        """
         deadline = time.monotonic() + REFUSAL_SECONDS
         with contextlib.suppress(OSError):
             for address in list(self.directory.engines()):
@@ -225,7 +228,7 @@ class Meeting:
         return bool(self._holds.get(session.incarnation))
 
     def close(self) -> None:
-        """Stop listening, take our name away, say goodbye to everyone."""
+        """Stop listening, remove our name, send goodbye to all peers."""
         self._reactor.unwatch(self._listener.fileno())
         with contextlib.suppress(OSError):  # names that cannot be removed are swept later
             self.listen_at(None, None)
@@ -242,7 +245,7 @@ class Meeting:
         self.directory.leave()
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptors without a word to anyone."""
+        """In a forked child: close the descriptors without sending anything."""
         self._listener.close()
         self.claims.abandon()
         if self._endpoint is not None:
@@ -326,7 +329,7 @@ class Meeting:
             )  # fmt: skip
 
     def _make_room(self) -> None:
-        """Of a crowd that says nothing the eldest has to go: a peer says hello at once."""
+        """Close the oldest connection without hello above the limit: a peer sends hello at once."""
         if len(self._handshakes) >= MAX_HANDSHAKES:
             waiting = next((s for s in self._handshakes if not s.incarnation), None)
             if waiting is not None:

@@ -71,11 +71,12 @@ class _Message(BaseModel):
 
 
 class Hello(_Message):
-    """First message of either side. After a ``knock`` the sender hangs up: dial back instead.
+    """First message of either side. With ``knock`` the sender disconnects and asks to be dialled
+    back.
 
-    Over TCP the listener's ``knock`` says that the two shall meet in their runtime directory. ``refused``
-    comes with a knock that wants no answer: the sender may not link, since another live engine of its
-    job has its cluster id.
+    Over TCP ``knock`` of the listener means that the two engines must connect through their runtime
+    directory. ``refused`` comes with a ``knock`` without an answer: the sender may not link, since
+    another live engine of its job has its cluster id.
     """
 
     kind: Literal["hello"] = "hello"
@@ -90,7 +91,7 @@ class Hello(_Message):
 
 
 class Welcome(_Message):
-    """Over TCP: the dialler has heard the listener's hello, and takes this connection as theirs."""
+    """Over TCP: the dialler accepts the listener's hello and uses this connection as the session."""
 
     kind: Literal["welcome"] = "welcome"
 
@@ -161,7 +162,7 @@ class Fail(_Message):
 
 
 class OfferMessage(_Message):
-    """The transport's offer to the receiver, with ``fds`` descriptors riding on the frame."""
+    """The transport's offer to the receiver; the frame carries ``fds`` descriptors."""
 
     kind: Literal["offer"] = "offer"
     domain: Token
@@ -171,7 +172,7 @@ class OfferMessage(_Message):
 
 
 class Attached(_Message):
-    """The sender is done with one offer of the receiver, whether it took it or not."""
+    """The sender has processed one offer of the receiver: it accepted or refused it."""
 
     kind: Literal["attached"] = "attached"
     domain: Token
@@ -213,7 +214,8 @@ class Refused(_Message):
 
 
 class Duplicate(_Message):
-    """The sender met a cluster id at two engines. ``other`` is the one that the receiver is not.
+    """The sender found two engines with one cluster id. ``other`` is the one that is not the
+    receiver.
 
     "replaced": the receiver's link ends, and the other engine has one in its place. "took": the receiver
     has the place of the other one. "refused": the other one may not link, beside the sender.
@@ -280,7 +282,7 @@ class Directory(_Message):
 
 
 class Ack(_Message):
-    """Nothing of the sender touches what was revoked up to ``seq`` any more."""
+    """The sender does not access anything that was revoked up to ``seq`` any more."""
 
     kind: Literal["ack"] = "ack"
     seq: UInt64
@@ -409,7 +411,7 @@ _adapter: TypeAdapter[Message] = TypeAdapter(
 
 
 def seconds_until(deadline: float) -> float:
-    """What a message says of a deadline (time.monotonic), which means nothing to another host."""
+    """The remaining seconds until a deadline (time.monotonic), for messages to other hosts."""
     return min(max(0.001, deadline - time.monotonic()), MAX_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""Processes, for people: which program runs there, and for how long."""
+"""Descriptions of processes for messages: program and age."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def printable(text: str) -> str:
 
 
 def peer_of(sock: socket.socket) -> tuple[int, int]:
-    """Process and user at the other end of a Unix socket, by the kernel's word (SO_PEERCRED)."""
+    """Process and user at the other end of a Unix socket, as the kernel reports them (SO_PEERCRED)."""
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, _gid = _CREDENTIALS.unpack(raw)
     return pid, uid
 
 
 def now() -> float:
-    """Seconds on a clock that all processes of the host share, and that nobody sets."""
+    """Seconds on a monotonic clock that all processes of the host share."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 

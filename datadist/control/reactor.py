@@ -38,7 +38,7 @@ WAKE = ctypes.PyDLL(None).eventfd_write
 """Keeps the GIL, as it never blocks: who lets it go beside many busy threads gets it back late."""
 WAKE.argtypes = ctypes.c_int, ctypes.c_uint64
 CROWDED = 64
-"""From so many timers on it is worth to look for cancelled ones."""
+"""Cancelled timers are removed only if there are at least this many timers."""
 HELPERS = 2
 """Threads for look-ups that may take long: of names, and of engines elsewhere."""
 LONGEST_SLEEP = 3600.0
@@ -157,7 +157,7 @@ class Reactor:
         )
 
     def _give_up_calls(self) -> None:
-        """Wake those who wait for a thread that has ended."""
+        """End all waiting calls with an error, since the thread has ended."""
         for outcome in list(self._waited_for):
             outcome.fail(Unanswered("the control thread of this engine has ended"))
 
@@ -255,7 +255,9 @@ class Reactor:
             awaited.then()
 
     def _handle_events(self) -> None:
-        """Nothing here outlives it: a session that has ended must not stay for as long as we wait."""
+        """Handle events in a separate function, so that no local variable keeps an ended session
+        alive.
+        """
         for key, events in self._selector.select(self._timeout()):
             self._guard(lambda key=key, events=events: key.data(events))  # type: ignore[misc]
 

@@ -1,10 +1,10 @@
-"""How engines of different hosts come to have exactly one session per pair.
+"""Discovery of engines on different hosts; ensures exactly one session per pair.
 
-Either end may dial: often only one of them can be reached. Whoever dialled says hello, the listener
-answers with its own, and the dialler, who now knows whom it has met, takes the connection with
-`Welcome` or hangs up. It hangs up when the two have a session already. Of two connections that are
-under way in both directions, the one dialled by the smaller incarnation wins. Engines that see each
-other in one runtime directory meet there instead.
+Either end may dial, since often only one of them can be reached. The dialler sends hello, and the
+listener answers with its own hello. The dialler then knows the peer. It accepts the connection with
+`Welcome`, or closes it if the two have a session already. If both ends dial at once, the connection
+of the engine with the smaller incarnation is used. Engines that share a runtime directory connect
+through it instead.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from datadist.control.tcp import HANDSHAKE_SECONDS, Dial, NetworkSettings, TcpSe
 log = logging.getLogger("datadist.control")
 
 Done = Callable[[Address | str], None]
-"""Hears which engine a dial met, or why none."""
+"""Called with the engine that a dial reached, or with the reason why it failed."""
 
 AGAIN, AGAIN_SECONDS = 3, 0.05
 MAX_REPORTED = 256
@@ -46,7 +46,7 @@ MAX_SESSIONS_PER_HOST = 256
 
 @dataclass
 class _Acquaintance:
-    """A proved connection that is no session yet."""
+    """An authenticated connection that is not a session yet."""
 
     timer: Timer
     done: Done | None
@@ -250,7 +250,9 @@ class Remote:
         return met
 
     def _part(self, session: Session, reason: str, met_engine: Address | None = None) -> None:
-        """Hang up before there was a session; who dialled hears ``met_engine``, else the reason."""
+        """Close a connection that is not a session yet; report ``met_engine`` or the reason to the
+        caller.
+        """
         met = self._forget(session)
         session.on_closed = None
         session.close(reason)
@@ -311,7 +313,7 @@ class Remote:
         return None
 
     def _answer(self, session: Session, met: _Acquaintance, hello: Hello) -> None:
-        """As the listener: say who we are, and leave the decision to the dialler."""
+        """As the listener: send hello; the dialler decides."""
         address = Address(hello.cluster_id, hello.incarnation)
         for earlier in self._dialled_by(session, hello):
             self._part(earlier, "it dialled again")
@@ -336,7 +338,7 @@ class Remote:
         ]
 
     def _decide(self, session: Session, hello: Hello) -> None:
-        """As the dialler: take the connection, or leave it for another one."""
+        """As the dialler: accept the connection, or close it in favour of another one."""
         peer, engine = hello.incarnation, Address(hello.cluster_id, hello.incarnation)
         rivals = [s for s, met in self._met.items() if met.hello and s.incarnation == peer]
         if hello.knock:

@@ -127,7 +127,7 @@ class RuntimeDir:
                 sock.close()
                 if not self._vanished():
                     raise RuntimeDirError(f"cannot listen in {self.place}: {error}") from error
-                self._open()  # the last engine of the job took its empty directory away
+                self._open()  # the last engine of the job has removed the empty directory
             else:
                 return sock
 
@@ -142,7 +142,7 @@ class RuntimeDir:
         return bool(self.job) and os.fstat(self.fd).st_nlink == 0
 
     def connect(self, address: Address) -> socket.socket | None:
-        """A connection, or None where nobody listens (a stale name is removed)."""
+        """A connection; None if no engine listens (a stale name is removed)."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         sock.setblocking(False)
         try:
@@ -206,7 +206,8 @@ class RuntimeDir:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of the directory. A holder that is stopped is waited for within a limit only.
+        """Hold the lock of the directory. Waiting for another holder is limited, since it may be
+        stopped.
 
         Raises ``OSError`` where no descriptor is left.
         """
@@ -241,7 +242,7 @@ class RuntimeDir:
                     other.leave()
 
     def leave(self) -> None:
-        """:meth:`close`; the place of a job goes with its last engine."""
+        """:meth:`close`; the last engine of a job removes the job's directory."""
         if self.job:
             with contextlib.suppress(OSError):  # another engine is there
                 os.rmdir(self.place)

@@ -25,7 +25,7 @@ from datadist.control.turns import Credit, Share
 log = logging.getLogger("datadist.control")
 
 MAX_QUEUED = 256 << 20
-"""Bytes that may wait for a peer that does not read; above, the session is given up."""
+"""Most bytes that are queued for a peer that does not read; above that the session ends."""
 MAX_QUEUED_FRAMES = 1 << 18
 """The same for frames, of which each costs 400 bytes besides its own."""
 CHUNK = 1 << 18
@@ -73,8 +73,8 @@ class _Frame:
 class Session:
     """A connected socket, read on the reactor; :meth:`send` works from any thread.
 
-    ``peer_pid`` and ``peer_uid`` are the kernel's word (SO_PEERCRED). ``on_message(session,
-    message, fds)`` owns the descriptors it is given, which are of memory, and what it raises ends the
+    The kernel reports ``peer_pid`` and ``peer_uid`` (SO_PEERCRED). ``on_message(session, message,
+    fds)`` owns the descriptors it is given, which are of memory, and what it raises ends the
     session. ``on_closed(session, reason)`` comes once. What arrives is handled in turns (see
     :mod:`datadist.control.turns`), so that a peer that talks without pause keeps nobody waiting.
 
@@ -163,7 +163,8 @@ class Session:
             self._reactor.watch(self.process.fd, READ, self._on_exit)
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Send or queue; never blocks. Owns ``fds``, whatever comes. Silent on a closed session.
+        """Send or queue; never blocks. Always takes ownership of ``fds``. Does nothing on a closed
+        session.
 
         Raises ``ValueError`` for a message that exceeds a frame.
         """

@@ -1,4 +1,4 @@
-"""Removing what crashed processes left in the runtime directory; an `init` does it for all jobs."""
+"""Removes files of crashed processes from the runtime directory; each `init` does it for all jobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FLOCK = struct.Struct("hhqqi4x")
 
 
 def sweep(directory: RuntimeDir) -> None:
-    """Sweep the place of our job, and those of others, which go when nothing is left in them.
+    """Remove stale files of all jobs, and directories of other jobs that are then empty.
 
     No claim may be held by this process: looking at one closes a descriptor of its file.
     """
@@ -46,7 +46,7 @@ def _sweep_job(directory: RuntimeDir) -> None:
 
 
 def _is_left_over(directory: int, name: str, names: set[str]) -> bool:
-    """Whether a name leads nowhere, or is there for longer than any engine needs it."""
+    """Whether a name points nowhere, or is older than any engine needs it."""
     if is_listening_name(name):
         return os.readlink(name, dir_fd=directory) not in names
     refused = _REFUSED.match(name)

@@ -1,7 +1,7 @@
 """Sessions over TCP: dialling, and the handshake in front of every one of them.
 
-A connection becomes a :class:`TcpSession` only after both ends have proved that they know the key
-(see :mod:`datadist.control.channel`). Everything here runs on the reactor's thread.
+A connection becomes a :class:`TcpSession` only after both ends have authenticated with the key (see
+:mod:`datadist.control.channel`). Everything here runs on the reactor's thread.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Proving:
         return self._handshake.greeted
 
     def cancel(self) -> None:
-        """Close without a word."""
+        """Close without reporting a failure."""
         if self._open:
             self._detach()
             self._sock.close()
@@ -247,7 +247,7 @@ def look_up(
 
     if is_address(endpoint.host):
         run()
-    else:  # a name server may take longer than anyone wants to wait
+    else:  # a name server may take too long
         reactor.helpers.submit(run, owner=endpoint.host)
 
 
@@ -285,7 +285,7 @@ class Dial:
         return self._proving is not None and self._proving.hung_up
 
     def cancel(self) -> None:
-        """Give up without a word."""
+        """Stop without reporting a failure."""
         self._cancelled = True
         self._timer.cancel()
         self._drop()

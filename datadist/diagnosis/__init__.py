@@ -1,4 +1,4 @@
-"""What of this machine matters to the transports, and what to change; shown by `datadist doctor`."""
+"""Checks of this machine for the transports, with remedies; shown by `datadist doctor`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ PARTS = (installed.examine, host.examine, rdma.examine, ascend.examine)
 
 
 def examine(backends: Sequence[str] = ()) -> list[Finding]:
-    """Everything that was found out; with ``backends`` only what concerns one of them."""
+    """All findings; with ``backends`` only the findings that concern one of them."""
     findings = [finding for part in PARTS for finding in part()]
     return [f for f in findings if not backends or not f.backends or f.backends & set(backends)]
 
 
 def worst(findings: Iterable[Finding], backends: Iterable[str]) -> Level:
-    """The highest level among what concerns everyone or one of ``backends``."""
+    """The highest level of the findings that concern all backends or one of ``backends``."""
     wanted = set(backends)
     levels = [f.level for f in findings if not f.backends or f.backends & wanted]
     return max(levels, default=Level.OK)

@@ -37,7 +37,7 @@ def examine(dev: Path = DEV, environ: Mapping[str, str] = os.environ) -> Iterato
 
 
 def find(name: str, environ: Mapping[str, str]) -> str | None:
-    """Where the loader would find a library, without loading it; None where it would not."""
+    """The path at which the loader would find a library, without loading it; None if it would not."""
     places = [Path(p) for p in environ.get("LD_LIBRARY_PATH", "").split(":") if p]
     for place in places:
         if (place / name).exists():

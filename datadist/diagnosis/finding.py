@@ -1,4 +1,4 @@
-"""One thing that was found out about this machine."""
+"""One result of a check of this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class Level(IntEnum):
-    """How much it matters."""
+    """Severity of a finding."""
 
     OK = 0
     NOTE = 1
@@ -18,7 +18,7 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, what was found, and what to change; ``backends`` empty: all of them."""
+    """What was checked, the result, and the remedy. Empty ``backends`` means all backends."""
 
     name: str
     level: Level

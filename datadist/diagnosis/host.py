@@ -53,7 +53,7 @@ def kernel(release: str) -> Finding:
 
 
 def memory(meminfo: Path, cgroups: Sequence[Path]) -> Iterator[Finding]:
-    """Memory that pools can have, huge pages, and a memory cgroup's limit."""
+    """Memory that is available for pools, huge pages, and the limit of the memory cgroup."""
     values = _meminfo(meminfo)
     available = values.get("MemAvailable", 0)
     yield Finding(
@@ -134,7 +134,7 @@ def ptrace(path: Path) -> Finding:
 
 
 def memlock(soft: int, hard: int) -> Finding:
-    """How much memory RDMA may pin."""
+    """The limit of memory that RDMA may pin."""
     if soft == resource.RLIM_INFINITY:
         return Finding("memlock limit", Level.OK, "unlimited", "", on("rdma", "hccl"))
     if os.geteuid() == 0:
@@ -147,7 +147,7 @@ def memlock(soft: int, hard: int) -> Finding:
 
 
 def descriptors(soft: int, hard: int) -> Finding:
-    """Whether many peers are possible: each costs about four descriptors."""
+    """Whether the descriptor limit allows many peers; each needs about four descriptors."""
     if soft < FEW_DESCRIPTORS:
         return Finding(
             "descriptors", Level.NOTE, f"limit of {soft} (hard {hard})",
@@ -167,7 +167,7 @@ def address_space(soft: int) -> Finding:
 
 
 def runtime_directory(path: Path) -> Finding:
-    """Whether engines of this user can meet."""
+    """Whether engines of this user can use the runtime directory."""
     existed = path.exists()
     try:
         directory = RuntimeDir(path)

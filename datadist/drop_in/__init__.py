@@ -1,4 +1,4 @@
-"""Lets programs written for `llm_datadist` run on this implementation, when they are told to.
+"""Runs programs written for `llm_datadist` on this implementation, on request.
 
 The folder beside this file holds a package of that name; it is found only after
 :func:`install_as_llm_datadist`, or under `datadist run`.
@@ -29,7 +29,7 @@ class DropInError(RuntimeError):
 
 
 def install_as_llm_datadist() -> None:
-    """Make ``import llm_datadist`` mean this implementation, here and in child processes.
+    """Make ``import llm_datadist`` import this implementation, here and in child processes.
 
     Call it before anything imports that name, for example at the top of a conftest.
 
@@ -51,7 +51,7 @@ def refuse_if_imported() -> None:
 
 
 def refuse_if_beside(folder: Path) -> None:
-    """Raise :class:`DropInError` when a package of the name lies where Python looks before our folder.
+    """Raise :class:`DropInError` if Python would find another package of that name before ours.
 
     That is the folder of a script, or the working directory of a module.
     """

@@ -1,1 +1,1 @@
-"""The parts put together: options, start, dispatch of messages, and the engine itself."""
+"""The engine: options, start, dispatch of messages, and the parts that it consists of."""

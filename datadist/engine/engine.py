@@ -1,4 +1,4 @@
-"""One initialised engine: its parts, put together and taken apart in order."""
+"""One initialised engine: creates its parts and ends them in order."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class Engine:
         self._reactor = Reactor("datadist-control")
         stack.callback(self._reactor.stop)
         self._workers = Workers(max(3, min(4, os.cpu_count() or 3)), "datadist-worker")
-        stack.callback(self._workers.stop)  # before the reactor, to which they report
+        stack.callback(self._workers.stop)  # before the reactor, since they post to it
         self._services: list[Fetches | Verification] = []
         stack.callback(self._stop_services)
         network = self._network_settings() if self._far else None
@@ -317,7 +317,7 @@ class Engine:
         )
 
     def listen(self, ip: str | None, port: int | None) -> None:
-        """Let `link_clusters` of others find us at ``ip:port``, there only; no port is nowhere.
+        """Listen for `link_clusters` of others at ``ip:port`` only; without a port, listen nowhere.
 
         Raises LLM_FAILED where the address cannot be used.
         """

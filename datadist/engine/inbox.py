@@ -1,4 +1,4 @@
-"""Where each message of a peer goes. Everything here runs on the reactor's thread."""
+"""Dispatches messages of peers to the parts of the engine. Runs on the reactor's thread."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ log = logging.getLogger("datadist.control")
 
 
 class Inbox:
-    """Connects the meeting place with the parts that act on what peers say."""
+    """Connects the sessions with the parts that handle their messages."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Inbox:
             steps: list[Callable[[], None]] = [
                 lambda: self._suspects.on_lost(view, None if orderly else session.process),
                 lambda: self._builder.on_lost(view, reason, orderly),
-                view.end_all_syncs,  # who wakes up sees that the peer is gone
+                view.end_all_syncs,  # waiting threads then see that the peer is gone
                 lambda: self._links.on_lost(view, orderly),
                 lambda: self._clusters.on_lost(view, reason, orderly),
                 lambda: self._fetches.on_gone(view),

@@ -19,7 +19,7 @@ log = logging.getLogger("datadist.engine")
 
 
 def check_descriptors() -> None:
-    """Without a descriptor no installed transport is found, and none would seem to be there."""
+    """Raise if no descriptor is left: otherwise no installed transport would be found."""
     os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
 
 

@@ -1,4 +1,4 @@
-"""What an engine tells of its links and its memory, in plain numbers."""
+"""Statistics of an engine's links and memory."""
 
 from __future__ import annotations
 

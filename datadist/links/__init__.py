@@ -1,1 +1,1 @@
-"""Domains: how engines agree on one, build its links, wait for it, and lose members."""
+"""Communication domains: forming them, building their links, waiting for them, lost members."""

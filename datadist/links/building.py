@@ -1,9 +1,9 @@
 """Building a formed domain: attempts begin, go through their steps, and end.
 
-Runs on the reactor; closing a link, which may take long, runs on workers. A member that leaves
-before it was ready dissolves the attempt, and the domain waits anew; an error of a transport fails
-the domain on every rank. Where the transport's library brings the members together, opening and
-joining come first, and then they get in touch.
+Runs on the reactor; closing a link may take long and runs on workers. If a member leaves before it
+was ready, the attempt is dissolved, and the domain waits for members again. An error of a transport
+fails the domain on every rank. If the transport's library connects the members, they open and join
+first, and establish sessions afterwards.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ EARLY_SECONDS = 10.0
 MAX_EARLY = 64
 CLOSE_SECONDS = 5.0
 MEET_SECONDS = 15.0
-"""Time for members that the transport's library brought together to get in touch."""
+"""Time for members that the transport's library connected to establish sessions."""
 ACKS = "acknowledgements"
 """Holder of sessions on which a revocation is under way."""
 
 
 class Builder:
-    """Attempts by token; what becomes of them goes to the domain's owner."""
+    """Attempts by token; results are reported to the domain's owner."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Builder:
         self.writers: set[str] = set()
         """Incarnations of peers that were inside a write of our memory when a link was closed."""
         self.on_closed: Callable[[Attempt, frozenset[int]], None] = lambda _a, _r: None
-        """Hears of every link that was closed, and of the ranks that may still write."""
+        """Called for every closed link, with the ranks that may still write our memory."""
 
     # -- beginning and ending an attempt -----------------------------------------------------
 
@@ -151,7 +151,7 @@ class Builder:
         self._steps.advance(domain, attempt)
 
     def _check_met(self, domain: Domain, attempt: Attempt) -> None:
-        """A member that left right after the library had joined it was never in touch with us."""
+        """Dissolve the attempt if a member left after joining and before it had a session with us."""
         absent = [rank for rank in attempt.others if self._steps.view(attempt, rank) is None]
         if absent and not attempt.dead and domain.waiting:
             who = ", ".join(f"cluster {attempt.members[r].cluster_id} (rank {r})" for r in absent)
@@ -165,7 +165,7 @@ class Builder:
         view.account.check(Item.ENDING, len(ending))
 
     def is_taken(self, incarnation: str, link: int) -> bool:
-        """Whether a wish is part of an attempt of ours."""
+        """Whether an announcement is part of one of our attempts."""
         return (incarnation, link) in self._taken
 
     def reaches(self, incarnation: str) -> bool:
@@ -186,7 +186,8 @@ class Builder:
     def drop(self, domain: Domain) -> None:
         """Give up the attempt of a domain; its link is closed by a worker.
 
-        A member that heard that we are ready may read our memory: it confirms that it stopped.
+        A member that knows that we are ready may read our memory: it must confirm that it has
+        stopped.
         """
         attempt = domain.attempt
         if attempt is None:
@@ -224,7 +225,7 @@ class Builder:
     def _retire(
         self, domain: Domain, attempt: Attempt, told: Mapping[PeerView, int] | None = None
     ) -> None:
-        """A member that was ``told`` hears of our caches until no pull of its own goes on."""
+        """Publish our caches to members in ``told`` until their pulls have ended."""
         attempt.dead = True
         domain.attempt = None
         self._active.pop(attempt.token, None)
@@ -273,14 +274,16 @@ class Builder:
             )
 
     def _release(self, attempt: Attempt) -> None:
-        """Let go of the members; until then a pull that had begun hears what they say."""
+        """Release the sessions of the members; until then a running pull still receives their
+        messages.
+        """
         for rank in attempt.others:
             view = self._steps.view(attempt, rank)
             if view is not None:
                 self._meeting.release(view.session, attempt)
 
     def hurry(self) -> None:
-        """Abort the transfers that those who close an attempt still wait for (finalize)."""
+        """Abort transfers that closing attempts still wait for (finalize)."""
         for attempt in list(self._unclosed):
             if attempt.dead and not attempt.hurried:
                 attempt.hurried = True
@@ -377,7 +380,7 @@ class Builder:
         if domain.attempt.rank_of(view.incarnation) is None:
             return
         cluster = view.session.cluster_id
-        if not domain.waiting:  # it gave up just when we saw that everybody was ready
+        if not domain.waiting:  # it dissolved when we had just seen all members ready
             self._member_gone(domain, view, f"cluster {cluster} gave up: {reason}", logging.WARNING)
         elif final:
             domain.owner.on_failed(domain, f"cluster {cluster} reported: {reason}")

@@ -1,7 +1,7 @@
 """Links of two engines by address (`link_clusters`): asking, answering, and their end.
 
 The caller finds the listener's engine and asks it (`Dial`); whoever is asked names the members
-(`Form`), and both build the link as that of a domain (see :mod:`datadist.links.building`). When two
+(`Form`), and both build the link as that of a domain (see :mod:`datadist.links.building`). If two
 ask each other at once, the one with the smaller incarnation answers. Everything here runs on the
 reactor's thread but what says otherwise.
 """
@@ -86,7 +86,7 @@ class Clusters:
         """Seconds that a peer may have us wait for it."""
         self.pairs: dict[int, PairDomain] = {}
         self._calls: dict[Call, Timer] = {}
-        """Those that the network has not answered."""
+        """Calls without an answer from the network yet."""
 
     # -- asking ------------------------------------------------------------------------------
 
@@ -222,7 +222,7 @@ class Clusters:
         return pair
 
     def _replace(self, cluster: int) -> None:
-        """Take away a stale pair: its peer has none any more, or is gone."""
+        """Remove a stale pair whose peer has removed it or is gone."""
         stale = self.pairs.pop(cluster, None)
         if stale is not None:
             log.info("%s: replaced by a new one", stale)
@@ -352,7 +352,9 @@ class Clusters:
         self._end(pair, LLMStatusCode.LLM_LINK_FAILED, "the peer gave up or ended meanwhile")
 
     def on_member_gone(self, pair: PairDomain, unlinked: bool) -> None:
-        """Our half goes with the peer's; one that was lost stays, broken, until it is unlinked."""
+        """Remove the pair if the peer unlinked. If the peer was lost, the pair stays, broken, until
+        unlinked.
+        """
         if unlinked and self.pairs.get(pair.cluster) is pair:
             log.info("cluster %d has unlinked", pair.cluster)
             del self.pairs[pair.cluster]

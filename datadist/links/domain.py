@@ -55,7 +55,7 @@ class Attempt:
     dead: bool = False
     """Whether it was given up."""
     hurried: bool = False
-    """Whether what still moved was aborted, since the engine ends."""
+    """Whether remaining transfers were aborted, since the engine ends."""
     greeted: set[int] = field(default_factory=set)
     """Ranks for which our offer was prepared."""
     joining: bool = False
@@ -153,7 +153,7 @@ class Attempt:
 
 
 class Owner(Protocol):
-    """Who formed a domain and hears what becomes of it; called on the reactor."""
+    """Receives the events of a domain that it formed; called on the reactor."""
 
     def on_ok(self, domain: Any) -> None:
         """Every member is ready."""
@@ -225,13 +225,13 @@ class TableDomain(Domain):
     by_library: bool = False
     """Whether the transport's library brings the members together, before they know each other."""
     announced: set[str] = field(default_factory=set)
-    """Incarnations that heard of it."""
+    """Incarnations of peers that received the announcement."""
     elsewhere: list[EngineElsewhere] = field(default_factory=list)
-    """Where engines with the cluster ids of missing members were seen."""
+    """Engines with the cluster ids of missing members in other jobs or directories."""
     expiry: Timer | None = None
     """Ends the waiting."""
     look: Timer | None = None
-    """Has missing members looked for."""
+    """Timer that starts the search for missing members."""
 
     @property
     def searching(self) -> bool:
@@ -287,7 +287,7 @@ class PairDomain(Domain):
 
 
 def outdate(views: Mapping[str, PeerView], domain: Domain) -> None:
-    """A link is complete: transfers to its clusters look for the newest one again."""
+    """Invalidate cached routes to the clusters of a new link, so that transfers use the newest link."""
     for view in views.values():
         if view.session.cluster_id in domain.others:
             view.outdate()

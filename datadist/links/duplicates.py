@@ -27,14 +27,14 @@ DID = {
     "replaced": "ended its link with this engine for one with",
     "took": "ended for this engine its link with",
 }
-"""What a peer did when it met our cluster id at two engines."""
+"""Texts for the action of a peer that found our cluster id at two engines."""
 MAX_REPORTED = 256
 MAX_TOLD = 8
-"""Warnings that one peer can cause by what it tells."""
+"""Most warnings that the reports of one peer can cause."""
 
 
 class Duplicates:
-    """What one engine hears of cluster ids that are used twice; each case is logged once."""
+    """Handles reports of duplicate cluster ids; logs each case once."""
 
     def __init__(
         self, meeting: Meeting, views: dict[str, PeerView], domains: Callable[[], list[Domain]]
@@ -122,7 +122,7 @@ class Duplicates:
             self._tell_far(view)
 
     def _tell_far(self, view: PeerView) -> None:
-        """An engine of another host does not see who is refused here."""
+        """Tell an engine of another host about refusals, since it cannot see our runtime directory."""
         if self._refused is not None and view.session.address is not None:
             view.send(Duplicate(what="refused", other=self._refused))
 

@@ -1,7 +1,7 @@
-"""How members introduce themselves where the transport's library brought them together.
+"""Records that members exchange if the transport's library connects them.
 
-Each gives a blob to all others (:meth:`datadist.transport.Link.exchange`), and computes from all of
-them who the members are. That names the domain as well, so that nobody has to be asked.
+Each member gives its record to all others (:meth:`datadist.transport.Link.exchange`). From all
+records it computes the members and the name of the domain, without any other message.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_ELEMENTS = 4096
 
 
 class Introduction(BaseModel):
-    """What a member says of itself."""
+    """The description that a member sends of itself."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,9 +1,9 @@
-"""Forming communication domains: who waits for whom, who is matched with whom.
+"""Forms communication domains: matches the announcements of their members.
 
-Every rank announces its wish to every peer it can find. Rank 0 of a domain decides: once it holds
-an announcement of every other rank that means the same domain, it names the members (`Form`), and
-each member builds its side (see :mod:`datadist.links.building`). Announcements that never can
-match fail both ends, with the difference. Everything here runs on the reactor's thread.
+Every rank announces its domain to every peer that it finds. Rank 0 of a domain decides. When it has
+an announcement of the same domain from every other rank, it sends the members (`Form`). Then each
+member builds its side (see :mod:`datadist.links.building`). If announcements can never match, both
+ends fail with the difference. Everything here runs on the reactor's thread.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Links:
     def _join(self, domain: TableDomain) -> None:
         """Let the transport's library bring the members together.
 
-        They are looked for on this host as well, but only to find out where wishes differ.
+        Members are also searched on this host, but only to find differences of announcements.
         """
 
         def met(blobs: list[bytes]) -> tuple[str, dict[int, Member]]:
@@ -276,7 +276,9 @@ class Links:
             self._comparing = self._reactor.later(GRACE_SECONDS, self._compare)
 
     def _compare(self) -> None:
-        """Fail what waited long enough beside a wish of the same name that differs."""
+        """Fail domains that have waited long enough for a peer with a different announcement of the
+        same name.
+        """
         self._comparing = None
         waiting = [d for d in self.domains.values() if d.searching]
         names = {domain.name for domain in waiting}
@@ -301,7 +303,9 @@ class Links:
     def _compare_one(
         self, domain: TableDomain, strange: list[tuple[PeerView, Announcement]], now: float
     ) -> bool:
-        """Compare a domain with wishes that mean none of ours; whether one was too young."""
+        """Compare a domain with announcements that match none of ours; returns whether one was too
+        recent.
+        """
         own, young = domain.own_cluster, False
         for view, announcement in strange:
             theirs, message = view.session.cluster_id, announcement.message

@@ -1,4 +1,4 @@
-"""Looking for the members of a domain on other hosts: where rank 0 listens, and who dials whom.
+"""Finds the members of a domain on other hosts: listens as rank 0, dials as another rank.
 
 Rank 0 listens at an address that every rank knows, the others dial it until the domain is formed
 or its time is over. In a domain of more than two, each of those others listens as well, at the
@@ -60,7 +60,7 @@ class _Pursuit:
 
 @dataclass(eq=False)
 class _Search:
-    """What one domain keeps open."""
+    """The listeners and dials of one domain."""
 
     listening: dict[HostPort, Listener] = field(default_factory=dict)
     pursuits: list[_Pursuit] = field(default_factory=list)
@@ -123,7 +123,7 @@ class Rendezvous:
             self._meeting.remote.unlisten(endpoint)
 
     def explain(self, domain: TableDomain) -> str | None:
-        """What keeps members on other hosts away, for people."""
+        """Why members on other hosts are missing, for messages."""
         search = self._searches.get(domain)
         if search is None:
             return None

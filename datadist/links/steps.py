@@ -54,7 +54,7 @@ class Steps:
         self._owned = owned
         self._access = access
         self.on_quiet: Callable[[Attempt], None] = lambda _attempt: None
-        """Hears of each job of a dropped attempt that has ended."""
+        """Called when a job of a dropped attempt has ended."""
 
     def view(self, attempt: Attempt, rank: int) -> PeerView | None:
         """A member that is known and can be talked to."""
@@ -314,7 +314,7 @@ def weight(message: OfferMessage) -> int:
 
 
 def answer(view: PeerView, message: OfferMessage) -> None:
-    """Tell a peer, once for each offer that it sent, that we are done with it."""
+    """Acknowledge an offer of a peer, once for each offer."""
     view.account.give_back(Item.OFFERS)
     view.account.give_back(Item.OFFER_BYTES, weight(message))
     view.send(Attached(domain=message.domain))

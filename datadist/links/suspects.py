@@ -1,8 +1,8 @@
 """Peers whose connection ended while their process lives, where peers may write.
 
-A connection can end for other reasons than the peer's end: it left too much unread, or sent what is no
-message. Its process may be stopped in the middle of a write, so what it could write is not reused
-until closing the link finds that it is not inside, or its process has ended.
+A connection can end while the peer lives: the peer did not read, or sent an invalid message. Its
+process may be stopped in the middle of a write. So the memory that it can write is not reused until
+its process has ended, or until closing the link shows that it is not writing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What a link that is not complete waits for, in words: at the end, when asked, and once early."""
+"""Reports which members an incomplete link waits for: on request, on failure, and in one early
+warning.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ MOST_OTHERS = 4
 
 
 class Waiting:
-    """Tells who is missing in a domain and who is here instead; on the reactor's thread."""
+    """Reports the missing members of a domain and other engines that are here; on the reactor's
+    thread.
+    """
 
     def __init__(
         self,
@@ -46,7 +50,7 @@ class Waiting:
         self._looking = False
 
     def watch(self, domain: TableDomain) -> None:
-        """Warn in a while if the domain still waits; one with less time is only looked after."""
+        """Warn after some seconds if the domain still waits; with less time, only search for members."""
         seconds = domain.deadline - time.monotonic()
         warn = seconds > WARN_SECONDS
         delay = WARN_SECONDS if warn else seconds / 2
@@ -89,7 +93,7 @@ class Waiting:
         self._report(due)
 
     def _report(self, due: dict[TableDomain, bool]) -> None:
-        """Warn of the domains that still wait, once; without what is not found in time."""
+        """Warn once of the domains that still wait, with the results found so far."""
         while due:
             domain, warn = due.popitem()
             if warn and domain.waiting:

@@ -1,4 +1,4 @@
-"""What processes of the kit do at the interface of transports; each function runs in a process."""
+"""Operations on transports that the kit's processes run; each function runs in such a process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from datadist.transports.loader import load_transport
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call at the transport ended; only the errors of ``datadist.transport`` get here."""
+    """The result of a call of the transport: success, or an error of ``datadist.transport``."""
 
     kinds: tuple[str, ...] = ()
     """Names of the error's class and of its bases; empty for success."""
@@ -59,7 +59,7 @@ class Outcome:
 
 
 def outcome_of(call: Callable[[], Any]) -> Outcome:
-    """Make a call; other exceptions than a transport's own get through, with their traceback."""
+    """Make a call. Exceptions that are not transport errors are raised, with their traceback."""
     begin = time.monotonic()
     try:
         value = call()
@@ -79,7 +79,7 @@ def outcome_of(call: Callable[[], Any]) -> Outcome:
 
 @dataclass(frozen=True)
 class Declared:
-    """What a transport says of itself."""
+    """The declarations of a transport class."""
 
     distribution: str
     version: str
@@ -92,7 +92,7 @@ class Declared:
 
 
 def declared(state: State, name: str) -> Declared:
-    """Load the class and ask it."""
+    """Load the class and read its declarations."""
     backend, loaded = load_transport(name)
     begin = time.monotonic()
     probe = loaded.probe()
@@ -146,14 +146,14 @@ def check_table(state: State, table: str, rank: int) -> Outcome:
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """What a process needs to know of a link's members; processes are by rank."""
+    """What a process must know about a link's members; lists are by rank."""
 
     name: str
     pids: Mapping[int, int]
     table: str | None
     seconds: float
     addresses: Mapping[int, str] = field(default_factory=dict)
-    """Of peers that were met over the network: their processes are not known."""
+    """Addresses of peers that are connected over the network; their processes are not known."""
 
 
 def open_link(
@@ -211,7 +211,7 @@ def attach(state: State, link: str, rank: int, data: bytes) -> Outcome:
 
 
 def join(state: State, link: str, timeout: float) -> Outcome:
-    """Meet the peers, where the transport does that by itself."""
+    """Connect to the peers, for self-bootstrapping transports."""
     return outcome_of(lambda: state.links[link].join(timeout))
 
 
@@ -239,7 +239,7 @@ def _run(link: Link, order: Move, vectors: Sequence[Any]) -> bool | None:
 
 
 def control(state: State, link: str, rank: int, what: str) -> None:
-    """Let something arrive from a peer at what stands for core's connection, or take it, or its end."""
+    """Send to, read from, or end the socket that stands for core's connection to a peer."""
     core, peer = state.controls[link][rank]
     if what == "arrives":
         peer.send(b"news")

@@ -1,4 +1,4 @@
-"""What tests of the kit work with: processes, their memory, and links between them."""
+"""The environment of the kit's tests: processes, their memory, and links between them."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ class Memory:
         self.process.do(memory_acts.fill, self.label, seed)
 
     def check(self, landed: Sequence[Landed] = ()) -> None:
-        """Raise ``AssertionError`` unless it holds its pattern, changed by these arrivals only."""
+        """Raise ``AssertionError`` unless it has its pattern, changed only by these writes."""
         wrong = self.process.do(memory_acts.wrong, self.label, self.seed, list(landed))
         assert wrong is None, f"memory of {self.process.name}: {wrong}"
 
     def check_torn(self, landed: Sequence[Landed]) -> None:
-        """As :meth:`check` after a transfer that had to stop: of these arrivals any part may lack."""
+        """As :meth:`check` after an interrupted transfer: any part of these writes may be missing."""
         wrong = self.process.do(memory_acts.torn, self.label, self.seed, list(landed))
         assert wrong is None, f"memory of {self.process.name}, after a part of a transfer: {wrong}"
 
@@ -138,7 +138,7 @@ class Linked:
 
 
 class Bench:
-    """Up to four processes that live as long as the bench; each test leaves them as new."""
+    """Up to four processes that are shared by all tests; each test cleans up after itself."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -281,7 +281,7 @@ class Bench:
     # -- the end ---------------------------------------------------------------------------------
 
     def clean(self) -> None:
-        """Close links and release memory in every process; what a failed test left included."""
+        """Close links and release memory in every process, also after a failed test."""
         for rank, process in list(self._processes.items()):
             if process.ended:
                 continue
@@ -295,7 +295,7 @@ class Bench:
                 process.close()
 
     def close(self) -> None:
-        """End all processes; a transport must let itself be closed."""
+        """End all processes; closing a transport must not fail."""
         try:
             for process in self._processes.values():
                 if not process.ended:

@@ -1,4 +1,4 @@
-"""A process of the kit: keeps one transport with its regions and links, and runs functions on them."""
+"""A process of the kit: holds one transport with its regions and links, and runs functions on them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Task:
 
 @dataclass
 class State:
-    """What a process keeps between the functions that it runs."""
+    """The state of a process between the functions that it runs."""
 
     fds: list[int] = field(default_factory=list)
     """Descriptors that came with the call."""
@@ -73,7 +73,7 @@ class State:
         return self.transport
 
     def take_fds(self) -> list[int]:
-        """The descriptors that came with the call, which change hands."""
+        """The descriptors that came with the call; the caller now owns them."""
         fds, self.fds = self.fds, []
         return fds
 
@@ -87,7 +87,7 @@ class WithFds:
 
 
 def serve(pipe_fd: int, stacks_fd: int) -> None:
-    """Run what the test asks for, until it closes the pipe."""
+    """Run functions for the test until it closes the pipe."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, file=stacks_fd, all_threads=True)
@@ -96,7 +96,7 @@ def serve(pipe_fd: int, stacks_fd: int) -> None:
         try:
             (function, args), state.fds = wire.receive(pipe)
         except (EOFError, OSError):
-            os._exit(0)  # threads of a broken transport must not keep the process
+            os._exit(0)  # threads of a broken transport must not keep the process alive
         good, value = _call(function, state, args)
         fds = value.fds if isinstance(value, WithFds) else []
         wire.send(pipe, (good, value.value if isinstance(value, WithFds) else value), fds)

@@ -18,26 +18,24 @@ __all__ = ["TransportConformance"]
 class TransportConformance(
     EndToEnd, Fence, Failures, Control, Data, Linking, Registration, Lifecycle, Declaration
 ):
-    """Everything that `datadist.transport` demands of a transport, in real processes.
+    """Tests every requirement of `datadist.transport`, in real processes.
 
     ::
 
         class TestAcme(TransportConformance):
             transport = "acme"
 
-    Tests are skipped by what ``capabilities`` declare, and by nothing else. What may be set:
+    Only ``capabilities`` decide which tests are skipped. These attributes may be set:
 
     ``transport``
         Name of the entry point; the transport must be installed and usable here.
     ``timeout_scale``
-        Stretches every deadline, for slow machines.
-    ``extra``
-        Options ``datadist.<name>.*`` of the transport, without that prefix.
-    ``foreign_memory``
-        Name of the function, ``"module:function"``, that makes memory as users of the transport
-        do: from a size and a placement, its address (aligned as declared) and an object that keeps
-        it. Default: memory of the process, which no accelerator's memory is.
-    ``transport_options(rank)``, ``rank_table(size)``, ``peer_address(rank)``
-        Class methods: all options, the text of the rank table of a link of 2 to 4 ranks, and the
-        network address of a rank. The defaults are device ids equal to ranks on 127.0.0.1.
+        Multiplies every deadline, for slow machines. ``extra`` Options ``datadist.<name>.*`` of the
+    transport, without that prefix. ``foreign_memory`` Name of the function, ``"module:function"``,
+    that makes memory as users of the transport do: from a size and a placement, its address
+    (aligned as declared) and an object that keeps it. Default: memory of the process, which no
+    accelerator's memory is. ``transport_options(rank)``, ``rank_table(size)``,
+    ``peer_address(rank)`` Class methods: all options, the text of the rank table of a link of 2 to
+    4 ranks, and the network address of a rank. The defaults are device ids equal to ranks on
+    127.0.0.1.
     """

@@ -1,4 +1,4 @@
-"""What processes of the kit do as users of `LLMDataDist`; each function runs in a process."""
+"""Operations on `LLMDataDist` that the kit's processes run; each function runs in such a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What processes of the kit do with memory; each function runs in a process."""
+"""Operations on memory that the kit's processes run; each function runs in such a process."""
 
 from __future__ import annotations
 
@@ -107,7 +107,9 @@ def _put(state: State, label: str, data: bytes) -> None:
 
 
 def _get(state: State, label: str) -> Iterator[tuple[int, bytes]]:
-    """The content of a region, in parts with their offsets: large memory is not there twice."""
+    """The content of a region, in parts with their offsets, so that large memory is not copied as a
+    whole.
+    """
     region = state.regions[label]
     if not _addressable(state, label):
         yield 0, _through_staging(state, label, None)
@@ -117,7 +119,7 @@ def _get(state: State, label: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _through_staging(state: State, label: str, data: bytes | None) -> bytes:
-    """Into (``data``) or out of memory that the CPU cannot touch, by the transport's own copy."""
+    """Write (``data``) or read memory that the CPU cannot access, with the transport's own copy."""
     region = state.regions[label]
     host = state.live.allocate(region.size, Placement.HOST)
     try:
@@ -147,7 +149,7 @@ def wrong(state: State, label: str, seed: int, landed: Sequence[Landed]) -> str 
 
 
 def torn(state: State, label: str, seed: int, landed: Sequence[Landed]) -> str | None:
-    """As :func:`wrong`; each byte that these arrivals write may as well be as it was before."""
+    """As :func:`wrong`, but each byte of these writes may also have its old value."""
     size = state.regions[label].size
     before, after = pattern(seed, size), expected(seed, size, landed)
     for at, part in _get(state, label):

@@ -1,4 +1,4 @@
-"""Seeded bytes that differ wherever a mistake could hide."""
+"""Seeded patterns of bytes, for comparing memory after transfers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 BLOCK = 1_048_573
-"""A prime: data repeats after it, so that data moved by a power of two is never the same."""
+"""Period of the pattern, a prime: data that is moved by a power of two always differs."""
 
 
 def pattern(seed: int, size: int) -> bytes:
@@ -19,7 +19,7 @@ def pattern(seed: int, size: int) -> bytes:
 
 @dataclass(frozen=True)
 class Landed:
-    """Segments that arrived: offsets here and in the source, whose memory was filled by ``seed``."""
+    """Segments of a transfer: offsets here and in the source, whose memory was filled with ``seed``."""
 
     seed: int
     size: int
@@ -29,7 +29,7 @@ class Landed:
 
 
 def expected(seed: int, size: int, landed: Iterable[Landed]) -> bytearray:
-    """What memory filled by ``seed`` holds after these arrivals, guard bytes included."""
+    """The content of memory filled with ``seed`` after these writes, including guard bytes."""
     data = bytearray(pattern(seed, size))
     for arrival in landed:
         source = memoryview(pattern(arrival.seed, arrival.size))

@@ -1,4 +1,4 @@
-"""The test's side of a process of the kit: it runs one function after another, each by a deadline."""
+"""The test's handle of a process of the kit: it runs functions one by one, each with a deadline."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PeerError(Portable):
 
 
 class Process:
-    """A Python process that was started afresh; ``scale`` stretches every deadline."""
+    """A new Python process; ``scale`` multiplies every deadline."""
 
     def __init__(self, name: str, environ: Mapping[str, str], scale: float) -> None:
         self.name = name

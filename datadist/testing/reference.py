@@ -1,8 +1,9 @@
-"""A complete transport, meant to be read: the kernel copies between the processes of one host.
+"""A complete example of a transport: the kernel copies between the processes of one host.
 
-``process_vm_readv`` and ``process_vm_writev`` stand for what hardware does: they reach the memory of
-another process and ask nothing of it. An offer tells where that memory lies. A right to write that was
-granted cannot be taken back, so `close` names who has it, and core keeps the memory for those peers.
+``process_vm_readv`` and ``process_vm_writev`` take the place of hardware: they access the memory of
+another process without its help. An offer contains the addresses of the memory. Write access that
+was granted cannot be revoked. So `close` returns the peers that have it, and core keeps the memory
+until they answer or are gone.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
 
 FORMAT = "reference 1"
 PIECE = 1 << 20
-"""Bytes that are copied between two looks at the clock."""
+"""Bytes that are copied between two checks of the deadline."""
 LIBC = ctypes.CDLL(None, use_errno=True)  # its calls release the GIL
 ZERO, ONE = ctypes.c_ulong(0), ctypes.c_ulong(1)
 PR_SET_PTRACER, PTRACER_ANY = 0x59616D61, ctypes.c_ulong(-1)
 
 
 class Path(NamedTuple):
-    """What we know of a peer: its process, and begin and end of each range that it offered."""
+    """An attached peer: its process, and begin and end of each range that it offered."""
 
     rank: int
     pid: int
@@ -43,10 +44,10 @@ class Path(NamedTuple):
     ranges: list[tuple[int, int]]
 
     def copy(self, call: Callable[..., int], local: int, remote: int, size: int) -> None:
-        """One call of the kernel, whose errors become those of the interface."""
+        """One system call; its errors are converted to those of the interface."""
         here, there = (ctypes.c_size_t * 2)(local, size), (ctypes.c_size_t * 2)(remote, size)
         try:
-            signal.pidfd_send_signal(self.pidfd, 0)  # fails once the pid may be another process's
+            signal.pidfd_send_signal(self.pidfd, 0)  # fails if the process has ended
             done = call(self.pid, here, ONE, there, ONE, ZERO)
             if done != size:
                 code = ctypes.get_errno() if done < 0 else errno.EFAULT
@@ -70,13 +71,13 @@ class ReferenceLink(spi.Link):
         self._busy = {rank: threading.Lock() for rank in group.peers}
 
     def offer(self, rank: int) -> spi.Offer:
-        """Where our memory lies; in which process, core has told the peer."""
+        """The addresses of our memory. Core tells the peer our process id."""
         self._offered.add(rank)
         return spi.Offer(json.dumps([FORMAT, self._writable, self._ranges]).encode())
 
     def attach(self, rank: int, offer: spi.Offer) -> None:
-        """Note it, and try one byte: what the kernel forbids is better known now than later."""
-        for fd in offer.fds:  # our offers have none, but any that come are ours to close
+        """Store the offer, and read one byte to find a missing permission now rather than later."""
+        for fd in offer.fds:  # our offers have none, but we must close any that arrive
             os.close(fd)
         peer, byte = self._group.peers[rank], ctypes.c_char()
         try:
@@ -100,7 +101,7 @@ class ReferenceLink(spi.Link):
     def write(
         self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
     ) -> None:
-        """Copy to the peer's process; the kernel would not mind, so we must."""
+        """Copy to the peer's process. The kernel does not check the granted access, so we do."""
         if rank in self._paths and not self._paths[rank].writable:
             raise spi.Unsupported(f"rank {rank} granted read access only")
         self._move(LIBC.process_vm_writev, rank, (local, remote, length), timeout)
@@ -114,7 +115,7 @@ class ReferenceLink(spi.Link):
             if rank not in self._paths:
                 raise spi.TransferError(f"rank {rank} was not attached")
             path = self._paths[rank]
-            for _, there, size in segments:  # all of them, before a byte moves
+            for _, there, size in segments:  # all segments, before any byte is moved
                 if not any(begin <= there and there + size <= end for begin, end in path.ranges):
                     raise spi.AddressError(f"rank {rank} did not offer {size} bytes at {there:#x}")
             for here, there, size in segments:
@@ -128,11 +129,11 @@ class ReferenceLink(spi.Link):
                     path.copy(call, here + at, there + at, min(PIECE, size - at))
 
     def abort(self, rank: int) -> None:
-        """A move looks at this before each piece."""
+        """Set a flag that a transfer checks before each piece."""
         self._ended.add(rank)
 
     def close(self) -> frozenset[int]:
-        """Wait for our own moves; those of peers with write access we cannot end."""
+        """Wait for our own transfers; we cannot end those of peers with write access."""
         for rank, busy in self._busy.items():
             self.abort(rank)
             with busy:
@@ -141,13 +142,13 @@ class ReferenceLink(spi.Link):
 
 
 class ReferenceTransport(spi.Transport):
-    """HOST and DEVICE are labels on memory of the host, any of which can be used."""
+    """HOST and DEVICE are only labels: both are memory of the host."""
 
     api_version: ClassVar[int] = 1
 
     @classmethod
     def probe(cls) -> spi.Availability:
-        """Usable on Linux; whether we may look at a certain process, only `attach` can tell."""
+        """Usable on Linux. Only `attach` can tell whether we may access a certain process."""
         if not hasattr(LIBC, "process_vm_readv"):
             return spi.Availability(False, "this system has no process_vm_readv")
         return spi.Availability(True, "copies between the processes of this host")
@@ -155,18 +156,18 @@ class ReferenceTransport(spi.Transport):
     def __init__(self, options: spi.TransportOptions) -> None:
         if options.extra:
             raise spi.OptionError(f"unknown option {min(options.extra)}: there are none")
-        LIBC.prctl(PR_SET_PTRACER, PTRACER_ANY)  # Yama, where it is on, asks whom we let look at us
+        LIBC.prctl(PR_SET_PTRACER, PTRACER_ANY)  # with Yama we must permit other processes to access ours
 
     @property
     def capabilities(self) -> spi.Capabilities:
-        """All there is, but on one host."""
+        """All capabilities, on one host only."""
         both = frozenset(Placement)
         return spi.Capabilities(
             placements=both, foreign_memory=True, same_host_only=True, host_addressable=both
         )
 
     def allocate(self, size: int, placement: Placement) -> spi.Region:
-        """Anonymous memory, which goes with the last that holds the keeper."""
+        """Anonymous memory, which is freed with the last reference to the keeper."""
         try:
             keeper = (ctypes.c_char * size).from_buffer(mmap.mmap(-1, size))
         except (OSError, OverflowError, ValueError) as error:
@@ -174,14 +175,14 @@ class ReferenceTransport(spi.Transport):
         return spi.Region(ctypes.addressof(keeper), size, placement, keeper)
 
     def register(self, address: int, size: int, placement: Placement) -> spi.Region:
-        """Memory of the user, if it is there: msync says so and with MS_ASYNC does nothing."""
+        """Memory of the user. msync with MS_ASYNC tells whether it is mapped, and does nothing else."""
         first = address & -mmap.PAGESIZE
         if LIBC.msync(ctypes.c_void_p(first), ctypes.c_size_t(address + size - first), 1):
             raise spi.RegistrationError(f"the {size} bytes at {address:#x} are not mapped here")
         return spi.Region(address, size, placement)
 
     def release(self, region: spi.Region) -> None:
-        """Nothing but the keeper holds the memory."""
+        """Nothing to do: the keeper alone holds the memory."""
         region.keeper = None
 
     def open(

@@ -1,7 +1,7 @@
-"""Transports that break one rule each, to prove that the kit notices.
+"""Faulty transports, each of which violates one rule, to test the kit.
 
-They derive from the reference transport and change a few lines. :data:`SABOTEURS` says which test
-catches which; ``tests/testing/test_saboteurs.py`` makes sure that it does.
+They derive from the reference transport and change a few lines. :data:`SABOTEURS` lists the test of
+the kit that must fail for each; ``tests/testing/test_saboteurs.py`` checks that it fails.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class _SecretiveLink(ReferenceLink):
 
 
 class WritesAfterClose(_Saboteur):
-    """Peers still write after the owner has closed, and `close` named nobody."""
+    """Peers still write after the owner has closed, although `close` returned no rank."""
 
     link_class = _SecretiveLink
 
@@ -100,7 +100,7 @@ class _HoldingLink(ReferenceLink):
         self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
     ) -> None:
         ctypes.PyDLL(None).usleep(3_000_000)  # PyDLL keeps the GIL
-        time.sleep(0.1)  # a kit that only counts how often others ran is deceived by this
+        time.sleep(0.1)  # short releases of the GIL: counting runs of others misses this
         super().read(rank, local, remote, length, timeout)
 
 
@@ -132,7 +132,7 @@ class _LeakingLink(ReferenceLink):
 
 
 class LeaksDescriptors(_Saboteur):
-    """Each offer costs a descriptor for good."""
+    """Each offer leaks a descriptor."""
 
     link_class = _LeakingLink
 
@@ -192,7 +192,7 @@ class GrantsEverything(_Saboteur):
 
 
 class ClaimsToWatch(_Saboteur):
-    """It declares that its reads say what arrived meanwhile, and they say nothing."""
+    """It declares `watches_control`, but its reads do not report what arrived."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -250,7 +250,7 @@ class _FrankLink(ReferenceLink):
 
 
 class RaisesItsOwnErrors(_Saboteur):
-    """An error that the interface does not know escapes."""
+    """It raises an exception that is not one of the interface."""
 
     link_class = _FrankLink
 
@@ -263,7 +263,7 @@ def _stopped(pid: int) -> bool:
 
 @dataclass(frozen=True)
 class Saboteur:
-    """A transport that must not pass, and the test that says so."""
+    """A transport that must not pass, and the test that must fail."""
 
     transport_class: type[Transport]
     caught_by: str

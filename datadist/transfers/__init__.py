@@ -1,1 +1,1 @@
-"""Moving caches: plan, resolve, pull, push, layer by layer, copies, and comparing what arrived."""
+"""Transfers of caches: planning, resolving keys, pulls, pushes, layer by layer, copies, checksums."""

@@ -28,7 +28,7 @@ class SwapSide(NamedTuple):
 
 
 class Copies:
-    """Local copies through the transport, which knows how to reach each placement. Any thread."""
+    """Local copies through the transport, which can access each placement. Thread-safe."""
 
     def __init__(self, transport: Transport, owned: OwnDirectory, types: ElementTypes) -> None:
         self._transport = transport

@@ -1,4 +1,4 @@
-"""What a pull names and where it leads: keys to entries, clusters to links, ranges to tensors."""
+"""Resolves the arguments of a transfer: keys to entries, clusters to links, ranges to tensors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Layers:
 
 @dataclass(frozen=True)
 class Route:
-    """A usable way to a peer."""
+    """A usable link to a peer."""
 
     domain: Domain
     attempt: Attempt

@@ -1,12 +1,12 @@
-"""Pulls and pushes between blocks caches that went well before: what was found out, while it holds.
+"""Cached routes for repeated pulls and pushes between blocks caches.
 
-A decoder pulls a few blocks from the same cache over and over. Looking up link, key and bounds costs
-more time than moving a block, so the outcome of a full pull is kept and used again for as long as
-the peer's directory, the link and our cache are what they were. Whatever is out of the ordinary
-takes the full way, which knows how to say what is wrong.
+A decoder pulls a few blocks from the same cache repeatedly. Looking up link, key and bounds takes
+longer than moving a block. So the result of a complete look-up is cached, and is used as long as
+the peer's directory, the link and our cache do not change. Any other case, and every error, takes
+the slow path, which reports errors.
 
-:meth:`Shortcuts.pull` does in one piece what the full way does in many, since calls and locks are
-most of what a small pull costs.
+:meth:`Shortcuts.pull` is one function without helpers, since calls and locks are most of the cost
+of a small pull.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from datadist.transport import TransportError
 
 MOST = 256
 FEW_BYTES = 256 << 10
-"""What is read in microseconds, so that it costs little to read it again in the full way."""
+"""Largest read of the small path in bytes; such a read takes microseconds, so that repeating it is
+cheap.
+"""
 Few: TypeAlias = "tuple[array[int], array[int], array[int]]"
 """Local addresses, remote addresses, bytes."""
 Name: TypeAlias = "tuple[int, ...]"
@@ -45,7 +47,7 @@ names of pulls and of pushes differ."""
 
 
 class Way:
-    """Where a blocks key of a cluster leads to, seen from one of our caches."""
+    """A resolved route from a blocks key of a cluster to one of our caches."""
 
     def __init__(
         self, cache: OwnCache, entry: Entry, route: Route, version: int, transfers: Transfers
@@ -66,7 +68,7 @@ class Way:
         self.tensors = len(layout.bases)
         self.tallies = transfers.tallies(route, push=False)
         self.watched = transfers.watches_control
-        """Whether the transport tells what arrived meanwhile: nobody else needs to look."""
+        """Whether reads of the transport report messages that arrived meanwhile."""
         self.local_bases, self.local_count = layout.bases, layout.count
         self.remote_bases, self.remote_count = tuple(entry.bases), entry.count
         self.local_base, self.remote_base = self.local_bases[0], self.remote_bases[0]
@@ -76,7 +78,7 @@ class Way:
         """Vectors of ``stride``, by their number."""
 
     def holds(self) -> bool:
-        """Whether the peer is there and has told us nothing since."""
+        """Whether the peer is still linked and its directory has not changed."""
         return (
             self.view.version == self.version
             and not self.session.closed
@@ -143,7 +145,7 @@ class Way:
 
 
 class Shortcuts:
-    """Ways by what they connect; every method works from any thread."""
+    """Cached routes by key; every method works from any thread."""
 
     def __init__(self, transfers: Transfers, owned: OwnDirectory) -> None:
         self._transfers = transfers
@@ -168,11 +170,11 @@ class Shortcuts:
         self._ways.clear()
 
     def pull(self, name: Name, src_blocks: Blocks, dst_blocks: Blocks) -> bool:
-        """Pull by a known way; False where the pull has to take the full way, from its beginning.
+        """Pull over a cached route; False if the pull must be repeated on the slow path.
 
-        Then it may have written to the blocks that shall be written.
+        It may have written to the destination blocks then.
 
-        Raises LLMException as the full way does.
+        Raises LLMException as the slow path does.
         """
         started = monotonic()
         way = self._ways.get(name)
@@ -188,9 +190,10 @@ class Shortcuts:
         return self._move(name, way, way.plan(src_blocks, dst_blocks, False), started, False)
 
     def push(self, name: Name, src_blocks: Blocks, dst_blocks: Blocks) -> bool:
-        """Push by a known way; False where nothing was written: the push has to take the full way.
+        """Push over a cached route; False if nothing was written and the push must take the slow
+        path.
 
-        Raises LLMException as the full way does.
+        Raises LLMException as the slow path does.
         """
         way = self._ways.get(name)
         if way is None:
@@ -227,7 +230,7 @@ class Shortcuts:
         return done
 
     def _pull_few(self, way: Way, few: Few, started: float) -> bool | None:
-        """Read in our turn, and look afterwards whether that was still right; None: it is not ours."""
+        """Read and then check that the route was still valid; None if the lock of the link is busy."""
         view, transfers = way.view, self._transfers
         local, remote, length = few
         link, rank, token = way.attempt.link, way.rank, next(TOKENS)

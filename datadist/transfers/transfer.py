@@ -1,4 +1,4 @@
-"""How every transfer is moved: its route, its turn on the link, its errors and counters."""
+"""Runs every transfer: its route, the lock of the link, its errors and counters."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ STATUS_OF: tuple[tuple[type[TransportError], LLMStatusCode], ...] = (
 )
 """Status of a transport's errors; what is not listed is LLM_FAILED."""
 SURE_SECONDS = 0.5
-"""No owner reuses memory so soon after it has told a reader, which may be stopped, of it."""
+"""An owner never reuses memory sooner than this after it has told a reader, which may be stopped."""
 AT_ONCE = (False,)
 """For `map` over a lock's ``acquire``: once, without waiting."""
 
@@ -81,14 +81,14 @@ class Transfers:
             )
 
     def routes(self, cluster: int, deadline: float) -> list[Route]:
-        """Usable links to a cluster, after everything that it has said was heard.
+        """Usable links to a cluster, after all its received messages were handled.
 
         Raises LLM_NOT_YET_LINK.
         """
         domains = self._domains()
         routes = resolve.routes_to(domains, self._views, cluster)
         views = [route.view for route in routes[:1]]
-        if not routes:  # the peer may be OK already, and the word that makes us OK has arrived
+        if not routes:  # the peer may be OK already, and the message that makes us OK may have arrived
             views = resolve.members_of(domains, self._views, cluster)
         late = [view.session for view in views if not view.session.settled()]
         for session in late:
@@ -175,11 +175,12 @@ class Transfers:
                 self.count(route, write, segments.nbytes, started, failed)
 
     def _check_kept(self, route: Route, source: Entry | None, deadline: float) -> None:
-        """Raise when the owner may have reused what was read, while it was read.
+        """Raise if the owner may have reused the memory during the read.
 
-        An owner waits only so long for a reader that does not answer, and not at all for one whose
-        connection was cut. What it said before that has arrived by then, or waits at the owner behind
-        what we left unread: after a pull that took long enough for that it is asked.
+        An owner waits for a limited time for a reader that does not answer, and not at all for a
+        reader whose connection was lost. Before it reuses memory it sends a message. The message
+        has arrived after the read, or is still queued at the owner because we did not read. So
+        after a long pull the owner is asked.
 
         Raises LLM_FAILED for an owner that has ended or left, LLM_KV_CACHE_NOT_EXIST for a cache
         that is registered no more. Memory of a pool is kept for as long as a pull goes on.
@@ -195,7 +196,7 @@ class Transfers:
             _check_unrevoked(route, source)
         if not heard:
             raise _overtaken(
-                route, "nobody says whether that is still valid (is the owner stopped?)"
+                route, "the owner did not confirm that the data is still valid (is it stopped?)"
             )
 
     def _take(self, lock: threading.Lock, held: list[bool], route: Route, deadline: float) -> None:
@@ -258,7 +259,7 @@ class Transfers:
             every.add(nbytes, seconds)
 
     def failure(self, route: Route, error: Exception, what: str) -> LLMException:
-        """What a user is told of an exception of the transport."""
+        """Convert an exception of the transport to the exception for the user."""
         cluster = route.attempt.members[route.rank].cluster_id
         text = text_of(error, route.attempt.link)
         if isinstance(error, TransferError) and not error.link_usable:
@@ -276,7 +277,7 @@ class Transfers:
 
 
 def _check_unrevoked(route: Route, source: Entry | None) -> None:
-    """Raise what the owner's words say of a pull, see :meth:`Transfers._check_kept`."""
+    """Raise if the owner revoked the cache during the read, see :meth:`Transfers._check_kept`."""
     if route.view.session.closed or route.rank in route.attempt.gone:
         reason = route.attempt.gone.get(route.rank, "its connection has ended")
         raise _overtaken(route, f"{reason}; unlink and link again")
@@ -294,8 +295,8 @@ def _overtaken(
 ) -> LLMException:
     cluster = route.attempt.members[route.rank].cluster_id
     return LLMException(
-        f"the pull from cluster {cluster} over {route.domain} came too late, what it read may be "
-        f"something else by now: {why}",
+        f"the pull from cluster {cluster} over {route.domain} was too slow, and the memory may "
+            f"have been reused during the read: {why}",
         status_code=status,
     )
 

@@ -1,10 +1,10 @@
 """Checksums per transfer, for finding corruption: both ends read their own memory and compare.
 
 After the transport has moved the bytes, the end that began the transfer asks the other one, over the
-control session, for a CRC-32 of its ranges, and computes that of its own meanwhile. The two ways
-share nothing, so a byte that the transport left out, misplaced or changed is found, and so is memory
-that its owner overwrote while it was moved. Not found: what was wrong before the transfer, and what
-becomes wrong after it.
+control session, for a CRC-32 of its ranges, and computes that of its own meanwhile. The checksum
+does not use the transport. So it finds bytes that the transport left out, misplaced or changed, and
+memory that its owner overwrote during the transfer. It does not find errors before or after the
+transfer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ THREADS = 2
 MOST = 1
 """Requests of one peer that run at one time."""
 PIECE = 64 << 20
-"""Bytes between two looks at the clock."""
+"""Bytes between two checks of the deadline."""
 
 
 class Verification:

@@ -1,1 +1,1 @@
-"""Finding transports, reading their options, and what their faults become."""
+"""Finding and choosing transports, their options, and reporting their errors."""

@@ -1,4 +1,6 @@
-"""Errors that transports raise, as text; what the interface does not allow is a defect and logged."""
+"""Converts errors of transports to text; an error that the interface does not allow is logged as a
+defect.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,13 @@ ALLOWED = (TransportError, MemoryError)
 
 
 def text_of(error: BaseException, plugin: object) -> str:
-    """The text of what a call of ``plugin``, a transport or a link, raised.
+    """The text of an exception that ``plugin`` (a transport or a link) raised.
 
     Raises what a handler of a signal raised inside of it, which is no fault of the plugin's.
     """
     pass_on(error)
     if isinstance(error, LLMException):
-        return text_without_code(error)  # whoever raises the next one gives it a code
+        return text_without_code(error)  # the caller raises its own exception, with a code
     if isinstance(error, ALLOWED):
         return str(error)
     kind = type(plugin)

@@ -1,8 +1,8 @@
 """Finding, loading and choosing transports; stevedore does the loading.
 
-Names are listed from the metadata of installed distributions, without importing anything. Stevedore's
-cache of entry points on disk and Python's own caches of directories are bypassed: they key the times
-of files coarsely, so that a plugin installed a moment ago could stay invisible.
+Names are listed from the metadata of installed distributions, without importing anything.
+Stevedore's cache of entry points on disk and Python's directory caches are bypassed. They compare
+coarse file times, so that a newly installed plugin could stay invisible.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger("datadist.backend")
 
 ENVIRONMENT = "DATADIST_BACKEND"
 KNOWN = {"hccl": "datadist-hccl", "rdma": "datadist-rdma", "shm": "datadist-shm"}
-"""Distributions of the transports that belong to this project, for hints."""
+"""Distributions of this project's own transports, for hints."""
 
 
 class BackendError(Exception):
@@ -58,7 +58,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the survey of backends."""
+    """An installed backend and whether it can be used."""
 
     backend: Backend
     usable: bool
@@ -77,7 +77,7 @@ def list_backends() -> list[Backend]:
             if point.group == ENTRY_POINT_GROUP:
                 name = str(distribution.metadata["Name"])
                 backend = Backend(point.name, name, distribution.version, point.value)
-                # The first on the path wins, as in imports; an editable install shows up twice.
+                # The first on the path is used, as in imports; an editable install is listed twice.
                 found.setdefault((point.name, name, point.value), backend)
     return sorted(found.values(), key=lambda backend: (backend.name, backend.distribution))
 
@@ -156,7 +156,7 @@ def survey() -> list[Row]:
 
 
 def wanted(environ: Mapping[str, str]) -> tuple[str, str]:
-    """What an engine without transfer_backend would ask for, and where that is set."""
+    """The backend of an engine without transfer_backend, and where it is set."""
     return _wanted(None, environ)
 
 
@@ -189,7 +189,7 @@ def _only(name: str) -> Backend:
 
 
 def _hint(name: str) -> str:
-    """What would help somebody who asked for a transport that is not there."""
+    """A hint for a user who asked for a transport that is not installed."""
     if name in KNOWN:
         return f"Install {how_to_get(name)}. "
     names = [*KNOWN, *(backend.name for backend in list_backends())]
@@ -301,7 +301,7 @@ def _best() -> Choice:
 
 
 def _candidates(passed_over: list[str]) -> Iterator[tuple[Backend, type[Transport]]]:
-    """Loadable transports by falling priority; what is broken is logged and passed over."""
+    """Loadable transports by descending priority; broken ones are logged and skipped."""
     loaded = []
     for name in _unique_names():
         try:

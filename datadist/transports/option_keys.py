@@ -1,4 +1,4 @@
-"""The keys of `init`'s options: what each takes, what it is called elsewhere, what is no key."""
+"""The keys of `init`'s options: their values, their names in other languages, and unknown keys."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ DOCUMENTED = {
     "datadist.check_types": Option('"0" or "1"'),
     "datadist.checksum": Option('"0" or "1"'),
 }
-"""Documented options (LLM-DataDist API, initialisation options), also those without effect here."""
+"""Documented options (LLM-DataDist API, initialisation options), including those without effect here."""
 
 _OTHER_NAMES = {"llm.deviceid": "ge.exec.deviceId"}
 """Names of options in upstream's other languages, in small letters."""
 
 
 def where(key: str) -> str:
-    """`` (LLMConfig.device_id)``: which property writes an option; empty where none does."""
+    """`` (LLMConfig.device_id)``: the property that writes an option; empty if there is none."""
     attribute = DOCUMENTED.get(key, Option()).attribute
     return f" (LLMConfig.{attribute})" if attribute else ""
 
@@ -74,7 +74,7 @@ def wrong(key: str, value: str, problem: str = "", expected: str = "") -> LLMExc
 
 
 def not_text(key: str, value: object) -> str:
-    """What to say of a value that is no text."""
+    """The error text for a value that is not text."""
     expected = DOCUMENTED.get(key, Option()).expected
     return (
         f"option {key} is a {type(value).__name__} ({shown(value)}), only support str: "
@@ -83,7 +83,7 @@ def not_text(key: str, value: object) -> str:
 
 
 def meant_by(key: str) -> str | None:
-    """The documented option that a key probably means; None where none is alike."""
+    """The documented option that a key probably means; None if none is similar."""
     if _plain(key) in _OTHER_NAMES:
         return _OTHER_NAMES[_plain(key)]
     prefix, _, name = key.rpartition(".")
@@ -101,10 +101,10 @@ def _plain(name: str) -> str:
 
 
 def check_keys(keys: Iterable[object]) -> None:
-    """Warn of keys that mean nothing, and refuse those of ours that do not exist.
+    """Warn of unknown keys of the API, and refuse unknown keys of this project.
 
-    A key of ``llm.`` may be of a newer version of the API. Keys of other prefixes belong to others;
-    nothing is said of them.
+    A newer version of the API may have the ``llm.`` key, so it is only a warning. Keys with other
+    prefixes are ignored.
 
     Raises LLM_PARAM_INVALID for a key of ``datadist.``.
     """

@@ -181,7 +181,7 @@ def test_pages_that_do_not_come_back_in_time_are_named(monkeypatch: pytest.Monke
     memory = _pool()
     memory.allocate(DEVICE, [2 * PAGE])
     memory.expect(DEVICE, "owner", 1)
-    with pytest.raises(LLMException, match="1 freed allocations wait for peers to let go"):
+    with pytest.raises(LLMException, match="1 freed allocations wait for confirmations of peers"):
         memory.allocate(DEVICE, [PAGE])
 
 

@@ -108,7 +108,7 @@ class _Program:
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
-    [(b"220 mail ready\r\n", "no datadist engine"), (None, "without a word")],
+    [(b"220 mail ready\r\n", "no datadist engine"), (None, "without an answer")],
 )
 def test_dialling_another_program(reactor: Reactor, answer: bytes | None, expected: str) -> None:
     program, came = _Program(answer), threading.Event()

@@ -187,8 +187,8 @@ def test_an_owner_that_does_not_answer_after_a_late_read(start_node: Start) -> N
     status, _, text = puller.do(_go_on, LATE)
     owner.resume()
     assert status == "LLM_FAILED"
-    assert "came too late" in text
-    assert "nobody says whether that is still valid (is the owner stopped?)" in text
+    assert "was too slow" in text
+    assert "did not confirm that the data is still valid (is it stopped?)" in text
     puller.do(_begin_pull, 1)
     assert puller.do(_go_on, LATE)[0] == "OK"
 

@@ -123,7 +123,7 @@ def test_pool_memory_under_a_stopped_pusher_is_kept(start_node: Start) -> None:
     owner.do(nodes.unlink, comm_id)
     assert any("may still write our memory" in line for line in owner.do(nodes.log_of))
     refused, count = owner.do(_reuse)
-    assert "wait for peers to let go" in refused
+    assert "wait for confirmations of peers" in refused
     assert count == FULL // BLOCK - KEPT
     pusher.resume()
     assert pusher.result() != "OK"
@@ -147,7 +147,7 @@ def test_pool_memory_under_a_pusher_that_dies_returns(start_node: Start) -> None
     owner, pusher, comm_id = _pushing(start_node, "pool")
     owner.do(nodes.unlink, comm_id)
     refused, _ = owner.do(_reuse)
-    assert "wait for peers to let go" in refused
+    assert "wait for confirmations of peers" in refused
     pusher.kill()
     assert _retry(owner)[1] == KEPT
     _check_new(owner)
@@ -173,7 +173,7 @@ def test_pool_memory_under_a_stopped_pusher_whose_connection_is_lost(start_node:
     owner, pusher, comm_id = _pushing(start_node, "pool")
     owner.do(stage.give_up)
     refused, count = owner.do(_reuse)
-    assert "wait for peers to let go" in refused
+    assert "wait for confirmations of peers" in refused
     assert count == FULL // BLOCK - KEPT
     pusher.resume()
     assert pusher.result() != "OK"
@@ -189,7 +189,7 @@ def test_a_stopped_pusher_whose_connection_is_lost_and_that_dies(start_node: Sta
     owner.do(stage.give_up)
     owner.do(nodes.unlink, comm_id)
     refused, _ = owner.do(_reuse)
-    assert "wait for peers to let go" in refused
+    assert "wait for confirmations of peers" in refused
     pusher.kill()
     assert _retry(owner)[1] == KEPT
     _check_new(owner)

@@ -1,4 +1,4 @@
-"""Reads that say whether the owner has said something meanwhile."""
+"""Reads that return whether a message of the owner has arrived."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Control(Kit):
 
     @pytest.mark.parametrize("size", [1, MIB])
     def test_reads_say_what_has_arrived(self, bench: Bench, size: int) -> None:
-        """At the connection to the owner, and at no other time."""
+        """Only if something has arrived on the connection to the owner."""
         need_watching(bench)
         linked, mine, theirs = pair(bench)
 
@@ -32,7 +32,7 @@ class Control(Kit):
 
     @pytest.mark.parametrize("owner", KINDS)
     def test_a_read_of_withdrawn_memory_harms_nothing(self, bench: Bench, owner: str) -> None:
-        """It may fail or read what is there; other links and the process go on."""
+        """It may fail or return any bytes; other links and the process must not be affected."""
         need_watching(bench)
         members = bench.processes(2)
         mine, lasting = bench.allocate(members[0]), bench.allocate(members[1])
@@ -50,6 +50,6 @@ class Control(Kit):
 
 
 def need_watching(bench: Bench) -> None:
-    """Skip where reads say nothing."""
+    """Skip if reads do not report arrivals."""
     if not bench.capabilities.watches_control:
         pytest.skip("capabilities.watches_control is False")

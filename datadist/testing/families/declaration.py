@@ -1,4 +1,4 @@
-"""What the class says of itself must be complete and consistent."""
+"""The declarations of the class must be complete and consistent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Declaration(Kit):
         assert declared.probe_seconds < 2 * self.timeout_scale
 
     def test_distribution_requires_datadist(self, bench: Bench) -> None:
-        """Installers learn only from the metadata which datadist a plugin fits."""
+        """Only the metadata tells installers which datadist versions a plugin supports."""
         declared = bench.bare(0).do(acts.declared, self.transport)
         pins = [r for r in declared.requirements if _name(r) == "datadist"]
         assert pins, f"{declared.distribution} does not list datadist in its dependencies"
@@ -49,7 +49,7 @@ class Declaration(Kit):
         assert set(declared.max_registered) <= declared.placements
 
     def test_capabilities_are_constant(self, bench: Bench) -> None:
-        """Core reads them when it likes."""
+        """Core may read them at any time."""
         process = bench.process(0)
         again = process.do(acts.set_up, self.transport, self.transport_options(0))
         assert again == bench.capabilities

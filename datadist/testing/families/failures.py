@@ -20,13 +20,13 @@ from datadist.transport import (
 
 BIG = 8 * MIB
 GRACE = 1.0
-"""Seconds that a call may end late, times the scale: a loaded machine, not a lax rule."""
+"""Seconds that a call may end late, times the scale; a tolerance for busy machines."""
 TOO_LONG = 4
 """How often that time fits into a transfer whose deadline is tested."""
 
 
 class Failures(Kit):
-    """Every call ends by its deadline, and says truly how."""
+    """Every call ends by its deadline with the correct result."""
 
     def test_a_deadline_that_has_passed(self, bench: Bench) -> None:
         """Ends at once: with a timeout or, if it was quick enough, with all bytes."""
@@ -37,7 +37,7 @@ class Failures(Kit):
         linked.close_all()
 
     def test_a_long_transfer_ends_by_its_deadline(self, bench: Bench) -> None:
-        """It is so long that it would end much too late if nobody looked at the clock."""
+        """The transfer is so long that it ends much too late without a check of the deadline."""
         linked, mine, theirs = pair(bench, size=BIG)
         some = [(0, 0, BIG)] * 8
         tries = [linked.move(0, 1, mine, theirs, some, timeout=60) for _ in range(2)]
@@ -54,7 +54,7 @@ class Failures(Kit):
 
     @pytest.mark.parametrize("direction", ["read", "write"])
     def test_a_stopped_peer_is_reached(self, bench: Bench, direction: str) -> None:
-        """Its memory needs nothing from its processor."""
+        """Its memory can be accessed without its processor."""
         need_passive(bench, True)
         linked, mine, theirs = pair(bench, write=direction == "write")
         linked.members[1].pause()
@@ -129,7 +129,7 @@ class Failures(Kit):
         linked.close_all()
 
     def test_close_ends_what_is_in_flight(self, bench: Bench) -> None:
-        """Also while the peer is stopped; nothing lands here afterwards."""
+        """Also while the peer is stopped; nothing is written here afterwards."""
         linked, mine, theirs = pair(bench, size=BIG)
         process = linked.members[0]
         linked.members[1].pause()
@@ -168,7 +168,7 @@ class Failures(Kit):
 
     @pytest.mark.parametrize("direction", ["read", "write"])
     def test_a_peer_that_dies_in_a_transfer_is_noticed(self, bench: Bench, direction: str) -> None:
-        """The call does not succeed for ever, and ends before its deadline or by it."""
+        """The call fails at its deadline at the latest."""
         write = direction == "write"
         linked, mine, theirs = pair(bench, size=BIG, write=write)
         order = linked.order(0, 1, mine, theirs, [(0, 0, BIG)] * 8, write=write, timeout=10)

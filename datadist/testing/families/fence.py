@@ -16,10 +16,10 @@ ATTEMPTS = 5
 
 
 class Fence(Kit):
-    """After `close` nothing lands, or `close` has named who may still write."""
+    """After `close` nothing is written, or `close` has returned the ranks that may still write."""
 
     def test_peers_with_read_access_cannot_write(self, bench: Bench) -> None:
-        """And are told so; nothing changes."""
+        """The write raises an error and changes nothing."""
         linked, mine, theirs = pair(bench, Access.READ)
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)], write=True)
         assert outcome.is_a(Unsupported), f"write where READ was granted: {outcome}"

@@ -1,4 +1,4 @@
-"""What all families share: the settings of a subclass, the bench, the gates."""
+"""Shared by all families: the settings of a subclass, the processes, and skip conditions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Kit:
 
     @classmethod
     def setup_class(cls) -> None:
-        """One bench for all tests of the class."""
+        """Start the processes for all tests of the class."""
         cls._bench = Bench(
             Settings(
                 transport=cls.transport,
@@ -66,7 +66,7 @@ class Kit:
 
     @pytest.fixture
     def bench(self) -> Iterator[Bench]:
-        """The bench, cleaned after each test."""
+        """The processes and links, cleaned up after each test."""
         assert self._bench is not None
         yield self._bench
         self._bench.clean()

@@ -1,4 +1,4 @@
-"""Nothing is left behind: descriptors, threads, mappings."""
+"""No leaks: descriptors, threads, mappings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datadist.transport import LinkError
 
 ROUNDS = 12
 SLACK_MAPPINGS = ROUNDS // 2
-"""Python's own arenas come and go."""
+"""Tolerance for the arenas of Python's allocator."""
 
 
 class Lifecycle(Kit):

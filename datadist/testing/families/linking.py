@@ -34,7 +34,7 @@ class Linking(Kit):
         linked.close_all()
 
     def test_two_links_at_once(self, bench: Bench) -> None:
-        """Of the same ranks; the end of one is nothing to the other."""
+        """Two links of the same ranks; closing one does not affect the other."""
         members = bench.processes(2)
         mine, theirs = bench.allocate(members[0]), bench.allocate(members[1])
         exposed = {0: [mine], 1: [theirs]}
@@ -79,7 +79,7 @@ class Linking(Kit):
         linked.close_all()
 
     def test_attaching_does_not_wait_for_the_peer(self, bench: Bench) -> None:
-        """A peer that was stopped after it made its offer keeps nobody."""
+        """A peer that was stopped after its offer does not block others."""
         if bench.capabilities.self_bootstrapping:
             pytest.skip("capabilities.self_bootstrapping is True: join waits, and has a timeout")
         members = bench.processes(2)
@@ -95,7 +95,7 @@ class Linking(Kit):
         linked.close_all()
 
     def test_an_absent_rank_is_no_reason_to_hang(self, bench: Bench) -> None:
-        """Where the peer never came, moving fails and the link can be closed."""
+        """If the peer never came, transfers fail and the link can be closed."""
         members = bench.processes(2)
         mine = bench.allocate(members[0])
         linked = bench.open(members, {0: [mine]})
@@ -189,7 +189,7 @@ class Linking(Kit):
         linked.close_all()
 
     def test_ranks_meet_over_the_network(self, bench: Bench) -> None:
-        """Where nothing is known of a peer but its address: no process, no descriptors."""
+        """Only the address of a peer is known: no process, no descriptors."""
         if bench.capabilities.same_host_only:
             pytest.skip("capabilities.same_host_only is True")
         members = bench.processes(2)

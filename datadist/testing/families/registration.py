@@ -35,7 +35,7 @@ class Registration(Kit):
         assert process.do(memory_acts.is_zero, "new")
 
     def test_memory_that_was_used_comes_back_zeroed(self, bench: Bench) -> None:
-        """Nothing of one cache shows in the next."""
+        """Content of one cache is not visible in the next one."""
         process = bench.process(0)
         for _ in range(3):
             memory = bench.allocate(process)
@@ -66,7 +66,7 @@ class Registration(Kit):
 
     @pytest.mark.parametrize("placement", list(Placement), ids=str)
     def test_memory_that_is_not_there_is_refused(self, bench: Bench, placement: Placement) -> None:
-        """Now, and not by a crash later."""
+        """With an error at once, not with a crash later."""
         _need_foreign(bench, placement)
         outcome = bench.process(0).do(memory_acts.register_at, "bad", NOWHERE, MIB, placement)
         assert outcome.is_a(RegistrationError), f"nothing is mapped at {NOWHERE:#x}: {outcome}"
@@ -96,7 +96,7 @@ class Registration(Kit):
         assert text in ("MemoryError", "RegistrationError"), text
 
     def test_views_outlive_a_release(self, bench: Bench) -> None:
-        """Where a region has a keeper, memory stays as long as somebody holds that."""
+        """If a region has a keeper, its memory stays valid as long as the keeper is referenced."""
         process = bench.process(0)
         if bench.placement() not in bench.capabilities.host_addressable:
             pytest.skip(f"capabilities.host_addressable is without {bench.placement()}")

@@ -45,14 +45,15 @@ class Runtime:
         return result.value or 0
 
     def recent(self) -> str:
-        """What the runtime has to say of the last failures on this thread, which it forgets."""
+        """The runtime's messages about the last failures on this thread; reading clears them."""
         text = self._vendor["aclGetRecentErrMsg"]()
         return f": {text.decode(errors='replace').strip()}" if text else ""
 
     def initialise(self) -> None:
         """Initialise the process, which a framework may have done before.
 
-        It is never undone: after ``aclFinalize`` nothing in the process could use the device again.
+        It is never finalised: after ``aclFinalize`` nothing in the process could use the device
+        again.
         """
         code = self._vendor["aclInit"](None)
         if code not in (abi.ACL_SUCCESS, abi.ACL_REPEAT_INITIALIZE):
@@ -80,7 +81,7 @@ class Runtime:
         context = ctypes.c_void_p()
         code = self._vendor["aclrtGetCurrentContext"](ctypes.byref(context))
         if code == abi.ACL_NO_CONTEXT:
-            self.recent()  # which would be told with the next error
+            self.recent()  # otherwise the next error would contain it
             return None
         if code != abi.ACL_SUCCESS:
             raise AclError("aclrtGetCurrentContext", code, self.recent())
@@ -117,11 +118,12 @@ class Runtime:
 class Device:
     """A device in use: a context of our own on it.
 
-    Contexts belong to threads, and threads that call us may have another one: every use of the
-    runtime happens inside :meth:`bound`, which gives the thread its own back. Threads that had none
-    are left with the device's default context, which is what frameworks expect to find.
+    Contexts belong to threads, and a calling thread may have another one. So every use of the
+    runtime is inside of :meth:`bound`, which restores the context of the thread. A thread without a
+    context gets the device's default context, as frameworks expect.
 
-    The device is given back when it was closed and no memory that views may still touch is left.
+    The device is released after it was closed and after the last memory that views may use was
+    freed.
     """
 
     def __init__(self, runtime: Runtime, number: int) -> None:

@@ -1,7 +1,7 @@
 """One communicator of HCCL: made, prepared with the peers, used from several threads, destroyed.
 
-Calls of the library cannot be interrupted. Who closes a communicator while a thread is inside waits
-a bounded time; if that is not enough, the last thread that comes out destroys it.
+Calls of the library cannot be interrupted. `close` waits a limited time for threads that are inside
+of a call. After that time the last of these threads destroys the communicator.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ log = logging.getLogger("datadist.hccl")
 
 FIRST_SLICE_SECONDS = 1
 SLICE_SECONDS = 10
-"""Longest single attempt to meet the peers: an unlink is noticed between two."""
+"""Longest single attempt to connect to the peers; an unlink is detected between two attempts."""
 PAUSE = 0.2
 QUICK_SECONDS = 1.0
 SPARE_ATTEMPTS = 2
-"""Failures that are forgiven: a peer whose attempt ends looks like one that failed."""
+"""Failures that are retried: the end of a peer's attempt looks like a failure."""
 FINAL = frozenset({abi.HCCL_PARA, abi.HCCL_PTR, abi.HCCL_NOT_SUPPORT, abi.HCCL_NOT_FOUND})
-"""Results of an attempt that another one would not change."""
+"""Results of an attempt that a retry would not change."""
 ALIVE = frozenset({abi.HCCL_PARA, abi.HCCL_PTR, abi.HCCL_RUNTIME, abi.HCCL_AGAIN})
 """Results of HcclCommDestroy that say that the communicator is still there."""
 REFUSED = frozenset({abi.ACL_INVALID, abi.ACL_NO_CONTEXT, abi.ACL_OTHER_CONTEXT})
@@ -193,7 +193,7 @@ class Communicator:
         self._streams.remove(stream)
 
     def _leave_alone(self, what: str, error: Exception) -> None:
-        """Using what is gone ends the process: what may be gone is not touched any more."""
+        """Do not use an object again that may be destroyed already: that would end the process."""
         self._holding = False
         log.error(
             "%r: whether %s is gone is not known, device %d stays open: %s",
@@ -215,7 +215,7 @@ class Communicator:
         return self.ended
 
     def _end(self) -> None:
-        with self._state:  # to the end: who closes it finds all of it done, whoever did it
+        with self._state:  # held to the end, so that every caller of close finds it done
             try:
                 with self._device.bound():
                     self._destroy_all()

@@ -1,7 +1,7 @@
 """Environment variables of HCCL that decide how ranks of one server are connected.
 
-HCCL reads its environment once per process, when the first communicator is made; what is settled
-here is therefore written back before that.
+HCCL reads its environment once per process, when the first communicator is created. So the
+resulting values are written back to the environment before that.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ MISSPELLED = "hccl_inra_roce_enable"
 
 _lock = threading.Lock()
 _known: dict[str, str] | None = None
-"""What HCCL has read, once it did."""
+"""The values that HCCL has read; None before."""
 
 
 def note_read(environ: Mapping[str, str]) -> None:
-    """HCCL has made its first communicator of this process, and read its variables."""
+    """Record that HCCL has created its first communicator in this process and read its variables."""
     global _known
     with _lock:
         if _known is None:

@@ -45,7 +45,7 @@ class Vendor:
 
 @dataclass
 class _Search:
-    """Libraries that could be opened, what the loader said of the others, functions not found."""
+    """Opened libraries, the loader's errors for the others, and functions that were not found."""
 
     opened: list[tuple[str, ctypes.CDLL]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)

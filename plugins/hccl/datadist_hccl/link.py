@@ -84,7 +84,7 @@ class HcclLink(Link):
         self._paths = {r: Path(peer) for r, peer in group.peers.items() if r != group.rank}
         self._joined = False
         self._ruined: str | None = None
-        """Why the communicator had to go before the link was closed."""
+        """Why the communicator was destroyed before the link was closed."""
         if group.table is not None:
             self._settle(group.table)
 
@@ -96,7 +96,7 @@ class HcclLink(Link):
     # -- setting up --------------------------------------------------------------------------
 
     def offer(self, rank: int) -> Offer:
-        """Where our regions lie, so that the peer can check ranges before it moves anything."""
+        """The addresses of our regions, so that the peer can check ranges before a transfer."""
         regions = [
             RegionOffer(address=region.address, size=region.size, placement=int(region.placement))
             for region in self._regions
@@ -191,7 +191,7 @@ class HcclLink(Link):
     def write(
         self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
     ) -> None:
-        """Batches of HcclBatchPut, where the peer granted that."""
+        """Batches of HcclBatchPut, if the peer granted write access."""
         path = self._path(rank)
         if path.windows is not None and not path.writable:
             raise Unsupported(f"rank {rank} granted read access only")
@@ -229,7 +229,7 @@ class HcclLink(Link):
                 self._give_up()
 
     def _give_up(self) -> None:
-        """Destroy the communicator before a failed transfer is reported; with all other ranks'."""
+        """Destroy the communicator, for all ranks, before a failed transfer is reported."""
         for rank in self._paths:
             self.abort(rank)
         if not self._communicator.close(CLOSE_SECONDS):
@@ -238,7 +238,7 @@ class HcclLink(Link):
     def _pieces(
         self, path: Path, rank: int, local: Buffer, remote: Buffer, length: Buffer
     ) -> tuple[Segments, bool]:
-        """What to move, and whether local memory is involved that this link does not expose."""
+        """The pieces to move, and whether the link does not expose some of their local memory."""
         if not self._joined or path.windows is None:
             raise TransferError(f"this link has not met rank {rank} yet")
         for windows in (self._windows, None):
@@ -307,10 +307,10 @@ class HcclLink(Link):
         raise TransferError(path.broken)
 
     def _stop_queued(self, path: Path) -> bool:
-        """Make sure that nothing that was queued moves any more; whether the path can be used.
+        """Stop all queued operations; returns whether the path stays usable.
 
-        A new stream does that over HCCS. Over RDMA requests may be with the network device already,
-        and nothing but the end of the communicator takes them back, unless their target is dead.
+        Over HCCS a new stream is enough. Over RDMA the network device may have the requests
+        already. Then only the end of the communicator stops them, unless their target is dead.
         """
         if path.rdma and not gone(path.peer):
             self._ruined = (

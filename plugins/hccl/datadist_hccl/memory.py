@@ -1,8 +1,8 @@
 """Memory of one device and its host: regions, what HCCL knows of them, and local copies.
 
-HCCL's registration of a region lives exactly as long as communicators use it. Undoing it is what
-takes the memory away from peers: destroying a communicator does not, where they have mapped it.
-Memory that is released while a communicator still uses it is kept until that one is gone.
+HCCL's registration of a region exists exactly as long as communicators use it. Only deregistering
+revokes the access of peers that have mapped the memory; destroying a communicator does not. Memory
+that is released while a communicator uses it is kept until that communicator is destroyed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class HcclRegion(Region):
 
     @property
     def range(self) -> _Range:
-        """What HCCL tells registrations apart by."""
+        """The range that identifies a registration in HCCL."""
         return self.placement, self.address, self.size
 
 
@@ -84,7 +84,7 @@ class _Registration:
     handle: int
     uses: int = 0
     tried: bool = False
-    """Whether ending it was tried already."""
+    """Whether deregistering was tried already."""
 
 
 class Memory:

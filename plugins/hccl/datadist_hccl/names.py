@@ -1,4 +1,4 @@
-"""Names of communicators: one of a name at a time per process and device, as HCCL demands."""
+"""Names of communicators. HCCL permits one communicator per name, process and device."""
 
 from __future__ import annotations
 

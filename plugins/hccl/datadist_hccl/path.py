@@ -1,4 +1,4 @@
-"""The way to one peer: its stream, its memory, its process."""
+"""The path to one peer: its stream, its memory, its process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datadist_hccl.segments import Outside, Windows
 
 
 class Path:
-    """Our way to one peer: its stream, its memory, and why it can not be used any more."""
+    """Our path to one peer: its stream, its memory, and the reason if it cannot be used any more."""
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
@@ -31,7 +31,7 @@ class Path:
         self.broken: str | None = None
 
     def settle(self) -> None:
-        """Once the offer and the kind of connection are known: what of the offer is reachable."""
+        """Determine the reachable part of the offer, after the kind of connection is known."""
         if self.offered is None or self.rdma is None:
             return
         regions = self.offered.regions

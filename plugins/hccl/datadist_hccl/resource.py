@@ -1,4 +1,4 @@
-"""What one engine knows of its device, from which members that met by address make a rank table.
+"""Description of an engine's device; members that link by address build a rank table from these.
 
 The form is that of the option ``llm.LocalCommRes``: a rank table of one server with one device, without
 a rank. Who gives none has it made from the device and from the machine's configuration of addresses.
@@ -93,7 +93,7 @@ def _of(version: str, device: RankDevice) -> Resource:
 
 
 def found(device: Device, family: Family, addresses: Path = ADDRESSES) -> Resource:
-    """The resource as the device and the machine tell it; engines of one machine share its name."""
+    """The description from the device and the machine; engines of one machine have the same server id."""
     pod = family is Family.A3
     return Resource(
         version="1.2" if pod else "1.0",

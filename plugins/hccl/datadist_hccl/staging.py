@@ -1,6 +1,8 @@
-"""A way for local memory that a link does not expose, as HCCL moves only what was bound before.
+"""A staging buffer for local memory that a link does not expose: HCCL moves only memory bound
+before.
 
-Its bytes go through a range of the device that every link binds: one local copy more.
+The bytes are copied through a range of device memory that every link binds; this costs one more
+local copy.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class Staging:
 
     @contextlib.contextmanager
     def claimed(self, deadline: float) -> Iterator[None]:
-        """Have the range for oneself. Raises :class:`TransferTimeout`."""
+        """Use the range exclusively. Raises :class:`TransferTimeout`."""
         if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise TransferTimeout(
                 "other transfers with memory that their links do not expose took too long; link "

@@ -84,7 +84,7 @@ class HcclTransport(Transport):
         _check_quality(options)
         self._options = options
         self._roce = environment.settle(os.environ)
-        """As the variables say now: until HCCL reads them, they may change."""
+        """The kind of connections by the current variables; they may change until HCCL reads them."""
         self._vendor = load()
         runtime = Runtime(self._vendor)
         try:
@@ -149,7 +149,7 @@ class HcclTransport(Transport):
         return self._memory.register(address, size, placement)
 
     def release(self, region: Region) -> None:
-        """Give it up, at once or with the last communicator that HCCL has not let go of."""
+        """Release it at once, or when the last communicator that uses it is destroyed."""
         assert isinstance(region, HcclRegion)
         self._memory.release(region)
 
@@ -206,7 +206,7 @@ class HcclTransport(Transport):
         }
 
     def _resource(self) -> Resource:
-        """What the other ranks are told of our device, where there is no rank table."""
+        """The description of our device for the other ranks, if there is no rank table."""
         text = self._options.local_comm_res
         try:
             if text:
@@ -218,7 +218,7 @@ class HcclTransport(Transport):
             ) from error
 
     def close(self) -> None:
-        """Destroy what links could not, and give the device back unless views need it."""
+        """Destroy what links could not destroy, and release the device unless views need it."""
         if self._closed:
             return
         self._closed = True

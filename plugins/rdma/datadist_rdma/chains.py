@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 PIECE = 1 << 20
-"""Longest work request in bytes: what is in flight must end soon when a transfer is given up."""
+"""Longest work request in bytes; short, so that requests in flight end soon after an abort."""
 CHAIN = 256
 DEPTH = 1024
-"""Work requests in one chain, and in flight. Many: whoever posts may have to wait for the GIL."""
+"""Work requests in one chain, and in flight. Many, since each post may have to wait for the GIL."""
 CHAIN_BYTES = PIECE
 """A chain is no longer than this, so that 4 MiB at most are in flight."""
 FEW = 4
-"""Segments up to which a transfer does without vectors."""
+"""Up to this number of segments a transfer does not use vectors."""
 BATCH = 1024
 """Work requests built at a time; bounds the memory of a transfer."""
 

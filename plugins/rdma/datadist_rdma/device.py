@@ -1,4 +1,4 @@
-"""An open RDMA device: its protection domain, its limits, and the thread that hears its events."""
+"""An open RDMA device: its protection domain, its limits, and the thread that handles its events."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from datadist_rdma import verbs
 log = logging.getLogger("datadist.rdma")
 
 ACCESS = verbs.LOCAL_WRITE | verbs.REMOTE_READ | verbs.REMOTE_WRITE
-"""Of every memory region. What a peer may do is decided by the queue pair that it is given."""
+"""Access flags of every memory region. The queue pair of a peer limits what the peer may do."""
 
 
 class Device:
@@ -68,7 +68,7 @@ class Device:
         error = self.library.dereg_mr(region)
         if error:
             raise RegistrationError(
-                f"{self.name} does not let the memory go: {verbs.error_text(error)}"
+                f"{self.name} failed to release the memory: {verbs.error_text(error)}"
             )
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ class Device:
 
 
 class Events:
-    """Wakes those who wait for completions, and logs what happens to the device.
+    """Wakes threads that wait for completions, and logs events of the device.
 
     One thread and one descriptor per device, however many queue pairs there are.
     """

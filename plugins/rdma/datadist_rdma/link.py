@@ -42,20 +42,20 @@ Numbers = Sequence[int] | Vector
 
 
 class _Path:
-    """Our way to one peer."""
+    """Our connection to one peer."""
 
     def __init__(self, device: Device, gid: Gid, pair: QueuePair) -> None:
         self.device = device
         self.gid = gid
         self.pair = pair
         self.remote: Ranges | None = None
-        """What the peer lets us reach; None until its offer was taken."""
+        """The memory of the peer that we may access; None until its offer was attached."""
         self.writable = False
         self.aborted = False
         self.broken: str | None = None
 
     def abort(self) -> None:
-        """End what is in flight; its own thread does the work."""
+        """Abort the transfer in flight; the thread of the transfer does the work."""
         self.aborted = True
         self.pair.notified.set()
 
@@ -101,7 +101,7 @@ class RdmaLink(Link):
         return Offer(make_offer(path.pair.end, self._access is Access.READ_WRITE, regions))
 
     def attach(self, rank: int, offer: Offer) -> None:
-        """Connect with the peer's end; takes a second where the network does not know the peer."""
+        """Connect with the peer's end; takes one second if the network does not find the peer."""
         path = self._path(rank)
         data = parse_offer(rank, offer.data)
         if path.remote is not None:
@@ -188,7 +188,7 @@ class RdmaLink(Link):
 
     @staticmethod
     def _run(path: _Path, transfer: Transfer, planned: Iterable[Chain], deadline: float) -> None:
-        """Run a transfer; whatever ends it but a harmless timeout has ended the connection."""
+        """Run a transfer. After any error except a harmless timeout the connection has ended."""
         try:
             transfer.run(planned, deadline)
         except BaseException as error:
@@ -246,13 +246,15 @@ class RdmaLink(Link):
     # -- the end -----------------------------------------------------------------------------
 
     def abort(self, rank: int) -> None:
-        """End what is in flight with the peer, and all that would follow."""
+        """Abort the transfer with the peer, and refuse all further ones."""
         path = self._paths.get(rank)
         if path is not None:
             path.abort()
 
     def close(self) -> frozenset[int]:
-        """Abort, wait for transfers to end, destroy the queue pairs: nobody writes us afterwards."""
+        """Abort, wait for transfers to end, destroy the queue pairs; afterwards no peer can write
+        our memory.
+        """
         with self._idle:
             if self._closed:
                 return frozenset()

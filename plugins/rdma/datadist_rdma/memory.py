@@ -1,4 +1,4 @@
-"""Memory of the rdma transport: anonymous mappings of our own, ranges of the user's, their keys."""
+"""Memory of the rdma transport: own anonymous mappings, registered ranges of the user, their keys."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RdmaRegion(Region):
             del self._registered[device]
 
     def close(self) -> None:
-        """Deregister everywhere; memory of our own goes with its last user."""
+        """Deregister everywhere; own memory is unmapped with its last reference."""
         for device in list(self._registered):
             self.deregister(device)
         self.keeper = None
@@ -86,14 +86,14 @@ class Ranges:
         if not len(self._begins):
             raise Outside(0)
         place = np.searchsorted(self._begins, address, side="right") - 1
-        # Compared as a difference: a sum of a wild address and a length could wrap around.
+        # Compared as a difference: the sum of an invalid address and a length could overflow.
         inside = (place >= 0) & (length <= self._ends[place] - address)
         if not inside.all():
             raise Outside(int(np.argmin(inside)))
         return self._keys[place]
 
     def key(self, address: int, length: int) -> int:
-        """As :meth:`keys` for one segment, where vectors would cost more than they save."""
+        """As :meth:`keys` for one segment, which is faster than with vectors."""
         place = bisect_right(self._firsts, address) - 1
         if place >= 0:
             begin, size, key = self._rows[place]

@@ -1,4 +1,4 @@
-"""What the two ends of a connection tell each other: JSON, validated where it arrives."""
+"""The offers that both ends of a connection exchange: JSON, validated by the receiver."""
 
 from __future__ import annotations
 

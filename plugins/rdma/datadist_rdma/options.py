@@ -22,7 +22,7 @@ DEFAULT_TIMEOUT, DEFAULT_RETRIES = 14, 6
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for."""
+    """The options of the user."""
 
     wish: Wish
     traffic_class: int
@@ -30,7 +30,7 @@ class Options:
     timeout: int
     retry_count: int
     attempts: int
-    """How often a peer that does not answer is tried while linking."""
+    """Attempts to connect to a peer that does not answer, while linking."""
 
     @property
     def patience(self) -> float:

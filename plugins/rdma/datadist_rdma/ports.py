@@ -21,7 +21,7 @@ ROCE_V2 = "RoCE v2"
 
 
 class NoPort(Exception):
-    """No RoCE v2 address fits what was asked for; the text says what there is."""
+    """No RoCE v2 address matches the options; the text lists the available ones."""
 
 
 @dataclass(frozen=True, order=True)
@@ -46,7 +46,7 @@ class Gid:
 
 
 def parse(text: str) -> Address:
-    """An address as GIDs have it: an IPv4-mapped one is IPv4. Raises ``ValueError``."""
+    """An address in the form of GIDs: an IPv4-mapped address is IPv4. Raises ``ValueError``."""
     address = parse_address(text)
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
@@ -108,7 +108,7 @@ def _read(path: Path | str) -> str:
 
 @dataclass(frozen=True)
 class Wish:
-    """What the user fixed of the choice; None leaves it open."""
+    """The user's restrictions of the choice; None means no restriction."""
 
     device: str | None = None
     port: int | None = None

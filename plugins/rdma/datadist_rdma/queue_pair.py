@@ -34,7 +34,7 @@ class End:
 
 @dataclass(frozen=True)
 class Manners:
-    """How a connection sends."""
+    """Settings of a connection for sending."""
 
     traffic_class: int
     service_level: int
@@ -131,7 +131,7 @@ class QueuePair:
             raise failure
 
     def fail(self) -> None:
-        """Enter the error state: nothing is sent or accepted any more, what was posted is flushed."""
+        """Enter the error state: nothing is sent or accepted any more; posted requests are flushed."""
         if self._qp is not None:
             attributes = verbs.QpAttr(qp_state=verbs.QPS_ERR)
             self._library.modify_qp(self._qp, attributes, verbs.QP_STATE)
@@ -142,7 +142,7 @@ class QueuePair:
         return error, self._bad.value if error else None
 
     def poll(self) -> list[tuple[int, int]]:
-        """Completions that are there: number of the work request, status."""
+        """Available completions: number of the work request, status."""
         count = self._device.operations.poll_cq(self._cq, POLL, self._completions)
         return [(c.wr_id, c.status) for c in self._completions[:count]] if count > 0 else []
 

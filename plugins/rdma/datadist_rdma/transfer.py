@@ -1,4 +1,4 @@
-"""One read or write: posting chains into the window, waiting for them, and ending what goes wrong.
+"""One read or write: posts chains into the window, waits for them, and ends failed requests.
 
 Only a chain's last request reports success, and each request reports a failure. The window is counted
 here: devices take more requests than they were asked for, and stop without warning.
@@ -18,7 +18,7 @@ from datadist_rdma.queue_pair import QueuePair
 SPIN_SECONDS = 30e-6
 """How long completions are polled for before sleeping: small transfers take a few microseconds."""
 GRACE_SECONDS = 0.2
-"""How long requests in flight may take after the deadline, before the connection is given up."""
+"""How long requests in flight may take after the deadline before the connection is ended."""
 DRAIN_SECONDS = 2.0
 
 
@@ -82,7 +82,7 @@ class Transfer:
                 raise self._error(*self._failure)
 
     def _collect(self) -> bool:
-        """Take completions; whether there were any."""
+        """Process completions; returns whether there were any."""
         completions = self._pair.poll()
         for number, status in completions:
             self._done = max(self._done, number + 1)
@@ -107,7 +107,7 @@ class Transfer:
         self._pair.notified.wait(remaining)
 
     def _give_up(self, timeout: float) -> None:
-        """Too late: let what is in flight end if it does so soon, else end it."""
+        """After the deadline: wait a short time for requests in flight, then end them."""
         text = f"not complete after {in_seconds(timeout)}"
         try:
             self._wait_until(self._posted, time.monotonic() + GRACE_SECONDS)
@@ -119,7 +119,7 @@ class Transfer:
         raise TransferTimeout(text, link_usable=True)
 
     def _fence(self) -> None:
-        """Leave nothing in flight that could touch memory."""
+        """End all requests in flight, so that none can access memory."""
         self._pair.fail()
         end = time.monotonic() + DRAIN_SECONDS
         while self._done < self._posted:

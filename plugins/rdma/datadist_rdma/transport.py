@@ -112,7 +112,7 @@ class RdmaTransport(Transport):
             ) from None
 
     def _gid_for(self, group: Group, rank: int) -> Gid:
-        """Ours towards a peer: of the table, else of the route to it, else the default."""
+        """Our GID for a peer: that of the table, else of the route to the peer, else the default."""
         from_table = self._from_table(group.table, group.rank)
         if from_table is not None:
             return from_table
@@ -123,7 +123,7 @@ class RdmaTransport(Transport):
         try:
             return self._routed(rank, source)
         except (NoPort, verbs.NoDevices) as error:
-            raise LinkError(f"no way to rank {rank}: {error}", rank) from None
+            raise LinkError(f"no route to rank {rank}: {error}", rank) from None
 
     def _routed(self, rank: int, source: Address | None) -> Gid:
         try:
@@ -178,7 +178,7 @@ class RdmaTransport(Transport):
         return region
 
     def release(self, region: Region) -> None:
-        """Deregister; memory of our own is unmapped when no view uses it any more."""
+        """Deregister; own memory is unmapped when no view uses it any more."""
         assert isinstance(region, RdmaRegion)
         with self._lock:
             self._regions.discard(region)

@@ -1,7 +1,7 @@
 """The part of ``verify`` that takes two hosts: it uses the public API only, as an application would.
 
-Rank 1 pulls from rank 0 and pushes to it. The two keep in step by a counter of their own that the other
-one pulls, so that nothing but the library carries messages.
+Rank 1 pulls from rank 0 and pushes to it. For synchronisation each rank has a counter that the
+other one pulls. So only the library carries messages.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ YARDSTICK_PORT = "18515"
 YARDSTICKS = (4096, 65536)
 START_SECONDS = 20
 SETTLE_SECONDS = 1.0
-"""Meanwhile rank 0 starts the next ib_read_bw, which is not to disturb our pull."""
+"""Time for rank 0 to start the next ib_read_bw, which must not disturb our pull."""
 READY, MOVED, CHECKED = 1, 2, 3
 
 
@@ -79,7 +79,7 @@ class Side:
         self._mine.numpy()[0].view(np.int64)[0, 0] = step
 
     def wait_for(self, step: int) -> None:
-        """Wait until the peer has got so far."""
+        """Wait until the peer has reached this step."""
         deadline = time.monotonic() + STEP_SECONDS
         while self._look() < step:
             if time.monotonic() > deadline:
@@ -246,7 +246,7 @@ def _measure(args: argparse.Namespace, block: int) -> float:
 def _compare(
     report: Report, side: Side, caches: dict[int, Cache], args: argparse.Namespace
 ) -> None:
-    """Rounds of both in turns, so that what else is going on meets both."""
+    """Alternating rounds of both, so that other load affects both equally."""
     ours: dict[int, list[float]] = {block: [] for block in YARDSTICKS}
     theirs: dict[int, list[float]] = {block: [] for block in YARDSTICKS}
     with report.step("ib_read_bw"):
@@ -255,7 +255,7 @@ def _compare(
             time.sleep(SETTLE_SECONDS)
             ours[block].append(_pull(side, caches[block], block))
     if not all(ours.values()):
-        return  # the step has said why
+        return  # the step has reported the reason
     for block in YARDSTICKS:
         mine, best = max(ours[block]), max(theirs[block])
         mark = "ok" if mine / best >= RATIO else "FAIL"

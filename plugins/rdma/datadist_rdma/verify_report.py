@@ -1,4 +1,4 @@
-"""What both runs of the verification print and compare with."""
+"""Output and thresholds of the verification."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fence: how an owner makes sure that nobody writes its memory any more.
+"""The fence: ensures that no peer writes the owner's memory any more.
 
 Where peers may write, each owner shares one page with each writer of a link. The writer counts itself
 in ("active"), then reads "revoked", and does nothing if it is set; the owner sets "revoked", then
@@ -40,11 +40,11 @@ class Fence:
         return fd
 
     def revoke(self) -> None:
-        """Nobody begins to write from now on."""
+        """Prevent new writes."""
         _native.revoke(self._mapping.address)
 
     def wait_until_empty(self, deadline: float) -> bool:
-        """Whether no writer is inside, by ``deadline`` (time.monotonic)."""
+        """Wait until no writer is active; False at ``deadline`` (time.monotonic)."""
         while _native.active(self._mapping.address):
             if time.monotonic() >= deadline:
                 return False

@@ -92,7 +92,7 @@ class _Path:
         self.native = array(
             "q", [0, peer.pid or 0, pidfd, control, options.threads, options.kernel, pagemap, -1]
         )
-        """What native code knows of this path; windows are appended when it is attached."""
+        """The native description of this path; windows are appended when it is attached."""
         self.native.append(len(pools))
         for pool in pools:
             self.native.extend((pool.address, pool.size))
@@ -347,7 +347,7 @@ def _open_pagemap(peer: Peer) -> int:
 
 
 def _shut(path: _Path, deadline: float) -> bool:
-    """Let nothing begin here any more; False where something has not ended by ``deadline``."""
+    """Prevent new transfers and wait for running ones; False if one has not ended by ``deadline``."""
     if not path.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
         return False
     path.open = False

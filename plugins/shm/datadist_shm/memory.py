@@ -26,7 +26,7 @@ PR_SET_PTRACER_ANY = -1
 
 
 class Mapping:
-    """A shared mapping, undone when the last reference to this object goes."""
+    """A shared mapping; it is unmapped with the last reference to this object."""
 
     def __init__(self, fd: int, size: int, writable: bool, huge: bool = False) -> None:
         self.address = _native.map(fd, size, writable, huge)
@@ -34,7 +34,7 @@ class Mapping:
         weakref.finalize(self, _native.unmap, self.address, size).atexit = False
 
     def make_pages(self, threads: int, begin: int, size: int) -> None:
-        """Have the pages of a range of our own memory made. Raises OSError."""
+        """Populate the pages of a range of our own memory. Raises OSError."""
         _native.populate(self.address + begin, size, threads)
 
 
@@ -113,7 +113,7 @@ def allocate(region_id: int, size: int, placement: Placement, options: Options) 
     kind, size = pages.choose(options.huge_pages, size)
     text = f"{size} bytes of shared memory"
     room = pages.available() if options.populate and kind != "reserved" else None
-    if room is not None and size > room:  # the kernel would end processes rather than refuse
+    if room is not None and size > room:  # the kernel would kill processes instead of refusing
         raise MemoryError(f"{text}: {room} bytes are available")
     fd = -1
     try:

@@ -1,4 +1,4 @@
-"""What an owner tells a peer about its memory: JSON, validated where it arrives."""
+"""The offer of an owner to a peer: JSON that describes its memory, validated by the receiver."""
 
 from __future__ import annotations
 

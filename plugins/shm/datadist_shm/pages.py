@@ -1,4 +1,4 @@
-"""Pages of pools: huge ones where the machine offers them, and presence ahead of use."""
+"""Pages of pools: huge pages if the machine has them, and populating in the background."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESERVED = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
 MEMINFO = Path("/proc/meminfo")
 HUGE = 2 << 20
 SLICE = 32 << 20
-"""What is populated between two looks at whether to stop: 5 to 20 ms of work."""
+"""Bytes that are populated between two checks of the stop flag: 5 to 20 ms of work."""
 
 
 def transparent() -> bool:
@@ -84,7 +84,7 @@ class Pages(Protocol):
 
 
 class Filling:
-    """Has the pages of a new pool made in the background; the pool can be used meanwhile."""
+    """Populates the pages of a new pool in the background; the pool can be used meanwhile."""
 
     def __init__(self, pages: Pages, threads: int) -> None:
         self._done = threading.Event()

@@ -1,1 +1,1 @@
-"""What a person with two NPUs runs once, to verify the transport on them and keep the report."""
+"""Verifies the transport on two real NPUs and prints a report."""

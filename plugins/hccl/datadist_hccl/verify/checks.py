@@ -1,7 +1,7 @@
 """The checks, in order. A check is a list of phases, which both ranks run in step.
 
-A phase returns what is worth reporting, or raises. Between two phases the ranks tell each other how
-it went, so that a failure on one ends the check on both.
+A phase returns a text for the report, or raises. Between two phases the ranks exchange their
+results, so that a failure on one ends the check on both.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def absent(session: Session) -> str:
 
 
 def foreign(session: Session) -> str:
-    """Memory of the device is taken for what it is, and no other memory is; last, as it may crash."""
+    """Device memory is accepted as such, and no other memory is. This runs last, since it may crash."""
     transport, size = session.transport, SEGMENT
     device, pinned = session.regions["device"].address, session.regions["host"].address
     transport.release(transport.register(device, size, Placement.DEVICE))

@@ -1,4 +1,4 @@
-"""What a report says of the machine: releases, and where every library really came from."""
+"""The machine's part of a report: releases, and the path of every library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rank of a verification: its transport, its memory, and links that both ranks make alike.
+"""One rank of a verification: its transport, its memory, and links that both ranks create.
 
 Everything that the ranks tell each other goes through HCCL's exchange of blobs, so that they may
 run on different machines.
@@ -111,7 +111,7 @@ class Session:
         self.transport.copy(to, frm, array("q", [self.size]))
 
     def pattern(self, number: int) -> NDArray[np.uint8]:
-        """Bytes that both ranks can foretell."""
+        """Bytes that both ranks can compute."""
         return np.random.default_rng(SEED + number).integers(0, 256, self.size, np.uint8)
 
     def fill(self, number: int, label: str = "device") -> None:
