@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from contenders import CONTENDERS, Contender
 
-from datadist.base.digits import argument
+from datadist.base.digits import number_argument
 from datadist.bench.shapes import ONE_BLOCK, SHAPES, Shape
 from datadist.cli.tables import render
 
@@ -56,9 +56,13 @@ def main() -> int:
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(SHAPES_HERE))
     parser.add_argument("--only", action="append", default=[], metavar="TEXT",
                         help="contenders whose name contains it; may be given again")  # fmt: skip
-    parser.add_argument("--rounds", type=argument(1), default=3, metavar="N")
+    parser.add_argument("--rounds", type=number_argument(1), default=3, metavar="N")
     parser.add_argument(
-        "--pulls", type=argument(1), default=5, metavar="N", help="per round, after the first"
+        "--pulls",
+        type=number_argument(1),
+        default=5,
+        metavar="N",
+        help="per round, after the first",
     )
     parser.add_argument("--quick", action="store_true", help="small caches, to try it out")
     parser.add_argument("--json", type=Path, metavar="FILE")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from datadist.base.digits import parse_digits
-from datadist.base.texts import nearest, shown
+from datadist.base.texts import nearest, short_repr
 from datadist.transport import OptionError
 
 __all__ = ["choice", "number", "refuse_unknown"]
@@ -31,7 +31,7 @@ def number(name: str, text: str, low: int, high: int) -> int:
     value = parse_digits(text)
     if value is not None and low <= value <= high:
         return value
-    raise OptionError(f"{name} is {shown(text)}, it must be a number in [{low}, {high}]")
+    raise OptionError(f"{name} is {short_repr(text)}, it must be a number in [{low}, {high}]")
 
 
 def choice(name: str, text: str, values: Sequence[str]) -> str:
@@ -39,4 +39,4 @@ def choice(name: str, text: str, values: Sequence[str]) -> str:
     if text in values:
         return text
     wanted = " or ".join(f'"{value}"' for value in values)
-    raise OptionError(f"{name} is {shown(text)}, it must be {wanted}")
+    raise OptionError(f"{name} is {short_repr(text)}, it must be {wanted}")

@@ -30,8 +30,8 @@ from pydantic import (
 from datadist.base import hints
 from datadist.base.addresses import is_address, looks_numeric
 from datadist.base.digits import parse_digits
-from datadist.base.portable import Portable
-from datadist.base.texts import MOST_ELEMENTS, shown
+from datadist.base.picklable import PicklableError
+from datadist.base.texts import MAX_LIST_ELEMENTS, short_repr
 
 __all__ = ["RankDevice", "RankTable", "RankTableError", "parse_rank_table"]
 
@@ -40,7 +40,7 @@ MAX_PROBLEMS = 100
 """Problems of one table that are named."""
 
 
-class RankTableError(Portable, ValueError):
+class RankTableError(PicklableError, ValueError):
     """A rank table that cannot be used; ``problems`` lists everything that is wrong with it."""
 
     def __init__(self, problems: list[str]) -> None:
@@ -424,7 +424,7 @@ def _pod_problems(raw: dict[str, Any]) -> list[str]:
     known = {str(server.get("server_id")) for _, server in _objects(raw, "server_list")}
     return [
         f"{pod_path}.{member_path}.server_id: expected the server_id of a server in server_list, "
-        f"got {shown(member['server_id'])}"
+        f"got {short_repr(member['server_id'])}"
         for pod_path, pod in _objects(raw, "super_pod_list")
         for member_path, member in _objects(pod, "server_list")
         if "server_id" in member and str(member["server_id"]) not in known
@@ -437,7 +437,7 @@ def _gap_problems(table: _Table) -> list[str]:
         return []
     return [
         f"rank_id: expected the ranks 0 to {len(ranks) - 1} of {len(ranks)} devices, "
-        f"got {_list(ranks[:MOST_ELEMENTS])}{', ...' if ranks[MOST_ELEMENTS:] else ''}"
+        f"got {_list(ranks[:MAX_LIST_ELEMENTS])}{', ...' if ranks[MAX_LIST_ELEMENTS:] else ''}"
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datadist.base.enums import NamedInt
 from datadist.base.keywords import named_keywords
 from datadist.base.names import NamedMembers
-from datadist.base.portable import Portable
+from datadist.base.picklable import PicklableError
 
 __all__ = [
     "LLMException",
@@ -52,7 +52,7 @@ class LLMStatusCode(NamedInt, metaclass=NamedMembers):
 
 
 @named_keywords
-class LLMException(Portable, RuntimeError):
+class LLMException(PicklableError, RuntimeError):
     """An operation failed. ``status_code`` is the kind of failure; the text has the reason and a
     remedy.
 

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from datadist.base.deferred import Deferred
 from datadist.base.enums import NamedInt
+from datadist.base.lazy_module import LazyModule
 from datadist.base.names import NamedMembers
-from datadist.base.portable import Portable
+from datadist.base.picklable import PicklableError
 
 if TYPE_CHECKING:
     import typing_extensions as extensions
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from datadist import rank_table
     from datadist.rank_table import RankTable
 else:
-    extensions = Deferred("typing_extensions")
-    rank_table = Deferred("datadist.rank_table")
+    extensions = LazyModule("typing_extensions")
+    rank_table = LazyModule("datadist.rank_table")
 
 __all__ = [
     "API_VERSION",
@@ -96,7 +96,7 @@ class InFlight(Protocol):
         """Whether nothing of it touches memory any more. From any thread, never blocks."""
 
 
-class TransportError(Portable):
+class TransportError(PicklableError):
     """Base class of all errors of a transport; it and its subclasses can be pickled."""
 
     in_flight: InFlight | None = None

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests import hosted, hosts, netcopy, nodes
+from tests import hosts, in_process_engine, netcopy, nodes
 from tests.hosts import Network
 from tests.nodes import Node
 
@@ -20,7 +20,7 @@ os.environ.setdefault("DATADIST_JOB", "")  # the same place with and without pyt
 
 @pytest.fixture
 def runtime_dir(tmp_path: Path) -> Path:
-    """A private meeting place."""
+    """A private runtime directory."""
     path = tmp_path / "run"
     path.mkdir(mode=0o700)
     return path
@@ -64,10 +64,12 @@ def _init(here: nodes.Here, cluster: int, pool: int, settings: dict[str, object]
 
 
 @pytest.fixture
-def engine(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hosted.Engine]:
-    """An engine of the test's process, which strangers talk to."""
+def engine(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[in_process_engine.Engine]:
+    """An engine of the test's process, which raw peers talk to."""
     monkeypatch.setenv("DATADIST_RUNTIME_DIR", str(runtime_dir))
-    made = hosted.Engine(runtime_dir)
+    made = in_process_engine.Engine(runtime_dir)
     yield made
     made.close()
 

@@ -1,6 +1,6 @@
 """Strangers on the network: connections from many addresses of loopback that never prove the key.
 
-A thread holds as many connections as it may to one port. Who is shown out comes again at once.
+A thread holds as many connections as it may to one port. Who is disconnected comes again at once.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Stranger:
                 self.sock.send(word, socket.MSG_NOSIGNAL)
 
 
-class Crowd:
+class Connections:
     """Strangers from ``hosts`` addresses with ``each`` connections, until :meth:`close`."""
 
     def __init__(self, place: HostPort, hosts: int, each: int, kinds: tuple[str, ...]) -> None:
@@ -102,18 +102,18 @@ class Crowd:
         if self.tries.total() >= self._all:
             self.settled.set()
 
-    def _look(self, stranger: _Stranger) -> None:
+    def _look(self, raw_peer: _Stranger) -> None:
         with suppress(BlockingIOError):
             try:
-                if stranger.sock.recv(1 << 12):
+                if raw_peer.sock.recv(1 << 12):
                     return
             except BlockingIOError:
                 raise
             except OSError:
                 pass
-            self._selector.unregister(stranger.sock)
-            stranger.sock.close()
-            self._out.append((stranger.address, stranger.kind))
+            self._selector.unregister(raw_peer.sock)
+            raw_peer.sock.close()
+            self._out.append((raw_peer.address, raw_peer.kind))
 
     def close(self) -> None:
         """They all hang up."""

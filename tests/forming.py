@@ -1,4 +1,4 @@
-"""What a stranger says to an engine that forms a domain with it."""
+"""What a raw peer says to an engine that forms a domain with it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 from datadist.control.messages import Message, OfferMessage
 from tests import nodes
-from tests.hosted import Engine, offer_of
-from tests.stranger import Stranger
+from tests.in_process_engine import Engine, offer_of
+from tests.raw_peer import RawPeer
 
 PAIR = {2: 0, 1: 1}
-"""The stranger of cluster 2 is rank 0, which names the members when it likes."""
+"""The raw peer of cluster 2 is rank 0, which names the members when it likes."""
 THREE = {3: 0, 1: 1, 2: 2}
 TOKEN, OTHER_TOKEN = "a" * 32, "b" * 32
 GOOD = offer_of()
@@ -22,7 +22,7 @@ def _own_incarnation(engine: Engine) -> str:
 
 
 def form(
-    engine: Engine, mapping: dict[int, int], comm_id: int, *members: Stranger, token: str = TOKEN
+    engine: Engine, mapping: dict[int, int], comm_id: int, *members: RawPeer, token: str = TOKEN
 ) -> dict[str, Any]:
     """The members of a domain, as rank 0 names them."""
     incarnations = {1: _own_incarnation(engine), **{m.cluster: m.incarnation for m in members}}
@@ -39,40 +39,40 @@ def form(
     }  # fmt: skip
 
 
-def until_synced(stranger: Stranger) -> list[Message]:
-    """What the engine said, until all that the stranger said before was handled."""
-    stranger.say({"kind": "sync", "id": 7})
+def until_synced(raw_peer: RawPeer) -> list[Message]:
+    """What the engine said, until all that the raw peer said before was handled."""
+    raw_peer.say({"kind": "sync", "id": 7})
     said: list[Message] = []
     while not said or said[-1].kind != "synced":
-        message = stranger.hear_any()
+        message = raw_peer.hear_any()
         assert message is not None, "the engine ended the session"
         said.append(message)
     return said
 
 
-def answers(stranger: Stranger, token: str = TOKEN) -> int:
+def answers(raw_peer: RawPeer, token: str = TOKEN) -> int:
     """How many offers were answered since the last question."""
-    said = until_synced(stranger)
+    said = until_synced(raw_peer)
     return len([m for m in said if m.kind == "attached" and m.domain == token])
 
 
-def complete(engine: Engine, first: Stranger) -> None:
+def complete(engine: Engine, first: RawPeer) -> None:
     """Name the members, and be ready: the link is OK once the offer that was sent is attached."""
     assert first.say(form(engine, PAIR, engine.comm_id, first))
     assert first.say({"kind": "ready", "domain": TOKEN})
     engine.api.wait_link(engine.comm_id)
 
 
-def token_of_offer(stranger: Stranger) -> str:
+def token_of_offer(raw_peer: RawPeer) -> str:
     """The domain that the engine offers its memory to next."""
-    offer = stranger.hear("offer")
+    offer = raw_peer.hear("offer")
     assert isinstance(offer, OfferMessage)
     return offer.domain
 
 
-def rank_0(engine: Engine) -> Stranger:
-    """A stranger that is rank 0 of the domain that the engine begins to wait for."""
+def rank_0(engine: Engine) -> RawPeer:
+    """A raw peer that is rank 0 of the domain that the engine begins to wait for."""
     engine.comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
-    made = engine.stranger()
+    made = engine.raw_peer()
     assert made.hear("announce")
     return made

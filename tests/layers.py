@@ -66,10 +66,10 @@ def _is_extension(package: Path, name: str) -> bool:
 
 def layer(module: str) -> str:
     """The layer of a module of core."""
-    room = module.split(".")[1] if "." in module else "tools"
-    if room in TOOLS:
+    subpackage = module.split(".")[1] if "." in module else "tools"
+    if subpackage in TOOLS:
         return "tools"
-    return room if room in LAYERS else "values"
+    return subpackage if subpackage in LAYERS else "values"
 
 
 def upward(found: Imports) -> list[str]:

@@ -9,7 +9,8 @@ OF_PROCESSES = {"start_node", "start_on", "start_ranks", "bench", "net"}
 SLOW = {
     "test_bench", "test_ci", "test_cli", "test_conformance_command", "test_drop_in", "test_fuzz",
     "test_hccl_libraries", "test_hccl_verify", "test_hints", "test_hostile", "test_jobs",
-    "test_owned", "test_programs", "test_saboteurs", "test_shm_link", "test_shm_short", "test_soak",
+    "test_owned", "test_programs", "test_faulty_transports", "test_shm_link", "test_shm_short",
+    "test_soak",
 }  # fmt: skip
 """Modules whose tests take a second or more for other reasons."""
 FIRST = {"test_every_cluster_pulls_from_every_other[2]"}

@@ -35,7 +35,7 @@ def reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:
     return text.removeprefix("Skipped: ")
 
 
-def _judge(report: pytest.TestReport | pytest.CollectReport) -> None:
+def _check_request(report: pytest.TestReport | pytest.CollectReport) -> None:
     if report.skipped and not hasattr(report, "wasxfail") and is_required():
         reason = reason_of(report)
         if not UNCHANGEABLE.match(reason):
@@ -49,7 +49,7 @@ def _judge(report: pytest.TestReport | pytest.CollectReport) -> None:
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn a skip that is not permitted into a failure."""
     report = yield
-    _judge(report)
+    _check_request(report)
     return report
 
 
@@ -57,7 +57,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """Turn a skip of a whole module that is not permitted into a failure."""
     report = yield
-    _judge(report)
+    _check_request(report)
     return report
 
 

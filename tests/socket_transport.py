@@ -1,8 +1,8 @@
 """A transport for the tests of the conformance kit: the owner's own threads move the bytes.
 
 What the kit asks where ``passive_target`` is False needs one that passes; see also
-:mod:`tests.socket_saboteurs`. Who offers makes a pair of connected sockets, answers requests on one
-end with a thread, and gives the other end to the peer as a descriptor of the offer.
+:mod:`tests.faulty_socket_transports`. Who offers makes a pair of connected sockets, answers requests on
+one end with a thread, and gives the other end to the peer as a descriptor of the offer.
 
 A request is a header, the owner's addresses and the lengths; the answer is one byte. Then the data
 follows, in the order of the segments, and for a write another byte when it is in place.
@@ -132,7 +132,7 @@ class SocketLink(Link):
             while True:
                 kind, count = HEADER.unpack(wire.receive(HEADER.size))
                 addresses, sizes = (_numbers(wire.receive(8 * count)) for _ in range(2))
-                answer = self._judge(kind, addresses, sizes)
+                answer = self._check_request(kind, addresses, sizes)
                 wire.send(answer)
                 if answer == GOOD and kind == READ:
                     wire.send_memory(addresses, sizes)
@@ -142,7 +142,7 @@ class SocketLink(Link):
         except OSError:
             _shut(sock)
 
-    def _judge(self, kind: bytes, addresses: list[int], sizes: list[int]) -> bytes:
+    def _check_request(self, kind: bytes, addresses: list[int], sizes: list[int]) -> bytes:
         if kind == WRITE and self._access is Access.READ:
             return FORBIDDEN
         for address, size in zip(addresses, sizes, strict=True):

@@ -25,7 +25,7 @@ class Server:
     """A listener whose sessions note what they hear, and why they end."""
 
     def __init__(self, reactor: Reactor) -> None:
-        self.heard: list[Message] = []
+        self.received: list[Message] = []
         self.ends: list[str] = []
         self.sessions: list[TcpSession] = []
         self.expected: set[str] = set()
@@ -66,7 +66,7 @@ class Server:
     def _on_session(self, session: TcpSession) -> None:
         def on_message(_session: Session, message: Message, _fds: list[int]) -> None:
             with self._news:
-                self.heard.append(message)
+                self.received.append(message)
                 self._news.notify_all()
 
         def on_closed(_session: Session, reason: str) -> None:

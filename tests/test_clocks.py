@@ -13,7 +13,7 @@ SUFFIXES = {".py", ".pyx", ".c", ".cc", ".cpp", ".cu", ".h", ".hpp"}
 NOT_THE_PRODUCT = {"tests", "roce", "build", ".venv"}
 
 PERMITTED = {
-    ("datadist/control/sweeping.py", "_is_left_over", "time.time"): (
+    ("datadist/control/stale_files.py", "_is_stale", "time.time"): (
         "the age of a file is a difference of dates, and only decides what an init sweeps"
     ),
 }

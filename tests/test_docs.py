@@ -37,7 +37,7 @@ def test_pages_name_files() -> None:
 
 LIMITED = {
     module: importlib.import_module(f"datadist.control.{module}")
-    for module in ("account", "turns", "places", "messages", "session", "meeting", "listener", "remote",
+    for module in ("account", "turns", "places", "messages", "session", "discovery", "listener", "remote",
                    "closing")
 }  # fmt: skip
 NO_LIMITS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import hosted
+from tests import in_process_engine
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("datadist", "examples", "plugins", "tests")
@@ -87,8 +87,8 @@ def test_an_engine_is_finalized_although_a_stranger_cannot_be_closed(
     runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATADIST_RUNTIME_DIR", str(runtime_dir))
-    engine = hosted.Engine(runtime_dir)
-    strangers = [engine.stranger(number) for number in (1, 2)]
+    engine = in_process_engine.Engine(runtime_dir)
+    strangers = [engine.raw_peer(number) for number in (1, 2)]
     ended = []
 
     def close(number: int, really: Callable[[], None]) -> None:
@@ -96,8 +96,8 @@ def test_an_engine_is_finalized_although_a_stranger_cannot_be_closed(
         ended.append(number)
         raise OSError("on purpose")
 
-    for number, stranger in enumerate(strangers):
-        monkeypatch.setattr(stranger, "close", partial(close, number, stranger.close))
+    for number, raw_peer in enumerate(strangers):
+        monkeypatch.setattr(raw_peer, "close", partial(close, number, raw_peer.close))
     with pytest.raises(OSError, match="on purpose"):
         engine.close()
     assert sorted(ended) == [0, 1]

@@ -18,9 +18,9 @@ from datadist.caches.peers import Announcements, PeerView
 from datadist.caches.requests import Requests
 from datadist.control.channel import Handshake, HandshakeError, Seal, _mac
 from datadist.control.messages import Message
-from datadist.control.remote import Remote
+from datadist.control.network_discovery import NetworkDiscovery
 from datadist.control.session import Session
-from datadist.engine.inbox import Inbox
+from datadist.engine.dispatcher import Dispatcher
 from datadist.links.building import Builder
 from datadist.links.domain import Attempt, Domain
 from tests.fuzz.seeds import REFUSED, SEEDS
@@ -82,13 +82,13 @@ def test_changed_inputs_leave_what_runs_as_it_was(name: str) -> None:
 
 def test_inputs_reach_every_handler_and_every_end(monkeypatch: pytest.MonkeyPatch) -> None:
     handled: set[str] = set()
-    real = Inbox._on_message
+    real = Dispatcher._on_message
 
-    def noting(self: Inbox, session: Session, message: Message, fds: list[int]) -> None:
+    def noting(self: Dispatcher, session: Session, message: Message, fds: list[int]) -> None:
         handled.add(message.kind)
         real(self, session, message, fds)
 
-    monkeypatch.setattr(Inbox, "_on_message", noting)
+    monkeypatch.setattr(Dispatcher, "_on_message", noting)
     said: set[str] = set()
     with opened("dispatch") as target:
         for seed in SEEDS["dispatch"]:
@@ -123,7 +123,7 @@ def _kept_session(self: Builder, view: PeerView, reason: str, orderly: bool) -> 
     """Forgets the attempts of who is gone."""
 
 
-def _silence(self: Inbox, view: PeerView, message: Message) -> bool:
+def _silence(self: Dispatcher, view: PeerView, message: Message) -> bool:
     """Handles nothing."""
     return True
 
@@ -163,7 +163,7 @@ def _no_greeting(self: Handshake) -> None:
     raise HandshakeError("on purpose")
 
 
-def _out_of_turn(self: Remote, session: Session, reason: str, met: Any = None) -> None:
+def _out_of_turn(self: NetworkDiscovery, session: Session, reason: str, met: Any = None) -> None:
     raise KeyError(session)
 
 
@@ -172,7 +172,7 @@ def _any_members(self: Builder, domain: Domain, token: str, members: dict[int, A
     members = {rank: each.model_copy(update={"cluster_id": 7}) for rank, each in members.items()}
     attempt = domain.attempt = Attempt(token, domain.rank, sorted(members), members)
     self._unclosed.add(attempt)
-    self._meet(domain, attempt)
+    self._connect_members(domain, attempt)
 
 
 def _anybody(self: Builder, view: PeerView, token: str, reason: str, final: bool) -> None:
@@ -217,7 +217,7 @@ DEFECTS = {
         "dispatch", Builder, "_on_end", _anybody, r"an honest member is lost: .*it was unlinked just now"
     ),
     "an engine that is deaf": Defect(
-        "dispatch", Inbox, "_on_directory", _silence, "an honest peer was not served"
+        "dispatch", Dispatcher, "_on_directory", _silence, "an honest peer was not served"
     ),
     "any proof will do, at a listener": Defect(
         "network", Handshake, "_on_proof", _any_proof, "got in, untouched: False"
@@ -227,7 +227,9 @@ DEFECTS = {
     "nobody gets in, at a listener": Defect(
         "network", Handshake, "_check_greeting", _no_greeting, "an honest peer was refused: .*on purpose"
     ),
-    "hanging up fails": Defect("network", Remote, "_part", _out_of_turn, UNEXPECTED + "Session"),
+    "hanging up fails": Defect(
+        "network", NetworkDiscovery, "_hang_up", _out_of_turn, UNEXPECTED + "Session"
+    ),
     "any proof will do": Defect("handshake", Handshake, "_on_proof", _any_proof, GOT_IN),
     "any MAC will do": Defect("handshake", Seal, "check", _any_mac, FRAME),
     "a frame is taken again": Defect("handshake", Seal, "check", _same_count, FRAME),
@@ -240,7 +242,7 @@ DEFECTS = {
 @pytest.mark.parametrize("name", DEFECTS)
 def test_a_defect_that_is_put_in_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     defect = DEFECTS[name]
-    for module in ("fuzz.dispatch", "fuzz.network", "stranger"):
+    for module in ("fuzz.dispatch", "fuzz.network", "raw_peer"):
         monkeypatch.setattr(f"tests.{module}.SECONDS", 2.0)
     inputs = [*SEEDS[defect.target], *REFUSED[defect.target], *_inputs(defect.target, 2, 300)]
     with opened(defect.target) as target:

@@ -1,4 +1,4 @@
-"""The program of a hostile member (tests/hostile): the others work on, and it is shown out."""
+"""The program of a hostile member (tests/hostile): the others work on, and it is disconnected."""
 
 from __future__ import annotations
 

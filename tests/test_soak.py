@@ -170,7 +170,7 @@ def test_usage_counts_what_a_process_has() -> None:
     assert after.mappings > 10
 
 
-class _Murdered(World):
+class _KilledInStep(World):
     """The third step finds that a process has ended by itself."""
 
     def step(self) -> None:
@@ -184,7 +184,7 @@ class _Murdered(World):
 def test_a_process_that_ends_by_itself_is_a_failure_with_the_seed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program, "World", _Murdered)
+    monkeypatch.setattr(program, "World", _KilledInStep)
     status, _, out = _run(tmp_path, capsys, 7)
     assert status == 1
     assert "ended by itself: cluster" in out

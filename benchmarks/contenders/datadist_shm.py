@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from contenders.memory import Lists
 from datadist import BlocksCacheKey, CacheKeyByIdAndIndex
 from datadist.bench.measure import OWN, PEER, pool_for
+from datadist.bench.measured_engine import Settings, Side, model_of
 from datadist.bench.shapes import Shape
-from datadist.bench.side import Settings, Side, model_of
 
 ROUNDING = 256 << 10
 """Bytes of a pool beside the cache: no more memory than other engines register."""

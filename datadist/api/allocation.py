@@ -19,8 +19,8 @@ from datadist.api.arguments import (
     tensor_size,
     without_placeholders,
 )
-from datadist.api.cache import Cache, is_stranger
-from datadist.api.manager_part import ManagerPart
+from datadist.api.cache import Cache, is_of_other_engine
+from datadist.api.manager_mixin import ManagerMixin
 from datadist.base import checks
 from datadist.base.calls import begin, entries, inside_call
 from datadist.base.hints import ADDRESSES
@@ -43,7 +43,7 @@ Names = Callable[[], list[tuple[int, KeyName]]]
 
 @named_keywords
 @entries
-class Allocation(ManagerPart):
+class Allocation(ManagerMixin):
     """Caches from the pools and over memory of the caller."""
 
     # -- allocate ----------------------------------------------------------------------------
@@ -160,7 +160,7 @@ class Allocation(ManagerPart):
         check_kind("cache", cache, blocks, f"use {other}")
         engine = self._engine()
         self._require_pool(engine)
-        if not is_stranger(cache, self):
+        if not is_of_other_engine(cache, self):
             engine.owned.deallocate(cache.cache_id)
         cache.tensor_addrs.clear()
 

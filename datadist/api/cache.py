@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from datadist.base import checks
-from datadist.base.deferred import Deferred
 from datadist.base.hints import ADDRESSES
 from datadist.base.keywords import named_keywords
+from datadist.base.lazy_module import LazyModule
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import CacheDesc, Placement, fixed
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from datadist.api import arrays
 else:
-    numpy_typing, arrays = Deferred("numpy.typing"), Deferred("datadist.api.arrays")
+    numpy_typing, arrays = LazyModule("numpy.typing"), LazyModule("datadist.api.arrays")
 
 __all__ = ["Cache"]
 
@@ -145,12 +145,12 @@ class Cache:
         )
 
 
-def made_with(cache: Cache) -> CacheDesc:
+def desc_at_creation(cache: Cache) -> CacheDesc:
     """The description at the time of creation; ``cache_desc`` may have changed since."""
     return cache._made
 
 
-def id_in(cache: Cache, manager: object) -> int:
+def own_cache_id(cache: Cache, manager: object) -> int:
     """The id of a cache of this manager. Raises LLM_KV_CACHE_NOT_EXIST for one of another engine."""
     owner = cache._owner
     if owner is not manager and owner is not None:
@@ -161,7 +161,7 @@ def id_in(cache: Cache, manager: object) -> int:
     return cache._cache_id
 
 
-def is_stranger(cache: Cache, manager: object) -> bool:
+def is_of_other_engine(cache: Cache, manager: object) -> bool:
     """Whether another engine's manager created it. Its id may name another cache in our engine."""
     return cache._owner is not None and cache._owner is not manager
 

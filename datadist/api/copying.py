@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datadist.api.arguments import check_kind
-from datadist.api.cache import Cache, id_in, is_pooled, is_stranger, made_with
-from datadist.api.manager_part import ManagerPart
+from datadist.api.cache import Cache, desc_at_creation, is_of_other_engine, is_pooled, own_cache_id
+from datadist.api.manager_mixin import ManagerMixin
 from datadist.base import checks
 from datadist.base.callers import pass_on
 from datadist.base.calls import begin, entries
@@ -26,7 +26,7 @@ from datadist.types import MemInfo, Memtype
 
 @named_keywords
 @entries
-class Copying(ManagerPart):
+class Copying(ManagerMixin):
     """Synchronous local copies between all placements that the transport can access."""
 
     def copy_cache(
@@ -61,7 +61,12 @@ class Copying(ManagerPart):
         if req_id is not None:
             checks.check_uint64("req_id", req_id)
         self._engine().copies.copy_cache(
-            id_in(dst, self), id_in(src, self), dst_batch_index, src_batch_index, offset, size
+            own_cache_id(dst, self),
+            own_cache_id(src, self),
+            dst_batch_index,
+            src_batch_index,
+            offset,
+            size,
         )
 
     def copy_blocks(
@@ -84,7 +89,7 @@ class Copying(ManagerPart):
         pairs = [(a, b) for a, targets in copy_block_info.items() for b in targets]
         with as_param_invalid():
             check_named_distinct([b for _, b in pairs], _names_of(copy_block_info))
-        self._engine().copies.copy_blocks(id_in(cache, self), pairs)
+        self._engine().copies.copy_blocks(own_cache_id(cache, self), pairs)
 
     def swap_blocks(self, src_cache: Cache, dst_cache: Cache, src_to_dst: dict[int, int]) -> None:
         """Copy block ``a`` of ``src_cache`` to block ``src_to_dst[a]`` of ``dst_cache``.
@@ -107,21 +112,21 @@ class Copying(ManagerPart):
         with as_param_invalid():
             names = (f"src_to_dst[{block}]" for block in src_to_dst)
             check_named_distinct(list(src_to_dst.values()), names)
-        placements = [made_with(cache).placement for cache in (src_cache, dst_cache)]
+        placements = [desc_at_creation(cache).placement for cache in (src_cache, dst_cache)]
         if set(placements) != set(Placement):
             raise param_invalid(
                 f"swap_blocks copies between HOST and DEVICE, got {placements[0]} and {placements[1]}"
             )
         engine = self._engine()
         for cache in (src_cache, dst_cache):
-            if not cache.tensor_addrs or is_stranger(cache, self):
+            if not cache.tensor_addrs or is_of_other_engine(cache, self):
                 raise param_invalid(f"{cache!r} has no tensors any more")
         owned = {c.cache_id for c in (src_cache, dst_cache) if engine.owned.get(c.cache_id)}
         for cache in (src_cache, dst_cache):
             if is_pooled(cache) and cache.cache_id not in owned:  # by unregister_cache
                 raise param_invalid(f"{cache!r} was freed: its memory may be another cache's")
         source, target = (
-            SwapSide(cache.cache_id, made_with(cache).data_type.value, cache.tensor_addrs)
+            SwapSide(cache.cache_id, desc_at_creation(cache).data_type.value, cache.tensor_addrs)
             for cache in (src_cache, dst_cache)
         )
         engine.copies.swap_blocks(source, target, stride, src_to_dst, sorted(owned))
@@ -162,7 +167,7 @@ class Copying(ManagerPart):
 
 def _check_alike(src: Cache, dst: Cache) -> int:
     """Equal block sizes and numbers of tensors; returns the bytes of a block."""
-    descs = [made_with(cache) for cache in (src, dst)]
+    descs = [desc_at_creation(cache) for cache in (src, dst)]
     blocks = [desc.size // desc.shape[0] for desc in descs]
     if blocks[0] != blocks[1]:
         raise param_invalid(
@@ -176,7 +181,7 @@ def _check_alike(src: Cache, dst: Cache) -> int:
 
 def _check_in_range(src: Cache, dst: Cache, pairs: dict[int, int]) -> None:
     for cache, blocks in ((src, pairs.keys()), (dst, pairs.values())):
-        count = made_with(cache).shape[0]
+        count = desc_at_creation(cache).shape[0]
         for block in blocks:
             if not 0 <= block < count:
                 raise param_invalid(f"src_to_dst names block {block}: {cache!r} has {count} blocks")

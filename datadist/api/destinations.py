@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datadist.api.arguments import cluster_of, name_of
-from datadist.api.cache import Cache, made_with
+from datadist.api.cache import Cache, desc_at_creation
 from datadist.api.layerwise_checks import Config, LayerBlocks
 from datadist.api.tasks import TransferConfig
 from datadist.keys import BlocksCacheKey, CacheKeyByIdAndIndex
@@ -23,7 +23,7 @@ Int64Array = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenRanges:
     """The parts of each tensor that are written: offsets and lengths in bytes."""
 
     offsets: Int64Array
@@ -36,7 +36,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseAddress:
     """An address of a config, and its position in the arguments."""
 
     address: int
@@ -47,19 +47,21 @@ class Base:
         return f"transfer_configs[{self.config}].dst_addrs[{self.place}]"
 
 
-def check_apart(cache: Cache, configs: Sequence[Config], blocks: LayerBlocks) -> None:
+def check_no_overlap(cache: Cache, configs: Sequence[Config], blocks: LayerBlocks) -> None:
     """Refuse destinations that overlap; each was checked by itself. Raises LLM_PARAM_INVALID."""
     _check_addresses(cache, configs, blocks)
     _check_layers(cache, configs, blocks)
 
 
 def _check_addresses(cache: Cache, configs: Sequence[Config], blocks: LayerBlocks) -> None:
-    bases: dict[int, list[Base]] = {}
+    bases: dict[int, list[BaseAddress]] = {}
     for number, config in enumerate(configs):
         if not isinstance(config, TransferConfig):
             continue
         of_cluster = bases.setdefault(config.dst_cluster_id, [])
-        of_cluster += [Base(each, number, place) for place, each in enumerate(config.dst_addrs)]
+        of_cluster += [
+            BaseAddress(each, number, place) for place, each in enumerate(config.dst_addrs)
+        ]
     if not bases:
         return
     written = _written(cache, blocks)
@@ -69,21 +71,23 @@ def _check_addresses(cache: Cache, configs: Sequence[Config], blocks: LayerBlock
         _check_sorted(cluster, listed, addresses, written)
 
 
-def _written(cache: Cache, blocks: LayerBlocks) -> Written:
-    desc = made_with(cache)
+def _written(cache: Cache, blocks: LayerBlocks) -> WrittenRanges:
+    desc = desc_at_creation(cache)
     slot = desc.size // desc.shape[0]
     if blocks.target is None:
         size = desc.size if cache.is_blocks_cache else slot
-        return Written(np.zeros(1, np.int64), np.array([size], np.int64))
+        return WrittenRanges(np.zeros(1, np.int64), np.array([size], np.int64))
     block = blocks.nbytes or slot
     numbers = np.array(blocks.target, np.int64)
     lengths = np.full(len(numbers), block, np.int64)
     if blocks.source is None:  # the last of the blocks over which a slot is spread may get less
         lengths[-1:] = min(block, slot - (len(numbers) - 1) * block)
-    return Written(numbers * block, lengths)
+    return WrittenRanges(numbers * block, lengths)
 
 
-def _check_sorted(cluster: int, bases: list[Base], addresses: Int64Array, written: Written) -> None:
+def _check_sorted(
+    cluster: int, bases: list[BaseAddress], addresses: Int64Array, written: WrittenRanges
+) -> None:
     """Compare parts only if bases are close together: most are a whole tensor apart."""
     apart = np.flatnonzero(np.diff(addresses) >= written.end) + 1
     first = 0
@@ -95,7 +99,7 @@ def _check_sorted(cluster: int, bases: list[Base], addresses: Int64Array, writte
         first = end
 
 
-def _overlap(addresses: Int64Array, written: Written) -> tuple[int, int] | None:
+def _overlap(addresses: Int64Array, written: WrittenRanges) -> tuple[int, int] | None:
     """Places of two bases of which parts overlap, if there are any.
 
     Where parts overlap at all, two that follow each other by their begin do.
@@ -110,7 +114,7 @@ def _overlap(addresses: Int64Array, written: Written) -> tuple[int, int] | None:
     return int(one), int(other)
 
 
-def _overlapping(cluster: int, *bases: Base) -> LLMException:
+def _overlapping(cluster: int, *bases: BaseAddress) -> LLMException:
     first, second = sorted(bases, key=lambda base: (base.config, base.place))
     if first.address == second.address:
         what = f"{second} is {second.address:#x}, and so is {first}"

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from datadist.api.arguments import cluster_of, source_of
-from datadist.api.cache import Cache, id_in, made_with
-from datadist.api.destinations import check_apart
+from datadist.api.cache import Cache, desc_at_creation, own_cache_id
+from datadist.api.destinations import check_no_overlap
 from datadist.api.layerwise_checks import PER_LAYER, LayerBlocks, check_fit, take_blocks
-from datadist.api.manager_part import ManagerPart
+from datadist.api.manager_mixin import ManagerMixin
 from datadist.api.tasks import (
     CacheTask,
     LayerSynchronizer,
@@ -32,7 +32,7 @@ from datadist.types import Placement
 
 @named_keywords
 @entries
-class LayerWise(ManagerPart):
+class LayerWise(ManagerMixin):
     """Asynchronous transfers."""
 
     def transfer_cache_async(
@@ -65,7 +65,7 @@ class LayerWise(ManagerPart):
         """
         begin("transfer_cache_async")
         checks.check_isinstance("src_cache", src_cache, Cache, allow_none=False)
-        if made_with(src_cache).placement is Placement.HOST:
+        if desc_at_creation(src_cache).placement is Placement.HOST:
             raise param_invalid(f"{src_cache!r} has placement HOST, only support DEVICE sources")
         blocks = take_blocks(src_block_indices, dst_block_indices, dst_block_memory_size)
         checks.check_isinstance(
@@ -75,7 +75,7 @@ class LayerWise(ManagerPart):
         _check_mode(transfer_configs, self._one_sided)
         checks.check_sequence_of("transfer_configs", transfer_configs, kind)
         check_fit(src_cache, transfer_configs, blocks)
-        check_apart(src_cache, transfer_configs, blocks)
+        check_no_overlap(src_cache, transfer_configs, blocks)
         engine = self._engine()
         self._check_source(engine, src_cache)
         sends = [self._send(engine, src_cache, config, blocks) for config in transfer_configs]
@@ -90,7 +90,7 @@ class LayerWise(ManagerPart):
 
     def _check_source(self, engine: Engine, cache: Cache) -> None:
         """The engine's record of the source. Raises LLM_KV_CACHE_NOT_EXIST, LLM_PARAM_INVALID."""
-        with engine.owned.pinned(id_in(cache, self)) as own:
+        with engine.owned.pinned(own_cache_id(cache, self)) as own:
             if self._one_sided:
                 check_accessible(own)
 

@@ -8,7 +8,7 @@ from operator import index as as_index
 
 import numpy as np
 
-from datadist.api.cache import Cache, made_with
+from datadist.api.cache import Cache, desc_at_creation
 from datadist.api.tasks import TransferConfig, TransferWithCacheKeyConfig, check_uint64s
 from datadist.base import checks
 from datadist.status import param_invalid
@@ -70,7 +70,7 @@ def check_fit(cache: Cache, configs: Sequence[Config], blocks: LayerBlocks) -> N
     """Whether the source, the destinations and the lists fit together. Raises LLM_PARAM_INVALID."""
     if blocks.target is None and blocks.nbytes:
         raise param_invalid(f"dst_block_memory_size is {blocks.nbytes} without dst_block_indices")
-    if made_with(cache).num_tensors % PER_LAYER:
+    if desc_at_creation(cache).num_tensors % PER_LAYER:
         raise param_invalid(f"{cache!r} has an odd number of tensors: a layer has 2")
     for config in configs:
         _check_config(cache, config, blocks)
@@ -84,7 +84,7 @@ def check_fit(cache: Cache, configs: Sequence[Config], blocks: LayerBlocks) -> N
 
 
 def _check_config(cache: Cache, config: Config, blocks: LayerBlocks) -> None:
-    layers = made_with(cache).num_tensors // PER_LAYER
+    layers = desc_at_creation(cache).num_tensors // PER_LAYER
     if config.src_layer_range is None:
         config.src_layer_range = range(layers)
     if blocks.source is not None and config.src_batch_index != 0:
@@ -115,7 +115,7 @@ def _check_source_blocks(cache: Cache, blocks: LayerBlocks) -> None:
             f"dst_block_memory_size is {blocks.nbytes}: blocks of {cache!r} hold {stride} bytes"
         )
     with as_param_invalid():
-        check_blocks("src_block_indices", blocks.source, made_with(cache).shape[0])
+        check_blocks("src_block_indices", blocks.source, desc_at_creation(cache).shape[0])
 
 
 def _check_spread(cache: Cache, blocks: LayerBlocks) -> None:
@@ -124,7 +124,7 @@ def _check_spread(cache: Cache, blocks: LayerBlocks) -> None:
         return
     if cache.is_blocks_cache:
         raise param_invalid(f"dst_block_indices needs src_block_indices with {cache!r}")
-    size, stride = made_with(cache).size, _stride(cache)
+    size, stride = desc_at_creation(cache).size, _stride(cache)
     if not 0 < blocks.nbytes < size:
         raise param_invalid(
             f"dst_block_memory_size is {blocks.nbytes}, it must be in [1, {size - 1}] for {cache!r}"
@@ -138,7 +138,7 @@ def _check_spread(cache: Cache, blocks: LayerBlocks) -> None:
 
 
 def _check_slot(cache: Cache, config: Config) -> None:
-    slot, count = config.src_batch_index, made_with(cache).shape[0]
+    slot, count = config.src_batch_index, desc_at_creation(cache).shape[0]
     if cache.is_blocks_cache and slot:
         raise param_invalid(f"src_batch_index is {slot}: it must be 0 with a blocks cache")
     if slot >= count:
@@ -164,7 +164,7 @@ def _check_destination(cache: Cache, config: Config, blocks: LayerBlocks) -> Non
 
 def _check_addresses(cache: Cache, config: TransferConfig, blocks: LayerBlocks) -> None:
     """Written ranges must end below 2**63, as all addresses do."""
-    size = made_with(cache).size if cache.is_blocks_cache else _stride(cache)
+    size = desc_at_creation(cache).size if cache.is_blocks_cache else _stride(cache)
     if blocks.target is not None and len(blocks.target):
         last = blocks.target.max() if isinstance(blocks.target, np.ndarray) else max(blocks.target)
         size = (int(last) + 1) * (blocks.nbytes or _stride(cache))
@@ -176,5 +176,5 @@ def _check_addresses(cache: Cache, config: TransferConfig, blocks: LayerBlocks) 
 
 
 def _stride(cache: Cache) -> int:
-    desc = made_with(cache)
+    desc = desc_at_creation(cache)
     return desc.size // desc.shape[0]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from datadist.base import checks
 from datadist.base.callers import pass_on
 from datadist.base.calls import Outcome, begin, entries, inside_call, run_apart
-from datadist.base.deferred import Deferred
 from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
+from datadist.base.lazy_module import LazyModule
 from datadist.base.log_prefix import clear_log_prefix, set_log_prefix
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import LLMClusterInfo, LLMRole, RegisterMemStatus, ipv4_text
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # loaded by init, since their imports are slow
     from datadist.engine.options import EngineOptions
     from datadist.links.cluster_calls import Target
 else:
-    managers = Deferred("datadist.api.cache_manager")
+    managers = LazyModule("datadist.api.cache_manager")
 
 __all__ = ["LLMDataDist"]
 
@@ -193,7 +193,7 @@ class LLMDataDist:
         engine, manager = self._engine, self._cache_manager
         if engine is not None and not engine.forked:
             assert manager is not None
-            from datadist.api.manager_part import unbind
+            from datadist.api.manager_mixin import unbind
 
             LLMDataDist._ending = engine
             engine.finalize()

@@ -14,8 +14,8 @@ from datadist.api.arguments import (
     layers_of,
     source_of,
 )
-from datadist.api.cache import Cache, id_in
-from datadist.api.manager_part import ManagerPart
+from datadist.api.cache import Cache, own_cache_id
+from datadist.api.manager_mixin import ManagerMixin
 from datadist.base import checks
 from datadist.base.calls import begin, entries
 from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
@@ -32,7 +32,7 @@ PER_LAYER = 2
 
 @named_keywords
 @entries
-class Pulling(ManagerPart):
+class Pulling(ManagerMixin):
     """Pulls, in both modes."""
 
     def pull_cache(
@@ -84,7 +84,7 @@ class Pulling(ManagerPart):
         layers = layers_of(src_layer_range, dst_layer_range, tensor_num_per_layer)
         cluster, source = cluster_of(cache_key), source_of(cache_key)
         self._engine().pulls.pull_cache(
-            cluster, source, id_in(cache, self), batch_index, size, layers
+            cluster, source, own_cache_id(cache, self), batch_index, size, layers
         )
 
     def pull_blocks(
@@ -121,7 +121,7 @@ class Pulling(ManagerPart):
             if (
                 engine is not None
                 and dst_cache._owner is self
-                and engine.shortcuts.pull(name, src_blocks, dst_blocks)
+                and engine.route_cache.pull(name, src_blocks, dst_blocks)
             ):
                 return
         begin("pull_blocks")
@@ -141,5 +141,5 @@ class Pulling(ManagerPart):
         layers = layers_of(src_layer_range, dst_layer_range, tensor_num_per_layer)
         cluster, source = cluster_of(src_cache_key), source_of(src_cache_key)
         self._engine().pulls.pull_blocks(
-            cluster, source, id_in(dst_cache, self), src_blocks, dst_blocks, layers
+            cluster, source, own_cache_id(dst_cache, self), src_blocks, dst_blocks, layers
         )

@@ -11,8 +11,8 @@ from datadist.api.arguments import (
     cluster_of,
     name_of,
 )
-from datadist.api.cache import Cache, id_in, made_with
-from datadist.api.manager_part import ManagerPart
+from datadist.api.cache import Cache, desc_at_creation, own_cache_id
+from datadist.api.manager_mixin import ManagerMixin
 from datadist.api.tasks import check_layer_range
 from datadist.base import checks
 from datadist.base.calls import begin, entries
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @named_keywords
 @entries
-class Pushing(ManagerPart):
+class Pushing(ManagerMixin):
     """Pushes, in one-sided mode only."""
 
     def push_cache(
@@ -70,7 +70,7 @@ class Pushing(ManagerPart):
             raise param_invalid(f"size is {size}, only support -1: the whole slot")
         target = ById(dst_cache_key.cache_id, dst_cache_key.batch_index)
         self._engine().pushes.push_cache(
-            dst_cache_key.cluster_id, target, id_in(src_cache, self), src_batch_index, layers
+            dst_cache_key.cluster_id, target, own_cache_id(src_cache, self), src_batch_index, layers
         )
 
     def push_blocks(
@@ -107,7 +107,7 @@ class Pushing(ManagerPart):
                 dst_cache_key._cluster_id, dst_cache_key._model_id, src_cache._cache_id,
                 tensor_num_per_layer,
             )  # fmt: skip
-            if engine.shortcuts.push(name, src_blocks, dst_blocks):
+            if engine.route_cache.push(name, src_blocks, dst_blocks):
                 return
         begin("push_blocks")
         checks.check_isinstance("dst_cache_key", dst_cache_key, BlocksCacheKey)
@@ -129,7 +129,7 @@ class Pushing(ManagerPart):
         self._engine().pushes.push_blocks(
             cluster_of(dst_cache_key),
             name_of(dst_cache_key),
-            id_in(src_cache, self),
+            own_cache_id(src_cache, self),
             src_blocks,
             dst_blocks,
             layers,
@@ -149,4 +149,4 @@ def _layers(cache: Cache, source: range | None, target: range | None, per_layer:
     for name, layers in (("src_layer_range", source), ("dst_layer_range", target)):
         if layers is not None:
             check_layer_range(name, layers)
-    return layers_to_push(source, target, made_with(cache).num_tensors, per_layer)
+    return layers_to_push(source, target, desc_at_creation(cache).num_tensors, per_layer)

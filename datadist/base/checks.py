@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from datadist.base import hints
 from datadist.base.callers import pass_on
-from datadist.base.texts import shown
+from datadist.base.texts import short_repr
 
 Types: TypeAlias = "type | tuple[type, ...]"
 
@@ -50,7 +50,7 @@ def check_json(name: str, value: object, allow_none: bool = True) -> None:
 
 
 def _not_supported(name: str, value: object, supported: str, hint: str = "") -> TypeError:
-    value_text = hints.described(value) or shown(value)
+    value_text = hints.described(value) or short_repr(value)
     todo = f": {hint}" if hint else ""
     kind = type(value).__name__
     return TypeError(f"{name} is a {kind} ({value_text}), only support {supported}{todo}")

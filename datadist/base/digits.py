@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from datadist.base.texts import shown
+from datadist.base.texts import short_repr
 
-__all__ = ["argument", "is_digits", "parse_digits"]
+__all__ = ["is_digits", "number_argument", "parse_digits"]
 
-MOST = 20
+MAX_DIGITS = 20
 """Most digits of a number; all numbers of the API are shorter."""
 
 
@@ -22,10 +22,10 @@ def is_digits(text: str) -> bool:
 
 def parse_digits(text: str) -> int | None:
     """A number of at most 20 digits; None for any other text."""
-    return int(text) if is_digits(text) and len(text) <= MOST else None
+    return int(text) if is_digits(text) and len(text) <= MAX_DIGITS else None
 
 
-def argument(low: int, high: int = 2**63 - 1) -> Callable[[str], int]:
+def number_argument(low: int, high: int = 2**63 - 1) -> Callable[[str], int]:
     """The ``type`` of a command-line option that is a number in ``[low, high]``."""
 
     def parse(text: str) -> int:
@@ -35,7 +35,7 @@ def argument(low: int, high: int = 2**63 - 1) -> Callable[[str], int]:
 
         number = parse_digits(text)
         if number is None or not low <= number <= high:
-            raise ArgumentTypeError(f"{shown(text)} is not a number in [{low}, {high}]")
+            raise ArgumentTypeError(f"{short_repr(text)} is not a number in [{low}, {high}]")
         return number
 
     return parse

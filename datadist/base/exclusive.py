@@ -15,7 +15,7 @@ __all__ = ["Exclusive"]
 
 T = TypeVar("T")
 
-WAITING, AT_ONCE = (True,), (False,)
+WAITING, NON_BLOCKING = (True,), (False,)
 """For `map` over a lock's ``acquire``, which is noted in C: no signal handler runs in between."""
 
 
@@ -58,7 +58,7 @@ class Exclusive:
             if held:
                 self._lock.release()
             if self._changes:
-                self._serve(AT_ONCE)
+                self._serve(NON_BLOCKING)
 
     def do(self, change: Callable[[], object]) -> None:
         """Make a change now, once other threads have made theirs.
@@ -74,7 +74,7 @@ class Exclusive:
         Waits for nobody. :meth:`run`, :meth:`do` and :meth:`serve` find it made.
         """
         self._changes.append(change)
-        self._serve(AT_ONCE)
+        self._serve(NON_BLOCKING)
 
     def leave(self, change: Callable[[], object]) -> None:
         """Let the next call make a change."""
@@ -86,7 +86,7 @@ class Exclusive:
         Without ``wait``, those that another thread is about to make are left to it.
         """
         if self._changes:
-            self._serve(WAITING if wait else AT_ONCE)
+            self._serve(WAITING if wait else NON_BLOCKING)
 
     def _serve(self, how: tuple[bool]) -> None:
         """Whoever holds the lock looks for changes once more after letting go of it."""

@@ -12,7 +12,7 @@ from enum import Enum
 
 from datadist.base.callers import pass_on
 from datadist.base.names import member_for
-from datadist.base.texts import shown
+from datadist.base.texts import short_repr
 
 __all__ = ["ADDRESSES", "described", "for_json", "for_json_text", "for_wanted"]
 
@@ -110,9 +110,7 @@ def for_json_text(text: str) -> str:
         python = "'" in text and '"' not in text
         return "JSON has double quotes, which json.dumps(...) of a dict writes" if python else ""
     if "\n" not in text and _is_path(text):
-        return (
-            f"{shown(text)} is the name of a file, give the text that is in it, open(path).read()"
-        )
+        return f"{short_repr(text)} is the name of a file, give the text that is in it, open(path).read()"
     return ""
 
 

@@ -11,18 +11,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from datadist.base.callers import pass_on
-from datadist.base.portable import Portable
+from datadist.base.picklable import PicklableError
 
-__all__ = ["AskedMap", "MemoryMap", "NotWritable", "ReadMap", "look"]
+__all__ = ["ListedMappings", "MemoryMap", "NotWritable", "QueriedMappings", "current_mappings"]
 
 MAPS = Path("/proc/self/maps")
 QUERY = struct.Struct("=6Q56x")
 """linux/fs.h, struct procmap_query: its size, flags, the address; begin, end and flags of a mapping."""
 PROCMAP_QUERY = 3 << 30 | QUERY.size << 16 | ord("f") << 8 | 17
-OR_NEXT = 0x10
+COVERING_OR_NEXT = 0x10
 
 
-class NotWritable(Portable):
+class NotWritable(PicklableError):
     """A range is not readable and writable memory.
 
     ``address`` is the first such byte, ``mode`` its protection, or None if nothing is mapped there.
@@ -53,24 +53,24 @@ class MemoryMap(ABC):
             need = found[1]
 
 
-def look() -> MemoryMap:
+def current_mappings() -> MemoryMap:
     """The mappings of this process.
 
     From Linux 6.11 on, the kernel is asked for single mappings, at the time of each look-up.
     Before, all mappings are read once. That costs time for each mapping, so call this once for many
     ranges.
     """
-    kernel = AskedMap()
+    kernel = QueriedMappings()
     try:
         kernel.find(0)
     except OSError as error:
         pass_on(error)
         with MAPS.open() as lines:
-            return ReadMap(lines)
+            return ListedMappings(lines)
     return kernel
 
 
-class ReadMap(MemoryMap):
+class ListedMappings(MemoryMap):
     """The mappings at one moment, parsed from /proc/self/maps."""
 
     def __init__(self, lines: Iterable[str]) -> None:
@@ -83,13 +83,13 @@ class ReadMap(MemoryMap):
         return self._mappings[place] if place < len(self._mappings) else None
 
 
-class AskedMap(MemoryMap):
+class QueriedMappings(MemoryMap):
     """Asks the kernel for one mapping (PROCMAP_QUERY, Linux 6.11). Raises OSError on older kernels."""
 
     def find(self, address: int) -> tuple[int, int, str] | None:
         """See :class:`MemoryMap`."""
         asked = bytearray(QUERY.size)
-        QUERY.pack_into(asked, 0, QUERY.size, OR_NEXT, address, 0, 0, 0)
+        QUERY.pack_into(asked, 0, QUERY.size, COVERING_OR_NEXT, address, 0, 0, 0)
         with MAPS.open("rb", buffering=0) as maps:
             try:
                 fcntl.ioctl(maps, PROCMAP_QUERY, asked)

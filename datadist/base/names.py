@@ -47,7 +47,7 @@ _ALIASES = {
 
 _PREFIXES = {"DataType": "dt", "LLMStatusCode": "llm", "Memtype": "memtype"}
 """The common prefix of the members of an enumeration, in plain form."""
-MOST_LISTED = 16
+MAX_LISTED = 16
 """An error text lists all members if there are at most this many and none is similar."""
 
 
@@ -103,7 +103,7 @@ def _members_hint(kind: type[Enum], name: str) -> str:
     found = _member_named(kind, name)
     if found:
         return f": did you mean {kind.__name__}.{found}?"
-    return f": it has {', '.join(kind.__members__)}" if len(kind) <= MOST_LISTED else ""
+    return f": it has {', '.join(kind.__members__)}" if len(kind) <= MAX_LISTED else ""
 
 
 class CheckedAssignment:

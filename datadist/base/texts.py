@@ -6,19 +6,19 @@ from collections.abc import Iterable
 
 from datadist.base.callers import pass_on
 
-__all__ = ["MOST_SHOWN", "in_seconds", "nearest", "shown", "suggestion"]
+__all__ = ["MAX_SHOWN", "in_seconds", "nearest", "short_repr", "suggestion"]
 
-MOST_SHOWN = 200
+MAX_SHOWN = 200
 """Most characters of a value in a message."""
-MOST_ELEMENTS = 32
+MAX_LIST_ELEMENTS = 32
 """Most elements of a list in a message."""
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """``repr(value)`` in one line and of bounded length, also where the value's own repr fails."""
     if isinstance(value, (str, bytes)):
-        return _shortened(repr(value[: MOST_SHOWN + 1]), len(value))
-    if isinstance(value, (list, tuple, set, frozenset, dict)) and len(value) > MOST_ELEMENTS:
+        return _shortened(repr(value[: MAX_SHOWN + 1]), len(value))
+    if isinstance(value, (list, tuple, set, frozenset, dict)) and len(value) > MAX_LIST_ELEMENTS:
         return f"{len(value)} elements"
     try:
         text = " ".join(repr(value).split())
@@ -29,9 +29,9 @@ def shown(value: object) -> str:
 
 
 def _shortened(text: str, length: int) -> str:
-    if len(text) <= MOST_SHOWN:
+    if len(text) <= MAX_SHOWN:
         return text
-    return f"{text[:MOST_SHOWN]}... ({length} characters in all)"
+    return f"{text[:MAX_SHOWN]}... ({length} characters in all)"
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.7) -> str | None:
@@ -39,7 +39,7 @@ def nearest(name: str, names: Iterable[str], cutoff: float = 0.7) -> str | None:
     import difflib  # imported here so that `import datadist` stays fast
 
     by_lower = {each.lower(): each for each in names}
-    found = difflib.get_close_matches(name[:MOST_SHOWN].lower(), by_lower, 1, cutoff)
+    found = difflib.get_close_matches(name[:MAX_SHOWN].lower(), by_lower, 1, cutoff)
     return by_lower[found[0]] if found else None
 
 

@@ -16,8 +16,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from datadist.bench.measured_engine import BenchError
 from datadist.bench.shapes import Shape
-from datadist.bench.side import BenchError
 from datadist.transport import Transport
 
 Int64Array = NDArray[np.int64]
@@ -34,7 +34,7 @@ def threads_of_machine() -> int:
     return min(4, len(os.sched_getaffinity(0)))
 
 
-class Yardsticks:
+class HostLimits:
     """The limits of one workload; ``mine`` and ``theirs`` are addresses of the caches' tensors."""
 
     def __init__(

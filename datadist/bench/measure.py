@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from datadist.bench.limits import Yardsticks
-from datadist.bench.results import Beside, Latency, LinkTime, Series, Throughput
+from datadist.bench.limits import HostLimits
+from datadist.bench.measured_engine import MeasuredEngine, RemoteEngine, Settings
+from datadist.bench.results import Latency, LinkTime, Series, ThreadSpeed, Throughput
 from datadist.bench.shapes import MIB, ONE_BLOCK, SHAPES, Shape
-from datadist.bench.side import Remote, Settings, Side
 
 Progress = Callable[[str], None]
 GIB = 1 << 30
@@ -27,8 +27,8 @@ class Pair:
 
     def __init__(self, settings: Settings, pool: int) -> None:
         self.settings = settings
-        self.peer = Remote(PEER, settings)
-        self.own = Side(OWN, settings)
+        self.peer = RemoteEngine(PEER, settings)
+        self.own = MeasuredEngine(OWN, settings)
         self._comm_id: int | None = None
         try:
             self.peer.begin("start", pool)
@@ -154,7 +154,7 @@ def _beside_limits(
     """Times of transfers that alternate with the reference copies, and times of these."""
     pid, theirs = both.peer.call("place", "cache")
     _, mine = both.own.place("cache")
-    yardsticks = Yardsticks(both.own.transport, shape, mine, pid, theirs, threads)
+    yardsticks = HostLimits(both.own.transport, shape, mine, pid, theirs, threads)
     ours, limits = Series(), {name: Series() for name in yardsticks.names}
     for number in range(repeat):
         progress(f"transfer {number + 1} of {repeat}")
@@ -206,7 +206,7 @@ def latency(settings: Settings, repeat: int, progress: Progress) -> Latency:
         return Latency(shape.name, seconds, spent, copy, problems)
 
 
-def _native_copies(side: Side, shape: Shape, repeat: int) -> list[float]:
+def _native_copies(side: MeasuredEngine, shape: Shape, repeat: int) -> list[float]:
     """Seconds of the transport's local copy of one block."""
     base, size, spent = side.place("cache")[1][0], shape.block_bytes, []
     blocks = [(source[0], target[0]) for source, target in map(shape.lists, range(repeat))]
@@ -247,7 +247,7 @@ def link_time(settings: Settings, pool: int, repeat: int, progress: Progress) ->
         return result
 
 
-def beside(settings: Settings, rounds: int, progress: Progress) -> Beside:
+def beside(settings: Settings, rounds: int, progress: Progress) -> ThreadSpeed:
     """The speed of a computing Python thread, alone and while this process pulls continuously."""
     shape = replace(SHAPES["paged-mla"], blocks=64)
     pull = settings.direction == "pull"
@@ -256,7 +256,7 @@ def beside(settings: Settings, rounds: int, progress: Progress) -> Beside:
         both.own.make("cache", shape, not pull)
         cache_id = both.peer.result()
         both.link()
-        result = Beside("beside", [], [])
+        result = ThreadSpeed("beside", [], [])
         for number in range(rounds):
             progress(f"round {number + 1} of {rounds}")
             result.alone.append(_steps(lambda: time.sleep(ROUND_SECONDS)))

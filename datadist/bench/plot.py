@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from datadist.bench.measured_engine import BenchError
 from datadist.bench.results import Latency, Result, ScalePoint, Throughput
-from datadist.bench.side import BenchError
 
 INK, SOFT, OURS, LIMIT = "#22252a", "#8a919c", "#1f6feb", "#c4c9d1"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from datadist.bench.results import (
-    Beside,
     Latency,
     LinkTime,
     Result,
     ScalePoint,
     Series,
+    ThreadSpeed,
     Throughput,
     percentiles,
 )
@@ -25,7 +25,7 @@ def report(results: Sequence[Result]) -> str:
         _latencies([r for r in results if isinstance(r, Latency)]),
         _links([r for r in results if isinstance(r, LinkTime)]),
         _scales([r for r in results if isinstance(r, ScalePoint)]),
-        _besides([r for r in results if isinstance(r, Beside)]),
+        _besides([r for r in results if isinstance(r, ThreadSpeed)]),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -118,7 +118,7 @@ def _scales(results: list[ScalePoint]) -> str:
     return render(header, rows) if rows else ""
 
 
-def _besides(results: list[Beside]) -> str:
+def _besides(results: list[ThreadSpeed]) -> str:
     rows = [
         [
             result.workload,

@@ -160,7 +160,7 @@ class ScalePoint:
 
 
 @dataclass
-class Beside:
+class ThreadSpeed:
     """Speed of a Python thread with and without concurrent transfers, in steps per second."""
 
     workload: str
@@ -178,4 +178,4 @@ class Beside:
         return statistics.median(a / b for a, b in pairs)
 
 
-Result = Throughput | Latency | LinkTime | ScalePoint | Beside
+Result = Throughput | Latency | LinkTime | ScalePoint | ThreadSpeed

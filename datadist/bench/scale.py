@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from datadist.bench.limits import Yardsticks
+from datadist.bench.limits import HostLimits
 from datadist.bench.measure import OWN, PEER, Pair, Progress, pair, pool_for
+from datadist.bench.measured_engine import RemoteEngine, Settings
 from datadist.bench.results import ScalePoint, Series
 from datadist.bench.shapes import MIB, Shape
-from datadist.bench.side import Remote, Settings
 from datadist.transfers.plan import Blocks
 
 SIZES = [512 << n for n in range(14)]
@@ -55,7 +55,7 @@ def _curve_point(settings: Settings, shape: Shape, x: int, repeat: int, threads:
         both.link()
         point = ScalePoint(shape.name, x, Series(), shape.nbytes, Series(), Series())
         pid, theirs = both.peer.call("place", "cache")
-        yardsticks = Yardsticks(
+        yardsticks = HostLimits(
             both.own.transport, shape, both.own.place("cache")[1], pid, theirs, threads
         )
         both.own.move("cache", shape, PEER, cache_id, _blocks(shape, 0))
@@ -65,7 +65,7 @@ def _curve_point(settings: Settings, shape: Shape, x: int, repeat: int, threads:
 
 
 def _measure(
-    both: Pair, shape: Shape, cache_id: int, number: int, point: ScalePoint, limits: Yardsticks
+    both: Pair, shape: Shape, cache_id: int, number: int, point: ScalePoint, limits: HostLimits
 ) -> None:
     """One transfer with its reference copy, and another one to measure the time outside the transport."""
     lists = _blocks(shape, number)
@@ -101,7 +101,7 @@ def _clusters(settings: Settings, count: int, repeat: int) -> ScalePoint:
     """Seconds until all of ``count`` - 1 clusters have moved as many bytes, all at the same time."""
     shape = Shape("clusters", f"{count} clusters", 8, 512, 65536, 128)
     pull = settings.direction == "pull"
-    sides = {cluster: Remote(cluster, settings) for cluster in range(1, count + 1)}
+    sides = {cluster: RemoteEngine(cluster, settings) for cluster in range(1, count + 1)}
     try:
         _on_all(sides, "start", pool_for(settings, shape))
         owner_id = sides[PEER].call("make", "cache", shape, pull)
@@ -123,7 +123,7 @@ def _clusters(settings: Settings, count: int, repeat: int) -> ScalePoint:
             side.close()
 
 
-def _on_all(sides: dict[int, Remote], method: str, *args: object) -> None:
+def _on_all(sides: dict[int, RemoteEngine], method: str, *args: object) -> None:
     for side in sides.values():
         side.begin(method, *args)
     for side in sides.values():

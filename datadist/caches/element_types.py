@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
-from datadist.base.once import Once
+from datadist.base.seen_cases import SeenCases
 from datadist.caches.owned import OwnCache
 from datadist.caches.peers import PeerView
 from datadist.control.messages import Entry, Fetch
@@ -45,7 +45,7 @@ class ElementTypes:
     def __init__(self, cluster: int, required: bool) -> None:
         self._cluster = cluster
         self.required = required
-        self._warned = Once(MAX_WARNED)
+        self._warned = SeenCases(MAX_WARNED)
 
     def check_pull(self, view: PeerView, source: Entry, target: OwnCache) -> None:
         """Compare before a pull. Raises LLM_PARAM_INVALID where equal types are required."""

@@ -30,14 +30,14 @@ RETURN_SECONDS = 1.0
 """How long an allocation that does not fit waits for freed pages that peers have not confirmed yet."""
 
 
-FEW = 64
+MAX_SINGLE_INSERTS = 64
 """Up to this number of new regions, inserting each is cheaper than sorting all."""
 POOL = "pool"
 """The user of a pool's region, for good."""
 
 
 @dataclass(eq=False)
-class _Held:
+class _RegisteredRegion:
     region: Region
     users: set[Hashable] = field(default_factory=set)
     """Who registered something that lies in it."""
@@ -60,7 +60,7 @@ class Memory:
         """While the transport registers or releases, which takes long."""
         self._state = Exclusive()
         """While the regions change."""
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, _RegisteredRegion] = {}
         self._fresh: list[Region] = []
         """Known to the transport, on their way into the dict."""
         self._dropped: dict[int, Region] = {}
@@ -299,7 +299,7 @@ class Memory:
     def _take(self, user: Hashable) -> list[int]:
         """Keep the fresh regions for a user; their ids."""
         self._mend()
-        new = {next(self._ids): _Held(region, {user}) for region in self._fresh}
+        new = {next(self._ids): _RegisteredRegion(region, {user}) for region in self._fresh}
         self._whole = False
         self._held.update(new)
         self._fresh.clear()
@@ -307,14 +307,14 @@ class Memory:
             region = held.region
             self._by_begin[region.address] = region_id
             self._bytes[region.placement] += region.size
-            if len(new) <= FEW:
+            if len(new) <= MAX_SINGLE_INSERTS:
                 insort(self._begins, region.address)
-        if len(new) > FEW:
+        if len(new) > MAX_SINGLE_INSERTS:
             self._begins = sorted(self._by_begin)
         self._whole = True
         return list(new)
 
-    def _drop(self, region_ids: Sequence[int], undo: Callable[[_Held], None]) -> None:
+    def _drop(self, region_ids: Sequence[int], undo: Callable[[_RegisteredRegion], None]) -> None:
         """Take regions out that nothing uses any more after ``undo``."""
         self._mend()
         self._whole = False
@@ -331,9 +331,9 @@ class Memory:
             del self._held[region_id]
             del self._by_begin[region.address]
             self._bytes[region.placement] -= region.size
-            if len(region_ids) <= FEW:
+            if len(region_ids) <= MAX_SINGLE_INSERTS:
                 del self._begins[bisect_right(self._begins, region.address) - 1]
-        if len(region_ids) > FEW:
+        if len(region_ids) > MAX_SINGLE_INSERTS:
             self._begins = sorted(self._by_begin)
         self._whole = True
 
@@ -402,11 +402,11 @@ class Memory:
         """
         failed: list[LLMException] = []
 
-        def let_go() -> None:
+        def released_by_peers() -> None:
             self._state.do(lambda: self._drop(region_ids, lambda held: held.links.discard(link)))
             failed.extend(self._release_all())
 
-        self._registering.do(let_go)
+        self._registering.do(released_by_peers)
         if failed:
             raise failed[0]
 

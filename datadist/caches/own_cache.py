@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from datadist.base.coverage import Coverage
 from datadist.base.flag import Flag
+from datadist.base.range_set import RangeSet
 from datadist.caches.peers import PeerView
 from datadist.caches.pool import Run
 from datadist.control.messages import Binding, Entry
@@ -45,7 +45,7 @@ class OwnCache:
     accessible: bool
     regions: tuple[int, ...]
     bindings: dict[int, Binding] = field(default_factory=dict)
-    covered: dict[int, Coverage] = field(default_factory=dict)
+    covered: dict[int, RangeSet] = field(default_factory=dict)
     """Tensors that peers have pulled, per binding."""
     held: bool = True
     """Whether the id still references it."""
@@ -93,7 +93,7 @@ class Leaving:
     cache: OwnCache
     targets: dict[PeerView, int] = field(default_factory=dict)
     """What each peer must acknowledge."""
-    let_go: Flag = field(default_factory=Flag)
+    released_by_peers: Flag = field(default_factory=Flag)
     """Peers have let go of it."""
     idle: Flag = field(default_factory=Flag)
     """No local transfer uses it any more."""

@@ -21,8 +21,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from datadist.base.coverage import Coverage
 from datadist.base.exclusive import Exclusive
+from datadist.base.range_set import RangeSet
 from datadist.caches.by_address import TensorsByAddress
 from datadist.caches.directory import KeyDirectory, KeyName
 from datadist.caches.memory import Memory
@@ -301,7 +301,7 @@ class OwnDirectory:
     def _let_go(self, leaving: Leaving, timeout: float, certain: bool) -> None:
         """Let go of registered memory once nobody uses it."""
         cache = leaving.cache
-        if not leaving.let_go.wait(timeout) and certain:
+        if not leaving.released_by_peers.wait(timeout) and certain:
             self._run(lambda: self._put_back(cache))
             raise leaving.kept()
         while cache.pins:  # local transfers, which have deadlines of their own
@@ -357,7 +357,7 @@ class OwnDirectory:
         if cache is None or not cache.pooled or binding_id not in cache.bindings:
             return
         tensors = len(cache.layout.bases)
-        covered = cache.covered.setdefault(binding_id, Coverage())
+        covered = cache.covered.setdefault(binding_id, RangeSet())
         covered.add(start, min(stop, tensors))
         if covered.is_all(tensors):
             self._unbind(cache, binding_id)
@@ -410,7 +410,7 @@ class OwnDirectory:
         self._untold.pop(cache_id, None)
 
     def _on_acked(self, leaving: Leaving) -> None:
-        leaving.let_go.set()
+        leaving.released_by_peers.set()
         self._state.post(lambda: self._free_if_unused(leaving.cache.cache_id))
 
     def _free_if_unused(self, cache_id: int) -> None:
@@ -419,7 +419,7 @@ class OwnDirectory:
             return
         leaving.idle.set()
         cache = leaving.cache
-        if leaving.let_go.is_set() and not leaving.waited_for:
+        if leaving.released_by_peers.is_set() and not leaving.waited_for:
             layout = cache.layout
             again = partial(self._state.post, partial(self._free_if_unused, cache_id))
             if self._memory.quarantine.defers(layout.bases, layout.tensor_size, again):

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from datadist.base.coverage import Coverage
 from datadist.base.flag import Flag
-from datadist.base.once import Once
+from datadist.base.range_set import RangeSet
+from datadist.base.seen_cases import SeenCases
 from datadist.caches.directory import KeyDirectory
 from datadist.control.account import Account, Item
 from datadist.control.messages import (
@@ -27,16 +27,16 @@ from datadist.control.messages import (
 )
 from datadist.control.session import Session
 
-Meaning: TypeAlias = "tuple[str, tuple[tuple[int, int], ...], str]"
+DomainKey: TypeAlias = "tuple[str, tuple[tuple[int, int], ...], str]"
 """Identifies a domain: name, mapping, table. Two announcements with equal keys match."""
 
 
-def meaning(message: Announce) -> Meaning:
+def domain_key(message: Announce) -> DomainKey:
     """The domain key of an announcement."""
     return message.name, tuple(sorted(message.ranks)), message.table
 
 
-MOST_GIVEN_UP = 3
+MAX_WITHDRAWN = 3
 MOST_REFUSALS = 16
 OFFER_WINDOW = 8
 """Most unacknowledged offers to one peer; limits the descriptors in flight."""
@@ -64,8 +64,8 @@ class Announcements:
     def __init__(self, account: Account | None = None) -> None:
         self._account = account or Account()
         self._by_link: dict[int, Announcement] = {}
-        self._by_meaning: dict[Meaning, dict[int, Announcement]] = {}
-        self.given_up: deque[str] = deque(maxlen=MOST_GIVEN_UP)
+        self._by_meaning: dict[DomainKey, dict[int, Announcement]] = {}
+        self.withdrawn: deque[str] = deque(maxlen=MAX_WITHDRAWN)
         """Names of the last withdrawn announcements."""
 
     def put(self, message: Announce) -> None:
@@ -77,7 +77,7 @@ class Announcements:
         self._account.take(Item.WISHES)
         self._account.take(Item.WISH_CHARACTERS, _characters(message))
         announcement = self._by_link[message.link] = Announcement(message)
-        self._by_meaning.setdefault(meaning(message), {})[message.link] = announcement
+        self._by_meaning.setdefault(domain_key(message), {})[message.link] = announcement
 
     def pop(self, link: int) -> None:
         """Remove an announcement, if it exists."""
@@ -85,19 +85,19 @@ class Announcements:
         if announcement is not None:
             self._account.give_back(Item.WISHES)
             self._account.give_back(Item.WISH_CHARACTERS, _characters(announcement.message))
-            key = meaning(announcement.message)
+            key = domain_key(announcement.message)
             del self._by_meaning[key][link]
             if not self._by_meaning[key]:
                 del self._by_meaning[key]
 
-    def give_up(self, link: int) -> None:
+    def withdraw(self, link: int) -> None:
         """Remove a withdrawn announcement, but keep its name."""
         announcement = self._by_link.get(link)
-        if announcement is not None and announcement.message.name not in self.given_up:
-            self.given_up.append(announcement.message.name)
+        if announcement is not None and announcement.message.name not in self.withdrawn:
+            self.withdrawn.append(announcement.message.name)
         self.pop(link)
 
-    def meaning(self, key: Meaning) -> dict[int, Announcement]:
+    def domain_key(self, key: DomainKey) -> dict[int, Announcement]:
         """The announcements with domain key ``key``, by link id, oldest first."""
         return self._by_meaning.get(key, {})
 
@@ -118,7 +118,7 @@ class PeerView:
         self.session = session
         self.account = Account()
         self.announcements = Announcements(self.account)
-        self.refusals = Once(MOST_REFUSALS)
+        self.refusals = SeenCases(MOST_REFUSALS)
         """Reasons for which links that it asked for were refused: each is logged once."""
         self.told = 0
         """Engines of which it said that they have a cluster id of another one."""
@@ -133,7 +133,7 @@ class PeerView:
         self.version = 0
         """Changes with every update of the directory, and with every newer link to its cluster."""
         self.consumed: set[int] = set()
-        self.covered: dict[int, Coverage] = {}
+        self.covered: dict[int, RangeSet] = {}
         self._begun_anew = False
         """Whether more is to come of a directory that replaces the earlier one."""
         self.pulls: set[int] = set()
@@ -194,7 +194,7 @@ class PeerView:
             self.consumed.discard(binding_id)
             self.covered.pop(binding_id, None)
 
-    def outdate(self) -> None:
+    def invalidate_routes(self) -> None:
         """Invalidate cached routes, since a newer link may be used now."""
         with self.lock:
             self.version += 1

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from datadist.base.exclusive import Exclusive
-from datadist.base.portable import Portable
+from datadist.base.picklable import PicklableError
 
 __all__ = ["PagePool", "PoolExhausted", "Run"]
 
@@ -23,7 +23,7 @@ Run: TypeAlias = "tuple[int, int]"
 """First page and pages of an allocation; each one is an object of its own."""
 
 
-class PoolExhausted(Portable):
+class PoolExhausted(PicklableError):
     """The pool has no run of free pages that is long enough.
 
     ``requested``, ``free`` and ``largest_run`` are pages: those of the whole call, those free when

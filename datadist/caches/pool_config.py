@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from datadist.base import hints
-from datadist.base.texts import nearest, shown
+from datadist.base.texts import nearest, short_repr
 from datadist.transports.option_keys import wrong
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _details(item: ErrorDetails, text: str) -> str:
         return f", and {near!r} is none of the fields" if near else ""
     if not item["loc"]:
         return _bytes_meant(value)
-    return f", not {shown(value)}{_bytes_meant(value) if 'memory_size' in item['loc'] else ''}"
+    return f", not {short_repr(value)}{_bytes_meant(value) if 'memory_size' in item['loc'] else ''}"
 
 
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -100,4 +100,4 @@ def _warn_of_misspelt(key: str, text: str) -> None:
         near = nearest(name, fields)
         if near:
             log.warning("option %s has a field %s, which has no effect; did you mean %s?",
-                        key, shown(name), near)  # fmt: skip
+                        key, short_repr(name), near)  # fmt: skip

@@ -75,7 +75,7 @@ class Publication:
 
         self._state.run(send)
 
-    def suspect(self, view: PeerView) -> None:
+    def on_connection_lost(self, view: PeerView) -> None:
         """A peer's session is over, but it may still write: until :meth:`on_gone` nothing returns."""
 
         def keep() -> None:

@@ -57,7 +57,7 @@ class Quarantine:
         self._lock = threading.RLock()
         self._kept: tuple[Kept, ...] = ()
         self.on_kept: Callable[[], None] = lambda: None
-        """Called when something is kept: it has :meth:`sweep` called until that is False."""
+        """Called when something is kept: it has :meth:`remove_stale_files` called until that is False."""
 
     def keep(self, kept: Kept) -> None:
         """Take in what has just been left; before anybody can free the memory."""
@@ -67,7 +67,7 @@ class Quarantine:
         log.warning("%s: it is kept until then", kept)
         self.on_kept()
 
-    def sweep(self) -> bool:
+    def remove_stale_files(self) -> bool:
         """Let go of what has settled; whether anything is left."""
         with self._lock:
             settled = [kept for kept in self._kept if kept.flight.settled()]
@@ -81,7 +81,7 @@ class Quarantine:
 
     def touching(self, bases: Sequence[int], size: int) -> Kept | None:
         """What may still touch one of the ranges of ``size`` bytes at ``bases``."""
-        if not self._kept or not self.sweep():
+        if not self._kept or not self.remove_stale_files():
             return None
         return next((kept for kept in self._kept if kept.touches(bases, size)), None)
 
@@ -99,5 +99,5 @@ class Quarantine:
     def texts(self, owner: object = None) -> list[str]:
         """What is kept (of one link), for people."""
         if self._kept:
-            self.sweep()
+            self.remove_stale_files()
         return [str(kept) for kept in self._kept if owner is None or kept.owner is owner]

@@ -7,7 +7,7 @@ import os
 
 from datadist.base.quiet import quiet
 from datadist.cli.tables import render
-from datadist.transports.loader import BackendError, choose_backend, survey, wanted
+from datadist.transports.loader import BackendError, choose_backend, list_states, wanted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def run(_args: argparse.Namespace) -> int:
 
 
 def _show() -> int:
-    rows = survey()
+    rows = list_states()
     chosen = next((row.backend.name for row in rows if row.usable), None)
     if rows:
         print(

@@ -17,16 +17,16 @@ from importlib import metadata
 from pathlib import Path
 
 from datadist import LLMException
-from datadist.base.digits import argument
+from datadist.base.digits import number_argument
 from datadist.base.quiet import quiet
 from datadist.bench import measure
 from datadist.bench.limits import threads_of_machine
+from datadist.bench.measured_engine import BenchError, Settings
 from datadist.bench.plot import plot
 from datadist.bench.report import problems, report
 from datadist.bench.results import Result
 from datadist.bench.scale import scale
 from datadist.bench.shapes import MIB, SHAPES
-from datadist.bench.side import BenchError, Settings
 from datadist.transports.loader import BackendError, choose_backend
 
 WORKLOADS = [*SHAPES, "latency", "link", "beside", "scale"]
@@ -44,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--memory", default="pool", choices=("pool", "registered"),
         help="caches in the pool, or in memory of the program (default pool)")  # fmt: skip
     add("--direction", default="pull", choices=("pull", "push"), help="default pull")
-    add("--repeat", type=argument(1), default=7, metavar="N",
+    add("--repeat", type=number_argument(1), default=7, metavar="N",
         help="large transfers and links per workload (default 7)")  # fmt: skip
-    add("--threads", type=argument(1), default=threads_of_machine(), metavar="N",
+    add("--threads", type=number_argument(1), default=threads_of_machine(), metavar="N",
         help="threads of the reference copies (default: the CPUs, up to 4)")  # fmt: skip
     add("--option", action="append", default=[], metavar="KEY=VALUE",
         help="an option of init, such as datadist.shm.threads=1; may be given again")  # fmt: skip

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from datadist.base.digits import parse_digits
-from datadist.base.texts import shown
+from datadist.base.texts import short_repr
 from datadist.cli.tables import render
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
 from datadist.transport import TransportError, TransportOptions
@@ -32,7 +32,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         text = sys.stdin.read() if args.table == "-" else Path(args.table).read_text()
     except (OSError, ValueError) as error:
-        print(f"cannot read {shown(args.table)}: {_unreadable(args.table, error)}", file=sys.stderr)
+        print(
+            f"cannot read {short_repr(args.table)}: {_unreadable(args.table, error)}",
+            file=sys.stderr,
+        )
         return 2
     problems: list[str] = []
     mapping = _mapping(args.mapping, problems)
@@ -81,7 +84,7 @@ def _mapping(text: str | None, problems: list[str]) -> dict[int, int]:
     for key, rank in given:
         cluster = parse_digits(key)
         if cluster is None or cluster >= 2**64:
-            problems.append(f"--mapping: {shown(key)} is not a cluster id in [0, 2^64)")
+            problems.append(f"--mapping: {short_repr(key)} is not a cluster id in [0, 2^64)")
             continue
         mapping[cluster] = rank
         if not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank < 2**32:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from datadist.base.texts import shown
+from datadist.base.texts import short_repr
 from datadist.transport import API_VERSION
 from datadist.transports.loader import BackendError, choose_backend
 
@@ -41,7 +41,7 @@ def _factor(text: str) -> float:
     value = float(text) if plain else 0.0
     if not value > 0:
         raise argparse.ArgumentTypeError(
-            f"{shown(text)} is not a positive number, such as 2 or 0.5"
+            f"{short_repr(text)} is not a positive number, such as 2 or 0.5"
         )
     return value
 

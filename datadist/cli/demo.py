@@ -31,7 +31,7 @@ from datadist import (
     LLMException,
     LLMRole,
 )
-from datadist.base.digits import argument
+from datadist.base.digits import number_argument
 from datadist.base.texts import in_seconds
 
 LAYERS, HEADS, HEAD_DIM, BLOCK_TOKENS = 32, 8, 128, 16
@@ -98,11 +98,11 @@ class Plan:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the subcommand."""
-    parser.add_argument("--clusters", type=argument(2, 4), default=2, metavar="2..4",
+    parser.add_argument("--clusters", type=number_argument(2, 4), default=2, metavar="2..4",
                         help="processes: one prompt, the others decoders (default 2)")  # fmt: skip
     parser.add_argument("--backend", default="auto", metavar="NAME",
                         help="transport, as listed by `datadist backends` (default auto)")  # fmt: skip
-    parser.add_argument("--tokens", type=argument(1), default=4096, metavar="N",
+    parser.add_argument("--tokens", type=number_argument(1), default=4096, metavar="N",
                         help="length of the request in tokens (default 4096)")  # fmt: skip
 
 
@@ -308,9 +308,9 @@ def _decoder(plan: Plan, cluster: int, engine: LLMDataDist, cache: Cache, pipe: 
 
 
 def _await(pipe: Connection, word: str) -> None:
-    heard = pipe.recv()
-    if heard != word:
-        raise ValueError(f"the parent said {heard!r}, expected {word!r}")
+    received = pipe.recv()
+    if received != word:
+        raise ValueError(f"the parent said {received!r}, expected {word!r}")
 
 
 def _verify(plan: Plan, cache: Cache, target: list[int], guard: int) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from enum import Enum
 
-from datadist.base.portable import Portable
+from datadist.base.picklable import PicklableError
 
 __all__ = [
     "MAX_CACHES",
@@ -54,7 +54,7 @@ class Item(Enum):
         self.limit = limit
 
 
-class LimitExceeded(Portable):
+class LimitExceeded(PicklableError):
     """A peer would have more of an item than it may; the text says of what, how many and the limit."""
 
     def __init__(self, item: Item, count: int) -> None:

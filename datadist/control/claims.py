@@ -23,7 +23,7 @@ from datadist.control.runtime_dir import Address, RuntimeDir
 
 log = logging.getLogger("datadist.control")
 
-MOST_BYTES = 4096
+MAX_BYTES = 4096
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -172,7 +172,7 @@ def _refused_beside(engine: Address) -> str:
 def _read(fd: int) -> Claimant:
     """The claimant that a file names; UNKNOWN if its content is missing."""
     try:
-        said = json.loads(os.pread(fd, MOST_BYTES, 0))
+        said = json.loads(os.pread(fd, MAX_BYTES, 0))
         return Claimant(
             int(said["pid"]), str(said["program"]), float(said["started"]), str(said["incarnation"])
         )

@@ -13,7 +13,7 @@ from contextlib import suppress
 from datadist.control.hostport import HostPort
 from datadist.control.job import described
 from datadist.control.listener import NetworkError, listen_problem
-from datadist.control.remote import Remote
+from datadist.control.network_discovery import NetworkDiscovery
 from datadist.control.runtime_dir import (
     Address,
     RuntimeDir,
@@ -40,7 +40,7 @@ class Endpoint:
         engine: Address,
         address: str,
         port: int,
-        remote: Remote | None = None,
+        remote: NetworkDiscovery | None = None,
     ) -> None:
         self.port = port
         self._place = HostPort(address, port)

@@ -13,11 +13,11 @@ from datadist.control.hostport import HostPort
 from datadist.control.places import Places
 from datadist.control.reactor import READ, Reactor
 from datadist.control.refusals import Refusals
-from datadist.control.tcp import NetworkSettings, Proving, TcpSession
+from datadist.control.tcp import Authentication, NetworkSettings, TcpSession
 
 MAX_HANDSHAKES = min(1024, max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8))
 """Connections of one listener that have not proved themselves yet; of more one has to go. Those of hosts
-that members are expected from are counted apart from all others. Who is shown out comes again, so that
+that members are expected from are counted apart from all others. Who is disconnected comes again, so that
 a large house is quieter than a small one; an eighth of this process's descriptors is what it may take."""
 GREETING_SECONDS, PROOF_SECONDS = 0.03, 0.1
 """What everybody has for the greeting, and for both that and the proof, in however large a crowd."""
@@ -58,7 +58,9 @@ class Listener:
         """Where it listens: the port is the real one where 0 was asked for."""
         self.refusals = Refusals(self.endpoint, expected)
         self._strangers, self._members = (
-            Places[Proving](MAX_HANDSHAKES, MAX_HANDSHAKES, lambda each: _seconds_sure(each) > 0)
+            Places[Authentication](
+                MAX_HANDSHAKES, MAX_HANDSHAKES, lambda each: _seconds_sure(each) > 0
+            )
             for _ in range(2)
         )
         self._resume()
@@ -68,15 +70,15 @@ class Listener:
         self._reactor.unwatch(self._sock.fileno())
         self._sock.close()
         for places in (self._strangers, self._members):
-            for proving in places:
-                places.discard(proving)
-                proving.cancel()
+            for authentication in places:
+                places.discard(authentication)
+                authentication.cancel()
 
     def abandon(self) -> None:
         """In a forked child: close the descriptors."""
         self._sock.close()
-        for proving in (*self._strangers, *self._members):
-            proving.abandon()
+        for authentication in (*self._strangers, *self._members):
+            authentication.abandon()
 
     def _resume(self) -> None:
         if self._sock.fileno() >= 0:
@@ -87,9 +89,9 @@ class Listener:
         self._reactor.later(seconds, self._resume)
 
     def _seconds_to_room(self) -> float:
-        """How long nobody can be shown out yet: who comes waits in the kernel's queue for so long."""
-        eldest = self._strangers.next()
-        return 0.0 if eldest is None else _seconds_sure(eldest)
+        """How long nobody can be disconnected yet: who comes waits in the kernel's queue for so long."""
+        oldest = self._strangers.next()
+        return 0.0 if oldest is None else _seconds_sure(oldest)
 
     def _on_accept(self, _events: int) -> None:
         """Accept some; the rest waits until everybody else has had a turn, and until there is room."""
@@ -108,39 +110,39 @@ class Listener:
                 self.refusals.note("any host", f"cannot accept: {error.strerror}")
                 self._pause(_PAUSE_SECONDS)
                 return
-            self._prove(sock, canonical(str(address[0])))
+            self._authenticate(sock, canonical(str(address[0])))
 
-    def _make_room(self, places: Places[Proving], host: str) -> None:
-        eldest = places.crowded(host)
-        if eldest is not None:
+    def _evict_oldest(self, places: Places[Authentication], host: str) -> None:
+        oldest = places.crowded(host)
+        if oldest is not None:
             crowd = f"{MAX_HANDSHAKES} connections that have proved nothing"
-            self.refusals.note(places.host(eldest), f"it was the eldest of {crowd}")
-            places.discard(eldest)
-            eldest.cancel()
+            self.refusals.note(places.host(oldest), f"it was the oldest of {crowd}")
+            places.discard(oldest)
+            oldest.cancel()
 
-    def _prove(self, sock: socket.socket, host: str) -> None:
+    def _authenticate(self, sock: socket.socket, host: str) -> None:
         places = self._members if self._expected(host) else self._strangers
 
         def proved(session: TcpSession) -> None:
-            places.discard(proving)
+            places.discard(authentication)
             self.refusals.forget(host)
             self._on_session(session)
 
         def failed(reason: str) -> None:
-            places.discard(proving)
+            places.discard(authentication)
             self.refusals.note(host, reason)
 
-        self._make_room(places, host)
+        self._evict_oldest(places, host)
         sock.setblocking(False)
-        proving = Proving(self._reactor, sock, self._settings, False, proved, failed)
-        proving.on_greeted = lambda: places.show(proving)
-        places.add(proving, host)
+        authentication = Authentication(self._reactor, sock, self._settings, False, proved, failed)
+        authentication.on_greeted = lambda: places.show(authentication)
+        places.add(authentication, host)
 
 
-def _seconds_sure(proving: Proving) -> float:
-    """For how long a connection is not shown out for another one."""
-    sure = PROOF_SECONDS if proving.has_greeted else GREETING_SECONDS
-    return proving.began + sure - time.monotonic()
+def _seconds_sure(authentication: Authentication) -> float:
+    """For how long a connection is not disconnected for another one."""
+    sure = PROOF_SECONDS if authentication.has_greeted else GREETING_SECONDS
+    return authentication.began + sure - time.monotonic()
 
 
 def _listening_socket(endpoint: HostPort) -> socket.socket:

@@ -71,11 +71,11 @@ class _Message(BaseModel):
 
 
 class Hello(_Message):
-    """First message of either side. With ``knock`` the sender disconnects and asks to be dialled
+    """First message of either side. With ``dial_back`` the sender disconnects and asks to be dialled
     back.
 
-    Over TCP ``knock`` of the listener means that the two engines must connect through their runtime
-    directory. ``refused`` comes with a ``knock`` without an answer: the sender may not link, since
+    Over TCP ``dial_back`` of the listener means that the two engines must connect through their runtime
+    directory. ``refused`` comes with a ``dial_back`` without an answer: the sender may not link, since
     another live engine of its job has its cluster id.
     """
 
@@ -83,7 +83,7 @@ class Hello(_Message):
     wire: int
     incarnation: Token
     cluster_id: UInt64
-    knock: bool = False
+    dial_back: bool = False
     refused: bool = False
     job: Name = ""
     program: Name = ""

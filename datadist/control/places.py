@@ -49,12 +49,12 @@ class _Crowd(Generic[T]):
         return len(self._of[host]) if host in self._of else 0
 
     def first(self) -> list[T]:
-        """The eldest connection of the host that has most, and the eldest of all."""
-        found = self.eldest()
+        """The oldest connection of the host that has most, and the oldest of all."""
+        found = self.oldest()
         return [] if found is None else [found, next(iter(self.hosts))]
 
-    def eldest(self, host: str | None = None) -> T | None:
-        """The eldest connection of a host, or of the one that has most; None where there is none."""
+    def oldest(self, host: str | None = None) -> T | None:
+        """The oldest connection of a host, or of the one that has most; None where there is none."""
         if host is None:
             host = next(iter(self._having[self._most]), "")
         return next(iter(self._of[host]), None) if host in self._of else None
@@ -65,9 +65,9 @@ class Places(Generic[T]):
 
     Of a host that has its number, one of its own has to go. Of a full house goes who has shown nothing,
     before who has; among those one of the host that has most of them, which is where equal hosts have had
-    so many for longest; of that host the eldest. So who holds many places gives one up before who holds
+    so many for longest; of that host the oldest. So who holds many places gives one up before who holds
     one, and an engine, which speaks at once, outlasts who is silent. Who is ``spared`` stays where others
-    can go: the eldest of those who have shown nothing, or of those who have.
+    can go: the oldest of those who have shown nothing, or of those who have.
     """
 
     def __init__(
@@ -111,8 +111,8 @@ class Places(Generic[T]):
     def crowded(self, host: str) -> T | None:
         """Who has to go before one more of ``host`` comes; None where there is room."""
         if self._silent.of(host) + self._shown.of(host) >= self._per_host:
-            own = self._silent.eldest(host)
-            return self._shown.eldest(host) if own is None else own
+            own = self._silent.oldest(host)
+            return self._shown.oldest(host) if own is None else own
         return self.next()
 
     def next(self) -> T | None:

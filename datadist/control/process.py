@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 _CREDENTIALS = struct.Struct("3i")
-MOST = 80
+MAX_NAME = 80
 """Characters of a program's name that are shown."""
 
 
@@ -57,7 +57,7 @@ def _script(path: str) -> str:
 
 def printable(text: str) -> str:
     """A name in one line of bounded length, whoever gave it."""
-    safe = text.encode(errors="replace").decode()[:MOST]  # names of files may be no text
+    safe = text.encode(errors="replace").decode()[:MAX_NAME]  # names of files may be no text
     return "".join(each if each.isprintable() else "?" for each in safe)
 
 

@@ -37,11 +37,11 @@ WRITE = selectors.EVENT_WRITE
 WAKE = ctypes.PyDLL(None).eventfd_write
 """Keeps the GIL, as it never blocks: who lets it go beside many busy threads gets it back late."""
 WAKE.argtypes = ctypes.c_int, ctypes.c_uint64
-CROWDED = 64
+MIN_TIMERS_TO_PRUNE = 64
 """Cancelled timers are removed only if there are at least this many timers."""
 HELPERS = 2
 """Threads for look-ups that may take long: of names, and of engines elsewhere."""
-LONGEST_SLEEP = 3600.0
+MAX_SLEEP_SECONDS = 3600.0
 """Seconds of one wait; epoll refuses more than 2^31 ms."""
 
 
@@ -94,7 +94,7 @@ class Reactor:
         self._posted: deque[Callable[[], object]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
-        self._crowded = CROWDED
+        self._prune_at = MIN_TIMERS_TO_PRUNE
         self._stopping = False
         self._awaited: list[_Awaited] = []
         self._waited_for: set[Outcome[Any]] = set()
@@ -102,14 +102,16 @@ class Reactor:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def inside(self) -> bool:
+    def is_current_thread(self) -> bool:
         """Whether the caller is on the reactor's thread."""
         return threading.current_thread() is self._thread
 
     def post(self, call: Callable[[], object]) -> None:
         """Run ``call`` soon on the reactor; from any thread."""
         self._posted.append(call)
-        if not self.inside() and self._wake >= 0:  # a forked child must not touch the lock
+        if (
+            not self.is_current_thread() and self._wake >= 0
+        ):  # a forked child must not touch the lock
             with self._waking:  # once stopped, the number may be another file's
                 if self._wake >= 0:
                     WAKE(self._wake, 1)
@@ -120,7 +122,7 @@ class Reactor:
         Where the caller is interrupted, the function runs nevertheless. Raises :class:`Unanswered` when
         the reactor does not come to it within ``timeout`` seconds, and at once when it has been stopped.
         """
-        if self.inside():
+        if self.is_current_thread():
             return function()
         return self._await(Outcome(function), lambda run: run(), timeout)
 
@@ -170,11 +172,11 @@ class Reactor:
 
     def _forget_cancelled(self) -> None:
         """Cancelled timers would otherwise stay until their time comes."""
-        if len(self._timers) < self._crowded:
+        if len(self._timers) < self._prune_at:
             return
         self._timers = [item for item in self._timers if item[2].call is not None]
         heapq.heapify(self._timers)
-        self._crowded = max(CROWDED, 2 * len(self._timers))
+        self._prune_at = max(MIN_TIMERS_TO_PRUNE, 2 * len(self._timers))
 
     def when(
         self, condition: Callable[[], bool], then: Callable[[], object], seconds: float
@@ -266,7 +268,7 @@ class Reactor:
             return 0
         if not self._timers:
             return None
-        return min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST_SLEEP)
+        return min(max(0.0, self._timers[0][0] - time.monotonic()), MAX_SLEEP_SECONDS)
 
     def _run_timers(self) -> None:
         now = time.monotonic()  # what a timer begins comes in the next turn

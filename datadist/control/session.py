@@ -55,7 +55,7 @@ class Descriptor:
         os.close(self.fd)
 
 
-AT_ONCE = (False,)
+NON_BLOCKING = (False,)
 """For `map` over a lock's ``acquire``, which is noted in C: no handler of a signal runs in between."""
 
 
@@ -138,7 +138,7 @@ class Session:
         return f"pid {self.peer_pid}"
 
     @property
-    def who(self) -> str:
+    def peer_and_program(self) -> str:
         """The same, with the program that runs there."""
         return f"{self.peer}, {self.program}" if self.program else self.peer
 
@@ -174,7 +174,7 @@ class Session:
             close_all(fds)
             raise
         self._unsealed.append(_Frame(frame, list(fds)))
-        if not (self.inline or self._reactor.inside()):
+        if not (self.inline or self._reactor.is_current_thread()):
             self._reactor.post(self._send_waiting)
             return
         try:
@@ -203,7 +203,7 @@ class Session:
         """Whether nobody is in the middle of that; why the connection is broken goes to ``broken``."""
         held: list[bool] = []
         try:
-            held += map(self._send_lock.acquire, AT_ONCE)
+            held += map(self._send_lock.acquire, NON_BLOCKING)
             if True not in held or self._sending:
                 return False
             self._sending = True
@@ -257,7 +257,9 @@ class Session:
         deadline, done = time.monotonic() + timeout, Flag()
         self._reactor.call(lambda: self._when_heard(done.set), timeout)
         if not done.wait(max(0.0, deadline - time.monotonic())):
-            raise Unanswered(f"{self.who} sends more than is handled within {in_seconds(timeout)}")
+            raise Unanswered(
+                f"{self.peer_and_program} sends more than is handled within {in_seconds(timeout)}"
+            )
 
     def drain(self) -> None:
         """Handle what has arrived by now and no more, on the reactor's thread.
@@ -518,13 +520,13 @@ class Session:
                 log.warning(
                     "cluster %d (%s) has more than one peer may have, and its session ends: %s",
                     self.cluster_id,
-                    self.who,
+                    self.peer_and_program,
                     error,
                 )
                 return str(error)
             except Exception as error:
                 log.exception("a message of cluster %d (%s) could not be handled; please report it",
-                              self.cluster_id, self.who)  # fmt: skip
+                              self.cluster_id, self.peer_and_program)  # fmt: skip
                 return f"its {message.kind} could not be handled: {type(error).__name__}: {error}"
         return None
 

@@ -117,7 +117,7 @@ def _keep_alive(sock: socket.socket, timeout: float) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout * 1000))
 
 
-class Proving:
+class Authentication:
     """A connected socket until its handshake is done or has failed."""
 
     def __init__(
@@ -274,7 +274,7 @@ class Dial:
         self._on_failed = on_failed
         self._addresses: list[Address] = []
         self._sock: socket.socket | None = None
-        self._proving: Proving | None = None
+        self._unauthenticated: Authentication | None = None
         self._cancelled = False
         self._timer = reactor.later(seconds, self._too_late)
         look_up(reactor, endpoint, self._try, self._fail)
@@ -282,22 +282,22 @@ class Dial:
     @property
     def hung_up(self) -> bool:
         """Whether the other end took the connection, and closed it in the handshake."""
-        return self._proving is not None and self._proving.hung_up
+        return self._unauthenticated is not None and self._unauthenticated.hung_up
 
     def cancel(self) -> None:
         """Stop without reporting a failure."""
         self._cancelled = True
         self._timer.cancel()
         self._drop()
-        if self._proving is not None:
-            self._proving.cancel()
+        if self._unauthenticated is not None:
+            self._unauthenticated.cancel()
 
     def abandon(self) -> None:
         """In a forked child: close the descriptor."""
         if self._sock is not None:
             self._sock.close()
-        if self._proving is not None:
-            self._proving.abandon()
+        if self._unauthenticated is not None:
+            self._unauthenticated.abandon()
 
     def _try(self, addresses: list[Address]) -> None:
         self._addresses = addresses
@@ -330,7 +330,7 @@ class Dial:
         self._reactor.unwatch(sock.fileno())
         self._timer.cancel()
         self._sock = None
-        self._proving = Proving(
+        self._unauthenticated = Authentication(
             self._reactor, sock, self._settings, True, self._on_session, self._fail, self._seconds
         )
 

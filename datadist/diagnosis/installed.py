@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from datadist.base.quiet import quiet
 from datadist.diagnosis.finding import Finding, Level, on
-from datadist.transports.loader import how_to_get, survey
+from datadist.transports.loader import how_to_get, list_states
 
 
 def examine() -> Iterator[Finding]:
     """One finding per installed transport."""
     with quiet("datadist.backend"):
-        rows = survey()
+        rows = list_states()
     if not rows:
         yield Finding(
             "transports", Level.PROBLEM, "none is installed",

@@ -24,14 +24,14 @@ from datadist.caches.owned import OwnDirectory
 from datadist.caches.peers import PeerView
 from datadist.caches.quarantine import SWEEP_SECONDS
 from datadist.control.account import MAX_TABLES
+from datadist.control.discovery import Discovery, EndpointError
 from datadist.control.job import described
-from datadist.control.meeting import EndpointError, Meeting
 from datadist.control.messages import Announce
 from datadist.control.reactor import Reactor, Unanswered
 from datadist.control.runtime_dir import RuntimeDirError, default_path
 from datadist.control.session import Session
 from datadist.control.tcp import NetworkSettings
-from datadist.engine.inbox import Inbox
+from datadist.engine.dispatcher import Dispatcher
 from datadist.engine.options import EngineOptions
 from datadist.engine.starting import check_descriptors, start_transport, system_errors
 from datadist.engine.stats import link_stats, pool_stats
@@ -41,17 +41,17 @@ from datadist.links.clusters import Clusters
 from datadist.links.domain import Attempt, Domain, TableDomain
 from datadist.links.duplicates import REMEDY, Duplicates
 from datadist.links.links import Links
+from datadist.links.lost_peers import LostPeers
+from datadist.links.missing_members import MissingMembers
 from datadist.links.rendezvous import Rendezvous
 from datadist.links.steps import Steps
-from datadist.links.suspects import Suspects
-from datadist.links.waiting import Waiting
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transfers.copies import Copies
 from datadist.transfers.fetch import Fetches
 from datadist.transfers.pull import Pulls
 from datadist.transfers.push import Pushes
-from datadist.transfers.shortcuts import Shortcuts
+from datadist.transfers.route_cache import RouteCache
 from datadist.transfers.transfer import Transfers
 from datadist.transfers.verify import Verification
 from datadist.transport import Access, Placement
@@ -86,7 +86,7 @@ def comm_ids() -> Iterator[int]:
 class Engine:
     """Everything between `init` and `finalize`.
 
-    Raises LLMException: LLM_FAILED where the backend, the device or the meeting place can not be
+    Raises LLMException: LLM_FAILED where the backend, the device or the runtime directory can not be
     used, and the codes of the memory pools.
     """
 
@@ -127,11 +127,11 @@ class Engine:
 
     def _start_control(self, environ: Mapping[str, str], stack: ExitStack) -> None:
         self._far = not self.transport.capabilities.same_host_only
-        self._start_meeting(environ, stack)
+        self._start_discovery(environ, stack)
         self._start_linking(stack)
         self._start_transfers(stack)
-        Inbox(
-            self._meeting,
+        Dispatcher(
+            self._discovery,
             self.views,
             self._links,
             self._clusters,
@@ -139,13 +139,13 @@ class Engine:
             self.fetches,
             self.owned,
             self.verification,
-            Suspects(self._reactor, self._builder, self.owned, self.options.remote_accessible),
+            LostPeers(self._reactor, self._builder, self.owned, self.options.remote_accessible),
             self._duplicates,
         )
-        self._call(self._meeting.start)
+        self._call(self._discovery.start)
         self.listen(self.options.listen_ip, self.options.listen_port)
 
-    def _start_meeting(self, environ: Mapping[str, str], stack: ExitStack) -> None:
+    def _start_discovery(self, environ: Mapping[str, str], stack: ExitStack) -> None:
         self._reactor = Reactor("datadist-control")
         stack.callback(self._reactor.stop)
         self._workers = Workers(max(3, min(4, os.cpu_count() or 3)), "datadist-worker")
@@ -154,19 +154,19 @@ class Engine:
         stack.callback(self._stop_services)
         network = self._network_settings() if self._far else None
         try:
-            self._meeting = Meeting(
+            self._discovery = Discovery(
                 self._reactor, self.cluster_id, default_path(environ), network, self.options.job
             )
         except RuntimeDirError as error:
             raise LLMException(str(error), status_code=LLMStatusCode.LLM_FAILED) from error
-        stack.callback(self._close_meeting)
+        stack.callback(self._close_discovery)
         self.views: dict[str, PeerView] = {}
 
     def _stop_services(self) -> None:
         for service in self._services:
             service.close()
 
-    def _close_meeting(self) -> None:
+    def _close_discovery(self) -> None:
         """By the control thread, which tells everybody; by ours, which does not, where that hangs.
 
         All threads are told to end. Meanwhile peers hear that we leave, and those that were inside a
@@ -175,7 +175,7 @@ class Engine:
 
         def close() -> None:
             try:
-                self._meeting.close()
+                self._discovery.close()
             finally:
                 self._workers.tell()
                 self._reactor.tell()
@@ -186,7 +186,7 @@ class Engine:
             self._reactor.call_when(self._flushed(), FLUSH_SECONDS, close, CONTROL_SECONDS)
         except TimeoutError:
             self._reactor.stop()
-            self._meeting.abandon()
+            self._discovery.abandon()
             raise
 
     def _start_linking(self, stack: ExitStack) -> None:
@@ -194,7 +194,7 @@ class Engine:
         stack.callback(self._caller.stop)
         steps = Steps(
             self._reactor,
-            self._meeting,
+            self._discovery,
             self.views,
             self._workers,
             self.transport,
@@ -203,20 +203,20 @@ class Engine:
             Access.READ_WRITE if self.options.remote_accessible else Access.READ,
         )
         self._builder = Builder(
-            steps, self._reactor, self._meeting, self._workers, self.memory, self.owned
+            steps, self._reactor, self._discovery, self._workers, self.memory, self.owned
         )
         rendezvous = Rendezvous(
             self._reactor,
-            self._meeting,
+            self._discovery,
             self.options.rendezvous,
             self._far,
             self.transport.capabilities.self_bootstrapping,
         )
-        waiting = Waiting(self._reactor, self._meeting, self.views, rendezvous)
-        self._duplicates = Duplicates(self._meeting, self.views, self._all_domains)
+        waiting = MissingMembers(self._reactor, self._discovery, self.views, rendezvous)
+        self._duplicates = Duplicates(self._discovery, self.views, self._all_domains)
         self._links = Links(
             self._reactor,
-            self._meeting,
+            self._discovery,
             self.views,
             self._builder,
             rendezvous,
@@ -225,7 +225,7 @@ class Engine:
         )
         self._clusters = Clusters(
             self._reactor,
-            self._meeting,
+            self._discovery,
             self.views,
             self._builder,
             self.backend.name,
@@ -259,19 +259,19 @@ class Engine:
             self.memory.quarantine,
         )
         self.memory.quarantine.on_kept = lambda: self._reactor.post(self._sweep)
-        self.shortcuts = Shortcuts(self.transfers, self.owned)
+        self.route_cache = RouteCache(self.transfers, self.owned)
         types = ElementTypes(self.cluster_id, self.options.check_types)
         self.pulls = Pulls(
-            self.transfers, self.owned, self.shortcuts, types, self.options.remote_accessible
+            self.transfers, self.owned, self.route_cache, types, self.options.remote_accessible
         )
-        self.pushes = Pushes(self.transfers, self.owned, self.shortcuts, types)
+        self.pushes = Pushes(self.transfers, self.owned, self.route_cache, types)
         self.fetches = Fetches(self.transfers, self.owned, types)
         self._services.append(self.fetches)
         self.copies = Copies(self.transport, self.owned, types)
 
     def _sweep(self) -> None:
         """Look again and again whether what transfers have left has settled; on the reactor."""
-        if self.memory.quarantine.sweep():
+        if self.memory.quarantine.remove_stale_files():
             self._reactor.later(SWEEP_SECONDS, self._sweep)
 
     def link_error(self, comm_id: int) -> str | None:
@@ -322,7 +322,7 @@ class Engine:
         Raises LLM_FAILED where the address cannot be used.
         """
         try:
-            self._call(lambda: self._meeting.listen_at(ip, port))
+            self._call(lambda: self._discovery.listen_at(ip, port))
         except EndpointError as error:
             raise LLMException(str(error), status_code=LLMStatusCode.LLM_FAILED) from error
         near = not (ip and port) or parse_address(ip).is_loopback
@@ -386,7 +386,7 @@ class Engine:
                 one_sided=self.options.remote_accessible,
             ),
             job=self.options.job,
-            by_library=self._met_by_library(table, ranks.values()),
+            by_library=self._joined_by_library(table, ranks.values()),
             deadline=time.monotonic() + self.options.link_total_time,
         )
         self._call(lambda: self._links.add(domain))
@@ -409,26 +409,26 @@ class Engine:
                 domain = self._links.domains.get(comm_id)
                 if domain is not None:
                     log.info("%s ends: the call of link was interrupted", domain)
-                    self._leave(domain, patience=0.0)
+                    self._leave(domain, grace_seconds=0.0)
             self._undelivered.pop(number, None)
 
     def _claim(self) -> None:
         """Make our cluster id ours within the job, at the first link."""
         try:
-            holder = self._meeting.claims.take()
+            holder = self._discovery.claims.take()
         except RuntimeError:
             raise self._was_finalized() from None
         except OSError as error:
             raise LLMException(
-                f"cannot claim cluster id {self.cluster_id} in {self._meeting.directory.place}: "
+                f"cannot claim cluster id {self.cluster_id} in {self._discovery.directory.place}: "
                 f"{_claim_problem(error)}",
                 status_code=LLMStatusCode.LLM_FAILED,
             ) from error
         if holder is not None:
-            self._call(self._meeting.tell_refused)
+            self._call(self._discovery.tell_refused)
             raise param_invalid(
                 f"cluster id {self.cluster_id} belongs to another live engine in "
-                f"{described(self.options.job)} of {self._meeting.directory.path}: {holder}; {REMEDY}"
+                f"{described(self.options.job)} of {self._discovery.directory.path}: {holder}; {REMEDY}"
             )
 
     def _check_tables(self, table: RankTable) -> None:
@@ -440,7 +440,7 @@ class Engine:
                 f"more they would have more than the {MAX_TABLES} that peers take: unlink some"
             )
 
-    def _met_by_library(self, table: RankTable, ranks: Iterable[int]) -> bool:
+    def _joined_by_library(self, table: RankTable, ranks: Iterable[int]) -> bool:
         """Whether the transport brings the members together: it can, and they have several servers."""
         several = len({table.device(rank).server for rank in ranks}) > 1
         capabilities = self.transport.capabilities
@@ -500,16 +500,16 @@ class Engine:
 
     def _unlink(self, comm_id: int) -> TableDomain:
         domain = self.domain(comm_id)
-        self._leave(domain, patience=self.options.sync_timeout)
+        self._leave(domain, grace_seconds=self.options.sync_timeout)
         return domain
 
-    def _leave(self, domain: TableDomain, patience: float) -> None:
-        self._close(domain, self._call(lambda: self._links.remove(domain)), patience)
+    def _leave(self, domain: TableDomain, grace_seconds: float) -> None:
+        self._close(domain, self._call(lambda: self._links.remove(domain)), grace_seconds)
 
-    def _close(self, domain: TableDomain, attempt: Attempt | None, patience: float) -> None:
+    def _close(self, domain: TableDomain, attempt: Attempt | None, grace_seconds: float) -> None:
         if attempt is not None:
             try:
-                self._builder.close(attempt, patience)
+                self._builder.close(attempt, grace_seconds)
             except Exception as error:
                 why = text_of(error, self.transport)
                 raise LLMException(
@@ -566,7 +566,7 @@ class Engine:
         }
 
     def _missing(self, domain: TableDomain) -> str:
-        return self._call(lambda: self._links.waiting.missing(domain))
+        return self._call(lambda: self._links.missing_members.missing(domain))
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -595,7 +595,7 @@ class Engine:
         _live.discard(self)
         try:
             with self._closing:
-                self._meeting.claims.close()  # an engine that follows need not wait for our end
+                self._discovery.claims.close()  # an engine that follows need not wait for our end
                 self._wait_for_calls()
                 self._leave_all()
                 self._builder.wait_for_dropped(FLUSH_SECONDS)
@@ -612,7 +612,7 @@ class Engine:
         self._caller.close()
 
         def ended() -> bool:
-            self._builder.hurry()
+            self._builder.abort_transfers()
             return self._caller.ended.is_set()
 
         self._reactor.post(lambda: self._reactor.when(ended, lambda: None, CALLS_SECONDS))
@@ -626,7 +626,7 @@ class Engine:
         left, pairs = self._call(self._remove_all)
         for domain, attempt in left:
             try:
-                self._close(domain, attempt, patience=0.0)
+                self._close(domain, attempt, grace_seconds=0.0)
             except LLMException as error:
                 log.warning("finalize: %s", error)
         self.clusters.close_all(pairs)
@@ -660,9 +660,9 @@ class Engine:
     def abandon(self) -> None:
         """In a forked child: the threads are gone; close descriptors, touch nothing shared."""
         self.forked = self.over = True
-        self.shortcuts.clear()
+        self.route_cache.clear()
         self._reactor.abandon()
-        self._meeting.abandon()
+        self._discovery.abandon()
 
 
 def _claim_problem(error: OSError) -> str:

@@ -11,7 +11,7 @@ from datadist.base import checks
 from datadist.base.addresses import parse_ipv4
 from datadist.base.callers import pass_on
 from datadist.base.digits import is_digits, parse_digits
-from datadist.base.texts import in_seconds, shown
+from datadist.base.texts import in_seconds, short_repr
 from datadist.caches.pool_config import PoolConfig, parse_pool
 from datadist.control.hostport import HostPort
 from datadist.control.job import job_name
@@ -120,7 +120,7 @@ def check_is_options(name: str, options: object) -> None:
     if callable(options):
         how = "call it, generate_options() returns the dict"
     kind = type(options).__name__
-    raise TypeError(f"{name} is a {kind} ({shown(options)}), only support dict: {how}")
+    raise TypeError(f"{name} is a {kind} ({short_repr(options)}), only support dict: {how}")
 
 
 def _completed(options: dict[str, str], role: LLMRole) -> dict[str, str]:
@@ -135,7 +135,7 @@ def _completed(options: dict[str, str], role: LLMRole) -> dict[str, str]:
     _apply_listen_info(given)
     _require_cache_manager(given)
     for key, value in given.items():
-        checks.check_isinstance(f"the option key {shown(key)}", key, str, allow_none=False)
+        checks.check_isinstance(f"the option key {short_repr(key)}", key, str, allow_none=False)
         if not isinstance(value, str):
             raise TypeError(not_text(key, value))
     return given
@@ -163,7 +163,7 @@ def _require(given: dict[str, str], key: str, what: str) -> None:
     """Raise LLM_PARAM_INVALID unless the option that ``what`` needs is on."""
     value = given.get(key)
     if value != "1":
-        state = "not set" if value is None else shown(value)
+        state = "not set" if value is None else short_repr(value)
         raise param_invalid(f'{what} needs option {key} to be "1", it is {state}{where(key)}')
 
 
@@ -217,7 +217,7 @@ def _split_listen_info(info: str) -> tuple[str, str]:
     ip, port = info.split(":")
     if not is_digits(port.removeprefix("-")):  # a negative one is a number, but none of a port
         raise ValueError(
-            f"option {key} is {shown(info)}: the port {shown(port)} is not a number{where(key)}"
+            f"option {key} is {short_repr(info)}: the port {short_repr(port)} is not a number{where(key)}"
         )
     return ip, port
 
@@ -233,7 +233,7 @@ def _listen_ip(given: dict[str, str]) -> str | None:
         pass_on(error)
         raise param_invalid(
             "the listen address (option llm.listenIpInfo, LLMConfig.listen_ip_info; or llm.ListenIp) "
-            f"is {shown(ip)}, expected an IPv4 address such as 10.0.0.1"
+            f"is {short_repr(ip)}, expected an IPv4 address such as 10.0.0.1"
         ) from None
 
 
@@ -256,10 +256,10 @@ def _require_cache_manager(given: dict[str, str]) -> None:
 def _why_off(given: dict[str, str]) -> str:
     key = "llm.EnableCacheManager"
     if key in given:
-        return f'option {key} is {shown(given[key])}, not the text "1"'
+        return f'option {key} is {short_repr(given[key])}, not the text "1"'
     for each in given:
         if isinstance(each, str) and meant_by(each) == key:
-            return f"there is no option {shown(each)}, {key} is meant"
+            return f"there is no option {short_repr(each)}, {key} is meant"
     return f"option {key} is not given" if given else "the options are empty"
 
 
@@ -329,7 +329,8 @@ def _peer_timeout(environ: Mapping[str, str]) -> float:
     seconds = parse_digits(text)
     if seconds is None or not low <= seconds <= high:
         raise param_invalid(
-            f"DATADIST_PEER_TIMEOUT is {shown(text)}, it must be a number of seconds in [{low}, {high}]"
+            f"DATADIST_PEER_TIMEOUT is {short_repr(text)}, "
+            f"it must be a number of seconds in [{low}, {high}]"
         )
     return float(seconds)
 

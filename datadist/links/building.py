@@ -20,7 +20,7 @@ from datadist.caches.memory import Memory
 from datadist.caches.owned import OwnDirectory
 from datadist.caches.peers import PeerView
 from datadist.control.account import Item, LimitExceeded
-from datadist.control.meeting import Meeting
+from datadist.control.discovery import Discovery
 from datadist.control.messages import (
     Dissolve,
     Fail,
@@ -38,12 +38,12 @@ from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.link")
 
-Introduced: TypeAlias = "Callable[[list[bytes]], tuple[str, dict[int, Member]]]"
+MembersFromBlobs: TypeAlias = "Callable[[list[bytes]], tuple[str, dict[int, Member]]]"
 
 EARLY_SECONDS = 10.0
 MAX_EARLY = 64
 CLOSE_SECONDS = 5.0
-MEET_SECONDS = 15.0
+CONTACT_SECONDS = 15.0
 """Time for members that the transport's library connected to establish sessions."""
 ACKS = "acknowledgements"
 """Holder of sessions on which a revocation is under way."""
@@ -56,15 +56,15 @@ class Builder:
         self,
         steps: Steps,
         reactor: Reactor,
-        meeting: Meeting,
+        discovery: Discovery,
         workers: Workers,
         memory: Memory,
         owned: OwnDirectory,
     ) -> None:
         self._steps = steps
-        steps.on_quiet = self._close_when_quiet
+        steps.on_idle = self._close_when_idle
         self._reactor = reactor
-        self._meeting = meeting
+        self._discovery = discovery
         self._workers = workers
         self._memory = memory
         self._owned = owned
@@ -87,9 +87,11 @@ class Builder:
             self.drop(domain)
         attempt = domain.attempt = Attempt(token, domain.rank, sorted(members), members)
         self._unclosed.add(attempt)
-        self._meet(domain, attempt)
+        self._connect_members(domain, attempt)
 
-    def begin_by_library(self, domain: Domain, name: str, blob: bytes, met: Introduced) -> None:
+    def begin_by_library(
+        self, domain: Domain, name: str, blob: bytes, met: MembersFromBlobs
+    ) -> None:
         """Start an attempt whose members the transport's library brings together.
 
         They join under ``name`` and swap blobs; ``met`` makes a token and the members of those, or
@@ -99,7 +101,7 @@ class Builder:
         domain.attempt = attempt
         self._unclosed.add(attempt)
         self._active[attempt.token] = domain
-        own = self._meeting.address.incarnation
+        own = self._discovery.address.incarnation
         peers = {r: Peer(r, own if r == attempt.rank else "") for r in attempt.ranks}
         group = self._steps.group(domain, attempt, peers, name)
 
@@ -134,10 +136,10 @@ class Builder:
             return
         del self._active[attempt.token]
         attempt.token = token
-        self._meet(domain, attempt)
-        self._reactor.later(MEET_SECONDS, lambda: self._check_met(domain, attempt))
+        self._connect_members(domain, attempt)
+        self._reactor.later(CONTACT_SECONDS, lambda: self._check_contact(domain, attempt))
 
-    def _meet(self, domain: Domain, attempt: Attempt) -> None:
+    def _connect_members(self, domain: Domain, attempt: Attempt) -> None:
         """Go on with an attempt whose members are known now."""
         self._active[attempt.token] = domain
         self._taken |= attempt.taken
@@ -145,18 +147,18 @@ class Builder:
             view = self._steps.view(attempt, rank)
             if view is None:
                 member = attempt.members[rank]
-                self._meeting.contact(Address(member.cluster_id, member.incarnation))
+                self._discovery.contact(Address(member.cluster_id, member.incarnation))
             else:
                 self._adopt(attempt, view)
         self._steps.advance(domain, attempt)
 
-    def _check_met(self, domain: Domain, attempt: Attempt) -> None:
+    def _check_contact(self, domain: Domain, attempt: Attempt) -> None:
         """Dissolve the attempt if a member left after joining and before it had a session with us."""
         absent = [rank for rank in attempt.others if self._steps.view(attempt, rank) is None]
         if absent and not attempt.dead and domain.waiting:
             who = ", ".join(f"cluster {attempt.members[r].cluster_id} (rank {r})" for r in absent)
             self._dissolve(
-                domain, f"no contact with {who} within {in_seconds(MEET_SECONDS)} of joining"
+                domain, f"no contact with {who} within {in_seconds(CONTACT_SECONDS)} of joining"
             )
 
     def check_room(self, view: PeerView) -> None:
@@ -176,7 +178,7 @@ class Builder:
         )
 
     def _adopt(self, attempt: Attempt, view: PeerView) -> None:
-        self._meeting.hold(view.session, attempt)
+        self._discovery.hold(view.session, attempt)
         early = view.early.pop(attempt.token, None)
         if early is not None:
             rank = attempt.rank_of(view.incarnation)
@@ -199,7 +201,7 @@ class Builder:
         attempt.dropped = True
         self._dropped[attempt] = domain
         attempt.abort(attempt.others)
-        self._close_when_quiet(attempt)
+        self._close_when_idle(attempt)
 
     def leave(self, domain: Domain, attempt: Attempt) -> dict[PeerView, int]:
         """Tell the members that we unlink; the caller shuts the attempt down itself.
@@ -210,7 +212,7 @@ class Builder:
         for rank in attempt.others:
             view = self._steps.view(attempt, rank)
             if view is not None:  # also one that has left: a pull of its own may still go on
-                self._meeting.hold(view.session, ACKS)
+                self._discovery.hold(view.session, ACKS)
                 self._owned.publication.send_revocation(
                     view, lambda seq: Left(domain=attempt.token, seq=seq)
                 )
@@ -248,16 +250,16 @@ class Builder:
         )
         self._owned.publication.unsubscribe_unless(view, linked)
 
-    def _close_when_quiet(self, attempt: Attempt) -> None:
+    def _close_when_idle(self, attempt: Attempt) -> None:
         if attempt.closing or (attempt.jobs and not attempt.joining):
             return
         attempt.closing = True
         self._workers.submit(lambda: self.close(attempt, 0.0), attempt.owner)
 
-    def close(self, attempt: Attempt, patience: float) -> None:
+    def close(self, attempt: Attempt, grace_seconds: float) -> None:
         """Shut an attempt down that was left or dropped; not on the reactor."""
         try:
-            risky = attempt.shut_down(patience, CLOSE_SECONDS)
+            possible_writers = attempt.shut_down(grace_seconds, CLOSE_SECONDS)
         finally:
             attempt.processes.clear()
             self._dropped.pop(attempt, None)
@@ -265,12 +267,12 @@ class Builder:
             self._reactor.post(lambda: self._release(attempt))
             self._memory.conceal(attempt.regions, attempt)
             attempt.regions = []
-        self.writers |= {attempt.members[rank].incarnation for rank in risky}
-        self.on_closed(attempt, risky)
-        if risky:
+        self.writers |= {attempt.members[rank].incarnation for rank in possible_writers}
+        self.on_closed(attempt, possible_writers)
+        if possible_writers:
             log.warning(
                 "%s may still write our memory; what it could write is kept until it answers",
-                ", ".join(f"rank {rank}" for rank in sorted(risky)),
+                ", ".join(f"rank {rank}" for rank in sorted(possible_writers)),
             )
 
     def _release(self, attempt: Attempt) -> None:
@@ -280,13 +282,13 @@ class Builder:
         for rank in attempt.others:
             view = self._steps.view(attempt, rank)
             if view is not None:
-                self._meeting.release(view.session, attempt)
+                self._discovery.release(view.session, attempt)
 
-    def hurry(self) -> None:
+    def abort_transfers(self) -> None:
         """Abort transfers that closing attempts still wait for (finalize)."""
         for attempt in list(self._unclosed):
-            if attempt.dead and not attempt.hurried:
-                attempt.hurried = True
+            if attempt.dead and not attempt.transfers_aborted:
+                attempt.transfers_aborted = True
                 attempt.abort(attempt.others)
 
     def is_closing(self, domain: Domain) -> bool:
@@ -428,7 +430,7 @@ class Builder:
         attempt = domain.attempt
         assert attempt is not None
         log.info("%s: waiting again: %s", domain, reason)
-        domain.setback = reason
+        domain.last_failure = reason
         self._steps.tell(attempt, Dissolve(domain=attempt.token, reason=reason[:4000]))
         self.drop(domain)
         domain.owner.on_dissolved(domain)

@@ -113,17 +113,17 @@ class ClusterCalls:
             return LLMStatusCode.LLM_TIMEOUT
         return LLMStatusCode.LLM_SUCCESS
 
-    def _close(self, pair: PairDomain, patience: float) -> tuple[bool, Flag]:
+    def _close(self, pair: PairDomain, grace_seconds: float) -> tuple[bool, Flag]:
         """Whether the link was closed without a fault, and what is set once the peer confirmed."""
         confirmed = Flag()
         attempt, told = self._call(lambda: self._clusters.remove(pair))
         self._revocations.when_acked(told, confirmed.set)
-        return self._shut_down(pair, attempt, patience), confirmed
+        return self._shut_down(pair, attempt, grace_seconds), confirmed
 
-    def _shut_down(self, pair: PairDomain, attempt: Attempt | None, patience: float) -> bool:
+    def _shut_down(self, pair: PairDomain, attempt: Attempt | None, grace_seconds: float) -> bool:
         if attempt is not None:
             try:
-                self._builder.close(attempt, patience)
+                self._builder.close(attempt, grace_seconds)
             except Exception as error:
                 log.error("%s: closing it failed: %s", pair, text_of(error, attempt.link))
                 return False

@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from datadist.base.flag import Flag
-from datadist.base.portable import Portable
+from datadist.base.picklable import PicklableError
 from datadist.caches.peers import PeerView
+from datadist.control.discovery import Discovery, EndpointError
 from datadist.control.hostport import HostPort
-from datadist.control.meeting import EndpointError, Meeting
 from datadist.control.messages import Dial, Form, Member, Refused, seconds_until
 from datadist.control.reactor import Reactor, Timer
 from datadist.control.runtime_dir import Address
 from datadist.links.building import Builder
-from datadist.links.domain import Attempt, PairDomain, outdate
+from datadist.links.domain import Attempt, PairDomain, invalidate_routes
 from datadist.links.duplicates import Duplicates
 from datadist.links.rendezvous import NO_KEY
 from datadist.status import LLMStatusCode, code_of
@@ -32,7 +32,7 @@ from datadist.types import RegisterMemStatus
 log = logging.getLogger("datadist.link")
 
 
-class DialError(Portable):
+class DialError(PicklableError):
     """A call of `link_clusters` that is decided before there is a pair."""
 
     def __init__(self, code: LLMStatusCode, reason: str) -> None:
@@ -65,7 +65,7 @@ class Clusters:
     def __init__(
         self,
         reactor: Reactor,
-        meeting: Meeting,
+        discovery: Discovery,
         views: dict[str, PeerView],
         builder: Builder,
         backend: str,
@@ -75,7 +75,7 @@ class Clusters:
         longest: float,
     ) -> None:
         self._reactor = reactor
-        self._meeting = meeting
+        self._discovery = discovery
         self._views = views
         self._builder = builder
         self._backend = backend
@@ -95,21 +95,21 @@ class Clusters:
         ip, port = call.place.host, call.place.port
         seconds = max(0.0, call.deadline - time.monotonic())
         try:
-            address = self._meeting.find(ip, port)
+            address = self._discovery.find(ip, port)
         except EndpointError as error:
             call.refuse(LLMStatusCode.LLM_LINK_FAILED, str(error))
             return
         if address is not None:
             self._on_met(call, address, None)
-        elif self._meeting.remote is not None:
+        elif self._discovery.remote is not None:
             self._calls[call] = self._reactor.later(seconds, lambda: self._too_late(call))
-            self._meeting.remote.expect(call, [ip])
-            self._meeting.remote.contact(
+            self._discovery.remote.expect(call, [ip])
+            self._discovery.remote.contact(
                 call.place, None, lambda met: self._on_reached(call, met), seconds
             )
         else:
             where = f" on this host; {NO_KEY}" if self._far else ""
-            why = f"nobody listens at {call.place}{where}{self._meeting.hint(port)}"
+            why = f"nobody listens at {call.place}{where}{self._discovery.hint(port)}"
             call.refuse(LLMStatusCode.LLM_LINK_FAILED, why)
 
     def forget(self, calls: Sequence[Call]) -> None:
@@ -133,8 +133,8 @@ class Clusters:
 
     def _forget(self, call: Call) -> Timer | None:
         """A call that the network has answered, or need not answer any more."""
-        if self._meeting.remote is not None:
-            self._meeting.remote.forget(call)
+        if self._discovery.remote is not None:
+            self._discovery.remote.forget(call)
         return self._calls.pop(call, None)
 
     def _too_late(self, call: Call) -> None:
@@ -161,8 +161,8 @@ class Clusters:
 
     def _link(self, address: Address, call: Call, place: HostPort | None) -> PairDomain:
         """The pair with an engine, which is asked for it; raises :class:`DialError`."""
-        if address.cluster_id == self._meeting.address.cluster_id:
-            who = "this engine itself" if address == self._meeting.address else "another engine"
+        if address.cluster_id == self._discovery.address.cluster_id:
+            who = "this engine itself" if address == self._discovery.address else "another engine"
             raise DialError(
                 LLMStatusCode.LLM_PARAM_INVALID,
                 f"at {call.place} listens {who}, with our own cluster id {address.cluster_id}: give "
@@ -190,7 +190,7 @@ class Clusters:
         view = self._views.get(address.incarnation)
         if view is not None:
             self._ask(pair, view)
-        elif place is None and not self._meeting.contact(address):
+        elif place is None and not self._discovery.contact(address):
             why = f"the listener at {call.place} has ended"
             self._end(pair, LLMStatusCode.LLM_LINK_FAILED, why)
         return pair
@@ -206,7 +206,7 @@ class Clusters:
 
     def _new_pair(self, cluster: int, incarnation: str, seconds: float) -> PairDomain:
         self._replace(cluster)
-        own = self._meeting.address.cluster_id
+        own = self._discovery.address.cluster_id
         pair = PairDomain(
             owner=self,
             name=f"clusters {min(own, cluster)} and {max(own, cluster)}",
@@ -229,7 +229,7 @@ class Clusters:
             self._retire(stale, RegisterMemStatus.FAILED, "replaced by a newer link")
 
     def _ask(self, pair: PairDomain, view: PeerView) -> None:
-        self._meeting.hold(view.session, pair)
+        self._discovery.hold(view.session, pair)
         view.send(
             Dial(
                 link=pair.link_id,
@@ -249,7 +249,7 @@ class Clusters:
 
     def on_dial(self, view: PeerView, message: Dial) -> None:
         """A peer asks for a link."""
-        why = self._objection(view, message)
+        why = self._refusal_reason(view, message)
         if why is not None:
             if view.refusals.is_new(why):
                 log.warning("refused a link to cluster %d: %s", view.session.cluster_id, why)
@@ -264,7 +264,7 @@ class Clusters:
             and pair.attempt is None
             and pair.incarnation == view.incarnation
         )
-        if crossing and self._meeting.address.incarnation > view.incarnation:
+        if crossing and self._discovery.address.incarnation > view.incarnation:
             return  # the peer answers ours
         if pair is not None and pair.usable and pair.incarnation != view.incarnation:
             self._duplicates.on_replaced(pair, view)
@@ -273,8 +273,8 @@ class Clusters:
             pair = self._new_pair(view.session.cluster_id, view.incarnation, seconds)
         self._form(pair, view, message.link)
 
-    def _objection(self, view: PeerView, message: Dial) -> str | None:
-        cluster, own = view.session.cluster_id, self._meeting.address.cluster_id
+    def _refusal_reason(self, view: PeerView, message: Dial) -> str | None:
+        cluster, own = view.session.cluster_id, self._discovery.address.cluster_id
         if cluster == own:
             return f"both engines have cluster id {own}: give every engine one of its own"
         if message.backend != self._backend:
@@ -292,7 +292,7 @@ class Clusters:
         return None
 
     def _form(self, pair: PairDomain, view: PeerView, their_link: int) -> None:
-        own = self._meeting.address
+        own = self._discovery.address
         theirs = pair.ranks[pair.cluster]
         members = {
             pair.rank: Member(
@@ -318,7 +318,7 @@ class Clusters:
             or {r: m.cluster_id for r, m in members.items()}
             != {r: c for c, r in pair.ranks.items()}
             or members[pair.rank].link != pair.link_id
-            or members[pair.rank].incarnation != self._meeting.address.incarnation
+            or members[pair.rank].incarnation != self._discovery.address.incarnation
             or members[pair.ranks[pair.cluster]].incarnation != view.incarnation
         ):
             return False
@@ -339,7 +339,7 @@ class Clusters:
         pair.status = RegisterMemStatus.OK
         self._release(pair)
         log.info("linked with cluster %d", pair.cluster)
-        outdate(self._views, pair)
+        invalidate_routes(self._views, pair)
         self._duplicates.on_linked(pair)
         pair.settled.set()
 
@@ -371,9 +371,9 @@ class Clusters:
     def _contact_again(self, pair: PairDomain) -> bool:
         """Whether a peer whose session ended is, or may be, there."""
         peer = Address(pair.cluster, pair.incarnation)
-        if self._meeting.contact(peer):
+        if self._discovery.contact(peer):
             return True
-        if pair.place is None or self._meeting.remote is None:
+        if pair.place is None or self._discovery.remote is None:
             return False
 
         def reached(met: Address | str) -> None:
@@ -381,7 +381,7 @@ class Clusters:
                 why = met if isinstance(met, str) else "another engine listens there now"
                 self._end(pair, LLMStatusCode.LLM_LINK_FAILED, f"the peer is gone: {why}")
 
-        self._meeting.remote.contact(pair.place, pair.cluster, reached)
+        self._discovery.remote.contact(pair.place, pair.cluster, reached)
         return True
 
     def _expire(self, pair: PairDomain) -> None:
@@ -414,7 +414,7 @@ class Clusters:
             pair.expiry.cancel()
         view = self._views.get(pair.incarnation)
         if view is not None:
-            self._meeting.release(view.session, pair)
+            self._discovery.release(view.session, pair)
 
     def _with(self, view: PeerView) -> list[PairDomain]:
         return [pair for pair in self.pairs.values() if pair.incarnation == view.incarnation]

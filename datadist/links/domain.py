@@ -12,12 +12,12 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from datadist.base.flag import Flag
-from datadist.caches.peers import Meaning, PeerView, meaning
-from datadist.control.elsewhere import EngineElsewhere
+from datadist.caches.peers import DomainKey, PeerView, domain_key
 from datadist.control.hostport import HostPort
 from datadist.control.messages import Announce, Member, OfferMessage
 from datadist.control.reactor import Timer
 from datadist.control.session import Descriptor
+from datadist.control.unreachable_engines import UnreachableEngine
 from datadist.links.counters import Counters
 from datadist.rank_table import RankTable
 from datadist.status import LLMStatusCode
@@ -54,9 +54,9 @@ class Attempt:
     counters: dict[int, Counters] = field(default_factory=dict)
     dead: bool = False
     """Whether it was given up."""
-    hurried: bool = False
+    transfers_aborted: bool = False
     """Whether remaining transfers were aborted, since the engine ends."""
-    greeted: set[int] = field(default_factory=set)
+    offers_prepared: set[int] = field(default_factory=set)
     """Ranks for which our offer was prepared."""
     joining: bool = False
     """Whether the transport's library is bringing the members together."""
@@ -67,11 +67,11 @@ class Attempt:
     processes: list[Descriptor] = field(default_factory=list)
     """Of the members, kept open until the link is closed."""
     jobs: int = 0
-    quiet: threading.Event = field(default_factory=threading.Event)
+    idle: threading.Event = field(default_factory=threading.Event)
     """Set while no worker is busy with this attempt."""
 
     def __post_init__(self) -> None:
-        self.quiet.set()
+        self.idle.set()
         self.locks = {rank: threading.Lock() for rank in self.others}
         self.counters = {rank: Counters() for rank in self.others}
 
@@ -128,18 +128,18 @@ class Attempt:
             except Exception:
                 log.exception("defect of the transport: aborting raised; please report it")
 
-    def shut_down(self, patience: float, limit: float) -> frozenset[int]:
+    def shut_down(self, grace_seconds: float, limit: float) -> frozenset[int]:
         """Close the transport's link; not on the reactor.
 
-        Waits ``patience`` seconds for transfers in flight, then aborts them, and ``limit`` more for
+        Waits ``grace_seconds`` seconds for transfers in flight, then aborts them, and ``limit`` more for
         whatever else is busy. Returns the ranks that may still write our memory.
         """
         self.dead = True
-        held = self._acquire(self.locks.values(), time.monotonic() + patience)
+        held = self._acquire(self.locks.values(), time.monotonic() + grace_seconds)
         self.abort(self.others)
         deadline = time.monotonic() + limit
         if not self.joining:  # which ends when the link is closed
-            self.quiet.wait(limit)
+            self.idle.wait(limit)
         held += self._acquire((k for k in self.locks.values() if k not in held), deadline)
         try:
             return self.link.close() if self.link is not None else frozenset()
@@ -193,7 +193,7 @@ class Domain:
     """Set once the status is OK or FAILED, or the domain is unlinked."""
     closed: bool = False
     attempt: Attempt | None = None
-    setback: str | None = None
+    last_failure: str | None = None
     """Why the last attempt was given up."""
 
     @property
@@ -226,11 +226,11 @@ class TableDomain(Domain):
     """Whether the transport's library brings the members together, before they know each other."""
     announced: set[str] = field(default_factory=set)
     """Incarnations of peers that received the announcement."""
-    elsewhere: list[EngineElsewhere] = field(default_factory=list)
+    unreachable: list[UnreachableEngine] = field(default_factory=list)
     """Engines with the cluster ids of missing members in other jobs or directories."""
     expiry: Timer | None = None
     """Ends the waiting."""
-    look: Timer | None = None
+    search_timer: Timer | None = None
     """Timer that starts the search for missing members."""
 
     @property
@@ -239,9 +239,9 @@ class TableDomain(Domain):
         return self.waiting and not (self.attempt and self.attempt.members)
 
     @cached_property
-    def meaning(self) -> Meaning:
+    def domain_key(self) -> DomainKey:
         """Equal to that of a peer's announcement which means this domain."""
-        return meaning(self.announce)
+        return domain_key(self.announce)
 
     def __repr__(self) -> str:
         return f"link {self.name!r} (comm id {self.comm_id})"
@@ -286,8 +286,8 @@ class PairDomain(Domain):
         return f"link to cluster {self.cluster}"
 
 
-def outdate(views: Mapping[str, PeerView], domain: Domain) -> None:
+def invalidate_routes(views: Mapping[str, PeerView], domain: Domain) -> None:
     """Invalidate cached routes to the clusters of a new link, so that transfers use the newest link."""
     for view in views.values():
         if view.session.cluster_id in domain.others:
-            view.outdate()
+            view.invalidate_routes()

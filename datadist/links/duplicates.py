@@ -9,9 +9,9 @@ import logging
 import select
 from collections.abc import Callable
 
-from datadist.base.once import Once
+from datadist.base.seen_cases import SeenCases
 from datadist.caches.peers import PeerView
-from datadist.control.meeting import Meeting
+from datadist.control.discovery import Discovery
 from datadist.control.messages import Duplicate, Hello
 from datadist.control.process import described, printable
 from datadist.control.runtime_dir import Address
@@ -23,13 +23,13 @@ REMEDY = (
     "if they belong to different jobs, set DATADIST_JOB to a name of its own for each job; else give "
     "every engine a cluster id of its own"
 )
-DID = {
+REPORTED_ACTIONS = {
     "replaced": "ended its link with this engine for one with",
     "took": "ended for this engine its link with",
 }
 """Texts for the action of a peer that found our cluster id at two engines."""
 MAX_REPORTED = 256
-MAX_TOLD = 8
+MAX_REPORTS_PER_PEER = 8
 """Most warnings that the reports of one peer can cause."""
 
 
@@ -37,19 +37,19 @@ class Duplicates:
     """Handles reports of duplicate cluster ids; logs each case once."""
 
     def __init__(
-        self, meeting: Meeting, views: dict[str, PeerView], domains: Callable[[], list[Domain]]
+        self, discovery: Discovery, views: dict[str, PeerView], domains: Callable[[], list[Domain]]
     ) -> None:
-        self._meeting = meeting
+        self._discovery = discovery
         self._views = views
         self._domains = domains
-        self._reported = Once(MAX_REPORTED)
+        self._reported = SeenCases(MAX_REPORTED)
         self._refused: str | None = None
         """Who was refused beside this engine."""
-        meeting.on_refused = self._on_refused
+        discovery.on_refused = self._on_refused
 
     def on_session(self, view: PeerView) -> None:
         """An engine was met; another one with its cluster id may live."""
-        self._tell_far(view)
+        self._tell_remote_peer(view)
         cluster = view.session.cluster_id
         for other in list(self._views.values()):
             if other is view or other.session.cluster_id != cluster or not is_live(other):
@@ -57,7 +57,7 @@ class Duplicates:
             if self._is_new(cluster, other.incarnation, view.incarnation):
                 log.warning(
                     "cluster id %d names two live engines: %s, and %s; %s",
-                    cluster, other.session.who, view.session.who, REMEDY,
+                    cluster, other.session.peer_and_program, view.session.peer_and_program, REMEDY,
                 )  # fmt: skip
 
     def on_linked(self, domain: Domain) -> None:
@@ -65,7 +65,7 @@ class Duplicates:
         members = domain.attempt.members.values() if domain.attempt else ()
         for member in members:
             engine = Address(member.cluster_id, member.incarnation)
-            refused = self._meeting.claims.refused_beside(engine)
+            refused = self._discovery.claims.refused_beside(engine)
             if refused is not None:
                 self._report_refused(member.cluster_id, refused.incarnation, str(refused))
 
@@ -76,28 +76,28 @@ class Duplicates:
             return
         log.warning(
             "cluster id %d names two live engines: the link to %s is replaced by one to %s; %s",
-            pair.cluster, earlier.session.who, view.session.who, REMEDY,
+            pair.cluster, earlier.session.peer_and_program, view.session.peer_and_program, REMEDY,
         )  # fmt: skip
-        earlier.send(Duplicate(what="replaced", other=printable(view.session.who)))
-        view.send(Duplicate(what="took", other=printable(earlier.session.who)))
+        earlier.send(Duplicate(what="replaced", other=printable(view.session.peer_and_program)))
+        view.send(Duplicate(what="took", other=printable(earlier.session.peer_and_program)))
 
-    def on_told(self, view: PeerView, message: Duplicate) -> None:
+    def on_report(self, view: PeerView, message: Duplicate) -> None:
         """A peer met a cluster id at two engines."""
         cluster, other = view.session.cluster_id, printable(message.other)
         view.told += 1
-        if view.told > MAX_TOLD:
+        if view.told > MAX_REPORTS_PER_PEER:
             return
         if message.what == "refused":
             self._warn_of_foreign(cluster, other)
             return
         log.warning(
             "cluster %d %s %s, which has the same cluster id %d; %s",
-            cluster, DID[message.what], other, self._meeting.address.cluster_id, REMEDY,
+            cluster, REPORTED_ACTIONS[message.what], other, self._discovery.address.cluster_id, REMEDY,
         )  # fmt: skip
 
     def _on_refused(self, hello: Hello, pid: int | None) -> None:
         """An engine of our job and host may not link, since another one has its cluster id."""
-        cluster, own = hello.cluster_id, self._meeting.address.cluster_id
+        cluster, own = hello.cluster_id, self._discovery.address.cluster_id
         if cluster == own or any(cluster in domain.ranks for domain in self._domains()):
             who = described(pid, printable(hello.program))
             self._report_refused(cluster, hello.incarnation, who)
@@ -106,7 +106,7 @@ class Duplicates:
     def _report_refused(self, cluster: int, incarnation: str, who: str) -> None:
         if not self._is_new(cluster, incarnation):
             return
-        if cluster == self._meeting.address.cluster_id:
+        if cluster == self._discovery.address.cluster_id:
             self._on_refused_beside_us(who)
         else:
             self._warn_of_foreign(cluster, who)
@@ -115,13 +115,13 @@ class Duplicates:
         log.warning(
             "another engine with this engine's cluster id %d (%s) was refused its link; the engines "
             "linked with this one may belong to that one's job: %s",
-            self._meeting.address.cluster_id, who, REMEDY,
+            self._discovery.address.cluster_id, who, REMEDY,
         )  # fmt: skip
         self._refused = printable(who)
         for view in self._views.values():
-            self._tell_far(view)
+            self._tell_remote_peer(view)
 
-    def _tell_far(self, view: PeerView) -> None:
+    def _tell_remote_peer(self, view: PeerView) -> None:
         """Tell an engine of another host about refusals, since it cannot see our runtime directory."""
         if self._refused is not None and view.session.address is not None:
             view.send(Duplicate(what="refused", other=self._refused))

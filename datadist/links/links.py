@@ -13,17 +13,17 @@ import secrets
 import time
 
 from datadist.base.texts import in_seconds
-from datadist.caches.peers import Announcement, Meaning, PeerView, meaning
-from datadist.control.meeting import Meeting
+from datadist.caches.peers import Announcement, DomainKey, PeerView, domain_key
+from datadist.control.discovery import Discovery
 from datadist.control.messages import Announce, Form, Member, Mismatch, Withdraw
 from datadist.control.reactor import Reactor, Timer
-from datadist.links import introduction
+from datadist.links import member_record
 from datadist.links.building import Builder
-from datadist.links.domain import Attempt, TableDomain, outdate
+from datadist.links.domain import Attempt, TableDomain, invalidate_routes
 from datadist.links.duplicates import Duplicates
 from datadist.links.matching import differences, disagreement, mutual
+from datadist.links.missing_members import MissingMembers
 from datadist.links.rendezvous import Rendezvous
-from datadist.links.waiting import Waiting
 from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.link")
@@ -44,35 +44,35 @@ class Links:
     def __init__(
         self,
         reactor: Reactor,
-        meeting: Meeting,
+        discovery: Discovery,
         views: dict[str, PeerView],
         builder: Builder,
         rendezvous: Rendezvous,
-        waiting: Waiting,
+        waiting: MissingMembers,
         duplicates: Duplicates,
     ) -> None:
         self._reactor = reactor
-        self._meeting = meeting
+        self._discovery = discovery
         self._views = views
         self._builder = builder
         self._rendezvous = rendezvous
-        self.waiting = waiting
+        self.missing_members = waiting
         self._duplicates = duplicates
         self.domains: dict[int, TableDomain] = {}
-        self._by_meaning: dict[Meaning, list[TableDomain]] = {}
+        self._by_meaning: dict[DomainKey, list[TableDomain]] = {}
         self._comparing: Timer | None = None
 
     # -- from the API ------------------------------------------------------------------------
 
     def add(self, domain: TableDomain) -> None:
         """Begin to look for the members of a new domain."""
-        double = domain.meaning in self._by_meaning
+        double = domain.domain_key in self._by_meaning
         self.domains[domain.comm_id] = domain
-        self._by_meaning.setdefault(domain.meaning, []).append(domain)
+        self._by_meaning.setdefault(domain.domain_key, []).append(domain)
         self._rendezvous.begin(domain)
         left = domain.deadline - time.monotonic()
         domain.expiry = self._reactor.later(left, lambda: self._expire(domain))
-        self.waiting.watch(domain)
+        self.missing_members.watch(domain)
         if domain.by_library and double:
             self._end(
                 domain,
@@ -81,14 +81,14 @@ class Links:
             )
         elif domain.by_library:
             self._join(domain)
-        self._look_for_members(domain)
+        self._search_members(domain)
 
-    def _look_for_members(self, domain: TableDomain) -> None:
+    def _search_members(self, domain: TableDomain) -> None:
         for view in list(self._views.values()):
             if view.session.cluster_id in domain.others:
                 self._announce(domain, view)
         for cluster in domain.others:
-            self._seek(cluster)
+            self._contact_again(cluster)
         self._compare_later()
         self._consider(domain)
 
@@ -99,22 +99,22 @@ class Links:
         """
 
         def met(blobs: list[bytes]) -> tuple[str, dict[int, Member]]:
-            token, members = introduction.read(domain, blobs)
+            token, members = member_record.read(domain, blobs)
             self._rendezvous.meet(domain, members)
             return token, members
 
-        blob = introduction.introduce(
-            domain, self._meeting.address, self._rendezvous.endpoints(domain)
+        blob = member_record.make_record(
+            domain, self._discovery.address, self._rendezvous.endpoints(domain)
         )
-        self._builder.begin_by_library(domain, introduction.digest(domain), blob, met)
+        self._builder.begin_by_library(domain, member_record.digest(domain), blob, met)
 
     def remove(self, domain: TableDomain) -> Attempt | None:
         """Take a domain out; the caller closes the attempt that is returned."""
         if self.domains.pop(domain.comm_id, None) is None:
             return None
-        self._by_meaning[domain.meaning].remove(domain)
-        if not self._by_meaning[domain.meaning]:
-            del self._by_meaning[domain.meaning]
+        self._by_meaning[domain.domain_key].remove(domain)
+        if not self._by_meaning[domain.domain_key]:
+            del self._by_meaning[domain.domain_key]
         domain.closed = True
         self._stop_waiting(domain)
         attempt = domain.attempt
@@ -136,20 +136,20 @@ class Links:
         for domain in list(self.domains.values()):
             domain.announced.discard(view.incarnation)
         delay = 0.0 if orderly else RETRY_SECONDS
-        self._reactor.later(delay, lambda: self._seek_again(view.session.cluster_id))
+        self._reactor.later(delay, lambda: self._retry_contact(view.session.cluster_id))
 
-    def _seek_again(self, cluster: int) -> None:
+    def _retry_contact(self, cluster: int) -> None:
         if any(d.waiting and cluster in d.others for d in self.domains.values()):
-            self._seek(cluster)
+            self._contact_again(cluster)
 
-    def _seek(self, cluster: int) -> None:
-        if not self._meeting.seek(cluster):
-            self._reactor.later(SHORT_SECONDS, lambda: self._seek_again(cluster))
+    def _contact_again(self, cluster: int) -> None:
+        if not self._discovery.contact_cluster(cluster):
+            self._reactor.later(SHORT_SECONDS, lambda: self._retry_contact(cluster))
 
     def on_announce(self, view: PeerView, message: Announce) -> None:
         """A peer waits for a domain. Raises :class:`~datadist.control.account.LimitExceeded`."""
         view.announcements.put(message)
-        for domain in list(self._by_meaning.get(meaning(message), ())):
+        for domain in list(self._by_meaning.get(domain_key(message), ())):
             self._consider(domain)
             self._repeat_refusal(domain, view, message)
         self._compare_later()
@@ -176,7 +176,7 @@ class Links:
     def on_form(self, view: PeerView, form: Form) -> bool:
         """Rank 0 named the members of a domain of ours; False when no domain waits for that."""
         members = {member.rank: member for member in form.members}
-        own = self._meeting.address.incarnation
+        own = self._discovery.address.incarnation
         mine = next((m for m in form.members if m.incarnation == own), None)
         domain = self.domains.get(mine.link) if mine else None
         if (
@@ -197,11 +197,11 @@ class Links:
     def _announce(self, domain: TableDomain, view: PeerView) -> None:
         if domain.waiting and view.incarnation not in domain.announced:
             domain.announced.add(view.incarnation)
-            self._meeting.hold(view.session, domain)
+            self._discovery.hold(view.session, domain)
             view.send(self._rendezvous.announcement(domain, view))
 
     def _stop_waiting(self, domain: TableDomain) -> None:
-        for timer in (domain.expiry, domain.look):
+        for timer in (domain.expiry, domain.search_timer):
             if timer is not None:
                 timer.cancel()
         self._rendezvous.end(domain)
@@ -214,7 +214,7 @@ class Links:
             view = self._views.get(incarnation)
             if view is not None:
                 view.send(Withdraw(link=domain.comm_id))
-                self._meeting.release(view.session, domain)  # may end the session, and call us
+                self._discovery.release(view.session, domain)  # may end the session, and call us
 
     # -- matching ----------------------------------------------------------------------------
 
@@ -222,7 +222,7 @@ class Links:
         for view in self._views.values():
             if view.session.cluster_id != cluster:
                 continue
-            for link, announcement in view.announcements.meaning(domain.meaning).items():
+            for link, announcement in view.announcements.domain_key(domain.domain_key).items():
                 if not self._builder.is_taken(view.incarnation, link):
                     return view, announcement
         return None
@@ -249,7 +249,7 @@ class Links:
             self._form(domain, found)
 
     def _form(self, domain: TableDomain, found: dict[int, tuple[PeerView, Announcement]]) -> None:
-        own = self._meeting.address
+        own = self._discovery.address
         members = {
             domain.rank: Member(
                 rank=domain.rank,
@@ -286,7 +286,7 @@ class Links:
         for view in self._views.values():
             for announcement in view.announcements:
                 message = announcement.message
-                if message.name in names and meaning(message) not in self._by_meaning:
+                if message.name in names and domain_key(message) not in self._by_meaning:
                     strange.setdefault(message.name, []).append((view, announcement))
         if not strange:
             return
@@ -311,7 +311,7 @@ class Links:
             theirs, message = view.session.cluster_id, announcement.message
             if not mutual(domain.announce, own, message, theirs):
                 continue
-            if view.announcements.meaning(domain.meaning):
+            if view.announcements.domain_key(domain.domain_key):
                 continue
             if now - announcement.at < GRACE_SECONDS * 0.9:
                 young = True
@@ -338,7 +338,7 @@ class Links:
             "%s: linked rank %d with %s", domain, domain.rank,
             ", ".join(f"cluster {c} (rank {r})" for c, r in domain.others.items()),
         )  # fmt: skip
-        outdate(self._views, domain)
+        invalidate_routes(self._views, domain)
         self._duplicates.on_linked(domain)
         domain.settled.set()
 
@@ -369,7 +369,7 @@ class Links:
         if not domain.waiting:
             return
         if domain.attempt is None:
-            for view, link in self.waiting.wishes_like(domain):
+            for view, link in self.missing_members.matching_announcements(domain):
                 view.send(Mismatch(link=link, reason=reason[:4000]))
         self._end(domain, reason)
 
@@ -378,7 +378,8 @@ class Links:
         if domain.waiting:
             waited = domain.deadline - domain.created
             self._end(
-                domain, f"not complete after {in_seconds(waited)}: {self.waiting.missing(domain)}"
+                domain,
+                f"not complete after {in_seconds(waited)}: {self.missing_members.missing(domain)}",
             )
 
     def _end(self, domain: TableDomain, reason: str) -> None:

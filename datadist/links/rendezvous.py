@@ -6,7 +6,7 @@ address by which it reaches rank 0, and rank 0 passes that on. Listeners and dia
 that are being formed: when the last of them is done, nothing listens any more.
 
 Where the transport's library brings the members together, every one listens at all addresses of its
-host, and they tell each other by :mod:`datadist.links.introduction`. Everything here runs on the
+host, and they tell each other by :mod:`datadist.links.member_record`. Everything here runs on the
 reactor's thread.
 """
 
@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 
 from datadist.base.addresses import is_address, looks_numeric, parse_address
 from datadist.caches.peers import PeerView
+from datadist.control.discovery import Discovery
 from datadist.control.hostport import BASE_PORT, HostPort
 from datadist.control.interfaces import addresses
 from datadist.control.listener import Listener, NetworkError
-from datadist.control.meeting import Meeting
 from datadist.control.messages import Announce, Member
+from datadist.control.network_discovery import NetworkDiscovery
 from datadist.control.reactor import Reactor
-from datadist.control.remote import Remote
 from datadist.control.runtime_dir import Address as EngineAddress
 from datadist.control.tcp import REFUSED, TcpSession, look_up
 from datadist.control.tcp import Address as SocketAddress
@@ -48,7 +48,7 @@ NO_ADDRESS = (
 
 
 @dataclass(eq=False)
-class _Pursuit:
+class _DialLoop:
     """Dialling one address until the engine there has a session with us."""
 
     endpoint: HostPort
@@ -63,7 +63,7 @@ class _Search:
     """The listeners and dials of one domain."""
 
     listening: dict[HostPort, Listener] = field(default_factory=dict)
-    pursuits: list[_Pursuit] = field(default_factory=list)
+    dial_loops: list[_DialLoop] = field(default_factory=list)
     problem: str | None = None
 
 
@@ -73,19 +73,19 @@ class Rendezvous:
     def __init__(
         self,
         reactor: Reactor,
-        meeting: Meeting,
+        discovery: Discovery,
         chosen: HostPort | None,
         wanted: bool,
         library: bool,
     ) -> None:
         self._reactor = reactor
-        self._meeting = meeting
+        self._discovery = discovery
         self._chosen = chosen
         self._wanted = wanted
         self._library = library
         """Whether members on other hosts are brought together by the transport's library."""
         self._searches: dict[TableDomain, _Search] = {}
-        self._pursuits: dict[tuple[HostPort, int], _Pursuit] = {}
+        self._pursuits: dict[tuple[HostPort, int], _DialLoop] = {}
         self._warned = False
 
     def begin(self, domain: TableDomain) -> None:
@@ -93,34 +93,34 @@ class Rendezvous:
         if not self._wanted or (self._library and not domain.by_library):
             return
         search = self._searches[domain] = _Search()
-        if self._meeting.remote is None:
+        if self._discovery.remote is None:
             search.problem = NO_KEY
             self._reactor.later(GRACE_SECONDS, lambda: self._warn_no_key(domain))
             return
-        self._meeting.remote.expect(domain, _hosts(domain))
+        self._discovery.remote.expect(domain, _hosts(domain))
         if domain.by_library:
-            self._open_everywhere(search, self._meeting.remote)
+            self._open_everywhere(search, self._discovery.remote)
             return
         place = _place(domain, self._chosen)
         if isinstance(place, str):
             search.problem = place
         elif domain.rank == _first(domain):
-            self._open(domain, self._meeting.remote, place)
+            self._open(domain, self._discovery.remote, place)
         else:
             clusters = {rank: cluster for cluster, rank in domain.ranks.items()}
-            self._pursue(domain, place, clusters[_first(domain)])
+            self._dial_repeatedly(domain, place, clusters[_first(domain)])
 
     def end(self, domain: TableDomain) -> None:
         """Close what only this domain needed."""
         search = self._searches.pop(domain, None)
         if search is None:
             return
-        self._give_up(domain, search.pursuits)
-        if self._meeting.remote is None:
+        self._give_up(domain, search.dial_loops)
+        if self._discovery.remote is None:
             return
-        self._meeting.remote.forget(domain)
+        self._discovery.remote.forget(domain)
         for endpoint in search.listening:
-            self._meeting.remote.unlisten(endpoint)
+            self._discovery.remote.unlisten(endpoint)
 
     def explain(self, domain: TableDomain) -> str | None:
         """Why members on other hosts are missing, for messages."""
@@ -132,14 +132,14 @@ class Rendezvous:
             found += listener.refusals.explain()
         found += [
             f"cluster {p.cluster} at {p.endpoint}: {p.problem}"
-            for p in search.pursuits
+            for p in search.dial_loops
             if p.problem is not None
         ]
         return "; ".join(found) or None
 
     def announcement(self, domain: TableDomain, view: PeerView) -> Announce:
         """What to tell a peer: to a far rank 0 of a larger domain, also where we listen."""
-        remote, session = self._meeting.remote, view.session
+        remote, session = self._discovery.remote, view.session
         search = self._searches.get(domain)
         if (
             remote is None
@@ -170,39 +170,41 @@ class Rendezvous:
         if search is None:
             return
         if domain.by_library:
-            self._check_ways(members)
-        if self._meeting.remote is None:
+            self._check_reachable(members)
+        if self._discovery.remote is None:
             return
         first = None if domain.by_library else self._first_cluster(domain)
-        stale = [p for p in search.pursuits if p.cluster != first]
+        stale = [p for p in search.dial_loops if p.cluster != first]
         self._give_up(domain, stale)
-        search.pursuits = [p for p in search.pursuits if p not in stale]
+        search.dial_loops = [p for p in search.dial_loops if p not in stale]
         for member in members.values():
-            if self._is_near(member):
+            if self._is_on_same_host(member):
                 continue
             for text in member.endpoints:
                 try:
-                    self._pursue(domain, HostPort.parse(text), member.cluster_id)
+                    self._dial_repeatedly(domain, HostPort.parse(text), member.cluster_id)
                 except ValueError as error:
                     log.warning(
                         "%s: the address of cluster %d: %s", domain, member.cluster_id, error
                     )
 
-    def _is_near(self, member: Member) -> bool:
+    def _is_on_same_host(self, member: Member) -> bool:
         """Whether the network is not needed to talk to a member."""
         engine = EngineAddress(member.cluster_id, member.incarnation)
         return (
-            engine == self._meeting.address
-            or engine.incarnation in self._meeting.sessions
-            or self._meeting.sees(engine)
+            engine == self._discovery.address
+            or engine.incarnation in self._discovery.sessions
+            or self._discovery.is_listed(engine)
         )
 
-    def _check_ways(self, members: Mapping[int, Member]) -> None:
+    def _check_reachable(self, members: Mapping[int, Member]) -> None:
         for member in members.values():
-            if self._is_near(member) or (member.endpoints and self._meeting.remote is not None):
+            if self._is_on_same_host(member) or (
+                member.endpoints and self._discovery.remote is not None
+            ):
                 continue
             who = f"cluster {member.cluster_id} (rank {member.rank}) is not on this host"
-            if self._meeting.remote is None:
+            if self._discovery.remote is None:
                 raise ValueError(f"{who}, and {NO_KEY}")
             raise ValueError(f"{who} and listens nowhere: set DATADIST_AUTH_KEY there as well")
 
@@ -223,7 +225,7 @@ class Rendezvous:
         found = [HostPort(a, families[":" in a]) for a in addresses() if (":" in a) in families]
         return [str(p) for p in sorted(found, key=lambda p: p.host not in listed)]
 
-    def _open_everywhere(self, search: _Search, remote: Remote) -> None:
+    def _open_everywhere(self, search: _Search, remote: NetworkDiscovery) -> None:
         """Listen at all addresses of this host: the rank table need not say which one counts."""
         for host in ("0.0.0.0", "::"):
             place = HostPort(host, 0)
@@ -232,7 +234,7 @@ class Rendezvous:
             except NetworkError as error:  # a host may lack IPv6, or IPv4
                 log.info("%s", error)
 
-    def _open(self, domain: TableDomain, remote: Remote, place: HostPort) -> None:
+    def _open(self, domain: TableDomain, remote: NetworkDiscovery, place: HostPort) -> None:
         """Listen, trying again while that fails: a predecessor may still be ending."""
 
         def found(addresses: list[SocketAddress]) -> None:
@@ -266,32 +268,32 @@ class Rendezvous:
 
     # -- dialling ----------------------------------------------------------------------------
 
-    def _pursue(self, domain: TableDomain, endpoint: HostPort, cluster: int) -> None:
+    def _dial_repeatedly(self, domain: TableDomain, endpoint: HostPort, cluster: int) -> None:
         key = (endpoint, cluster)
         pursuit = self._pursuits.get(key)
         if pursuit is None:
-            pursuit = self._pursuits[key] = _Pursuit(endpoint, cluster)
+            pursuit = self._pursuits[key] = _DialLoop(endpoint, cluster)
             self._reactor.post(lambda: self._dial(pursuit))
         pursuit.domains.add(domain)
-        self._searches[domain].pursuits.append(pursuit)
+        self._searches[domain].dial_loops.append(pursuit)
 
-    def _give_up(self, domain: TableDomain, pursuits: list[_Pursuit]) -> None:
-        for pursuit in pursuits:
+    def _give_up(self, domain: TableDomain, dial_loops: list[_DialLoop]) -> None:
+        for pursuit in dial_loops:
             pursuit.domains.discard(domain)
             if not pursuit.domains:
                 self._pursuits.pop((pursuit.endpoint, pursuit.cluster), None)
 
-    def _dial(self, pursuit: _Pursuit) -> None:
-        remote = self._meeting.remote
+    def _dial(self, pursuit: _DialLoop) -> None:
+        remote = self._discovery.remote
         if not pursuit.domains or remote is None:
             return
-        if any(s.cluster_id == pursuit.cluster for s in self._meeting.sessions.values()):
+        if any(s.cluster_id == pursuit.cluster for s in self._discovery.sessions.values()):
             pursuit.delay, pursuit.problem = FIRST_RETRY_SECONDS, None
             self._reactor.later(RETRY_SECONDS, lambda: self._dial(pursuit))
             return
         remote.contact(pursuit.endpoint, pursuit.cluster, lambda met: self._dialled(pursuit, met))
 
-    def _dialled(self, pursuit: _Pursuit, met: EngineAddress | str) -> None:
+    def _dialled(self, pursuit: _DialLoop, met: EngineAddress | str) -> None:
         problem = met if isinstance(met, str) else None
         if problem not in (None, pursuit.problem) and pursuit.domains:
             level = logging.DEBUG if problem == REFUSED else logging.WARNING

@@ -17,7 +17,7 @@ from datadist.caches.owned import OwnDirectory
 from datadist.caches.peers import PeerView
 from datadist.control.account import Item
 from datadist.control.closing import is_memory
-from datadist.control.meeting import Meeting
+from datadist.control.discovery import Discovery
 from datadist.control.messages import Attached, Message, OfferMessage, Ready
 from datadist.control.reactor import Reactor
 from datadist.control.session import Session, close_all
@@ -37,7 +37,7 @@ class Steps:
     def __init__(
         self,
         reactor: Reactor,
-        meeting: Meeting,
+        discovery: Discovery,
         views: dict[str, PeerView],
         workers: Workers,
         transport: Transport,
@@ -46,14 +46,14 @@ class Steps:
         access: Access,
     ) -> None:
         self._reactor = reactor
-        self._meeting = meeting
+        self._discovery = discovery
         self._views = views
         self._workers = workers
         self._transport = transport
         self._memory = memory
         self._owned = owned
         self._access = access
-        self.on_quiet: Callable[[Attempt], None] = lambda _attempt: None
+        self.on_idle: Callable[[Attempt], None] = lambda _attempt: None
         """Called when a job of a dropped attempt has ended."""
 
     def view(self, attempt: Attempt, rank: int) -> PeerView | None:
@@ -76,7 +76,7 @@ class Steps:
             self._try_open(domain, attempt)
         if attempt.link is None or attempt.joining:
             return
-        self._greet(domain, attempt)
+        self._send_directory_and_offer(domain, attempt)
         for rank in [r for r in attempt.offers if r not in attempt.attaching]:
             self._attach(domain, attempt, rank)
         if attempt.attached.issuperset(attempt.others) and not attempt.told_ready:
@@ -87,21 +87,21 @@ class Steps:
             else:
                 self._tell_ready(domain, attempt)
 
-    def _greet(self, domain: Domain, attempt: Attempt) -> None:
+    def _send_directory_and_offer(self, domain: Domain, attempt: Attempt) -> None:
         """Give our directory and our offer to the members that can be talked to."""
         for rank in attempt.others:
             view = self.view(attempt, rank)
-            if view is not None and rank not in attempt.greeted and not attempt.dead:
-                attempt.greeted.add(rank)
+            if view is not None and rank not in attempt.offers_prepared and not attempt.dead:
+                attempt.offers_prepared.add(rank)
                 self._owned.publication.subscribe(view)
-                view.queue_offer(self._giver(domain, attempt, rank))
+                view.queue_offer(self._offer_sender(domain, attempt, rank))
 
     def _try_open(self, domain: Domain, attempt: Attempt) -> None:
         views = {r: self._views.get(attempt.members[r].incarnation) for r in attempt.others}
         present = {rank: view for rank, view in views.items() if view is not None}
         if len(present) < len(views):
             return
-        peers = {attempt.rank: Peer(attempt.rank, self._meeting.address.incarnation)}
+        peers = {attempt.rank: Peer(attempt.rank, self._discovery.address.incarnation)}
         for rank, view in present.items():
             session = view.session
             pidfd = None if session.process is None else session.process.fd
@@ -142,7 +142,7 @@ class Steps:
             deadline=domain.deadline,
         )
 
-    def _giver(self, domain: Domain, attempt: Attempt, rank: int) -> Callable[[], bool]:
+    def _offer_sender(self, domain: Domain, attempt: Attempt, rank: int) -> Callable[[], bool]:
         def give() -> bool:
             view = self.view(attempt, rank)
             if attempt.dead or attempt.link is None or view is None:
@@ -154,7 +154,7 @@ class Steps:
                     domain, attempt, self._blame(f"making the offer for rank {rank}", error)
                 )
                 return False
-            why = _fault(offer, rank, view.session)
+            why = _offer_problem(offer, rank, view.session)
             if why is not None:
                 close_all(offer.fds)
                 self.failed(domain, attempt, why)
@@ -247,7 +247,7 @@ class Steps:
         owner: str | None = None,
     ) -> None:
         attempt.jobs += 1
-        attempt.quiet.clear()
+        attempt.idle.clear()
 
         def run() -> None:
             try:
@@ -264,9 +264,9 @@ class Steps:
             finally:
                 attempt.jobs -= 1
                 if attempt.jobs == 0:
-                    attempt.quiet.set()
+                    attempt.idle.set()
                 if attempt.dropped:
-                    self.on_quiet(attempt)
+                    self.on_idle(attempt)
 
         def run_on_own_thread() -> None:
             try:
@@ -286,7 +286,7 @@ class Steps:
         return f"{stage} failed: {text_of(error, self._transport)}"
 
 
-def _fault(offer: Offer, rank: int, session: Session) -> str | None:
+def _offer_problem(offer: Offer, rank: int, session: Session) -> str | None:
     """Why an offer cannot be sent."""
     size, count = len(offer.data), len(offer.fds)
     if size > Offer.MAX_DATA:

@@ -25,7 +25,7 @@ def __getattr__(name: str) -> object:
         raise ImportError(
             "the conformance kit needs pytest: pip install 'datadist[testing]'"
         ) from error
-    pytest.register_assert_rewrite("datadist.testing.families", "datadist.testing.bench")
+    pytest.register_assert_rewrite("datadist.testing.families", "datadist.testing.testbed")
     from datadist.testing.conformance import TransportConformance
 
     return TransportConformance

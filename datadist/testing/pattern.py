@@ -18,7 +18,7 @@ def pattern(seed: int, size: int) -> bytes:
 
 
 @dataclass(frozen=True)
-class Landed:
+class ExpectedWrite:
     """Segments of a transfer: offsets here and in the source, whose memory was filled with ``seed``."""
 
     seed: int
@@ -28,10 +28,10 @@ class Landed:
     length: array[int]
 
 
-def expected(seed: int, size: int, landed: Iterable[Landed]) -> bytearray:
+def expected(seed: int, size: int, expected_write: Iterable[ExpectedWrite]) -> bytearray:
     """The content of memory filled with ``seed`` after these writes, including guard bytes."""
     data = bytearray(pattern(seed, size))
-    for arrival in landed:
+    for arrival in expected_write:
         source = memoryview(pattern(arrival.seed, arrival.size))
         for here, there, n in zip(arrival.here, arrival.there, arrival.length, strict=True):
             data[here : here + n] = source[there : there + n]

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from datadist.base.portable import Portable
+from datadist.base.picklable import PicklableError
 from datadist.base.texts import in_seconds
 from datadist.testing import wire
 
@@ -28,7 +28,7 @@ BOOT = (
 )
 
 
-class PeerError(Portable):
+class PeerError(PicklableError):
     """A function failed in a process; the text has the traceback from there."""
 
     def __init__(self, text: str, kinds: Sequence[str] = ()) -> None:

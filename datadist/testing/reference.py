@@ -156,7 +156,9 @@ class ReferenceTransport(spi.Transport):
     def __init__(self, options: spi.TransportOptions) -> None:
         if options.extra:
             raise spi.OptionError(f"unknown option {min(options.extra)}: there are none")
-        LIBC.prctl(PR_SET_PTRACER, PTRACER_ANY)  # with Yama we must permit other processes to access ours
+        LIBC.prctl(
+            PR_SET_PTRACER, PTRACER_ANY
+        )  # with Yama we must permit other processes to access ours
 
     @property
     def capabilities(self) -> spi.Capabilities:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
-from datadist.base.coverage import Coverage
+from datadist.base.range_set import RangeSet
 from datadist.caches.directory import KeyName
 from datadist.caches.element_types import ElementTypes
 from datadist.caches.owned import OwnCache, OwnDirectory
@@ -23,7 +23,7 @@ from datadist.transfers.plan import (
     plan_slots,
 )
 from datadist.transfers.resolve import Found, Layers, Route, Source
-from datadist.transfers.shortcuts import Shortcuts
+from datadist.transfers.route_cache import RouteCache
 from datadist.transfers.transfer import (
     Transfers,
     as_param_invalid,
@@ -38,12 +38,12 @@ class Pulls:
     """Reads from caches of linked clusters; every method works from any thread."""
 
     def __init__(
-        self, transfers: Transfers, owned: OwnDirectory, shortcuts: Shortcuts, types: ElementTypes,
+        self, transfers: Transfers, owned: OwnDirectory, route_cache: RouteCache, types: ElementTypes,
         one_sided: bool,
     ) -> None:  # fmt: skip
         self._transfers = transfers
         self._owned = owned
-        self._shortcuts = shortcuts
+        self._route_cache = route_cache
         self._types = types
         self._one_sided = one_sided
 
@@ -107,7 +107,7 @@ class Pulls:
             route, found, version = self._pull(cluster, source, cache, layers, plan)
         if isinstance(source, KeyName) and source.space == "blocks" and layers.all:
             name = cluster, source.model, cache_id
-            self._shortcuts.remember(name, cache, found.entry, route, version)
+            self._route_cache.remember(name, cache, found.entry, route, version)
 
     def _pull(
         self, cluster: int, source: Source, cache: OwnCache, layers: Layers, plan: Planner
@@ -159,7 +159,7 @@ class Pulls:
         if self._one_sided or binding is None or binding.space != "request" or not entry.pooled:
             return
         with view.lock:
-            covered = view.covered.setdefault(binding.id, Coverage())
+            covered = view.covered.setdefault(binding.id, RangeSet())
             covered.add(theirs.start, theirs.stop)
             if covered.is_all(len(entry.bases)):
                 view.consumed.add(binding.id)

@@ -21,7 +21,7 @@ from datadist.transfers.plan import (
     plan_slots,
 )
 from datadist.transfers.resolve import ById, Found, Route, Source, tensor_range
-from datadist.transfers.shortcuts import Shortcuts
+from datadist.transfers.route_cache import RouteCache
 from datadist.transfers.transfer import (
     Transfers,
     as_param_invalid,
@@ -46,11 +46,15 @@ class Pushes:
     """
 
     def __init__(
-        self, transfers: Transfers, owned: OwnDirectory, shortcuts: Shortcuts, types: ElementTypes
+        self,
+        transfers: Transfers,
+        owned: OwnDirectory,
+        route_cache: RouteCache,
+        types: ElementTypes,
     ) -> None:
         self._transfers = transfers
         self._owned = owned
-        self._shortcuts = shortcuts
+        self._route_cache = route_cache
         self._types = types
 
     def push_cache(
@@ -131,7 +135,7 @@ class Pushes:
             whole = len(local.layout.bases) == len(entry.bases) == mine.stop - mine.start
             if isinstance(target, KeyName) and whole and mine == theirs:
                 name = cluster, target.model, cache_id, layers.per_layer
-                self._shortcuts.remember(name, local, entry, route, pushing.version)
+                self._route_cache.remember(name, local, entry, route, pushing.version)
 
     def push_slot_to_blocks(
         self, cluster: int, target: Source, cache_id: int, slot: int, dst_blocks: Blocks,
@@ -198,7 +202,7 @@ class Pushes:
                     self._types.check_push(view, cache, found.entry)
                     return self._transfers.move_over(
                         ways,
-                        lambda way: self._transfers.move(way, segments, deadline, write=True),
+                        lambda cached: self._transfers.move(cached, segments, deadline, write=True),
                     )
 
                 yield _Pushing(cache, found, layers, version, move)

@@ -38,9 +38,9 @@ STATUS_OF: tuple[tuple[type[TransportError], LLMStatusCode], ...] = (
     (Unsupported, LLMStatusCode.LLM_FEATURE_NOT_ENABLED),
 )
 """Status of a transport's errors; what is not listed is LLM_FAILED."""
-SURE_SECONDS = 0.5
+MIN_REUSE_SECONDS = 0.5
 """An owner never reuses memory sooner than this after it has told a reader, which may be stopped."""
-AT_ONCE = (False,)
+NON_BLOCKING = (False,)
 """For `map` over a lock's ``acquire``: once, without waiting."""
 
 
@@ -88,7 +88,9 @@ class Transfers:
         domains = self._domains()
         routes = resolve.routes_to(domains, self._views, cluster)
         views = [route.view for route in routes[:1]]
-        if not routes:  # the peer may be OK already, and the message that makes us OK may have arrived
+        if (
+            not routes
+        ):  # the peer may be OK already, and the message that makes us OK may have arrived
             views = resolve.members_of(domains, self._views, cluster)
         late = [view.session for view in views if not view.session.settled()]
         for session in late:
@@ -138,10 +140,10 @@ class Transfers:
         failed: bool | None = True
         attempt, rank = route.attempt, route.rank
         lock = attempt.locks[rank]
-        held: list[bool] = []
+        acquired: list[bool] = []
         try:
             try:
-                self._take(lock, held, route, deadline)
+                self._take(lock, acquired, route, deadline)
                 link = attempt.link
                 if attempt.dead or rank in attempt.gone or link is None:
                     failed = None
@@ -163,7 +165,7 @@ class Transfers:
                 if after is not None:
                     after()
             finally:
-                if True in held:
+                if True in acquired:
                     lock.release()
             failed = False
         except LLMException:
@@ -187,28 +189,30 @@ class Transfers:
         """
         session = route.view.session
         left = deadline - monotonic()
-        late = left < self.timeout - SURE_SECONDS
+        late = left < self.timeout - MIN_REUSE_SECONDS
         left = max(1.0, left)
-        heard = session.settled() or self._drain(session, left)
+        control_readable = session.settled() or self._drain(session, left)
         _check_unrevoked(route, source)
         if late and source is not None and not source.pooled:
-            heard = route.view.synchronize(left)
+            control_readable = route.view.synchronize(left)
             _check_unrevoked(route, source)
-        if not heard:
+        if not control_readable:
             raise _overtaken(
                 route, "the owner did not confirm that the data is still valid (is it stopped?)"
             )
 
-    def _take(self, lock: threading.Lock, held: list[bool], route: Route, deadline: float) -> None:
-        """Take the lock of a link and rank; True is in ``held`` once that is done.
+    def _take(
+        self, lock: threading.Lock, acquired: list[bool], route: Route, deadline: float
+    ) -> None:
+        """Take the lock of a link and rank; True is in ``acquired`` once that is done.
 
         It is put there in C: a handler of a signal runs before the lock was taken, or after it was
         noted.
         """
-        held += map(lock.acquire, AT_ONCE)
-        if True not in held:
-            held += map(lock.acquire, (True,), (max(0.0, deadline - monotonic()),))
-        if True not in held:
+        acquired += map(lock.acquire, NON_BLOCKING)
+        if True not in acquired:
+            acquired += map(lock.acquire, (True,), (max(0.0, deadline - monotonic()),))
+        if True not in acquired:
             raise LLMException(
                 f"another transfer over {route.domain} took longer than sync_kv_timeout "
                 f"({in_seconds(self.timeout)})",
@@ -296,7 +300,7 @@ def _overtaken(
     cluster = route.attempt.members[route.rank].cluster_id
     return LLMException(
         f"the pull from cluster {cluster} over {route.domain} was too slow, and the memory may "
-            f"have been reused during the read: {why}",
+        f"have been reused during the read: {why}",
         status_code=status,
     )
 

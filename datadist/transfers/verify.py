@@ -86,9 +86,9 @@ class Verification:
 
         with self._requests.ask(route.view, message) as request:
             ours = self._checksum(local, length, deadline)
-            self._judge(route, request.wait(deadline), ours, int(length.sum()))
+            self._check_answer(route, request.wait(deadline), ours, int(length.sum()))
 
-    def _judge(self, route: Route, answer: Verified | None, ours: int, nbytes: int) -> None:
+    def _check_answer(self, route: Route, answer: Verified | None, ours: int, nbytes: int) -> None:
         session = route.view.session
         cluster = session.cluster_id
         if answer is None:

@@ -16,7 +16,15 @@ from importlib import metadata
 
 from datadist.transport import API_VERSION, ENTRY_POINT_GROUP, Availability, Transport
 
-__all__ = ["Backend", "BackendError", "Choice", "Row", "choose_backend", "list_backends", "survey"]
+__all__ = [
+    "Backend",
+    "BackendError",
+    "BackendState",
+    "Choice",
+    "choose_backend",
+    "list_backends",
+    "list_states",
+]
 
 log = logging.getLogger("datadist.backend")
 
@@ -57,7 +65,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Row:
+class BackendState:
     """An installed backend and whether it can be used."""
 
     backend: Backend
@@ -141,17 +149,21 @@ def choose_backend(requested: str | None, environ: Mapping[str, str]) -> Choice:
     return choice
 
 
-def survey() -> list[Row]:
+def list_states() -> list[BackendState]:
     """Every installed transport with its state, in the order in which `auto` tries them."""
     rows = []
     for backend in _unique_names():
         try:
             _, loaded = load_transport(backend)
         except BackendError as error:
-            rows += [Row(b, False, str(error), None) for b in list_backends() if b.name == backend]
+            rows += [
+                BackendState(b, False, str(error), None)
+                for b in list_backends()
+                if b.name == backend
+            ]
         else:
             state = _probe(_only(backend), loaded)
-            rows.append(Row(_only(backend), state.usable, state.reason, loaded.priority))
+            rows.append(BackendState(_only(backend), state.usable, state.reason, loaded.priority))
     return sorted(rows, key=_order)
 
 
@@ -168,7 +180,7 @@ def _wanted(requested: str | None, environ: Mapping[str, str]) -> tuple[str, str
     return "auto", "default"
 
 
-def _order(row: Row) -> tuple[int, str]:
+def _order(row: BackendState) -> tuple[int, str]:
     return (-(row.priority if row.priority is not None else -1), row.backend.name)
 
 

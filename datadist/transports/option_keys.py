@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from datadist.base.texts import nearest, shown, suggestion
+from datadist.base.texts import nearest, short_repr, suggestion
 from datadist.status import LLMException, param_invalid
 from datadist.transports.loader import KNOWN as TRANSPORTS
 from datadist.transports.loader import list_backends
@@ -70,14 +70,14 @@ def wrong(key: str, value: str, problem: str = "", expected: str = "") -> LLMExc
     """LLM_PARAM_INVALID for the value of an option; ``problem`` says what is wrong with it."""
     what = f": {problem}; expected" if problem else ", it must be"
     expected = expected or DOCUMENTED[key].expected
-    return param_invalid(f"option {key} is {shown(value)}{what} {expected}{where(key)}")
+    return param_invalid(f"option {key} is {short_repr(value)}{what} {expected}{where(key)}")
 
 
 def not_text(key: str, value: object) -> str:
     """The error text for a value that is not text."""
     expected = DOCUMENTED.get(key, Option()).expected
     return (
-        f"option {key} is a {type(value).__name__} ({shown(value)}), only support str: "
+        f"option {key} is a {type(value).__name__} ({short_repr(value)}), only support str: "
         f"give {'' if expected == 'text' else 'text, '}{expected}{where(key)}"
     )
 
@@ -117,7 +117,7 @@ def check_keys(keys: Iterable[object]) -> None:
         meant = meant_by(key)
         if meant or key.startswith("llm."):
             hint = f"; did you mean {meant}?" if meant else ""
-            log.warning("there is no option %s, it has no effect%s", shown(key), hint)
+            log.warning("there is no option %s, it has no effect%s", short_repr(key), hint)
 
 
 def _check_own(key: str) -> None:
@@ -131,6 +131,6 @@ def _check_own(key: str) -> None:
     options = [f"datadist.{each}.{name[0]}" for each in backends] if name else own
     hint = suggestion(key, options, 0.8)
     raise param_invalid(
-        f"there is no option {shown(key)}{hint or ':'} There are {', '.join(own)}, and "
+        f"there is no option {short_repr(key)}{hint or ':'} There are {', '.join(own)}, and "
         f"datadist.<backend>.<name> for the backends {', '.join(backends)}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from datadist import BlocksCacheKey, CacheDesc, CacheKey, DataType, LLMException, LLMStatusCode
-from tests.hosted import Engine
+from tests.in_process_engine import Engine
 
 INVALID = 2**64 - 1
 DESC = CacheDesc(1, [2, 64], DataType.DT_UINT8)

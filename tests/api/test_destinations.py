@@ -21,7 +21,7 @@ from datadist import (
     TransferConfig,
     TransferWithCacheKeyConfig,
 )
-from datadist.api.destinations import check_apart
+from datadist.api.destinations import check_no_overlap
 from datadist.api.layerwise_checks import LayerBlocks
 from tests.api.test_layerwise_checks import Always
 from tests.matrix import PEER, Worlds, worlds_in
@@ -39,7 +39,7 @@ def _cache(blocks: bool, count: int = 4, size: int = BLOCK) -> Cache:
 
 def _refused(cache: Cache, configs: Sequence[Any], blocks: LayerBlocks = NONE) -> str:
     with pytest.raises(LLMException) as caught:
-        check_apart(cache, configs, blocks)
+        check_no_overlap(cache, configs, blocks)
     assert caught.value.status_code is PI
     return str(caught.value)
 
@@ -66,7 +66,7 @@ def test_addresses_that_are_equal_name_both_places() -> None:
 def test_addresses_that_overlap_name_both_places(blocks: bool) -> None:
     size = 4 * BLOCK if blocks else BLOCK  # whole tensors of a blocks cache
     apart, near = [4096 + 2 * size, 4096], [4096 + 2 * size, 4096 + 3 * size - 1]
-    check_apart(_cache(blocks), [TransferConfig(2, [*apart, 4096 + size, 64])], NONE)
+    check_no_overlap(_cache(blocks), [TransferConfig(2, [*apart, 4096 + size, 64])], NONE)
     said = _refused(_cache(blocks), [TransferConfig(2, [*near, 64, 1024])])
     assert f"transfer_configs[0].dst_addrs[1] is {near[1]:#x}, and what is written there" in said
     assert f"that of transfer_configs[0].dst_addrs[0], which is {near[0]:#x}:" in said
@@ -78,24 +78,24 @@ def test_addresses_of_several_configs() -> None:
     assert "transfer_configs[2].dst_addrs[1] is 0x87" in said
     assert "transfer_configs[0].dst_addrs[1], which is 0x80" in said
     other.dst_addrs = [256, 144]
-    check_apart(_cache(False), [one, TransferConfig(3, [64, 128], range(1)), other], NONE)
+    check_no_overlap(_cache(False), [one, TransferConfig(3, [64, 128], range(1)), other], NONE)
 
 
 @pytest.mark.parametrize("kind", [list, tuple, lambda blocks: np.array(blocks, np.uint8)])
 def test_blocks_are_compared_as_they_are_written(kind: Any) -> None:
     pairs = LayerBlocks(kind([0, 1]), kind([0, 2]), 0)
     interleaved = [4096, 4096 + BLOCK]  # even blocks of one, odd blocks of the other
-    check_apart(_cache(True), [TransferConfig(2, interleaved, range(1))], pairs)
+    check_no_overlap(_cache(True), [TransferConfig(2, interleaved, range(1))], pairs)
     for second in (4096, 4096 + 1, 4096 + 2 * BLOCK, 4096 + 3 * BLOCK - 1):
         assert "dst_addrs[1]" in _refused(
             _cache(True), [TransferConfig(2, [4096, second], range(1))], pairs
         )
-    check_apart(_cache(True), [TransferConfig(2, [4096, 4096 + 3 * BLOCK], range(1))], pairs)
+    check_no_overlap(_cache(True), [TransferConfig(2, [4096, 4096 + 3 * BLOCK], range(1))], pairs)
 
 
 def test_the_last_block_of_a_spread_may_be_short() -> None:
     spread = LayerBlocks(None, [0, 1], 10)  # 16 bytes over blocks of 10: 10 and 6
-    check_apart(_cache(False), [TransferConfig(2, [4096, 4096 + 16], range(1))], spread)
+    check_no_overlap(_cache(False), [TransferConfig(2, [4096, 4096 + 16], range(1))], spread)
     assert "dst_addrs[1]" in _refused(
         _cache(False), [TransferConfig(2, [4096, 4096 + 15], range(1))], spread
     )
@@ -111,12 +111,12 @@ def test_keys_and_values_interleaved_layer_by_layer_stay_possible() -> None:
     lists = LayerBlocks(range(count), range(count - 1, -1, -1), 0)
     for listed in (addresses, mixed):
         for blocks in (NONE, lists):
-            check_apart(cache, [TransferConfig(2, listed)], blocks)
+            check_no_overlap(cache, [TransferConfig(2, listed)], blocks)
 
 
 def test_addresses_at_the_end_of_all_addresses() -> None:
     top = (1 << 63) - BLOCK
-    check_apart(_cache(False), [TransferConfig(2, [top, top - BLOCK], range(1))], NONE)
+    check_no_overlap(_cache(False), [TransferConfig(2, [top, top - BLOCK], range(1))], NONE)
     assert "0x7ffffffffffffff0" in _refused(
         _cache(False), [TransferConfig(2, [top - 1, top], range(1))]
     )
@@ -150,7 +150,7 @@ def test_what_is_refused_is_what_is_written_twice(
     if len(set(written)) < len(written):
         assert "dst_addrs[" in _refused(cache, configs, blocks)
     else:
-        check_apart(cache, configs, blocks)
+        check_no_overlap(cache, configs, blocks)
 
 
 def test_the_call_refuses_addresses(worlds: Worlds) -> None:
@@ -184,7 +184,7 @@ def test_layers_of_one_destination(kind: str) -> None:
         same = CacheKeyByIdAndIndex(2, 7, 1)  # type: ignore[assignment]
         others = [CacheKeyByIdAndIndex(*ids) for ids in ((2, 7, 0), (2, 8, 1), (3, 7, 1))]  # type: ignore[misc]
     for other in (*((each, 0, 2) for each in others), (same, 2, 3)):
-        check_apart(cache, [_keyed(key, 0, 2), _keyed(*other)], NONE)
+        check_no_overlap(cache, [_keyed(key, 0, 2), _keyed(*other)], NONE)
     for first, end in ((0, 2), (1, 2), (1, 4), (0, 1)):
         said = _refused(
             cache, [_keyed(others[0], 0, 2), _keyed(key, 0, 2), _keyed(same, first, end)]
@@ -197,7 +197,7 @@ def test_layers_of_one_destination(kind: str) -> None:
 def test_blocks_of_a_cache_by_id_are_one_destination_whatever_the_slot() -> None:
     configs = [_keyed(CacheKeyByIdAndIndex(2, 7, slot), 0, 1) for slot in (0, 1)]
     assert "transfer_configs[1]" in _refused(_cache(False), configs, LayerBlocks(None, [3], BLOCK))
-    check_apart(_cache(False), configs, NONE)
+    check_no_overlap(_cache(False), configs, NONE)
 
 
 def test_the_call_refuses_layers(worlds: Worlds) -> None:

@@ -19,7 +19,7 @@ class SoftLimit(Exception):
     """As a task queue raises it."""
 
 
-def _strike(*_args: Any) -> None:
+def _inject_fault(*_args: Any) -> None:
     raise SoftLimit
 
 
@@ -39,8 +39,8 @@ class _Watchdog:
 
 
 HANDLERS: list[Callable[..., Any]] = [
-    _strike, partial(_strike_with, 1), _Watchdog().strike, _Watchdog(),
-    lambda number, frame: _strike(),
+    _inject_fault, partial(_strike_with, 1), _Watchdog().strike, _Watchdog(),
+    lambda number, frame: _inject_fault(),
 ]  # fmt: skip
 
 

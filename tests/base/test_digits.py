@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datadist import LLMConfig, LLMException, LLMRole, LLMStatusCode
-from datadist.base.digits import argument, parse_digits
+from datadist.base.digits import number_argument, parse_digits
 from datadist.cli import main
 from datadist.control.hostport import HostPort
 from datadist.engine.options import EngineOptions, parse_listen_info
@@ -164,7 +164,7 @@ def test_the_factor_of_times(text: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_numbers_of_options_have_bounds() -> None:
-    parse = argument(2, 4)
+    parse = number_argument(2, 4)
     assert [parse(text) for text in ("2", "03", "4")] == [2, 3, 4]
     for text in ("1", "5", "9" * 5000):
         with pytest.raises(ArgumentTypeError, match=r"is not a number in \[2, 4\]") as caught:

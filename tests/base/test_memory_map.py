@@ -7,7 +7,14 @@ import mmap
 
 import pytest
 
-from datadist.base.memory_map import MAPS, AskedMap, MemoryMap, NotWritable, ReadMap, look
+from datadist.base.memory_map import (
+    MAPS,
+    ListedMappings,
+    MemoryMap,
+    NotWritable,
+    QueriedMappings,
+    current_mappings,
+)
 
 LINES = [
     "1000-2000 rw-p 00000000 00:00 0 ",
@@ -29,7 +36,7 @@ LINES = [
 def test_a_range_is_writable_if_all_of_it_is(
     address: int, size: int, fault: tuple[int, str | None] | None
 ) -> None:
-    mapped = ReadMap(LINES)
+    mapped = ListedMappings(LINES)
     if fault is None:
         mapped.check_writable(address, size)
         return
@@ -39,7 +46,7 @@ def test_a_range_is_writable_if_all_of_it_is(
 
 
 def _maps() -> list[MemoryMap]:
-    return [ReadMap(MAPS.read_text().splitlines()), look()]
+    return [ListedMappings(MAPS.read_text().splitlines()), current_mappings()]
 
 
 def test_memory_of_this_process_is_found_however_it_is_asked_for() -> None:
@@ -65,8 +72,8 @@ def test_memory_of_this_process_is_found_however_it_is_asked_for() -> None:
 
 
 def test_a_kernel_that_answers_no_questions_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: AskedMap, address: int) -> None:
+    def refuse(self: QueriedMappings, address: int) -> None:
         raise OSError(25, "Inappropriate ioctl for device")
 
-    monkeypatch.setattr(AskedMap, "find", refuse)
-    assert isinstance(look(), ReadMap)
+    monkeypatch.setattr(QueriedMappings, "find", refuse)
+    assert isinstance(current_mappings(), ListedMappings)

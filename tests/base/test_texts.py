@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datadist.base.texts import MOST_SHOWN, in_seconds, nearest, shown, suggestion
+from datadist.base.texts import MAX_SHOWN, in_seconds, nearest, short_repr, suggestion
 
 SOURCES = [
     path
@@ -54,15 +54,15 @@ def test_no_text_rounds_times_in_a_way_of_its_own() -> None:
 
 @given(st.one_of(st.text(), st.binary(), st.lists(st.integers())))
 def test_a_value_is_shown_in_one_line_of_bounded_length(value: object) -> None:
-    assert "\n" not in shown(value)
-    assert len(shown(value)) < MOST_SHOWN + 40
-    if len(repr(value)) < MOST_SHOWN and len(repr(value)) < 32 and " " not in repr(value):
-        assert shown(value) == repr(value)
+    assert "\n" not in short_repr(value)
+    assert len(short_repr(value)) < MAX_SHOWN + 40
+    if len(repr(value)) < MAX_SHOWN and len(repr(value)) < 32 and " " not in repr(value):
+        assert short_repr(value) == repr(value)
 
 
 def test_long_values_are_cut_and_say_so() -> None:
-    assert shown("x" * 10**7).endswith("... (10000000 characters in all)")
-    assert shown(list(range(1000))) == "1000 elements"
+    assert short_repr("x" * 10**7).endswith("... (10000000 characters in all)")
+    assert short_repr(list(range(1000))) == "1000 elements"
 
 
 def test_a_repr_that_fails_does_not_hide_the_reason() -> None:
@@ -70,7 +70,7 @@ def test_a_repr_that_fails_does_not_hide_the_reason() -> None:
         def __repr__(self) -> str:
             raise KeyError(1)
 
-    assert shown(Odd()) == "<its repr raised KeyError>"
+    assert short_repr(Odd()) == "<its repr raised KeyError>"
 
 
 def test_near_names() -> None:

@@ -27,7 +27,7 @@ from tests.growth import MOST, growth
 T = TypeVar("T")
 
 DEVICE = Placement.DEVICE
-FEW = 1500
+MAX_SINGLE_INSERTS = 1500
 
 
 class _Transport:
@@ -106,7 +106,7 @@ def test_registration_grows_with_the_addresses(at_once: bool, order: int) -> Non
 
         return work
 
-    assert growth(prepare, FEW) < MOST
+    assert growth(prepare, MAX_SINGLE_INSERTS) < MOST
 
 
 def test_the_transport_hears_what_is_registered_together() -> None:
@@ -175,7 +175,7 @@ def test_unbinding_grows_with_the_keys(same: bool, order: int) -> None:
         numbers = range(count)[::order]
         return lambda: _each(lambda number: directory.unbind(1, number), numbers)
 
-    assert growth(prepare, FEW) < MOST
+    assert growth(prepare, MAX_SINGLE_INSERTS) < MOST
 
 
 @ORDERS
@@ -186,7 +186,7 @@ def test_caches_with_one_key_are_forgotten_in_a_time_of_their_own(order: int) ->
             directory.put(_entry(number, [_binding(number, 5)]))
         return lambda: [directory.remove(number) for number in range(count)[::order]]
 
-    assert growth(prepare, FEW) < MOST
+    assert growth(prepare, MAX_SINGLE_INSERTS) < MOST
 
 
 @ORDERS
@@ -204,7 +204,7 @@ def test_pulls_by_id_and_slot_grow_with_their_number(order: int) -> None:
 
         return work
 
-    assert growth(prepare, FEW) < MOST
+    assert growth(prepare, MAX_SINGLE_INSERTS) < MOST
 
 
 def test_of_two_keys_with_one_id_the_second_is_never_found() -> None:
@@ -255,7 +255,7 @@ def test_changes_during_a_long_pull_grow_with_their_number(busy: bool) -> None:
 
         return work
 
-    assert growth(prepare, FEW) < MOST
+    assert growth(prepare, MAX_SINGLE_INSERTS) < MOST
 
 
 def test_changes_with_consumed_keys_cost_nothing_for_the_other_keys() -> None:
@@ -266,7 +266,7 @@ def test_changes_with_consumed_keys_cost_nothing_for_the_other_keys() -> None:
         changes = [Directory(seq=n, upsert=[_entry(n)]) for n in range(2, count)]
         return lambda: _each(view.apply, changes)
 
-    assert growth(prepare, FEW) < MOST
+    assert growth(prepare, MAX_SINGLE_INSERTS) < MOST
 
 
 def test_what_was_pulled_is_forgotten_with_its_keys() -> None:
@@ -301,7 +301,7 @@ def test_acknowledgements_grow_with_what_waits_for_them(order: int) -> None:
 
         return work
 
-    assert growth(prepare, FEW) < MOST
+    assert growth(prepare, MAX_SINGLE_INSERTS) < MOST
 
 
 # -- our own -------------------------------------------------------------------------------------
@@ -326,7 +326,7 @@ def test_removing_keys_grows_with_their_number(order: int) -> None:
         names = [KeyName("request", 1 << 20 | n, 0) for n in range(count + 1)][::order]
         return lambda: _each(owned.remove_key, names[:-1])
 
-    assert growth(prepare, FEW) < MOST
+    assert growth(prepare, MAX_SINGLE_INSERTS) < MOST
 
 
 def test_messages_of_pulled_layers_cost_nothing_for_the_tensors() -> None:
@@ -335,7 +335,7 @@ def test_messages_of_pulled_layers_cost_nothing_for_the_tensors() -> None:
         (binding,) = cache.bindings
         return lambda: _each(lambda _: owned.consumed(1, binding, 0, count - 1), range(count))
 
-    assert growth(prepare, FEW) < MOST
+    assert growth(prepare, MAX_SINGLE_INSERTS) < MOST
 
 
 def test_requests_for_addresses_cost_nothing_for_the_other_caches() -> None:
@@ -343,9 +343,9 @@ def test_requests_for_addresses_cost_nothing_for_the_other_caches() -> None:
         owned, made = _owned(1, caches=count)
         at = np.array([made[-1].layout.bases[0]])
         owned.caches_at(at, np.array([1]))
-        return lambda: [owned.caches_at(at, np.array([1])) for _ in range(FEW)]
+        return lambda: [owned.caches_at(at, np.array([1])) for _ in range(MAX_SINGLE_INSERTS)]
 
-    assert growth(prepare, FEW) < MOST / 2
+    assert growth(prepare, MAX_SINGLE_INSERTS) < MOST / 2
 
 
 def test_addresses_are_looked_for_in_the_caches_there_are_now() -> None:

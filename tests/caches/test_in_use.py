@@ -130,11 +130,11 @@ class _Pages:
     def __init__(self) -> None:
         self.quarantine = Quarantine()
         self.back: list[int] = []
-        self.let_go: list[tuple[int, ...]] = []
+        self.released_by_peers: list[tuple[int, ...]] = []
 
     def unregister(self, regions: tuple[int, ...], user: int) -> None:
         """The transport may forget these."""
-        self.let_go.append(regions)
+        self.released_by_peers.append(regions)
 
     unregister_later = unregister
 
@@ -199,17 +199,17 @@ def test_registered_memory_is_let_go_after_the_last_transfer_that_uses_it(
     thread.start()
     for token in tokens:
         thread.join(0.1)  # there is no peer that it waits for
-        assert pages.let_go == []
+        assert pages.released_by_peers == []
         assert not owned.pin(cache, 99)
         owned.unpin(cache, token)
     thread.join(20)
-    assert pages.let_go == [(3,)]
+    assert pages.released_by_peers == [(3,)]
     assert pages.back == []
 
 
 def test_unregister_returns_at_once_without_transfers() -> None:
     owned, _, pages = _owned(pooled=False)
     owned.unregister(1, 60, certain=True)
-    assert pages.let_go == [(3,)]
+    assert pages.released_by_peers == [(3,)]
     owned.unregister(1, 60, certain=True)
-    assert pages.let_go == [(3,)]
+    assert pages.released_by_peers == [(3,)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from datadist import CacheKey, LLMException, LLMStatusCode
-from datadist.base.coverage import Coverage
+from datadist.base.range_set import RangeSet
 from datadist.caches import owned as owned_caches
 from datadist.caches.directory import KeyName
 from datadist.caches.memory import Memory
@@ -200,7 +200,7 @@ def test_what_a_peer_hears_of_a_key_that_is_gone() -> None:
     for message in peer.said:
         view.apply(message)
     first, second, third = cache.bindings
-    view.consumed, view.covered = {first, second}, {third: Coverage()}
+    view.consumed, view.covered = {first, second}, {third: RangeSet()}
     view.covered[third].add(0, 1)
     owned.remove_key(names[0])
     view.apply(peer.said[-1])

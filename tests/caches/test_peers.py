@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from datadist.caches.peers import OFFER_WINDOW, Announcements, PeerView, meaning
+from datadist.caches.peers import OFFER_WINDOW, Announcements, PeerView, domain_key
 from datadist.control.messages import Announce, Binding, Directory, Entry
 from tests.interrupts import raising
 
@@ -60,23 +60,23 @@ def test_answers_to_nothing_widen_no_window(offers: Given) -> None:
     assert offers.given == list(range(OFFER_WINDOW))
 
 
-def _wish(link: int, name: str) -> Announce:
+def _announcement(link: int, name: str) -> Announce:
     return Announce(
         link=link, name=name, ranks=[(1, 0), (2, 1)], table="{}", backend="shm", one_sided=False
     )
 
 
 def test_a_wish_is_replaced_by_a_later_one_of_the_same_link() -> None:
-    wishes = Announcements()
-    for wish in (_wish(1, "a"), _wish(2, "a"), _wish(1, "b")):
-        wishes.put(wish)
-    assert len(wishes) == 2
-    assert list(wishes.meaning(meaning(_wish(0, "a")))) == [2]
-    assert list(wishes.meaning(meaning(_wish(0, "b")))) == [1]
-    wishes.pop(1)
-    wishes.pop(1)
-    assert [each.message.link for each in wishes] == [2]
-    assert not wishes.meaning(meaning(_wish(0, "b")))
+    announcements = Announcements()
+    for announcement in (_announcement(1, "a"), _announcement(2, "a"), _announcement(1, "b")):
+        announcements.put(announcement)
+    assert len(announcements) == 2
+    assert list(announcements.domain_key(domain_key(_announcement(0, "a")))) == [2]
+    assert list(announcements.domain_key(domain_key(_announcement(0, "b")))) == [1]
+    announcements.pop(1)
+    announcements.pop(1)
+    assert [each.message.link for each in announcements] == [2]
+    assert not announcements.domain_key(domain_key(_announcement(0, "b")))
 
 
 # -- its directory -------------------------------------------------------------------------------

@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from datadist.bench.measured_engine import BenchError
 from datadist.bench.plot import plot
 from datadist.bench.report import problems, report
 from datadist.bench.results import (
-    Beside,
     Latency,
     LinkTime,
     Result,
     ScalePoint,
     Series,
+    ThreadSpeed,
     Throughput,
     percentiles,
     ratio,
 )
 from datadist.bench.shapes import SHAPES, Shape, content, fill, verify
-from datadist.bench.side import BenchError
 from datadist.cli import main
 
 SMALL = Shape("small", "for tests", 3, 16, 64, 4)
@@ -45,7 +45,7 @@ RESULTS: list[Result] = [
     LinkTime("link", 64 << 20, Series([0.003]), Series([0.004]), Series([1e-5]), 0.02),
     ScalePoint("segment-bytes", 512, Series([0.02]), 1 << 24, Series([0.01]), Series([1e-4])),
     ScalePoint("domains", 8, Series([0.05])),
-    Beside("beside", [100.0, 200.0], [95.0, 180.0]),
+    ThreadSpeed("beside", [100.0, 200.0], [95.0, 180.0]),
 ]
 
 

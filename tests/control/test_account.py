@@ -15,11 +15,11 @@ from datadist import CacheDesc, DataType, LLMException, LLMStatusCode
 from datadist.caches import owned
 from datadist.control import account as accounts
 from datadist.control.account import SLACK, Account, Item, LimitExceeded
-from datadist.control.meeting import MAX_SESSIONS
+from datadist.control.discovery import MAX_SESSIONS
 from tests import nodes
 from tests.fuzz.templates import TOKEN
-from tests.hosted import PAIR, TABLE, Engine, entry_of, offer_of
-from tests.stranger import link, memory
+from tests.in_process_engine import PAIR, TABLE, Engine, entry_of, offer_of
+from tests.raw_peer import link, memory
 
 FEW = 3
 INT64 = b64encode(bytes(8)).decode()
@@ -81,7 +81,7 @@ def test_what_is_over_ends_that_session_and_no_other(
 ) -> None:
     item, limit, messages, count = OVER[what]
     monkeypatch.setattr(item, "limit", limit)
-    honest, greedy = engine.stranger(1, cluster=3), engine.stranger(2)
+    honest, greedy = engine.raw_peer(1, cluster=3), engine.raw_peer(2)
     assert honest.hear("hello") is not None
     assert greedy.hear("hello") is not None
     for message in messages:
@@ -101,17 +101,17 @@ def test_what_was_given_back_does_not_count(
     monkeypatch.setattr(Item.CACHES, "limit", FEW)
     monkeypatch.setattr(Item.KEYS, "limit", FEW)
     monkeypatch.setattr(Item.WISHES, "limit", FEW)
-    stranger = engine.stranger()
+    raw_peer = engine.raw_peer()
     for number in range(5 * FEW):
         entry = entry_of(cache_id=number, bindings=[_binding(2 * number), _binding(2 * number + 1)])
-        stranger.say({"kind": "directory", "seq": 1, "upsert": [entry]})
-        stranger.say({"kind": "directory", "seq": 2, "unbind": [[number, 2 * number]]})
-        stranger.say({"kind": "directory", "seq": 3, "remove": [number]})
-        stranger.say(_wish(number))
-        stranger.say(_wish(number))
-        stranger.say({"kind": "withdraw", "link": number})
-    stranger.say({"kind": "sync", "id": 7})
-    assert stranger.hear("synced") is not None
+        raw_peer.say({"kind": "directory", "seq": 1, "upsert": [entry]})
+        raw_peer.say({"kind": "directory", "seq": 2, "unbind": [[number, 2 * number]]})
+        raw_peer.say({"kind": "directory", "seq": 3, "remove": [number]})
+        raw_peer.say(_wish(number))
+        raw_peer.say(_wish(number))
+        raw_peer.say({"kind": "withdraw", "link": number})
+    raw_peer.say({"kind": "sync", "id": 7})
+    assert raw_peer.hear("synced") is not None
 
 
 def _verify() -> dict[str, Any]:
@@ -141,14 +141,14 @@ MORE: dict[Item, Callable[[], dict[str, Any]]] = {
 def test_a_link_that_ends_so_says_why(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, item: Item
 ) -> None:
-    stranger = engine.stranger()
+    raw_peer = engine.raw_peer()
     comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
-    assert link(stranger, "pair", PAIR, TABLE, offer_of(), [memory(1 << 16)])
+    assert link(raw_peer, "pair", PAIR, TABLE, offer_of(), [memory(1 << 16)])
     engine.api.wait_link(comm_id)
     limit = -1 if item is Item.ENDING else 0  # which the peer has none of, while none is slow
     monkeypatch.setattr(item, "limit", limit)
-    stranger.say(MORE[item]())
-    assert stranger.closed(20)
+    raw_peer.say(MORE[item]())
+    assert raw_peer.closed(20)
     deadline = time.monotonic() + 20
     while (why := engine.api.link_error(comm_id)) is None:
         assert time.monotonic() < deadline
@@ -164,7 +164,7 @@ def test_requests_that_wait_are_limited(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(Item.REQUESTS, "limit", 0)
-    stranger = engine.stranger()
+    raw_peer = engine.raw_peer()
     request = {
         "fetch": {
             "kind": "fetch", "id": 1, "domain": TOKEN, "source": INT64, "target": INT64,
@@ -174,8 +174,8 @@ def test_requests_that_wait_are_limited(
             "kind": "verify", "id": 1, "address": INT64, "length": INT64, "seconds": 2_000_000.0
         },
     }[kind]  # fmt: skip
-    stranger.say(request)
-    assert stranger.closed(20)
+    raw_peer.say(request)
+    assert raw_peer.closed(20)
     assert engine.ended("it has 1 requests that are not answered yet, more than 0")
     engine.works()
 
@@ -198,14 +198,14 @@ def test_what_does_not_fit_is_not_counted() -> None:
 
 
 def test_a_process_has_so_many_sessions_and_no_more(engine: Engine) -> None:
-    strangers = [engine.stranger(number, cluster=2 + number) for number in range(1, 30)]
-    for stranger in strangers:
-        stranger.say({"kind": "sync", "id": 7})
-    kept = [stranger for stranger in strangers if stranger.hear("synced") is not None]
+    strangers = [engine.raw_peer(number, cluster=2 + number) for number in range(1, 30)]
+    for raw_peer in strangers:
+        raw_peer.say({"kind": "sync", "id": 7})
+    kept = [raw_peer for raw_peer in strangers if raw_peer.hear("synced") is not None]
     assert len(kept) == MAX_SESSIONS
     assert [line for line in engine.log if f"has {MAX_SESSIONS} others" in line]
-    for stranger in kept:
-        stranger.close()
+    for raw_peer in kept:
+        raw_peer.close()
     engine.works()
 
 
@@ -223,11 +223,11 @@ def test_what_an_engine_publishes_beyond_its_limits_is_refused_to_its_user(
 
 
 def test_a_peer_that_asks_for_a_link_has_us_wait_for_our_own_time(engine: Engine) -> None:
-    stranger = engine.stranger()
-    stranger.say(
+    raw_peer = engine.raw_peer()
+    raw_peer.say(
         {"kind": "dial", "link": 1, "backend": "shm", "one_sided": False, "seconds": 2_000_000.0}
     )
-    assert stranger.hear("form") is not None
+    assert raw_peer.hear("form") is not None
     parts = engine.api._engine
     assert parts is not None
     (pair,) = parts._clusters.pairs.values()
@@ -246,12 +246,12 @@ def test_links_that_one_peer_begins_faster_than_they_are_closed_are_limited(
 
     for _ in range(4):  # nothing is closed meanwhile
         parts._workers.submit(wait)
-    stranger = engine.stranger()
+    raw_peer = engine.raw_peer()
     try:
         for number in range(20):
-            stranger.say({"kind": "dial", "link": number, "backend": "shm", "one_sided": False,
+            raw_peer.say({"kind": "dial", "link": number, "backend": "shm", "one_sided": False,
                           "seconds": 5.0})  # fmt: skip
-        assert stranger.closed(20)
+        assert raw_peer.closed(20)
         assert engine.ended(f"it has {FEW + 1} links that are not closed yet, more than {FEW}")
         engine.works()
     finally:
@@ -260,8 +260,8 @@ def test_links_that_one_peer_begins_faster_than_they_are_closed_are_limited(
 
 def test_a_stranger_ends_no_link_that_it_is_no_member_of(engine: Engine) -> None:
     comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
-    stranger = engine.stranger(1, cluster=7)
-    stranger.say({"kind": "mismatch", "link": comm_id, "reason": "made up"})
-    stranger.say({"kind": "sync", "id": 7})
-    assert stranger.hear("synced") is not None
+    raw_peer = engine.raw_peer(1, cluster=7)
+    raw_peer.say({"kind": "mismatch", "link": comm_id, "reason": "made up"})
+    raw_peer.say({"kind": "sync", "id": 7})
+    assert raw_peer.hear("synced") is not None
     assert engine.api.link_error(comm_id) is None

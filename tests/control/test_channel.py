@@ -54,7 +54,7 @@ def test_other_keys_are_found_out_by_the_listener(key: bytes, other: bytes) -> N
 
 
 def test_a_refusal_names_the_key_and_the_crowd() -> None:
-    """Whoever is shown out of a crowded listener cannot tell that from another key."""
+    """Whoever is disconnected of a crowded listener cannot tell that from another key."""
     dialler, listener = _pair()
     dialler.feed(listener.feed(dialler.begin()))
     for reason in ("another DATADIST_AUTH_KEY", "too many connections", "its log"):

@@ -18,7 +18,7 @@ import pytest
 
 from datadist.control.claims import UNKNOWN, UNSUPPORTED, Claims
 from datadist.control.runtime_dir import Address, RuntimeDir
-from datadist.control.sweeping import sweep
+from datadist.control.stale_files import remove_stale_files
 from tests import nodes
 from tests.nodes import Node, RemoteError
 
@@ -96,7 +96,7 @@ def test_a_sweep_of_another_process_takes_no_claim_away(start_node: Start, place
     path = Path(place) / "7.claim"
     os.utime(path, (1.0, 1.0))
     directory = RuntimeDir(Path(place))
-    sweep(directory)
+    remove_stale_files(directory)
     directory.close()
     assert path.exists()
     assert second.do(_claim, place) is not None
@@ -129,20 +129,20 @@ def test_who_was_refused_is_known_until_the_holder_ends(start_node: Start, place
 def test_a_claim_that_is_removed_and_taken_at_once_is_one(start_node: Start, place: str) -> None:
     """Many that come and go, beside one that sweeps: never two at once."""
     racers, sweeper = [start_node() for _ in range(3)], start_node()
-    sweeper.begin(_sweep, place, 300)
+    sweeper.begin(_remove_stale_files, place, 300)
     for racer in racers:
         racer.begin(_race, place, 100)
     assert all(racer.result() > 0 for racer in racers)
     sweeper.result()
 
 
-def _sweep(here: nodes.Here, place: str, rounds: int) -> int:
+def _remove_stale_files(here: nodes.Here, place: str, rounds: int) -> int:
     directory = RuntimeDir(Path(place))
     for _ in range(rounds):
         for name in ("7.claim", "witness"):
             with contextlib.suppress(OSError):
                 os.utime(f"{place}/{name}", (1.0, 1.0))  # as old as one that was left over
-        sweep(directory)
+        remove_stale_files(directory)
     directory.close()
     return rounds
 

@@ -19,25 +19,25 @@ from datadist import CacheKeyByIdAndIndex, LLMException, LLMStatusCode
 from tests import nodes
 from tests.fuzz.seeds import SEEDS
 from tests.fuzz.templates import TOKEN
-from tests.hosted import BASE, PAIR, SIZE, TABLE, Engine, entry_of, offer_of
+from tests.in_process_engine import BASE, PAIR, SIZE, TABLE, Engine, entry_of, offer_of
 from tests.nodes import Node
-from tests.stranger import Stranger, link, memory
+from tests.raw_peer import RawPeer, link, memory
 
 Start = Callable[..., Node]
 
 
-def _linked(engine: Engine, entry: dict[str, Any]) -> Stranger:
+def _linked(engine: Engine, entry: dict[str, Any]) -> RawPeer:
     """A member whose offer is good, and whose directory says what it likes."""
-    stranger = engine.stranger()
+    raw_peer = engine.raw_peer()
     comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
     fd = memory(SIZE)
-    assert link(stranger, "pair", PAIR, TABLE, offer_of(), [fd])
+    assert link(raw_peer, "pair", PAIR, TABLE, offer_of(), [fd])
     os.close(fd)
     engine.api.wait_link(comm_id)
-    stranger.say({"kind": "directory", "seq": 1, "reset": True, "upsert": [entry]})
-    stranger.say({"kind": "sync", "id": 7})
-    stranger.hear("synced")  # it was taken, or it ended the session
-    return stranger
+    raw_peer.say({"kind": "directory", "seq": 1, "reset": True, "upsert": [entry]})
+    raw_peer.say({"kind": "sync", "id": 7})
+    raw_peer.hear("synced")  # it was taken, or it ended the session
+    return raw_peer
 
 
 # -- lies about memory -----------------------------------------------------------------------
@@ -68,7 +68,7 @@ LIES: dict[str, tuple[dict[str, Any], LLMStatusCode, str]] = {
 @pytest.mark.parametrize("lie", LIES)
 def test_lies_about_the_layout_are_refused_before_a_byte_moves(engine: Engine, lie: str) -> None:
     changes, status, reason = LIES[lie]
-    stranger = _linked(engine, entry_of(**changes))
+    raw_peer = _linked(engine, entry_of(**changes))
     manager = engine.api.cache_manager
     with pytest.raises(LLMException) as error:
         manager.pull_cache(CacheKeyByIdAndIndex(2, 1, 0), engine.cache)
@@ -83,24 +83,24 @@ def test_lies_about_the_layout_are_refused_before_a_byte_moves(engine: Engine, l
     assert error.value.status_code in (status, LLMStatusCode.LLM_TIMEOUT)
     assert engine.untouched()
     assert not [line for line in engine.log if "defect" in line or "report" in line]
-    stranger.close()
+    raw_peer.close()
     engine.works()
 
 
 def test_an_honest_member_is_served(engine: Engine) -> None:
-    stranger = _linked(engine, entry_of())
+    raw_peer = _linked(engine, entry_of())
     engine.api.cache_manager.pull_cache(CacheKeyByIdAndIndex(2, 1, 0), engine.cache)
     assert all((array == 0).all() for array in engine.cache.numpy())
-    stranger.close()
+    raw_peer.close()
 
 
 def test_a_member_with_element_types_of_a_newer_version_is_served(engine: Engine) -> None:
-    stranger = _linked(engine, entry_of(data_type=77))
+    raw_peer = _linked(engine, entry_of(data_type=77))
     for _ in range(3):
         engine.api.cache_manager.pull_cache(CacheKeyByIdAndIndex(2, 1, 0), engine.cache)
     assert len([line for line in engine.log if "data_type number 77" in line]) == 1
-    assert not stranger.closed(0.1)
-    stranger.close()
+    assert not raw_peer.closed(0.1)
+    raw_peer.close()
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_member_with_element_types_of_a_newer_version_is_served(engine: Engine
     ],
 )
 def test_offers_that_could_harm_us_fail_the_link(engine: Engine, what: str, says: str) -> None:
-    stranger = engine.stranger()
+    raw_peer = engine.raw_peer()
     comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
     good = memory(SIZE)
     fds = {
@@ -130,13 +130,13 @@ def test_offers_that_could_harm_us_fail_the_link(engine: Engine, what: str, says
     offer = offer_of(size=1 << 62) if what == "huge" else offer_of()
     if what == "overlapping":
         offer["regions"].append({"id": 2, "address": BASE + SIZE - 1, "size": 1, "fd": None})
-    assert link(stranger, "pair", PAIR, TABLE, {} if what == "nonsense" else offer, fds)
+    assert link(raw_peer, "pair", PAIR, TABLE, {} if what == "nonsense" else offer, fds)
     for fd in {*fds, good}:
         os.close(fd)
     with pytest.raises(LLMException, match="FAILED") as error:
         engine.api.wait_link(comm_id)
     assert says in str(error.value)
-    stranger.close()
+    raw_peer.close()
     engine.works()
 
 
@@ -174,7 +174,7 @@ class HostileMembers(RuleBasedStateMachine):
         self.engine = Engine(Path(self._place.name))
         self.numbers = iter(range(1, 10_000))
         self.token = TOKEN
-        self.now = self.engine.stranger(next(self.numbers))
+        self.now = self.engine.raw_peer(next(self.numbers))
 
     @initialize(entry=st.fixed_dictionaries({}, optional={
         "bases": st.lists(st.integers(0, (1 << 64) - 1) | st.just(BASE), min_size=1, max_size=4),
@@ -206,7 +206,7 @@ class HostileMembers(RuleBasedStateMachine):
     def come_again(self) -> None:
         """Hang up and come as another one."""
         self.now.close()
-        self.now = self.engine.stranger(next(self.numbers))
+        self.now = self.engine.raw_peer(next(self.numbers))
 
     @rule(slot=st.integers(0, 3))
     def pull(self, slot: int) -> None:

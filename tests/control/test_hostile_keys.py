@@ -12,8 +12,8 @@ from datadist.caches.directory import KeyName
 from datadist.control.messages import Ack, Consume, Directory, Mismatch, Sync
 from datadist.engine.engine import Engine as Core
 from tests import nodes
-from tests.hosted import BASE, PAIR, SIZE, TABLE, Engine
-from tests.stranger import Stranger, link, memory
+from tests.in_process_engine import BASE, PAIR, SIZE, TABLE, Engine
+from tests.raw_peer import RawPeer, link, memory
 
 LARGEST = (1 << 64) - 1
 TENSORS = 3
@@ -23,23 +23,23 @@ def _core(engine: Engine) -> Core:
     return engine.api._live(LLMStatusCode.LLM_FAILED)
 
 
-def _linked(engine: Engine) -> Stranger:
+def _linked(engine: Engine) -> RawPeer:
     """A member that hears of our caches, and says nothing by itself."""
-    stranger = engine.stranger()
+    raw_peer = engine.raw_peer()
     comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
     fd = memory(SIZE)
     region = {"id": 1, "address": BASE, "size": SIZE, "fd": 0}
     offer = {"version": 1, "writable": False, "regions": [region], "fence": None}
-    assert link(stranger, "pair", PAIR, TABLE, offer, [fd])
+    assert link(raw_peer, "pair", PAIR, TABLE, offer, [fd])
     os.close(fd)
     engine.api.wait_link(comm_id)
-    return stranger
+    return raw_peer
 
 
-def _was_heard(stranger: Stranger) -> None:
-    """The engine has taken all that the stranger has said."""
-    stranger.say(Sync(id=7))
-    assert stranger.hear("synced") is not None
+def _was_handled(raw_peer: RawPeer) -> None:
+    """The engine has taken all that the raw peer has said."""
+    raw_peer.say(Sync(id=7))
+    assert raw_peer.hear("synced") is not None
 
 
 def _pages(engine: Engine) -> int:
@@ -49,24 +49,24 @@ def _pages(engine: Engine) -> int:
 def test_acknowledgements_of_the_future_free_nothing(engine: Engine) -> None:
     desc = CacheDesc(TENSORS, [1, 64], DataType.DT_UINT8)
     cache = engine.api.cache_manager.allocate_cache(desc)
-    stranger = _linked(engine)
+    raw_peer = _linked(engine)
     before = _pages(engine)
     for seq in (1000, LARGEST):
-        stranger.say(Ack(seq=seq))
-    _was_heard(stranger)
+        raw_peer.say(Ack(seq=seq))
+    _was_handled(raw_peer)
     engine.api.cache_manager.deallocate_cache(cache)
-    _was_heard(stranger)
+    _was_handled(raw_peer)
     assert _pages(engine) == before
     (view,) = _core(engine).views.values()
-    stranger.say(Ack(seq=view.seq_sent - 1))
-    _was_heard(stranger)
+    raw_peer.say(Ack(seq=view.seq_sent - 1))
+    _was_handled(raw_peer)
     assert _pages(engine) == before
-    stranger.say(Ack(seq=view.seq_sent))
+    raw_peer.say(Ack(seq=view.seq_sent))
     deadline = time.monotonic() + 20
     while _pages(engine) == before:
         assert time.monotonic() < deadline
     assert _pages(engine) == before - TENSORS
-    stranger.close()
+    raw_peer.close()
 
 
 def test_what_a_peer_says_that_it_pulled(engine: Engine) -> None:
@@ -77,15 +77,15 @@ def test_what_a_peer_says_that_it_pulled(engine: Engine) -> None:
     registered = manager.register_cache(
         desc, [int(array.ctypes.data) for array in arrays], [CacheKey(1, 6)]
     )
-    stranger = _linked(engine)
-    told = stranger.hear("directory")
+    raw_peer = _linked(engine)
+    told = raw_peer.hear("directory")
     assert isinstance(told, Directory)
     bindings = {entry.cache_id: entry.bindings[0].id for entry in told.upsert if entry.bindings}
     assert set(bindings) == {pooled.cache_id, registered.cache_id}
 
     def consume(cache_id: int, binding: int, start: int, stop: int) -> list[bool]:
-        stranger.say(Consume(cache_id=cache_id, binding=binding, start=start, stop=stop))
-        _was_heard(stranger)
+        raw_peer.say(Consume(cache_id=cache_id, binding=binding, start=start, stop=stop))
+        _was_handled(raw_peer)
         return [_core(engine).owned.bound(KeyName("request", key, 0)) for key in (5, 6)]
 
     both = [True, True]
@@ -101,19 +101,19 @@ def test_what_a_peer_says_that_it_pulled(engine: Engine) -> None:
     assert consume(pooled.cache_id, mine, 0, LARGEST) == [False, True]
     assert consume(pooled.cache_id, mine, 0, LARGEST) == [False, True]
     engine.works()
-    stranger.close()
+    raw_peer.close()
 
 
 def test_who_is_no_member_cannot_fail_a_link(engine: Engine) -> None:
     """Nor a member of another domain, though it knows the number of the link."""
     comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
-    stranger = engine.stranger(cluster=7)
-    stranger.say(Mismatch(link=comm_id, reason="it says so"))
-    _was_heard(stranger)
+    raw_peer = engine.raw_peer(cluster=7)
+    raw_peer.say(Mismatch(link=comm_id, reason="it says so"))
+    _was_handled(raw_peer)
     assert engine.api.query_register_mem_status(comm_id) is RegisterMemStatus.PREPARING
-    member = engine.stranger(1)
+    member = engine.raw_peer(1)
     member.say(Mismatch(link=comm_id, reason="it says so"))
-    _was_heard(member)
+    _was_handled(member)
     assert engine.api.query_register_mem_status(comm_id) is RegisterMemStatus.FAILED
     assert engine.api.link_error(comm_id) == "it says so"
     engine.api.unlink(comm_id)

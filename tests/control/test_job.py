@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datadist.control import sweeping
+from datadist.control import stale_files
 from datadist.control.job import described, job_name
 from datadist.control.runtime_dir import Address, RuntimeDir, job_of
-from datadist.control.sweeping import sweep
+from datadist.control.stale_files import remove_stale_files
 
 ENGINE = Address(1, "a" * 32)
 XDIST = {"PYTEST_XDIST_TESTRUNUID": "f" * 32, "PYTEST_XDIST_WORKER": "gw0"}
@@ -99,7 +99,7 @@ def test_a_sweep_takes_away_jobs_that_crashed_and_no_other(tmp_path: Path) -> No
     crashed, alive, own = (RuntimeDir(path, job) for job in ("crashed", "alive", ""))
     crashed.listen(ENGINE).close()  # its name stays, as after a crash
     with alive.listen(ENGINE):
-        sweep(own)
+        remove_stale_files(own)
         assert sorted(os.listdir(path)) == [".job-alive"]
         assert list(alive.engines()) == [ENGINE]
     for directory in (crashed, alive, own):
@@ -112,9 +112,9 @@ def test_a_sweep_takes_claims_that_nobody_holds(tmp_path: Path) -> None:
     for name in ("1.claim", f"3-{'b' * 32}.refused", "4.claims", beside_ours):
         (own.place / name).touch()
     with own.listen(ENGINE):
-        sweep(own)
+        remove_stale_files(own)
         assert sorted(os.listdir(own.place)) == sorted(["4.claims", beside_ours, ENGINE.file_name])
-    sweep(own)
+    remove_stale_files(own)
     assert os.listdir(own.place) == ["4.claims"]
     own.close()
 
@@ -134,11 +134,11 @@ def test_a_sweep_takes_names_that_an_engine_has_for_a_moment_once_they_are_old(
             then = time.time() - seconds
             os.utime(name, (then, then), dir_fd=own.fd, follow_symlinks=False)
 
-    age(sweeping.SECONDS - 30)
-    sweep(own)
+    age(stale_files.SECONDS - 30)
+    remove_stale_files(own)
     assert sorted(os.listdir(own.place)) == sorted([starting, publishing, *foreign])
-    age(sweeping.SECONDS + 1)
-    sweep(own)
+    age(stale_files.SECONDS + 1)
+    remove_stale_files(own)
     assert sorted(os.listdir(own.place)) == sorted(foreign)
     own.close()
 
@@ -152,10 +152,10 @@ def test_a_sweep_survives_whatever_lies_there(tmp_path: Path) -> None:
     (path / names[-1]).symlink_to("nowhere")
     jobs = [RuntimeDir(path, job) for job in ("me@host", "a:b=c,d+e", "1-2.sock")]
     sockets = [each.listen(ENGINE) for each in jobs]
-    sweep(own)
+    remove_stale_files(own)
     assert [list(each.engines()) for each in jobs] == [[ENGINE]] * 3
     assert not (path / names[-1]).is_symlink()
-    sweep(jobs[0])
+    remove_stale_files(jobs[0])
     for sock in sockets:
         sock.close()
     for directory in (own, *jobs):
@@ -169,7 +169,7 @@ def test_an_address_that_is_published_during_a_sweep_stays(tmp_path: Path) -> No
 
     def sweep_always() -> None:
         while not stop.is_set():
-            sweep(other)
+            remove_stale_files(other)
 
     thread = threading.Thread(target=sweep_always)
     thread.start()

@@ -20,14 +20,14 @@ from datadist.control.listener import (
     Listener,
 )
 from datadist.control.reactor import Reactor
-from datadist.control.tcp import NetworkSettings, Proving
+from datadist.control.tcp import Authentication, NetworkSettings
 
 KEY = b"a key of more than sixteen bytes"
 SECONDS = 20.0
 PLACES = 64
 
 
-class Crowd:
+class Connections:
     """Connections to a listener, from addresses of loopback, that prove nothing."""
 
     def __init__(self, reactor: Reactor, stack: ExitStack) -> None:
@@ -84,81 +84,85 @@ class Crowd:
 
 
 @pytest.fixture
-def crowd(monkeypatch: pytest.MonkeyPatch, reactor: Reactor) -> Iterator[Crowd]:
+def connections(monkeypatch: pytest.MonkeyPatch, reactor: Reactor) -> Iterator[Connections]:
     monkeypatch.setattr(listener, "MAX_HANDSHAKES", PLACES)
     # none goes because its time is over
-    monkeypatch.setattr(listener, "Proving", partial(Proving, seconds=600.0))
+    monkeypatch.setattr(listener, "Authentication", partial(Authentication, seconds=600.0))
     with ExitStack() as stack:
-        made = Crowd(reactor, stack)
+        made = Connections(reactor, stack)
         yield made
         made.close()
 
 
-def test_all_together_have_so_many_places(crowd: Crowd) -> None:
-    crowd.join(1, PLACES + 1)
-    assert crowd.closed(1) == [0]
-    assert crowd.refusals() == {
-        "127.0.0.1": f"it was the eldest of {PLACES} connections that have proved nothing"
+def test_all_together_have_so_many_places(connections: Connections) -> None:
+    connections.join(1, PLACES + 1)
+    assert connections.closed(1) == [0]
+    assert connections.refusals() == {
+        "127.0.0.1": f"it was the oldest of {PLACES} connections that have proved nothing"
     }
-    crowd.join(2, 2)
-    assert crowd.closed(3) == [0, 1, 2]
+    connections.join(2, 2)
+    assert connections.closed(3) == [0, 1, 2]
 
 
-def test_the_host_with_most_connections_makes_room(crowd: Crowd) -> None:
-    crowd.join(1, 1)
-    crowd.join(2, 3)
+def test_the_host_with_most_connections_makes_room(connections: Connections) -> None:
+    connections.join(1, 1)
+    connections.join(2, 3)
     for host in range(3, PLACES - 1):
-        crowd.join(host, 1)
-    crowd.join(4, 1)
-    assert crowd.closed(1) == [1]
-    crowd.join(998, 1)
-    assert len(crowd.closed(2)) == 2
-    crowd.join(999, 1)
-    assert {1, 2} < set(crowd.closed(3))
+        connections.join(host, 1)
+    connections.join(4, 1)
+    assert connections.closed(1) == [1]
+    connections.join(998, 1)
+    assert len(connections.closed(2)) == 2
+    connections.join(999, 1)
+    assert {1, 2} < set(connections.closed(3))
 
 
-def test_who_has_greeted_stays_when_one_has_to_go(crowd: Crowd) -> None:
-    """Also where its host has most connections, and it is the eldest."""
-    crowd.join(1, 2)
-    for sock in crowd.sockets:
+def test_who_has_greeted_stays_when_one_has_to_go(connections: Connections) -> None:
+    """Also where its host has most connections, and it is the oldest."""
+    connections.join(1, 2)
+    for sock in connections.sockets:
         sock.sendall(Handshake(KEY, True).begin())
         assert sock.recv(100)
     for host in range(2, PLACES):
-        crowd.join(host, 1)
+        connections.join(host, 1)
     for host in range(1000, 1003):
-        crowd.join(host, 1)
-    assert crowd.closed(3) == [2, 3, 4]
+        connections.join(host, 1)
+    assert connections.closed(3) == [2, 3, 4]
 
 
 @pytest.mark.parametrize("greeted", [False, True])
-def test_strangers_never_cost_an_expected_host_its_places(crowd: Crowd, greeted: bool) -> None:
-    crowd.expected.add("127.0.0.1")
-    crowd.join(1, 16)
+def test_strangers_never_cost_an_expected_host_its_places(
+    connections: Connections, greeted: bool
+) -> None:
+    connections.expected.add("127.0.0.1")
+    connections.join(1, 16)
     strangers = range(2, PLACES + 10)
     for host in strangers:
-        crowd.join(host, 1)
+        connections.join(host, 1)
         if greeted:
-            crowd.sockets[-1].sendall(Handshake(KEY, True).begin())
-            assert crowd.sockets[-1].recv(100)
+            connections.sockets[-1].sendall(Handshake(KEY, True).begin())
+            assert connections.sockets[-1].recv(100)
     most = len(strangers) - PLACES
     first = 16
-    assert crowd.closed(most) == list(range(first, first + most))
-    crowd.join(1, PLACES - 16 + 1)
-    assert crowd.closed(most + 1)[0] == 0
+    assert connections.closed(most) == list(range(first, first + most))
+    connections.join(1, PLACES - 16 + 1)
+    assert connections.closed(most + 1)[0] == 0
 
 
-def test_who_has_just_come_is_not_shown_out(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_has_just_come_is_not_shown_out(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Others wait in the kernel's queue meanwhile, and come in later."""
     monkeypatch.setattr(listener, "GREETING_SECONDS", 600.0)
-    crowd.join(1, PLACES + 5)
+    connections.join(1, PLACES + 5)
     time.sleep(0.3)  # some looks at whether more may come
-    assert crowd.closed(0) == []
+    assert connections.closed(0) == []
     monkeypatch.setattr(listener, "GREETING_SECONDS", 0.0)
-    crowd.wake()
-    assert crowd.closed(5) == [0, 1, 2, 3, 4]
+    connections.wake()
+    assert connections.closed(5) == [0, 1, 2, 3, 4]
 
 
-def test_a_turn_accepts_so_many(crowd: Crowd, reactor: Reactor) -> None:
+def test_a_turn_accepts_so_many(connections: Connections, reactor: Reactor) -> None:
     """Then others have theirs; the rest comes in later."""
     held, go, seen = threading.Event(), threading.Event(), list[int]()
 
@@ -169,10 +173,10 @@ def test_a_turn_accepts_so_many(crowd: Crowd, reactor: Reactor) -> None:
     reactor.post(block)
     assert held.wait(SECONDS)
     for host in range(1, 5):
-        crowd.join(host, 16)
-    reactor.post(lambda: seen.append(crowd.waiting()))
+        connections.join(host, 16)
+    reactor.post(lambda: seen.append(connections.waiting()))
     go.set()
     deadline = time.monotonic() + SECONDS
-    while reactor.call(crowd.waiting, SECONDS) < PLACES:
+    while reactor.call(connections.waiting, SECONDS) < PLACES:
         assert time.monotonic() < deadline
     assert 0 <= seen[0] <= ACCEPTS_PER_TURN

@@ -55,7 +55,7 @@ def test_who_has_shown_something_outlasts_who_has_not(newcomers: list[Newcomer],
     rivals = [each for each in among if each[2] == gone[2]]
     of = {each: [other for other in rivals if other[1] == each[1]] for each in rivals}
     assert len(of[gone]) == max(map(len, of.values()))
-    assert gone == min(of[gone]), "the eldest of its host"
+    assert gone == min(of[gone]), "the oldest of its host"
 
 
 def test_a_place_is_given_back_once() -> None:

@@ -23,8 +23,8 @@ def test_one_byte_at_a_time_is_understood(server: Server) -> None:
         seals = prove(sock, step=1)
         for byte in framed(seals, Welcome()) + framed(seals, Idle()):
             sock.sendall(bytes([byte]))
-        server.wait(lambda: len(server.heard) == 2)
-    assert [message.kind for message in server.heard] == ["welcome", "idle"]
+        server.wait(lambda: len(server.received) == 2)
+    assert [message.kind for message in server.received] == ["welcome", "idle"]
 
 
 @pytest.mark.parametrize("how", ["replayed", "changed", "swapped", "unsealed"])
@@ -42,7 +42,7 @@ def test_a_forged_frame_ends_the_session(server: Server, how: str) -> None:
         assert is_closed(sock)
     server.wait(lambda: server.ends)
     assert "MAC" in server.ends[0]
-    assert [m.kind for m in server.heard] == ([] if how == "swapped" else ["welcome"])
+    assert [m.kind for m in server.received] == ([] if how == "swapped" else ["welcome"])
 
 
 def test_a_length_that_is_too_large_is_not_waited_for(server: Server) -> None:
@@ -59,7 +59,7 @@ def test_a_connection_cut_within_a_frame(server: Server) -> None:
         sock.sendall(framed(prove(sock), Welcome())[:-5])
     server.wait(lambda: server.ends)
     assert "closed the connection" in server.ends[0]
-    assert not server.heard
+    assert not server.received
 
 
 def test_a_port_that_is_taken_and_an_address_that_is_foreign(

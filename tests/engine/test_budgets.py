@@ -24,15 +24,15 @@ from datadist import (
 from datadist.control.messages import Sync, encode
 from tests import nodes
 from tests.fuzz.templates import TOKEN
-from tests.hosted import Engine
+from tests.in_process_engine import Engine
 from tests.lingering import Lingering
 from tests.nodes import Here, Node
-from tests.stranger import Stranger, socket_of
+from tests.raw_peer import RawPeer, socket_of
 
 Start = Callable[..., Node]
 SECONDS = 60.0
 OTHERS = {1: 0, 3: 1}
-CROWDED = 20.0
+MIN_TIMERS_TO_PRUNE = 20.0
 """Seconds that nothing takes beside one that talks without pause; it took 30 s and more."""
 
 
@@ -52,8 +52,8 @@ TALK = {
 class Chatter:
     """Writes to an engine without pause, and reads what is answered."""
 
-    def __init__(self, stranger: Stranger, frame: bytes) -> None:
-        self._sock = stranger._sock
+    def __init__(self, raw_peer: RawPeer, frame: bytes) -> None:
+        self._sock = raw_peer._sock
         self._sock.settimeout(0.05)
         self._data = memoryview(frame * max(1, (1 << 16) // len(frame)))
         self._end = threading.Event()
@@ -95,9 +95,9 @@ def disturbed(start_node: Start, runtime_dir: Path) -> Iterator[Callable[[str], 
 
     def start(talk: str) -> Node:
         node = start_node(1)
-        stranger = Stranger(socket_of(runtime_dir, 1), 2, 0)
-        assert stranger.hear("hello") is not None
-        chatter = Chatter(stranger, TALK[talk])
+        raw_peer = RawPeer(socket_of(runtime_dir, 1), 2, 0)
+        assert raw_peer.hear("hello") is not None
+        chatter = Chatter(raw_peer, TALK[talk])
         stack.callback(chatter.close)
         deadline = time.monotonic() + SECONDS
         while chatter.sent < 1 << 20:
@@ -124,7 +124,7 @@ def test_links_pulls_and_the_end_beside_a_member_that_talks_without_pause(
         three.do(nodes.make, f"new {number}", "blocks", [8, 64], 4)
         three.do(nodes.pull_blocks, key, f"new {number}", [0], [1])
     one.do(nodes.finalize)
-    assert time.monotonic() - began < CROWDED
+    assert time.monotonic() - began < MIN_TIMERS_TO_PRUNE
 
 
 # -- descriptors that block in close -----------------------------------------------------------
@@ -151,18 +151,18 @@ def _held(engine: Engine) -> Iterator[None]:
 def test_descriptors_that_block_in_close_block_nobody(engine: Engine, when: str) -> None:
     lingering = Lingering()
     try:
-        stranger = engine.stranger(1, hello=when != "before hello")
+        raw_peer = engine.raw_peer(1, hello=when != "before hello")
         if when != "before hello":
-            assert stranger.hear("hello") is not None
+            assert raw_peer.hear("hello") is not None
         with _held(engine):
             if when == "never accepted":
-                lingering.send(engine.stranger(2)._sock)
+                lingering.send(engine.raw_peer(2)._sock)
             elif when == "in an offer":
-                assert stranger.offer(TOKEN, {}, [lingering.fd])
+                assert raw_peer.offer(TOKEN, {}, [lingering.fd])
                 lingering.give_up()
             else:
-                lingering.send(stranger._sock)
-        assert when == "never accepted" or stranger.closed(SECONDS)
+                lingering.send(raw_peer._sock)
+        assert when == "never accepted" or raw_peer.closed(SECONDS)
         engine.works()
         began = time.monotonic()
         engine.close()
@@ -184,8 +184,8 @@ def test_no_message_needs_a_thread_to_be_started(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    stranger = engine.stranger(1)
-    assert stranger.hear("hello") is not None
+    raw_peer = engine.raw_peer(1)
+    assert raw_peer.hear("hello") is not None
     vector = "AAAAAAAAAAA="
     for message in (
         {"kind": "fetch", "id": 1, "domain": TOKEN, "source": vector, "target": vector,
@@ -194,10 +194,10 @@ def test_no_message_needs_a_thread_to_be_started(
         {"kind": "dial", "link": 1, "backend": "shm", "one_sided": False, "seconds": 1.0},
         {"kind": "sync", "id": 3},
     ):  # fmt: skip
-        assert stranger.say(message)
+        assert raw_peer.say(message)
     heard = set[str]()
     while not {"fetched", "verified", "form", "synced"} <= heard:
-        message_ = stranger.hear_any()
+        message_ = raw_peer.hear_any()
         assert message_ is not None, f"it ended after {heard}"
         heard.add(message_.kind)
     assert started == []

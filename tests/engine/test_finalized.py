@@ -37,9 +37,9 @@ from datadist.engine import engine as engine_module
 from datadist.engine.engine import Engine
 from datadist.links.domain import Attempt
 from datadist.transfers.verify import Verification
-from tests import hosted
+from tests import in_process_engine
 from tests.forming import GOOD, TOKEN, complete, rank_0, until_synced
-from tests.stranger import Stranger
+from tests.raw_peer import RawPeer
 
 POOL = '{"memory_size": 262144, "page_shift": 12}'
 DESC = CacheDesc(2, [2, 256], DataType.DT_INT32)
@@ -178,12 +178,12 @@ def test_beside_the_engine_of_another_object(old: Old) -> None:
 
 
 def _ending(
-    engine: hosted.Engine, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Stranger, threading.Thread, Left]:
+    engine: in_process_engine.Engine, monkeypatch: pytest.MonkeyPatch
+) -> tuple[RawPeer, threading.Thread, Left]:
     """A member that never answers, while the engine that it is linked with is being finalized."""
     monkeypatch.setattr(engine_module, "FLUSH_SECONDS", 300.0)
     peer = rank_0(engine)
-    hosted.Sent(peer, GOOD, TOKEN)
+    in_process_engine.Sent(peer, GOOD, TOKEN)
     complete(engine, peer)
     ending = threading.Thread(target=engine.api.finalize)
     ending.start()
@@ -193,12 +193,12 @@ def _ending(
 
 
 def test_finalize_waits_until_its_peers_write_its_memory_no_more(
-    engine: hosted.Engine, monkeypatch: pytest.MonkeyPatch
+    engine: in_process_engine.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed = Attempt.shut_down
 
-    def inside(attempt: Attempt, patience: float, limit: float) -> frozenset[int]:
-        return closed(attempt, patience, limit) | {0}
+    def inside(attempt: Attempt, grace_seconds: float, limit: float) -> frozenset[int]:
+        return closed(attempt, grace_seconds, limit) | {0}
 
     monkeypatch.setattr(Attempt, "shut_down", inside)
     peer, ending, left = _ending(engine, monkeypatch)
@@ -213,7 +213,7 @@ def test_finalize_waits_until_its_peers_write_its_memory_no_more(
 
 
 def test_finalize_does_not_wait_for_the_answers_of_readers(
-    engine: hosted.Engine, monkeypatch: pytest.MonkeyPatch
+    engine: in_process_engine.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer, ending, _ = _ending(engine, monkeypatch)
     ending.join(60)
@@ -222,7 +222,7 @@ def test_finalize_does_not_wait_for_the_answers_of_readers(
 
 
 def test_finalize_drops_the_requests_that_wait(
-    engine: hosted.Engine, monkeypatch: pytest.MonkeyPatch
+    engine: in_process_engine.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[int] = []
     begun, go_on = threading.Event(), threading.Event()
@@ -233,7 +233,7 @@ def test_finalize_drops_the_requests_that_wait(
         go_on.wait(60)
 
     monkeypatch.setattr(Verification, "_serve", serve)
-    peer = engine.stranger(1)
+    peer = engine.raw_peer(1)
     for number in range(100):
         peer.say({"kind": "verify", "id": number, "address": "", "length": "", "seconds": 100.0})
     until_synced(peer)

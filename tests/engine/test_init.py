@@ -18,7 +18,7 @@ from datadist import LLMDataDist, LLMException, LLMRole, LLMStatusCode
 from datadist.engine import engine as engine_module
 from datadist.links import building
 from tests import nodes
-from tests.faults import stage
+from tests.faults import scenarios
 from tests.nodes import MIB, Node
 
 Start = Callable[..., Node]
@@ -112,7 +112,7 @@ def _linked(start: Start) -> tuple[Node, int]:
     settings = {"pool": 16 * MIB, "sync_kv_timeout": 60_000}
     peer, we = start(1, **settings), start(2, **settings)
     for node in (peer, we):
-        node.do(stage.prepare, 1)
+        node.do(scenarios.prepare, 1)
     _, comm_id = nodes.link_pair(peer, we)
     return we, comm_id
 
@@ -123,9 +123,9 @@ def _finalize_during_unlink(here: nodes.Here, comm_id: int, who: str) -> tuple[l
     Seconds that `finalize` took, and those until nothing of the engine is left.
     """
     engine, took = here.live, []
-    stage.slow_down(here)
-    stage.begin(here, "mid-pull")
-    stage.PAUSE = 1.0
+    scenarios.slow_down(here)
+    scenarios.begin(here, "mid-pull")
+    scenarios.PAUSE = 1.0
 
     def finalize(*_: object) -> None:
         started = time.monotonic()
@@ -155,7 +155,7 @@ def test_finalize_during_unlink(start_node: Start, who: str) -> None:
     took, whole = we.do(_finalize_during_unlink, comm_id, who)
     assert len(took) == 1
     assert whole < 30  # the transfer would take 50 s, and unlink waits for it for 60
-    assert we.do(stage.outcome)[0] in ("LLM_FAILED", "LLM_NOT_YET_LINK")
+    assert we.do(scenarios.outcome)[0] in ("LLM_FAILED", "LLM_NOT_YET_LINK")
     assert [line for line in we.do(nodes.log_of) if "report it" in line] == []
     we.do(nodes.init, 2)
 
@@ -169,12 +169,12 @@ def _finalize_during_pull(here: nodes.Here) -> tuple[str, float, float]:
 
     engine = here.live
     building.CLOSE_SECONDS = link.CLOSE_SECONDS = 60.0
-    stage.PAUSE = 1.0
-    stage.slow_down(here)
+    scenarios.PAUSE = 1.0
+    scenarios.slow_down(here)
     signal.signal(signal.SIGUSR1, lambda *_: engine.finalize())
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
     started = time.monotonic()
-    status, ended, _ = stage.pull_now(here)
+    status, ended, _ = scenarios.pull_now(here)
     engine.init(dict(OPTIONS))  # waits for what is left
     whole = time.monotonic() - started
     ending = [each for each in threading.enumerate() if each.name == "datadist-finalize"]

@@ -131,8 +131,8 @@ def test_numbers_of_the_configuration(
 # -- of transports -----------------------------------------------------------------------------
 
 RDMA: list[tuple[str, int, int, Callable[[Any], Any]]] = [
-    ("port", 1, 255, lambda o: o.wish.port),
-    ("gid_index", 0, 255, lambda o: o.wish.gid_index),
+    ("port", 1, 255, lambda o: o.gid_filter.port),
+    ("gid_index", 0, 255, lambda o: o.gid_filter.gid_index),
     ("timeout", 1, 31, lambda o: o.timeout),
     ("retry_count", 0, 7, lambda o: o.retry_count),
 ]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datadist.transports.loader import survey
+from datadist.transports.loader import list_states
 from tests import netcopy, nodes
 
 PAIR = {1: 0, 2: 1}
@@ -36,7 +36,7 @@ def missing(backend: str) -> str | None:
         return None
     if backend == "hccl":
         return None if shutil.which("cc") else "the simulator needs a C compiler (cc)"
-    row = next((row for row in survey() if row.backend.name == backend), None)
+    row = next((row for row in list_states() if row.backend.name == backend), None)
     if row is None:
         return "not installed"
     return None if row.usable else row.reason
@@ -62,7 +62,7 @@ def _simulated(place: Path) -> Setting:
 
 
 def _network(place: Path) -> Setting:
-    """Two hosts, as it seems to the engines: loopback addresses, and no meeting place in common."""
+    """Two hosts, as it seems to the engines: loopback addresses, and no runtime directory in common."""
     from tests import hosts
 
     netcopy.publish(place)

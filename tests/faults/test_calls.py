@@ -19,7 +19,7 @@ from datadist import CacheDesc, CacheKeyByIdAndIndex, DataType
 from datadist.engine import engine as engine_module
 from datadist.links import building
 from tests import nodes
-from tests.faults import stage
+from tests.faults import scenarios
 from tests.nodes import MIB, Node
 
 Start = Callable[..., Node]
@@ -30,7 +30,7 @@ def _pair(start: Start, **settings: Any) -> tuple[Node, Node, int]:
     settings = {"pool": 16 * MIB, "link_total_time": 20, **settings}
     peer, we = start(1, **settings), start(2, **settings)
     for node, seed in ((peer, 1), (we, 2)):
-        node.do(stage.prepare, seed)
+        node.do(scenarios.prepare, seed)
     _, comm_id = nodes.link_pair(peer, we)
     return peer, we, comm_id
 
@@ -58,8 +58,8 @@ def _interrupted(here: nodes.Here, what: str, comm_id: int) -> str:
         elif what == "finalize":
             here.live.finalize()
         else:
-            stage.slow_down(here)
-            stage.move(here, what)
+            scenarios.slow_down(here)
+            scenarios.move(here, what)
         time.sleep(1)
     except KeyboardInterrupt:
         return "interrupted"
@@ -99,12 +99,12 @@ def test_an_interrupted_call_leaves_a_usable_engine(start_node: Start, what: str
     if what in ("look-up", "allocate"):
         peer.resume()
     if what.startswith("mid-"):
-        stage.check_moved(we, peer, what, whole=False)
-        we.do(stage.fill, 2)
-        peer.do(stage.fill, 1)
-    assert we.do(stage.pull_now)[0] == "OK"
+        scenarios.check_moved(we, peer, what, whole=False)
+        we.do(scenarios.fill, 2)
+        peer.do(scenarios.fill, 1)
+    assert we.do(scenarios.pull_now)[0] == "OK"
     if what in ("mid-pull", "mid-push"):  # a task goes on: it was not interrupted itself
-        stage.check_moved(we, peer, "mid-pull", whole=True)
+        scenarios.check_moved(we, peer, "mid-pull", whole=True)
     we.do(nodes.unlink, comm_id)
     peer.do(nodes.unlink, 1)
     _link_again(peer, we)
@@ -113,7 +113,7 @@ def test_an_interrupted_call_leaves_a_usable_engine(start_node: Start, what: str
 
 def _link_again(peer: Node, we: Node) -> None:
     nodes.link_pair(peer, we, "again")
-    assert we.do(stage.pull_now)[0] == "OK"
+    assert we.do(scenarios.pull_now)[0] == "OK"
 
 
 def test_an_interrupted_finalize_can_be_called_again(start_node: Start) -> None:
@@ -124,7 +124,7 @@ def test_an_interrupted_finalize_can_be_called_again(start_node: Start) -> None:
     we.do(nodes.finalize)
     assert we.do(_threads_of_engines) == []
     we.do(nodes.init, 2, 16 * MIB)
-    we.do(stage.prepare, 2)
+    we.do(scenarios.prepare, 2)
     peer.do(nodes.unlink, 1)
     _link_again(peer, we)
 
@@ -157,7 +157,7 @@ def _fork(here: nodes.Here, how: str) -> int:
 def test_a_forked_child_harms_nobody(start_node: Start, how: str) -> None:
     peer, we, comm_id = _pair(start_node)
     assert we.do(_fork, how) == 0
-    assert we.do(stage.pull_now)[0] == "OK"
+    assert we.do(scenarios.pull_now)[0] == "OK"
     assert we.do(nodes.link_error, comm_id) is None
     assert peer.do(nodes.link_error, 1) is None
 
@@ -193,7 +193,7 @@ def test_a_program_that_ends_with_live_links(
     start_node: Start, runtime_dir: Path, how: str
 ) -> None:
     we = start_node(2, pool=16 * MIB)
-    we.do(stage.prepare, 2)
+    we.do(scenarios.prepare, 2)
     environ = {**os.environ, "DATADIST_RUNTIME_DIR": str(runtime_dir)}
     we.begin(nodes.link_and_wait, "pair", PAIR)
     program = subprocess.Popen(
@@ -209,7 +209,7 @@ def test_a_program_that_ends_with_live_links(
     assert program.returncode == (1 if how == "raises" else 0), errors
     assert ("on purpose" in errors) == (how == "raises")
     assert "Fatal" not in errors
-    _, _, reason = we.do(stage.wait_until_broken, comm_id)
+    _, _, reason = we.do(scenarios.wait_until_broken, comm_id)
     assert "cluster 1" in reason
     assert list(runtime_dir.glob("1-*")) == []
 
@@ -229,11 +229,11 @@ def test_a_jump_of_the_date_changes_nothing(start_node: Start, seconds: float) -
     peer, we, comm_id = _pair(start_node)
     for node in (peer, we):
         node.do(_jump, seconds)
-    assert we.do(stage.pull_now)[0] == "OK"
+    assert we.do(scenarios.pull_now)[0] == "OK"
     we.do(nodes.unlink, comm_id)
     peer.do(nodes.unlink, 1)
     nodes.link_pair(peer, we, "again")
-    assert we.do(stage.pull_now)[0] == "OK"
+    assert we.do(scenarios.pull_now)[0] == "OK"
 
 
 # -- finalize racing with everything ---------------------------------------------------------
@@ -273,7 +273,7 @@ def _race(here: nodes.Here, after: float, unlink: bool) -> tuple[list[str], list
         engine.unlink(1)
 
     calls: list[Callable[[], object]] = [
-        *(partial(stage.move, here, what) for what in ("mid-pull", "mid-push", "mid-async")),
+        *(partial(scenarios.move, here, what) for what in ("mid-pull", "mid-push", "mid-async")),
         *([unlink_it] if unlink else []),
         link_and_unlink,
         allocate,
@@ -305,4 +305,4 @@ def test_finalize_races_with_everything(start_node: Start, after: float, unlink:
     assert strange == []
     assert left == []
     assert [line for line in we.do(nodes.log_of) if any(text in line for text in GIVEN_UP)] == []
-    assert peer.do(stage.wait_until_broken, 1)[2].startswith("cluster 2")
+    assert peer.do(scenarios.wait_until_broken, 1)[2].startswith("cluster 2")

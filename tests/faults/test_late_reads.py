@@ -11,7 +11,7 @@ import numpy as np
 
 from datadist import CacheDesc, CacheKeyByIdAndIndex, DataType
 from tests import nodes, torn
-from tests.faults import stage
+from tests.faults import scenarios
 from tests.nodes import MIB, Node
 
 Start = Callable[..., Node]
@@ -21,12 +21,12 @@ REUSED = 0x6B6B6B6B
 def _reading(start: Start, memory: str) -> tuple[Node, Node, int, int]:
     """An owner and a puller of its cache, in the middle; with the comm ids of both."""
     owner, puller = start(1, pool=16 * MIB), start(2, pool=16 * MIB, sync_kv_timeout=20_000)
-    owner.do(nodes.make, "c", "cache", stage.SHAPE, stage.TENSORS, None, memory)
+    owner.do(nodes.make, "c", "cache", scenarios.SHAPE, scenarios.TENSORS, None, memory)
     owner.do(nodes.fill, "c", 1)
-    puller.do(stage.prepare, 2)
+    puller.do(scenarios.prepare, 2)
     ours, theirs = nodes.link_pair(owner, puller)
-    puller.do(stage.slow_down)
-    puller.do(stage.begin, "mid-pull")
+    puller.do(scenarios.slow_down)
+    puller.do(scenarios.begin, "mid-pull")
     return owner, puller, ours, theirs
 
 
@@ -37,10 +37,12 @@ def _reuse(here: nodes.Here) -> None:
 
 def _late_bytes(puller: Node, owner: Node) -> int:
     """How much was read of what replaced the source; all else is from before the pull or from it."""
-    found, old, new = puller.do(nodes.read, "c"), stage.original(2), stage.after_move(2, 1)
+    found, old, new = puller.do(nodes.read, "c"), scenarios.original(2), scenarios.after_move(2, 1)
     late = [array == REUSED for array in found]
     for number, (is_now, becomes) in enumerate(zip(found, new, strict=True)):
-        is_now[stage.SLOT][late[number][stage.SLOT]] = becomes[stage.SLOT][late[number][stage.SLOT]]
+        is_now[scenarios.SLOT][late[number][scenarios.SLOT]] = becomes[scenarios.SLOT][
+            late[number][scenarios.SLOT]
+        ]
     torn.check_torn(found, old, new, "what was pulled late")
     theirs = owner.do(nodes.read, "c")
     torn.check_unchanged(
@@ -65,12 +67,12 @@ def _end_unlink(here: nodes.Here) -> None:
 
 def test_a_cache_unregistered_while_its_puller_is_stopped(start_node: Start) -> None:
     owner, puller, *_ = _reading(start_node, "numpy")
-    puller.do(stage.half_open)  # what the owner says is not heard during the pull
+    puller.do(scenarios.half_open)  # what the owner says is not heard during the pull
     puller.pause()
     owner.do(nodes.unregister, "c")
     owner.do(_reuse)
     puller.resume()
-    status, _, text = puller.do(stage.outcome)
+    status, _, text = puller.do(scenarios.outcome)
     assert _late_bytes(puller, owner) > 0
     assert status == "LLM_KV_CACHE_NOT_EXIST"
     assert "unregistered there meanwhile" in text
@@ -78,18 +80,18 @@ def test_a_cache_unregistered_while_its_puller_is_stopped(start_node: Start) -> 
 
 def test_a_pool_cache_freed_during_a_pull_is_kept_until_it_ends(start_node: Start) -> None:
     owner, puller, *_ = _reading(start_node, "pool")
-    puller.do(stage.half_open)
+    puller.do(scenarios.half_open)
     owner.do(nodes.deallocate, "c")
-    assert puller.do(stage.outcome)[0] == "OK"
-    torn.check_unchanged(puller.do(nodes.read, "c"), stage.after_move(2, 1), "what was pulled")
+    assert puller.do(scenarios.outcome)[0] == "OK"
+    torn.check_unchanged(puller.do(nodes.read, "c"), scenarios.after_move(2, 1), "what was pulled")
 
 
 def test_an_owner_whose_connection_is_cut(start_node: Start) -> None:
     owner, puller, *_ = _reading(start_node, "pool")
-    puller.do(stage.half_open)
-    owner.do(stage.give_up)
+    puller.do(scenarios.half_open)
+    owner.do(scenarios.give_up)
     owner.do(_reuse)
-    status, _, text = puller.do(stage.outcome)
+    status, _, text = puller.do(scenarios.outcome)
     assert _late_bytes(puller, owner) > 0
     assert status == "LLM_FAILED"
     assert "unlink and link again" in text
@@ -101,7 +103,7 @@ def test_an_owner_that_is_finalized_while_its_puller_is_stopped(start_node: Star
     owner.do(nodes.finalize)
     owner.do(_reuse)
     puller.resume()
-    status, _, _ = puller.do(stage.outcome)
+    status, _, _ = puller.do(scenarios.outcome)
     assert status in ("LLM_FAILED", "LLM_NOT_YET_LINK")
 
 
@@ -111,7 +113,7 @@ def test_both_unlink_during_a_pull(start_node: Start) -> None:
     owner.do(nodes.unlink, ours)
     owner.do(nodes.unregister, "c")
     owner.do(_reuse)
-    status, _, text = puller.do(stage.outcome)
+    status, _, text = puller.do(scenarios.outcome)
     puller.do(_end_unlink)
     _late_bytes(puller, owner)
     assert status == "LLM_KV_CACHE_NOT_EXIST"
@@ -147,7 +149,7 @@ def _begin_pull(here: nodes.Here, cache_id: int) -> None:
             nodes.pull_cache(here, CacheKeyByIdAndIndex(1, cache_id, 0), "mine")
             here.any["outcome"] = ("OK", 0.0, "")
         except Exception as error:
-            here.any["outcome"] = (stage.status_of(error), 0.0, str(error))
+            here.any["outcome"] = (scenarios.status_of(error), 0.0, str(error))
 
     here.any["thread"] = threading.Thread(target=run)
     here.any["thread"].start()
@@ -158,7 +160,7 @@ def _go_on(here: nodes.Here, seconds: float) -> tuple[str, float, str]:
     """Let the read return after a while; what came of the pull."""
     time.sleep(seconds)
     here.any["go on"].set()
-    return stage.outcome(here)
+    return scenarios.outcome(here)
 
 
 LATE = 0.6
@@ -222,7 +224,7 @@ def _pull_again(here: nodes.Here) -> str:
     try:
         nodes.pull_cache(here, CacheKeyByIdAndIndex(1, 2, 0), "mine")
     except Exception as error:
-        return stage.status_of(error)
+        return scenarios.status_of(error)
     return "OK"
 
 
@@ -243,7 +245,7 @@ def test_what_the_owner_said_last_waits_behind_a_full_socket(start_node: Start) 
     owner.do(_say_much)
     owner.do(_reuse)
     puller.resume()
-    status, _, text = puller.do(stage.outcome)
+    status, _, text = puller.do(scenarios.outcome)
     assert _late_bytes(puller, owner) > 0
     assert status == "LLM_KV_CACHE_NOT_EXIST", text
 
@@ -268,12 +270,12 @@ def test_unlink_clusters_lets_a_pull_of_ours_end(
     owner = start_node(1, listen_ip_info=f"127.0.0.1:{port}", **settings)
     puller = start_node(2, **settings)
     for node, seed in ((owner, 1), (puller, 2)):
-        node.do(stage.prepare, seed)
+        node.do(scenarios.prepare, seed)
     puller.do(nodes.link_clusters, [(1, port)])
-    puller.do(stage.slow_down)
-    puller.do(stage.begin, "mid-pull")
+    puller.do(scenarios.slow_down)
+    puller.do(scenarios.begin, "mid-pull")
     puller.do(_begin_unlink_clusters, port)
-    status, _, text = puller.do(stage.outcome)
+    status, _, text = puller.do(scenarios.outcome)
     puller.do(_end_unlink)
     assert status == "OK", text
-    stage.check_moved(puller, owner, "mid-pull", whole=True)
+    scenarios.check_moved(puller, owner, "mid-pull", whole=True)

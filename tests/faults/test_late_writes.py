@@ -12,7 +12,7 @@ import pytest
 
 from datadist import CacheDesc, CacheKeyByIdAndIndex, DataType, Placement
 from tests import nodes
-from tests.faults import stage
+from tests.faults import scenarios
 from tests.nodes import MIB, Node, RemoteError
 
 Start = Callable[..., Node]
@@ -171,7 +171,7 @@ def test_registered_memory_under_a_stopped_pusher_stays_registered(start_node: S
 
 def test_pool_memory_under_a_stopped_pusher_whose_connection_is_lost(start_node: Start) -> None:
     owner, pusher, comm_id = _pushing(start_node, "pool")
-    owner.do(stage.give_up)
+    owner.do(scenarios.give_up)
     refused, count = owner.do(_reuse)
     assert "wait for confirmations of peers" in refused
     assert count == FULL // BLOCK - KEPT
@@ -186,7 +186,7 @@ def test_pool_memory_under_a_stopped_pusher_whose_connection_is_lost(start_node:
 
 def test_a_stopped_pusher_whose_connection_is_lost_and_that_dies(start_node: Start) -> None:
     owner, pusher, comm_id = _pushing(start_node, "pool")
-    owner.do(stage.give_up)
+    owner.do(scenarios.give_up)
     owner.do(nodes.unlink, comm_id)
     refused, _ = owner.do(_reuse)
     assert "wait for confirmations of peers" in refused

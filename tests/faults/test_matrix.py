@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import netcopy, nodes
-from tests.faults import stage
+from tests.faults import scenarios
 from tests.faults.backends import PAIR, Setting, missing, setting
 from tests.faults.matrix import (
     BACKENDS,
@@ -55,13 +55,13 @@ def run_cell(start_node: Start, cell: Cell, on: Setting) -> tuple[str, float]:
     if cell.moment in ("before link", "preparing"):
         comm_id = we.do(nodes.link, "pair", PAIR, on.table)
         if cell.moment == "preparing":
-            peer.do(stage.hold_attach)
+            peer.do(scenarios.hold_attach)
             peer.do(nodes.link, "pair", PAIR, on.table)
-            peer.do(stage.await_attaching)
-        struck = _strike(peer, cell, on)
+            peer.do(scenarios.await_attaching)
+        struck = _inject_fault(peer, cell, on)
         if cell.fault in CONTROL:
             _carry_on(peer, cell, on)
-        status, ended, text = we.do(stage.wait_settled, comm_id)
+        status, ended, text = we.do(scenarios.wait_settled, comm_id)
     else:
         comm_id = _link(peer, we, on)
         status, ended, text, struck = _linked(peer, we, cell, on, comm_id)
@@ -82,7 +82,7 @@ def _start(start: Start, clusters: Sequence[int], cell: Cell, on: Setting) -> li
         if on.plugins is not None:
             node.do(netcopy.install, on.plugins)
         node.begin(
-            stage.start_engine,
+            scenarios.start_engine,
             cluster,
             16 * MIB,
             transfer_backend=on.transport,
@@ -97,8 +97,8 @@ def _start(start: Start, clusters: Sequence[int], cell: Cell, on: Setting) -> li
 
 
 def _link(peer: Node, we: Node, on: Setting, name: str = "pair") -> int:
-    peer.begin(stage.link_and_wait, name, PAIR, on.table)
-    comm_id: int = we.do(stage.link_and_wait, name, PAIR, on.table)
+    peer.begin(scenarios.link_and_wait, name, PAIR, on.table)
+    comm_id: int = we.do(scenarios.link_and_wait, name, PAIR, on.table)
     peer.result()
     return comm_id
 
@@ -107,8 +107,8 @@ def _carry_on(peer: Node, cell: Cell, on: Setting) -> None:
     """What the peer does after its connection was harmed while it linked, or before."""
     if cell.moment == "preparing":
         if cell.fault in ("cut", "garbage"):
-            peer.do(stage.await_loss)
-        peer.do(stage.let_attach)
+            peer.do(scenarios.await_loss)
+        peer.do(scenarios.let_attach)
     else:
         peer.do(nodes.link, "pair", PAIR, on.table)
 
@@ -117,20 +117,20 @@ def _linked(
     peer: Node, we: Node, cell: Cell, on: Setting, comm_id: int
 ) -> tuple[str, float, str, float]:
     if cell.moment in DURING:
-        we.do(stage.slow_down)
-        we.do(stage.begin, cell.moment)
-        struck = _strike(peer, cell, on)
-        return (*we.do(stage.outcome), struck)
-    struck = _strike(peer, cell, on)
+        we.do(scenarios.slow_down)
+        we.do(scenarios.begin, cell.moment)
+        struck = _inject_fault(peer, cell, on)
+        return (*we.do(scenarios.outcome), struck)
+    struck = _inject_fault(peer, cell, on)
     if cell.moment == "idle":
-        wait = stage.pull_now if cell.status == "OK" else stage.wait_until_broken
+        wait = scenarios.pull_now if cell.status == "OK" else scenarios.wait_until_broken
         return (*we.do(wait, *([] if cell.status == "OK" else [comm_id])), struck)
     what = "unlink" if cell.moment == "unlinking" else "finalize"
     struck = time.monotonic()
-    return (*we.do(stage.timed, what, comm_id), struck)
+    return (*we.do(scenarios.timed, what, comm_id), struck)
 
 
-def _strike(peer: Node, cell: Cell, on: Setting) -> float:
+def _inject_fault(peer: Node, cell: Cell, on: Setting) -> float:
     """Do it; the time just before."""
     struck = time.monotonic()
     if cell.fault == "killed":
@@ -138,25 +138,27 @@ def _strike(peer: Node, cell: Cell, on: Setting) -> float:
     elif cell.fault == "stopped":
         peer.pause()
     elif cell.fault in CONTROL:
-        _harm_connection(peer, cell, on)
+        _damage_connection(peer, cell, on)
     else:
         if cell.moment == "preparing":
-            peer.do(stage.let_attach_soon)
+            peer.do(scenarios.let_attach_soon)
         if cell.fault == "unlinks":
             peer.begin(nodes.unlink, 1)
         else:
-            peer.begin(stage.exit_now if cell.fault == "exits" else nodes.finalize)
+            peer.begin(scenarios.exit_now if cell.fault == "exits" else nodes.finalize)
     return struck
 
 
-def _harm_connection(peer: Node, cell: Cell, on: Setting) -> None:
+def _damage_connection(peer: Node, cell: Cell, on: Setting) -> None:
     if cell.fault == "slow":
-        peer.do(stage.slow)
+        peer.do(scenarios.slow)
     elif cell.moment == "before link" and on.port:  # there is no connection yet but to a stranger
-        peer.do(stage.answer_badly, cell.fault, on.port)
+        peer.do(scenarios.answer_badly, cell.fault, on.port)
     else:
         peer.do(
-            {"cut": stage.cut, "half-open": stage.half_open, "garbage": stage.garbage}[cell.fault]
+            {"cut": scenarios.cut, "half-open": scenarios.half_open, "garbage": scenarios.garbage}[
+                cell.fault
+            ]
         )
 
 
@@ -167,7 +169,7 @@ def _compare(peer: Node, we: Node, cell: Cell, status: str) -> None:
     elif cell.fault in ("unlinks", "finalizes"):
         peer.result()
     lost = cell.fault in ("killed", "exits", "finalizes")
-    stage.check_moved(we, None if lost else peer, cell.moment, status == "OK")
+    scenarios.check_moved(we, None if lost else peer, cell.moment, status == "OK")
 
 
 def _go_on(start: Start, peer: Node, we: Node, cell: Cell, comm_id: int, on: Setting) -> None:
@@ -186,12 +188,12 @@ def _go_on(start: Start, peer: Node, we: Node, cell: Cell, comm_id: int, on: Set
         elif cell.fault == "unlinks" and cell.moment not in DURING:
             peer.result()
         if cell.moment == "preparing" and cell.fault == "stopped":
-            peer.do(stage.let_attach)
+            peer.do(scenarios.let_attach)
         _link(peer, we, on, "again")
-    peer.do(stage.fill, 1)
-    we.do(stage.fill, 2)
-    assert we.do(stage.pull_now)[0] == "OK"
-    stage.check_moved(we, peer, "mid-pull", whole=True)
+    peer.do(scenarios.fill, 1)
+    we.do(scenarios.fill, 2)
+    assert we.do(scenarios.pull_now)[0] == "OK"
+    scenarios.check_moved(we, peer, "mid-pull", whole=True)
 
 
 def _record(cell: Cell, backend: str, seconds: float) -> None:

@@ -22,7 +22,7 @@ from datadist import (
     LLMRole,
 )
 from tests import nodes, torn
-from tests.faults import stage
+from tests.faults import scenarios
 from tests.nodes import MIB, Node, RemoteError
 
 Start = Callable[..., Node]
@@ -82,7 +82,7 @@ def _init_once(here: nodes.Here) -> None:
 def test_a_peers_pool_beyond_the_address_space(start_node: Start) -> None:
     owner, we = start_node(1, pool=512 * MIB), start_node(2)
     for node, seed in ((owner, 1), (we, 2)):
-        node.do(stage.prepare, seed)
+        node.do(scenarios.prepare, seed)
     we.do(_limit_address_space, 64 * MIB)
     owner.begin(nodes.link_and_wait, "pair", PAIR)
     for node in (we, owner):
@@ -93,8 +93,8 @@ def test_a_peers_pool_beyond_the_address_space(start_node: Start) -> None:
     for node in (owner, we):
         node.do(nodes.unlink, 1)
     nodes.link_pair(owner, we, "again")
-    assert we.do(stage.pull_now)[0] == "OK"
-    stage.check_moved(we, owner, "mid-pull", whole=True)
+    assert we.do(scenarios.pull_now)[0] == "OK"
+    scenarios.check_moved(we, owner, "mid-pull", whole=True)
 
 
 def test_init_without_descriptors(start_node: Start) -> None:
@@ -124,16 +124,16 @@ def test_a_link_without_descriptors_fails_or_works_and_recovers(
 ) -> None:
     peer, we = start_node(1, link_total_time=3), start_node(2, link_total_time=3)
     for node, seed in ((peer, 1), (we, 2)):
-        node.do(stage.prepare, seed)
+        node.do(scenarios.prepare, seed)
     we.do(_limit_descriptors, room)
-    peer.begin(stage.wait_settled, peer.do(nodes.link, "pair", PAIR))
+    peer.begin(scenarios.wait_settled, peer.do(nodes.link, "pair", PAIR))
     linked, refusal = [peer, we], None
     try:
         comm_id = we.do(nodes.link, "pair", PAIR)
     except RemoteError as error:
         linked, refusal = [peer], error
     if refusal is None:
-        status, _, text = we.do(stage.wait_settled, comm_id)
+        status, _, text = we.do(scenarios.wait_settled, comm_id)
         assert status in ("OK", "FAILED"), text
     else:
         assert refusal.status == "LLM_FAILED"
@@ -144,8 +144,8 @@ def test_a_link_without_descriptors_fails_or_works_and_recovers(
     for node in linked:
         node.do(nodes.unlink, 1)
     nodes.link_pair(peer, we, "again")
-    assert we.do(stage.pull_now)[0] == "OK"
-    stage.check_moved(we, peer, "mid-pull", whole=True)
+    assert we.do(scenarios.pull_now)[0] == "OK"
+    scenarios.check_moved(we, peer, "mid-pull", whole=True)
 
 
 # -- memory cgroup ---------------------------------------------------------------------------
@@ -198,11 +198,11 @@ def test_a_process_beyond_its_memory_cgroup_is_killed_and_peers_notice(
 ) -> None:
     peer, we = start_node(1), start_node(2)
     for node, seed in ((peer, 1), (we, 2)):
-        node.do(stage.prepare, seed)
+        node.do(scenarios.prepare, seed)
     nodes.link_pair(peer, we)
     (cgroup / "cgroup.procs").write_text(str(peer.pid))
     peer.begin(_devour, 512 * MIB)  # refuses nothing: the kernel ends it
-    reason = we.do(stage.wait_until_broken, 1)[2]
+    reason = we.do(scenarios.wait_until_broken, 1)[2]
     assert "cluster 1 is gone" in reason
     peer.kill()
     assert peer._process.exitcode == -signal.SIGKILL
@@ -270,12 +270,12 @@ def _stats(here: nodes.Here) -> dict[str, int]:
 def test_memory_that_a_dead_consumer_knew_returns_to_the_pool(start_node: Start) -> None:
     owner, consumer = start_node(1), start_node(2)
     for node, seed in ((owner, 1), (consumer, 2)):
-        node.do(stage.prepare, seed)
+        node.do(scenarios.prepare, seed)
     nodes.link_pair(owner, consumer)
     consumer.pause()
     owner.do(nodes.deallocate, "c")
     held = owner.do(_stats)
-    assert held["allocations_returning"] == stage.TENSORS
+    assert held["allocations_returning"] == scenarios.TENSORS
     assert held["pages_used"] > 0
     consumer.kill()
     deadline = time.monotonic() + 30
@@ -288,7 +288,7 @@ def test_memory_that_a_dead_consumer_knew_returns_to_the_pool(start_node: Start)
 def test_pulls_of_a_dead_producer_fail_at_once(start_node: Start) -> None:
     owner, consumer = start_node(1), start_node(2, sync_kv_timeout=60_000)
     for node, seed in ((owner, 1), (consumer, 2)):
-        node.do(stage.prepare, seed)
+        node.do(scenarios.prepare, seed)
     nodes.link_pair(owner, consumer)
     owner.kill()
     started = time.monotonic()
@@ -297,4 +297,4 @@ def test_pulls_of_a_dead_producer_fail_at_once(start_node: Start) -> None:
             consumer.do(nodes.pull_cache, CacheKeyByIdAndIndex(1, 1, 0), "c")
         assert error.value.status in ("LLM_NOT_YET_LINK", "LLM_FAILED")
     assert time.monotonic() - started < 30
-    torn.check_unchanged(consumer.do(nodes.read, "c"), stage.original(2), "ours")
+    torn.check_unchanged(consumer.do(nodes.read, "c"), scenarios.original(2), "ours")

@@ -1,4 +1,4 @@
-"""What a live engine does with messages in any order, from members and from strangers.
+"""What a live engine does with messages in any order, from members and from raw peers.
 
 An input is a program (see :mod:`tests.fuzz.choices`) that up to three peers follow, over real sockets.
 Once it has ended and they are gone, the engine must be as it was before, and serve an honest peer.
@@ -30,8 +30,8 @@ from datadist.rank_table import parse_rank_table
 from tests import nodes
 from tests.fuzz.choices import Choices, changed
 from tests.fuzz.templates import TEMPLATES
-from tests.hosted import BASE, GUARD, PAIR, SIZE, TABLE, Engine, entry_of, offer_of
-from tests.stranger import Stranger, link, memory
+from tests.in_process_engine import BASE, GUARD, PAIR, SIZE, TABLE, Engine, entry_of, offer_of
+from tests.raw_peer import RawPeer, link, memory
 
 SECONDS = 10.0
 STEPS = 40
@@ -52,7 +52,7 @@ LEFT = (
     "needs it",
     "connected again",
 )
-"""Why sessions end of peers that were not shown out."""
+"""Why sessions end of peers that were not disconnected."""
 
 
 class Actor:
@@ -60,14 +60,14 @@ class Actor:
 
     def __init__(self, number: int) -> None:
         self.cluster = 2 + number
-        self.stranger: Stranger | None = None
+        self.raw_peer: RawPeer | None = None
         self.token = UNKNOWN
         self.asked: dict[str, Any] = {}
         """The last wish of the engine: an announcement, or a dial."""
 
     def listen(self) -> None:
         """Note what has come."""
-        for message in self.stranger.heard() if self.stranger is not None else ():
+        for message in self.raw_peer.heard() if self.raw_peer is not None else ():
             if message.kind in ("announce", "dial"):
                 self.asked = message.model_dump()
             elif message.kind == "form":
@@ -75,9 +75,9 @@ class Actor:
 
     def close(self) -> None:
         """Hang up."""
-        if self.stranger is not None:
-            self.stranger.close()
-        self.stranger = None
+        if self.raw_peer is not None:
+            self.raw_peer.close()
+        self.raw_peer = None
 
 
 class Dispatch:
@@ -88,7 +88,7 @@ class Dispatch:
         core = self.engine.api._engine
         assert core is not None
         self._core = core
-        self._incarnation = core._meeting.address.incarnation
+        self._incarnation = core._discovery.address.incarnation
         self._number = 0
         self._steady_id, self._steady_token = 0, UNKNOWN
         self._raised: list[str] = []
@@ -117,7 +117,7 @@ class Dispatch:
                 stack.callback(actor.close)
 
     def __call__(self, data: bytes) -> bool:
-        """Whether no peer was shown out. Raises where the engine has suffered."""
+        """Whether no peer was disconnected. Raises where the engine has suffered."""
         self.engine.log.clear()
         self._actors = self._new_actors()
         choices = Choices(data)
@@ -129,7 +129,7 @@ class Dispatch:
         self._settle()
         welcome = all(any(text in line for text in LEFT) for line in self.engine.ends())
         self._rest()
-        self._serve_stranger()
+        self._serve_raw_peer()
         self._serve_steady()
         if zlib.crc32(data) % 8 == 0:
             self._serve_member()
@@ -139,12 +139,12 @@ class Dispatch:
 
     # -- what peers do -------------------------------------------------------------------------
 
-    def _at(self, actor: Actor) -> Stranger:
+    def _at(self, actor: Actor) -> RawPeer:
         """Its connection; one that has none introduces itself first."""
-        if actor.stranger is None:
+        if actor.raw_peer is None:
             self.come(actor)
-        assert actor.stranger is not None
-        return actor.stranger
+        assert actor.raw_peer is not None
+        return actor.raw_peer
 
     def come(self, actor: Actor, choices: Choices | None = None, hello: bool = True) -> None:
         """Connect as another engine than before, most often of a cluster of its own."""
@@ -153,8 +153,8 @@ class Dispatch:
         clusters = [actor.cluster, 2, 2, 3, 1, actor.cluster]
         cluster = choices.pick(clusters) if choices is not None else clusters[0]
         actor.token, actor.asked = UNKNOWN, {}
-        actor.stranger = self.engine.stranger(self._number, hello, cluster)
-        self.engine._strangers.remove(actor.stranger)
+        actor.raw_peer = self.engine.raw_peer(self._number, hello, cluster)
+        self.engine._strangers.remove(actor.raw_peer)
 
     def come_silently(self, actor: Actor, _choices: Choices) -> None:
         """Connect without a word."""
@@ -190,11 +190,11 @@ class Dispatch:
 
     def _message(self, actor: Actor, choices: Choices) -> dict[str, Any]:
         message = dict(choices.pick(TEMPLATES))
-        stranger, kind = self._at(actor), message["kind"]
+        raw_peer, kind = self._at(actor), message["kind"]
         if "domain" in message:
             message["domain"] = actor.token
         if kind == "hello":
-            message["incarnation"] = stranger.incarnation
+            message["incarnation"] = raw_peer.incarnation
         elif kind == "offer":
             message |= {"data": offer_of(), "fds": 1, "regions": [1]}
         elif kind == "directory":
@@ -212,9 +212,9 @@ class Dispatch:
 
     def _members(self, actor: Actor) -> list[dict[str, Any]]:
         """Who a domain consists of that answers the engine's last wish; a pair has its own order."""
-        stranger, link_id = self._at(actor), actor.asked.get("link", 1)
+        raw_peer, link_id = self._at(actor), actor.asked.get("link", 1)
         members: list[dict[str, Any]] = [
-            {"cluster_id": stranger.cluster, "incarnation": stranger.incarnation, "link": 1},
+            {"cluster_id": raw_peer.cluster, "incarnation": raw_peer.incarnation, "link": 1},
             {"cluster_id": 1, "incarnation": self._incarnation, "link": link_id},
         ]
         if actor.asked.get("kind") == "dial":
@@ -248,10 +248,10 @@ class Dispatch:
 
     def ask(self, actor: Actor, _choices: Choices) -> None:
         """Ask a peer for a link of the two, as `link_clusters` does."""
-        stranger = self._at(actor)
+        raw_peer = self._at(actor)
         self._settle()
-        found = Address(stranger.cluster, stranger.incarnation)
-        with mock.patch.object(self._core._meeting, "find", return_value=found):
+        found = Address(raw_peer.cluster, raw_peer.incarnation)
+        with mock.patch.object(self._core._discovery, "find", return_value=found):
             call = Call(HostPort("127.0.0.1", 1), time.monotonic() + 5.0)
             self._core._call(lambda: self._core._clusters.dial(call))
         self._settle()
@@ -299,7 +299,7 @@ class Dispatch:
                 view = core.views.get(member.incarnation)
                 assert view is None or view.session.cluster_id == member.cluster_id, f"{member}"
         for incarnation, view in core.views.items():
-            assert core._meeting.sessions.get(incarnation) is view.session, (
+            assert core._discovery.sessions.get(incarnation) is view.session, (
                 f"a stale {view.session}"
             )
             assert view.seq_acked <= view.seq_sent, "acknowledged before it was sent"
@@ -319,7 +319,7 @@ class Dispatch:
         """Link with a member that stays, whatever the others say."""
         ranks = {1: 0, STEADY: 1}
         table = nodes.table_for(ranks)
-        self._steady, fd = self.engine.stranger((1 << 64) + 1, cluster=STEADY), memory(SIZE)
+        self._steady, fd = self.engine.raw_peer((1 << 64) + 1, cluster=STEADY), memory(SIZE)
         self._steady_id = self.engine.api.link("steady", ranks, table)
         canonical = parse_rank_table(table).canonical
         token = link(self._steady, "steady", ranks, canonical, offer_of(), [fd])
@@ -356,10 +356,11 @@ class Dispatch:
 
     def _held(self) -> dict[str, Any]:
         """What the engine holds of peers."""
-        core, meeting, builder = self._core, self._core._meeting, self._core._builder
+        core, discovery, builder = self._core, self._core._discovery, self._core._builder
         return {
-            "sessions": meeting.sessions, "handshakes": meeting._handshakes, "holds": meeting._holds,
-            "idle": meeting._idle, "idle peers": meeting._peer_idle, "views": core.views,
+            "sessions": discovery.sessions, "handshakes": discovery._handshakes,
+            "holds": discovery._holds,
+            "idle": discovery._idle, "idle peers": discovery._peer_idle, "views": core.views,
             "domains": core._links.domains, "pairs": core._clusters.pairs,
             "attempts": builder._active, "taken": builder._taken, "dropped": builder._dropped,
             "unclosed": builder._unclosed, "revocations": core.owned.revocations._waiting,
@@ -388,10 +389,10 @@ class Dispatch:
         assert not bad, "\n".join(bad)
         assert not self._raised, self._raised
 
-    def _serve_stranger(self) -> None:
+    def _serve_raw_peer(self) -> None:
         """An honest peer is answered."""
         self._number += 1
-        other = self.engine.stranger(self._number, cluster=9)
+        other = self.engine.raw_peer(self._number, cluster=9)
         try:
             assert other.hear("hello") is not None, "an honest peer was not answered"
             other.say({"kind": "sync", "id": 7})
@@ -403,7 +404,7 @@ class Dispatch:
     def _serve_member(self) -> None:
         """An honest member is linked with, and its bytes arrive."""
         self._number += 1
-        member, fd = self.engine.stranger(self._number), memory(SIZE)
+        member, fd = self.engine.raw_peer(self._number), memory(SIZE)
         try:
             comm_id = self.engine.api.link("pair", PAIR, nodes.table_for(PAIR))
             assert link(member, "pair", PAIR, TABLE, offer_of(), [fd]), "no domain was formed"

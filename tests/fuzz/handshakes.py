@@ -86,7 +86,7 @@ def _frames(choices: Choices, dialler: End, listener: End) -> bool:
     return True
 
 
-def stranger(choices: Choices) -> bool:
+def unauthenticated(choices: Choices) -> bool:
     """An end that meets somebody without the key, who has heard other conversations."""
     end = End(bool(choices.byte() % 2))
     said = [end.handshake.begin(), *conversation()]
@@ -128,4 +128,4 @@ def conversation() -> list[bytes]:
 def handshake(data: bytes) -> bool:
     """The target: whether both got in, untouched."""
     choices = Choices(data)
-    return (stranger if choices.byte() % 4 == 3 else relay)(choices)
+    return (unauthenticated if choices.byte() % 4 == 3 else relay)(choices)

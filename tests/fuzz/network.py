@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from datadist.control.channel import Handshake, HandshakeError
+from datadist.control.discovery import Discovery
 from datadist.control.hostport import HostPort
-from datadist.control.meeting import Meeting
 from datadist.control.messages import HEADER, WIRE_VERSION, Message, decode
 from datadist.control.reactor import Reactor
 from datadist.control.runtime_dir import Address
@@ -30,7 +30,7 @@ from datadist.control.tcp import NetworkSettings
 from tests.fuzz.choices import Choices, changed, tampered
 from tests.fuzz.handshakes import KEY, WRONG, attempt, conversation
 from tests.fuzz.templates import TEMPLATES
-from tests.hosted import Collector
+from tests.in_process_engine import Collector
 
 SECONDS = 10.0
 HANDSHAKE_SIZE = 48 + 32
@@ -146,25 +146,25 @@ class Wire:
 
 
 class Net:
-    """The target: an engine's meeting place with a listener; call it with an input."""
+    """The target: an engine's runtime directory with a listener; call it with an input."""
 
     def __init__(self, place: Path, stack: ExitStack) -> None:
         self._reactor = Reactor("fuzzed")
         stack.callback(self._reactor.stop)
-        self._meeting = Meeting(self._reactor, 1, place, NetworkSettings(KEY), "")
-        assert self._meeting.remote is not None
-        self._remote = self._meeting.remote
+        self._discovery = Discovery(self._reactor, 1, place, NetworkSettings(KEY), "")
+        assert self._discovery.remote is not None
+        self._remote = self._discovery.remote
         self.inside = 0
         """Connections whose handshake succeeded."""
         self._count_those_inside()
-        self._meeting.on_message = self._on_message
+        self._discovery.on_message = self._on_message
         self._heard: list[Message] = []
         self._outcomes: list[Address | str] = []
         self._sent: list[str] = []
         """Kinds of the messages that arrive as they were said."""
-        self._call(self._meeting.start)
+        self._call(self._discovery.start)
         self._listener = self._call(lambda: self._remote.listen(HostPort("127.0.0.1", 0)))
-        stack.callback(lambda: self._call(self._meeting.close))
+        stack.callback(lambda: self._call(self._discovery.close))
         self._server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         self._server.settimeout(SECONDS)
         self._log: list[str] = []
@@ -202,7 +202,7 @@ class Net:
         dialled, knows = how % 2 == 0, how // 2 % 4 != 3
         wire = self._connect(dialled, KEY if knows else WRONG)
         try:
-            (self._play_forger if knows else self._play_stranger)(wire, choices)
+            (self._play_forger if knows else self._play_unauthenticated)(wire, choices)
             wire.end()
         finally:
             wire.sock.close()
@@ -222,7 +222,7 @@ class Net:
 
     # -- the other end ---------------------------------------------------------------------------
 
-    def _play_stranger(self, wire: Wire, choices: Choices) -> None:
+    def _play_unauthenticated(self, wire: Wire, choices: Choices) -> None:
         said = list(self._transcript)
         said.append(wire.handshake.begin() or bytes(48))
         while not choices.over:
@@ -253,7 +253,7 @@ class Net:
     def _message(self, choices: Choices, incarnation: str) -> dict[str, Any]:
         how = choices.byte()
         hello = _hello(incarnation, 3)
-        own = self._meeting.address.incarnation
+        own = self._discovery.address.incarnation
         message = [hello, {"kind": "welcome"}, choices.pick(TEMPLATES)][how % 3]
         return changed(message, choices, [own, incarnation]) if how >= 128 else message
 
@@ -293,13 +293,13 @@ class Net:
         assert [message.kind for message in self._heard[heard:]] == ["sync"]
 
     def left(self) -> dict[str, Any]:
-        """What the meeting place still holds of peers."""
-        meeting, remote = self._meeting, self._remote
+        """What the runtime directory still holds of peers."""
+        discovery, remote = self._discovery, self._remote
         held: dict[str, Any] = {
             "proving": [*self._listener._strangers, *self._listener._members],
             "dials": remote._dials, "met": remote._met,
-            "sessions": meeting.sessions, "handshakes": meeting._handshakes, "idle": meeting._idle,
-            "idle peers": meeting._peer_idle, "holds": meeting._holds,
+            "sessions": discovery.sessions, "handshakes": discovery._handshakes, "idle": discovery._idle,
+            "idle peers": discovery._peer_idle, "holds": discovery._holds,
         }  # fmt: skip
         return {name: repr(there)[:300] for name, there in held.items() if there}
 
@@ -317,7 +317,7 @@ class Net:
 
 def _hello(incarnation: str, cluster: int) -> dict[str, Any]:
     return {"kind": "hello", "wire": WIRE_VERSION, "incarnation": incarnation, "cluster_id": cluster,
-            "knock": False, "refused": False, "job": "", "program": ""}  # fmt: skip
+            "dial_back": False, "refused": False, "job": "", "program": ""}  # fmt: skip
 
 
 @contextmanager

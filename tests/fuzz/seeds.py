@@ -145,7 +145,7 @@ def _rdma_offers() -> list[bytes]:
 def _introductions() -> list[bytes]:
     said = {
         "wire": messages.WIRE_VERSION, "job": "", "incarnation": TOKEN, "cluster_id": 1, "link": 1,
-        "backend": "hccl", "one_sided": False, "meaning": TOKEN, "attempt": TOKEN,
+        "backend": "hccl", "one_sided": False, "domain_key": TOKEN, "attempt": TOKEN,
         "endpoints": ["10.0.0.1:26000"],
     }  # fmt: skip
     return [json.dumps(said).encode(), json.dumps({**said, "endpoints": []}).encode()]
@@ -208,7 +208,7 @@ SEEDS = {
     "shm_offer": _offers(),
     "rdma_offer": _rdma_offers(),
     "hccl_offer": _hccl_offers(),
-    "introduction": _introductions(),
+    "member_record": _introductions(),
     "handshake": [
         b"\0",
         bytes(40),

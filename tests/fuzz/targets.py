@@ -121,15 +121,15 @@ def _check_apart(regions: list[tuple[int, int]]) -> None:
         end = address + size
 
 
-def introduction(data: bytes) -> bool:
+def member_record(data: bytes) -> bool:
     """What a member says that the transport's library brought together with us."""
-    from datadist.links.introduction import Introduction
+    from datadist.links.member_record import MemberRecord
 
     try:
-        said = Introduction.model_validate_json(data)
+        said = MemberRecord.model_validate_json(data)
     except ValidationError:
         return False
-    assert Introduction.model_validate_json(said.model_dump_json()) == said
+    assert MemberRecord.model_validate_json(said.model_dump_json()) == said
     return True
 
 
@@ -168,7 +168,7 @@ TARGETS: dict[str, Callable[[bytes], bool]] = {
     "shm_offer": shm_offer,
     "rdma_offer": rdma_offer,
     "hccl_offer": hccl_offer,
-    "introduction": introduction,
+    "member_record": member_record,
     "handshake": handshake,
 }
 

@@ -1,4 +1,4 @@
-"""The hostile process: a thread per engine and behaviour, which comes again when it is shown out."""
+"""The hostile process: a thread per engine and behaviour, which comes again when it is disconnected."""
 
 from __future__ import annotations
 

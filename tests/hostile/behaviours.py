@@ -19,9 +19,9 @@ from typing import Any
 
 from datadist.control.messages import MAX_FDS, MAX_FRAME, MAX_SECONDS
 from tests.fuzz.templates import TEMPLATES
-from tests.hosted import entry_of
 from tests.hostile.member import Member
-from tests.stranger import HEADER, memory
+from tests.in_process_engine import entry_of
+from tests.raw_peer import HEADER, memory
 
 Step = Callable[[Member], Iterator[None]]
 """A generator: what lies between two yields is one step."""

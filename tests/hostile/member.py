@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from datadist.control.channel import TAG_SIZE
 from datadist.control.hostport import HostPort
 from datadist.control.messages import WIRE_VERSION, Message, Welcome, encode
-from tests.hosted import BASE, SIZE, offer_of
-from tests.stranger import HEADER, Stranger, memory
+from tests.in_process_engine import BASE, SIZE, offer_of
+from tests.raw_peer import HEADER, RawPeer, memory
 from tests.tcp_server import prove
 
 CLUSTER = 4
@@ -37,7 +37,7 @@ class Target(NamedTuple):
         return "netcopy" if self.port else "shm"
 
 
-class _Far(Stranger):
+class _Far(RawPeer):
     """The same over TCP: every frame has a seal."""
 
     def __init__(self, port: int, number: int) -> None:
@@ -91,17 +91,17 @@ class Member:
         self._far: _Far | None = None
         if target.port:
             self._far = _Far(target.port, number)
-            self.stranger: Stranger = self._far
+            self.raw_peer: RawPeer = self._far
         else:
             (path,) = Path(target.directory).glob(f"{target.cluster}-*.sock")
-            self.stranger = Stranger(path, CLUSTER, number)
-            self.stranger.hear("hello")
+            self.raw_peer = RawPeer(path, CLUSTER, number)
+            self.raw_peer.hear("hello")
 
     def join(self) -> None:
         """Link with the engine; raises :class:`Ended` where it does not want to."""
         self.say({"kind": "dial", "link": 1, "backend": self.target.backend, "one_sided": False,
                   "seconds": 30.0})  # fmt: skip
-        form = self.stranger.hear("form")
+        form = self.raw_peer.hear("form")
         if form is None:
             raise Ended
         self.token = str(form.domain)  # type: ignore[union-attr]
@@ -111,7 +111,7 @@ class Member:
     def _offer(self) -> None:
         if self._far is None:
             fd = memory(SIZE)
-            self.stranger.offer(self.token, offer_of(), [fd])
+            self.raw_peer.offer(self.token, offer_of(), [fd])
             os.close(fd)
             return
         data = json.dumps([os.getpid(), [[BASE, SIZE]], False]).encode()
@@ -120,7 +120,7 @@ class Member:
 
     def say(self, message: Message | dict[str, Any], fds: Sequence[int] = ()) -> None:
         """Send a message. Raises :class:`Ended`."""
-        if not self.stranger.say(message, fds):
+        if not self.raw_peer.say(message, fds):
             raise Ended
 
     def body(self, body: bytes) -> None:
@@ -128,19 +128,19 @@ class Member:
         if self._far is not None:
             sent = self._far.frame(body)
         else:
-            sent = self.stranger.send(HEADER.pack(len(body)) + body)
+            sent = self.raw_peer.send(HEADER.pack(len(body)) + body)
         if not sent:
             raise Ended
 
     def raw(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send bytes. Raises :class:`Ended`."""
-        if not self.stranger.send(data, fds):
+        if not self.raw_peer.send(data, fds):
             raise Ended
 
     def read(self) -> None:
         """Take what has arrived, so that the engine never waits for us to read."""
-        self.stranger.heard()
+        self.raw_peer.heard()
 
     def close(self) -> None:
         """Hang up."""
-        self.stranger.close()
+        self.raw_peer.close()

@@ -105,7 +105,7 @@ class World:
         self._round(number)
         if not self._stuck:
             if hostile and until:
-                self._together("shown out", _shown_out, until)
+                self._together("disconnected", _shown_out, until)
             self._together("finalize", _finalize)
         joined, steps = self.hostile.do(attack.end)
         self._now.joined += sum(joined.values())

@@ -10,14 +10,14 @@ import pytest
 from datadist import CacheDesc, DataType, LLMException, RegisterMemStatus
 from tests import nodes
 from tests.forming import GOOD, PAIR, THREE, TOKEN, complete, form, rank_0, until_synced
-from tests.hosted import Engine, Sent
-from tests.stranger import Stranger
+from tests.in_process_engine import Engine, Sent
+from tests.raw_peer import RawPeer
 
 REASON = {"reason": "for no reason"}
 
 
 @pytest.fixture
-def first(engine: Engine) -> Stranger:
+def first(engine: Engine) -> RawPeer:
     """Rank 0 of the domain that the engine waits for."""
     return rank_0(engine)
 
@@ -25,11 +25,11 @@ def first(engine: Engine) -> Stranger:
 # -- readiness -----------------------------------------------------------------------------------
 
 
-def _kinds_for_a_while(stranger: Stranger) -> set[str]:
+def _kinds_for_a_while(raw_peer: RawPeer) -> set[str]:
     """What the engine says to a member while nothing more is said to it."""
     kinds: set[str] = set()
     for _ in range(20):
-        kinds |= {message.kind for message in until_synced(stranger)}
+        kinds |= {message.kind for message in until_synced(raw_peer)}
         time.sleep(0.005)
     return kinds
 
@@ -37,10 +37,10 @@ def _kinds_for_a_while(stranger: Stranger) -> set[str]:
 def test_we_are_ready_once_all_members_are_attached_and_linked_once_all_are_ready(
     engine: Engine,
 ) -> None:
-    first, other = engine.stranger(1, cluster=3), engine.stranger(2, cluster=2)
+    first, other = engine.raw_peer(1, cluster=3), engine.raw_peer(2, cluster=2)
     comm_id = engine.api.link("three", THREE, nodes.table_for(THREE))
-    for stranger in (first, other):
-        assert stranger.hear("announce")
+    for raw_peer in (first, other):
+        assert raw_peer.hear("announce")
     assert first.say(form(engine, THREE, comm_id, first, other))
     assert other.hear("offer") is not None
     Sent(first, GOOD, TOKEN)
@@ -48,8 +48,8 @@ def test_we_are_ready_once_all_members_are_attached_and_linked_once_all_are_read
     assert "ready" not in _kinds_for_a_while(first), "the other one is not attached"
     assert first.say({"kind": "ready", "domain": TOKEN})
     Sent(other, GOOD, TOKEN)
-    for stranger in (first, other):
-        assert stranger.hear("ready") is not None
+    for raw_peer in (first, other):
+        assert raw_peer.hear("ready") is not None
     _kinds_for_a_while(other)
     assert engine.api.query_register_mem_status(comm_id) is RegisterMemStatus.PREPARING
     assert other.say({"kind": "ready", "domain": TOKEN})
@@ -59,7 +59,7 @@ def test_we_are_ready_once_all_members_are_attached_and_linked_once_all_are_read
 # -- members that fail ---------------------------------------------------------------------------
 
 
-def test_a_member_that_fails_takes_the_domain_along(engine: Engine, first: Stranger) -> None:
+def test_a_member_that_fails_takes_the_domain_along(engine: Engine, first: RawPeer) -> None:
     assert first.say(form(engine, PAIR, engine.comm_id, first))
     assert first.hear("offer") is not None
     assert first.say({"kind": "fail", "domain": TOKEN, **REASON})
@@ -106,7 +106,7 @@ def test_memory_that_a_link_exposed_can_be_registered_otherwise_after_it(
         time.sleep(0.01)
 
 
-def test_a_member_that_fails_when_we_are_ready_is_gone(engine: Engine, first: Stranger) -> None:
+def test_a_member_that_fails_when_we_are_ready_is_gone(engine: Engine, first: RawPeer) -> None:
     Sent(first, GOOD, TOKEN)
     complete(engine, first)
     assert first.say({"kind": "fail", "domain": TOKEN, **REASON})

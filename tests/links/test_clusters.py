@@ -13,7 +13,7 @@ from datadist import BlocksCacheKey, LLMRole, LLMStatusCode
 from datadist.control.messages import Form, Refused
 from tests import nodes
 from tests.forming import GOOD, until_synced
-from tests.hosted import Engine, Sent
+from tests.in_process_engine import Engine, Sent
 from tests.nodes import Node, RemoteError, pattern
 
 Start = Callable[..., Node]
@@ -286,7 +286,7 @@ def test_a_domain_and_a_link_by_address_to_one_cluster(
 def test_who_asks_for_a_link_that_cannot_be_is_told_why(
     engine: Engine, cluster: int, changes: dict[str, Any], reason: str
 ) -> None:
-    peer = engine.stranger(cluster=cluster)
+    peer = engine.raw_peer(cluster=cluster)
     dial = {"kind": "dial", "link": 5, "backend": "shm", "one_sided": False, "seconds": 10}
     assert peer.say({**dial, **changes})
     refused = peer.hear("refused")
@@ -297,7 +297,7 @@ def test_who_asks_for_a_link_that_cannot_be_is_told_why(
 
 
 def test_a_peer_that_does_not_confirm_the_end_of_a_link(engine: Engine) -> None:
-    peer = engine.stranger()
+    peer = engine.raw_peer()
     assert peer.say(
         {"kind": "dial", "link": 5, "backend": "shm", "one_sided": False, "seconds": 10}
     )

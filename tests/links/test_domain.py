@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from datadist.caches.peers import PeerView
-from datadist.links.domain import outdate
+from datadist.links.domain import invalidate_routes
 
 
 def _view(cluster: int) -> PeerView:
@@ -17,7 +17,7 @@ def test_all_engines_of_the_clusters_of_a_new_link_are_looked_up_again() -> None
     clusters = {"a": 1, "b": 3, "c": 1, "d": 2, "e": 4}
     views = {incarnation: _view(cluster) for incarnation, cluster in clusters.items()}
     domain: Any = SimpleNamespace(others={1: 0, 2: 1})
-    outdate(views, domain)
+    invalidate_routes(views, domain)
     assert {name: view.version for name, view in views.items()} == {
         "a": 1, "b": 0, "c": 1, "d": 1, "e": 0,
     }  # fmt: skip

@@ -12,14 +12,14 @@ from typing import Any, cast
 import pytest
 
 from datadist.caches.peers import PeerView
-from datadist.control.meeting import Meeting
+from datadist.control.discovery import Discovery
 from datadist.control.messages import Duplicate, Hello, Message
 from datadist.control.runtime_dir import Address
 from datadist.control.session import Descriptor
 from datadist.links.domain import Domain
-from datadist.links.duplicates import MAX_TOLD, Duplicates
+from datadist.links.duplicates import MAX_REPORTS_PER_PEER, Duplicates
 from tests.forming import until_synced
-from tests.hosted import Engine
+from tests.in_process_engine import Engine
 
 OURS, THEIRS = 1, 2
 FAR = "10.0.0.7:26000"
@@ -56,16 +56,16 @@ class World:
         self._views: dict[str, PeerView] = {}
         self.beside: Any = None
         """Who was refused beside each engine, as its claim says."""
-        meeting = SimpleNamespace(
+        discovery = SimpleNamespace(
             address=Address(OURS, "f" * 32),
             on_refused=None,
             claims=SimpleNamespace(refused_beside=lambda _engine: self.beside),
         )
         domain = SimpleNamespace(ranks={OURS: 0, THEIRS: 1})
         self.duplicates = Duplicates(
-            cast("Meeting", meeting), self._views, lambda: [cast("Domain", domain)]
+            cast("Discovery", discovery), self._views, lambda: [cast("Domain", domain)]
         )
-        self._on_refused = cast("Callable[[Hello, int | None], None]", meeting.on_refused)
+        self._on_refused = cast("Callable[[Hello, int | None], None]", discovery.on_refused)
 
     def process(self) -> subprocess.Popen[bytes]:
         """A process that an engine may be in."""
@@ -212,10 +212,10 @@ def test_who_was_refused_beside_a_member_is_one_warning_over_all_links(
 
 @pytest.mark.parametrize("what", ["replaced", "took", "refused"])
 def test_a_peer_can_cause_so_many_warnings_and_no_more(engine: Engine, what: str) -> None:
-    first, second = engine.stranger(1), engine.stranger(2, cluster=3)
-    for stranger in (first, second):
-        for number in range(MAX_TOLD + 5):
-            assert stranger.say({"kind": "duplicate", "what": what, "other": f"other{number}"})
-        until_synced(stranger)
+    first, second = engine.raw_peer(1), engine.raw_peer(2, cluster=3)
+    for raw_peer in (first, second):
+        for number in range(MAX_REPORTS_PER_PEER + 5):
+            assert raw_peer.say({"kind": "duplicate", "what": what, "other": f"other{number}"})
+        until_synced(raw_peer)
     told = [line for line in engine.log if line.startswith("WARNING") and "other" in line]
-    assert len(told) == 2 * MAX_TOLD
+    assert len(told) == 2 * MAX_REPORTS_PER_PEER

@@ -14,23 +14,23 @@ from datadist.control.messages import Dial, Form
 from datadist.control.runtime_dir import Address, RuntimeDir
 from tests import nodes
 from tests.forming import OTHER_TOKEN, PAIR, THREE, TOKEN, form, token_of_offer, until_synced
-from tests.hosted import Engine
-from tests.stranger import Stranger
+from tests.in_process_engine import Engine
+from tests.raw_peer import RawPeer
 
 
 def test_only_rank_0_names_the_members(engine: Engine) -> None:
-    first, other = engine.stranger(1, cluster=3), engine.stranger(2, cluster=2)
+    first, other = engine.raw_peer(1, cluster=3), engine.raw_peer(2, cluster=2)
     comm_id = engine.api.link("three", THREE, nodes.table_for(THREE))
-    for stranger in (first, other):
-        assert stranger.hear("announce")
+    for raw_peer in (first, other):
+        assert raw_peer.hear("announce")
     assert other.say(form(engine, THREE, comm_id, first, other))
     refused = other.hear("dissolve")
     assert refused is not None
     assert (refused.domain, refused.reason) == (TOKEN, "a member is not waiting any more")  # type: ignore[union-attr]
     assert engine.api.query_register_mem_status(comm_id) is RegisterMemStatus.PREPARING
     assert first.say(form(engine, THREE, comm_id, first, other, token=OTHER_TOKEN))
-    for stranger in (first, other):
-        offer = stranger.hear("offer")
+    for raw_peer in (first, other):
+        offer = raw_peer.hear("offer")
         assert offer is not None
         assert offer.domain == OTHER_TOKEN  # type: ignore[union-attr]
 
@@ -39,17 +39,17 @@ def test_only_rank_0_names_the_members(engine: Engine) -> None:
 def test_we_name_the_members_as_rank_0_only(
     engine: Engine, mapping: dict[int, int], names: bool
 ) -> None:
-    stranger = engine.stranger()
+    raw_peer = engine.raw_peer()
     engine.api.link("pair", mapping, nodes.table_for(mapping))
-    announced = stranger.hear("announce")
+    announced = raw_peer.hear("announce")
     assert announced is not None
-    assert stranger.say({**announced.model_dump(), "link": 1})
-    assert ("form" in [message.kind for message in until_synced(stranger)]) is names
+    assert raw_peer.say({**announced.model_dump(), "link": 1})
+    assert ("form" in [message.kind for message in until_synced(raw_peer)]) is names
 
 
 def test_a_wish_that_has_been_met_makes_no_second_domain(engine: Engine) -> None:
     """The peer has to wish for each domain, although both wishes look the same."""
-    mapping, peer = {1: 0, 2: 1}, engine.stranger()
+    mapping, peer = {1: 0, 2: 1}, engine.raw_peer()
     engine.api.link("pair", mapping, nodes.table_for(mapping))
     announced = peer.hear("announce")
     assert announced is not None
@@ -65,7 +65,7 @@ def test_a_wish_that_has_been_met_makes_no_second_domain(engine: Engine) -> None
 
 def test_nobody_passes_for_rank_0_under_its_own_incarnation(engine: Engine) -> None:
     """An engine that said hello as another cluster is not rank 0, whatever its `Form` says."""
-    other = engine.stranger(2, cluster=2)
+    other = engine.raw_peer(2, cluster=2)
     comm_id = engine.api.link("three", THREE, nodes.table_for(THREE))
     assert other.hear("announce")
     said = form(engine, {1: 1, 2: 2}, comm_id, other)
@@ -79,10 +79,10 @@ def test_nobody_passes_for_rank_0_under_its_own_incarnation(engine: Engine) -> N
 
 def test_nobody_names_another_engine_of_its_cluster_as_rank_0(engine: Engine) -> None:
     """Only the engine that is rank 0 names the members: its cluster id may be used twice."""
-    first, twin = engine.stranger(1), engine.stranger(2)
+    first, twin = engine.raw_peer(1), engine.raw_peer(2)
     comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
-    for stranger in (first, twin):
-        assert stranger.hear("announce")
+    for raw_peer in (first, twin):
+        assert raw_peer.hear("announce")
     said = form(engine, PAIR, comm_id, first)
     assert twin.say(said)
     assert twin.hear("dissolve") is not None
@@ -101,7 +101,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("wrong", FORMS)
 def test_a_form_that_does_not_fit_our_wish_is_refused(engine: Engine, wrong: str) -> None:
-    first = engine.stranger()
+    first = engine.raw_peer()
     comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
     assert first.hear("announce")
     said = form(engine, PAIR, comm_id, first)
@@ -118,9 +118,9 @@ PORT = 26_999
 
 
 @pytest.fixture
-def asked(engine: Engine) -> Iterator[tuple[Stranger, int]]:
+def asked(engine: Engine) -> Iterator[tuple[RawPeer, int]]:
     """An engine of cluster 2 whom ours asks for a link, and the id of that link."""
-    peer = engine.stranger(1)
+    peer = engine.raw_peer(1)
     assert peer.hear("hello")
     refused = {"kind": "refused", "status": 1, "reason": "the test is over"}
     calls: list[Any] = []
@@ -150,7 +150,7 @@ PAIRS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("wrong", PAIRS)
 def test_a_form_that_does_not_fit_what_link_clusters_asks_is_refused(
-    engine: Engine, asked: tuple[Stranger, int], wrong: str
+    engine: Engine, asked: tuple[RawPeer, int], wrong: str
 ) -> None:
     peer, link = asked
     said = form(engine, {1: 0, 2: 1}, link, peer)
@@ -164,10 +164,10 @@ def test_a_form_that_does_not_fit_what_link_clusters_asks_is_refused(
 
 
 def test_only_the_one_that_was_asked_answers_link_clusters(
-    engine: Engine, asked: tuple[Stranger, int]
+    engine: Engine, asked: tuple[RawPeer, int]
 ) -> None:
     peer, link = asked
-    other = engine.stranger(2)
+    other = engine.raw_peer(2)
     assert other.hear("hello")
     for said in (
         form(engine, {1: 0, 2: 1}, link, peer),

@@ -49,7 +49,7 @@ def test_wishes_cost_the_same_however_many_there_are(
             for wish in made:
                 wishes.put(wish)
             for wish in made[::order]:
-                wishes.give_up(wish.link)
+                wishes.withdraw(wish.link)
 
         return work
 

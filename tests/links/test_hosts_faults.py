@@ -155,11 +155,11 @@ def test_descriptors_cannot_leave_the_host(start_on: Start, net: Network) -> Non
 
 
 def test_strangers_do_not_keep_members_away(start_on: Start, net: Network) -> None:
-    one, stranger = start_on(0, 1), Node({})
+    one, raw_peer = start_on(0, 1), Node({})
     try:
         ids = _begin([one], _table(net))
-        stranger.do(hosts.enter, net.hosts[2].namespace)
-        stranger.do(_pester, net.hosts[0].ipv4)
+        raw_peer.do(hosts.enter, net.hosts[2].namespace)
+        raw_peer.do(_connect_repeatedly, net.hosts[0].ipv4)
         two = start_on(1, 2)
         ids += _begin([two], _table(net))
         for node, comm_id in zip((one, two), ids, strict=True):
@@ -167,7 +167,7 @@ def test_strangers_do_not_keep_members_away(start_on: Start, net: Network) -> No
         hosts.check_pull(one, 1, two)
         nodes.said(one, "WARNING", net.hosts[2].ipv4)
     finally:
-        stranger.close()
+        raw_peer.close()
 
 
 @pytest.mark.parametrize("what", ["flip", "repeat"])
@@ -178,7 +178,7 @@ def test_a_meddler_on_the_way_only_costs_connections(
     one, meddler = start_on(0, 1), Node({})
     try:
         meddler.do(hosts.enter, net.hosts[2].namespace)
-        meddler.do(_meddle, net.hosts[2].ipv4, net.hosts[0].ipv4, what)
+        meddler.do(_tamper, net.hosts[2].ipv4, net.hosts[0].ipv4, what)
         environ = {"DATADIST_RENDEZVOUS": f"{net.hosts[2].ipv4}:{PORT}"}
         two = start_on(1, 2, environ=environ)
         ids = _begin([one, two], _table(net))
@@ -212,7 +212,7 @@ def _greet(here: nodes.Here, address: str) -> None:
     threading.Thread(target=serve, daemon=True).start()
 
 
-def _pester(_here: nodes.Here, address: str) -> None:
+def _connect_repeatedly(_here: nodes.Here, address: str) -> None:
     """Keep connecting: silent ones, and ones with nonsense."""
     kept = []
 
@@ -230,7 +230,7 @@ def _pester(_here: nodes.Here, address: str) -> None:
     threading.Thread(target=run, daemon=True).start()
 
 
-def _meddle(here: nodes.Here, at: str, target: str, what: str) -> None:
+def _tamper(here: nodes.Here, at: str, target: str, what: str) -> None:
     """Carry connections on to the target; tamper with a frame of each of the first three."""
     listener = socket.create_server((at, PORT))
     here.any["tampered"] = 0

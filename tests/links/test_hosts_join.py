@@ -187,7 +187,7 @@ def _sleep(_here: Here, seconds: float) -> None:
 
 
 def _notice_soon(_here: Here) -> None:
-    building.MEET_SECONDS = 2.0
+    building.CONTACT_SECONDS = 2.0
 
 
 def _missing(here: Here, comm_id: int) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from datadist.control.hostport import HostPort
 from tests import hosts, netcopy, nodes
-from tests.crowd import KINDS, Crowd
+from tests.crowd import KINDS, Connections
 from tests.nodes import Here, Node
 
 HOSTS, EACH = 300, 4
@@ -50,7 +50,7 @@ def _init(here: Here, cluster: int, settings: dict[str, Any]) -> None:
 
 
 def _crowd(here: Here, place: HostPort, kinds: tuple[str, ...]) -> None:
-    here.any["crowd"] = Crowd(place, HOSTS, EACH, kinds)
+    here.any["crowd"] = Connections(place, HOSTS, EACH, kinds)
 
 
 def _settled(here: Here) -> None:

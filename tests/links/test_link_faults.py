@@ -124,7 +124,7 @@ def test_hundreds_that_wait_for_a_third_do_not_hold_up_a_pair(start_node: Start)
     nodes.link_pair(first, second, "pair")
     first.begin(nodes.link, "different", PAIR)
     other = second.do(
-        nodes.link, "different", PAIR, nodes.table_for(PAIR).replace("host", "elsewhere")
+        nodes.link, "different", PAIR, nodes.table_for(PAIR).replace("host", "unreachable")
     )
     first.result()
     with pytest.raises(RemoteError) as error:

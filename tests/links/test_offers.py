@@ -25,8 +25,8 @@ from tests.forming import (
     token_of_offer,
     until_synced,
 )
-from tests.hosted import SECONDS, Engine, Sent
-from tests.stranger import Stranger
+from tests.in_process_engine import SECONDS, Engine, Sent
+from tests.raw_peer import RawPeer
 
 NONSENSE: dict[str, Any] = {}
 """An offer that fails a link where it is taken."""
@@ -34,7 +34,7 @@ REASON = {"reason": "for no reason"}
 
 
 @pytest.fixture
-def first(engine: Engine) -> Stranger:
+def first(engine: Engine) -> RawPeer:
     """Rank 0 of the domain that the engine waits for."""
     return rank_0(engine)
 
@@ -42,14 +42,14 @@ def first(engine: Engine) -> Stranger:
 # -- early offers --------------------------------------------------------------------------------
 
 
-def test_an_offer_may_come_before_the_domain_is_known(engine: Engine, first: Stranger) -> None:
+def test_an_offer_may_come_before_the_domain_is_known(engine: Engine, first: RawPeer) -> None:
     Sent(first, GOOD, TOKEN)
     assert answers(first) == 0
     complete(engine, first)
     assert first.hear("attached") is not None
 
 
-def test_of_two_early_offers_the_first_one_counts(engine: Engine, first: Stranger) -> None:
+def test_of_two_early_offers_the_first_one_counts(engine: Engine, first: RawPeer) -> None:
     Sent(first, GOOD, TOKEN)
     second = Sent(first, NONSENSE, TOKEN)
     assert answers(first) == 1
@@ -58,7 +58,7 @@ def test_of_two_early_offers_the_first_one_counts(engine: Engine, first: Strange
     assert first.hear("attached") is not None
 
 
-def test_so_many_early_offers_are_kept_and_no_more(engine: Engine, first: Stranger) -> None:
+def test_so_many_early_offers_are_kept_and_no_more(engine: Engine, first: RawPeer) -> None:
     tokens = [TOKEN, *(f"{number:032x}" for number in range(1, building.MAX_EARLY))]
     for token in tokens:
         Sent(first, GOOD, token)
@@ -70,7 +70,7 @@ def test_so_many_early_offers_are_kept_and_no_more(engine: Engine, first: Strang
 
 
 def test_an_early_offer_of_no_domain_is_forgotten(
-    engine: Engine, first: Stranger, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, first: RawPeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(building, "EARLY_SECONDS", 0.05)
     sent = Sent(first, GOOD, TOKEN)
@@ -81,7 +81,7 @@ def test_an_early_offer_of_no_domain_is_forgotten(
     assert answers(first) == 0
 
 
-def test_early_offers_go_with_their_session(engine: Engine, first: Stranger) -> None:
+def test_early_offers_go_with_their_session(engine: Engine, first: RawPeer) -> None:
     sent = [Sent(first, GOOD, token) for token in (TOKEN, OTHER_TOKEN)]
     assert answers(first) == 0
     first.close()
@@ -89,12 +89,12 @@ def test_early_offers_go_with_their_session(engine: Engine, first: Stranger) -> 
 
 
 def test_an_offer_before_hello_is_closed_with_its_session(engine: Engine) -> None:
-    sent = Sent(engine.stranger(hello=False), GOOD, TOKEN)
+    sent = Sent(engine.raw_peer(hello=False), GOOD, TOKEN)
     assert engine.ended("it said offer before hello")
     assert sent.is_closed()
 
 
-def test_an_early_offer_counts_for_its_own_domain_only(engine: Engine, first: Stranger) -> None:
+def test_an_early_offer_counts_for_its_own_domain_only(engine: Engine, first: RawPeer) -> None:
     Sent(first, NONSENSE, OTHER_TOKEN)
     Sent(first, GOOD, TOKEN)
     complete(engine, first)
@@ -104,7 +104,7 @@ def test_an_early_offer_counts_for_its_own_domain_only(engine: Engine, first: St
 
 
 def test_a_second_offer_before_the_link_is_open_changes_nothing(
-    engine: Engine, first: Stranger, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, first: RawPeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entered, go_on, real = threading.Event(), threading.Event(), ShmTransport.open
 
@@ -130,7 +130,7 @@ def test_a_second_offer_before_the_link_is_open_changes_nothing(
 
 @pytest.mark.parametrize("linked", [False, True])
 def test_a_second_offer_after_the_first_was_attached_changes_nothing(
-    engine: Engine, first: Stranger, linked: bool
+    engine: Engine, first: RawPeer, linked: bool
 ) -> None:
     assert first.say(form(engine, PAIR, engine.comm_id, first))
     Sent(first, GOOD, TOKEN)
@@ -147,10 +147,8 @@ def test_a_second_offer_after_the_first_was_attached_changes_nothing(
     assert engine.api.link_error(engine.comm_id) is None
 
 
-def test_offers_and_readiness_of_others_are_no_members_word(
-    engine: Engine, first: Stranger
-) -> None:
-    other = engine.stranger(5, cluster=5)
+def test_offers_and_readiness_of_others_are_no_members_word(engine: Engine, first: RawPeer) -> None:
+    other = engine.raw_peer(5, cluster=5)
     assert first.say(form(engine, PAIR, engine.comm_id, first))
     assert first.hear("offer") is not None
     foreign = Sent(other, NONSENSE, TOKEN)
@@ -176,7 +174,7 @@ def test_offers_and_readiness_of_others_are_no_members_word(
 def test_a_member_that_answers_no_offer_gets_a_window_of_them(engine: Engine) -> None:
     names = [f"pair{number}" for number in range(OFFER_WINDOW + 2)]
     comm_ids = [engine.api.link(name, PAIR, nodes.table_for(PAIR)) for name in names]
-    first = engine.stranger()
+    first = engine.raw_peer()
     for number, comm_id in enumerate(comm_ids):
         assert first.say(form(engine, PAIR, comm_id, first, token=f"{number:032x}"))
     given = {token_of_offer(first) for _ in range(OFFER_WINDOW)}

@@ -6,7 +6,7 @@ from array import array
 
 import pytest
 
-from datadist.testing.pattern import Landed, difference, expected, pattern
+from datadist.testing.pattern import ExpectedWrite, difference, expected, pattern
 
 MIB = 1 << 20
 
@@ -26,8 +26,10 @@ def test_patterns_have_their_size_and_belong_to_their_seed(size: int) -> None:
 
 
 def test_what_arrived_is_expected_and_all_else_stays() -> None:
-    landed = Landed(2, 100, array("q", [10, 50]), array("q", [0, 90]), array("q", [5, 10]))
-    wanted, source = expected(1, 80, [landed]), pattern(2, 100)
+    expected_write = ExpectedWrite(
+        2, 100, array("q", [10, 50]), array("q", [0, 90]), array("q", [5, 10])
+    )
+    wanted, source = expected(1, 80, [expected_write]), pattern(2, 100)
     own = pattern(1, 80)
     assert wanted == own[:10] + source[:5] + own[15:50] + source[90:] + own[60:]
 

@@ -262,7 +262,7 @@ def test_of_two_blocks_caches_with_one_key_the_last_is_pulled(
     nodes.link_pair(owner, puller)
     moved = {(n, 6): (n, 5) for n in range(TENSORS)}
     for seed, label in ((6, "third"), (5, "second"), (4, "first")):
-        for _ in range(2):  # by the full way, then by the known one
+        for _ in range(2):  # by the slow path, then by the known one
             puller.do(nodes.pull_blocks, key, "dst", [5], [6])
             _expect(puller, moved, seed)
         owner.do(nodes.unregister, label)

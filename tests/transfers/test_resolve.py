@@ -12,16 +12,16 @@ import pytest
 from datadist import CacheKey, LLMException, LLMStatusCode
 from datadist.control.messages import Sync
 from tests.forming import GOOD, TOKEN, complete, rank_0
-from tests.hosted import SECONDS, Engine, Sent
-from tests.stranger import Stranger
+from tests.in_process_engine import SECONDS, Engine, Sent
+from tests.raw_peer import RawPeer
 
 LONG = 60_000
 """Milliseconds that no test waits for."""
 
 
 @contextmanager
-def _linked(runtime_dir: Path, sync_kv_timeout: int) -> Iterator[tuple[Engine, Stranger]]:
-    """An engine, and a stranger as the owner of caches, which it has not told of any."""
+def _linked(runtime_dir: Path, sync_kv_timeout: int) -> Iterator[tuple[Engine, RawPeer]]:
+    """An engine, and a raw peer as the owner of caches, which it has not told of any."""
     engine = Engine(runtime_dir, sync_kv_timeout)
     try:
         owner = rank_0(engine)
@@ -49,7 +49,7 @@ class Pull(threading.Thread):
 
 
 @pytest.fixture
-def asked(runtime_dir: Path) -> Iterator[tuple[Stranger, Sync, Pull]]:
+def asked(runtime_dir: Path) -> Iterator[tuple[RawPeer, Sync, Pull]]:
     """An owner that was asked by a pull, and the question."""
     with _linked(runtime_dir, LONG) as (engine, owner):
         pull = Pull(engine)
@@ -59,7 +59,7 @@ def asked(runtime_dir: Path) -> Iterator[tuple[Stranger, Sync, Pull]]:
         yield owner, question, pull
 
 
-def test_an_owner_that_has_no_such_key(asked: tuple[Stranger, Sync, Pull]) -> None:
+def test_an_owner_that_has_no_such_key(asked: tuple[RawPeer, Sync, Pull]) -> None:
     owner, question, pull = asked
     assert pull.is_alive()
     assert owner.say({"kind": "synced", "id": question.id})
@@ -68,7 +68,7 @@ def test_an_owner_that_has_no_such_key(asked: tuple[Stranger, Sync, Pull]) -> No
 
 
 def test_an_owner_that_goes_instead_of_answering_is_not_waited_for(
-    asked: tuple[Stranger, Sync, Pull],
+    asked: tuple[RawPeer, Sync, Pull],
 ) -> None:
     owner, _, pull = asked
     owner.close()

@@ -91,7 +91,7 @@ def test_pushes_have_it_for_each_layer(start_node: Callable[..., Node]) -> None:
     for options, layers in cases:
         pusher.do(nodes.push_cache, SLOTS, "slots", **options)
         assert pusher.do(_limits) == [layers], options
-        for _ in range(2):  # by the full way, and where all is moved, by the known one
+        for _ in range(2):  # by the slow path, and where all is moved, by the known one
             pusher.do(nodes.push_blocks, BLOCKS, "blocks", [1], [2], **options)
             assert pusher.do(_limits) == [layers], options
     configs = [TransferWithCacheKeyConfig(SLOTS, range(3), range(3))]

@@ -19,8 +19,8 @@ from datadist.transports.loader import (
     BackendError,
     choose_backend,
     list_backends,
+    list_states,
     load_transport,
-    survey,
     wanted,
 )
 
@@ -173,7 +173,7 @@ def test_broken_ones_do_not_keep_auto_from_choosing(
     assert choice.name != "broken"
     assert "broken (acme 1.2) cannot be imported: RuntimeError: no" in choice.why
     assert "skipped: backend broken" in caplog.text
-    row = next(row for row in survey() if row.backend.name == "broken")
+    row = next(row for row in list_states() if row.backend.name == "broken")
     assert (row.usable, row.priority) == (False, None)
 
 
@@ -208,16 +208,16 @@ def test_auto_takes_the_highest_priority_that_is_usable(
     assert f"highest priority ({HIGH + 2}) of what is usable; state of z_high" in choice.why
     assert "b_absent (dist-b_absent 1.2) is not: state of b_absent" in choice.why
     assert "m_middle" not in choice.why
-    order = [row.backend.name for row in survey()]
+    order = [row.backend.name for row in list_states()]
     assert order[:4] == ["b_absent", "z_high", "m_middle", "a_low"]
-    assert [row.usable for row in survey()][:4] == [False, True, True, True]
+    assert [row.usable for row in list_states()][:4] == [False, True, True, True]
 
 
 def test_of_equal_priorities_the_first_name_is_taken(stack: ExitStack) -> None:
     for name in ("second", "first", "third"):
         _rival(stack, name, HIGH)
     assert choose_backend(None, {}).name == "first"
-    assert [row.backend.name for row in survey()][:3] == ["first", "second", "third"]
+    assert [row.backend.name for row in list_states()][:3] == ["first", "second", "third"]
 
 
 def test_nothing_that_is_usable(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:

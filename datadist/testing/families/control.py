@@ -4,43 +4,43 @@ from __future__ import annotations
 
 import pytest
 
-from datadist.testing import acts, memory_acts
-from datadist.testing.bench import MIB, Bench
+from datadist.testing import memory_operations, operations
 from datadist.testing.families.kit import KINDS, Kit, memory_of, pair
+from datadist.testing.testbed import MIB, Testbed
 
 
 class Control(Kit):
     """What ``watches_control`` promises."""
 
     @pytest.mark.parametrize("size", [1, MIB])
-    def test_reads_say_what_has_arrived(self, bench: Bench, size: int) -> None:
+    def test_reads_say_what_has_arrived(self, testbed: Testbed, size: int) -> None:
         """Only if something has arrived on the connection to the owner."""
-        need_watching(bench)
-        linked, mine, theirs = pair(bench)
+        need_watching(testbed)
+        linked, mine, theirs = pair(testbed)
 
-        def heard() -> object:
+        def read_result() -> object:
             outcome = linked.move(0, 1, mine, theirs, [(0, 0, size)])
             assert outcome.ok, str(outcome)
             return outcome.value
 
-        assert heard() is False, "read must return False while nothing has arrived"
+        assert read_result() is False, "read must return False while nothing has arrived"
         for what, expected in (("arrives", True), ("is taken", False), ("ends", True)):
-            linked.members[0].do(acts.control, linked.name, 1, what)
-            said = heard()
+            linked.members[0].do(operations.control, linked.name, 1, what)
+            said = read_result()
             assert said is expected, f"read returned {said} after: a message {what}"
         linked.close_all()
 
     @pytest.mark.parametrize("owner", KINDS)
-    def test_a_read_of_withdrawn_memory_harms_nothing(self, bench: Bench, owner: str) -> None:
+    def test_a_read_of_withdrawn_memory_harms_nothing(self, testbed: Testbed, owner: str) -> None:
         """It may fail or return any bytes; other links and the process must not be affected."""
-        need_watching(bench)
-        members = bench.processes(2)
-        mine, lasting = bench.allocate(members[0]), bench.allocate(members[1])
-        theirs = memory_of(bench, members[1], owner)
-        linked = bench.link(members, {1: [theirs]})
-        other = bench.link(members, {1: [lasting]})
+        need_watching(testbed)
+        members = testbed.processes(2)
+        mine, lasting = testbed.allocate(members[0]), testbed.allocate(members[1])
+        theirs = memory_of(testbed, members[1], owner)
+        linked = testbed.link(members, {1: [theirs]})
+        other = testbed.link(members, {1: [lasting]})
         linked.close(1)
-        members[1].do(memory_acts.release, theirs.label)
+        members[1].do(memory_operations.release, theirs.label)
         for _ in range(3):
             linked.move(0, 1, mine, theirs, [(0, 0, 4096)])
         outcome = other.move(0, 1, mine, lasting, [(0, 0, 4096)])
@@ -49,7 +49,7 @@ class Control(Kit):
         other.close_all()
 
 
-def need_watching(bench: Bench) -> None:
+def need_watching(testbed: Testbed) -> None:
     """Skip if reads do not report arrivals."""
-    if not bench.capabilities.watches_control:
+    if not testbed.capabilities.watches_control:
         pytest.skip("capabilities.watches_control is False")

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from datadist.testing import acts
-from datadist.testing.bench import MIB, Bench, Linked, Memory
+from datadist.testing import operations
 from datadist.testing.families.kit import KINDS, Kit, memory_of, need_write, pair
+from datadist.testing.testbed import MIB, Linked, Memory, Testbed
 from datadist.transport import Access, AddressError
 
 DIRECTIONS = ("read", "write")
@@ -23,26 +23,26 @@ class Data(Kit):
 
     @pytest.mark.parametrize("direction", DIRECTIONS)
     @pytest.mark.parametrize("size", SIZES)
-    def test_sizes(self, bench: Bench, size: int, direction: str) -> None:
+    def test_sizes(self, testbed: Testbed, size: int, direction: str) -> None:
         """One segment at odd addresses."""
-        _move_and_check(bench, [(GUARD + 1, GUARD + 3, size)], direction, size + 2 * GUARD)
+        _move_and_check(testbed, [(GUARD + 1, GUARD + 3, size)], direction, size + 2 * GUARD)
 
-    def test_64_mib(self, bench: Bench) -> None:
+    def test_64_mib(self, testbed: Testbed) -> None:
         """One large segment."""
-        _move_and_check(bench, [(GUARD, GUARD + 1, LARGE)], "read", LARGE + 2 * GUARD)
+        _move_and_check(testbed, [(GUARD, GUARD + 1, LARGE)], "read", LARGE + 2 * GUARD)
 
     @pytest.mark.parametrize("direction", DIRECTIONS)
-    def test_unaligned(self, bench: Bench, direction: str) -> None:
+    def test_unaligned(self, testbed: Testbed, direction: str) -> None:
         """All offsets below 64 bytes at both ends, with lengths around them."""
         segments = [
             (512 * i + i % 64, 512 * i + (7 * i + i // 64) % 64, 1 + (13 * i) % 300)
             for i in range(1, 4000)
         ]
-        _move_and_check(bench, segments, direction)
+        _move_and_check(testbed, segments, direction)
 
     @pytest.mark.parametrize("direction", DIRECTIONS)
     @pytest.mark.parametrize("count", [2, 17, 1000, 100_000])
-    def test_many_segments(self, bench: Bench, count: int, direction: str) -> None:
+    def test_many_segments(self, testbed: Testbed, count: int, direction: str) -> None:
         """Shuffled, with gaps that must not change."""
         rng = random.Random(count)
         room = SPACE // count
@@ -51,20 +51,22 @@ class Data(Kit):
             (i * room + rng.randrange(3), slot * room + rng.randrange(3), rng.randint(1, room - 3))
             for i, slot in enumerate(slots)
         ]
-        _move_and_check(bench, segments, direction)
+        _move_and_check(testbed, segments, direction)
 
     @pytest.mark.parametrize("direction", DIRECTIONS)
-    def test_random_segments(self, bench: Bench, direction: str) -> None:
+    def test_random_segments(self, testbed: Testbed, direction: str) -> None:
         """Of mixed sizes, one call after another over the same link."""
-        linked, mine, theirs = pair(bench, size=SPACE, write=direction == "write")
-        rng, landed = random.Random(7), []
+        linked, mine, theirs = pair(testbed, size=SPACE, write=direction == "write")
+        rng, expected_write = random.Random(7), []
         target, source = (mine, theirs) if direction == "read" else (theirs, mine)
         for _ in range(20):
             segments = _random_segments(rng)
             outcome = linked.move(0, 1, mine, theirs, segments, write=direction == "write")
             assert outcome.ok, str(outcome)
-            landed.append(target.landed(source, segments, into_remote=direction == "write"))
-        target.check(landed)
+            expected_write.append(
+                target.expected_write(source, segments, into_remote=direction == "write")
+            )
+        target.check(expected_write)
         source.check()
         linked.close_all()
 
@@ -72,52 +74,53 @@ class Data(Kit):
     @pytest.mark.parametrize("owner", KINDS)
     @pytest.mark.parametrize("local", KINDS)
     def test_memory_of_every_kind(
-        self, bench: Bench, local: str, owner: str, direction: str
+        self, testbed: Testbed, local: str, owner: str, direction: str
     ) -> None:
         """Of the transport and of the user, of each placement, at both ends."""
         if direction == "write":
-            need_write(bench)
-        members = bench.processes(2)
-        mine, theirs = memory_of(bench, members[0], local), memory_of(bench, members[1], owner)
+            need_write(testbed)
+        members = testbed.processes(2)
+        mine, theirs = memory_of(testbed, members[0], local), memory_of(testbed, members[1], owner)
         access = Access.READ_WRITE if direction == "write" else Access.READ
-        linked = bench.link(members, {0: [mine], 1: [theirs]}, access)
+        linked = testbed.link(members, {0: [mine], 1: [theirs]}, access)
         _check_move(linked, mine, theirs, [(10, 20, 30_001), (50_000, 1, 1)], direction)
 
     @pytest.mark.parametrize("kind", ["ctypes", "memoryview", "read-only"])
-    def test_vectors_are_taken_by_the_buffer_protocol(self, bench: Bench, kind: str) -> None:
+    def test_vectors_are_taken_by_the_buffer_protocol(self, testbed: Testbed, kind: str) -> None:
         """Any C-contiguous int64 buffer, also one that cannot be written."""
-        linked, mine, theirs = pair(bench)
+        linked, mine, theirs = pair(testbed)
         order = linked.order(0, 1, mine, theirs, [(1, 2, 300), (5000, 9, 4)])
-        outcome = linked.members[0].do(acts.move_with, order, kind)
+        outcome = linked.members[0].do(operations.move_with, order, kind)
         assert outcome.ok, str(outcome)
-        mine.check([mine.landed(theirs, [(1, 2, 300), (5000, 9, 4)])])
+        mine.check([mine.expected_write(theirs, [(1, 2, 300), (5000, 9, 4)])])
         linked.close_all()
 
-    def test_several_regions_in_one_call(self, bench: Bench) -> None:
+    def test_several_regions_in_one_call(self, testbed: Testbed) -> None:
         """Segments of different regions, at both ends."""
-        members = bench.processes(2)
-        mine = [bench.allocate(members[0]) for _ in range(2)]
-        theirs = [bench.allocate(members[1]) for _ in range(3)]
-        linked = bench.link(members, {0: mine, 1: theirs})
+        members = testbed.processes(2)
+        mine = [testbed.allocate(members[0]) for _ in range(2)]
+        theirs = [testbed.allocate(members[1]) for _ in range(3)]
+        linked = testbed.link(members, {0: mine, 1: theirs})
         order = linked.order(0, 1, mine[0], theirs[0], [(0, 0, 1000), (0, 0, 2000), (0, 0, 3000)])
         order.local[1], order.local[2] = mine[1].address + 11, mine[1].address + 9000
         order.remote[1], order.remote[2] = theirs[1].address + 5, theirs[2].address + 7
-        outcome = members[0].do(acts.move, order)
+        outcome = members[0].do(operations.move, order)
         assert outcome.ok, str(outcome)
-        mine[0].check([mine[0].landed(theirs[0], [(0, 0, 1000)])])
+        mine[0].check([mine[0].expected_write(theirs[0], [(0, 0, 1000)])])
         mine[1].check([
-            mine[1].landed(theirs[1], [(11, 5, 2000)]), mine[1].landed(theirs[2], [(9000, 7, 3000)])
+            mine[1].expected_write(theirs[1], [(11, 5, 2000)]),
+            mine[1].expected_write(theirs[2], [(9000, 7, 3000)]),
         ])  # fmt: skip
         linked.close_all()
 
-    def test_later_changes_are_seen(self, bench: Bench) -> None:
+    def test_later_changes_are_seen(self, testbed: Testbed) -> None:
         """A read returns what is there now, not what was there when the link was made."""
-        linked, mine, theirs = pair(bench)
+        linked, mine, theirs = pair(testbed)
         for seed in (1001, 1002, 1003):
             theirs.refill(seed)
             outcome = linked.move(0, 1, mine, theirs, [(0, 0, MIB)])
             assert outcome.ok, str(outcome)
-            mine.check([mine.landed(theirs, [(0, 0, MIB)])])
+            mine.check([mine.expected_write(theirs, [(0, 0, MIB)])])
         linked.close_all()
 
     @pytest.mark.parametrize(
@@ -126,12 +129,12 @@ class Data(Kit):
     )
     @pytest.mark.parametrize("direction", DIRECTIONS)
     def test_bad_remote_addresses_move_nothing(
-        self, bench: Bench, direction: str, offset: int, size: int
+        self, testbed: Testbed, direction: str, offset: int, size: int
     ) -> None:
         """Not even the good segments of the same call; and the link goes on."""
         write = direction == "write"
-        linked, mine, theirs = pair(bench, write=write)
-        local = bench.allocate(linked.members[0], 2 * MIB)
+        linked, mine, theirs = pair(testbed, write=write)
+        local = testbed.allocate(linked.members[0], 2 * MIB)
         segments = [(0, 0, 4096), (8192, offset, size)]
         outcome = linked.move(0, 1, local, theirs, segments, write=write)
         assert outcome.is_a(AddressError), f"{size} bytes from offset {offset}: {outcome}"
@@ -142,21 +145,21 @@ class Data(Kit):
         linked.close_all()
 
     @pytest.mark.parametrize("address", [1, (1 << 63) - 8, -8])
-    def test_addresses_that_cannot_be(self, bench: Bench, address: int) -> None:
+    def test_addresses_that_cannot_be(self, testbed: Testbed, address: int) -> None:
         """Around zero and at the end of what fits."""
-        linked, mine, theirs = pair(bench)
+        linked, mine, theirs = pair(testbed)
         order = linked.order(0, 1, mine, theirs, [(0, 0, 100)])
         order.remote[0] = address
-        outcome = linked.members[0].do(acts.move, order)
+        outcome = linked.members[0].do(operations.move, order)
         assert outcome.is_a(AddressError), f"address {address}: {outcome}"
         mine.check()
         linked.close_all()
 
 
 def _move_and_check(
-    bench: Bench, segments: list[tuple[int, int, int]], direction: str, size: int = SPACE
+    testbed: Testbed, segments: list[tuple[int, int, int]], direction: str, size: int = SPACE
 ) -> None:
-    linked, mine, theirs = pair(bench, size=size, write=direction == "write")
+    linked, mine, theirs = pair(testbed, size=size, write=direction == "write")
     _check_move(linked, mine, theirs, segments, direction)
 
 
@@ -168,7 +171,7 @@ def _check_move(
     outcome = linked.move(0, 1, mine, theirs, segments, write=write)
     assert outcome.ok, f"{len(segments)} segments: {outcome}"
     target, source = (theirs, mine) if write else (mine, theirs)
-    target.check([target.landed(source, segments, into_remote=write)])
+    target.check([target.expected_write(source, segments, into_remote=write)])
     source.check()
     linked.close_all()
 

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from datadist.testing import acts
-from datadist.testing.bench import MIB, Bench, Linked, Memory, Segments
+from datadist.testing import operations
 from datadist.testing.families.kit import Kit, need_passive, need_write, pair
+from datadist.testing.testbed import MIB, Linked, Memory, Segments, Testbed
 from datadist.transport import (
     Access,
     PeerLost,
@@ -28,35 +28,35 @@ TOO_LONG = 4
 class Failures(Kit):
     """Every call ends by its deadline with the correct result."""
 
-    def test_a_deadline_that_has_passed(self, bench: Bench) -> None:
+    def test_a_deadline_that_has_passed(self, testbed: Testbed) -> None:
         """Ends at once: with a timeout or, if it was quick enough, with all bytes."""
-        linked, mine, theirs = pair(bench)
+        linked, mine, theirs = pair(testbed)
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)], timeout=0)
         assert outcome.ok or outcome.is_a(TransferTimeout), str(outcome)
-        assert outcome.seconds < GRACE * bench.scale, str(outcome)
+        assert outcome.seconds < GRACE * testbed.scale, str(outcome)
         linked.close_all()
 
-    def test_a_long_transfer_ends_by_its_deadline(self, bench: Bench) -> None:
+    def test_a_long_transfer_ends_by_its_deadline(self, testbed: Testbed) -> None:
         """The transfer is so long that it ends much too late without a check of the deadline."""
-        linked, mine, theirs = pair(bench, size=BIG)
+        linked, mine, theirs = pair(testbed, size=BIG)
         some = [(0, 0, BIG)] * 8
         tries = [linked.move(0, 1, mine, theirs, some, timeout=60) for _ in range(2)]
         assert all(outcome.ok for outcome in tries), str(tries[-1])
         quickest = min(outcome.seconds for outcome in tries)
-        times = math.ceil(TOO_LONG * GRACE * bench.scale / quickest)
+        times = math.ceil(TOO_LONG * GRACE * testbed.scale / quickest)
         order = linked.order(0, 1, mine, theirs, some * times, timeout=0.02)
-        outcome = linked.members[0].do(acts.move, order)
+        outcome = linked.members[0].do(operations.move, order)
         assert outcome.is_a(TransferTimeout), f"{8 * times} times {BIG} bytes: {outcome}"
-        assert outcome.seconds < order.timeout + GRACE * bench.scale, str(outcome)
-        mine.check([mine.landed(theirs, some)])
+        assert outcome.seconds < order.timeout + GRACE * testbed.scale, str(outcome)
+        mine.check([mine.expected_write(theirs, some)])
         theirs.check()
         linked.close_all()
 
     @pytest.mark.parametrize("direction", ["read", "write"])
-    def test_a_stopped_peer_is_reached(self, bench: Bench, direction: str) -> None:
+    def test_a_stopped_peer_is_reached(self, testbed: Testbed, direction: str) -> None:
         """Its memory can be accessed without its processor."""
-        need_passive(bench, True)
-        linked, mine, theirs = pair(bench, write=direction == "write")
+        need_passive(testbed, True)
+        linked, mine, theirs = pair(testbed, write=direction == "write")
         linked.members[1].pause()
         try:
             outcome = linked.move(
@@ -69,23 +69,23 @@ class Failures(Kit):
         linked.close_all()
 
     @pytest.mark.parametrize("direction", ["read", "write"])
-    def test_a_stopped_peer_is_a_timeout(self, bench: Bench, direction: str) -> None:
+    def test_a_stopped_peer_is_a_timeout(self, testbed: Testbed, direction: str) -> None:
         """At the deadline, not later; and nothing arrives here when it goes on."""
-        need_passive(bench, False)
-        linked, mine, theirs = pair(bench, size=BIG, write=direction == "write")
+        need_passive(testbed, False)
+        linked, mine, theirs = pair(testbed, size=BIG, write=direction == "write")
         linked.members[1].pause()
         try:
             order = linked.order(
                 0, 1, mine, theirs, [(0, 0, BIG)], write=direction == "write", timeout=0.5
             )
-            outcome = linked.members[0].do(acts.move, order)
+            outcome = linked.members[0].do(operations.move, order)
             if direction == "read":
-                mine.check_torn([mine.landed(theirs, [(0, 0, BIG)])])
+                mine.check_torn([mine.expected_write(theirs, [(0, 0, BIG)])])
                 mine.refill(5002)
         finally:
             linked.members[1].resume()
         assert outcome.is_a(TransferTimeout), f"the peer was stopped: {outcome}"
-        assert outcome.seconds < order.timeout + GRACE * bench.scale, str(outcome)
+        assert outcome.seconds < order.timeout + GRACE * testbed.scale, str(outcome)
         time.sleep(0.2)
         if direction == "read":
             mine.check()
@@ -93,34 +93,36 @@ class Failures(Kit):
         else:
             _check_both(mine, theirs, [(0, 0, BIG)], True)
             theirs.refill(5003)
-        _check_usable(bench, linked, mine, theirs, bool(outcome.link_usable))
+        _check_usable(testbed, linked, mine, theirs, bool(outcome.link_usable))
 
-    def test_abort_ends_what_is_in_flight(self, bench: Bench) -> None:
+    def test_abort_ends_what_is_in_flight(self, testbed: Testbed) -> None:
         """Within milliseconds, from another thread."""
-        linked, mine, theirs = pair(bench, size=BIG)
-        stop = not bench.capabilities.passive_target
+        linked, mine, theirs = pair(testbed, size=BIG)
+        stop = not testbed.capabilities.passive_target
         process = linked.members[0]
         if stop:
             linked.members[1].pause()
         try:
             order = linked.order(0, 1, mine, theirs, [(0, 0, BIG)] * 16, timeout=30)
-            process.do(acts.start, "read", acts.move_until_failure, order, 30.0 * bench.scale)
+            process.do(
+                operations.start, "read", operations.move_until_failure, order, 30.0 * testbed.scale
+            )
             time.sleep(0.1)
             begin = time.monotonic()
             linked.abort(0, 1)
-            outcome = process.do(acts.finish, "read", GRACE * bench.scale)
+            outcome = process.do(operations.finish, "read", GRACE * testbed.scale)
         finally:
             linked.members[1].resume()
         assert outcome.is_a(TransferError), f"aborted: {outcome}"
-        assert time.monotonic() - begin < GRACE * bench.scale
+        assert time.monotonic() - begin < GRACE * testbed.scale
         _check_both(mine, theirs, [(0, 0, BIG)], False)
         linked.close_all()
 
-    def test_abort_is_for_good_and_for_one_rank(self, bench: Bench) -> None:
+    def test_abort_is_for_good_and_for_one_rank(self, testbed: Testbed) -> None:
         """What follows fails at once; other ranks are still reached."""
-        members = bench.processes(3)
-        memory = {rank: bench.allocate(members[rank]) for rank in members}
-        linked = bench.link(members, {rank: [m] for rank, m in memory.items()})
+        members = testbed.processes(3)
+        memory = {rank: testbed.allocate(members[rank]) for rank in members}
+        linked = testbed.link(members, {rank: [m] for rank, m in memory.items()})
         linked.abort(0, 1)
         outcome = linked.move(0, 1, memory[0], memory[1], [(0, 0, 100)])
         assert outcome.is_a(TransferError), f"after an abort: {outcome}"
@@ -128,19 +130,21 @@ class Failures(Kit):
         assert outcome.ok, f"to another rank than the aborted one: {outcome}"
         linked.close_all()
 
-    def test_close_ends_what_is_in_flight(self, bench: Bench) -> None:
+    def test_close_ends_what_is_in_flight(self, testbed: Testbed) -> None:
         """Also while the peer is stopped; nothing is written here afterwards."""
-        linked, mine, theirs = pair(bench, size=BIG)
+        linked, mine, theirs = pair(testbed, size=BIG)
         process = linked.members[0]
         linked.members[1].pause()
         try:
             order = linked.order(0, 1, mine, theirs, [(0, 0, BIG)] * 4, timeout=30)
-            process.do(acts.start, "read", acts.move_until_failure, order, 30.0 * bench.scale)
+            process.do(
+                operations.start, "read", operations.move_until_failure, order, 30.0 * testbed.scale
+            )
             time.sleep(0.1)
             linked.close(0)
-            outcome = process.do(acts.finish, "read", GRACE * bench.scale)
+            outcome = process.do(operations.finish, "read", GRACE * testbed.scale)
             assert outcome.is_a(TransferError), f"the link was closed: {outcome}"
-            mine.check_torn([mine.landed(theirs, [(0, 0, BIG)])])
+            mine.check_torn([mine.expected_write(theirs, [(0, 0, BIG)])])
             mine.refill(2001)
         finally:
             linked.members[1].resume()
@@ -149,63 +153,67 @@ class Failures(Kit):
         theirs.check()
         linked.close_all()
 
-    def test_a_peer_that_was_killed_is_lost(self, bench: Bench) -> None:
+    def test_a_peer_that_was_killed_is_lost(self, testbed: Testbed) -> None:
         """Reported by its rank; others are still reached; then a new process links again."""
-        members = bench.processes(3)
-        memory = {rank: bench.allocate(members[rank]) for rank in members}
-        linked = bench.link(members, {rank: [m] for rank, m in memory.items()})
+        members = testbed.processes(3)
+        memory = {rank: testbed.allocate(members[rank]) for rank in members}
+        linked = testbed.link(members, {rank: [m] for rank, m in memory.items()})
         members[1].kill()
         linked.forget(1)
         for _ in range(2):
             outcome = linked.move(0, 1, memory[0], memory[1], [(0, 0, 1000)], timeout=5)
             _check_lost(outcome)
-        memory[0].check_torn([memory[0].landed(memory[1], [(0, 0, 1000)])])
+        memory[0].check_torn([memory[0].expected_write(memory[1], [(0, 0, 1000)])])
         memory[0].refill(5001)  # a read that failed may have moved a part
         outcome = linked.move(0, 2, memory[0], memory[2], [(0, 0, 1000)])
         assert outcome.ok, f"to a peer that lives: {outcome}"
         linked.close_all()
-        _check_link_again(bench, memory)
+        _check_link_again(testbed, memory)
 
     @pytest.mark.parametrize("direction", ["read", "write"])
-    def test_a_peer_that_dies_in_a_transfer_is_noticed(self, bench: Bench, direction: str) -> None:
+    def test_a_peer_that_dies_in_a_transfer_is_noticed(
+        self, testbed: Testbed, direction: str
+    ) -> None:
         """The call fails at its deadline at the latest."""
         write = direction == "write"
-        linked, mine, theirs = pair(bench, size=BIG, write=write)
+        linked, mine, theirs = pair(testbed, size=BIG, write=write)
         order = linked.order(0, 1, mine, theirs, [(0, 0, BIG)] * 8, write=write, timeout=10)
         process = linked.members[0]
-        process.do(acts.start, "move", acts.move_until_failure, order, 60.0 * bench.scale)
+        process.do(
+            operations.start, "move", operations.move_until_failure, order, 60.0 * testbed.scale
+        )
         time.sleep(0.1)
         linked.members[1].kill()
         linked.forget(1)
-        outcome = process.do(acts.finish, "move", 15.0 * bench.scale, timeout=30)
+        outcome = process.do(operations.finish, "move", 15.0 * testbed.scale, timeout=30)
         assert outcome.is_a(TransferError), f"the peer died in the transfer: {outcome}"
-        mine.check_torn([] if write else [mine.landed(theirs, [(0, 0, BIG)])])
+        mine.check_torn([] if write else [mine.expected_write(theirs, [(0, 0, BIG)])])
         linked.close_all()
 
-    def test_a_link_with_a_dead_peer_can_be_made_and_closed(self, bench: Bench) -> None:
+    def test_a_link_with_a_dead_peer_can_be_made_and_closed(self, testbed: Testbed) -> None:
         """The peer died between its offer and our attaching it."""
-        if bench.capabilities.self_bootstrapping:
+        if testbed.capabilities.self_bootstrapping:
             pytest.skip("capabilities.self_bootstrapping is True")
-        members = bench.processes(2)
-        mine, theirs = bench.allocate(members[0]), bench.allocate(members[1])
-        linked = bench.open(members, {0: [mine], 1: [theirs]})
-        with bench.offered(linked, 1, 0) as (data, fds):
+        members = testbed.processes(2)
+        mine, theirs = testbed.allocate(members[0]), testbed.allocate(members[1])
+        linked = testbed.open(members, {0: [mine], 1: [theirs]})
+        with testbed.offered(linked, 1, 0) as (data, fds):
             members[1].kill()
             linked.forget(1)
-            outcome = members[0].do(acts.attach, linked.name, 1, data, fds=fds)
+            outcome = members[0].do(operations.attach, linked.name, 1, data, fds=fds)
         if outcome.ok:
             outcome = linked.move(0, 1, mine, theirs, [(0, 0, 100)], timeout=5)
         assert outcome.is_a(TransportError), f"the peer is dead: {outcome}"
         linked.close_all()
 
     @pytest.mark.parametrize("direction", ["read", "write"])
-    def test_the_gil_is_released(self, bench: Bench, direction: str) -> None:
+    def test_the_gil_is_released(self, testbed: Testbed, direction: str) -> None:
         """Other threads run while a call copies or waits."""
         write = direction == "write"
         if write:
-            need_write(bench)
-        linked, mine, theirs = pair(bench, size=BIG, write=write)
-        outcome, tenths = _long_call(bench, linked, mine, theirs, write)
+            need_write(testbed)
+        linked, mine, theirs = pair(testbed, size=BIG, write=write)
+        outcome, tenths = _long_call(testbed, linked, mine, theirs, write)
         assert tenths >= 5, (
             f"another thread ran in {tenths} tenths of a call of {outcome.seconds:.2f} s, in at "
             f"least 5 was expected"
@@ -218,64 +226,67 @@ def _check_both(
 ) -> None:
     """Compare every byte of both memories after a transfer that had to stop, or was ``whole``."""
     target, source = (theirs, mine) if write else (mine, theirs)
-    landed = [target.landed(source, segments, into_remote=write)]
+    expected_write = [target.expected_write(source, segments, into_remote=write)]
     if whole:
-        target.check(landed)
+        target.check(expected_write)
     else:
-        target.check_torn(landed)
+        target.check_torn(expected_write)
     source.check()
 
 
 def _long_call(
-    bench: Bench, linked: Linked, mine: Memory, theirs: Memory, write: bool
-) -> tuple[acts.Outcome, int]:
+    testbed: Testbed, linked: Linked, mine: Memory, theirs: Memory, write: bool
+) -> tuple[operations.Outcome, int]:
     """A call of at least 0.3 s: a wait for a stopped peer, or many copies of the same bytes."""
     process, repeat = linked.members[0], 8
-    if not bench.capabilities.passive_target:
+    if not testbed.capabilities.passive_target:
         order = linked.order(
-            0, 1, mine, theirs, [(0, 0, BIG)], write=write, timeout=0.5 / bench.scale
+            0, 1, mine, theirs, [(0, 0, BIG)], write=write, timeout=0.5 / testbed.scale
         )
         linked.members[1].pause()
         try:
-            outcome, tenths = process.do(acts.move_and_tick, order)
+            outcome, tenths = process.do(operations.move_and_tick, order)
         finally:
             linked.members[1].resume()
         assert outcome.is_a(TransferTimeout), f"the peer was stopped: {outcome}"
         return outcome, tenths
     while True:
         order = linked.order(0, 1, mine, theirs, [(0, 0, BIG)] * repeat, write=write, timeout=60)
-        outcome, tenths = process.do(acts.move_and_tick, order, timeout=90)
+        outcome, tenths = process.do(operations.move_and_tick, order, timeout=90)
         assert outcome.ok, str(outcome)
         if outcome.seconds > 0.3:
             return outcome, tenths
         repeat *= 2
 
 
-def _check_lost(outcome: acts.Outcome) -> None:
+def _check_lost(outcome: operations.Outcome) -> None:
     assert outcome.is_a(TransferError), f"the peer was killed: {outcome}"
     assert outcome.link_usable is False, f"link_usable of {outcome}"
     if outcome.is_a(PeerLost):
         assert outcome.rank == 1, f"PeerLost names rank {outcome.rank}, which was rank 1"
 
 
-def _check_link_again(bench: Bench, memory: dict[int, Memory]) -> None:
-    members = bench.processes(3)
-    fresh = {**memory, 1: bench.allocate(members[1])}
-    linked = bench.link(members, {rank: [m] for rank, m in fresh.items()}, Access.READ)
+def _check_link_again(testbed: Testbed, memory: dict[int, Memory]) -> None:
+    members = testbed.processes(3)
+    fresh = {**memory, 1: testbed.allocate(members[1])}
+    linked = testbed.link(members, {rank: [m] for rank, m in fresh.items()}, Access.READ)
     outcome = linked.move(0, 1, fresh[0], fresh[1], [(0, 0, 1000)])
     assert outcome.ok, f"from the process that took the place of the killed one: {outcome}"
     fresh[0].check([
-        fresh[0].landed(fresh[2], [(0, 0, 1000)]), fresh[0].landed(fresh[1], [(0, 0, 1000)])
+        fresh[0].expected_write(fresh[2], [(0, 0, 1000)]),
+        fresh[0].expected_write(fresh[1], [(0, 0, 1000)]),
     ])  # fmt: skip
     linked.close_all()
 
 
-def _check_usable(bench: Bench, linked: Linked, mine: Memory, theirs: Memory, usable: bool) -> None:
+def _check_usable(
+    testbed: Testbed, linked: Linked, mine: Memory, theirs: Memory, usable: bool
+) -> None:
     """After a timeout: a usable link works, and nothing of the old transfer shows."""
     outcome = linked.move(0, 1, mine, theirs, [(3, 5, 1000)])
     if usable:
         assert outcome.ok, f"the timeout said that the link is usable: {outcome}"
-        mine.check([mine.landed(theirs, [(3, 5, 1000)])])
+        mine.check([mine.expected_write(theirs, [(3, 5, 1000)])])
     else:
         assert outcome.ok or outcome.is_a(TransferError), str(outcome)
     linked.close_all()

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from datadist.testing import acts
-from datadist.testing.bench import MIB, Bench, Memory
+from datadist.testing import operations
 from datadist.testing.families.kit import Kit, need_write, pair
+from datadist.testing.testbed import MIB, Memory, Testbed
 from datadist.transport import Access, TransportError, Unsupported
 
 BIG = 8 * MIB
@@ -18,9 +18,9 @@ ATTEMPTS = 5
 class Fence(Kit):
     """After `close` nothing is written, or `close` has returned the ranks that may still write."""
 
-    def test_peers_with_read_access_cannot_write(self, bench: Bench) -> None:
+    def test_peers_with_read_access_cannot_write(self, testbed: Testbed) -> None:
         """The write raises an error and changes nothing."""
-        linked, mine, theirs = pair(bench, Access.READ)
+        linked, mine, theirs = pair(testbed, Access.READ)
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)], write=True)
         assert outcome.is_a(Unsupported), f"write where READ was granted: {outcome}"
         theirs.check()
@@ -28,72 +28,76 @@ class Fence(Kit):
         assert outcome.ok, f"read where READ was granted: {outcome}"
         linked.close_all()
 
-    def test_writing_is_refused_where_not_declared(self, bench: Bench) -> None:
+    def test_writing_is_refused_where_not_declared(self, testbed: Testbed) -> None:
         """Whatever access was granted."""
-        if bench.capabilities.one_sided_write:
+        if testbed.capabilities.one_sided_write:
             pytest.skip("capabilities.one_sided_write is True")
-        linked, mine, theirs = pair(bench, Access.READ_WRITE)
+        linked, mine, theirs = pair(testbed, Access.READ_WRITE)
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)], write=True)
         assert outcome.is_a(Unsupported), str(outcome)
         theirs.check()
         linked.close_all()
 
-    def test_nothing_is_written_after_the_owner_closed(self, bench: Bench) -> None:
+    def test_nothing_is_written_after_the_owner_closed(self, testbed: Testbed) -> None:
         """A peer that was idle, and writes later."""
-        linked, mine, theirs = pair(bench, write=True)
+        linked, mine, theirs = pair(testbed, write=True)
         assert linked.move(0, 1, mine, theirs, [(0, 0, 1000)], write=True).ok
-        risky = linked.close(1)
+        possible_writers = linked.close(1)
         theirs.refill(3001)
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, MIB)], write=True, timeout=5)
         time.sleep(0.1)
-        if 0 not in risky:
+        if 0 not in possible_writers:
             theirs.check()
             assert outcome.is_a(TransportError), f"a write to an owner that has closed: {outcome}"
         linked.close_all()
 
-    def test_nothing_is_written_after_the_writer_closed(self, bench: Bench) -> None:
+    def test_nothing_is_written_after_the_writer_closed(self, testbed: Testbed) -> None:
         """Its own side is enough to end what it began."""
-        linked, mine, theirs = pair(bench, size=BIG, write=True)
+        linked, mine, theirs = pair(testbed, size=BIG, write=True)
         order = linked.order(0, 1, mine, theirs, [(0, 0, BIG)] * 4, write=True)
         process = linked.members[0]
-        process.do(acts.start, "write", acts.move_until_failure, order, 10.0 * bench.scale)
+        process.do(
+            operations.start, "write", operations.move_until_failure, order, 10.0 * testbed.scale
+        )
         time.sleep(0.05)
         linked.close(0)
-        outcome = process.do(acts.finish, "write", 5.0 * bench.scale)
+        outcome = process.do(operations.finish, "write", 5.0 * testbed.scale)
         assert outcome.is_a(TransportError), f"the link was closed: {outcome}"
         time.sleep(0.1)  # bytes under way to an owner that writes by itself
-        theirs.check_torn([theirs.landed(mine, [(0, 0, BIG)], into_remote=True)])
+        theirs.check_torn([theirs.expected_write(mine, [(0, 0, BIG)], into_remote=True)])
         mine.check()
         theirs.refill(3002)
         time.sleep(0.1)
         theirs.check()
         linked.close_all()
 
-    def test_a_writer_that_was_stopped_is_fenced_or_named(self, bench: Bench) -> None:
+    def test_a_writer_that_was_stopped_is_fenced_or_named(self, testbed: Testbed) -> None:
         """It is stopped in the middle of a write, and goes on when the memory is used again."""
-        need_write(bench)
-        members = bench.processes(2)
-        mine, theirs = bench.allocate(members[0], BIG), bench.allocate(members[1], BIG)
+        need_write(testbed)
+        members = testbed.processes(2)
+        mine, theirs = testbed.allocate(members[0], BIG), testbed.allocate(members[1], BIG)
         for attempt in range(ATTEMPTS):
-            self._stop_and_close(bench, mine, theirs, 0.02 + 0.013 * attempt)
+            self._stop_and_close(testbed, mine, theirs, 0.02 + 0.013 * attempt)
 
-    def _stop_and_close(self, bench: Bench, mine: Memory, theirs: Memory, delay: float) -> None:
+    def _stop_and_close(self, testbed: Testbed, mine: Memory, theirs: Memory, delay: float) -> None:
         members = {0: mine.process, 1: theirs.process}
-        linked = bench.link(members, {0: [mine], 1: [theirs]}, Access.READ_WRITE)
+        linked = testbed.link(members, {0: [mine], 1: [theirs]}, Access.READ_WRITE)
         order = linked.order(0, 1, mine, theirs, [(0, 0, BIG)] * 4, write=True, timeout=5)
-        members[0].do(acts.start, "write", acts.move_until_failure, order, 5.0 * bench.scale)
+        members[0].do(
+            operations.start, "write", operations.move_until_failure, order, 5.0 * testbed.scale
+        )
         time.sleep(delay)
         members[0].pause()
         try:
             time.sleep(0.02)
-            risky = linked.close(1)
+            possible_writers = linked.close(1)
             theirs.refill(4000 + int(delay * 1000))
         finally:
             members[0].resume()
-        if 0 in risky:  # then only its own side ends it
+        if 0 in possible_writers:  # then only its own side ends it
             linked.close(0)
-        outcome = members[0].do(acts.finish, "write", 15.0 * bench.scale, timeout=30)
-        if 0 not in risky:
+        outcome = members[0].do(operations.finish, "write", 15.0 * testbed.scale, timeout=30)
+        if 0 not in possible_writers:
             theirs.check()
             assert outcome.is_a(TransportError), f"a write to an owner that has closed: {outcome}"
         linked.close_all()

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import pytest
 
-from datadist.testing.bench import MIB, Bench, Linked, Memory, Settings
 from datadist.testing.processes import Process
+from datadist.testing.testbed import MIB, Linked, Memory, Settings, Testbed
 from datadist.transport import Access, Placement, TransportOptions
 
 KINDS = ("host", "device", "foreign host", "foreign device")
@@ -23,7 +23,7 @@ class Kit:
     timeout_scale: ClassVar[float] = 1.0
     extra: ClassVar[dict[str, str]] = {}
     foreign_memory: ClassVar[str | None] = None
-    _bench: ClassVar[Bench | None] = None
+    _testbed: ClassVar[Testbed | None] = None
 
     @classmethod
     def transport_options(cls, rank: int) -> TransportOptions:
@@ -47,7 +47,7 @@ class Kit:
     @classmethod
     def setup_class(cls) -> None:
         """Start the processes for all tests of the class."""
-        cls._bench = Bench(
+        cls._testbed = Testbed(
             Settings(
                 transport=cls.transport,
                 scale=cls.timeout_scale,
@@ -61,59 +61,59 @@ class Kit:
     @classmethod
     def teardown_class(cls) -> None:
         """End its processes."""
-        if cls._bench is not None:
-            cls._bench.close()
+        if cls._testbed is not None:
+            cls._testbed.close()
 
     @pytest.fixture
-    def bench(self) -> Iterator[Bench]:
+    def testbed(self) -> Iterator[Testbed]:
         """The processes and links, cleaned up after each test."""
-        assert self._bench is not None
-        yield self._bench
-        self._bench.clean()
+        assert self._testbed is not None
+        yield self._testbed
+        self._testbed.clean()
 
 
-def memory_of(bench: Bench, process: Process, kind: str, size: int = MIB) -> Memory:
+def memory_of(testbed: Testbed, process: Process, kind: str, size: int = MIB) -> Memory:
     """Memory of a kind of :data:`KINDS`, where the transport declares it."""
-    declared = bench.capabilities
+    declared = testbed.capabilities
     placement = Placement.DEVICE if kind.endswith("device") else Placement.HOST
     if placement not in declared.placements:
         pytest.skip(f"capabilities.placements is without {placement}")
     foreign = kind.startswith("foreign")
     if foreign:
-        need_foreign(bench, placement)
-    return bench.allocate(process, size, placement, foreign)
+        need_foreign(testbed, placement)
+    return testbed.allocate(process, size, placement, foreign)
 
 
-def need_foreign(bench: Bench, placement: Placement) -> None:
+def need_foreign(testbed: Testbed, placement: Placement) -> None:
     """Skip where memory of the user can not be registered, or not be made by the kit."""
-    if not bench.capabilities.foreign_memory:
+    if not testbed.capabilities.foreign_memory:
         pytest.skip("capabilities.foreign_memory is False")
-    if placement not in bench.capabilities.host_addressable and not bench.settings.maker:
+    if placement not in testbed.capabilities.host_addressable and not testbed.settings.maker:
         pytest.skip(
             f"capabilities.host_addressable is without {placement}, and foreign_memory names no "
             "function that makes such memory"
         )
 
 
-def need_write(bench: Bench) -> None:
+def need_write(testbed: Testbed) -> None:
     """Skip where peers cannot write."""
-    if not bench.capabilities.one_sided_write:
+    if not testbed.capabilities.one_sided_write:
         pytest.skip("capabilities.one_sided_write is False")
 
 
-def need_passive(bench: Bench, passive: bool) -> None:
+def need_passive(testbed: Testbed, passive: bool) -> None:
     """Skip unless the owner's part in a transfer is as stated."""
-    if bench.capabilities.passive_target is not passive:
+    if testbed.capabilities.passive_target is not passive:
         pytest.skip(f"capabilities.passive_target is {not passive}")
 
 
 def pair(
-    bench: Bench, access: Access = Access.READ, size: int = MIB, write: bool = False
+    testbed: Testbed, access: Access = Access.READ, size: int = MIB, write: bool = False
 ) -> tuple[Linked, Memory, Memory]:
     """A link of two ranks, and the memory of each. ``write`` needs and grants write access."""
     if write:
-        need_write(bench)
+        need_write(testbed)
         access = Access.READ_WRITE
-    members = bench.processes(2)
-    mine, theirs = (bench.allocate(members[rank], size) for rank in (0, 1))
-    return bench.link(members, {0: [mine], 1: [theirs]}, access), mine, theirs
+    members = testbed.processes(2)
+    mine, theirs = (testbed.allocate(members[rank], size) for rank in (0, 1))
+    return testbed.link(members, {0: [mine], 1: [theirs]}, access), mine, theirs

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-from datadist.testing import acts, memory_acts
-from datadist.testing.acts import Held
-from datadist.testing.bench import Bench, Linked, Memory
+from datadist.testing import memory_operations, operations
 from datadist.testing.families.kit import Kit, pair
+from datadist.testing.operations import ResourceUsage
 from datadist.testing.processes import Process
+from datadist.testing.testbed import Linked, Memory, Testbed
 from datadist.transport import LinkError
 
 ROUNDS = 12
@@ -19,61 +19,61 @@ SLACK_MAPPINGS = ROUNDS // 2
 class Lifecycle(Kit):
     """Made and closed many times."""
 
-    def test_transports_leave_nothing(self, bench: Bench) -> None:
+    def test_transports_leave_nothing(self, testbed: Testbed) -> None:
         """Open, allocate, release, close; close is called twice each time."""
-        process = bench.process(0)
+        process = testbed.process(0)
 
         def once() -> None:
-            process.do(acts.close_transport)
-            bench.process(0)
-            memory = bench.allocate(process)
-            process.do(memory_acts.release, memory.label)
+            process.do(operations.close_transport)
+            testbed.process(0)
+            memory = testbed.allocate(process)
+            process.do(memory_operations.release, memory.label)
 
         _check_leaks([process], once, self.timeout_scale)
 
-    def test_links_leave_nothing(self, bench: Bench) -> None:
+    def test_links_leave_nothing(self, testbed: Testbed) -> None:
         """Link, move, close; close is called twice each time."""
-        members = bench.processes(2)
-        memory = {rank: bench.allocate(members[rank]) for rank in members}
+        members = testbed.processes(2)
+        memory = {rank: testbed.allocate(members[rank]) for rank in members}
 
         def once() -> None:
-            linked = bench.link(members, {rank: [m] for rank, m in memory.items()})
+            linked = testbed.link(members, {rank: [m] for rank, m in memory.items()})
             _move_both_ways(linked, memory)
             linked.close_all()
 
         _check_leaks(list(members.values()), once, self.timeout_scale)
 
-    def test_half_made_links_leave_nothing(self, bench: Bench) -> None:
+    def test_half_made_links_leave_nothing(self, testbed: Testbed) -> None:
         """An offer that nobody took, and a link that was only opened."""
-        members = bench.processes(2)
-        memory = bench.allocate(members[0])
+        members = testbed.processes(2)
+        memory = testbed.allocate(members[0])
 
         def once() -> None:
-            linked = bench.open(members, {0: [memory]})
-            with bench.offered(linked, 0, 1):
+            linked = testbed.open(members, {0: [memory]})
+            with testbed.offered(linked, 0, 1):
                 pass
             linked.close_all()
 
         _check_leaks(list(members.values()), once, self.timeout_scale)
 
-    def test_refused_offers_leave_nothing(self, bench: Bench) -> None:
+    def test_refused_offers_leave_nothing(self, testbed: Testbed) -> None:
         """`attach` owns the descriptors also when it fails."""
-        members = bench.processes(2)
-        memory = bench.allocate(members[0])
+        members = testbed.processes(2)
+        memory = testbed.allocate(members[0])
 
         def once() -> None:
-            linked = bench.open(members, {0: [memory]})
-            with bench.offered(linked, 0, 1) as (_, fds):
-                outcome = members[1].do(acts.attach, linked.name, 0, b"no offer", fds=fds)
-            if not bench.capabilities.self_bootstrapping:
+            linked = testbed.open(members, {0: [memory]})
+            with testbed.offered(linked, 0, 1) as (_, fds):
+                outcome = members[1].do(operations.attach, linked.name, 0, b"no offer", fds=fds)
+            if not testbed.capabilities.self_bootstrapping:
                 assert outcome.is_a(LinkError), f"bytes that are no offer: {outcome}"
             linked.close_all()
 
         _check_leaks(list(members.values()), once, self.timeout_scale)
 
-    def test_failed_moves_leave_nothing(self, bench: Bench) -> None:
+    def test_failed_moves_leave_nothing(self, testbed: Testbed) -> None:
         """Wrong addresses."""
-        linked, mine, theirs = pair(bench)
+        linked, mine, theirs = pair(testbed)
 
         def once() -> None:
             assert not linked.move(0, 1, mine, theirs, [(0, theirs.size, 1)]).ok
@@ -92,7 +92,7 @@ def _check_leaks(processes: list[Process], once: object, scale: float) -> None:
     assert callable(once)
     for _ in range(3):  # what is made once and kept is no leak
         once()
-    before = [process.do(acts.held) for process in processes]
+    before = [process.do(operations.resource_usage) for process in processes]
     for _ in range(ROUNDS):
         once()
     for process, old in zip(processes, before, strict=True):
@@ -109,11 +109,11 @@ def _check_leaks(processes: list[Process], once: object, scale: float) -> None:
         )
 
 
-def _settled(process: Process, old: Held, scale: float) -> Held:
+def _settled(process: Process, old: ResourceUsage, scale: float) -> ResourceUsage:
     """What a process holds; threads and descriptors get a moment to go."""
     end = time.monotonic() + 2 * scale
     while True:
-        new: Held = process.do(acts.held)
+        new: ResourceUsage = process.do(operations.resource_usage)
         quiet = new.descriptors <= old.descriptors and new.threads <= old.threads
         if quiet or time.monotonic() > end:
             return new

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from datadist.testing import acts, memory_acts
-from datadist.testing.bench import Bench, Linked, Memory
+from datadist.testing import memory_operations, operations
 from datadist.testing.families.kit import Kit
+from datadist.testing.testbed import Linked, Memory, Testbed
 from datadist.transport import Access, AddressError, LinkError, Offer, TransferError, TransportError
 
 MANY = 24
@@ -19,26 +19,26 @@ class Linking(Kit):
     """`open`, `offer`, `attach`, `join`, `close`."""
 
     @pytest.mark.parametrize("size", [2, 3, 4])
-    def test_all_pairs_at_once(self, bench: Bench, size: int) -> None:
+    def test_all_pairs_at_once(self, testbed: Testbed, size: int) -> None:
         """Every rank reads from every other one, all at the same time."""
-        members = bench.processes(size)
-        source = {rank: bench.allocate(members[rank]) for rank in members}
-        target = {rank: bench.allocate(members[rank]) for rank in members}
-        linked = bench.link(members, {rank: [m] for rank, m in source.items()})
+        members = testbed.processes(size)
+        source = {rank: testbed.allocate(members[rank]) for rank in members}
+        target = {rank: testbed.allocate(members[rank]) for rank in members}
+        linked = testbed.link(members, {rank: [m] for rank, m in source.items()})
         reads = _read_all_pairs(linked, target, source)
         for rank, segments in reads.items():
             target[rank].check(
-                [target[rank].landed(source[other], [s]) for other, s in segments.items()]
+                [target[rank].expected_write(source[other], [s]) for other, s in segments.items()]
             )
             source[rank].check()
         linked.close_all()
 
-    def test_two_links_at_once(self, bench: Bench) -> None:
+    def test_two_links_at_once(self, testbed: Testbed) -> None:
         """Two links of the same ranks; closing one does not affect the other."""
-        members = bench.processes(2)
-        mine, theirs = bench.allocate(members[0]), bench.allocate(members[1])
+        members = testbed.processes(2)
+        mine, theirs = testbed.allocate(members[0]), testbed.allocate(members[1])
         exposed = {0: [mine], 1: [theirs]}
-        first, second = bench.link(members, exposed), bench.link(members, exposed)
+        first, second = testbed.link(members, exposed), testbed.link(members, exposed)
         segments = [(0, 500, 100)]
         assert first.move(0, 1, mine, theirs, segments).ok
         first.close_all()
@@ -46,20 +46,20 @@ class Linking(Kit):
         assert outcome.ok, f"after another link was closed: {outcome}"
         second.close_all()
 
-    def test_links_are_opened_at_once(self, bench: Bench) -> None:
+    def test_links_are_opened_at_once(self, testbed: Testbed) -> None:
         """The first ones over new memory, by several threads."""
-        members = bench.processes(2)
+        members = testbed.processes(2)
         for _ in range(5):
-            memory = {rank: [bench.allocate(members[rank])] for rank in members}
-            for linked in bench.open_at_once(4, members, memory):
+            memory = {rank: [testbed.allocate(members[rank])] for rank in members}
+            for linked in testbed.open_at_once(4, members, memory):
                 linked.close_all()
 
-    def test_many_links_share_a_peer(self, bench: Bench) -> None:
+    def test_many_links_share_a_peer(self, testbed: Testbed) -> None:
         """Closed in another order than made; those that are left go on."""
-        members = bench.processes(2)
-        mine, theirs = bench.allocate(members[0]), bench.allocate(members[1])
-        count = 4 if bench.capabilities.self_bootstrapping else MANY
-        links = [bench.link(members, {0: [mine], 1: [theirs]}) for _ in range(count)]
+        members = testbed.processes(2)
+        mine, theirs = testbed.allocate(members[0]), testbed.allocate(members[1])
+        count = 4 if testbed.capabilities.self_bootstrapping else MANY
+        links = [testbed.link(members, {0: [mine], 1: [theirs]}) for _ in range(count)]
         order = [*links[1::2], *links[0::2]]
         while order:
             order.pop().close_all()
@@ -67,137 +67,141 @@ class Linking(Kit):
                 outcome = linked.move(0, 1, mine, theirs, [(0, 0, 64)])
                 assert outcome.ok, f"{len(order)} links are left: {outcome}"
 
-    def test_an_offer_can_be_carried(self, bench: Bench) -> None:
+    def test_an_offer_can_be_carried(self, testbed: Testbed) -> None:
         """Core sends it in one message."""
-        members = bench.processes(2)
-        memory = [bench.allocate(members[0]) for _ in range(4)]
-        access = Access.READ_WRITE if bench.capabilities.one_sided_write else Access.READ
-        linked = bench.open(members, {0: memory}, access)
-        with bench.offered(linked, 0, 1) as (data, fds):
+        members = testbed.processes(2)
+        memory = [testbed.allocate(members[0]) for _ in range(4)]
+        access = Access.READ_WRITE if testbed.capabilities.one_sided_write else Access.READ
+        linked = testbed.open(members, {0: memory}, access)
+        with testbed.offered(linked, 0, 1) as (data, fds):
             assert len(data) <= Offer.MAX_DATA, f"{len(data)} bytes are too many"
             assert len(fds) <= Offer.MAX_FDS, f"{len(fds)} descriptors are too many"
         linked.close_all()
 
-    def test_attaching_does_not_wait_for_the_peer(self, bench: Bench) -> None:
+    def test_attaching_does_not_wait_for_the_peer(self, testbed: Testbed) -> None:
         """A peer that was stopped after its offer does not block others."""
-        if bench.capabilities.self_bootstrapping:
+        if testbed.capabilities.self_bootstrapping:
             pytest.skip("capabilities.self_bootstrapping is True: join waits, and has a timeout")
-        members = bench.processes(2)
-        memory = bench.allocate(members[1])
-        linked = bench.open(members, {1: [memory]})
-        with bench.offered(linked, 1, 0) as (data, fds):
+        members = testbed.processes(2)
+        memory = testbed.allocate(members[1])
+        linked = testbed.open(members, {1: [memory]})
+        with testbed.offered(linked, 1, 0) as (data, fds):
             members[1].pause()
             try:
-                outcome = members[0].do(acts.attach, linked.name, 1, data, fds=fds, timeout=10)
+                outcome = members[0].do(
+                    operations.attach, linked.name, 1, data, fds=fds, timeout=10
+                )
             finally:
                 members[1].resume()
         assert outcome.ok, str(outcome)
         linked.close_all()
 
-    def test_an_absent_rank_is_no_reason_to_hang(self, bench: Bench) -> None:
+    def test_an_absent_rank_is_no_reason_to_hang(self, testbed: Testbed) -> None:
         """If the peer never came, transfers fail and the link can be closed."""
-        members = bench.processes(2)
-        mine = bench.allocate(members[0])
-        linked = bench.open(members, {0: [mine]})
-        with bench.offered(linked, 0, 1):
+        members = testbed.processes(2)
+        mine = testbed.allocate(members[0])
+        linked = testbed.open(members, {0: [mine]})
+        with testbed.offered(linked, 0, 1):
             pass
-        if bench.capabilities.self_bootstrapping:
-            outcome = members[0].do(acts.join, linked.name, 3.0 * bench.scale, timeout=30)
+        if testbed.capabilities.self_bootstrapping:
+            outcome = members[0].do(operations.join, linked.name, 3.0 * testbed.scale, timeout=30)
             assert outcome.is_a(LinkError), f"join without the peer: {outcome}"
         outcome = linked.move(0, 1, mine, mine, [(0, 0, 8)], timeout=2)
         assert outcome.is_a(TransportError), f"reading from a peer that never came: {outcome}"
         linked.close_all()
 
-    def test_join_notices_close(self, bench: Bench) -> None:
+    def test_join_notices_close(self, testbed: Testbed) -> None:
         """Unlinking while the library waits for a peer ends within seconds."""
-        if not bench.capabilities.self_bootstrapping:
+        if not testbed.capabilities.self_bootstrapping:
             pytest.skip("capabilities.self_bootstrapping is False")
-        members = bench.processes(2)
-        linked = bench.open(members, {})
-        members[0].do(acts.start, "join", acts.join, linked.name, 60.0 * bench.scale)
+        members = testbed.processes(2)
+        linked = testbed.open(members, {})
+        members[0].do(operations.start, "join", operations.join, linked.name, 60.0 * testbed.scale)
         time.sleep(0.5)
         linked.close(0)
-        outcome = members[0].do(acts.finish, "join", 10.0 * bench.scale, timeout=20)
+        outcome = members[0].do(operations.finish, "join", 10.0 * testbed.scale, timeout=20)
         assert outcome.is_a(LinkError), f"join of a link that was closed: {outcome}"
         linked.close_all()
 
-    def test_exchange_is_in_rank_order(self, bench: Bench) -> None:
+    def test_exchange_is_in_rank_order(self, testbed: Testbed) -> None:
         """Blobs of all ranks, our own included."""
-        if not bench.capabilities.self_bootstrapping:
+        if not testbed.capabilities.self_bootstrapping:
             pytest.skip("capabilities.self_bootstrapping is False")
-        members = bench.processes(3)
-        linked = bench.link(members, {})
+        members = testbed.processes(3)
+        linked = testbed.link(members, {})
         blobs = [b"rank %d" % rank for rank in members]
         for rank, process in members.items():
-            process.begin(acts.exchange, linked.name, blobs[rank])
+            process.begin(operations.exchange, linked.name, blobs[rank])
         assert [p.result() for p in members.values()] == [blobs] * 3
         linked.close_all()
 
     @pytest.mark.parametrize("damage", ["empty", "cut", "random", "no descriptors"])
-    def test_offers_that_are_none_are_refused(self, bench: Bench, damage: str) -> None:
+    def test_offers_that_are_none_are_refused(self, testbed: Testbed, damage: str) -> None:
         """With `LinkError`; the link can still be closed."""
-        members = bench.processes(2)
-        memory = bench.allocate(members[1])
-        linked = bench.open(members, {1: [memory]})
-        with bench.offered(linked, 1, 0) as (data, fds):
+        members = testbed.processes(2)
+        memory = testbed.allocate(members[1])
+        linked = testbed.open(members, {1: [memory]})
+        with testbed.offered(linked, 1, 0) as (data, fds):
             if not data:
                 pytest.skip("offers of this transport carry nothing that could be wrong")
             if damage == "no descriptors" and not fds:
                 pytest.skip("offers of this transport carry no descriptors")
             bad = {"empty": b"", "cut": data[: len(data) // 2], "random": b"\xff\x00" * 40}
             sent = [] if damage == "no descriptors" else fds
-            outcome = members[0].do(acts.attach, linked.name, 1, bad.get(damage, data), fds=sent)
+            outcome = members[0].do(
+                operations.attach, linked.name, 1, bad.get(damage, data), fds=sent
+            )
         assert outcome.is_a(LinkError), f"an offer with damage {damage!r}: {outcome}"
         linked.close_all()
 
-    def test_memory_beside_the_link_is_not_reached(self, bench: Bench) -> None:
+    def test_memory_beside_the_link_is_not_reached(self, testbed: Testbed) -> None:
         """Only the regions with which a link was opened are the peers'."""
-        members = bench.processes(2)
-        mine, shown, hidden = (bench.allocate(members[rank]) for rank in (0, 1, 1))
-        linked = bench.link(members, {0: [mine], 1: [shown]})
-        late = bench.allocate(members[1])
+        members = testbed.processes(2)
+        mine, shown, hidden = (testbed.allocate(members[rank]) for rank in (0, 1, 1))
+        linked = testbed.link(members, {0: [mine], 1: [shown]})
+        late = testbed.allocate(members[1])
         for memory in (hidden, late):
             outcome = linked.move(0, 1, mine, memory, [(0, 0, 100)])
             assert outcome.is_a(AddressError), f"memory that was not exposed: {outcome}"
         outcome = linked.move(0, 1, mine, shown, [(0, 0, 100)])
         assert outcome.ok, f"exposed memory after wrong addresses: {outcome}"
-        mine.check([mine.landed(shown, [(0, 0, 100)])])
+        mine.check([mine.expected_write(shown, [(0, 0, 100)])])
         linked.close_all()
 
-    def test_memory_of_a_closed_link_can_be_used_again(self, bench: Bench) -> None:
+    def test_memory_of_a_closed_link_can_be_used_again(self, testbed: Testbed) -> None:
         """The same regions in one link after another, also with other access."""
-        members = bench.processes(2)
+        members = testbed.processes(2)
         for _ in range(3):
-            mine, theirs = bench.allocate(members[0]), bench.allocate(members[1])
+            mine, theirs = testbed.allocate(members[0]), testbed.allocate(members[1])
             for _ in range(2):
-                linked = bench.link(members, {0: [mine], 1: [theirs]})
+                linked = testbed.link(members, {0: [mine], 1: [theirs]})
                 assert linked.move(0, 1, mine, theirs, [(0, 0, 1000)]).ok
                 linked.close_all()
             for memory in (mine, theirs):
-                memory.process.do(memory_acts.release, memory.label)
+                memory.process.do(memory_operations.release, memory.label)
 
-    def test_a_closed_link_moves_nothing(self, bench: Bench) -> None:
+    def test_a_closed_link_moves_nothing(self, testbed: Testbed) -> None:
         """And says so by an error of the interface."""
-        members = bench.processes(2)
-        mine, theirs = bench.allocate(members[0]), bench.allocate(members[1])
-        linked = bench.link(members, {0: [mine], 1: [theirs]})
+        members = testbed.processes(2)
+        mine, theirs = testbed.allocate(members[0]), testbed.allocate(members[1])
+        linked = testbed.link(members, {0: [mine], 1: [theirs]})
         order = linked.order(0, 1, mine, theirs, [(0, 0, 100)])
-        outcome = members[0].do(acts.move_after_close, order)
+        outcome = members[0].do(operations.move_after_close, order)
         linked.forget(0)
         assert outcome.is_a(TransferError), f"read on a closed link: {outcome}"
         mine.check()
         linked.close_all()
 
-    def test_ranks_meet_over_the_network(self, bench: Bench) -> None:
+    def test_ranks_meet_over_the_network(self, testbed: Testbed) -> None:
         """Only the address of a peer is known: no process, no descriptors."""
-        if bench.capabilities.same_host_only:
+        if testbed.capabilities.same_host_only:
             pytest.skip("capabilities.same_host_only is True")
-        members = bench.processes(2)
-        mine, theirs = bench.allocate(members[0]), bench.allocate(members[1])
-        linked = bench.link(members, {0: [mine], 1: [theirs]}, over_network=True)
+        members = testbed.processes(2)
+        mine, theirs = testbed.allocate(members[0]), testbed.allocate(members[1])
+        linked = testbed.link(members, {0: [mine], 1: [theirs]}, over_network=True)
         outcome = linked.move(0, 1, mine, theirs, [(1, 2, 1000)])
         assert outcome.ok, str(outcome)
-        mine.check([mine.landed(theirs, [(1, 2, 1000)])])
+        mine.check([mine.expected_write(theirs, [(1, 2, 1000)])])
         linked.close_all()
 
 
@@ -216,7 +220,7 @@ def _read_all_pairs(
             linked.order(rank, other, target[rank], source[other], [segment])
             for other, segment in places[rank].items()
         ]
-        linked.members[rank].begin(acts.move_all, orders)
+        linked.members[rank].begin(operations.move_all, orders)
     results = {rank: process.result() for rank, process in linked.members.items()}
     for rank, outcome in itertools.chain(*([(r, o) for o in os] for r, os in results.items())):
         assert outcome.ok, f"at rank {rank}: {outcome}"

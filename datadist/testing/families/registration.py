@@ -6,10 +6,10 @@ from array import array
 
 import pytest
 
-from datadist.testing import memory_acts
-from datadist.testing.bench import MIB, Bench
+from datadist.testing import memory_operations
 from datadist.testing.families.kit import KINDS, Kit, memory_of, need_foreign
-from datadist.testing.pattern import Landed
+from datadist.testing.pattern import ExpectedWrite
+from datadist.testing.testbed import MIB, Testbed
 from datadist.transport import Placement, RegistrationError, TransportError
 
 NOWHERE = 1 << 46
@@ -22,112 +22,120 @@ class Registration(Kit):
     @pytest.mark.parametrize("placement", list(Placement), ids=str)
     @pytest.mark.parametrize("size", [1, 4096, MIB + 1])
     def test_allocated_memory_is_zeroed(
-        self, bench: Bench, size: int, placement: Placement
+        self, testbed: Testbed, size: int, placement: Placement
     ) -> None:
         """And has the size, placement and alignment that were asked for."""
-        _need(bench, placement)
-        process = bench.process(0)
-        outcome = process.do(memory_acts.allocate, "new", size, placement)
+        _need(testbed, placement)
+        process = testbed.process(0)
+        outcome = process.do(memory_operations.allocate, "new", size, placement)
         assert outcome.ok, str(outcome)
         address, actual, where = outcome.value
         assert (actual, where) == (size, placement)
-        assert address % bench.capabilities.alignment == 0
-        assert process.do(memory_acts.is_zero, "new")
+        assert address % testbed.capabilities.alignment == 0
+        assert process.do(memory_operations.is_zero, "new")
 
-    def test_memory_that_was_used_comes_back_zeroed(self, bench: Bench) -> None:
+    def test_memory_that_was_used_comes_back_zeroed(self, testbed: Testbed) -> None:
         """Content of one cache is not visible in the next one."""
-        process = bench.process(0)
+        process = testbed.process(0)
         for _ in range(3):
-            memory = bench.allocate(process)
-            process.do(memory_acts.release, memory.label)
-            outcome = process.do(memory_acts.allocate, "again", MIB, bench.placement())
+            memory = testbed.allocate(process)
+            process.do(memory_operations.release, memory.label)
+            outcome = process.do(memory_operations.allocate, "again", MIB, testbed.placement())
             assert outcome.ok, str(outcome)
-            assert process.do(memory_acts.is_zero, "again")
-            process.do(memory_acts.release, "again")
+            assert process.do(memory_operations.is_zero, "again")
+            process.do(memory_operations.release, "again")
 
     @pytest.mark.parametrize("kind", KINDS[2:])
-    def test_registered_memory_stays_where_it_is(self, bench: Bench, kind: str) -> None:
+    def test_registered_memory_stays_where_it_is(self, testbed: Testbed, kind: str) -> None:
         """Same address, size and content; and it can be registered again after a release."""
-        process = bench.process(0)
+        process = testbed.process(0)
         for _ in range(2):
-            memory = memory_of(bench, process, kind)
+            memory = memory_of(testbed, process, kind)
             memory.check()
-            process.do(memory_acts.release, memory.label)
+            process.do(memory_operations.release, memory.label)
 
     @pytest.mark.parametrize("placement", list(Placement), ids=str)
     def test_unaligned_memory_is_registered_where_declared(
-        self, bench: Bench, placement: Placement
+        self, testbed: Testbed, placement: Placement
     ) -> None:
         """`alignment` is what registered addresses need, no more."""
-        _need_foreign(bench, placement)
-        process = bench.process(0)
-        outcome = process.do(memory_acts.register, "odd", 4096, placement, self.foreign_memory, 1)
-        assert outcome.ok, f"alignment is {bench.capabilities.alignment}: {outcome}"
+        _need_foreign(testbed, placement)
+        process = testbed.process(0)
+        outcome = process.do(
+            memory_operations.register, "odd", 4096, placement, self.foreign_memory, 1
+        )
+        assert outcome.ok, f"alignment is {testbed.capabilities.alignment}: {outcome}"
 
     @pytest.mark.parametrize("placement", list(Placement), ids=str)
-    def test_memory_that_is_not_there_is_refused(self, bench: Bench, placement: Placement) -> None:
+    def test_memory_that_is_not_there_is_refused(
+        self, testbed: Testbed, placement: Placement
+    ) -> None:
         """With an error at once, not with a crash later."""
-        _need_foreign(bench, placement)
-        outcome = bench.process(0).do(memory_acts.register_at, "bad", NOWHERE, MIB, placement)
+        _need_foreign(testbed, placement)
+        outcome = testbed.process(0).do(
+            memory_operations.register_at, "bad", NOWHERE, MIB, placement
+        )
         assert outcome.is_a(RegistrationError), f"nothing is mapped at {NOWHERE:#x}: {outcome}"
 
     @pytest.mark.parametrize("placement", list(Placement), ids=str)
     def test_placements_that_are_not_declared_are_refused(
-        self, bench: Bench, placement: Placement
+        self, testbed: Testbed, placement: Placement
     ) -> None:
         """With an error of the interface."""
-        if placement in bench.capabilities.placements:
+        if placement in testbed.capabilities.placements:
             pytest.skip(f"capabilities.placements has {placement}")
-        outcome = bench.process(0).do(memory_acts.allocate, "bad", MIB, placement)
+        outcome = testbed.process(0).do(memory_operations.allocate, "bad", MIB, placement)
         assert outcome.is_a(TransportError), str(outcome)
 
-    def test_foreign_memory_is_refused_where_not_declared(self, bench: Bench) -> None:
+    def test_foreign_memory_is_refused_where_not_declared(self, testbed: Testbed) -> None:
         """With an error of the interface."""
-        if bench.capabilities.foreign_memory:
+        if testbed.capabilities.foreign_memory:
             pytest.skip("capabilities.foreign_memory is True")
-        outcome = bench.process(0).do(memory_acts.register, "bad", MIB, bench.placement(), None)
+        outcome = testbed.process(0).do(
+            memory_operations.register, "bad", MIB, testbed.placement(), None
+        )
         assert outcome.is_a(TransportError), str(outcome)
 
     @pytest.mark.parametrize("placement", list(Placement), ids=str)
-    def test_too_much_memory_is_refused(self, bench: Bench, placement: Placement) -> None:
+    def test_too_much_memory_is_refused(self, testbed: Testbed, placement: Placement) -> None:
         """By an error that core turns into "out of memory"."""
-        _need(bench, placement)
-        text = bench.process(0).do(memory_acts.allocate_too_much, 1 << 55, placement)
+        _need(testbed, placement)
+        text = testbed.process(0).do(memory_operations.allocate_too_much, 1 << 55, placement)
         assert text in ("MemoryError", "RegistrationError"), text
 
-    def test_views_outlive_a_release(self, bench: Bench) -> None:
+    def test_views_outlive_a_release(self, testbed: Testbed) -> None:
         """If a region has a keeper, its memory stays valid as long as the keeper is referenced."""
-        process = bench.process(0)
-        if bench.placement() not in bench.capabilities.host_addressable:
-            pytest.skip(f"capabilities.host_addressable is without {bench.placement()}")
-        memory = bench.allocate(process)
-        if process.do(memory_acts.touch_after_release, memory.label) is None:
+        process = testbed.process(0)
+        if testbed.placement() not in testbed.capabilities.host_addressable:
+            pytest.skip(f"capabilities.host_addressable is without {testbed.placement()}")
+        memory = testbed.allocate(process)
+        if process.do(memory_operations.touch_after_release, memory.label) is None:
             pytest.skip("regions of this transport have no keeper")
 
     @pytest.mark.parametrize("target", KINDS[:2])
     @pytest.mark.parametrize("source", KINDS[:2])
-    def test_local_copies(self, bench: Bench, source: str, target: str) -> None:
+    def test_local_copies(self, testbed: Testbed, source: str, target: str) -> None:
         """Between regions of any placement, several segments at once."""
-        process = bench.process(0)
-        src, dst = memory_of(bench, process, source), memory_of(bench, process, target)
+        process = testbed.process(0)
+        src, dst = memory_of(testbed, process, source), memory_of(testbed, process, target)
         here, there, length = (
             array("q", column) for column in ((1, 5000, 70000), (3, 9001, 0), (999, 4096, 1))
         )
         outcome = process.do(
-            memory_acts.copy,
+            memory_operations.copy,
             array("q", [dst.address + at for at in here]),
             array("q", [src.address + at for at in there]),
             length,
         )
         assert outcome.ok, str(outcome)
-        dst.check([Landed(src.seed, src.size, here, there, length)])
+        dst.check([ExpectedWrite(src.seed, src.size, here, there, length)])
 
 
-def _need(bench: Bench, placement: Placement) -> None:
-    if placement not in bench.capabilities.placements:
+def _need(testbed: Testbed, placement: Placement) -> None:
+    if placement not in testbed.capabilities.placements:
         pytest.skip(f"capabilities.placements is without {placement}")
 
 
-def _need_foreign(bench: Bench, placement: Placement) -> None:
-    _need(bench, placement)
-    need_foreign(bench, placement)
+def _need_foreign(testbed: Testbed, placement: Placement) -> None:
+    _need(testbed, placement)
+    need_foreign(testbed, placement)

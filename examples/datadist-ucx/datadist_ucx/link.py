@@ -167,7 +167,7 @@ class UcxLink(Link):
             return
 
     def _answer(self, stream: Stream, kind: bytes, segments: list[Segment]) -> None:
-        answer = self._judge(kind, segments)
+        answer = self._check_request(kind, segments)
         stream.send(answer)
         if answer == GOOD and kind == READ:
             stream.send_memory(segments)
@@ -175,7 +175,7 @@ class UcxLink(Link):
             stream.receive_memory(segments)
             stream.send(GOOD)
 
-    def _judge(self, kind: bytes, segments: list[Segment]) -> bytes:
+    def _check_request(self, kind: bytes, segments: list[Segment]) -> bytes:
         if kind != READ and (kind != WRITE or self._access is Access.READ):
             return FORBIDDEN
         for address, size in segments:

@@ -27,9 +27,9 @@ PAUSE = 0.2
 QUICK_SECONDS = 1.0
 SPARE_ATTEMPTS = 2
 """Failures that are retried: the end of a peer's attempt looks like a failure."""
-FINAL = frozenset({abi.HCCL_PARA, abi.HCCL_PTR, abi.HCCL_NOT_SUPPORT, abi.HCCL_NOT_FOUND})
+NOT_RETRYABLE = frozenset({abi.HCCL_PARA, abi.HCCL_PTR, abi.HCCL_NOT_SUPPORT, abi.HCCL_NOT_FOUND})
 """Results of an attempt that a retry would not change."""
-ALIVE = frozenset({abi.HCCL_PARA, abi.HCCL_PTR, abi.HCCL_RUNTIME, abi.HCCL_AGAIN})
+STILL_EXISTS = frozenset({abi.HCCL_PARA, abi.HCCL_PTR, abi.HCCL_RUNTIME, abi.HCCL_AGAIN})
 """Results of HcclCommDestroy that say that the communicator is still there."""
 REFUSED = frozenset({abi.ACL_INVALID, abi.ACL_NO_CONTEXT, abi.ACL_OTHER_CONTEXT})
 """Results of aclrtDestroyStream that say the same of the stream."""
@@ -57,7 +57,7 @@ class Communicator:
         self.shared: list[HcclRegion] = []
         """After the end: those of the regions that other links still expose."""
         self._named = False
-        self._doubtful = False
+        self._state_unknown = False
         """Whether the communicator may be gone, although destroying it failed."""
         self._holding = True
         device.hold()
@@ -153,7 +153,7 @@ class Communicator:
                     forgiven -= 1
                 if self._closed or unwanted():
                     raise Closed from error
-                if error.code in FINAL or forgiven < 0 or now >= deadline:
+                if error.code in NOT_RETRYABLE or forgiven < 0 or now >= deadline:
                     raise LinkError(_why_not_prepared(error)) from error
                 log.debug("%s: %s; trying again", self.name, error)
             time.sleep(min(PAUSE, max(0.0, deadline - time.monotonic())))
@@ -189,10 +189,10 @@ class Communicator:
         except AclError as error:
             if error.code in REFUSED:
                 raise
-            self._leave_alone("a stream", error)
+            self._mark_state_unknown("a stream", error)
         self._streams.remove(stream)
 
-    def _leave_alone(self, what: str, error: Exception) -> None:
+    def _mark_state_unknown(self, what: str, error: Exception) -> None:
         """Do not use an object again that may be destroyed already: that would end the process."""
         self._holding = False
         log.error(
@@ -202,14 +202,14 @@ class Communicator:
 
     # -- the end -----------------------------------------------------------------------------
 
-    def close(self, patience: float) -> bool:
-        """Destroy it, or let the last thread inside do that after ``patience`` seconds.
+    def close(self, grace_seconds: float) -> bool:
+        """Destroy it, or let the last thread inside do that after ``grace_seconds`` seconds.
 
         Returns whether it is gone.
         """
         with self._state:
             first, self._closed = not self._closed, True
-            quiet = self._state.wait_for(lambda: self._inside == 0, patience)
+            quiet = self._state.wait_for(lambda: self._inside == 0, grace_seconds)
         if quiet and (first or not self.ended):
             self._end()
         return self.ended
@@ -232,7 +232,7 @@ class Communicator:
         for memory in list(self._bound):
             if self._try(self._unbind, memory):
                 self._bound.remove(memory)
-        if self._handle is not None and not self._doubtful:
+        if self._handle is not None and not self._state_unknown:
             self._destroy(self._handle)
         if self.ended and self._regions:
             self.shared = self._memory.give_back(self._regions)
@@ -246,9 +246,9 @@ class Communicator:
             self.hccl.destroy(handle)
             self._handle = None
         except HcclError as error:
-            self._doubtful = error.code not in ALIVE
-            if self._doubtful:
-                self._leave_alone("the communicator", error)
+            self._state_unknown = error.code not in STILL_EXISTS
+            if self._state_unknown:
+                self._mark_state_unknown("the communicator", error)
             else:
                 log.error("closing the communicator %r: %s", self.name, error)
 

@@ -24,7 +24,7 @@ _known: dict[str, str] | None = None
 """The values that HCCL has read; None before."""
 
 
-def note_read(environ: Mapping[str, str]) -> None:
+def mark_environment_read(environ: Mapping[str, str]) -> None:
     """Record that HCCL has created its first communicator in this process and read its variables."""
     global _known
     with _lock:

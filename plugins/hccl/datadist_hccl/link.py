@@ -46,11 +46,11 @@ QUEUED_ITEMS = 4 * abi.MAX_BATCH
 """Items on a stream before it is waited for, so that its queue never fills up."""
 
 
-Judge = Callable[[RankTable], "dict[int, bool]"]
+FindRdmaRanks = Callable[[RankTable], "dict[int, bool]"]
 
 
 @dataclass(frozen=True)
-class _Order:
+class _TransferRequest:
     """One transfer: with whom, in which direction, and by when."""
 
     path: Path
@@ -65,11 +65,12 @@ class HcclLink(Link):
 
     def __init__(
         self, group: Group, regions: Sequence[HcclRegion], access: Access, device: Device,
-        communicator: Communicator, staging: Staging, judge: Judge, resource: Resource | None,
-        options: TransportOptions,
+        communicator: Communicator, staging: Staging, find_rdma_ranks: FindRdmaRanks,
+        resource: Resource | None, options: TransportOptions,
     ) -> None:  # fmt: skip
-        """``judge`` checks a rank table and tells which ranks it connects by RDMA; ``resource`` is
-        ours where the group has no table.
+        """``find_rdma_ranks`` checks a rank table and tells which ranks it connects by RDMA.
+
+        ``resource`` is ours where the group has no table.
         """
         self._group = group
         self._regions = regions
@@ -77,7 +78,7 @@ class HcclLink(Link):
         self._device = device
         self._communicator = communicator
         self._staging = staging
-        self._judge = judge
+        self._find_rdma_ranks = find_rdma_ranks
         self._resource = resource
         self._options = options
         self._windows = Windows((region.address, region.size) for region in regions)
@@ -89,7 +90,7 @@ class HcclLink(Link):
             self._settle(group.table)
 
     def _settle(self, table: RankTable) -> None:
-        for rank, rdma in self._judge(table).items():
+        for rank, rdma in self._find_rdma_ranks(table).items():
             self._paths[rank].rdma = rdma
             self._paths[rank].settle()
 
@@ -204,22 +205,22 @@ class HcclLink(Link):
         deadline = time.monotonic() + timeout
         path = self._path(rank)
         segments, staged = self._pieces(path, rank, local, remote, length)
-        order = _Order(path, rank, write, deadline, timeout)
+        request = _TransferRequest(path, rank, write, deadline, timeout)
         if not staged:
-            self._run(order, lambda handle: self._move(order, handle, segments))
+            self._run(request, lambda handle: self._move(request, handle, segments))
             return
         with self._staging.claimed(deadline):
-            self._run(order, lambda handle: self._move_staged(order, handle, segments))
+            self._run(request, lambda handle: self._move_staged(request, handle, segments))
 
-    def _run(self, order: _Order, work: Callable[[int], None]) -> None:
+    def _run(self, request: _TransferRequest, work: Callable[[int], None]) -> None:
         try:
             with self._communicator.entered() as handle:
-                self._begin(order.path, order.rank)
+                self._begin(request.path, request.rank)
                 try:
                     work(handle)
                 finally:
-                    with order.path.lock:
-                        order.path.moving = False
+                    with request.path.lock:
+                        request.path.moving = False
         except Closed:
             raise TransferError(self._ruined or "this link is closed") from None
         except AclError as error:
@@ -260,43 +261,45 @@ class HcclLink(Link):
                 raise PeerLost(f"the process of rank {rank} has ended", rank)
             path.moving = True
 
-    def _move(self, order: _Order, handle: int, segments: Segments) -> None:
-        path, rank, hccl = order.path, order.rank, self._communicator.hccl
+    def _move(self, request: _TransferRequest, handle: int, segments: Segments) -> None:
+        path, rank, hccl = request.path, request.rank, self._communicator.hccl
         table = items(*segments)
         base, count = table.ctypes.data, len(table)
         for first in range(0, count, abi.MAX_BATCH):
             size = min(abi.MAX_BATCH, count - first)
             try:
-                hccl.batch(order.write, handle, rank, base + first * ITEM_BYTES, size, path.stream)
+                hccl.batch(
+                    request.write, handle, rank, base + first * ITEM_BYTES, size, path.stream
+                )
             except HcclError as error:
                 path.broken = f"HCCL refused a batch for rank {rank}: {error}"
                 self._stop_queued(path)
                 raise TransferError(path.broken) from error
             end = first + size
             if end == count or end % QUEUED_ITEMS == 0:
-                self._wait(order)
+                self._wait(request)
 
-    def _move_staged(self, order: _Order, handle: int, segments: Segments) -> None:
+    def _move_staged(self, request: _TransferRequest, handle: int, segments: Segments) -> None:
         copy = self._staging.memory.copy
         for local, staged, remote, length in self._staging.rounds(*segments):
-            if order.write:
+            if request.write:
                 copy(staged, local, length)
-            self._move(order, handle, (staged, remote, length))
-            if not order.write:
+            self._move(request, handle, (staged, remote, length))
+            if not request.write:
                 copy(local, staged, length)
 
-    def _wait(self, order: _Order) -> None:
-        path, rank = order.path, order.rank
+    def _wait(self, request: _TransferRequest) -> None:
+        path, rank = request.path, request.rank
         runtime, code = self._device.runtime, abi.ACL_STREAM_ABORT
         if not path.aborted:
-            code = runtime.synchronize(path.stream, order.deadline - time.monotonic())
+            code = runtime.synchronize(path.stream, request.deadline - time.monotonic())
         if code == abi.ACL_SUCCESS and not path.aborted:
             return
         text = f"{code} ({abi.ACL_NAMES.get(code, 'unknown error')}){runtime.recent()}"
         if code == abi.ACL_STREAM_TIMEOUT and not path.aborted:
             usable = self._stop_queued(path)
             raise TransferTimeout(
-                f"not complete after {in_seconds(order.timeout)}", link_usable=usable
+                f"not complete after {in_seconds(request.timeout)}", link_usable=usable
             )
         path.broken = f"the link to rank {rank} broke: {text}"
         self._stop_queued(path)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datadist.base.memory_map import MemoryMap, NotWritable, look
+from datadist.base.memory_map import MemoryMap, NotWritable, current_mappings
 from datadist.transport import Placement, Region, RegistrationError, TransferError
 from datadist_hccl import abi
 from datadist_hccl.acl import AclError, Device
@@ -134,7 +134,7 @@ class Memory:
     @contextmanager
     def registering(self) -> Iterator[None]:
         """Look at the process's mappings once."""
-        self._mapped = look()
+        self._mapped = current_mappings()
         try:
             yield
         finally:
@@ -145,7 +145,7 @@ class Memory:
         if placement is Placement.DEVICE:
             self._check_device_memory(address, size)
         else:
-            check_host_memory(self._mapped or look(), address, size)
+            check_host_memory(self._mapped or current_mappings(), address, size)
         return self._add(HcclRegion(address, size, placement, False, None))
 
     def _check_device_memory(self, address: int, size: int) -> None:

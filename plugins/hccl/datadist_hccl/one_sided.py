@@ -64,7 +64,7 @@ class Hccl:
                 "HcclCommInitClusterInfoMemConfig",
                 table.encode(), rank, ctypes.byref(config), ctypes.byref(communicator),
             )  # fmt: skip
-            environment.note_read(os.environ)
+            environment.mark_environment_read(os.environ)
         return communicator.value or 0
 
     def prepare(self, communicator: int, seconds: int) -> None:

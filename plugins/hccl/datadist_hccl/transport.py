@@ -175,7 +175,7 @@ class HcclTransport(Transport):
             raise LinkError(f"the name {group.name!r} has more than {MAX_NAME_BYTES} bytes")
         own = [region for region in regions if isinstance(region, HcclRegion)]
 
-        def judge(rank_table: RankTable) -> dict[int, bool]:
+        def find_rdma_ranks(rank_table: RankTable) -> dict[int, bool]:
             self.check_table(rank_table, group.rank)
             rdma = self._connections(rank_table, group)
             if not all(rdma.values()):
@@ -186,7 +186,7 @@ class HcclTransport(Transport):
         communicator = Communicator(self._device, self._hccl, self._memory, group.name)
         try:
             link = HcclLink(
-                group, own, access, self._device, communicator, self._staging, judge, resource,
+                group, own, access, self._device, communicator, self._staging, find_rdma_ranks, resource,
                 self._options,
             )  # fmt: skip
         except TransportError:

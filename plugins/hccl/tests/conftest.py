@@ -15,7 +15,7 @@ from tests.nodes import Node
 
 
 @pytest.fixture
-def meeting() -> Iterator[str]:
+def sim_directory() -> Iterator[str]:
     """A directory for the sockets of the simulator; its path must be short."""
     path = tempfile.mkdtemp(prefix="hccl-sim-", dir="/tmp")
     yield path
@@ -23,13 +23,13 @@ def meeting() -> Iterator[str]:
 
 
 @pytest.fixture
-def start_node(meeting: str) -> Iterator[Callable[..., Node]]:
+def start_node(sim_directory: str) -> Iterator[Callable[..., Node]]:
     """Start a process on the simulator; keywords are the simulator's settings."""
     started = ExitStack()
 
     def start(environ: dict[str, str] | None = None, **settings: object) -> Node:
-        own = {"DATADIST_RUNTIME_DIR": f"{meeting}/run"}
-        node = Node(hccl_sim.environment(meeting, **settings) | own | (environ or {}))
+        own = {"DATADIST_RUNTIME_DIR": f"{sim_directory}/run"}
+        node = Node(hccl_sim.environment(sim_directory, **settings) | own | (environ or {}))
         started.callback(node.close)
         return node
 

@@ -57,7 +57,7 @@ def test_attempts_that_fail_at_once_are_counted(
     assert library.now < 10
 
 
-@pytest.mark.parametrize("code", sorted(communicator.FINAL))
+@pytest.mark.parametrize("code", sorted(communicator.NOT_RETRYABLE))
 def test_what_another_attempt_would_not_change_is_tried_once(
     monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from datadist_hccl import environment
-from datadist_hccl.environment import MISSPELLED, PCIE, ROCE, note_read, settle
+from datadist_hccl.environment import MISSPELLED, PCIE, ROCE, mark_environment_read, settle
 from datadist_hccl.transport import host_limit
 
 from datadist.transport import TransportError
@@ -43,13 +43,13 @@ def test_what_changes_after_hccl_has_read_it_has_no_effect(
 ) -> None:
     monkeypatch.setattr(environment, "_known", None)
     environ = {ROCE: "1", "HOME": "/"}
-    note_read(environ)
+    mark_environment_read(environ)
     assert settle(environ) is True
     assert not caplog.messages
     for changed in ({ROCE: "0"}, {}, {ROCE: "1", PCIE: "1"}, {ROCE: "nonsense"}):
         caplog.clear()
         before = dict(changed)
-        note_read(changed)
+        mark_environment_read(changed)
         assert settle(changed) is True
         assert changed == before
         assert "has no effect: HCCL has read its variables" in caplog.messages[0]

@@ -481,8 +481,8 @@ def test_a_peer_that_dies(start_ranks: Start, servers: int, code: int) -> None:
             outcome = group[0].do(ranks.try_move, "link", 1, ONE)
         else:
             group[0].do(partial(ranks.sim, stuck=True), "tasks")
-            patience = 3.0 if code == 0 else 55.0
-            group[0].begin(partial(ranks.try_move, timeout=patience), "link", 1, ONE)
+            grace_seconds = 3.0 if code == 0 else 55.0
+            group[0].begin(partial(ranks.try_move, timeout=grace_seconds), "link", 1, ONE)
             time.sleep(0.3)
             group[1].kill()
             outcome = group[0].result()
@@ -692,14 +692,14 @@ def _seen(here: Here, name: str, symbol: str) -> int:
 
     sim, over, sights = ranks.of(here).sim, threading.Event(), 0
 
-    def look() -> None:
+    def current_mappings() -> None:
         nonlocal sights
         while sights < SIGHTS and not over.is_set():
             time.sleep(0.002)
             sights += sim.delayed() > 0
         sim.let_go()
 
-    looking = threading.Thread(target=look)
+    looking = threading.Thread(target=current_mappings)
     sim.fault(symbol, ms=15_000)
     looking.start()
     try:

@@ -20,9 +20,9 @@ TITLES = (
 )  # fmt: skip
 
 
-def _environ(meeting: str, **settings: str) -> dict[str, str]:
+def _environ(sim_directory: str, **settings: str) -> dict[str, str]:
     own = {k: v for k, v in os.environ.items() if k != OVERRIDE}
-    return own | hccl_sim.environment(meeting, **settings)
+    return own | hccl_sim.environment(sim_directory, **settings)
 
 
 def _verify(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -40,8 +40,8 @@ def _verify(environ: dict[str, str], *arguments: str) -> subprocess.CompletedPro
         ("Ascend910_9391", ()),
     ],
 )
-def test_one_machine(meeting: str, soc: str, addresses: tuple[str, ...]) -> None:
-    done = _verify(_environ(meeting, soc=soc), "--devices", "2,5", *addresses)
+def test_one_machine(sim_directory: str, soc: str, addresses: tuple[str, ...]) -> None:
+    done = _verify(_environ(sim_directory, soc=soc), "--devices", "2,5", *addresses)
     assert done.returncode == 0, done.stdout + done.stderr
     for rank in (0, 1):
         lines = [x for x in done.stdout.splitlines() if x.startswith(f"[rank {rank}]")]
@@ -56,10 +56,10 @@ def test_one_machine(meeting: str, soc: str, addresses: tuple[str, ...]) -> None
     assert "- HcclGetCommConfigCapability: 12 " in done.stdout
 
 
-def test_two_machines(meeting: str, tmp_path: Path) -> None:
+def test_two_machines(sim_directory: str, tmp_path: Path) -> None:
     table = tmp_path / "ranks.json"
     table.write_text(hccl_sim.table(2))
-    environ = _environ(meeting)
+    environ = _environ(sim_directory)
     arguments = [sys.executable, "-m", "datadist_hccl.verify", "--mib", "16", "--table", str(table)]
     with subprocess.Popen(
         [*arguments, "--rank", "1"], env=environ, stdout=subprocess.PIPE
@@ -85,8 +85,8 @@ def test_without_cann_it_says_why() -> None:
     assert "libhcomm.so: cannot open shared object file" in done.stderr
 
 
-def test_a_fault_is_a_failed_line(meeting: str) -> None:
-    environ = _environ(meeting) | {"ASCEND_SIM_PHYSICAL": "0,0"}
+def test_a_fault_is_a_failed_line(sim_directory: str) -> None:
+    environ = _environ(sim_directory) | {"ASCEND_SIM_PHYSICAL": "0,0"}
     done = _verify(environ, "--device-ips", "192.168.0.1,192.168.0.2")
     assert done.returncode == 1
     assert "device_port of its own" in done.stdout

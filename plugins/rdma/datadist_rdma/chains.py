@@ -25,7 +25,7 @@ DEPTH = 1024
 """Work requests in one chain, and in flight. Many, since each post may have to wait for the GIL."""
 CHAIN_BYTES = PIECE
 """A chain is no longer than this, so that 4 MiB at most are in flight."""
-FEW = 4
+MAX_SHORT_CHAIN = 4
 """Up to this number of segments a transfer does not use vectors."""
 BATCH = 1024
 """Work requests built at a time; bounds the memory of a transfer."""
@@ -67,7 +67,7 @@ def segments(local: Buffer, remote: Buffer, length: Buffer, piece: int) -> Segme
     )
 
 
-def few(parts: Sequence[tuple[int, int, int, int, int]], opcode: int) -> Iterator[Chain]:
+def short_chain(parts: Sequence[tuple[int, int, int, int, int]], opcode: int) -> Iterator[Chain]:
     """One chain of few requests: local address, remote address, bytes, local key, remote key each.
 
     Vectors cost some 70 us however short they are; this costs 3 us a request.

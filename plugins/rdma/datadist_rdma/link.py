@@ -22,13 +22,22 @@ from datadist.transport import (
     Unsupported,
 )
 from datadist_rdma import verbs
-from datadist_rdma.chains import DEPTH, FEW, PIECE, Chain, chain_length, chains, few, segments
+from datadist_rdma.chains import (
+    DEPTH,
+    MAX_SHORT_CHAIN,
+    PIECE,
+    Chain,
+    chain_length,
+    chains,
+    segments,
+    short_chain,
+)
 from datadist_rdma.device import Device
 from datadist_rdma.memory import Outside, Ranges, RdmaRegion, Vector
 from datadist_rdma.offer import OfferData, RegionOffer, make_offer, parse_offer
 from datadist_rdma.options import Options
 from datadist_rdma.ports import Gid
-from datadist_rdma.queue_pair import End, Manners, QueuePair
+from datadist_rdma.queue_pair import ConnectionSettings, End, QueuePair
 from datadist_rdma.transfer import Transfer
 
 if TYPE_CHECKING:
@@ -126,12 +135,12 @@ class RdmaLink(Link):
                 rank,
             )
         options = self._options
-        manners = Manners(
+        settings = ConnectionSettings(
             options.traffic_class, options.service_level, options.timeout, options.retry_count
         )
         for left in reversed(range(options.attempts)):
             try:
-                return path.pair.connect(peer, manners)
+                return path.pair.connect(peer, settings)
             except LinkError as error:
                 silent = getattr(error, "errno", None) == errno.ETIMEDOUT
                 if not (silent and left) or path.aborted:
@@ -208,7 +217,7 @@ class RdmaLink(Link):
         """The chains of a transfer, and how many requests may be in flight."""
         piece = min(PIECE, path.pair.max_message)
         own = self._local(path.device)
-        if memoryview(vectors[0]).nbytes <= 8 * FEW:
+        if memoryview(vectors[0]).nbytes <= 8 * MAX_SHORT_CHAIN:
             rows = [memoryview(vector).cast("B").cast("q").tolist() for vector in vectors]
             if max(rows[2]) <= piece:
                 parts = []
@@ -217,7 +226,7 @@ class RdmaLink(Link):
                         rkey = remote.key(there, size)
                     with _outside_of_own([here], [size]):
                         parts.append((here, there, size, own.key(here, size), rkey))
-                return few(parts, opcode), FEW
+                return short_chain(parts, opcode), MAX_SHORT_CHAIN
         split = segments(*vectors, piece)
         with _outside_of_offer(rank, split.remote, split.length):
             rkeys = remote.keys(split.remote, split.length)

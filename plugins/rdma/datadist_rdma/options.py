@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from datadist.plugin_options import number, refuse_unknown
 from datadist.transport import TransportOptions
-from datadist_rdma.ports import Wish
+from datadist_rdma.ports import GidFilter
 
 KNOWN = {
     "device": "name of the RDMA device, such as mlx5_0",
@@ -24,7 +24,7 @@ DEFAULT_TIMEOUT, DEFAULT_RETRIES = 14, 6
 class Options:
     """The options of the user."""
 
-    wish: Wish
+    gid_filter: GidFilter
     traffic_class: int
     service_level: int
     timeout: int
@@ -33,7 +33,7 @@ class Options:
     """Attempts to connect to a peer that does not answer, while linking."""
 
     @property
-    def patience(self) -> float:
+    def peer_lost_seconds(self) -> float:
         """Seconds after which a silent peer counts as lost; adapters may take up to 4 times that."""
         return 4.096e-6 * (1 << self.timeout) * (self.retry_count + 1)
 
@@ -59,7 +59,7 @@ def parse(options: TransportOptions, environ: Mapping[str, str]) -> Options:
         return number(variable, environ.get(variable) or "0", 0, high)
 
     return Options(
-        wish=Wish(
+        gid_filter=GidFilter(
             options.extra.get("device"),
             own("port", 1, 255, "", None),
             own("gid_index", 0, 255, "", None),

@@ -107,7 +107,7 @@ def _read(path: Path | str) -> str:
 
 
 @dataclass(frozen=True)
-class Wish:
+class GidFilter:
     """The user's restrictions of the choice; None means no restriction."""
 
     device: str | None = None
@@ -127,21 +127,22 @@ class Wish:
         return ", ".join(parts) or "any device"
 
 
-def choose(gids: Sequence[Gid], wish: Wish, address: Address | None, origin: str) -> Gid:
+def choose(gids: Sequence[Gid], gid_filter: GidFilter, address: Address | None, origin: str) -> Gid:
     """The entry of ``address``; without one, the first that is not link-local.
 
     ``origin`` says where the address comes from. Raises :class:`NoPort`.
     """
-    fitting = [gid for gid in gids if wish.fits(gid)]
+    fitting = [gid for gid in gids if gid_filter.fits(gid)]
     known = ", ".join(map(str, gids)) or "none"
     if not fitting:
-        raise NoPort(f"no RoCE v2 address fits the options ({wish}); there are: {known}")
+        raise NoPort(f"no RoCE v2 address fits the options ({gid_filter}); there are: {known}")
     if address is None:
         return min(fitting, key=lambda gid: (gid.address.is_link_local, gid))
     matching = [gid for gid in fitting if gid.address == address]
     if not matching:
         raise NoPort(
-            f"{address} ({origin}) is no RoCE v2 address of this host with {wish}; there are: {known}"
+            f"{address} ({origin}) is no RoCE v2 address of this host with {gid_filter}; "
+            f"there are: {known}"
         )
     return matching[0]
 

@@ -33,7 +33,7 @@ class End:
 
 
 @dataclass(frozen=True)
-class Manners:
+class ConnectionSettings:
     """Settings of a connection for sending."""
 
     traffic_class: int
@@ -97,7 +97,7 @@ class QueuePair:
         )
         self._modify("INIT", attributes, verbs.INIT_MASK)
 
-    def connect(self, peer: End, manners: Manners) -> int:
+    def connect(self, peer: End, settings: ConnectionSettings) -> int:
         """Connect with the peer's end, which may do so later; returns the MTU (enumerated).
 
         Blocks while the network finds the peer's address, about a second at most. Raises LinkError.
@@ -108,15 +108,15 @@ class QueuePair:
             max_dest_rd_atomic=self.end.reads, min_rnr_timer=MIN_RNR_TIMER,
         )  # fmt: skip
         route = receive.ah_attr
-        route.is_global, route.port_num, route.sl = 1, self._gid.port, manners.service_level
+        route.is_global, route.port_num, route.sl = 1, self._gid.port, settings.service_level
         route.grh.dgid.raw[:] = peer.gid
         route.grh.sgid_index, route.grh.hop_limit = self._gid.index, HOPS
-        route.grh.traffic_class = manners.traffic_class
+        route.grh.traffic_class = settings.traffic_class
         self._modify("RTR", receive, verbs.RTR_MASK)
         reads = min(self._device.attributes.max_qp_init_rd_atom, peer.reads, MAX_READS)
         send = verbs.QpAttr(
-            qp_state=verbs.QPS_RTS, sq_psn=self.end.psn, timeout=manners.timeout,
-            retry_cnt=manners.retry_count, rnr_retry=manners.retry_count, max_rd_atomic=reads,
+            qp_state=verbs.QPS_RTS, sq_psn=self.end.psn, timeout=settings.timeout,
+            retry_cnt=settings.retry_count, rnr_retry=settings.retry_count, max_rd_atomic=reads,
         )  # fmt: skip
         self._modify("RTS", send, verbs.RTS_MASK)
         return mtu

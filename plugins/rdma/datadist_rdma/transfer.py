@@ -48,7 +48,7 @@ class Transfer:
         begun = time.monotonic()
         try:
             self._move(chains, deadline)
-        except _Late:
+        except _DeadlinePassed:
             self._give_up(deadline - begun)
         except BaseException:  # an interrupt of the main thread, too, must leave nothing in flight
             self._fence()
@@ -58,7 +58,7 @@ class Transfer:
         for chain in chains:
             self._wait_until(chain.end - self._window, deadline)
             if time.monotonic() >= deadline:
-                raise _Late
+                raise _DeadlinePassed
             self._post(chain)
         self._wait_until(self._posted, deadline)
 
@@ -72,7 +72,7 @@ class Transfer:
         raise TransferError(f"the device does not take work requests: {verbs.error_text(error)}")
 
     def _wait_until(self, count: int, deadline: float) -> None:
-        """Return once the first ``count`` requests are done. Raises :class:`_Late`."""
+        """Return once the first ``count`` requests are done. Raises :class:`_DeadlinePassed`."""
         while self._done < count:
             if self._aborted():
                 raise TransferError("the link was closed or aborted meanwhile")
@@ -103,7 +103,7 @@ class Transfer:
             return
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            raise _Late
+            raise _DeadlinePassed
         self._pair.notified.wait(remaining)
 
     def _give_up(self, timeout: float) -> None:
@@ -113,7 +113,7 @@ class Transfer:
             self._wait_until(self._posted, time.monotonic() + GRACE_SECONDS)
         except BaseException as error:
             self._fence()
-            if isinstance(error, _Late):
+            if isinstance(error, _DeadlinePassed):
                 raise TransferTimeout(text) from None
             raise
         raise TransferTimeout(text, link_usable=True)
@@ -140,5 +140,5 @@ class Transfer:
         return TransferError(f"work request {number} failed: {text} (status {status})")
 
 
-class _Late(Exception):
+class _DeadlinePassed(Exception):
     """The deadline has passed."""

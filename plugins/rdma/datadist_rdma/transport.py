@@ -53,7 +53,7 @@ class RdmaTransport(Transport):
             gids = _usable_gids()
         except verbs.NoDevices as error:
             return Availability(False, str(error))
-        return Availability(True, f"RoCE v2 at {ports.choose(gids, ports.Wish(), None, '')}")
+        return Availability(True, f"RoCE v2 at {ports.choose(gids, ports.GidFilter(), None, '')}")
 
     def __init__(self, options_: TransportOptions) -> None:
         self._options = options.parse(options_, os.environ)
@@ -69,7 +69,7 @@ class RdmaTransport(Transport):
         self._devices: dict[str, Device] = {}
         self._regions: set[RdmaRegion] = set()
         self._ranges: dict[Device, Ranges] = {}
-        if len({gid.device for gid in self._gids if self._options.wish.fits(gid)}) == 1:
+        if len({gid.device for gid in self._gids if self._options.gid_filter.fits(gid)}) == 1:
             self._device(self._default.device)
 
     def _choose(self, address: Address | None, origin: str) -> Gid:
@@ -78,11 +78,11 @@ class RdmaTransport(Transport):
         Raises :class:`NoPort` or :class:`verbs.NoDevices`.
         """
         with contextlib.suppress(NoPort):
-            gid = ports.choose(self._gids, self._options.wish, address, origin)
+            gid = ports.choose(self._gids, self._options.gid_filter, address, origin)
             if ports.is_current(gid):
                 return gid
         self._gids = _usable_gids()
-        return ports.choose(self._gids, self._options.wish, address, origin)
+        return ports.choose(self._gids, self._options.gid_filter, address, origin)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -129,7 +129,7 @@ class RdmaTransport(Transport):
         try:
             return self._choose(source, f"the route to rank {rank}")
         except NoPort:
-            adapters = {gid.device for gid in self._gids if self._options.wish.fits(gid)}
+            adapters = {gid.device for gid in self._gids if self._options.gid_filter.fits(gid)}
             if len(adapters) == 1:
                 return self._choose(None, "")
             raise NoPort(
@@ -228,7 +228,7 @@ class RdmaTransport(Transport):
             "service_level": settings.service_level,
             "timeout": settings.timeout,
             "retry_count": settings.retry_count,
-            "peer lost after about (s)": round(settings.patience, 3),
+            "peer lost after about (s)": round(settings.peer_lost_seconds, 3),
         }
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datadist.base.digits import argument
+from datadist.base.digits import number_argument
 from datadist.transport import Access, Group, Offer, Peer, Placement, TransportOptions
 from datadist_rdma import ports
 from datadist_rdma.transport import RdmaTransport
@@ -48,15 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m datadist_rdma.verify", description=__doc__)
     parser.add_argument(
-        "--rank", type=argument(0, 1), metavar="{0,1}", help="our part in a run on two hosts"
+        "--rank", type=number_argument(0, 1), metavar="{0,1}", help="our part in a run on two hosts"
     )
     parser.add_argument(
         "--device-ip", nargs=2, type=_address, metavar=("RANK0", "RANK1"),
         help="RoCE addresses for the rank table",
     )  # fmt: skip
-    parser.add_argument("--size", type=argument(1), default=256, help="MiB to move (default 256)")
-    parser.add_argument("--traffic-class", type=argument(0, 255), help="0 to 255")
-    parser.add_argument("--service-level", type=argument(0, 7), help="0 to 7")
+    parser.add_argument(
+        "--size", type=number_argument(1), default=256, help="MiB to move (default 256)"
+    )
+    parser.add_argument("--traffic-class", type=number_argument(0, 255), help="0 to 255")
+    parser.add_argument("--service-level", type=number_argument(0, 7), help="0 to 7")
     parser.add_argument(
         "--ib-read-bw", action="store_true", help="compare with ib_read_bw (it opens port 18515)"
     )

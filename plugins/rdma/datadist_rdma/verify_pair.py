@@ -32,8 +32,8 @@ from datadist_rdma.verify_report import MIB, RATIO, ROUNDS, Report, rate
 
 MAPPING = {1: 0, 2: 1}
 STEP_SECONDS = 300
-YARDSTICK_PORT = "18515"
-YARDSTICKS = (4096, 65536)
+BASELINE_PORT = "18515"
+BASELINE_RUNS = (4096, 65536)
 START_SECONDS = 20
 SETTLE_SECONDS = 1.0
 """Time for rank 0 to start the next ib_read_bw, which must not disturb our pull."""
@@ -155,7 +155,7 @@ def _serve(report: Report, side: Side, caches: dict[int, Cache], args: argparse.
                 raise ValueError("the bytes differ")
     side.tell(CHECKED)
     if args.ib_read_bw:
-        _serve_yardstick(args)
+        _serve_baseline(args)
     side.wait_until_unlinked()
 
 
@@ -206,20 +206,20 @@ def pattern(block: int, count: int, pushed: bool = False) -> NDArray[np.uint8]:
 
 def _rounds() -> list[int]:
     """Block sizes in the order in which both ranks measure them."""
-    return [block for block in YARDSTICKS for _ in range(ROUNDS)]
+    return [block for block in BASELINE_RUNS for _ in range(ROUNDS)]
 
 
 def _command(args: argparse.Namespace, block: int) -> list[str]:
     gids, _ = ports.list_gids()
     address = ports.parse(args.device_ip[args.rank]) if args.device_ip else None
-    gid = ports.choose(gids, ports.Wish(), address, "--device-ip")
+    gid = ports.choose(gids, ports.GidFilter(), address, "--device-ip")
     return [
         "ib_read_bw", "-F", "-d", gid.device, "-x", str(gid.index), "-s", str(block), "-t", "128",
-        "-p", YARDSTICK_PORT,
+        "-p", BASELINE_PORT,
     ]  # fmt: skip
 
 
-def _serve_yardstick(args: argparse.Namespace) -> None:
+def _serve_baseline(args: argparse.Namespace) -> None:
     for block in _rounds():
         subprocess.run(
             _command(args, block), stdout=subprocess.DEVNULL, timeout=STEP_SECONDS, check=True
@@ -247,8 +247,8 @@ def _compare(
     report: Report, side: Side, caches: dict[int, Cache], args: argparse.Namespace
 ) -> None:
     """Alternating rounds of both, so that other load affects both equally."""
-    ours: dict[int, list[float]] = {block: [] for block in YARDSTICKS}
-    theirs: dict[int, list[float]] = {block: [] for block in YARDSTICKS}
+    ours: dict[int, list[float]] = {block: [] for block in BASELINE_RUNS}
+    theirs: dict[int, list[float]] = {block: [] for block in BASELINE_RUNS}
     with report.step("ib_read_bw"):
         for block in _rounds():
             theirs[block].append(_measure(args, block))
@@ -256,7 +256,7 @@ def _compare(
             ours[block].append(_pull(side, caches[block], block))
     if not all(ours.values()):
         return  # the step has reported the reason
-    for block in YARDSTICKS:
+    for block in BASELINE_RUNS:
         mine, best = max(ours[block]), max(theirs[block])
         mark = "ok" if mine / best >= RATIO else "FAIL"
         report.line(

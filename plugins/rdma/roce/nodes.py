@@ -13,7 +13,7 @@ from tests.nodes import SECONDS, Node, RemoteError
 PRELOADED = [
     "roce.spi", "roce.library", "datadist_rdma", "tests.transfers.test_pull", "tests.transfers.test_push",
     "tests.transfers.test_layerwise",
-    "tests.links.test_clusters", "tests.links.test_link", "tests.faults.stage",
+    "tests.links.test_clusters", "tests.links.test_link", "tests.faults.scenarios",
 ]  # fmt: skip
 """Their imports take seconds in an emulated machine."""
 OTHER = "10.99.0.2"

@@ -73,7 +73,7 @@ def test_chains_are_what_a_device_can_walk(count: int, length: int, opcode: int)
 def test_few_requests_need_no_vectors(count: int) -> None:
     parts = [(10 + n, 20 + n, 30 + n, 2**32 - 1 - n, 50 + n) for n in range(count)]
     flags = [0] * (count - 1) + [verbs.SEND_SIGNALED]
-    for chain in chains.few(parts, verbs.WR_RDMA_READ):
+    for chain in chains.short_chain(parts, verbs.WR_RDMA_READ):
         assert chain[1:] == (0, count)
         seen = [
             (e.addr, r.rdma.remote_addr, e.length, e.lkey, r.rdma.rkey, r.wr_id, r.send_flags)

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 from datadist_rdma import link
-from datadist_rdma.chains import FEW
+from datadist_rdma.chains import MAX_SHORT_CHAIN
 from datadist_rdma.link import RdmaLink
 from datadist_rdma.memory import Ranges
 from datadist_rdma.offer import RegionOffer, make_offer
 from datadist_rdma.options import parse
 from datadist_rdma.ports import Gid
-from datadist_rdma.queue_pair import End, Manners
+from datadist_rdma.queue_pair import ConnectionSettings, End
 
 from datadist.transport import (
     Access,
@@ -44,12 +44,12 @@ class FakeQueuePair:
 
     def __init__(self, *failures: int) -> None:
         self.failures = list(failures)
-        self.tried: list[tuple[End, Manners]] = []
+        self.tried: list[tuple[End, ConnectionSettings]] = []
         self.path: link._Path | None = None
         """Aborted by the first attempt, if it is set."""
 
-    def connect(self, peer: End, manners: Manners) -> int:
-        self.tried.append((peer, manners))
+    def connect(self, peer: End, settings: ConnectionSettings) -> int:
+        self.tried.append((peer, settings))
         if self.path is not None:
             self.path.aborted = True
         if not self.failures:
@@ -112,9 +112,11 @@ def test_a_peer_that_answers_is_connected_once_with_what_was_chosen() -> None:
     pair = FakeQueuePair()
     extra = {"timeout": "10", "retry_count": "2"}
     _link(pair, retry_count=9, traffic_class=132, service_level=4, extra=extra).attach(1, _offer())
-    ((peer, manners),) = pair.tried
+    ((peer, settings),) = pair.tried
     assert peer == End(77, 5, _raw(OTHER_V4), 5, 16)
-    assert manners == Manners(traffic_class=132, service_level=4, timeout=10, retry_count=2)
+    assert settings == ConnectionSettings(
+        traffic_class=132, service_level=4, timeout=10, retry_count=2
+    )
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENETUNREACH, errno.ENOMEM])
@@ -192,7 +194,7 @@ def test_over_a_connection_that_has_ended_nothing_is_posted(write: bool, state: 
 
 
 @pytest.mark.parametrize("write", [False, True])
-@pytest.mark.parametrize("count", [1, FEW + 1])
+@pytest.mark.parametrize("count", [1, MAX_SHORT_CHAIN + 1])
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [

@@ -13,7 +13,7 @@ def test_defaults_give_a_silent_peer_half_a_second() -> None:
     options = parse(TransportOptions(), {})
     assert (options.traffic_class, options.service_level) == (0, 0)
     assert (options.timeout, options.retry_count) == (14, 6)
-    assert 0.4 < options.patience < 0.5
+    assert 0.4 < options.peer_lost_seconds < 0.5
     assert options.retry_count < 7  # 7 retries never end on soft-RoCE
 
 
@@ -30,7 +30,11 @@ def test_the_configuration_comes_before_the_environment() -> None:
     options = parse(given, environ)
     assert (options.traffic_class, options.service_level) == (0, 1)
     assert (options.timeout, options.retry_count) == (10, 0)
-    assert (options.wish.device, options.wish.port, options.wish.gid_index) == ("mlx5_2", 2, 0)
+    assert (options.gid_filter.device, options.gid_filter.port, options.gid_filter.gid_index) == (
+        "mlx5_2",
+        2,
+        0,
+    )
 
 
 @pytest.mark.parametrize(

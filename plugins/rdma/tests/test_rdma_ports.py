@@ -6,7 +6,7 @@ import ipaddress
 from pathlib import Path
 
 import pytest
-from datadist_rdma.ports import Gid, NoPort, Wish, choose, is_current, list_gids, route_source
+from datadist_rdma.ports import Gid, GidFilter, NoPort, choose, is_current, list_gids, route_source
 
 V1, V2 = "IB/RoCE v1", "RoCE v2"
 
@@ -72,10 +72,10 @@ def test_the_port_that_is_wished_for_is_taken(tmp_path: Path) -> None:
         _port(tmp_path, "mlx5_0", port, [(f"10.0.{port}.1", V2)])
     gids, _ = list_gids(tmp_path)
     for port in (1, 2):
-        chosen = choose(gids, Wish(port=port), None, "device_ip")
+        chosen = choose(gids, GidFilter(port=port), None, "device_ip")
         assert (chosen.port, str(chosen.address)) == (port, f"10.0.{port}.1")
     with pytest.raises(NoPort, match=r"fits the options \(port 3\)"):
-        choose(gids, Wish(port=3), None, "device_ip")
+        choose(gids, GidFilter(port=3), None, "device_ip")
 
 
 def test_infiniband_ports_are_no_use(tmp_path: Path) -> None:
@@ -89,40 +89,42 @@ def test_no_tree_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "wish", "expected"),
+    ("address", "gid_filter", "expected"),
     [
-        ("10.0.0.1", Wish(), ("mlx5_0", 3)),
-        ("fd00::1", Wish(), ("mlx5_0", 6)),
-        ("10.0.1.1", Wish(), ("mlx5_1", 1)),
-        (None, Wish(), ("mlx5_0", 3)),
-        (None, Wish(device="mlx5_1"), ("mlx5_1", 1)),
-        (None, Wish(device="mlx5_1", gid_index=0), ("mlx5_1", 0)),
-        ("fe80::1", Wish(device="mlx5_1"), ("mlx5_1", 0)),
+        ("10.0.0.1", GidFilter(), ("mlx5_0", 3)),
+        ("fd00::1", GidFilter(), ("mlx5_0", 6)),
+        ("10.0.1.1", GidFilter(), ("mlx5_1", 1)),
+        (None, GidFilter(), ("mlx5_0", 3)),
+        (None, GidFilter(device="mlx5_1"), ("mlx5_1", 1)),
+        (None, GidFilter(device="mlx5_1", gid_index=0), ("mlx5_1", 0)),
+        ("fe80::1", GidFilter(device="mlx5_1"), ("mlx5_1", 0)),
     ],
 )
-def test_choice(adapters: Path, address: str | None, wish: Wish, expected: tuple[str, int]) -> None:
+def test_choice(
+    adapters: Path, address: str | None, gid_filter: GidFilter, expected: tuple[str, int]
+) -> None:
     gids, _ = list_gids(adapters)
     wanted = None if address is None else ipaddress.ip_address(address)
-    chosen = choose(gids, wish, wanted, "device_ip")
+    chosen = choose(gids, gid_filter, wanted, "device_ip")
     assert (chosen.device, chosen.index) == expected
 
 
 @pytest.mark.parametrize(
-    ("address", "wish", "text"),
+    ("address", "gid_filter", "text"),
     [
-        ("10.0.2.1", Wish(), "10.0.2.1 (device_ip) is no RoCE v2 address of this host"),
-        ("10.0.1.1", Wish(device="mlx5_0"), "with device mlx5_0"),
-        (None, Wish(device="mlx5_9"), "no RoCE v2 address fits the options (device mlx5_9)"),
-        (None, Wish(gid_index=2), "there are: fe80::1 (mlx5_0 port 1 GID 1), 10.0.0.1"),
+        ("10.0.2.1", GidFilter(), "10.0.2.1 (device_ip) is no RoCE v2 address of this host"),
+        ("10.0.1.1", GidFilter(device="mlx5_0"), "with device mlx5_0"),
+        (None, GidFilter(device="mlx5_9"), "no RoCE v2 address fits the options (device mlx5_9)"),
+        (None, GidFilter(gid_index=2), "there are: fe80::1 (mlx5_0 port 1 GID 1), 10.0.0.1"),
     ],
 )
 def test_what_is_not_there_is_named(
-    adapters: Path, address: str | None, wish: Wish, text: str
+    adapters: Path, address: str | None, gid_filter: GidFilter, text: str
 ) -> None:
     gids, _ = list_gids(adapters)
     wanted = None if address is None else ipaddress.ip_address(address)
     with pytest.raises(NoPort) as caught:
-        choose(gids, wish, wanted, "device_ip")
+        choose(gids, gid_filter, wanted, "device_ip")
     assert text in str(caught.value)
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from datadist_rdma import verbs
 from datadist_rdma.ports import Gid
-from datadist_rdma.queue_pair import End, Manners, QueuePair
+from datadist_rdma.queue_pair import ConnectionSettings, End, QueuePair
 
 from datadist.transport import LinkError
 
 GID = Gid("rxe0", 2, 3, bytes(range(16)), "eth0")
 PEER = End(number=77, psn=5, gid=bytes(range(16, 32)), mtu=4, reads=16)
-MANNERS = Manners(traffic_class=132, service_level=4, timeout=10, retry_count=2)
+SETTINGS = ConnectionSettings(traffic_class=132, service_level=4, timeout=10, retry_count=2)
 CQ, TOKEN, NUMBER = 40, 7, 99
 
 
@@ -79,7 +79,7 @@ def test_peers_write_where_they_may_only(may_write: bool) -> None:
 def test_the_ends_agree_on_the_smaller_packet(ours: int, theirs: int, common: int) -> None:
     library = FakeLibrary()
     peer = End(PEER.number, PEER.psn, PEER.gid, theirs, PEER.reads)
-    assert _pair(library, mtu=ours).connect(peer, MANNERS) == common
+    assert _pair(library, mtu=ours).connect(peer, SETTINGS) == common
     assert library.modified[verbs.QPS_RTR].path_mtu == common
 
 
@@ -92,7 +92,7 @@ def test_no_more_reads_are_in_flight_than_both_ends_take(
 ) -> None:
     library = FakeLibrary()
     pair = _pair(library, reads=ours)
-    pair.connect(End(PEER.number, PEER.psn, PEER.gid, PEER.mtu, theirs), MANNERS)
+    pair.connect(End(PEER.number, PEER.psn, PEER.gid, PEER.mtu, theirs), SETTINGS)
     assert library.modified[verbs.QPS_RTS].max_rd_atomic == sent
     assert library.modified[verbs.QPS_RTR].max_dest_rd_atomic == pair.end.reads == accepted
 
@@ -101,7 +101,7 @@ def test_each_end_is_told_of_the_other_one() -> None:
     library = FakeLibrary()
     pair = _pair(library)
     assert (pair.end.number, pair.end.gid) == (NUMBER, GID.raw)
-    pair.connect(PEER, MANNERS)
+    pair.connect(PEER, SETTINGS)
     receive, send = library.modified[verbs.QPS_RTR], library.modified[verbs.QPS_RTS]
     assert (receive.dest_qp_num, receive.rq_psn) == (PEER.number, PEER.psn)
     route = receive.ah_attr
@@ -116,7 +116,7 @@ def test_each_end_is_told_of_the_other_one() -> None:
 def test_what_the_device_refuses_is_said_with_its_number(state: int) -> None:
     library = FakeLibrary(**{str(state): errno.ETIMEDOUT})
     with pytest.raises(LinkError, match="cannot enter") as error:
-        _pair(library).connect(PEER, MANNERS)
+        _pair(library).connect(PEER, SETTINGS)
     assert getattr(error.value, "errno", None) == errno.ETIMEDOUT
 
 

@@ -302,16 +302,16 @@ class ShmLink(Link):
         for rank in self._paths:
             self.abort(rank)
         deadline = time.monotonic() + CLOSE_SECONDS
-        ended = [path for path in self._paths.values() if _shut(path, deadline)]
+        ended = [path for path in self._paths.values() if _stop_new_transfers(path, deadline)]
         if len(ended) < len(self._paths):
             log.error(
                 "what is in flight did not end within %s: its mappings stay",
                 in_seconds(CLOSE_SECONDS),
             )
-        risky = self._revoke()
+        possible_writers = self._revoke()
         for path in ended:
             self._detach(path)
-        return risky
+        return possible_writers
 
     def _detach(self, path: _Path) -> None:
         path.open = False
@@ -346,7 +346,7 @@ def _open_pagemap(peer: Peer) -> int:
     return -1
 
 
-def _shut(path: _Path, deadline: float) -> bool:
+def _stop_new_transfers(path: _Path, deadline: float) -> bool:
     """Prevent new transfers and wait for running ones; False if one has not ended by ``deadline``."""
     if not path.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
         return False

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from datadist.base.parsing import parse
-from datadist.base.texts import shown
+from datadist.base.texts import short_repr
 from datadist.transport import LinkError, Offer
 from datadist_shm.memory import F_SEAL_FUTURE_WRITE, RESIZE_SEALS
 
@@ -54,7 +54,7 @@ def parse_offer(rank: int, data: bytes, fds: int) -> OfferData:
         used.append(offer.fence)
     if sorted(used) != list(range(fds)):
         raise LinkError(
-            f"the offer of rank {rank} names descriptors {shown(sorted(used))} and came with {fds}",
+            f"the offer of rank {rank} names descriptors {short_repr(sorted(used))} and came with {fds}",
             rank,
         )
     if (offer.fence is not None) != offer.writable:

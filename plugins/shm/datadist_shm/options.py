@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from datadist.base.texts import shown
+from datadist.base.texts import short_repr
 from datadist.plugin_options import choice, number, refuse_unknown
 from datadist.transport import OptionError
 from datadist_shm import _native
 
 KERNEL_VARIABLE = "DATADIST_SHM_KERNEL"
-MOST_THREADS = 4
+DEFAULT_MAX_THREADS = 4
 """Threads per transfer unless more are asked for: a few saturate the memory of most machines."""
 
 KNOWN = {
@@ -60,7 +60,7 @@ def _threads(text: str | None) -> int:
     """Never more than the CPUs that this process may use."""
     cpus = min(len(os.sched_getaffinity(0)), _native.MAX_THREADS)
     if text is None:
-        return min(cpus, MOST_THREADS)
+        return min(cpus, DEFAULT_MAX_THREADS)
     return min(number("option datadist.shm.threads", text, 1, _native.MAX_THREADS), cpus)
 
 
@@ -71,7 +71,8 @@ def _kernel(given: Mapping[str, str], environ: Mapping[str, str]) -> int:
     if name not in _native.KERNELS:
         origin = "option datadist.shm.kernel" if "kernel" in given else KERNEL_VARIABLE
         raise OptionError(
-            f"{origin} is {shown(name)}, a copy kernel that does not exist on this machine: use auto "
+            f"{origin} is {short_repr(name)}, a copy kernel that "
+            f"does not exist on this machine: use auto "
             f"or one of {', '.join(_native.KERNELS)}"
         )
     return _native.KERNELS[name]

@@ -44,15 +44,15 @@ def reserved() -> int:
     return 0
 
 
-def choose(wish: str, size: int) -> tuple[str, int]:
+def choose(requested: str, size: int) -> tuple[str, int]:
     """Kind of pages (``transparent``, ``reserved``, ``small``) and the size in whole pages.
 
     Raises :class:`RegistrationError` where huge pages are a must and there are none.
     """
     whole = -(-size // HUGE) * HUGE
-    if wish != "0" and transparent():
+    if requested != "0" and transparent():
         return "transparent", whole
-    if wish != "1":
+    if requested != "1":
         return "small", size
     if reserved() >= whole:
         return "reserved", whole

@@ -10,7 +10,7 @@ from collections.abc import Mapping as MappingType
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from datadist.base.memory_map import MemoryMap, look
+from datadist.base.memory_map import MemoryMap, current_mappings
 from datadist.transport import (
     Access,
     Availability,
@@ -78,7 +78,7 @@ class ShmTransport(Transport):
     @contextmanager
     def registering(self) -> Iterator[None]:
         """Look at the process's mappings once."""
-        self._mapped = look()
+        self._mapped = current_mappings()
         try:
             yield
         finally:
@@ -86,7 +86,7 @@ class ShmTransport(Transport):
 
     def register(self, address: int, size: int, placement: Placement) -> Region:
         """Memory of the user, which peers will read through our process."""
-        memory.check_user_memory(self._mapped or look(), address, size)
+        memory.check_user_memory(self._mapped or current_mappings(), address, size)
         memory.permit_access(self._options.ptracer)
         return UserRegion(next(self._ids), address, size, placement)
 

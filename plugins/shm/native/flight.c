@@ -117,7 +117,7 @@ int fly(Job *job, Flight **left)
     else if (flight->result != ABORTED || result == DONE)
         result = flight->result;
     if (*left == NULL) {
-        job->heard = flight->job.heard;
+        job->control_readable = flight->job.control_readable;
         job->error = flight->job.error;
         job->index = flight->job.index;
     }

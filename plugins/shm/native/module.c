@@ -38,7 +38,7 @@ static void release(Py_buffer *views, int taken)
 }
 
 /* The two arguments that say how to copy; 0 with an exception where they are not valid. */
-static int get_manner(PyObject *const *args, int *threads, int *kernel)
+static int get_copy_mode(PyObject *const *args, int *threads, int *kernel)
 {
     *threads = (int)PyLong_AsLong(args[0]);
     *kernel = (int)PyLong_AsLong(args[1]);
@@ -96,7 +96,7 @@ typedef struct {
 
 static const char FLIGHT[] = "datadist_shm flight";
 
-static void let_go(Used *used)
+static void thread_state(Used *used)
 {
     release(used->vectors, used->taken);
     PyBuffer_Release(&used->path);
@@ -109,7 +109,7 @@ static void forget_flight(PyObject *capsule)
     if (used->flight != NULL && !settle(used->flight))
         return;
     if (used->flight != NULL)
-        let_go(used);
+        thread_state(used);
     PyMem_Free(used);
 }
 
@@ -133,7 +133,7 @@ static PyObject *py_settled(PyObject *self, PyObject *capsule)
         return NULL;
     if (used->flight != NULL && settle(used->flight)) {
         used->flight = NULL;
-        let_go(used);
+        thread_state(used);
     }
     return PyBool_FromLong(used->flight == NULL);
 }
@@ -177,10 +177,10 @@ static PyObject *py_transfer(PyObject *self, PyObject *const *args, Py_ssize_t n
             PyObject *flight = keep(&used); /* without memory for it, what it uses stays for good */
             return flight ? Py_BuildValue("iniN", code, (Py_ssize_t)job.index, job.error, flight) : NULL;
         }
-        answer = code == DONE ? PyBool_FromLong(job.heard)
+        answer = code == DONE ? PyBool_FromLong(job.control_readable)
                               : Py_BuildValue("ini", code, (Py_ssize_t)job.index, job.error);
     }
-    let_go(&used);
+    thread_state(&used);
     return answer;
 }
 
@@ -197,7 +197,7 @@ static PyObject *py_copy(PyObject *self, PyObject *const *args, Py_ssize_t nargs
         PyErr_SetString(PyExc_TypeError, "copy takes 5 arguments");
         return NULL;
     }
-    if (!get_manner(args + 3, &threads, &kernel))
+    if (!get_copy_mode(args + 3, &threads, &kernel))
         return NULL;
     Py_ssize_t n = get_vectors(args, vectors, &taken);
     if (n > 0) {

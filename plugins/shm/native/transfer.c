@@ -44,12 +44,12 @@ static int peer_is_gone(int pidfd)
     return pidfd >= 0 && poll(&p, 1, 0) > 0;
 }
 
-/* After the last byte: PEER_GONE or DONE, and job->heard, also where that cannot be told. */
-static int look_around(Job *job)
+/* After the last byte: PEER_GONE or DONE, and job->control_readable, also where that cannot be told. */
+static int check_peer_state(Job *job)
 {
     struct pollfd p[] = {{.fd = job->pidfd, .events = POLLIN}, {.fd = job->control, .events = POLLIN}};
     int ready = poll(p, 2, 0); /* negative descriptors are passed over */
-    job->heard = ready < 0 || job->control < 0 || p[1].revents != 0;
+    job->control_readable = ready < 0 || job->control < 0 || p[1].revents != 0;
     return ready > 0 && p[0].revents != 0 ? PEER_GONE : DONE;
 }
 
@@ -237,7 +237,7 @@ static void fail(Job *job, int result, int error, ssize_t index)
 }
 
 /* To be asked before every chunk. */
-static int may_go_on(const Job *job, int64_t number, int64_t now)
+static int check_may_continue(const Job *job, int64_t number, int64_t now)
 {
     if (atomic_load_explicit(job->abort_flag, memory_order_relaxed) ||
         atomic_load_explicit(&job->given_up, memory_order_relaxed))
@@ -312,7 +312,7 @@ static int await_pages(const Job *job, Pages *pages, size_t offset, size_t bytes
         int64_t now = now_ns();
         if (pages_exist(pages, offset, bytes, pages_moment(pages, now)))
             return DONE;
-        int result = may_go_on(job, PEER_CHECK_CHUNKS - 1, now);
+        int result = check_may_continue(job, PEER_CHECK_CHUNKS - 1, now);
         if (result != DONE) {
             errno = result == TIMED_OUT ? ENODATA : 0;
             return result;
@@ -392,7 +392,7 @@ static void *work(void *argument)
     for (int taken = 1; take(job, &span); taken++) {
         ssize_t at = span.at;
         span.now = now_ns();
-        int result = may_go_on(job, span.number, span.now);
+        int result = check_may_continue(job, span.number, span.now);
         if (result == DONE)
             result = move_span(job, &batch, &span, &w, &at);
         if (result != DONE)
@@ -404,7 +404,7 @@ static void *work(void *argument)
     return NULL;
 }
 
-static int worth(const Job *job)
+static int useful_threads(const Job *job)
 {
     int64_t most = job->total / THREAD_BYTES;
     return most < job->threads ? (int)most : job->threads;
@@ -414,7 +414,7 @@ static void move_all(Job *job)
 {
     job->copy = copy_kernel(job->total >= STREAM_BYTES ? job->kernel : KERNEL_PLAIN);
     pthread_mutex_init(&job->lock, NULL);
-    in_parallel(worth(job), work, job);
+    in_parallel(useful_threads(job), work, job);
     pthread_mutex_destroy(&job->lock);
 }
 
@@ -430,13 +430,13 @@ int transfer(Job *job)
         atomic_fetch_sub(&job->fence->active, 1);
     if (job->result == DONE && atomic_load(job->abort_flag))
         return ABORTED;
-    return job->result == DONE ? look_around(job) : job->result;
+    return job->result == DONE ? check_peer_state(job) : job->result;
 }
 
 /* -- local copies ---------------------------------------------------------------------------- */
 
 /* Whether no byte that is read is written as well: the outer bounds of both sides are apart. */
-static int apart(const int64_t *dst, const int64_t *src, const int64_t *length, ssize_t n)
+static int are_disjoint(const int64_t *dst, const int64_t *src, const int64_t *length, ssize_t n)
 {
     int64_t first[2] = {INT64_MAX, INT64_MAX}, end[2] = {0, 0};
     for (ssize_t i = 0; i < n; i++) {
@@ -452,7 +452,7 @@ static int apart(const int64_t *dst, const int64_t *src, const int64_t *length, 
 void copy_local(const int64_t *dst, const int64_t *src, const int64_t *length, ssize_t n,
                 int threads, int kernel)
 {
-    if (!apart(dst, src, length, n)) {
+    if (!are_disjoint(dst, src, length, n)) {
         for (ssize_t i = 0; i < n; i++)
             memmove((void *)(intptr_t)dst[i], (const void *)(intptr_t)src[i], length[i]);
         return;

@@ -55,7 +55,7 @@ typedef struct {
     _Atomic int given_up; /* not 0: who waited for it has gone on, so it ends */
 
     /* Set by transfer(). */
-    int heard;     /* whether control was readable */
+    int control_readable;     /* whether control was readable */
     int error;     /* errno of FAILED and BAD_ADDRESS */
     ssize_t index; /* segment of BAD_ADDRESS */
     int64_t total;

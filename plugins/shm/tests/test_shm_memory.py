@@ -16,7 +16,7 @@ import pytest
 from datadist_shm import ShmTransport, _native, memory, options, pages
 from datadist_shm.memory import PoolRegion
 
-from datadist.base.memory_map import look
+from datadist.base.memory_map import current_mappings
 from datadist.transport import (
     Placement,
     Region,
@@ -186,7 +186,7 @@ def test_huge_pages_of_this_machine() -> None:
 def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
     cpus = len(os.sched_getaffinity(0))
     parsed = options.Options.parse({}, {})
-    assert parsed.threads == min(cpus, options.MOST_THREADS)
+    assert parsed.threads == min(cpus, options.DEFAULT_MAX_THREADS)
     assert parsed.kernel_name == list(_native.KERNELS)[-1]
     assert options.Options.parse({"threads": "64"}, {}).threads == min(cpus, 64)
     assert options.Options.parse({"threads": "1"}, {}).threads == 1
@@ -257,16 +257,16 @@ def test_memory_that_cannot_be_read_and_written_is_refused(access: int, mode: st
     middle = ctypes.c_void_p(first + page), ctypes.c_size_t(page)
     assert protect(*middle, access) == 0
     try:
-        memory.check_user_memory(look(), first, page)
-        memory.check_user_memory(look(), first + 2 * page, page)
+        memory.check_user_memory(current_mappings(), first, page)
+        memory.check_user_memory(current_mappings(), first + 2 * page, page)
         for begin, size in ((0, page + 1), (0, 3 * page), (page, page), (2 * page - 1, 2)):
             with pytest.raises(
                 RegistrationError, match=f"mapped '{mode}[^']*', it must be readable"
             ):
-                memory.check_user_memory(look(), first + begin, size)
+                memory.check_user_memory(current_mappings(), first + begin, size)
     finally:
         assert protect(*middle, mmap.PROT_READ | mmap.PROT_WRITE) == 0
-    memory.check_user_memory(look(), first, 3 * page)
+    memory.check_user_memory(current_mappings(), first, 3 * page)
 
 
 def test_a_peers_memory_is_mapped_once_and_forgotten_after_its_last_user() -> None:

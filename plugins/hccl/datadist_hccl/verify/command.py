@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from datadist.base.digits import argument
+from datadist.base.digits import number_argument
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
 from datadist.transport import LinkError, TransportError
 from datadist_hccl import HcclTransport
@@ -87,19 +87,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device-ips", help="their addresses; without them HCCS is verified")
     parser.add_argument("--table", help="rank table of two ranks, for two machines")
     parser.add_argument(
-        "--rank", type=argument(0, 1), metavar="{0,1}", default=0, help="with --table"
+        "--rank", type=number_argument(0, 1), metavar="{0,1}", default=0, help="with --table"
     )
     parser.add_argument(
-        "--device", type=argument(0), default=0, help="with --table: device of this rank"
+        "--device", type=number_argument(0), default=0, help="with --table: device of this rank"
     )
     parser.add_argument(
-        "--mib", type=argument(1), default=256, help="MiB of memory per placement (256)"
+        "--mib", type=number_argument(1), default=256, help="MiB of memory per placement (256)"
     )
     return parser
 
 
 def _devices(text: str) -> list[int]:
-    return [argument(0)(number) for number in text.split(",")]
+    return [number_argument(0)(number) for number in text.split(",")]
 
 
 def _both_ranks(args: argparse.Namespace) -> int:

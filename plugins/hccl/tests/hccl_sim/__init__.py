@@ -60,13 +60,13 @@ def build(hidden: Iterable[str] = ()) -> Path:
     return library
 
 
-def environment(meeting: str, **settings: object) -> dict[str, str]:
-    """Variables for processes that use the simulator; ``meeting`` is where their ranks meet.
+def environment(sim_directory: str, **settings: object) -> dict[str, str]:
+    """Variables for processes that use the simulator; ``sim_directory`` is where their ranks meet.
 
     ``settings`` are ASCEND_SIM_*: soc, devices, physical, capacity, foreign.
     """
     own = {f"ASCEND_SIM_{name.upper()}": str(value) for name, value in settings.items()}
-    return {OVERRIDE: str(build()), "ASCEND_SIM_DIR": meeting} | own
+    return {OVERRIDE: str(build()), "ASCEND_SIM_DIR": sim_directory} | own
 
 
 def table(ranks: int = 2, servers: int | None = None, **changes: object) -> str:

@@ -1,0 +1,299 @@
+"""Faulty transports, each of which violates one rule, to test the kit.
+
+They derive from the reference transport and change a few lines. :data:`FAULTY_TRANSPORTS` lists the
+test of the kit that must fail for each; ``tests/testing/test_faulty_transports.py`` checks that it fails.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from datadist.testing.reference import ReferenceLink, ReferenceTransport
+from datadist.transport import (
+    Access,
+    Capabilities,
+    Group,
+    LinkError,
+    Offer,
+    PeerLost,
+    Region,
+    TransferTimeout,
+    Transport,
+    Unsupported,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["FAULTY_TRANSPORTS", "FaultyTransport"]
+
+
+class _FaultyTransport(ReferenceTransport):
+    link_class: ClassVar[type[ReferenceLink]] = ReferenceLink
+
+    def open(self, group: Group, regions: Sequence[Region], access: Access) -> ReferenceLink:
+        return self.link_class(group, regions, access)
+
+
+class _ManyDescriptorsLink(ReferenceLink):
+    def offer(self, rank: int) -> Offer:
+        fds = [os.memfd_create("plenty") for _ in range(Offer.MAX_FDS + 1)]
+        return Offer(super().offer(rank).data, fds)
+
+
+class OffersTooMuch(_FaultyTransport):
+    """An offer has more descriptors than core carries."""
+
+    link_class = _ManyDescriptorsLink
+
+
+class OpensOneAtATime(_FaultyTransport):
+    """A link cannot be opened while another one is."""
+
+    _busy = False
+
+    def open(self, group: Group, regions: Sequence[Region], access: Access) -> ReferenceLink:
+        if self._busy:
+            raise LinkError("another link is being opened")
+        self._busy = True
+        try:
+            time.sleep(0.1)
+            return super().open(group, regions, access)
+        finally:
+            self._busy = False
+
+
+class _NamesNobodyLink(ReferenceLink):
+    def close(self) -> frozenset[int]:
+        super().close()
+        return frozenset()
+
+
+class WritesAfterClose(_FaultyTransport):
+    """Peers still write after the owner has closed, although `close` returned no rank."""
+
+    link_class = _NamesNobodyLink
+
+
+class _NoDeadlineLink(ReferenceLink):
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        super().read(rank, local, remote, length, timeout + 60)
+
+
+class IgnoresTimeout(_FaultyTransport):
+    """A read goes on for a minute after its deadline."""
+
+    link_class = _NoDeadlineLink
+
+
+class _HoldsGilLink(ReferenceLink):
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        ctypes.PyDLL(None).usleep(3_000_000)  # PyDLL keeps the GIL
+        time.sleep(0.1)  # short releases of the GIL: counting runs of others misses this
+        super().read(rank, local, remote, length, timeout)
+
+
+class HoldsGil(_FaultyTransport):
+    """A read does not let other threads run."""
+
+    link_class = _HoldsGilLink
+
+
+class _ReadsTooMuchLink(ReferenceLink):
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        sizes = array("q", memoryview(length).cast("B").cast("q"))
+        sizes[-1] += 1
+        super().read(rank, local, remote, sizes, timeout)
+
+
+class OffByOne(_FaultyTransport):
+    """A read moves one byte too many."""
+
+    link_class = _ReadsTooMuchLink
+
+
+class _LeaksDescriptorsLink(ReferenceLink):
+    def offer(self, rank: int) -> Offer:
+        os.memfd_create("lost")
+        return super().offer(rank)
+
+
+class LeaksDescriptors(_FaultyTransport):
+    """Each offer leaks a descriptor."""
+
+    link_class = _LeaksDescriptorsLink
+
+
+class _IgnoresDeathLink(ReferenceLink):
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        try:
+            super().read(rank, local, remote, length, timeout)
+        except PeerLost:
+            return
+
+
+class SwallowsDeath(_FaultyTransport):
+    """A read from a dead peer succeeds."""
+
+    link_class = _IgnoresDeathLink
+
+
+class _WaitsForPeerLink(ReferenceLink):
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        end = time.monotonic() + timeout
+        while _stopped(self._paths[rank].pid):
+            if time.monotonic() > end:
+                raise TransferTimeout("the peer did not answer", link_usable=True)
+            time.sleep(0.01)
+        super().read(rank, local, remote, length, timeout)
+
+
+class LiesAboutPassiveTargets(_FaultyTransport):
+    """It declares that a stopped peer can be reached, and waits for the peer."""
+
+    link_class = _WaitsForPeerLink
+
+
+class _ReadOnlyLink(ReferenceLink):
+    def write(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        raise Unsupported("writing is not implemented")
+
+
+class LiesAboutWriting(_FaultyTransport):
+    """It declares that peers can write, and refuses."""
+
+    link_class = _ReadOnlyLink
+
+
+class GrantsEverything(_FaultyTransport):
+    """Peers with read access can write."""
+
+    def open(self, group: Group, regions: Sequence[Region], access: Access) -> ReferenceLink:
+        return ReferenceLink(group, regions, Access.READ_WRITE)
+
+
+class ClaimsToWatch(_FaultyTransport):
+    """It declares `watches_control`, but its reads do not report what arrived."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, watches_control=True)
+
+
+class _IgnoresAbortLink(ReferenceLink):
+    def abort(self, rank: int) -> None:
+        """Do nothing."""
+
+
+class IgnoresAbort(_FaultyTransport):
+    """An operation in flight does not notice that it was aborted."""
+
+    link_class = _IgnoresAbortLink
+
+
+class _MovesUncheckedLink(ReferenceLink):
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        vectors = [memoryview(v).cast("B").cast("q") for v in (local, remote, length)]
+        for here, there, size in zip(*vectors, strict=True):
+            first, second, third = (array("q", [number]) for number in (here, there, size))
+            super().read(rank, first, second, third, timeout)
+
+
+class MovesBeforeChecking(_FaultyTransport):
+    """Good segments of a call with a bad address are moved."""
+
+    link_class = _MovesUncheckedLink
+
+
+class _FirstPeerLink(ReferenceLink):
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        super().read(min(self._paths), local, remote, length, timeout)
+
+
+class MixesPeers(_FaultyTransport):
+    """It reads from its first peer, whoever was meant."""
+
+    link_class = _FirstPeerLink
+
+
+class _RaisesOwnErrorsLink(ReferenceLink):
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        try:
+            super().read(rank, local, remote, length, timeout)
+        except PeerLost as error:
+            raise ConnectionResetError(str(error)) from None
+
+
+class RaisesItsOwnErrors(_FaultyTransport):
+    """It raises an exception that is not one of the interface."""
+
+    link_class = _RaisesOwnErrorsLink
+
+
+def _stopped(pid: int) -> bool:
+    """Whether a process of proc(5) has the state "stopped"."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "T"
+
+
+@dataclass(frozen=True)
+class FaultyTransport:
+    """A transport that must not pass, and the test that must fail."""
+
+    transport_class: type[Transport]
+    caught_by: str
+
+    @property
+    def name(self) -> str:
+        """Name of its entry point."""
+        return f"faulty-{self.transport_class.__name__}"
+
+    @property
+    def target(self) -> str:
+        """Its entry point."""
+        return f"{self.transport_class.__module__}:{self.transport_class.__name__}"
+
+
+FAULTY_TRANSPORTS = (
+    FaultyTransport(OffersTooMuch, "an_offer_can_be_carried"),
+    FaultyTransport(OpensOneAtATime, "links_are_opened_at_once"),
+    FaultyTransport(WritesAfterClose, "nothing_is_written_after_the_owner_closed"),
+    FaultyTransport(IgnoresTimeout, "a_long_transfer_ends_by_its_deadline"),
+    FaultyTransport(HoldsGil, "the_gil_is_released[read]"),
+    FaultyTransport(OffByOne, "sizes[1-read]"),
+    FaultyTransport(LeaksDescriptors, "links_leave_nothing"),
+    FaultyTransport(SwallowsDeath, "a_peer_that_was_killed_is_lost"),
+    FaultyTransport(LiesAboutPassiveTargets, "a_stopped_peer_is_reached[read]"),
+    FaultyTransport(LiesAboutWriting, "sizes[1-write]"),
+    FaultyTransport(GrantsEverything, "peers_with_read_access_cannot_write"),
+    FaultyTransport(ClaimsToWatch, "reads_say_what_has_arrived[1]"),
+    FaultyTransport(IgnoresAbort, "abort_ends_what_is_in_flight"),
+    FaultyTransport(MovesBeforeChecking, "bad_remote_addresses_move_nothing[read--1-2]"),
+    FaultyTransport(MixesPeers, "all_pairs_at_once[3]"),
+    FaultyTransport(RaisesItsOwnErrors, "a_peer_that_was_killed_is_lost"),
+)

@@ -1,0 +1,310 @@
+"""The environment of the kit's tests: processes, their memory, and links between them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from datadist.base.texts import in_seconds
+from datadist.testing import memory_operations, operations
+from datadist.testing.operations import GroupPlan, Move, Outcome
+from datadist.testing.pattern import ExpectedWrite
+from datadist.testing.processes import PeerError, Process
+from datadist.transport import Access, Capabilities, Placement, TransportOptions
+
+MIB = 1 << 20
+LINK_SECONDS = 30.0
+Segments = Sequence[tuple[int, int, int]]
+"""Offset in the local memory, offset in the remote memory, bytes."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a transport needs beyond its capabilities; made by ``TransportConformance``."""
+
+    transport: str
+    scale: float
+    options: Callable[[int], TransportOptions]
+    """By rank."""
+    table: Callable[[int], str]
+    """By number of ranks."""
+    address: Callable[[int], str]
+    """Network address by rank."""
+    maker: str | None
+    """Name of the function that makes memory of the user."""
+
+
+@dataclass(eq=False)
+class Memory:
+    """A region in a process, filled by ``seed``."""
+
+    process: Process
+    label: str
+    address: int
+    size: int
+    seed: int
+
+    def refill(self, seed: int) -> None:
+        """Other content."""
+        self.seed = seed
+        self.process.do(memory_operations.fill, self.label, seed)
+
+    def check(self, expected_write: Sequence[ExpectedWrite] = ()) -> None:
+        """Raise ``AssertionError`` unless it has its pattern, changed only by these writes."""
+        wrong = self.process.do(
+            memory_operations.wrong, self.label, self.seed, list(expected_write)
+        )
+        assert wrong is None, f"memory of {self.process.name}: {wrong}"
+
+    def check_torn(self, expected_write: Sequence[ExpectedWrite]) -> None:
+        """As :meth:`check` after an interrupted transfer: any part of these writes may be missing."""
+        wrong = self.process.do(memory_operations.torn, self.label, self.seed, list(expected_write))
+        assert wrong is None, f"memory of {self.process.name}, after a part of a transfer: {wrong}"
+
+    def expected_write(
+        self, source: Memory, segments: Segments, into_remote: bool = False
+    ) -> ExpectedWrite:
+        """The arrival of ``segments`` of ``source`` here."""
+        here, there, length = _columns(segments)
+        if into_remote:
+            here, there = there, here
+        return ExpectedWrite(source.seed, source.size, here, there, length)
+
+
+def _columns(segments: Segments) -> tuple[array[int], array[int], array[int]]:
+    first, second, third = zip(*segments, strict=True)
+    return array("q", first), array("q", second), array("q", third)
+
+
+class Linked:
+    """One link between processes, which are its ranks."""
+
+    def __init__(
+        self, testbed: Testbed, name: str, members: Mapping[int, Process], access: Access
+    ) -> None:
+        self.name = name
+        self.access = access
+        self.members = members
+        self._testbed = testbed
+        self._open = set(members)
+
+    def order(
+        self, rank: int, owner: int, local: Memory, remote: Memory, segments: Segments,
+        *, write: bool = False, timeout: float = 20.0,
+    ) -> Move:  # fmt: skip
+        """A read of ``rank`` from ``owner``, or a write to it, to be handed to a process."""
+        mine, theirs, length = _columns(segments)
+        return Move(
+            self.name, owner, write, array("q", [local.address + at for at in mine]),
+            array("q", [remote.address + at for at in theirs]), length,
+            timeout * self._testbed.scale,
+        )  # fmt: skip
+
+    def move(self, rank: int, owner: int, *args: Any, **kwargs: Any) -> Outcome:
+        """Run :meth:`order` at once."""
+        order = self.order(rank, owner, *args, **kwargs)
+        outcome: Outcome = self.members[rank].do(operations.move, order, timeout=order.timeout + 30)
+        return outcome
+
+    def abort(self, rank: int, other: int) -> None:
+        """Abort at ``rank`` what goes to ``other``; must be quick."""
+        seconds = self.members[rank].do(operations.abort, self.name, other)
+        assert seconds < self._testbed.scale, f"abort took {seconds:.2f} s, it must not block"
+
+    def close(self, rank: int) -> frozenset[int]:
+        """Close one side; the ranks that may still write its memory."""
+        self._open.discard(rank)
+        possible_writers, seconds = self.members[rank].do(operations.close_link, self.name)
+        limit = 5 * self._testbed.scale
+        assert seconds < limit, (
+            f"close took {seconds:.1f} s, it must end within {in_seconds(limit)}"
+        )
+        return frozenset(possible_writers)
+
+    def close_all(self) -> None:
+        """Close the sides that are left; who may not write may not be named."""
+        for rank in sorted(self._open):
+            possible_writers = self.close(rank)
+            assert not possible_writers or self.access is Access.READ_WRITE, (
+                f"close named {set(possible_writers)}, which were granted read access only"
+            )
+
+    def forget(self, rank: int) -> None:
+        """The process of that rank is gone."""
+        self._open.discard(rank)
+
+
+class Testbed:
+    """Up to four processes that are shared by all tests; each test cleans up after itself."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.scale = settings.scale
+        self._directory = tempfile.mkdtemp(prefix="datadist-kit-")
+        self._processes: dict[int, Process] = {}
+        self._numbers = itertools.count(1)
+        self._capabilities: Capabilities | None = None
+
+    # -- processes -------------------------------------------------------------------------------
+
+    def bare(self, rank: int) -> Process:
+        """The process of a rank; the transport is not made."""
+        process = self._processes.get(rank)
+        if process is None or process.ended:
+            if process is not None:
+                process.close()
+            environ = {"DATADIST_RUNTIME_DIR": self._directory}
+            process = self._processes[rank] = Process(f"rank {rank}", environ, self.scale)
+        return process
+
+    def process(self, rank: int) -> Process:
+        """The process of a rank, with its transport."""
+        process = self.bare(rank)
+        process.do(operations.set_up, self.settings.transport, self.settings.options(rank))
+        return process
+
+    def processes(self, count: int) -> dict[int, Process]:
+        """Processes of the ranks 0 to ``count`` - 1; they start at the same time."""
+        for rank in range(count):
+            self.bare(rank)
+        return {rank: self.process(rank) for rank in range(count)}
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the transport declares."""
+        if self._capabilities is None:
+            process = self.bare(0)
+            self._capabilities = process.do(
+                operations.set_up, self.settings.transport, self.settings.options(0)
+            )
+        return self._capabilities
+
+    # -- memory ----------------------------------------------------------------------------------
+
+    def placement(self) -> Placement:
+        """The placement that tests use which do not care."""
+        return min(self.capabilities.placements)
+
+    def allocate(
+        self, process: Process, size: int = MIB, placement: Placement | None = None,
+        foreign: bool = False,
+    ) -> Memory:  # fmt: skip
+        """Memory of the transport, or of the user (``foreign``) and registered; filled."""
+        number = next(self._numbers)
+        where = self.placement() if placement is None else placement
+        if foreign:
+            outcome = process.do(
+                memory_operations.register, f"m{number}", size, where, self.settings.maker
+            )
+        else:
+            outcome = process.do(memory_operations.allocate, f"m{number}", size, where)
+        assert outcome.ok, f"{size} bytes of {where} memory at {process.name}: {outcome}"
+        memory = Memory(process, f"m{number}", outcome.value[0], size, seed=number)
+        memory.refill(number)
+        return memory
+
+    # -- links -----------------------------------------------------------------------------------
+
+    def link(
+        self, members: Mapping[int, Process], memory: Mapping[int, Sequence[Memory]],
+        access: Access = Access.READ, *, over_network: bool = False,
+    ) -> Linked:  # fmt: skip
+        """A link that is ready on all ranks, which expose ``memory``."""
+        linked = self.open(members, memory, access, over_network=over_network)
+        for rank, owner in itertools.permutations(members, 2):
+            outcome = self.attach(linked, rank, owner)
+            assert outcome.ok, f"rank {rank} attaching the offer of rank {owner}: {outcome}"
+        self._join(linked)
+        return linked
+
+    def open(
+        self, members: Mapping[int, Process], memory: Mapping[int, Sequence[Memory]],
+        access: Access = Access.READ, *, over_network: bool = False,
+    ) -> Linked:  # fmt: skip
+        """A link that every rank has opened, and nothing more."""
+        return self.open_at_once(1, members, memory, access, over_network=over_network)[0]
+
+    def open_at_once(
+        self, count: int, members: Mapping[int, Process], memory: Mapping[int, Sequence[Memory]],
+        access: Access = Access.READ, *, over_network: bool = False,
+    ) -> list[Linked]:  # fmt: skip
+        """Links that every rank has opened, all of them at the same moment."""
+        names = [f"kit-{os.getpid()}-{next(self._numbers)}" for _ in range(count)]
+        links = [Linked(self, name, members, access) for name in names]
+        addresses = {r: self.settings.address(r) for r in members} if over_network else {}
+        plans = [
+            GroupPlan(
+                name=name, pids={rank: process.pid for rank, process in members.items()},
+                table=self.settings.table(len(members)), seconds=LINK_SECONDS * self.scale,
+                addresses=addresses,
+            )
+            for name in names
+        ]  # fmt: skip
+        for rank, process in members.items():
+            labels = [m.label for m in memory.get(rank, ())]
+            for outcome in process.do(operations.open_links, plans, rank, labels, access):
+                assert outcome.ok, f"open at rank {rank}: {outcome}"
+        return links
+
+    @contextmanager
+    def offered(self, linked: Linked, owner: int, rank: int) -> Iterator[tuple[bytes, list[int]]]:
+        """The offer that ``owner`` makes for ``rank``, and its descriptors, closed at the end."""
+        process = linked.members[owner]
+        process.begin(operations.offer, linked.name, rank)
+        data, fds = process.result_with_fds()
+        try:
+            yield data, fds
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def attach(self, linked: Linked, rank: int, owner: int) -> Outcome:
+        """Hand the offer of ``owner`` to ``rank``."""
+        with self.offered(linked, owner, rank) as (data, fds):
+            outcome: Outcome = linked.members[rank].do(
+                operations.attach, linked.name, owner, data, fds=fds
+            )
+        return outcome
+
+    def _join(self, linked: Linked) -> None:
+        for process in linked.members.values():
+            process.begin(operations.join, linked.name, LINK_SECONDS * self.scale)
+        results = {r: p.result(LINK_SECONDS + 30) for r, p in linked.members.items()}
+        failed = [
+            f"join at rank {r}: {outcome}" for r, outcome in results.items() if not outcome.ok
+        ]
+        assert not failed, "\n".join(failed)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def clean(self) -> None:
+        """Close links and release memory in every process, also after a failed test."""
+        for rank, process in list(self._processes.items()):
+            if process.ended:
+                continue
+            try:
+                process.do(operations.finalize_engine)
+                process.do(operations.close_links)
+                process.do(memory_operations.release_all)
+            except (PeerError, AssertionError):
+                process.kill()
+                del self._processes[rank]
+                process.close()
+
+    def close(self) -> None:
+        """End all processes; closing a transport must not fail."""
+        try:
+            for process in self._processes.values():
+                if not process.ended:
+                    process.do(operations.close_transport)
+        finally:
+            for process in self._processes.values():
+                process.close()
+            shutil.rmtree(self._directory, ignore_errors=True)

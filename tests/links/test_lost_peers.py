@@ -1,0 +1,92 @@
+"""Peers whose connection ended while their process lives (suspects.py)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from datadist.caches.owned import OwnDirectory
+from datadist.caches.peers import PeerView
+from datadist.control.reactor import Reactor
+from datadist.control.session import Descriptor
+from datadist.links.building import Builder
+from datadist.links.domain import Attempt
+from datadist.links.lost_peers import LostPeers
+
+PEER = "0" * 32
+
+
+class World:
+    """A peer that is a real process, and what core finds out about it."""
+
+    def __init__(self) -> None:
+        self.reactor = Reactor("test")
+        self.process = subprocess.Popen(["sleep", "60"])
+        self.linked = True
+        self.gone: list[str] = []
+        self.all_gone = threading.Event()
+        builder = SimpleNamespace(reaches=lambda _: self.linked)
+        publication = SimpleNamespace(on_connection_lost=lambda _: None, on_gone=self._on_gone)
+        owned = SimpleNamespace(publication=publication)
+        self._lost_peers = LostPeers(
+            self.reactor, cast("Builder", builder), cast("OwnDirectory", owned), one_sided=True
+        )
+        self._closed = cast("Callable[[Any, frozenset[int]], None]", builder.on_closed)
+
+    def _on_gone(self, view: Any) -> None:
+        self.gone.append(view.name)
+        if len(self.gone) == 2:
+            self.all_gone.set()
+
+    def lose(self, name: str) -> None:
+        """A session with the peer ends; what it was told is unanswered."""
+        view = SimpleNamespace(name=name, incarnation=PEER, seq_sent=1, seq_acked=0)
+        process = Descriptor(os.pidfd_open(self.process.pid))
+        self.reactor.call(lambda: self._lost_peers.on_lost(cast("PeerView", view), process), 10)
+
+    def close_link(self, possible_writers: frozenset[int] = frozenset()) -> None:
+        """A link to it is closed here."""
+        attempt = SimpleNamespace(members={1: SimpleNamespace(incarnation=PEER)})
+        self._closed(cast("Attempt", attempt), possible_writers)
+        self.reactor.call(lambda: None, 10)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    made = World()
+    with ExitStack() as stack:
+        stack.callback(made.reactor.stop)
+        stack.callback(made.process.wait)
+        stack.callback(made.process.kill)
+        yield made
+
+
+def test_a_peer_that_is_lost_twice_is_gone_for_both(world: World) -> None:
+    world.lose("first")
+    world.lose("second")
+    world.close_link()
+    assert world.gone == []
+    world.linked = False
+    world.close_link()
+    assert sorted(world.gone) == ["first", "second"]
+
+
+def test_a_peer_that_was_inside_is_gone_with_its_process(world: World) -> None:
+    world.lose("first")
+    world.linked = False
+    world.close_link(frozenset({1}))
+    world.lose("second")
+    world.close_link()
+    world.reactor.call(lambda: None, 10)
+    assert world.gone == []
+    world.process.kill()
+    assert world.all_gone.wait(60)
+    world.reactor.call(lambda: None, 10)
+    assert sorted(world.gone) == ["first", "second"]
