@@ -1,4 +1,4 @@
-"""Unions of ranges (coverage.py)."""
+"""Unions of ranges (range_set.py)."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_strangers_who_hold_all_places_keep_no_engine_out(
                 prove(sock)
         server.wait(lambda: len(server.sessions) == 2)
         assert is_closed(held[0])
-    assert "unauthenticated connections" in caplog.text
+    assert "connections that have proved nothing" in caplog.text
 
 
 def test_the_crowd_of_one_host_is_at_its_own_expense(server: Server) -> None:

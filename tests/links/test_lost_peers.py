@@ -1,4 +1,4 @@
-"""Peers whose connection ended while their process lives (suspects.py)."""
+"""Peers whose connection ended while their process lives (lost_peers.py)."""
 
 from __future__ import annotations
 
