@@ -4,8 +4,8 @@ It passes through every call unchanged. Where we catch exceptions, for what a tr
 NumPy may raise, such a one can be among them: a watchdog may raise any type, at any moment.
 
 So may one that another thread throws into the caller's (`PyThreadState_SetAsyncExc`), as task queues
-do. No handler's frame tells of that. Recognised is a class that is not of Python or its library, without
-arguments, which appears where no `raise` stands.
+do. No handler's frame tells of that. Recognised is a class that is written in Python and not of its
+library, without arguments, which appears where no `raise` stands: native code has classes of its own.
 """
 
 from __future__ import annotations
@@ -79,12 +79,20 @@ def _frames(trace: TracebackType | None) -> Iterator[FrameType]:
 
 def _is_thrown(error: BaseException) -> bool:
     """Whether another thread has thrown it: made of its class, by the interpreter itself."""
-    kind, trace = type(error), error.__traceback__
-    if trace is None or error.args or kind.__module__.partition(".")[0] in sys.stdlib_module_names:
+    trace = error.__traceback__
+    if trace is None or error.args or not _is_of_a_program(type(error).__module__):
         return False
     while trace.tb_next is not None:
         trace = trace.tb_next
     return trace.tb_frame.f_code.co_code[trace.tb_lasti] not in _RAISE
+
+
+def _is_of_a_program(name: str) -> bool:
+    """Whether a module is written in Python, and not of its library."""
+    if name.partition(".")[0] in sys.stdlib_module_names and name != "__main__":
+        return False
+    source = getattr(sys.modules.get(name), "__file__", None)
+    return name == "__main__" or (source is not None and source.endswith(".py"))
 
 
 def _is_handler(frame: FrameType, interrupted: FrameType) -> bool:

@@ -6,6 +6,8 @@ import logging
 import os
 from dataclasses import dataclass
 
+from datadist.base.log_locks import give_back_locks
+
 __all__ = ["attach", "clear_log_prefix", "set_log_prefix"]
 
 ROOT = "datadist"
@@ -60,7 +62,9 @@ def attach() -> None:
     """
     for name in [ROOT, *logging.root.manager.loggerDict]:
         if name == ROOT or name.startswith(f"{ROOT}."):
-            logging.getLogger(name).addFilter(_prefix)
+            logger = logging.getLogger(name)
+            logger.addFilter(_prefix)
+            give_back_locks(logger)
 
 
 def clear_log_prefix() -> None:

@@ -210,14 +210,10 @@ class Reactor:
         except (KeyError, ValueError):
             return
 
-    def tell(self) -> None:
-        """Have all threads of it end, the reactor's own with this turn; from that one."""
-        self._stopping = True
-        self.helpers.tell()
-        self.closer.tell()
-
     def stop(self, timeout: float = 5.0) -> None:
         """End the thread and close what the reactor owns; from another thread."""
+        self.helpers.tell()
+        self.closer.tell()
         self._stopping = True
         self.post(lambda: None)
         self._thread.join(timeout)

@@ -177,8 +177,7 @@ class Engine:
             try:
                 self._discovery.close()
             finally:
-                self._workers.tell()
-                self._reactor.tell()
+                self._workers.tell()  # they report to the reactor, which ends after them
 
         for service in self._services:
             service.tell()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from datadist.base.callers import callers_own, pass_on, tolerate
+from datadist.control.messages import Ack
 
 
 class SoftLimit(Exception):
@@ -104,6 +105,7 @@ def test_what_the_caller_handled_before_is_not(interrupt: Callable[[], None]) ->
         lambda: int("x"),
         lambda: _Watchdog()._deeper(),
         lambda: {"y": 1}["x"],
+        lambda: Ack.model_validate_json("{"),  # a class of native code, without arguments
     ],
 )
 def test_other_exceptions_are_not(call: Callable[[], object]) -> None:

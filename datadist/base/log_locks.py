@@ -1,0 +1,42 @@
+"""Gives locks of log handlers back where an exception of a signal handler ends a log call.
+
+``logging.Handler.handle`` of Python 3.10 to 3.12 takes the handler's lock before its ``try``. An
+exception between the two leaves the lock with the thread for good, and every other thread hangs at its
+next record.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+__all__ = ["give_back_locks"]
+
+
+class _Logger(logging.Logger):
+    """The same, but no handler's lock stays taken after an exception."""
+
+    def callHandlers(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Pass a record to all handlers of this logger and of those above it."""
+        free = [lock for lock in _locks(self) if not lock._is_owned()]
+        try:
+            super().callHandlers(record)
+        except BaseException:
+            for lock in free:
+                if lock._is_owned():
+                    lock.release()
+            raise
+
+
+def _locks(logger: logging.Logger | None) -> Iterator[logging._RLock]:  # type: ignore[name-defined]
+    while logger is not None:
+        for handler in logger.handlers:
+            if hasattr(handler.lock, "_is_owned"):
+                yield handler.lock
+        logger = logger.parent if logger.propagate else None
+
+
+def give_back_locks(logger: logging.Logger) -> None:
+    """Have a logger do so; one whose class a program has chosen stays what it is."""
+    if type(logger) is logging.Logger:
+        logger.__class__ = _Logger
