@@ -57,7 +57,7 @@ def test_a_refusal_names_the_key_and_the_crowd() -> None:
     """Whoever is disconnected of a crowded listener cannot tell that from another key."""
     dialler, listener = _pair()
     dialler.feed(listener.feed(dialler.begin()))
-    for reason in ("another DATADIST_AUTH_KEY", "too many connections", "its log"):
+    for reason in ("another DATADIST_AUTH_KEY", "too many unauthenticated connections", "its log"):
         assert reason in dialler.closed()
 
 
