@@ -16,6 +16,9 @@ PERMITTED = {
     ("datadist/control/stale_files.py", "_is_stale", "time.time"): (
         "the age of a file is a difference of dates, and only decides what an init sweeps"
     ),
+    ("plugins/shm/native/flight.c", "", "pthread_cond_timedwait"): (
+        "the condition has CLOCK_MONOTONIC (pthread_condattr_setclock)"
+    ),
 }
 """Path, function and use, and why it may ask for the date."""
 

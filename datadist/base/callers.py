@@ -100,6 +100,5 @@ def _is_handler(frame: FrameType, interrupted: FrameType) -> bool:
     code = frame.f_code
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + 1]
     values = [frame.f_locals.get(name) for name in names]
-    return any(
-        value is interrupted or (type(value) is tuple and interrupted in value) for value in values
-    )
+    each = [one for value in values for one in (value if type(value) is tuple else (value,))]
+    return any(one is interrupted for one in each)

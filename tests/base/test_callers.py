@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 
 from datadist.base.callers import callers_own, pass_on, tolerate
@@ -112,6 +113,16 @@ def test_other_exceptions_are_not(call: Callable[[], object]) -> None:
     error = _raised_in(call)
     assert callers_own(error) is None
     pass_on(error)
+
+
+def test_arguments_are_not_compared() -> None:
+    """Those of an array have no truth value."""
+
+    def with_array(*_arrays: object) -> None:
+        raise ValueError("of ours")
+
+    error = _raised_in(lambda: with_array(np.arange(3), np.arange(2)))
+    assert callers_own(error) is None
 
 
 def _throw(kind: type[BaseException] = SoftLimit) -> None:

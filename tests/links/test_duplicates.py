@@ -35,7 +35,7 @@ class Peer:
         """Whether it has ended its connection, which nobody has noticed yet."""
         near = isinstance(where, int)
         self.session = SimpleNamespace(
-            cluster_id=cluster, who=f"engine {number}", closed=False, drain=self._drain,
+            cluster_id=cluster, peer_and_program=f"engine {number}", closed=False, drain=self._drain,
             process=Descriptor(os.pidfd_open(cast("int", where))) if near else None,
             address=None if near else where,
         )  # fmt: skip
