@@ -245,8 +245,8 @@ class Offer:
 
     Ownership of descriptors is passed on: core owns the descriptors of an offer and closes them
     after sending; :meth:`Link.attach` owns those that it receives. A link whose offer exceeds the
-    limits fails. They are of memory (``memfd_create``): closing others that a peer has sent may
-    hang, so none is taken.
+    limits fails. Core closes what nobody took on a thread of its own, since `close` may hang for
+    descriptors that another process made; a link that refuses an offer should do so too.
     """
 
     MAX_DATA: ClassVar[int] = 10 << 20

@@ -33,7 +33,7 @@ from datadist.control.network_discovery import NetworkDiscovery
 from datadist.control.process import own_program, printable
 from datadist.control.reactor import READ, Reactor, Timer
 from datadist.control.runtime_dir import Address, RuntimeDir
-from datadist.control.session import Session, close_all
+from datadist.control.session import Session
 from datadist.control.stale_files import remove_stale_files
 from datadist.control.tcp import NetworkSettings
 from datadist.control.turns import Credits
@@ -351,7 +351,7 @@ class Discovery:
         log.debug("no session with %s: %s", session.peer, reason)
 
     def _on_hello(self, session: Session, message: Message, fds: list[int]) -> None:
-        close_all(fds)  # those of an offer that came before
+        self._reactor.closer.discard(fds)  # those of an offer that came before
         if not isinstance(message, Hello):
             session.close(f"it said {message.kind} before hello")
         elif message.wire != WIRE_VERSION:

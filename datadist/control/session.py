@@ -16,7 +16,7 @@ from datadist.base.callers import pass_on
 from datadist.base.flag import Flag
 from datadist.base.texts import in_seconds
 from datadist.control.account import LimitExceeded
-from datadist.control.closing import is_memory, unread
+from datadist.control.closing import unread
 from datadist.control.messages import HEADER, MAX_FDS, MAX_FRAME, Message, decode, encode
 from datadist.control.process import peer_of
 from datadist.control.reactor import READ, WRITE, Reactor, Timer, Unanswered
@@ -74,7 +74,7 @@ class Session:
     """A connected socket, read on the reactor; :meth:`send` works from any thread.
 
     The kernel reports ``peer_pid`` and ``peer_uid`` (SO_PEERCRED). ``on_message(session, message,
-    fds)`` owns the descriptors it is given, which are of memory, and what it raises ends the
+    fds)`` owns the descriptors it is given, and what it raises ends the
     session. ``on_closed(session, reason)`` comes once. What arrives is handled in turns (see
     :mod:`datadist.control.turns`), so that a peer that talks without pause keeps nobody waiting.
 
@@ -299,6 +299,10 @@ class Session:
             while self._marks:
                 self._marks.popleft()[1]()
 
+    def discard(self, fds: Iterable[int]) -> None:
+        """Close descriptors that the peer sent; that may block, so not on this thread."""
+        self._reactor.closer.discard(fds)
+
     def abandon(self) -> None:
         """In a forked child: close the socket, without locks, which other threads may have held."""
         self.closed = True
@@ -457,8 +461,6 @@ class Session:
             self._fds.extend(fds)
             if flags & socket.MSG_CTRUNC:
                 return "descriptors it sent were lost (is the descriptor limit reached here?)"
-            if not all(map(is_memory, fds)):
-                return "it sent a descriptor that is no memory (memfd_create)"
             if not data:
                 return "it closed the connection"
             self._inbox += data

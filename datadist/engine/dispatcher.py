@@ -34,7 +34,7 @@ from datadist.control.messages import (
     Verify,
     Withdraw,
 )
-from datadist.control.session import Session, close_all
+from datadist.control.session import Session
 from datadist.links.building import ACKS, Builder
 from datadist.links.clusters import Clusters
 from datadist.links.duplicates import Duplicates
@@ -103,7 +103,7 @@ class Dispatcher:
     def _on_message(self, session: Session, message: Message, fds: list[int]) -> None:
         view = self._views.get(session.incarnation)
         if view is None or view.session is not session:
-            close_all(fds)
+            session.discard(fds)
             return
         if isinstance(message, OfferMessage):
             self._builder.on_offer(view, message, fds)

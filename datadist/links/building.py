@@ -30,7 +30,6 @@ from datadist.control.messages import (
 )
 from datadist.control.reactor import Reactor
 from datadist.control.runtime_dir import Address
-from datadist.control.session import close_all
 from datadist.links.domain import Attempt, Domain
 from datadist.links.steps import Steps, answer, weight
 from datadist.transport import Link, LinkError, Peer
@@ -233,7 +232,7 @@ class Builder:
         self._active.pop(attempt.token, None)
         self._taken -= attempt.taken
         for _, fds in attempt.offers.values():
-            close_all(fds)
+            self._reactor.closer.discard(fds)
         for rank in attempt.others:
             view = self._steps.view(attempt, rank)
             if view is not None:
@@ -327,7 +326,7 @@ class Builder:
             view.account.take(Item.OFFERS)
             view.account.take(Item.OFFER_BYTES, weight(message))
         except LimitExceeded:
-            close_all(fds)
+            self._reactor.closer.discard(fds)
             raise
         domain = self._active.get(message.domain)
         attempt = domain.attempt if domain else None
@@ -335,7 +334,7 @@ class Builder:
         if domain is None or attempt is None:
             self._keep_early(view, message, fds)
         elif rank is None or rank in attempt.offers or rank in attempt.attaching:
-            close_all(fds)
+            self._reactor.closer.discard(fds)
             answer(view, message)
         else:
             attempt.offers[rank] = (message, fds)
@@ -344,7 +343,7 @@ class Builder:
     def _keep_early(self, view: PeerView, message: OfferMessage, fds: list[int]) -> None:
         token = message.domain
         if token in view.early or len(view.early) >= MAX_EARLY:
-            close_all(fds)
+            self._reactor.closer.discard(fds)
             answer(view, message)
             return
         view.early[token] = (message, fds)
@@ -352,7 +351,7 @@ class Builder:
         def forget() -> None:
             late = view.early.pop(token, None)
             if late is not None:
-                close_all(late[1])
+                self._reactor.closer.discard(late[1])
                 answer(view, late[0])
 
         self._reactor.later(EARLY_SECONDS, forget)
@@ -406,7 +405,7 @@ class Builder:
                 cluster = view.session.cluster_id
                 self._member_gone(domain, view, f"cluster {cluster} is gone: {reason}", level)
         for _, fds in view.early.values():
-            close_all(fds)
+            self._reactor.closer.discard(fds)
         view.early.clear()
 
     def _member_gone(

@@ -16,7 +16,6 @@ from datadist.caches.memory import Memory
 from datadist.caches.owned import OwnDirectory
 from datadist.caches.peers import PeerView
 from datadist.control.account import Item
-from datadist.control.closing import is_memory
 from datadist.control.discovery import Discovery
 from datadist.control.messages import Attached, Message, OfferMessage, Ready
 from datadist.control.reactor import Reactor
@@ -299,11 +298,6 @@ def _offer_problem(offer: Offer, rank: int, session: Session) -> str | None:
         return (
             "the transport offers descriptors, which cannot leave the host, to rank "
             f"{rank} at {session.address}"
-        )
-    if not all(map(is_memory, offer.fds)):
-        return (
-            f"the transport's offer for rank {rank} has a descriptor that is no memory (memfd_create), "
-            "which peers do not take"
         )
     return None
 

@@ -297,11 +297,11 @@ def _throw(here: nodes.Here, name: str, rounds: int) -> int:
     return thrown
 
 
-@pytest.mark.parametrize("name", ["pull", "pull, full", "push", "copy", "transfer"])
+@pytest.mark.parametrize("name", ["pull", "copy"])
 def test_what_another_thread_throws_passes_through_and_leaves_nothing_taken(
     pair: tuple[Node, Node], name: str
 ) -> None:
-    assert pair[1].do(_throw, name, 30, timeout=300) == 30
+    assert pair[1].do(_throw, name, 10, timeout=300) == 10
 
 
 def _nest(here: nodes.Here, name: str, inner: str, step: int) -> dict[str, int]:

@@ -55,17 +55,16 @@ def _answers_at_once(reactor: Reactor) -> None:
 
 
 @pytest.mark.parametrize("many", [1, 2, KERNEL_FDS])
-def test_a_descriptor_that_is_no_memory_ends_the_session_and_blocks_nobody(
+def test_a_descriptor_that_blocks_in_close_blocks_nobody(
     reactor: Reactor, lingering: Lingering, many: int
 ) -> None:
     session, theirs, closed = _session(reactor)
     lingering.send(theirs, many)
     reactor.call(session.start, SECONDS)
+    theirs.close()
     _until(lambda: bool(closed))
-    assert closed == ["it sent a descriptor that is no memory (memfd_create)"]
     _answers_at_once(reactor)
     assert reactor.closer.waiting > 0, "its close blocks indeed"
-    theirs.close()
     lingering.free()
     _until(lambda: reactor.closer.waiting == 0)
 
