@@ -204,11 +204,11 @@ DEFECTS = {
         "dispatch", Requests, "answer", _unknown_request, UNEXPECTED + r"\d"
     ),
     "a handler that does not know a wish": Defect(
-        "dispatch", Announcements, "give_up", _unknown_wish, UNEXPECTED + r"\d"
+        "dispatch", Announcements, "withdraw", _unknown_wish, UNEXPECTED + r"\d"
     ),
     "a peer that stays when it has gone": Defect(
         "dispatch", Builder, "on_lost", _kept_session,
-        "descriptors were not closed: .*memfd:stranger",
+        "descriptors were not closed: .*memfd:raw_peer",
     ),
     "members that nobody wants": Defect(
         "dispatch", Builder, "begin", _any_members, r"consists of \{7: \d\}"

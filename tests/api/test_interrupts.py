@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
-import random
 import threading
 import time
 from collections import Counter
@@ -269,39 +267,6 @@ def test_an_interrupted_transfer_passes_the_exception_on_and_leaves_nothing_take
     pair: tuple[Node, Node], name: str, kind: type
 ) -> None:
     assert pair[1].do(_interrupt, name, kind, timeout=300) > 5
-
-
-def _throw(here: nodes.Here, name: str, rounds: int) -> int:
-    """Throw exceptions from another thread, as some task queues do, at any moment of calls."""
-    call, chance = _calls(here)[name], random.Random(name)
-    ident, thrown = ctypes.c_ulong(threading.get_ident()), 0
-    call()
-
-    def throw() -> None:
-        time.sleep(chance.uniform(0, 1e-3))
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SoftLimit))
-
-    for _ in range(rounds):
-        thrower = threading.Thread(target=throw)
-        try:
-            thrower.start()
-            while thrower.is_alive():
-                call()
-            call()  # it comes here at the latest
-        except SoftLimit:
-            thrown += 1
-        _soon(lambda: not _taken(here), f"{_taken(here)}")
-        call()
-    defects = [line for line in nodes.log_of(here) if "defect" in line or "report it" in line]
-    assert defects == []
-    return thrown
-
-
-@pytest.mark.parametrize("name", ["pull", "copy"])
-def test_what_another_thread_throws_passes_through_and_leaves_nothing_taken(
-    pair: tuple[Node, Node], name: str
-) -> None:
-    assert pair[1].do(_throw, name, 10, timeout=300) == 10
 
 
 def _nest(here: nodes.Here, name: str, inner: str, step: int) -> dict[str, int]:
