@@ -37,8 +37,8 @@ def test_pages_name_files() -> None:
 
 LIMITED = {
     module: importlib.import_module(f"datadist.control.{module}")
-    for module in ("account", "turns", "places", "messages", "session", "discovery", "listener", "remote",
-                   "closing")
+    for module in ("account", "turns", "places", "messages", "session", "discovery", "listener",
+                   "network_discovery", "closing")
 }  # fmt: skip
 NO_LIMITS = {
     "listener.MAX_HANDSHAKES",  # by the process's descriptor limit: said in words
@@ -50,12 +50,12 @@ NO_LIMITS = {
     "session.STALLED_SECONDS",
     "session.READ",
     "session.WRITE",
-    "meeting.RETRY_SECONDS",
-    "meeting.REFUSAL_SECONDS",
+    "discovery.RETRY_SECONDS",
+    "discovery.REFUSAL_SECONDS",
     "listener._PAUSE_SECONDS",
-    "remote.AGAIN",
-    "remote.AGAIN_SECONDS",
-    "remote.MAX_REPORTED",
+    "network_discovery.AGAIN",
+    "network_discovery.AGAIN_SECONDS",
+    "network_discovery.MAX_REPORTED",
     "closing.STOP_SECONDS",
 }
 

@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from types import FrameType
 
 import pytest
@@ -18,13 +19,13 @@ from datadist.base.log_locks import give_back_locks
 def logger() -> Iterator[logging.Logger]:
     parent, found = logging.getLogger("locks"), logging.getLogger("locks.child")
     handlers = [logging.StreamHandler(io.StringIO()) for _ in range(2)]
-    for each, handler in zip((parent, found), handlers, strict=True):
-        each.propagate = each is found
-        each.addHandler(handler)
-    yield found
-    for each, handler in zip((parent, found), handlers, strict=True):
-        each.removeHandler(handler)
-        each.__class__ = logging.Logger
+    with ExitStack() as stack:
+        for each, handler in zip((parent, found), handlers, strict=True):
+            each.propagate = each is found
+            each.addHandler(handler)
+            stack.callback(each.removeHandler, handler)
+            stack.callback(setattr, each, "__class__", logging.Logger)
+        yield found
 
 
 def _log_interrupted(logger: logging.Logger, moment: int) -> bool:
