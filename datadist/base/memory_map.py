@@ -7,13 +7,16 @@ import fcntl
 import struct
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from datadist.base.callers import pass_on
 from datadist.base.picklable import PicklableError
 
-__all__ = ["ListedMappings", "MemoryMap", "NotWritable", "QueriedMappings", "current_mappings"]
+__all__ = [
+    "KeptMappings", "ListedMappings", "MemoryMap", "NotWritable", "QueriedMappings", "current_mappings",
+]  # fmt: skip
 
 MAPS = Path("/proc/self/maps")
 QUERY = struct.Struct("=6Q56x")
@@ -68,6 +71,26 @@ def current_mappings() -> MemoryMap:
         with MAPS.open() as lines:
             return ListedMappings(lines)
     return kernel
+
+
+class KeptMappings:
+    """For `Transport.registering`: looks the mappings up once for many ranges. One thread at a time."""
+
+    def __init__(self) -> None:
+        self._kept: MemoryMap | None = None
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """While they do not change."""
+        self._kept = current_mappings()
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    def get(self) -> MemoryMap:
+        """Those that are kept, else those of now."""
+        return self._kept or current_mappings()
 
 
 class ListedMappings(MemoryMap):

@@ -12,15 +12,15 @@ import logging
 import threading
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datadist.base.memory_map import MemoryMap, NotWritable, current_mappings
+from datadist.base.memory_map import KeptMappings, MemoryMap, NotWritable
 from datadist.transport import Placement, Region, RegistrationError, TransferError
 from datadist_hccl import abi
 from datadist_hccl.acl import AclError, Device
@@ -96,7 +96,7 @@ class Memory:
         self._lock = threading.Lock()
         self._regions: dict[HcclRegion, None] = {}
         self._registered: dict[_Range, _Registration] = {}
-        self._mapped: MemoryMap | None = None
+        self._mapped = KeptMappings()
 
     # -- regions -----------------------------------------------------------------------------
 
@@ -131,21 +131,16 @@ class Memory:
         except AclError as error:
             log.error("cannot free the memory at %#x: %s", address, error)
 
-    @contextmanager
-    def registering(self) -> Iterator[None]:
+    def registering(self) -> AbstractContextManager[None]:
         """Look at the process's mappings once."""
-        self._mapped = current_mappings()
-        try:
-            yield
-        finally:
-            self._mapped = None
+        return self._mapped.kept()
 
     def register(self, address: int, size: int, placement: Placement) -> HcclRegion:
         """Memory of the user, which must lie where it is said to lie."""
         if placement is Placement.DEVICE:
             self._check_device_memory(address, size)
         else:
-            check_host_memory(self._mapped or current_mappings(), address, size)
+            check_host_memory(self._mapped.get(), address, size)
         return self._add(HcclRegion(address, size, placement, False, None))
 
     def _check_device_memory(self, address: int, size: int) -> None:

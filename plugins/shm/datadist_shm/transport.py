@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as MappingType
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from datadist.base.memory_map import MemoryMap, current_mappings
+from datadist.base.memory_map import KeptMappings
 from datadist.transport import (
     Access,
     Availability,
@@ -54,7 +54,7 @@ class ShmTransport(Transport):
         self._options = Options.parse(options.extra, os.environ)
         self._ids = itertools.count(1)
         self._mappings = PeerMappings()
-        self._mapped: MemoryMap | None = None
+        self._mapped = KeptMappings()
         self._pagemap = -1
         with suppress(OSError):  # where it is closed to us, small transfers take longer
             self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -75,18 +75,13 @@ class ShmTransport(Transport):
         """A sealed memfd, populated in the background unless the option ``populate`` is off."""
         return memory.allocate(next(self._ids), size, placement, self._options)
 
-    @contextmanager
-    def registering(self) -> Iterator[None]:
+    def registering(self) -> AbstractContextManager[None]:
         """Look at the process's mappings once."""
-        self._mapped = current_mappings()
-        try:
-            yield
-        finally:
-            self._mapped = None
+        return self._mapped.kept()
 
     def register(self, address: int, size: int, placement: Placement) -> Region:
         """Memory of the user, which peers will read through our process."""
-        memory.check_user_memory(self._mapped or current_mappings(), address, size)
+        memory.check_user_memory(self._mapped.get(), address, size)
         memory.permit_access(self._options.ptracer)
         return UserRegion(next(self._ids), address, size, placement)
 
