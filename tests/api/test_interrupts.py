@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +24,7 @@ from datadist import (
 )
 from tests import interrupts, nodes
 from tests.nodes import Node
+from tests.waiting import until
 
 Start = Callable[..., Node]
 PAIR = {1: 0, 2: 1}
@@ -46,13 +46,6 @@ class Wrong(ValueError):
 
 
 KINDS = (interrupts.Interrupt, KeyboardInterrupt, SoftLimit, Late, Wrong)
-
-
-def _soon(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.001)
 
 
 # -- one engine --------------------------------------------------------------------------------
@@ -84,7 +77,11 @@ def _interrupt_link(here: nodes.Here, kind: type[BaseException]) -> int:
         while ids:  # the exception came when the caller had it
             engine.unlink(ids.pop())
         _wait_for_calls(engine)
-        _soon(lambda: not engine.stats()["links"], f"a domain is left, interrupted at {where}")
+        until(
+            lambda: not engine.stats()["links"],
+            SECONDS,
+            f"a domain is left, interrupted at {where}",
+        )
     (last,) = ids
     engine.unlink(last)
     assert engine.stats()["links"] == []
@@ -254,7 +251,7 @@ def _interrupt(here: nodes.Here, name: str, kind: type[BaseException]) -> int:
     rounds = 0
     for where in interrupts.raising(call, kind):
         rounds += 1
-        _soon(lambda: not _taken(here), f"{_taken(here)}, interrupted at {where}")
+        until(lambda: not _taken(here), SECONDS, f"{_taken(here)}, interrupted at {where}")
         call()
     defects = [line for line in nodes.log_of(here) if "defect" in line or "report it" in line]
     assert defects == []

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable
 
 import pytest
 
 from datadist.base.workers import Workers
+from tests.waiting import until
 
 
 class Link:
@@ -48,19 +48,12 @@ def _blocked(workers: Workers, owner: str, calls: int) -> tuple[threading.Event,
     return go_on, begun
 
 
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 @pytest.mark.parametrize("owner", ["another", None])
 def test_one_owner_does_not_occupy_all_threads(owner: str | None) -> None:
     workers, done = Workers(3, "fair", 2), threading.Event()
     go_on, begun = _blocked(workers, "greedy", 50)
     try:
-        _until(lambda: len(begun) == 2)
+        until(lambda: len(begun) == 2)
         workers.submit(done.set, owner)
         assert done.wait(SECONDS)
         assert len(begun) == 2
@@ -73,7 +66,7 @@ def test_one_owner_does_not_occupy_all_threads(owner: str | None) -> None:
 def test_owners_that_wait_take_turns() -> None:
     workers, ran = Workers(1, "fair"), list[str]()
     go_on, begun = _blocked(workers, "first", 1)
-    _until(lambda: bool(begun))
+    until(lambda: bool(begun))
     for owner in "aaaabbc":
         workers.submit(lambda owner=owner: ran.append(owner), owner)  # type: ignore[misc]
     go_on.set()
@@ -95,7 +88,7 @@ def test_all_threads_start_at_once_and_none_later() -> None:
 def test_the_end_does_not_wait_for_ever_for_each_thread() -> None:
     workers = Workers(3, "hung", 3)
     go_on, begun = _blocked(workers, "hung", 3)
-    _until(lambda: len(begun) == 3)
+    until(lambda: len(begun) == 3)
     began = time.monotonic()
     workers.stop(0.3)
     assert time.monotonic() - began < SECONDS / 2

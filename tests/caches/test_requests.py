@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,6 +14,7 @@ from datadist.caches.requests import Requests, Service
 from datadist.control.account import Item, LimitExceeded
 from datadist.control.messages import MAX_SECONDS, Synced
 from tests.interrupts import raising
+from tests.waiting import until
 
 
 def _view(closed: bool = False) -> PeerView:
@@ -55,19 +55,12 @@ def test_a_peer_that_is_gone_ends_the_wait() -> None:
 SECONDS = 60.0
 
 
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 @pytest.mark.parametrize(("asked", "given"), [(MAX_SECONDS, 5.0), (1.0, 1.0)])
 def test_no_request_has_more_time_than_ours(asked: float, given: float) -> None:
     service, deadlines = Service("test", 1, 1, 5.0), list[float]()
     began = time.monotonic()
     service.submit(_view(), 0, asked, deadlines.append)
-    _until(lambda: bool(deadlines))
+    until(lambda: bool(deadlines))
     service.close()
     assert began + given <= deadlines[0] <= time.monotonic() + given
 
@@ -82,15 +75,15 @@ def test_requests_of_one_peer_leave_threads_to_others() -> None:
     greedy, other, served = _view(), _view(), threading.Event()
     for _ in range(10):
         service.submit(greedy, 100, MAX_SECONDS, serve)
-    _until(lambda: len(begun) == 2)
+    until(lambda: len(begun) == 2)
     assert greedy.account[Item.REQUESTS] == 10
     assert greedy.account[Item.REQUEST_BYTES] == 1000
     service.submit(other, 100, 1.0, lambda _: served.set())
     assert served.wait(SECONDS)
     assert len(begun) == 2
     go_on.set()
-    _until(lambda: len(begun) == 10)
-    _until(lambda: greedy.account[Item.REQUESTS] == greedy.account[Item.REQUEST_BYTES] == 0)
+    until(lambda: len(begun) == 10)
+    until(lambda: greedy.account[Item.REQUESTS] == greedy.account[Item.REQUEST_BYTES] == 0)
     service.close()
 
 
@@ -103,10 +96,10 @@ def test_the_end_drops_the_requests_that_wait() -> None:
 
     for _ in range(10):
         service.submit(_view(), 0, 1.0, serve)
-    _until(lambda: len(begun) == 1)
+    until(lambda: len(begun) == 1)
     ending = threading.Thread(target=service.close)
     ending.start()
-    _until(lambda: not service._workers._waiting)
+    until(lambda: not service._workers._waiting)
     service.submit(_view(), 0, 1.0, serve)
     go_on.set()
     ending.join(SECONDS)
@@ -138,7 +131,7 @@ def test_a_request_that_raises_gives_back_what_it_had() -> None:
         raise RuntimeError("a defect")
 
     service.submit(view, 100, 1.0, fail)
-    _until(lambda: view.account[Item.REQUESTS] == view.account[Item.REQUEST_BYTES] == 0)
+    until(lambda: view.account[Item.REQUESTS] == view.account[Item.REQUEST_BYTES] == 0)
     service.close()
 
 

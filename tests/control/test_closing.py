@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,15 +16,9 @@ from datadist.control.messages import Idle, encode
 from datadist.control.reactor import Reactor
 from datadist.control.session import KERNEL_FDS, Session
 from tests.lingering import HANGS, Lingering
+from tests.waiting import until
 
 SECONDS = 60.0
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 @pytest.fixture
@@ -32,13 +26,6 @@ def lingering() -> Iterator[Lingering]:
     made = Lingering()
     yield made
     made.free()
-
-
-@pytest.fixture
-def reactor() -> Iterator[Reactor]:
-    made = Reactor("test")
-    yield made
-    made.stop()
 
 
 def _session(reactor: Reactor) -> tuple[Session, socket.socket, list[str]]:
@@ -62,11 +49,11 @@ def test_a_descriptor_that_blocks_in_close_blocks_nobody(
     lingering.send(theirs, many)
     reactor.call(session.start, SECONDS)
     theirs.close()
-    _until(lambda: bool(closed))
+    until(lambda: bool(closed))
     _answers_at_once(reactor)
     assert reactor.closer.waiting > 0, "its close blocks indeed"
     lingering.free()
-    _until(lambda: reactor.closer.waiting == 0)
+    until(lambda: reactor.closer.waiting == 0)
 
 
 def test_descriptors_in_the_queue_of_a_socket_that_is_closed_block_nobody(
@@ -133,7 +120,7 @@ def test_the_end_says_what_it_left(lingering: Lingering, caplog: pytest.LogCaptu
     closer.stop(0.1)
     assert "2 descriptors that peers sent are not closed after 0.1 s" in caplog.text
     lingering.free()
-    _until(lambda: closer.waiting == 0)
+    until(lambda: closer.waiting == 0)
 
 
 def test_the_end_closes_what_waits() -> None:
@@ -153,7 +140,7 @@ def test_it_is_full_at_its_limit(lingering: Lingering, monkeypatch: pytest.Monke
     closer.take([os.dup(0)])
     assert closer.full
     lingering.free()
-    _until(lambda: not closer.full)
+    until(lambda: not closer.full)
     closer.stop()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -26,6 +26,7 @@ from datadist.control.turns import (
     Credit,
     Credits,
 )
+from tests.waiting import until
 
 SECONDS = 60.0
 
@@ -73,26 +74,12 @@ class Talker:
 
 
 @pytest.fixture
-def reactor() -> Iterator[Reactor]:
-    made = Reactor("test")
-    yield made
-    made.stop()
-
-
-@pytest.fixture
 def talker(reactor: Reactor) -> Iterator[Talker]:
     made = Talker(reactor, encode(Idle()))
     with ExitStack() as stack:
         stack.callback(reactor.call, lambda: made.session.close("end"), SECONDS)
         stack.callback(made.close)
         yield made
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("frame", [encode(Idle()), encode(Sync(id=1)), encode(Idle()) * 3])
@@ -102,12 +89,12 @@ def test_calls_and_timers_run_beside_a_peer_that_talks_without_pause(
     talker.frame = frame
     reactor.call(talker.session.start, SECONDS)
     talker.talk()
-    _until(lambda: talker.handled > 1000)
+    until(lambda: talker.handled > 1000)
     fired = threading.Event()
     reactor.call(lambda: reactor.later(0.01, fired.set), SECONDS)
     assert fired.wait(SECONDS)
     before = talker.handled
-    _until(lambda: talker.handled > before + 1000)
+    until(lambda: talker.handled > before + 1000)
 
 
 def test_another_session_has_its_turn_after_a_share(reactor: Reactor, talker: Talker) -> None:
@@ -123,9 +110,9 @@ def test_another_session_has_its_turn_after_a_share(reactor: Reactor, talker: Ta
             other.session.start()
 
         reactor.call(start, SECONDS)
-        _until(lambda: bool(seen))
+        until(lambda: bool(seen))
         assert seen[0] <= 2 * SHARE_FRAMES
-        _until(lambda: talker.handled == 40 * SHARE_FRAMES)
+        until(lambda: talker.handled == 40 * SHARE_FRAMES)
     finally:
         other.close()
         reactor.call(lambda: other.session.close("end"), SECONDS)
@@ -137,8 +124,8 @@ def test_what_is_left_in_the_inbox_is_handled_although_nothing_more_arrives(
     count = 10 * SHARE_FRAMES + 3
     talker.say(count)
     reactor.call(talker.session.start, SECONDS)
-    _until(lambda: talker.handled == count)
-    _until(talker.session.settled)
+    until(lambda: talker.handled == count)
+    until(talker.session.settled)
 
 
 def test_frames_that_wait_in_the_inbox_are_not_settled(reactor: Reactor, talker: Talker) -> None:
@@ -161,7 +148,7 @@ def test_frames_that_wait_in_the_inbox_are_not_settled(reactor: Reactor, talker:
 
     talker.session.on_message = handle
     reactor.call(start, SECONDS)
-    _until(lambda: talker.handled == count and talker.session.settled())
+    until(lambda: talker.handled == count and talker.session.settled())
     reactor.call(lambda: None, SECONDS)
     early = [good for good, handled in settled if handled < count]
     assert early
@@ -187,7 +174,7 @@ def test_who_waits_for_what_has_arrived_does_not_wait_for_what_comes_after(
 ) -> None:
     reactor.call(talker.session.start, SECONDS)
     talker.talk()
-    _until(lambda: talker.handled > 1000)
+    until(lambda: talker.handled > 1000)
     for _ in range(5):
         talker.session.catch_up(SECONDS)
 
@@ -212,10 +199,10 @@ def test_a_peer_that_talks_without_pause_does_not_put_off_its_end(
     talker.session.on_closed = lambda _session, reason: closed.append(reason)
     reactor.call(talker.session.start, SECONDS)
     talker.talk()
-    _until(lambda: talker.handled > 1000)
+    until(lambda: talker.handled > 1000)
     end = talker.session._on_exit if how == "exit" else lambda _: talker.session._give_up("gone")
     reactor.call(lambda: end(0), SECONDS)
-    _until(lambda: bool(closed))
+    until(lambda: bool(closed))
     assert closed == ["its process ended" if how == "exit" else "gone"]
 
 
@@ -276,9 +263,9 @@ def test_a_handler_that_raises_ends_its_session_with_the_reason(
         reactor.call(talker.session.start, SECONDS)
         reactor.call(other.session.start, SECONDS)
         talker.say(3)
-        _until(lambda: bool(closed))
+        until(lambda: bool(closed))
         other.say(3)
-        _until(lambda: other.handled == 3)
+        until(lambda: other.handled == 3)
     finally:
         other.close()
         reactor.call(lambda: other.session.close("end"), SECONDS)
@@ -304,7 +291,7 @@ def test_a_frame_that_costs_much_is_followed_by_a_rest(
     talker.say(8)
     began = time.monotonic()
     reactor.call(talker.session.start, SECONDS)
-    _until(lambda: talker.handled == 8)
+    until(lambda: talker.handled == 8)
     assert time.monotonic() - began > 0.95, "0.8 s of work, of which 0.2 s came without a rest"
     assert len(talker.frame) == HEADER.size + 15
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from datadist import BlocksCacheKey, LLMStatusCode
 from datadist.transfers.route_cache import RouteCache
 from tests import nodes
 from tests.nodes import Node, RemoteError
+from tests.waiting import until
 
 Start = Callable[..., Node]
 SHAPE, TENSORS = (8, 64), 3
@@ -33,13 +33,6 @@ def linked(start_node: Start) -> tuple[Node, Node]:
     for _ in range(2):
         puller.do(nodes.pull_blocks, KEY, "target", [5], [6])
     return owner, puller
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def _pull_slowly(here: nodes.Here, has_read: str, handled: bool) -> None:
@@ -63,7 +56,10 @@ def _pull_slowly(here: nodes.Here, has_read: str, handled: bool) -> None:
     def read_slowly(*args: Any) -> Any:
         heard = read(*args)
         Path(has_read).touch()
-        _until(lambda: cached.view.version != cached.version if handled else session.dispatching)
+        until(
+            lambda: cached.view.version != cached.version if handled else session.dispatching,
+            SECONDS,
+        )
         return heard
 
     def handle_late(*args: Any) -> None:
@@ -91,7 +87,7 @@ def test_a_key_that_is_taken_away_meanwhile_is_not_there(
     owner, puller = linked
     has_read = tmp_path / "has read"
     puller.begin(_pull_slowly, str(has_read), handled)
-    _until(has_read.exists)
+    until(has_read.exists, SECONDS)
     owner.do(nodes.deallocate, "old")
     with pytest.raises(RemoteError) as caught:
         puller.result()
