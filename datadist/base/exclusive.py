@@ -11,10 +11,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["Exclusive"]
+__all__ = ["NON_BLOCKING", "ROUNDS", "Exclusive"]
 
 T = TypeVar("T")
 
+ROUNDS = 2
+"""So often a thread looks again for changes of others, who may ask for more without end."""
 WAITING, NON_BLOCKING = (True,), (False,)
 """For `map` over a lock's ``acquire``, which is noted in C: no signal handler runs in between."""
 
@@ -30,6 +32,8 @@ class Exclusive:
     """
 
     def __init__(self) -> None:
+        self.hand_over: Callable[[Callable[[], None]], object] | None = None
+        """Has another thread make what others go on asking for; without, whoever is here makes it."""
         self._lock = threading.RLock()
         self._changing = False
         self._changes: deque[Callable[[], object]] = deque()
@@ -88,9 +92,18 @@ class Exclusive:
         if self._changes:
             self._serve(WAITING if wait else NON_BLOCKING)
 
+    def serve_some(self) -> None:
+        """:meth:`serve`, which waits for nobody and ends while others ask for more."""
+        self._serve(NON_BLOCKING)
+
     def _serve(self, how: tuple[bool]) -> None:
         """Whoever holds the lock looks for changes once more after letting go of it."""
+        rounds = 0
         while self._changes:
+            if rounds == ROUNDS and self.hand_over is not None:
+                self.hand_over(self.serve_some)
+                return
+            rounds += 1
             held: list[bool] = []
             try:
                 held += map(self._lock.acquire, how)
@@ -106,6 +119,7 @@ class Exclusive:
                     self._lock.release()
 
     def _make_all(self) -> None:
-        while self._changes:
+        """Those that are here by now: others may ask for more without end."""
+        for _ in range(len(self._changes)):
             self._changes[0]()
             self._changes.popleft()

@@ -66,6 +66,11 @@ class OwnDirectory:
         self.revocations = Revocations()
         self.publication = Publication(self._state, self._settle, self._entries, self.revocations)
 
+    def hand_over_to(self, post: Callable[[Callable[[], None]], object]) -> None:
+        """Have ``post`` run what peers go on asking for while a thread of the caller serves them."""
+        self._state.hand_over = post
+        self.revocations.hand_over_to(post)
+
     # -- local changes -----------------------------------------------------------------------
 
     def settle(self, wait: bool = True) -> None:

@@ -30,6 +30,10 @@ class Revocations:
         self._waiting: dict[PeerView, list[tuple[int, int, _Waiting]]] = {}
         """Heaps by the number that the peer has to acknowledge."""
 
+    def hand_over_to(self, post: Callable[[Callable[[], None]], object]) -> None:
+        """See :class:`Exclusive`."""
+        self._state.hand_over = post
+
     def when_acked(self, targets: Mapping[PeerView, int], then: Callable[[], object]) -> None:
         """Run ``then`` once every view has acknowledged its number, or is gone."""
         self._state.post(lambda: self._wait(targets, then))

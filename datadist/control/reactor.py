@@ -41,6 +41,8 @@ MIN_TIMERS_TO_PRUNE = 64
 """Cancelled timers are removed only if there are at least this many timers."""
 HELPERS = 2
 """Threads for look-ups that may take long: of names, and of engines elsewhere."""
+HELPER_SECONDS = 1.0
+"""How long the end of an engine waits for such a look-up."""
 MAX_SLEEP_SECONDS = 3600.0
 """Seconds of one wait; epoll refuses more than 2^31 ms."""
 
@@ -220,7 +222,7 @@ class Reactor:
         with self._waking:
             self.abandon()
         self._give_up_calls()
-        self.helpers.stop(0.0)
+        self.helpers.stop(HELPER_SECONDS)
         self.closer.stop()
 
     def abandon(self) -> None:

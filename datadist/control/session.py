@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from datadist.base.callers import pass_on
+from datadist.base.exclusive import NON_BLOCKING, ROUNDS
 from datadist.base.flag import Flag
 from datadist.base.texts import in_seconds
 from datadist.control.account import LimitExceeded
@@ -53,10 +54,6 @@ class Descriptor:
 
     def __del__(self) -> None:
         os.close(self.fd)
-
-
-NON_BLOCKING = (False,)
-"""For `map` over a lock's ``acquire``, which is noted in C: no handler of a signal runs in between."""
 
 
 class _Frame:
@@ -191,8 +188,13 @@ class Session:
         moment.
         """
         broken: list[str] = []
-        while self._send_once(broken) and self._unsealed and not broken:
-            pass
+        for _ in range(ROUNDS):
+            if not self._send_once(broken) or not self._unsealed or broken:
+                break
+        else:
+            self._reactor.post(
+                self._send_waiting
+            )  # others go on sending: this thread has done its own
         why = broken[0] if broken else self._excess()
         if why is not None:
             self._reactor.post(lambda: self._give_up(why))
@@ -218,7 +220,7 @@ class Session:
         return True
 
     def _seal_waiting(self) -> None:
-        while self._unsealed:
+        for _ in range(len(self._unsealed)):
             frame = self._unsealed[0]
             if self.closed:
                 close_all(frame.fds)

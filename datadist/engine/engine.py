@@ -130,6 +130,9 @@ class Engine:
         self._start_discovery(environ, stack)
         self._start_linking(stack)
         self._start_transfers(stack)
+        self._lost_peers = LostPeers(
+            self._reactor, self._builder, self.owned, self.options.remote_accessible
+        )
         Dispatcher(
             self._discovery,
             self.views,
@@ -139,7 +142,7 @@ class Engine:
             self.fetches,
             self.owned,
             self.verification,
-            LostPeers(self._reactor, self._builder, self.owned, self.options.remote_accessible),
+            self._lost_peers,
             self._duplicates,
         )
         self._call(self._discovery.start)
@@ -148,6 +151,7 @@ class Engine:
     def _start_discovery(self, environ: Mapping[str, str], stack: ExitStack) -> None:
         self._reactor = Reactor("datadist-control")
         stack.callback(self._reactor.stop)
+        self.owned.hand_over_to(self._reactor.post)
         self._workers = Workers(max(3, min(4, os.cpu_count() or 3)), "datadist-worker")
         stack.callback(self._workers.stop)  # before the reactor, since they post to it
         self._services: list[Fetches | Verification] = []
@@ -176,6 +180,7 @@ class Engine:
         def close() -> None:
             try:
                 self._discovery.close()
+                self._lost_peers.close()
             finally:
                 self._workers.tell()  # they report to the reactor, which ends after them
 

@@ -7,6 +7,7 @@ its process has ended, or until closing the link shows that it is not writing.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import select
 from dataclasses import dataclass
@@ -74,6 +75,12 @@ class LostPeers:
         for lost_peer in self._lost_peers.pop(incarnation, []):
             self._reactor.unwatch(lost_peer.process.fd)
             self._owned.publication.on_gone(lost_peer.view)
+
+    def close(self) -> None:
+        """Watch them no more, as the engine ends."""
+        for lost_peer in itertools.chain(*self._lost_peers.values()):
+            self._reactor.unwatch(lost_peer.process.fd)
+        self._lost_peers.clear()
 
 
 def _ended(process: Descriptor) -> bool:

@@ -121,3 +121,22 @@ def test_threads_take_turns() -> None:
         thread.join(60)
     account.state.run(lambda: None)
     assert account.one == account.two == 8000
+
+
+def test_who_made_its_change_does_not_go_on_for_others() -> None:
+    account = _Account()
+    handed: list[Callable[[], None]] = []
+    account.state.hand_over = handed.append
+
+    def asks_for_more() -> None:
+        account.add()
+        if account.one < 1000:
+            account.state.post(asks_for_more)
+
+    for way in (account.state.post, account.state.do, account.state.run):
+        before = account.one
+        way(asks_for_more)
+        assert account.one < before + 10
+    while handed:
+        handed.pop()()
+    assert account.one == account.two >= 1000

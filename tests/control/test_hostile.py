@@ -108,7 +108,7 @@ def test_a_member_with_element_types_of_a_newer_version_is_served(engine: Engine
     [
         ("not sealed", "could still resize"),
         ("too small", "in a file of"),
-        ("no memory", "it sent a descriptor that is no memory"),
+        ("no memory", "rank 1 sent a descriptor that is no memory"),
         ("none", "names descriptors"),
         ("too many", "names descriptors"),
         ("huge", "in a file of"),

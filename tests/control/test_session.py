@@ -18,7 +18,7 @@ import pytest
 from datadist.control import session as sessions
 from datadist.control.messages import MAX_FDS, MAX_FRAME, Idle, Message, OfferMessage, encode
 from datadist.control.reactor import READ, Reactor
-from datadist.control.session import Session, close_all
+from datadist.control.session import Session, _Frame, close_all
 from datadist.transport import Offer
 
 SECONDS = 20.0
@@ -228,6 +228,28 @@ def test_sending_waits_for_no_other_thread(pair: Pair, by_reactor: bool) -> None
     assert sent, "it waited for the first one"
     for message in (_offer(1, 1), _offer(1, 2)):
         assert pair.receive(len(encode(message)))[0] == encode(message)
+
+
+def test_who_has_sent_its_own_does_not_go_on_for_others(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message, others = encode(_offer(1, 1)), 200
+    left = [others]
+    flush, sender = pair.session._flush, threading.get_ident()
+    here: list[int] = []
+
+    def and_somebody_sends() -> str | None:
+        if left[0]:
+            left[0] -= 1
+            pair.session._unsealed.append(_Frame(message, []))
+        here.extend([1] if threading.get_ident() == sender else [])
+        return flush()
+
+    monkeypatch.setattr(pair.session, "_flush", and_somebody_sends)
+    pair.session.inline = True
+    pair.session.send(_offer(1, 1))
+    assert len(here) < 10
+    assert pair.receive(len(message) * (others + 1))[0] == message * (others + 1)
 
 
 # -- the process at the other end -----------------------------------------------------------------

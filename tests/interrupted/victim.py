@@ -104,7 +104,8 @@ class _Dropped:
         self.owed[self._number] = free
 
     def __del__(self) -> None:
-        self._free(self._number)
+        if hasattr(self, "_number"):  # else a handler interrupted `__init__`, and the caller frees
+            self._free(self._number)
 
     @classmethod
     def _free(cls, number: int) -> None:
@@ -452,8 +453,9 @@ class Victim:
 
     def _settle(self) -> None:
         """Make what calls need, in an engine that may have ended."""
-        fresh = self.engine._engine is None
+        before = self.engine._engine
         self._init()
+        fresh = self.engine._engine is not before
         if fresh:
             self._made, self._keys, self._comm_ids, self._spare = [], [], [], []
         self._free_made()
@@ -498,7 +500,7 @@ class Victim:
         if beside is None:
             return
         beside.stop()
-        finalized = self.engine._engine is None
+        finalized = self.engine._engine is None or self.engine._engine.over
         if beside.error is not None and not (finalized and isinstance(beside.error, LLMException)):
             self.faults.append(f"beside: {beside.error!r}")
 
@@ -525,6 +527,7 @@ class Victim:
                 return
             time.sleep(0.01)
         self.link_peer()
+        self._make_spare()
 
     def _left(self, engine: Any) -> dict[str, Any]:
         caches = dict(engine.owned._caches)
@@ -541,10 +544,19 @@ class Victim:
         return {name: value for name, value in found.items() if value}
 
 
+def _descriptors() -> list[str]:
+    """What each descriptor of this process is of."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # it is the one that was listing them
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return found
+
+
 def use() -> dict[str, int]:
     """Descriptors, threads and mappings of pools of this process."""
     return {
-        "descriptors": len(os.listdir("/proc/self/fd")),
+        "descriptors": len(_descriptors()),
         "threads": threading.active_count(),
         "pools": Path("/proc/self/maps").read_text().count("memfd:datadist"),
     }
@@ -566,5 +578,5 @@ def play(
     after = use()
     faulthandler.cancel_dump_traceback_later()
     if any(after[name] > before[name] for name in before):
-        victim.faults.append(f"leaked: {before} became {after}")
+        victim.faults.append(f"leaked: {before} became {after}: {_descriptors()}")
     return {"raised": victim.raised, "nested": victim.nested, "faults": victim.faults}

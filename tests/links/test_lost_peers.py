@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -35,7 +36,8 @@ class World:
         builder = SimpleNamespace(reaches=lambda _: self.linked)
         publication = SimpleNamespace(on_connection_lost=lambda _: None, on_gone=self._on_gone)
         owned = SimpleNamespace(publication=publication)
-        self._lost_peers = LostPeers(
+        self.descriptors: list[weakref.ref[Descriptor]] = []
+        self.lost_peers = LostPeers(
             self.reactor, cast("Builder", builder), cast("OwnDirectory", owned), one_sided=True
         )
         self._closed = cast("Callable[[Any, frozenset[int]], None]", builder.on_closed)
@@ -49,7 +51,8 @@ class World:
         """A session with the peer ends; what it was told is unanswered."""
         view = SimpleNamespace(name=name, incarnation=PEER, seq_sent=1, seq_acked=0)
         process = Descriptor(os.pidfd_open(self.process.pid))
-        self.reactor.call(lambda: self._lost_peers.on_lost(cast("PeerView", view), process), 10)
+        self.descriptors.append(weakref.ref(process))
+        self.reactor.call(lambda: self.lost_peers.on_lost(cast("PeerView", view), process), 10)
 
     def close_link(self, possible_writers: frozenset[int] = frozenset()) -> None:
         """A link to it is closed here."""
@@ -90,3 +93,11 @@ def test_a_peer_that_was_inside_is_gone_with_its_process(world: World) -> None:
     assert world.all_gone.wait(60)
     world.reactor.call(lambda: None, 10)
     assert sorted(world.gone) == ["first", "second"]
+
+
+def test_the_end_of_the_engine_closes_the_descriptors_of_lost_peers(world: World) -> None:
+    world.lose("first")
+    (process,) = world.descriptors
+    world.reactor.call(world.lost_peers.close, 10)
+    assert process() is None
+    assert world.gone == []

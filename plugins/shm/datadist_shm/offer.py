@@ -76,8 +76,10 @@ def check_descriptor(rank: int, fd: int, size: int) -> None:
     """
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    except OSError:
-        seals = 0
+    except OSError as error:
+        raise LinkError(
+            f"rank {rank} sent a descriptor that is no memory ({error})", rank
+        ) from error
     if seals & RESIZE_SEALS != RESIZE_SEALS:
         raise LinkError(f"rank {rank} offers memory that it could still resize", rank)
     file = os.fstat(fd)
