@@ -131,7 +131,7 @@ class ClusterCalls:
 
     def remove_all(self) -> Removed:
         """End calls and take every pair out (finalize); on the reactor."""
-        self._clusters.end_calls()
+        self._clusters.end()
         pairs = list(self._clusters.pairs.values())
         return [(pair, self._clusters.remove(pair)[0]) for pair in pairs]
 

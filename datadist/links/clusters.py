@@ -87,6 +87,7 @@ class Clusters:
         self.pairs: dict[int, PairDomain] = {}
         self._calls: dict[Call, Timer] = {}
         """Calls without an answer from the network yet."""
+        self._ended = False
 
     # -- asking ------------------------------------------------------------------------------
 
@@ -145,8 +146,9 @@ class Clusters:
             "drops the packets, or the process there is stopped)",
         )
 
-    def end_calls(self) -> None:
-        """Wake those who wait for an answer from the network: this engine ends."""
+    def end(self) -> None:
+        """Begin no link any more, and wake those who wait for an answer: this engine ends."""
+        self._ended = True
         for call, timer in list(self._calls.items()):
             timer.cancel()
             self._forget(call)
@@ -249,6 +251,8 @@ class Clusters:
 
     def on_dial(self, view: PeerView, message: Dial) -> None:
         """A peer asks for a link."""
+        if self._ended:
+            return  # our session with it ends at once
         why = self._refusal_reason(view, message)
         if why is not None:
             if view.refusals.is_new(why):

@@ -296,6 +296,17 @@ def test_who_asks_for_a_link_that_cannot_be_is_told_why(
     assert "form" not in [message.kind for message in until_synced(peer)]
 
 
+def test_an_engine_that_ends_begins_no_link(engine: Engine) -> None:
+    peer, parts = engine.raw_peer(), engine.api._engine
+    assert parts is not None
+    parts._call(parts._remove_all)
+    for link in range(3):
+        dial = {"kind": "dial", "link": link, "backend": "shm", "one_sided": False, "seconds": 10}
+        assert peer.say(dial)
+    assert "form" not in [message.kind for message in until_synced(peer)]
+    assert not parts._clusters.pairs
+
+
 def test_a_peer_that_does_not_confirm_the_end_of_a_link(engine: Engine) -> None:
     peer = engine.raw_peer()
     assert peer.say(
