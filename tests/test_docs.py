@@ -39,7 +39,7 @@ LIMITED = {
     module: importlib.import_module(f"datadist.control.{module}")
     for module in ("account", "turns", "places", "messages", "session", "discovery", "listener",
                    "network_discovery", "closing")
-}  # fmt: skip
+} | {"requests": importlib.import_module("datadist.caches.requests")}  # fmt: skip
 NO_LIMITS = {
     "listener.MAX_HANDSHAKES",  # by the process's descriptor limit: said in words
     "messages.WIRE_VERSION",

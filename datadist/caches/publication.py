@@ -13,7 +13,7 @@ __all__ = ["Publication"]
 
 ENTRY_BYTES, BASE_BYTES, KEY_BYTES = 256, 48, 160
 """Most bytes in a message of an entry, of a tensor with its region in it, and of a key in it."""
-PART_BYTES = 2 << 20
+PART_BYTES = 1 << 14
 """Bytes after which the next entry comes in another message of the directory."""
 
 

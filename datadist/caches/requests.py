@@ -16,6 +16,9 @@ from datadist.control.messages import Message
 
 Answer = TypeVar("Answer")
 
+MANY = 64
+"""A peer with more requests that wait rests after each one for twice what that took of the processor."""
+
 
 class Service:
     """Threads that answer requests of peers, ``most`` of one peer at one time.
@@ -27,6 +30,7 @@ class Service:
     def __init__(self, name: str, threads: int, most: int, longest: float) -> None:
         self._workers = Workers(threads, name, most)
         self._longest = longest
+        self._ending = Flag()
 
     def submit(
         self, view: PeerView, nbytes: int, seconds: float, serve: Callable[[float], None]
@@ -41,20 +45,25 @@ class Service:
         deadline = time.monotonic() + min(seconds, self._longest)
 
         def run() -> None:
+            began = time.thread_time()
             try:
                 serve(deadline)
             finally:
                 account.give_back(Item.REQUESTS)
                 account.give_back(Item.REQUEST_BYTES, nbytes)
+            if account[Item.REQUESTS] > MANY:
+                self._ending.wait(2 * (time.thread_time() - began))
 
         self._workers.submit(run, owner=account)
 
     def tell(self) -> None:
         """Have the threads end, without waiting for it; what waits is dropped, as at :meth:`close`."""
+        self._ending.set()
         self._workers.tell(drop=True)
 
     def close(self) -> None:
         """End the threads, and drop what waits: our end answers it."""
+        self._ending.set()
         self._workers.stop(drop=True)
 
 

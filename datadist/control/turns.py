@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 
 SHARE_FRAMES = 64
 SHARE_BYTES = 1 << 18
-SHARE_SECONDS = 0.002
+SHARE_SECONDS = 0.0005
 """What one session may have of one turn; the frame that exceeds it is handled to its end."""
 CREDIT_SECONDS = 0.25
 """Processor time that a silent peer may have at once; a directory of 20,000 keys takes it."""
 CREDIT_RATE = 0.1
 """Processor seconds of that which a peer earns per second."""
-MEAN_WAIT_SECONDS = 0.0005
+MEAN_WAIT_SECONDS = 0.002
 """How long others wait for a peer without credit on average, whenever they come."""
-MAX_REST_SECONDS = 0.5
-"""Longest time in which a peer without credit is not heard, but for a share that took longer."""
+MAX_REST_SECONDS = 2.0
+"""Longest rest of a peer without credit, unless twice what it has had is longer."""
 MAX_ORIGINS = 256
 """Peers whose credit is remembered after their sessions."""
 
@@ -42,11 +42,15 @@ class Share:
 
 
 class Credit:
-    """Processor time that may be had without a rest. What passes on the clock is others' as well."""
+    """Processor time that may be had without a rest. What passes on the clock is others' as well.
 
-    def __init__(self, left: float | None = None) -> None:
+    Sessions of one origin that are without credit rest one after another: ``rests_until`` is theirs.
+    """
+
+    def __init__(self, left: float | None = None, rests_until: list[float] | None = None) -> None:
         self._left = CREDIT_SECONDS if left is None else left
         self._at = time.monotonic()
+        self._rests_until = [0.0] if rests_until is None else rests_until
 
     def earn(self) -> float:
         """What is there by now."""
@@ -56,21 +60,23 @@ class Credit:
         return self._left
 
     def begin(self) -> Credit:
-        """One for a newcomer, who takes all that is there."""
+        """One for a newcomer of the same origin, who takes all that is there."""
         left, self._left = self.earn(), 0.0
-        return Credit(left)
+        return Credit(left, self._rests_until)
 
     def spend(self, seconds: float) -> float:
         """Take what a share has cost; how many seconds the session has to rest for that.
 
-        Without credit it has half of the time, and less where its shares are long. Who comes at any
-        moment waits on average for a share squared, by twice the time from one share to the next.
+        Without credit an origin has a third of the time, and less where its shares are long. Who comes
+        at any moment waits on average for a share squared, by twice the time from one share to the next.
         """
         if self.earn() >= seconds:
             self._left -= seconds
             return 0.0
         self._left = 0.0
-        return max(seconds, min(MAX_REST_SECONDS, seconds * seconds / (2 * MEAN_WAIT_SECONDS)))
+        rest = max(2 * seconds, min(MAX_REST_SECONDS, seconds * seconds / (2 * MEAN_WAIT_SECONDS)))
+        self._rests_until[0] = max(self._at, self._rests_until[0]) + rest
+        return self._rests_until[0] - self._at
 
 
 class Credits:

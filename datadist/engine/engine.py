@@ -130,9 +130,10 @@ class Engine:
         self._start_discovery(environ, stack)
         self._start_linking(stack)
         self._start_transfers(stack)
-        self._lost_peers = LostPeers(
+        lost_peers = LostPeers(
             self._reactor, self._builder, self.owned, self.options.remote_accessible
         )
+        self._after_sessions.append(lost_peers.close)
         Dispatcher(
             self._discovery,
             self.views,
@@ -142,7 +143,7 @@ class Engine:
             self.fetches,
             self.owned,
             self.verification,
-            self._lost_peers,
+            lost_peers,
             self._duplicates,
         )
         self._call(self._discovery.start)
@@ -155,6 +156,8 @@ class Engine:
         self._workers = Workers(max(3, min(4, os.cpu_count() or 3)), "datadist-worker")
         stack.callback(self._workers.stop)  # before the reactor, since they post to it
         self._services: list[Fetches | Verification] = []
+        self._after_sessions: list[Callable[[], None]] = []
+        """Run at the end, on the reactor, once all sessions are closed."""
         stack.callback(self._stop_services)
         network = self._network_settings() if self._far else None
         try:
@@ -180,7 +183,8 @@ class Engine:
         def close() -> None:
             try:
                 self._discovery.close()
-                self._lost_peers.close()
+                for call in self._after_sessions:
+                    call()
             finally:
                 self._workers.tell()  # they report to the reactor, which ends after them
 

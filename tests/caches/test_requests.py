@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from datadist.caches.peers import PeerView
-from datadist.caches.requests import Requests, Service
+from datadist.caches.requests import MANY, Requests, Service
 from datadist.control.account import Item, LimitExceeded
 from datadist.control.messages import MAX_SECONDS, Synced
 from tests.interrupts import raising
@@ -104,6 +104,29 @@ def test_the_end_drops_the_requests_that_wait() -> None:
     go_on.set()
     ending.join(SECONDS)
     assert len(begun) == 1
+
+
+@pytest.mark.parametrize("count", [MANY, 2 * MANY])
+def test_who_asks_too_much_at_once_leaves_the_processor_to_others(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, rests = Service("test", 1, 1, 5.0), list[float]()
+    monkeypatch.setattr(service, "_ending", SimpleNamespace(wait=rests.append, set=lambda: None))
+    view, go_on = _view(), threading.Event()
+
+    def serve(_deadline: float) -> None:
+        go_on.wait(SECONDS)
+        began = time.thread_time()
+        while time.thread_time() < began + 0.001:
+            pass
+
+    for _ in range(count):
+        service.submit(view, 0, 1.0, serve)
+    go_on.set()
+    until(lambda: not view.account[Item.REQUESTS])
+    service.close()
+    assert len(rests) == max(0, count - 1 - MANY)
+    assert all(rest >= 0.002 for rest in rests)
 
 
 @pytest.mark.parametrize("item", [Item.REQUESTS, Item.REQUEST_BYTES])

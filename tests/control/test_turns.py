@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 import time
@@ -217,9 +218,20 @@ def test_a_session_that_is_not_silent_earns_no_more_than_its_part() -> None:
 def test_others_hardly_wait_for_who_has_no_credit(cost: float) -> None:
     credit = Credit(0.0)
     rest = credit.spend(cost)
-    assert cost <= rest <= max(cost, MAX_REST_SECONDS)
+    assert 1.999 * cost <= rest <= max(2.001 * cost, MAX_REST_SECONDS)
     if rest < MAX_REST_SECONDS:
         assert cost * cost / (2 * (cost + rest)) <= MEAN_WAIT_SECONDS
+
+
+@pytest.mark.parametrize("origin", [(7, None), (None, "10.0.0.7")])
+def test_sessions_of_one_origin_rest_one_after_another(
+    origin: tuple[int | None, str | None],
+) -> None:
+    credits = Credits()
+    credits.of(*origin).spend(CREDIT_SECONDS + 1)
+    rests = [credits.of(*origin).spend(1.0) for _ in range(16)]
+    assert all(later > earlier + 1.9 for earlier, later in itertools.pairwise(rests))
+    assert credits.of(8, None).spend(CREDIT_SECONDS / 2) == 0
 
 
 def test_who_comes_again_has_no_new_credit() -> None:
