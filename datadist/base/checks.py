@@ -147,11 +147,6 @@ def check_range(name: str, value: object, low: int, high: int) -> None:
         raise ValueError(f"{name} is {value}, it must be in [{low}, {high}]")
 
 
-def check_uint8(name: str, value: object) -> None:
-    """An unsigned 8-bit integer."""
-    check_range(name, value, 0, 2**8 - 1)
-
-
 def check_uint16(name: str, value: object) -> None:
     """An unsigned 16-bit integer."""
     check_range(name, value, 0, 2**16 - 1)

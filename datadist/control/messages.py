@@ -31,7 +31,7 @@ MAX_FRAME = 16 << 20
 MAX_HELLO = 4096
 """Largest frame of a peer that has not said hello yet."""
 
-MAX_FDS = 16
+MAX_FDS = Offer.MAX_FDS
 """Most descriptors that one frame may carry."""
 
 MAX_ELEMENTS = 600_000

@@ -12,7 +12,6 @@ from datadist import Placement
 from datadist.base import checks
 
 RANGES: list[tuple[Callable[[str, object], None], int, int]] = [
-    (checks.check_uint8, 0, 2**8 - 1),
     (checks.check_uint16, 0, 2**16 - 1),
     (checks.check_uint32, 0, 2**32 - 1),
     (checks.check_uint64, 0, 2**64 - 1),
