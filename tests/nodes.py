@@ -71,16 +71,25 @@ class Node:
 
     Nodes are forked from a process that has imported what they need and has done nothing else: it
     has one thread and no engine. A node has the environment and the working directory of the test.
-    ``modules`` are imported beforehand too; those of the first node of a test run count.
+    ``modules`` are imported beforehand too; those of the first node of a test run count. ``serve_by``
+    is a function that calls :func:`serve` in the process, and further arguments of it.
     """
 
-    def __init__(self, environ: Mapping[str, str], modules: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        modules: Sequence[str] = (),
+        serve_by: Sequence[Any] = (),
+    ) -> None:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy starts no thread to be forked
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*PRELOADED, *modules])
         self._pipe, theirs = context.Pipe()
         surroundings = {**os.environ, **environ}, os.getcwd()
-        self._process = context.Process(target=_serve, args=(theirs, *surroundings), daemon=True)
+        function, *more = serve_by or (serve,)
+        self._process = context.Process(
+            target=function, args=(theirs, *surroundings, *more), daemon=True
+        )
         self._process.start()
         theirs.close()
         self._busy = False
@@ -161,7 +170,8 @@ def _is_stopped(task: Path) -> bool:
         return True
 
 
-def _serve(pipe: Connection, environ: dict[str, str], directory: str) -> None:
+def serve(pipe: Connection, environ: dict[str, str], directory: str) -> None:
+    """What a node does: run functions, until the pipe is closed."""
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(directory)

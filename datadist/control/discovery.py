@@ -30,7 +30,7 @@ from datadist.control.messages import (
     Message,
 )
 from datadist.control.network_discovery import NetworkDiscovery
-from datadist.control.process import own_program, printable
+from datadist.control.process import own_program, peer_of, printable
 from datadist.control.reactor import READ, Reactor, Timer
 from datadist.control.runtime_dir import Address, RuntimeDir
 from datadist.control.session import Session
@@ -83,6 +83,8 @@ class Discovery:
         self._endpoint: Endpoint | None = None
         self.remote = None if network is None else NetworkDiscovery(reactor, self, network)
         self.sessions: dict[str, Session] = {}
+        self.strangers: dict[int, str] = {}
+        """Clusters whose engine is here but belongs to another user, and which user that is."""
         self._dialling: set[str] = set()
         self._handshakes: dict[Session, Timer] = {}
         self._holds: dict[str, set[object]] = {}
@@ -145,7 +147,7 @@ class Discovery:
         """Request a session with the engine, by dialling or by a dial-back request; ends in
         ``on_session``.
 
-        False if certainly no engine is there.
+        False if certainly no engine is there, or one of another user (see ``strangers``).
         """
         peer = address.incarnation
         if peer in self.sessions or peer in self._dialling or peer == self.address.incarnation:
@@ -163,11 +165,24 @@ class Discovery:
             return False
         if sock is None:
             return False
+        if self._refuse_stranger(sock, address.cluster_id):
+            return False
         if self.address.incarnation < peer:
             self._dialling.add(peer)
             self._begin(sock, peer)
         else:
             self._request_dial_back(sock)
+        return True
+
+    def _refuse_stranger(self, sock: socket.socket, cluster_id: int) -> bool:
+        """Whether an engine belongs to another user: it would refuse us, and we refuse it."""
+        pid, user = peer_of(sock)
+        if user == os.geteuid():
+            self.strangers.pop(cluster_id, None)
+            return False
+        who = f"pid {pid}" if pid else "a process of another pid namespace"
+        self.strangers[cluster_id] = f"{who} of user {user}, this engine is of user {os.geteuid()}"
+        self._reactor.closer.close_socket(sock)
         return True
 
     def _contact_again(self, address: Address) -> None:
@@ -297,7 +312,7 @@ class Discovery:
         )
         self._handshakes[session] = timer
         if session.peer_uid != os.geteuid():
-            log.warning("refused pid %d of user %d", session.peer_pid, session.peer_uid)
+            log.warning("refused %s of user %d", session.peer, session.peer_uid)
             session.close("it belongs to another user")
             return
         if dialled:
@@ -356,9 +371,9 @@ class Discovery:
             session.close(f"it said {message.kind} before hello")
         elif message.wire != WIRE_VERSION:
             log.warning(
-                "cluster %d (pid %d) speaks control protocol %d, this engine %d: install the same "
+                "cluster %d (%s) speaks control protocol %d, this engine %d: install the same "
                 "datadist release at both ends",
-                message.cluster_id, session.peer_pid, message.wire, WIRE_VERSION,
+                message.cluster_id, session.peer, message.wire, WIRE_VERSION,
             )  # fmt: skip
             session.close("it speaks another protocol version")
         elif message.job != self.directory.job:
@@ -407,7 +422,7 @@ class Discovery:
         self._check_idle(session)
 
     def _sessions_with(self, pid: int | None) -> int:
-        """How many there are with a process; 0 is one that our namespace of processes does not show."""
+        """How many there are with a process; None is one of a pid namespace that is not visible here."""
         return sum(session.peer_pid == pid for session in self.sessions.values()) if pid else 0
 
     # -- life of a session -----------------------------------------------------------------

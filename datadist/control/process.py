@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -9,7 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+from datadist.base.process_access import REFUSALS, shows_our_pids
+
 _CREDENTIALS = struct.Struct("3i")
+SO_PEERPIDFD = 77
+"""linux/socket.h, since Linux 6.5; not in Python's module."""
 MAX_NAME = 80
 """Characters of a program's name that are shown."""
 
@@ -22,6 +27,8 @@ def own_program() -> str:
 
 def program_of(pid: int) -> str:
     """The same of another process; "unknown" where that cannot be seen."""
+    if not shows_our_pids():
+        return "unknown"
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
@@ -62,10 +69,35 @@ def printable(text: str) -> str:
 
 
 def peer_of(sock: socket.socket) -> tuple[int, int]:
-    """Process and user at the other end of a Unix socket, as the kernel reports them (SO_PEERCRED)."""
+    """Process and user at the other end of a Unix socket, as the kernel reports them (SO_PEERCRED).
+
+    The process is 0 where it is in a pid namespace that is not visible from ours.
+    """
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, _gid = _CREDENTIALS.unpack(raw)
     return pid, uid
+
+
+def open_peer(sock: socket.socket, pid: int) -> int | None:
+    """A descriptor of the process at the other end of a Unix socket; None where there is none to have.
+
+    ``pid`` is from :func:`peer_of`. SO_PEERPIDFD needs no pid, so it serves across pid namespaces; older
+    kernels have pidfd_open only, which a seccomp filter may refuse. Raises ``OSError`` where the
+    process has ended, or no descriptor is left.
+    """
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+    if pid == 0 or not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in REFUSALS:
+            return None
+        raise
 
 
 def now() -> float:

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 from datadist.base.calls import Outcome, entry
 from datadist.base.flag import Flag
+from datadist.base.process_access import REFUSALS
 from datadist.base.texts import in_seconds
 from datadist.base.workers import Workers
 from datadist.control.closing import Closer
@@ -37,6 +38,8 @@ WRITE = selectors.EVENT_WRITE
 WAKE = ctypes.PyDLL(None).eventfd_write
 """Keeps the GIL, as it never blocks: who lets it go beside many busy threads gets it back late."""
 WAKE.argtypes = ctypes.c_int, ctypes.c_uint64
+WAKE_BYTES = 4096
+"""Read at once: the count of an eventfd, or what lies in a pipe."""
 MIN_TIMERS_TO_PRUNE = 64
 """Cancelled timers are removed only if there are at least this many timers."""
 HELPERS = 2
@@ -45,6 +48,20 @@ HELPER_SECONDS = 1.0
 """How long the end of an engine waits for such a look-up."""
 MAX_SLEEP_SECONDS = 3600.0
 """Seconds of one wait; epoll refuses more than 2^31 ms."""
+
+
+def wake_descriptors() -> tuple[int, int]:
+    """Where to wait for a wake-up and where to write it: one eventfd, or a pipe where that is refused.
+
+    Raises ``OSError`` where no descriptor is left.
+    """
+    try:
+        wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        return os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # WAKE writes eight bytes to either
+    return wake, wake
 
 
 class Unanswered(TimeoutError):
@@ -91,8 +108,8 @@ class Reactor:
     def _start(self, name: str, stack: contextlib.ExitStack) -> None:
         self._selector = selectors.DefaultSelector()
         self._waking = threading.RLock()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._selector.register(self._wake, READ, self._drain_wake)
+        self._woken, self._wake = wake_descriptors()
+        self._selector.register(self._woken, READ, self._drain_wake)
         self._posted: deque[Callable[[], object]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
@@ -230,10 +247,11 @@ class Reactor:
         self._selector.close()
         wake, self._wake = self._wake, -1
         if wake >= 0:
-            os.close(wake)
+            for fd in {wake, self._woken}:
+                os.close(fd)
 
     def _drain_wake(self, _events: int) -> None:
-        os.eventfd_read(self._wake)
+        os.read(self._woken, WAKE_BYTES)
 
     @entry
     def _run(self) -> None:

@@ -19,7 +19,7 @@ from datadist.base.texts import in_seconds
 from datadist.control.account import LimitExceeded
 from datadist.control.closing import unread
 from datadist.control.messages import HEADER, MAX_FDS, MAX_FRAME, Message, decode, encode
-from datadist.control.process import peer_of
+from datadist.control.process import open_peer, peer_of
 from datadist.control.reactor import READ, WRITE, Reactor, Timer, Unanswered
 from datadist.control.turns import Credit, Share
 
@@ -70,7 +70,8 @@ class _Frame:
 class Session:
     """A connected socket, read on the reactor; :meth:`send` works from any thread.
 
-    The kernel reports ``peer_pid`` and ``peer_uid`` (SO_PEERCRED). ``on_message(session, message,
+    The kernel reports ``peer_pid`` and ``peer_uid`` (SO_PEERCRED); the pid is None where the peer is in
+    a pid namespace that is not visible here. ``on_message(session, message,
     fds)`` owns the descriptors it is given, and what it raises ends the
     session. ``on_closed(session, reason)`` comes once. What arrives is handled in turns (see
     :mod:`datadist.control.turns`), so that a peer that talks without pause keeps nobody waiting.
@@ -82,7 +83,11 @@ class Session:
     peer_pid: int | None = None
     peer_uid: int | None = None
     process: Descriptor | None = None
-    """The peer's process, until the session is closed; links keep a reference for longer."""
+    """The peer's process, until the session is closed; links keep a reference for longer.
+
+    None over the network, and where the kernel gives none: then the end of the connection tells the
+    end of the process.
+    """
     address: str | None = None
     """The peer's network address, where it was met over the network."""
 
@@ -132,12 +137,17 @@ class Session:
     @property
     def peer(self) -> str:
         """The process at the other end, for people."""
-        return f"pid {self.peer_pid}"
+        return "a process of another pid namespace" if not self.peer_pid else f"pid {self.peer_pid}"
 
     @property
     def peer_and_program(self) -> str:
         """The same, with the program that runs there."""
         return f"{self.peer}, {self.program}" if self.program else self.peer
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the peer is a process of this host that the kernel gives no descriptor of."""
+        return self.address is None and self.process is None
 
     @property
     def takes_descriptors(self) -> bool:
@@ -150,8 +160,10 @@ class Session:
         return self._sock.fileno()
 
     def _identify(self) -> None:
-        self.peer_pid, self.peer_uid = peer_of(self._sock)
-        self.process = Descriptor(os.pidfd_open(self.peer_pid))
+        pid, self.peer_uid = peer_of(self._sock)
+        self.peer_pid = pid or None
+        process = open_peer(self._sock, pid)
+        self.process = None if process is None else Descriptor(process)
 
     def start(self) -> None:
         """Begin to read; on the reactor's thread."""

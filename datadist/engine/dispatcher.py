@@ -88,7 +88,9 @@ class Dispatcher:
         if view is not None and view.session is session:
             del self._views[session.incarnation]
             steps: list[Callable[[], None]] = [
-                lambda: self._lost_peers.on_lost(view, None if orderly else session.process),
+                lambda: self._lost_peers.on_lost(
+                    view, None if orderly else session.process, not orderly and session.unseen
+                ),
                 lambda: self._builder.on_lost(view, reason, orderly),
                 view.end_all_syncs,  # waiting threads then see that the peer is gone
                 lambda: self._links.on_lost(view, orderly),

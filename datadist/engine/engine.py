@@ -33,7 +33,12 @@ from datadist.control.session import Session
 from datadist.control.tcp import NetworkSettings
 from datadist.engine.dispatcher import Dispatcher
 from datadist.engine.options import EngineOptions
-from datadist.engine.starting import check_descriptors, start_transport, system_errors
+from datadist.engine.starting import (
+    check_descriptors,
+    check_system_calls,
+    start_transport,
+    system_errors,
+)
 from datadist.engine.stats import link_stats, pool_stats
 from datadist.links.building import CLOSE_SECONDS, Builder
 from datadist.links.cluster_calls import ClusterCalls, Removed
@@ -103,6 +108,7 @@ class Engine:
         self._warned = False
         with system_errors(), ExitStack() as stack:
             check_descriptors()
+            check_system_calls()
             self.backend, self.transport = start_transport(options, environ)
             stack.callback(self.transport.close)
             self.memory = Memory(self.transport)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from datadist.base.log_prefix import attach
+from datadist.control import kernel_calls
 from datadist.engine.options import EngineOptions
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import OptionError, Transport, TransportError, TransportOptions
@@ -21,6 +22,21 @@ log = logging.getLogger("datadist.engine")
 def check_descriptors() -> None:
     """Raise if no descriptor is left: otherwise no installed transport would be found."""
     os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
+
+
+def check_system_calls() -> None:
+    """Try what the control plane asks of the kernel; say what it does without.
+
+    Raises LLMException, LLM_FAILED, which names a call that every engine needs and the kernel refuses.
+    """
+    try:
+        kernel_calls.check()
+    except kernel_calls.CallRefused as error:
+        raise LLMException(
+            f"the engine cannot start: {error}", status_code=LLMStatusCode.LLM_FAILED
+        ) from error
+    for limit in kernel_calls.limits():
+        log.info("system calls: %s", limit)
 
 
 @contextmanager

@@ -193,7 +193,12 @@ class Clusters:
         if view is not None:
             self._ask(pair, view)
         elif place is None and not self._discovery.contact(address):
+            stranger = self._discovery.strangers.get(address.cluster_id)
             why = f"the listener at {call.place} has ended"
+            if stranger is not None:
+                why = (
+                    f"the engine that listens at {call.place} belongs to another user ({stranger})"
+                )
             self._end(pair, LLMStatusCode.LLM_LINK_FAILED, why)
         return pair
 

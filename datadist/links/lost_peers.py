@@ -2,7 +2,8 @@
 
 A connection can end while the peer lives: the peer did not read, or sent an invalid message. Its
 process may be stopped in the middle of a write. So the memory that it can write is not reused until
-its process has ended, or until closing the link shows that it is not writing.
+its process has ended, or until closing the link shows that it is not writing. Where the kernel gives no
+descriptor of the process, only the latter can show it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ log = logging.getLogger("datadist.link")
 @dataclass
 class _LostPeer:
     view: PeerView
-    process: Descriptor
+    process: Descriptor | None
     inside: bool = False
     """Whether it was inside when a link to it was closed."""
 
@@ -44,14 +45,25 @@ class LostPeers:
         """By incarnation: one for each of its sessions that was lost."""
         builder.on_closed = self._on_closed
 
-    def on_lost(self, view: PeerView, process: Descriptor | None) -> None:
-        """A session ended; ``process`` is its peer's, where it is on this host."""
-        if not self._may_write(view) or process is None or _ended(process):
+    def on_lost(self, view: PeerView, process: Descriptor | None, unseen: bool = False) -> None:
+        """A session ended; ``process`` is its peer's, where it is on this host.
+
+        ``unseen``: it is on this host, and the kernel gives no descriptor of it.
+        """
+        incarnation = view.incarnation
+        if unseen:
+            inside = incarnation in self._builder.writers
+            may_write = self._one_sided and (inside or self._builder.reaches(incarnation))
+        else:
+            inside = False
+            may_write = self._may_write(view) and process is not None and not _ended(process)
+        if not may_write:
             self._owned.publication.on_gone(view)
             return
         self._owned.publication.on_connection_lost(view)
-        self._lost_peers.setdefault(view.incarnation, []).append(_LostPeer(view, process))
-        self._reactor.watch(process.fd, READ, lambda _: self._clear(view.incarnation))
+        self._lost_peers.setdefault(incarnation, []).append(_LostPeer(view, process, inside))
+        if process is not None:
+            self._reactor.watch(process.fd, READ, lambda _: self._clear(incarnation))
 
     def _may_write(self, view: PeerView) -> bool:
         unanswered = view.seq_acked < view.seq_sent
@@ -73,13 +85,17 @@ class LostPeers:
 
     def _clear(self, incarnation: str) -> None:
         for lost_peer in self._lost_peers.pop(incarnation, []):
-            self._reactor.unwatch(lost_peer.process.fd)
+            self._unwatch(lost_peer)
             self._owned.publication.on_gone(lost_peer.view)
+
+    def _unwatch(self, lost_peer: _LostPeer) -> None:
+        if lost_peer.process is not None:
+            self._reactor.unwatch(lost_peer.process.fd)
 
     def close(self) -> None:
         """Watch them no more, as the engine ends."""
         for lost_peer in itertools.chain(*self._lost_peers.values()):
-            self._reactor.unwatch(lost_peer.process.fd)
+            self._unwatch(lost_peer)
         self._lost_peers.clear()
 
 

@@ -142,6 +142,12 @@ class MissingMembers:
         met = self._met(cluster)
         if met:
             return "; ".join(f"{who} {_instead(domain, view)}" for view in met)
+        stranger = self._discovery.strangers.get(cluster)
+        if stranger is not None:
+            return (
+                f"{who} is here, but belongs to another user ({stranger}): run both as one user, in "
+                "containers with one mapping of users"
+            )
         here = {engine.cluster_id for engine in self._discovery.directory.engines()}
         if cluster in here:
             return (

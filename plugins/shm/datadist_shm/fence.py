@@ -15,7 +15,7 @@ import os
 import time
 
 from datadist_shm import _native
-from datadist_shm.memory import RESIZE_SEALS, Mapping
+from datadist_shm.memory import RESIZE_SEALS, Mapping, create
 
 PAGE = mmap.PAGESIZE
 
@@ -24,7 +24,7 @@ class Fence:
     """The owner's end of one fence page."""
 
     def __init__(self) -> None:
-        self._fd = os.memfd_create("datadist-fence", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._fd = create("datadist-fence")
         try:
             os.ftruncate(self._fd, PAGE)
             fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, RESIZE_SEALS)

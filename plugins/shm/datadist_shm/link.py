@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
+from datadist.base.process_access import REFUSALS, refusal, shows_our_pids, why_refused
 from datadist.base.texts import in_seconds
 from datadist.transport import (
     Access,
@@ -104,6 +105,12 @@ class _Path:
         self.open = False
         """Whether it was attached and the link is not closed."""
 
+    @property
+    def who(self) -> str:
+        """The peer, for people."""
+        pid = f" (pid {self.peer.pid})" if self.peer.pid else ""
+        return f"rank {self.peer.rank}{pid}"
+
 
 class ShmLink(Link):
     """See :class:`datadist.transport.Link`."""
@@ -188,13 +195,29 @@ class ShmLink(Link):
         if data.fence is not None:
             check_descriptor(rank, fds[data.fence], PAGE)
             path.fence = Mapping(fds[data.fence], PAGE, writable=True)
-            if not _native.is_resident(path.fence.address, PAGE):
+            if os.fstat(fds[data.fence]).st_blocks == 0:
                 raise LinkError(f"rank {rank} offers a fence without memory", rank)
         if any(region.fd is None for region in data.regions):
+            self._try_registered(rank, path, data)
             path.native[PAGEMAP] = _open_pagemap(path.peer)
         path.native.extend(number for window in sorted(windows) for number in window)
         path.writable = data.writable
         path.open = True
+
+    def _try_registered(self, rank: int, path: _Path, data: OfferData) -> None:
+        """Warn where registered memory of the peer cannot be reached, before a transfer needs it.
+
+        Raises LinkError where it has no other memory.
+        """
+        why = refusal(path.peer.pid)
+        what = "cannot be reached"
+        if why is None and data.writable:
+            why, what = refusal(path.peer.pid, write=True), "can be read, but not written"
+        elif why is not None and all(region.fd is None for region in data.regions):
+            raise LinkError(f"no memory of {path.who} can be reached: {why}", rank)
+        if why is not None:
+            name = self._group.name.rpartition(".")[0] or self._group.name
+            log.warning("link %r: registered memory of %s %s: %s", name, path.who, what, why)
 
     def _wait_filled(self) -> None:
         """Our own pools are populated before the link is ready, unless that takes too long."""
@@ -210,8 +233,6 @@ class ShmLink(Link):
     ) -> tuple[int, int]:
         """Where a region is mapped here, and its pages; 0 for what is reached through the process."""
         if region.fd is None:
-            if path.peer.pid is None:
-                raise LinkError(f"the process of rank {rank} is not known", rank)
             return 0, 0
         fd = fds[region.fd]
         check_descriptor(rank, fd, region.size)
@@ -242,7 +263,7 @@ class ShmLink(Link):
                 raise self._not_open(rank)
             answer = transfer(False, path.native, local, remote, length, 0, timeout)
         if type(answer) is tuple:
-            raise self._error(path, answer, remote, length, timeout)
+            raise self._error(path, answer, remote, length, timeout, write=False)
         return answer  # type: ignore[return-value]
 
     def write(
@@ -258,13 +279,13 @@ class ShmLink(Link):
             fence = path.fence.address
             answer = transfer(True, path.native, local, remote, length, fence, timeout)
         if isinstance(answer, tuple):
-            raise self._error(path, answer, remote, length, timeout)
+            raise self._error(path, answer, remote, length, timeout, write=True)
 
     def _error(
         self, path: _Path, answer: Failure | FailureInFlight, remote: Buffer, length: Buffer,
-        timeout: float,
+        timeout: float, write: bool,
     ) -> Exception:  # fmt: skip
-        error = _error(path, answer[:3], remote, length, timeout)
+        error = _error(path, answer[:3], remote, length, timeout, write)
         if len(answer) == 4:
             error.in_flight = Unsettled(answer[3], [*path.keepers, path.fence])
         return error
@@ -338,6 +359,8 @@ class ShmLink(Link):
 
 def _open_pagemap(peer: Peer) -> int:
     """The descriptor that tells which pages of a peer exist; -1 where the system does not permit it."""
+    if not peer.pid or not shows_our_pids():
+        return -1
     with contextlib.suppress(OSError):
         fd = os.open(f"/proc/{peer.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         if not _gone(peer):  # so that it is not another process's
@@ -364,7 +387,7 @@ def _gone(peer: Peer) -> bool:
 
 
 def _error(
-    path: _Path, failure: Failure, remote: Buffer, length: Buffer, timeout: float
+    path: _Path, failure: Failure, remote: Buffer, length: Buffer, timeout: float, write: bool
 ) -> TransportError:
     code, index, error = failure
     rank = path.peer.rank
@@ -384,10 +407,7 @@ def _error(
     }
     if code in makers:
         return makers[code]()
-    text = f"cannot reach the memory of rank {rank} (pid {path.peer.pid}): {os.strerror(error)}"
-    if error == 1:  # EPERM
-        text += (
-            "; memory that was registered (not from the pool) needs kernel.yama.ptrace_scope 0 or "
-            "1, and both processes in one container under one user, or CAP_SYS_PTRACE"
-        )
-    return TransferError(text, link_usable=True)
+    refused = error in (*REFUSALS, errno.EXDEV)
+    why = why_refused(path.peer.pid, error, write) if refused else os.strerror(error)
+    memory = "registered memory" if refused else "memory"
+    return TransferError(f"cannot reach the {memory} of {path.who}: {why}", link_usable=True)

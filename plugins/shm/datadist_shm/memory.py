@@ -12,6 +12,7 @@ from pathlib import Path
 
 from datadist.base.callers import tolerate
 from datadist.base.memory_map import MemoryMap, NotWritable
+from datadist.base.process_access import REFUSALS
 from datadist.transport import Placement, Region, RegistrationError
 from datadist_shm import _native, pages
 from datadist_shm.options import Options
@@ -19,6 +20,8 @@ from datadist_shm.pages import Filling
 
 F_SEAL_FUTURE_WRITE = 0x10
 """linux/fcntl.h, not in Python's module. Who maps anew cannot write; and nobody punches holes."""
+MFD_NOEXEC_SEAL = 0x08
+"""linux/memfd.h, since Linux 6.3; not in Python's module."""
 RESIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 PR_SET_PTRACER = 0x59616D61
@@ -117,7 +120,7 @@ def allocate(region_id: int, size: int, placement: Placement, options: Options) 
         raise MemoryError(f"{text}: {room} bytes are available")
     fd = -1
     try:
-        fd = os.memfd_create("datadist", _flags(kind))
+        fd = create("datadist", _flags(kind))
         os.ftruncate(fd, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, RESIZE_SEALS)
         mapping = Mapping(fd, size, writable=True, huge=options.huge_pages != "0")
@@ -133,9 +136,41 @@ def allocate(region_id: int, size: int, placement: Placement, options: Options) 
     return region
 
 
+def create(name: str, extra: int = 0) -> int:
+    """A descriptor of new memory that can be sealed. Raises OSError.
+
+    The sysctl vm.memfd_noexec of a pid namespace may permit only such that cannot be executed.
+    """
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | extra
+    try:
+        return os.memfd_create(name, flags)
+    except PermissionError:
+        return os.memfd_create(name, flags | MFD_NOEXEC_SEAL)
+
+
+def unusable() -> str | None:
+    """Which call that pools need is refused here, with the reason; None if all work."""
+    call, fd = "memfd_create", -1
+    try:
+        fd = create("datadist-probe")
+        call = "fcntl(F_ADD_SEALS)"
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, RESIZE_SEALS | F_SEAL_FUTURE_WRITE)
+    except (AttributeError, OSError) as error:
+        return f"{call} does not work here: {error}; pools need it{_remedy(error)}"
+    finally:
+        if fd >= 0:
+            os.close(fd)
+    return None
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        return ": allow it in the seccomp profile of the container or service"
+    return " (Linux 5.1 or later)"
+
+
 def _flags(kind: str) -> int:
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    return flags | os.MFD_HUGETLB | os.MFD_HUGE_2MB if kind == "reserved" else flags
+    return os.MFD_HUGETLB | os.MFD_HUGE_2MB if kind == "reserved" else 0
 
 
 def seal(region: PoolRegion, writable: bool) -> None:

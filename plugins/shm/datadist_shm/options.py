@@ -58,10 +58,17 @@ def _choice(given: Mapping[str, str], name: str, default: str, values: tuple[str
 
 def _threads(text: str | None) -> int:
     """Never more than the CPUs that this process may use."""
-    cpus = min(len(os.sched_getaffinity(0)), _native.MAX_THREADS)
+    cpus = min(_cpus(), _native.MAX_THREADS)
     if text is None:
         return min(cpus, DEFAULT_MAX_THREADS)
     return min(number("option datadist.shm.threads", text, 1, _native.MAX_THREADS), cpus)
+
+
+def _cpus() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except OSError:  # a filter of system calls refuses it
+        return os.cpu_count() or 1
 
 
 def _kernel(given: Mapping[str, str], environ: Mapping[str, str]) -> int:

@@ -41,14 +41,11 @@ class ShmTransport(Transport):
 
     @classmethod
     def probe(cls) -> Availability:
-        """Usable on Linux with memfd_create."""
+        """Usable on Linux with memory that can be sealed (memfd_create)."""
         if not sys.platform.startswith("linux"):
             return Availability(False, f"needs Linux, this is {sys.platform}")
-        try:
-            os.close(os.memfd_create("datadist-probe", os.MFD_CLOEXEC))
-        except (AttributeError, OSError) as error:
-            return Availability(False, f"memfd_create does not work here: {error}")
-        return Availability(True, "shared memory of this host")
+        why = memory.unusable()
+        return Availability(why is None, why or "shared memory of this host")
 
     def __init__(self, options: TransportOptions) -> None:
         self._options = Options.parse(options.extra, os.environ)

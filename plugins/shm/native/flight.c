@@ -2,7 +2,6 @@
 #include "flight.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <time.h>
@@ -85,12 +84,11 @@ static int ends_by(Flight *flight, int64_t ns)
 /* Why the caller need not wait any longer, or DONE. */
 static int reason_to_leave(const Job *job, int64_t now)
 {
-    struct pollfd peer = {.fd = job->pidfd, .events = POLLIN};
     if (atomic_load(job->abort_flag))
         return ABORTED;
     if (now >= job->deadline_ns)
         return TIMED_OUT;
-    return job->pidfd >= 0 && poll(&peer, 1, 0) > 0 ? PEER_GONE : DONE;
+    return peer_is_gone(job) ? PEER_GONE : DONE;
 }
 
 int fly(Job *job, Flight **left)

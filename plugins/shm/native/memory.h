@@ -4,6 +4,9 @@
 
 #include <stddef.h>
 
+/* Whether an errno says that the call itself is not permitted here, as by a filter of system calls. */
+int is_refused(int error);
+
 /* Map size bytes of fd; huge asks for huge pages, which the kernel gives where it is set up to. */
 int map_shared(int fd, size_t size, int writable, int huge, void **address);
 

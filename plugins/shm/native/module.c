@@ -294,18 +294,6 @@ static PyObject *py_unmap_peer(PyObject *self, PyObject *argument)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(is_resident_doc, "is_resident(address, size) -> whether all pages of a mapping exist.");
-
-static PyObject *py_is_resident(PyObject *self, PyObject *args)
-{
-    (void)self;
-    long long address;
-    Py_ssize_t size;
-    if (!PyArg_ParseTuple(args, "Ln", &address, &size))
-        return NULL;
-    return PyBool_FromLong(is_resident((char *)(intptr_t)address, size));
-}
-
 PyDoc_STRVAR(unmap_doc, "unmap(address, size). Raises OSError.");
 
 static PyObject *py_unmap(PyObject *self, PyObject *args)
@@ -355,7 +343,6 @@ static PyMethodDef methods[] = {
     {"map_peer", py_map_peer, METH_VARARGS, map_peer_doc},
     {"find_pages", py_find_pages, METH_VARARGS, find_pages_doc},
     {"unmap_peer", py_unmap_peer, METH_O, unmap_peer_doc},
-    {"is_resident", py_is_resident, METH_VARARGS, is_resident_doc},
     {"populate", py_populate, METH_VARARGS, populate_doc},
     {"unmap", py_unmap, METH_VARARGS, unmap_doc},
     {"revoke", py_revoke, METH_O, revoke_doc},

@@ -73,26 +73,8 @@ uint32_t pages_moment(const Pages *pages, int64_t now_ns)
     return pages->stays ? 1 : ((uint32_t)(now_ns >> MOMENT_SHIFT) & 0x7fff) | 0x8000;
 }
 
-int is_resident(char *address, size_t size)
-{
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), before = (uintptr_t)address & (page - 1);
-    unsigned char found[PIECE / SMALLEST_PAGE];
-    address -= before;
-    size += before;
-    while (size > 0) {
-        size_t part = size < PIECE ? size : PIECE, count = (part + page - 1) / page;
-        if (mincore(address, part, found) != 0)
-            return 0;
-        for (size_t i = 0; i < count; i++)
-            if (!(found[i] & 1))
-                return 0;
-        address += part;
-        size -= part;
-    }
-    return 1;
-}
-
-/* Of reserved huge pages only their number is known: all of them, or none that counts. */
+/* Of reserved huge pages, and where mincore is refused, only the number of pages is known: all of them, or
+ * none that counts. */
 static int is_whole(const Pages *pages)
 {
     struct stat now;
@@ -108,22 +90,26 @@ static void mark(Pages *pages, size_t begin, size_t end, uint32_t moment)
         atomic_store_explicit(&pages->known[at], (uint16_t)moment, memory_order_relaxed);
 }
 
+static int look_up_all(Pages *pages, uint32_t moment)
+{
+    if (!is_whole(pages))
+        return 0;
+    mark(pages, 0, pages->size, moment);
+    return 1;
+}
+
 /* Ask the kernel about whole granules, at most PIECE and one; whether the range itself exists. */
 static int look_up(Pages *pages, size_t offset, size_t bytes, uint32_t moment)
 {
-    if (pages->reserved) {
-        if (!is_whole(pages))
-            return 0;
-        mark(pages, 0, pages->size, moment);
-        return 1;
-    }
+    if (pages->reserved)
+        return look_up_all(pages, moment);
     unsigned char found[(PIECE + 2 * GRANULE) / SMALLEST_PAGE];
     size_t begin = offset / GRANULE * GRANULE, end = (offset + bytes + GRANULE - 1) / GRANULE * GRANULE;
     int all = 1;
     if (end > pages->size)
         end = pages->size;
     if (mincore(pages->address + begin, end - begin, found) != 0)
-        return 0;
+        return is_refused(errno) && look_up_all(pages, moment);
     for (size_t at = begin; at < end; at += GRANULE) {
         size_t stop = at + GRANULE < end ? at + GRANULE : end;
         int whole = 1;

@@ -34,7 +34,4 @@ int pages_read(const Pages *pages, size_t offset, char *to, size_t bytes);
 /* The bytes from offset on, at most bytes, whose pages are looked up together. */
 size_t pages_piece(size_t offset, size_t bytes);
 
-/* Whether all pages of our own page table's range exist, of any mapping. */
-int is_resident(char *address, size_t size);
-
 #endif

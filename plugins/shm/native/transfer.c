@@ -38,10 +38,12 @@ int64_t deadline_after(double seconds)
     return seconds < 1e9 ? now_ns() + (int64_t)(seconds * 1e9) : INT64_MAX;
 }
 
-static int peer_is_gone(int pidfd)
+/* Without a descriptor of the process the end of the connection tells: its number may soon be another's. */
+int peer_is_gone(const Job *job)
 {
-    struct pollfd p = {.fd = pidfd, .events = POLLIN};
-    return pidfd >= 0 && poll(&p, 1, 0) > 0;
+    int known = job->pidfd >= 0;
+    struct pollfd p = {.fd = known ? job->pidfd : job->control, .events = known ? POLLIN : 0};
+    return p.fd >= 0 && poll(&p, 1, 0) > 0;
 }
 
 /* After the last byte: PEER_GONE or DONE, and job->control_readable, also where that cannot be told. */
@@ -50,6 +52,8 @@ static int check_peer_state(Job *job)
     struct pollfd p[] = {{.fd = job->pidfd, .events = POLLIN}, {.fd = job->control, .events = POLLIN}};
     int ready = poll(p, 2, 0); /* negative descriptors are passed over */
     job->control_readable = ready < 0 || job->control < 0 || p[1].revents != 0;
+    if (ready > 0 && job->pidfd < 0 && p[1].revents & ~POLLIN)
+        return PEER_GONE;
     return ready > 0 && p[0].revents != 0 ? PEER_GONE : DONE;
 }
 
@@ -120,7 +124,10 @@ int check(Job *job)
         if (__builtin_add_overflow(job->total, length, &job->total))
             job->total = INT64_MAX;
     }
-    return DONE;
+    if (!job->foreign || job->pid > 0)
+        return DONE;
+    job->error = EXDEV;
+    return FAILED;
 }
 
 /* -- pages that may never come ---------------------------------------------------------------- */
@@ -246,7 +253,7 @@ static int check_may_continue(const Job *job, int64_t number, int64_t now)
         return REVOKED;
     if (now >= job->deadline_ns)
         return TIMED_OUT;
-    if (number % PEER_CHECK_CHUNKS == PEER_CHECK_CHUNKS - 1 && peer_is_gone(job->pidfd))
+    if (number % PEER_CHECK_CHUNKS == PEER_CHECK_CHUNKS - 1 && peer_is_gone(job))
         return PEER_GONE;
     return DONE;
 }
@@ -421,7 +428,7 @@ static void move_all(Job *job)
 int transfer(Job *job)
 {
     job->result = DONE;
-    if (job->foreign && !job->alive && peer_is_gone(job->pidfd)) /* its number may belong to another process now */
+    if (job->foreign && !job->alive && peer_is_gone(job)) /* its number may belong to another process now */
         return PEER_GONE;
     if (job->fence)
         atomic_fetch_add(&job->fence->active, 1); /* announced before "revoked" is read: fence.py */

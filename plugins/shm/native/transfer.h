@@ -41,7 +41,7 @@ typedef struct {
     const Pool *pools; /* of our own: their pages always come */
     ssize_t n_pools;
     int own_pagemap, peer_pagemap; /* descriptors, or -1 */
-    pid_t pid;
+    pid_t pid; /* 0: it is in another pid namespace, and has no number here */
     int pidfd;
     int control; /* descriptor to look at when all was read, or -1 */
     const int64_t *local, *remote, *length; /* n segments */
@@ -56,7 +56,7 @@ typedef struct {
 
     /* Set by transfer(). */
     int control_readable;     /* whether control was readable */
-    int error;     /* errno of FAILED and BAD_ADDRESS */
+    int error;     /* errno of FAILED and BAD_ADDRESS; EXDEV where the process has no number here */
     ssize_t index; /* segment of BAD_ADDRESS */
     int64_t total;
     int foreign; /* whether some segment is reached through the process */
@@ -75,6 +75,9 @@ int64_t now_ns(void);
 
 /* The deadline_ns of a job that may take so many seconds from now. */
 int64_t deadline_after(double seconds);
+
+/* Whether the peer's process has ended. */
+int peer_is_gone(const Job *job);
 
 /* Bounds of every segment, and what the whole is; to be called first. Returns a result. */
 int check(Job *job);
