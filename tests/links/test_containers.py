@@ -217,7 +217,7 @@ def test_dev_shm_and_memlock_are_not_used(start_contained: Start) -> None:
         node = start_contained()
         node.do(_shrink)
         made.append(_engine(node, cluster))
-    nodes.link_pair(*made)
+    nodes.link_pair(made[0], made[1])
     _move(made[0], 2)
 
 
@@ -229,7 +229,7 @@ def test_memory_that_may_not_be_executed(start_contained: Start) -> None:
         if not node.do(_forbid_execution):
             pytest.skip("this kernel has no vm.memfd_noexec")
         made.append(_engine(node, cluster))
-    nodes.link_pair(*made)
+    nodes.link_pair(made[0], made[1])
     _move(made[0], 2)
 
 
