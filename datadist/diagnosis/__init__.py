@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from datadist.diagnosis import ascend, host, installed, rdma
+from datadist.diagnosis import ascend, host, installed, namespaces, rdma, system_calls
 from datadist.diagnosis.finding import Finding, Level
 
 __all__ = ["Finding", "Level", "examine", "worst"]
 
-PARTS = (installed.examine, host.examine, rdma.examine, ascend.examine)
+PARTS = (
+    installed.examine,
+    host.examine,
+    system_calls.examine,
+    namespaces.examine,
+    rdma.examine,
+    ascend.examine,
+)
 
 
 def examine(backends: Sequence[str] = ()) -> list[Finding]:
