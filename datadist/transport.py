@@ -262,7 +262,11 @@ class Offer:
 
 @dataclass(frozen=True)
 class Peer:
-    """A member of a link; pid and pidfd come from the kernel and exist on the same host only."""
+    """A member of a link; pid and pidfd come from the kernel and exist on the same host only.
+
+    The pid is None where the peer is in a pid namespace that is not visible from ours. The pidfd is None
+    where the kernel gives no descriptor of the process; then the end of ``control_fd`` tells its end.
+    """
 
     rank: int
     incarnation: str

@@ -58,8 +58,16 @@ def _try(name: str, call: Callable[[], object]) -> None:
 
 
 def _with_peer(look: Callable[[socket.socket], object]) -> object:
-    """What is found of a socket whose peer is this process; a descriptor is closed."""
-    ours, theirs = socket.socketpair()
+    """What is found of a socket whose peer is this process; a descriptor is closed.
+
+    "" where there is no such socket to look at: engines do not need it.
+    """
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        if error.errno in REFUSALS:
+            return ""
+        raise
     with ours, theirs:
         found = look(ours)
         if isinstance(found, int):

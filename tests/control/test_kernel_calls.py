@@ -53,6 +53,16 @@ def test_what_can_be_replaced_is_told(error: int) -> None:
     assert "pidfd_open" in text
 
 
+@pytest.mark.parametrize("error", REFUSALS)
+def test_a_call_that_only_this_check_uses_may_be_refused(error: int) -> None:
+    def look() -> object:
+        seccomp.install(["socketpair"], error)
+        kernel_calls.check()
+        return kernel_calls.limits()
+
+    assert in_child(look) == "[]"
+
+
 @pytest.mark.parametrize("calls", [["pidfd_open"], [seccomp.PEERPIDFD]])
 def test_either_way_to_the_descriptor_of_a_process_is_enough(calls: list[str]) -> None:
     def look() -> object:

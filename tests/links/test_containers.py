@@ -14,7 +14,7 @@ import pytest
 
 from datadist import BlocksCacheKey, CacheDesc, DataType, RegisterMemStatus
 from datadist.control import discovery, process, session
-from tests import namespaces, nodes, privileges
+from tests import namespaces, nodes, privileges, seccomp
 from tests.namespaces import CONTAINER, Contained
 from tests.nodes import MIB, Node, RemoteError
 
@@ -148,6 +148,42 @@ def test_a_peer_in_another_pid_namespace_that_is_killed_is_lost(
     nodes.said(container, "WARNING", "cluster 1 is gone")
     assert "cluster 1 is gone" in container.do(nodes.link_error, theirs)
     container.do(nodes.unlink, theirs)
+
+
+@seccomp.needed
+def test_an_older_kernel_gives_no_descriptor_of_a_process_elsewhere(start_contained: Start) -> None:
+    """Before Linux 6.5 there is no SO_PEERPIDFD, and a peer in another pid namespace has no number."""
+    first, second = start_contained(), start_contained()
+    for node in (first, second):
+        node.do(seccomp.refuse, [seccomp.PEERPIDFD])
+    first, second = _engine(first, 1), _engine(second, 2)
+    comm_id, _ = nodes.link_pair(first, second)
+    _move(first, 2)
+    _move(second, 1)
+    second.kill()
+    nodes.said(first, "WARNING", "cluster 2 is gone")
+    with pytest.raises(RemoteError, match="gone"):
+        _move(first, 2)
+    first.do(nodes.unlink, comm_id)
+    first.do(nodes.deallocate, "blocks")
+
+
+def test_containers_with_a_runtime_directory_each_miss_each_other(
+    start_contained: Start, tmp_path: Path
+) -> None:
+    made = []
+    for cluster in (1, 2):
+        path = tmp_path / str(cluster)
+        path.mkdir(mode=0o700)
+        node = start_contained(DATADIST_RUNTIME_DIR=str(path))
+        made.append(_engine(node, cluster, link_total_time=1))
+    ids = [node.do(nodes.link, "pair", {1: 0, 2: 1}) for node in made]
+    for node, comm_id, other in zip(made, ids, (2, 1), strict=True):
+        with pytest.raises(RemoteError):
+            node.do(nodes.wait, comm_id)
+        error = node.do(nodes.link_error, comm_id)
+        assert f"cluster {other}" in error
+        assert "no engine with its cluster id is here" in error
 
 
 def test_engines_of_two_users_say_so_at_both_ends(start_node: Start) -> None:

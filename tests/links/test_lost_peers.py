@@ -33,7 +33,8 @@ class World:
         self.linked = True
         self.gone: list[str] = []
         self.all_gone = threading.Event()
-        builder = SimpleNamespace(reaches=lambda _: self.linked)
+        self.writers: set[str] = set()
+        builder = SimpleNamespace(reaches=lambda _: self.linked, writers=self.writers)
         publication = SimpleNamespace(on_connection_lost=lambda _: None, on_gone=self._on_gone)
         owned = SimpleNamespace(publication=publication)
         self.descriptors: list[weakref.ref[Descriptor]] = []
@@ -53,6 +54,13 @@ class World:
         process = Descriptor(os.pidfd_open(self.process.pid))
         self.descriptors.append(weakref.ref(process))
         self.reactor.call(lambda: self.lost_peers.on_lost(cast("PeerView", view), process), 10)
+
+    def lose_unseen(self, name: str) -> None:
+        """The same, where the kernel gives no descriptor of the process."""
+        view = SimpleNamespace(name=name, incarnation=PEER, seq_sent=1, seq_acked=0)
+        self.reactor.call(
+            lambda: self.lost_peers.on_lost(cast("PeerView", view), None, unseen=True), 10
+        )
 
     def close_link(self, possible_writers: frozenset[int] = frozenset()) -> None:
         """A link to it is closed here."""
@@ -101,3 +109,30 @@ def test_the_end_of_the_engine_closes_the_descriptors_of_lost_peers(world: World
     world.reactor.call(world.lost_peers.close, 10)
     assert process() is None
     assert world.gone == []
+
+
+def test_an_unseen_peer_is_gone_once_its_link_is_closed(world: World) -> None:
+    world.lose_unseen("first")
+    assert world.gone == []
+    world.linked = False
+    world.close_link()
+    assert world.gone == ["first"]
+
+
+def test_an_unseen_peer_without_a_link_is_gone_at_once(world: World) -> None:
+    world.linked = False
+    world.lose_unseen("first")
+    assert world.gone == ["first"]
+
+
+@pytest.mark.parametrize("closed_before", [True, False])
+def test_an_unseen_peer_that_was_inside_is_never_gone(world: World, closed_before: bool) -> None:
+    if closed_before:
+        world.linked = False
+        world.writers.add(PEER)
+    world.lose_unseen("first")
+    world.linked = False
+    world.close_link(frozenset() if closed_before else frozenset({1}))
+    world.close_link()
+    assert world.gone == []
+    world.reactor.call(world.lost_peers.close, 10)

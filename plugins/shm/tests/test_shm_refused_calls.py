@@ -77,8 +77,11 @@ class Pair:
             for rank, region in enumerate((theirs, self.mine))
         )
         self.link.attach(0, offering.offer(1))
-        ends = self.mine.address, theirs.address, SIZE
-        self.segments = [array("q", [number]) for number in ends]
+        self.segments = (
+            array("q", [self.mine.address]),
+            array("q", [theirs.address]),
+            array("q", [SIZE]),
+        )
 
 
 @pytest.mark.parametrize("populate", ["1", "0"])
@@ -88,9 +91,9 @@ def test_without_mincore_pools_are_read_and_written(error: int, populate: str) -
         seccomp.install(["mincore"], error)
         pair = Pair(Access.READ_WRITE, populate)
         _bytes(pair.mine)[:8] = b"12345678"
-        pair.link.write(0, *pair.segments, timeout=60)
+        pair.link.write(0, *pair.segments, 60)
         _bytes(pair.mine)[:8] = b"00000000"
-        pair.link.read(0, *pair.segments, timeout=60)
+        pair.link.read(0, *pair.segments, 60)
         return bytes(_bytes(pair.mine)[:8]), bytes(_bytes(pair.theirs)[:8])
 
     assert in_child(look) == "(b'12345678', b'12345678')"
@@ -100,7 +103,7 @@ def test_without_mincore_reading_makes_no_page() -> None:
     def look() -> object:
         seccomp.install(["mincore"])
         pair = Pair(Access.READ, populate="0")
-        pair.link.read(0, *pair.segments, timeout=60)
+        pair.link.read(0, *pair.segments, 60)
         return os.fstat(pair.theirs.fd).st_blocks
 
     assert in_child(look) == "0"
