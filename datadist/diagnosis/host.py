@@ -18,8 +18,8 @@ CGROUP = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 MIB = 1 << 20
 FEW_DESCRIPTORS = 1024
-OLDEST = (5, 3)
-"""First kernel with pidfd_open."""
+OLDEST = (5, 1)
+"""First kernel with F_SEAL_FUTURE_WRITE."""
 POPULATES = (5, 14)
 """First kernel with MADV_POPULATE_WRITE."""
 
@@ -42,8 +42,9 @@ def kernel(release: str) -> Finding:
     )
     if version < OLDEST:
         return Finding(
-            "kernel", Level.PROBLEM, f"Linux {release} has no pidfd_open", "use Linux 5.3 or later"
-        )
+            "kernel", Level.PROBLEM, f"Linux {release} has no F_SEAL_FUTURE_WRITE",
+            "use Linux 5.1 or later", on("shm"),
+        )  # fmt: skip
     if version < POPULATES:
         return Finding(
             "kernel", Level.NOTE, f"Linux {release}: pools are populated page by page",

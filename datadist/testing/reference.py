@@ -82,8 +82,12 @@ class ReferenceLink(spi.Link):
         peer, byte = self._group.peers[rank], ctypes.c_char()
         try:
             form, writable, ranges = json.loads(offer.data)
-            if form != FORMAT or peer.pid is None or peer.pidfd is None:
-                raise ValueError(f"{form!r} of process {peer.pid}, expected {FORMAT!r}")
+            if form != FORMAT:
+                raise ValueError(f"its format is {form!r}, expected {FORMAT!r}")
+            if peer.pid is None or peer.pidfd is None:
+                raise ValueError(
+                    "the kernel shows no process of it (is it in another pid namespace?)"
+                )
             spans = [(int(begin), int(end)) for begin, end in ranges]
             path = Path(rank, peer.pid, peer.pidfd, bool(writable), spans)
             for begin, _ in spans[:1]:

@@ -52,6 +52,7 @@ def _push(node: Node, cluster: int) -> None:
         ("eventfd2",),
         ("madvise",),
         ("mincore",),
+        ("fstatfs",),
         ("setpriority", "membarrier", "pidfd_send_signal", "prctl"),
         ("sched_getaffinity",),
         ("process_vm_readv", "process_vm_writev"),

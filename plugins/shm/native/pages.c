@@ -34,13 +34,14 @@ struct Pages {
 
 Pages *pages_map(int fd, size_t size, int writable, int huge, int stays)
 {
-    struct statfs kind;
+    struct statfs kind = {.f_type = HUGETLB}; /* where the call is refused, the stricter way serves both */
     void *address;
     Pages *pages = calloc(1, sizeof(*pages) + (size / GRANULE + 1) * sizeof(uint16_t));
     if (pages == NULL)
         return NULL;
     pages->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-    if (pages->fd < 0 || fstatfs(fd, &kind) != 0 || map_peer(fd, size, writable, huge, &address) != 0) {
+    int known = fstatfs(fd, &kind) == 0 || is_refused(errno);
+    if (pages->fd < 0 || !known || map_peer(fd, size, writable, huge, &address) != 0) {
         int error = errno;
         if (pages->fd >= 0)
             close(pages->fd);
