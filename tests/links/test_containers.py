@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import resource
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -238,6 +240,29 @@ def test_an_owner_that_is_not_dumpable_any_more(start_node: Start) -> None:
     _move(first, 2)
 
 
+def test_engines_that_changed_their_user_after_their_start(start_node: Start) -> None:
+    """The kernel makes such a process not dumpable, and its files in /proc root's."""
+    with tempfile.TemporaryDirectory(prefix="datadist-") as place:
+        os.chmod(place, 0o755)
+        runtime_dir = Path(place) / "run"
+        runtime_dir.mkdir(mode=0o700)
+        os.chown(runtime_dir, privileges.NOBODY, privileges.NOBODY)
+        first, second = start_node(1), start_node(2)
+        for node in (first, second):
+            node.do(nodes.finalize)  # all modules are imported, which another user may not read
+            node.do(_become_owner_of, str(runtime_dir))
+        _engine(first, 1)
+        _engine(second, 2, memory="numpy")
+        nodes.link_pair(first, second)
+        _move(second, 1)
+        with pytest.raises(RemoteError, match="not dumpable"):
+            _move(first, 2)
+        second.do(privileges.set_dumpable, 1)
+        _move(first, 2)
+        for node in (first, second):
+            node.do(nodes.finalize)
+
+
 def test_the_attempt_at_registered_memory_makes_no_page_of_it(start_node: Start) -> None:
     first, second = _engine(start_node(), 1), start_node()
     second.do(nodes.init, 2, enable_remote_cache_accessible=True)
@@ -267,6 +292,11 @@ def test_memory_that_may_not_be_executed(start_contained: Start) -> None:
         made.append(_engine(node, cluster))
     nodes.link_pair(made[0], made[1])
     _move(made[0], 2)
+
+
+def _become_owner_of(here: nodes.Here, runtime_dir: str) -> None:
+    os.environ["DATADIST_RUNTIME_DIR"] = runtime_dir
+    privileges.become(here)
 
 
 def _map_peers_apart(here: nodes.Here) -> None:
