@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from datadist.base.file_size import LEAST, check_size
 from datadist.base.log_prefix import attach
 from datadist.control import kernel_calls
 from datadist.engine.options import EngineOptions
@@ -17,6 +18,11 @@ from datadist.transports.loader import BackendError, Choice, choose_backend
 from datadist.transports.option_keys import where
 
 log = logging.getLogger("datadist.engine")
+
+
+def check_file_size() -> None:
+    """Raise ``OSError`` where the limit on file sizes leaves no room for the files of an engine."""
+    check_size(LEAST)
 
 
 def check_descriptors() -> None:

@@ -14,6 +14,7 @@ import mmap
 import os
 import time
 
+from datadist.base.file_size import set_size
 from datadist_shm import _native
 from datadist_shm.memory import RESIZE_SEALS, Mapping, create
 
@@ -26,7 +27,7 @@ class Fence:
     def __init__(self) -> None:
         self._fd = create("datadist-fence")
         try:
-            os.ftruncate(self._fd, PAGE)
+            set_size(self._fd, PAGE)
             fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, RESIZE_SEALS)
             self._mapping = Mapping(self._fd, PAGE, writable=True)
             self._mapping.make_pages(1, 0, PAGE)  # ours, not the writer's

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datadist.base.callers import tolerate
+from datadist.base.file_size import set_size
 from datadist.base.memory_map import MemoryMap, NotWritable
 from datadist.base.process_access import REFUSALS
 from datadist.transport import Placement, Region, RegistrationError
@@ -121,7 +122,7 @@ def allocate(region_id: int, size: int, placement: Placement, options: Options) 
     fd = -1
     try:
         fd = create("datadist", _flags(kind))
-        os.ftruncate(fd, size)
+        set_size(fd, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, RESIZE_SEALS)
         mapping = Mapping(fd, size, writable=True, huge=options.huge_pages != "0")
     except (OSError, OverflowError) as error:
