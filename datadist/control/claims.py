@@ -1,10 +1,11 @@
 """Claims: within one job and host a cluster id is one engine's, from its first `link` to `finalize`.
 
-A claim is an fcntl lock on ``<cluster id>.claim`` in the runtime directory. The kernel releases it
-when the process ends in any way, and forked children do not inherit it. It is also lost if the
-process closes any descriptor of the file. Therefore no other code of this process opens the file
-while the claim is held. A refused engine runs in another process. ``<cluster
-id>-<incarnation>.refused`` says that an engine was refused beside the holder with that incarnation.
+A claim is an fcntl lock on ``<cluster id>@<kernel>.claim`` in the runtime directory. The kernel
+releases it when the process ends in any way, and forked children do not inherit it. It is also lost if
+the process closes any descriptor of the file. Therefore no other code of this process opens the file
+while the claim is held. A refused engine runs in another process.
+``<cluster id>-<incarnation>@<kernel>.refused`` says that an engine was refused beside the holder with
+that incarnation.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
+from datadist.base.file_size import check_size
+from datadist.control.own_directory import open_file
 from datadist.control.process import described, now, own_program
 from datadist.control.runtime_dir import Address, RuntimeDir
 
 log = logging.getLogger("datadist.control")
 
 MAX_BYTES = 4096
+TRIES = 100
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -54,6 +58,8 @@ class Claims:
         self._engine = engine
         self._fd = -1
         self._closed = False
+        self._rival = ""
+        """Incarnation of an engine that took the id while our file was not there."""
         self._lock = threading.RLock()
         """Serialises calls of `link` and `finalize` on several threads."""
 
@@ -68,21 +74,63 @@ class Claims:
             if self._fd >= 0:
                 return None
             with self._directory.locked():
-                return self._take()
+                holder = self._take()
+                if holder is not None:
+                    self._note_refusal(holder)
+                return holder
 
     def _take(self) -> Claimant | None:
-        fd = self._open(self._name, os.O_RDWR | os.O_CREAT)
+        for _ in range(TRIES):
+            fd = self._open(self.name, os.O_RDWR | os.O_CREAT)
+            try:
+                if not self._lock_file(fd):
+                    return _read(fd)
+                if self._is_current(fd):
+                    self._sign(fd)
+                    self._fd, fd = fd, -1
+                    return None
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+        raise OSError(errno.EAGAIN, "others remove the file again and again")
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the id is ours."""
+        return self._fd >= 0
+
+    def is_lost(self) -> bool:
+        """Whether the id is ours, but no file says so. Raises OSError where that cannot be seen."""
+        fd = self._fd
+        return fd >= 0 and not self._is_current(fd)
+
+    def renew(self) -> None:
+        """Make the file of a claim that is held again, where somebody removed it.
+
+        It does not wait: where `link` or `finalize` is at it, the next time does. Raises ``OSError``.
+        """
+        if not self._lock.acquire(blocking=False):
+            return
         try:
-            if not self._lock_file(fd):
-                holder = _read(fd)
-                self._note_refusal(holder)
-                return holder
-            self._sign(fd)
-            self._fd, fd = fd, -1
-            return None
+            if self.is_lost():
+                with self._directory.locked(0.0) as held:
+                    if held:
+                        self._take_again()
         finally:
-            if fd >= 0:
-                os.close(fd)
+            self._lock.release()
+
+    def _take_again(self) -> None:
+        before = self._fd
+        holder = self._take()
+        if holder is None:
+            os.close(before)
+        elif holder.incarnation != self._rival:
+            self._rival = holder.incarnation
+            log.warning(
+                "somebody removed the claim on cluster id %d from %s, and another engine has taken the "
+                "id: %s; end one of the two",
+                self._engine.cluster_id, self._directory.place, holder,
+            )  # fmt: skip
 
     def close(self) -> None:
         """Release the claim for good; idempotent."""
@@ -95,7 +143,7 @@ class Claims:
                 with suppress(OSError), self._directory.locked():
                     self._remove(_refused_beside(self._engine))
                     if self._is_current(fd):
-                        self._remove(self._name)
+                        self._remove(self.name)
             finally:
                 os.close(fd)
 
@@ -117,8 +165,9 @@ class Claims:
             os.close(fd)
 
     @property
-    def _name(self) -> str:
-        return f"{self._engine.cluster_id}.claim"
+    def name(self) -> str:
+        """Name of the file."""
+        return f"{self._engine.cluster_id}@{self._engine.kernel}.claim"
 
     def _sign(self, fd: int) -> None:
         """Write who we are into a file, in place of what it said."""
@@ -127,7 +176,9 @@ class Claims:
         os.pwrite(fd, json.dumps(asdict(claimant)).encode(), 0)
 
     def _open(self, name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._directory.fd)
+        if flags & os.O_CREAT:
+            check_size(MAX_BYTES)  # what is written beyond the limit ends the process
+        return open_file(self._directory.fd, name, flags)
 
     def _remove(self, name: str) -> None:
         with suppress(OSError):
@@ -151,7 +202,10 @@ class Claims:
 
     def _is_current(self, fd: int) -> bool:
         """Whether the file is still the one of that name: somebody may have removed it."""
-        there = os.stat(self._name, dir_fd=self._directory.fd, follow_symlinks=False)
+        try:
+            there = os.stat(self.name, dir_fd=self._directory.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
         return os.path.samestat(there, os.fstat(fd))
 
     def _note_refusal(self, holder: Claimant) -> None:
@@ -166,7 +220,7 @@ class Claims:
 
 
 def _refused_beside(engine: Address) -> str:
-    return f"{engine.cluster_id}-{engine.incarnation}.refused"
+    return f"{engine.full_name}.refused"
 
 
 def _read(fd: int) -> Claimant:

@@ -17,9 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from datadist.control.claims import Claims
 from datadist.control.closing import MAX_WAITING
-from datadist.control.endpoint import Endpoint, EndpointError, find, hint
+from datadist.control.endpoint import EndpointError, find, hint
 from datadist.control.messages import (
     MAX_FRAME,
     MAX_HELLO,
@@ -30,11 +29,12 @@ from datadist.control.messages import (
     Message,
 )
 from datadist.control.network_discovery import NetworkDiscovery
+from datadist.control.own_directory import RuntimeDirError
+from datadist.control.own_names import OwnNames
 from datadist.control.process import own_program, peer_of, printable
 from datadist.control.reactor import READ, Reactor, Timer
-from datadist.control.runtime_dir import Address, RuntimeDir
+from datadist.control.runtime_dir import Address
 from datadist.control.session import Session
-from datadist.control.stale_files import remove_stale_files
 from datadist.control.tcp import NetworkSettings
 from datadist.control.turns import Credits
 
@@ -49,6 +49,8 @@ ACCEPTS = 16
 MAX_SESSIONS = 16
 """Sessions with one process, which has one engine."""
 RETRY_SECONDS = 0.05
+LOOK_SECONDS = 5.0
+"""Time between two looks whether our names are still in the runtime directory."""
 REFUSAL_SECONDS = 2.0
 """How long sending a refusal to a busy engine is retried."""
 
@@ -66,21 +68,16 @@ class Discovery:
         self,
         reactor: Reactor,
         cluster_id: int,
-        path: Path,
+        path: Path | None,
         network: NetworkSettings | None = None,
         job: str = "",
     ) -> None:
         self._reactor = reactor
-        self.directory = RuntimeDir(path, job)
-        self.address = Address(cluster_id, secrets.token_hex(16))
-        self.claims = Claims(self.directory, self.address)
-        try:
-            remove_stale_files(self.directory)
-            self._listener = self.directory.listen(self.address)
-        except BaseException:
-            self.directory.leave()
-            raise
-        self._endpoint: Endpoint | None = None
+        self._names = OwnNames(path, job, Address(cluster_id, secrets.token_hex(16)))
+        self.address, self.directory = self._names.address, self._names.directory
+        self.claims = self._names.claims
+        self._looking = False
+        self._unkept = ""
         self.remote = None if network is None else NetworkDiscovery(reactor, self, network)
         self.sessions: dict[str, Session] = {}
         self.strangers: dict[int, str] = {}
@@ -98,8 +95,71 @@ class Discovery:
         self.on_refused: Callable[[Hello, int | None], None] = lambda _h, _p: None
 
     def start(self) -> None:
-        """Begin to accept."""
+        """Begin to accept, and to look after our names in the runtime directory."""
+        self._accept()
+        self._reactor.later(LOOK_SECONDS, self._look)
+
+    def _accept(self) -> None:
         self._reactor.watch(self._listener.fileno(), READ, self._on_accept)
+
+    @property
+    def _listener(self) -> socket.socket:
+        return self._names.listener
+
+    @property
+    def _is_open(self) -> bool:
+        return self._listener.fileno() >= 0
+
+    # -- our names in the runtime directory --------------------------------------------------
+
+    def _look(self) -> None:
+        """Look whether they are all there, on a helper: a file system may hang."""
+
+        def look() -> None:
+            complete = False
+            try:
+                with contextlib.suppress(OSError):
+                    complete = self._names.touch()
+            finally:
+                self._looking = False
+            if not complete:
+                self._reactor.post(self._keep_names)
+
+        if not self._is_open:
+            return
+        if not self._looking:
+            self._looking = True
+            self._reactor.helpers.submit(look, owner=self)
+        self._reactor.later(LOOK_SECONDS, self._look)
+
+    def _keep_names(self) -> None:
+        try:
+            self.keep_names()
+        except (OSError, RuntimeDirError) as error:
+            if str(error) != self._unkept:
+                self._unkept = str(error)
+                log.warning(
+                    "peers may not find this engine, whose names in %s were removed: %s",
+                    self.directory.place, error,
+                )  # fmt: skip
+
+    def keep_names(self) -> None:
+        """Make our names in the runtime directory again where somebody removed them.
+
+        Raises :class:`RuntimeDirError` or ``OSError``.
+        """
+        if not self._is_open:
+            return
+        before = self._names.renew()
+        self._unkept = ""
+        if before is not None:
+            self._reactor.unwatch(before.fileno())
+            self._reactor.closer.close_listener(before)
+            self._accept()
+            for address in list(self.directory.engines()):  # who looked for us in vain
+                self.contact(address)
+
+    # -- finding others ----------------------------------------------------------------------
 
     def contact_cluster(self, cluster_id: int) -> bool:
         """Connect to every engine with that cluster id that is running now.
@@ -124,13 +184,7 @@ class Discovery:
         An endpoint with the same port stays as it is (LLM-DataDist API, switch_role).
         Raises :class:`EndpointError`; the engine listens nowhere then.
         """
-        if self._endpoint is not None:
-            if self._endpoint.port == port:
-                return
-            self._endpoint.close()
-            self._endpoint = None
-        if ip and port:
-            self._endpoint = Endpoint(self.directory, self.address, ip, port, self.remote)
+        self._names.listen_at(ip, port, self.remote)
 
     def find(self, ip: str, port: int) -> Address | None:
         """The engine of our job and host that listens at ``ip:port``, or None.
@@ -187,7 +241,7 @@ class Discovery:
 
     def _contact_again(self, address: Address) -> None:
         self._dialling.discard(address.incarnation)
-        if self._listener.fileno() >= 0:
+        if self._is_open:
             self.contact(address)
 
     def tell_refused(self) -> None:
@@ -263,15 +317,11 @@ class Discovery:
 
     def abandon(self) -> None:
         """In a forked child: close the descriptors without sending anything."""
-        self._listener.close()
-        self.claims.abandon()
-        if self._endpoint is not None:
-            self._endpoint.abandon()
+        self._names.abandon()
         if self.remote is not None:
             self.remote.abandon()
         for session in (*self.sessions.values(), *self._handshakes):
             session.abandon()
-        self.directory.close()
 
     # -- handshake -------------------------------------------------------------------------
 
@@ -357,8 +407,8 @@ class Discovery:
         self._reactor.later(RETRY_SECONDS, self._resume_accepting)
 
     def _resume_accepting(self) -> None:
-        if self._listener.fileno() >= 0:
-            self.start()
+        if self._is_open:
+            self._accept()
 
     def _on_failed_handshake(self, session: Session, reason: str) -> None:
         self._handshakes.pop(session).cancel()

@@ -7,24 +7,33 @@ connections at the port.
 
 from __future__ import annotations
 
+import errno
 import socket
 from contextlib import suppress
 
 from datadist.control.hostport import HostPort
 from datadist.control.job import described
+from datadist.control.kernel import network_namespace
 from datadist.control.listener import NetworkError, listen_problem
 from datadist.control.network_discovery import NetworkDiscovery
 from datadist.control.runtime_dir import (
     Address,
     RuntimeDir,
-    network_namespace,
+    listening_name,
 )
 
 ANY = "0.0.0.0"
 
 
 class EndpointError(Exception):
-    """An address cannot be listened on; the text says why and what to do."""
+    """An address cannot be listened on; the text says why and what to do.
+
+    ``in_use`` is the address where another socket has the port.
+    """
+
+    def __init__(self, text: str, in_use: HostPort | None = None) -> None:
+        super().__init__(text)
+        self.in_use = in_use
 
 
 class Endpoint:
@@ -48,12 +57,19 @@ class Endpoint:
         self._engine = engine
         self._remote = remote
         self._socket: socket.socket | None = None
+        self.name = listening_name(address, port)
+        """Its name in the runtime directory."""
         self._take_port()
         try:
             directory.publish(address, port, engine)
         except OSError as error:
             self._give_back()
             raise EndpointError(f"cannot list {self._place}: {error}") from error
+
+    def renew(self) -> None:
+        """Publish the address again where its name was removed. Raises OSError."""
+        if not self._directory.has(self.name):
+            self._directory.publish(*self._place, self._engine)
 
     def close(self) -> None:
         """Remove the address from the directory and release the port."""
@@ -72,7 +88,9 @@ class Endpoint:
             else:
                 self._remote.listen(self._place)
         except NetworkError as error:
-            raise EndpointError(str(error)) from error
+            cause = error.__cause__
+            used = isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE
+            raise EndpointError(str(error), self._place if used else None) from error
 
     def _give_back(self) -> None:
         if self._socket is not None:
@@ -125,12 +143,43 @@ def hint(directory: RuntimeDir, port: int) -> str:
 
 def _bind(place: HostPort) -> socket.socket:
     """Bind the port without listening: engines of this host use the directory."""
+    try:
+        return _bound(place)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise NetworkError(listen_problem(place, error)) from error
+    try:
+        return _bound_after_others(place)
+    except OSError as error:
+        raise NetworkError(listen_problem(place, error)) from error
+
+
+def _bound(place: HostPort, reuse: bool = False) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
         sock.bind(place)
-    except OSError as error:
+    except OSError:
         sock.close()
-        raise NetworkError(listen_problem(place, error)) from error
+        raise
+    return sock
+
+
+def _bound_after_others(place: HostPort) -> socket.socket:
+    """Bind a port that has connections which ended (TIME_WAIT). Raises OSError where it is in use.
+
+    SO_REUSEADDR alone lets several sockets bind, as long as none of them listens. Of those that
+    begin to listen, the first one has the port. It keeps the port when it ends to listen, and without
+    the option nobody else gets it. A connection that comes in between is reset.
+    """
+    sock = _bound(place, reuse=True)
+    try:
+        sock.listen(1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 

@@ -8,8 +8,6 @@ import resource
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from datadist.control.job import described
-from datadist.control.runtime_dir import RuntimeDir, RuntimeDirError, default_path
 from datadist.diagnosis.finding import Finding, Level, on
 
 YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
@@ -32,7 +30,6 @@ def examine() -> Iterator[Finding]:
     yield memlock(*resource.getrlimit(resource.RLIMIT_MEMLOCK))
     yield descriptors(*resource.getrlimit(resource.RLIMIT_NOFILE))
     yield address_space(resource.getrlimit(resource.RLIMIT_AS)[0])
-    yield runtime_directory(default_path())
 
 
 def kernel(release: str) -> Finding:
@@ -165,27 +162,6 @@ def address_space(soft: int) -> Finding:
         "address space", Level.NOTE, f"limit of {soft // MIB} MiB; pools of every peer are mapped",
         "ulimit -v unlimited", on("shm"),
     )  # fmt: skip
-
-
-def runtime_directory(path: Path) -> Finding:
-    """Whether engines of this user can use the runtime directory."""
-    existed = path.exists()
-    try:
-        directory = RuntimeDir(path)
-    except RuntimeDirError as error:
-        return Finding("runtime directory", Level.PROBLEM, str(error), "as said")
-    listed = {directory.job: _engines(directory)}
-    listed.update({other.job: _engines(other) for other in directory.others()})
-    directory.close()
-    if not existed:
-        path.rmdir()
-        return Finding("runtime directory", Level.OK, f"{path} can be made")
-    jobs = ", ".join(f"{count} in {described(job)}" for job, count in listed.items() if count)
-    return Finding("runtime directory", Level.OK, f"{path}: engines listed: {jobs or 'none'}")
-
-
-def _engines(directory: RuntimeDir) -> int:
-    return len(list(directory.engines()))
 
 
 def _size(limit: int) -> str:

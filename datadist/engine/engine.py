@@ -27,8 +27,10 @@ from datadist.control.account import MAX_TABLES
 from datadist.control.discovery import Discovery, EndpointError
 from datadist.control.job import described
 from datadist.control.messages import Announce
+from datadist.control.own_directory import RuntimeDirError
+from datadist.control.port_holders import describe_holders
 from datadist.control.reactor import Reactor, Unanswered
-from datadist.control.runtime_dir import RuntimeDirError, default_path
+from datadist.control.runtime_dir import chosen_path
 from datadist.control.session import Session
 from datadist.control.tcp import NetworkSettings
 from datadist.engine.dispatcher import Dispatcher
@@ -36,6 +38,7 @@ from datadist.engine.options import EngineOptions
 from datadist.engine.starting import (
     check_descriptors,
     check_system_calls,
+    check_file_size,
     start_transport,
     system_errors,
 )
@@ -109,6 +112,7 @@ class Engine:
         with system_errors(), ExitStack() as stack:
             check_descriptors()
             check_system_calls()
+            check_file_size()
             self.backend, self.transport = start_transport(options, environ)
             stack.callback(self.transport.close)
             self.memory = Memory(self.transport)
@@ -168,7 +172,7 @@ class Engine:
         network = self._network_settings() if self._far else None
         try:
             self._discovery = Discovery(
-                self._reactor, self.cluster_id, default_path(environ), network, self.options.job
+                self._reactor, self.cluster_id, chosen_path(environ), network, self.options.job
             )
         except RuntimeDirError as error:
             raise LLMException(str(error), status_code=LLMStatusCode.LLM_FAILED) from error
@@ -338,7 +342,9 @@ class Engine:
         try:
             self._call(lambda: self._discovery.listen_at(ip, port))
         except EndpointError as error:
-            raise LLMException(str(error), status_code=LLMStatusCode.LLM_FAILED) from error
+            holders = describe_holders(error.in_use) if error.in_use else ""
+            text = f"{error}; the port is held by {holders}" if holders else str(error)
+            raise LLMException(text, status_code=LLMStatusCode.LLM_FAILED) from error
         near = not (ip and port) or parse_address(ip).is_loopback
         if self._far and self.options.auth_key is None and not near:
             log.warning(
@@ -429,10 +435,13 @@ class Engine:
     def _claim(self) -> None:
         """Make our cluster id ours within the job, at the first link."""
         try:
+            self._call(self._discovery.keep_names)
             holder = self._discovery.claims.take()
+        except LLMException:
+            raise
         except RuntimeError:
             raise self._was_finalized() from None
-        except OSError as error:
+        except (OSError, RuntimeDirError) as error:
             raise LLMException(
                 f"cannot claim cluster id {self.cluster_id} in {self._discovery.directory.place}: "
                 f"{_claim_problem(error)}",
@@ -679,13 +688,14 @@ class Engine:
         self._discovery.abandon()
 
 
-def _claim_problem(error: OSError) -> str:
+def _claim_problem(error: OSError | RuntimeDirError) -> str:
     remedies = {
         errno.EMFILE: "no descriptor is left (see `ulimit -n`)",
         errno.ENFILE: "the host has no descriptor left",
-        errno.ENOENT: "the directory was removed: end this engine and start it again",
+        errno.ENOENT: "the directory was removed meanwhile: link again",
     }
-    return remedies.get(error.errno or 0, str(error))
+    number = error.errno if isinstance(error, OSError) else None
+    return remedies.get(number or 0, str(error))
 
 
 def _after(timeout: float | None) -> str:

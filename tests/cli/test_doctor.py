@@ -11,7 +11,7 @@ import pytest
 
 from datadist.cli import main
 from datadist.control.runtime_dir import Address, RuntimeDir
-from datadist.diagnosis import Finding, Level, ascend, host, rdma, worst
+from datadist.diagnosis import Finding, Level, ascend, host, places, rdma, worst
 from datadist.diagnosis.finding import on
 
 UNLIMITED = resource.RLIM_INFINITY
@@ -23,6 +23,11 @@ def _write(root: Path, files: Mapping[str, str]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
     return root
+
+
+def _directory(path: Path) -> Finding:
+    """The finding about the directory itself."""
+    return next(iter(list(places.runtime_directory(path))))
 
 
 def _levels(findings: object) -> dict[str, Level]:
@@ -58,7 +63,7 @@ def test_a_backend_that_is_not_installed(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_looking_leaves_no_directory_behind(tmp_path: Path) -> None:
-    assert host.runtime_directory(tmp_path / "run").level is Level.OK
+    assert _directory(tmp_path / "run").level is Level.OK
     assert not (tmp_path / "run").exists()
 
 
@@ -169,11 +174,11 @@ def test_only_what_concerns_a_backend_counts() -> None:
 
 def test_engines_are_counted_by_job(tmp_path: Path) -> None:
     place = tmp_path / "run"
-    assert host.runtime_directory(place).found == f"{place} can be made"
+    assert _directory(place).found == f"{place} can be made"
     assert not place.exists()
     directories = [RuntimeDir(place, job) for job in ("", "blue", "empty")]
     sockets = [d.listen(Address(7, "a" * 32)) for d in directories[:2]]
-    text = host.runtime_directory(place).found
+    text = _directory(place).found
     assert "1 in the job without a name" in text
     assert "1 in job 'blue'" in text
     assert "empty" not in text

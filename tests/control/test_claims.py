@@ -17,12 +17,14 @@ from pathlib import Path
 import pytest
 
 from datadist.control.claims import UNKNOWN, UNSUPPORTED, Claims
+from datadist.control.kernel import kernel_id
 from datadist.control.runtime_dir import Address, RuntimeDir
 from datadist.control.stale_files import remove_stale_files
 from tests import nodes
 from tests.nodes import Node, RemoteError
 
 Start = Callable[..., Node]
+CLAIM = f"7@{kernel_id()}.claim"
 
 
 def _claim(here: nodes.Here, path: str, cluster: int = 7, job: str = "") -> str | None:
@@ -60,9 +62,9 @@ def test_one_engine_has_an_id_until_it_gives_it_back(start_node: Start, place: s
     assert second.do(_claim, place, 7, "other") is None, "another job"
     first.do(_release)
     assert second.do(_claim, place) is None
-    assert os.path.exists(f"{place}/7.claim")
+    assert os.path.exists(f"{place}/{CLAIM}")
     second.do(_release)
-    assert not os.path.exists(f"{place}/7.claim")
+    assert not os.path.exists(f"{place}/{CLAIM}")
 
 
 @pytest.mark.parametrize("how", ["killed", "killed, a forked child lives on"])
@@ -93,7 +95,7 @@ def test_a_stopped_process_keeps_its_claim(start_node: Start, place: str) -> Non
 def test_a_sweep_of_another_process_takes_no_claim_away(start_node: Start, place: str) -> None:
     first, second = start_node(), start_node()
     assert first.do(_claim, place) is None
-    path = Path(place) / "7.claim"
+    path = Path(place) / CLAIM
     os.utime(path, (1.0, 1.0))
     directory = RuntimeDir(Path(place))
     remove_stale_files(directory)
@@ -103,7 +105,7 @@ def test_a_sweep_of_another_process_takes_no_claim_away(start_node: Start, place
 
 
 def test_the_holder_is_known_whatever_its_predecessor_left(start_node: Start, place: str) -> None:
-    Path(place, "7.claim").write_text('{"pid": 1, "program": "' + "x" * 1000 + '"}')
+    Path(place, CLAIM).write_text('{"pid": 1, "program": "' + "x" * 1000 + '"}')
     first, second = start_node(), start_node()
     assert first.do(_claim, place) is None
     assert second.do(_claim, place).startswith(f"pid {first.pid}, ")
@@ -139,7 +141,7 @@ def test_a_claim_that_is_removed_and_taken_at_once_is_one(start_node: Start, pla
 def _remove_stale_files(here: nodes.Here, place: str, rounds: int) -> int:
     directory = RuntimeDir(Path(place))
     for _ in range(rounds):
-        for name in ("7.claim", "witness"):
+        for name in (CLAIM, "witness"):
             with contextlib.suppress(OSError):
                 os.utime(f"{place}/{name}", (1.0, 1.0))  # as old as one that was left over
         remove_stale_files(directory)
@@ -152,7 +154,7 @@ def test_a_claim_that_somebody_removed_is_not_taken_from_its_next_holder(
 ) -> None:
     first, second, third = (start_node() for _ in range(3))
     assert first.do(_claim, place) is None
-    os.unlink(f"{place}/7.claim")  # a cleaner
+    os.unlink(f"{place}/{CLAIM}")  # a cleaner
     assert second.do(_claim, place) is None
     first.do(_release)
     assert third.do(_claim, place) is not None
@@ -185,14 +187,17 @@ def _race(here: nodes.Here, place: str, rounds: int) -> int:
     return taken
 
 
-def test_a_directory_that_is_gone_is_an_error_in_words(
+def test_a_directory_that_cannot_be_made_again_is_an_error_in_words(
     start_node: Start, runtime_dir: Path
 ) -> None:
     node = start_node(1)
     for path in runtime_dir.iterdir():
         path.unlink()
     runtime_dir.rmdir()
-    with pytest.raises(RemoteError, match="cannot claim cluster id 1") as caught:
+    runtime_dir.write_text("")
+    with pytest.raises(
+        RemoteError, match=r"cannot claim cluster id 1 .* Not a directory"
+    ) as caught:
         node.do(nodes.link, "pair", {1: 0, 2: 1})
     assert caught.value.status == "LLM_FAILED"
 

@@ -17,6 +17,7 @@ import pytest
 from datadist.control import discovery
 from datadist.control.account import Item
 from datadist.control.messages import MAX_FRAME, WIRE_VERSION
+from datadist.control.runtime_dir import Address
 from tests import nodes
 from tests.fuzz.templates import TOKEN
 from tests.in_process_engine import SECONDS, TABLE, Engine
@@ -164,7 +165,7 @@ def dialled(engine: Engine) -> Iterator[socket.socket]:
     """The socket of an engine that ours dials when that engine has knocked; its backlog is short."""
     directory = os.open(engine.runtime_dir, os.O_PATH)  # paths of sockets are short
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(f"/proc/self/fd/{directory}/2-{DIALLED}.sock")
+        listener.bind(f"/proc/self/fd/{directory}/{Address(2, DIALLED).file_name}")
         listener.listen(0)
         listener.settimeout(SECONDS)
         yield listener

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from datadist.control import stale_files
 from datadist.control.job import described, job_name
+from datadist.control.kernel import kernel_id
 from datadist.control.runtime_dir import Address, RuntimeDir, job_of
 from datadist.control.stale_files import remove_stale_files
 
@@ -108,8 +109,9 @@ def test_a_sweep_takes_away_jobs_that_crashed_and_no_other(tmp_path: Path) -> No
 
 def test_a_sweep_takes_claims_that_nobody_holds(tmp_path: Path) -> None:
     own = RuntimeDir(tmp_path / "run")
-    beside_ours = f"{ENGINE.cluster_id}-{ENGINE.incarnation}.refused"
-    for name in ("1.claim", f"3-{'b' * 32}.refused", "4.claims", beside_ours):
+    beside_ours = f"{ENGINE.full_name}.refused"
+    gone = Address(3, "b" * 32)
+    for name in (f"1@{kernel_id()}.claim", f"{gone.full_name}.refused", "4.claims", beside_ours):
         (own.place / name).touch()
     with own.listen(ENGINE):
         remove_stale_files(own)
@@ -123,9 +125,9 @@ def test_a_sweep_takes_names_that_an_engine_has_for_a_moment_once_they_are_old(
     tmp_path: Path,
 ) -> None:
     own = RuntimeDir(tmp_path / "run")
-    starting, publishing = f".{'a' * 32}", f".{'a' * 32}-26000"
-    foreign = [".nfs0001", "notes.txt", f"{'a' * 32}", f"{starting}-260000", f"{publishing}.old"]
-    for name in (starting, *foreign):
+    publishing = f".{ENGINE.full_name}-26000"
+    foreign = [".nfs0001", "notes.txt", ENGINE.full_name, f"{publishing}0", f"{publishing}.old"]
+    for name in foreign:
         (own.place / name).touch()
     (own.place / publishing).symlink_to("nowhere")
 
@@ -136,7 +138,7 @@ def test_a_sweep_takes_names_that_an_engine_has_for_a_moment_once_they_are_old(
 
     age(stale_files.SECONDS - 30)
     remove_stale_files(own)
-    assert sorted(os.listdir(own.place)) == sorted([starting, publishing, *foreign])
+    assert sorted(os.listdir(own.place)) == sorted([publishing, *foreign])
     age(stale_files.SECONDS + 1)
     remove_stale_files(own)
     assert sorted(os.listdir(own.place)) == sorted(foreign)
@@ -146,7 +148,7 @@ def test_a_sweep_takes_names_that_an_engine_has_for_a_moment_once_they_are_old(
 def test_a_sweep_survives_whatever_lies_there(tmp_path: Path) -> None:
     path = tmp_path / "run"
     own = RuntimeDir(path)
-    names = ["me@host", "@", "a@1.2.3.4:5", "1.claim.old", "00000000-1@1.2.3.4:80"]
+    names = ["me@host", "@", "a@1.2.3.4:5", "1.claim.old", f"{kernel_id()}-1@1.2.3.4:80"]
     for name in names[:-1]:
         (path / name).mkdir()
     (path / names[-1]).symlink_to("nowhere")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from datadist.control.runtime_dir import Address, RuntimeDir, RuntimeDirError
+from datadist.control.own_directory import RuntimeDirError
+from datadist.control.runtime_dir import Address, RuntimeDir
 
 IP, PORT = "127.0.0.1", 26_999
 FIRST, SECOND = Address(1, "a" * 32), Address(2, "b" * 32)
