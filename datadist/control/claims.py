@@ -27,6 +27,8 @@ from datadist.control.runtime_dir import Address, RuntimeDir
 log = logging.getLogger("datadist.control")
 
 MAX_BYTES = 4096
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The claim is the lock, which needs no space; what the file says is for people."""
 TRIES = 100
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
@@ -173,7 +175,15 @@ class Claims:
         """Write who we are into a file, in place of what it said."""
         claimant = Claimant(os.getpid(), own_program(), now(), self._engine.incarnation)
         os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(asdict(claimant)).encode(), 0)
+        try:
+            os.pwrite(fd, json.dumps(asdict(claimant)).encode(), 0)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            log.warning(
+                "%s is full, so others cannot see which process has cluster id %d: free space there",
+                self._directory.place, self._engine.cluster_id,
+            )  # fmt: skip
 
     def _open(self, name: str, flags: int) -> int:
         if flags & os.O_CREAT:

@@ -8,7 +8,8 @@ service have different ones. XDG_RUNTIME_DIR would also end with the session. Th
 2. Otherwise the first of these names that can be made. Where another user has ``datadist-<uid>``,
    the name gets a random suffix, which nobody can take beforehand.
 
-A directory that others can write to, or of another user, is never used.
+A directory that others can write to, or of another user, is never used. The last engine that leaves an
+unusual place removes it, so that the next ones come back to the usual one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from pathlib import Path
 from datadist.control.own_directory import RuntimeDirError, locked
 
 log = logging.getLogger("datadist.control")
+
+_WRITABLE_BY_OTHERS = 0o022
+_KINDS = {stat.S_IFDIR: "directory", stat.S_IFLNK: "symbolic link"}
 
 
 def bases() -> list[Path]:
@@ -64,12 +68,15 @@ def default_place() -> Path:
 
 def report_place(path: Path) -> None:
     """Log why the default place is an unusual one."""
-    if path != usual_place():
+    problem = obstacle()
+    if path != usual_place() and problem:
         log.warning(
-            "%s, so the engines of user %d use the runtime directory %s: remove what is in the way, or "
-            "set DATADIST_RUNTIME_DIR to a directory that only you can enter",
-            obstacle() or f"{usual_place()} did not exist", os.geteuid(), path,
+            "%s, so the engines of user %d use the runtime directory %s: correct that, or set "
+            "DATADIST_RUNTIME_DIR to a directory that only you can enter",
+            problem, os.geteuid(), path,
         )  # fmt: skip
+    elif path != usual_place():
+        log.info("the runtime directory is %s, where engines of this user have been before", path)
 
 
 def obstacle() -> str:
@@ -78,18 +85,28 @@ def obstacle() -> str:
     try:
         info = path.lstat()
     except FileNotFoundError:
-        return "" if os.access(path.parent, os.W_OK | os.X_OK) else f"{path.parent} is not writable"
+        return _problem_of(path.parent)
     except OSError as error:
         return f"{path}: {error.strerror}"
-    kind = "directory" if stat.S_ISDIR(info.st_mode) else "symbolic link"
-    if not stat.S_ISDIR(info.st_mode) and not stat.S_ISLNK(info.st_mode):
-        kind = "file"
+    kind = _KINDS.get(stat.S_IFMT(info.st_mode), "file")
     if info.st_uid != os.geteuid() or kind != "directory":
         return f"{path} is a {kind} of {_user(info.st_uid)}"
     if _is_usable(path):
         return ""
-    mode = stat.S_IMODE(info.st_mode)
-    return f"{path} has mode {mode:04o}, or its file system is mounted read-only"
+    if info.st_mode & _WRITABLE_BY_OTHERS:
+        return f"{path} has mode {stat.S_IMODE(info.st_mode):04o}, so that others can write to it"
+    return f"{path} cannot be written to (is its file system mounted read-only?)"
+
+
+def _problem_of(base: Path) -> str:
+    """Why nothing can be made in a base, or ""."""
+    if not os.access(base, os.W_OK | os.X_OK, effective_ids=True):
+        return f"{base} cannot be written to"
+    with suppress(OSError):
+        room = os.statvfs(base)
+        if room.f_bavail == 0 or (room.f_files and room.f_favail == 0):
+            return f"{base} is full"
+    return ""
 
 
 def _user(uid: int) -> str:
@@ -121,7 +138,7 @@ def _is_usable(path: Path) -> bool:
         return False
     try:
         info = os.fstat(fd)
-        if info.st_uid != os.geteuid() or info.st_mode & 0o022:
+        if info.st_uid != os.geteuid() or info.st_mode & _WRITABLE_BY_OTHERS:
             return False
         inner = f"/proc/self/fd/{fd}"
         if stat.S_IMODE(info.st_mode) & 0o777 != 0o700:

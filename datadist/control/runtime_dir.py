@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datadist.control.default_place import default_place, existing_place
+from datadist.control.default_place import default_place, existing_place, usual_place
 from datadist.control.kernel import is_ours, kernel_id, network_namespace
 from datadist.control.own_directory import LOCK_SECONDS, RuntimeDirError, enter, locked
 
@@ -319,10 +319,12 @@ class RuntimeDir:
                     other.leave()
 
     def leave(self) -> None:
-        """:meth:`close`; the last engine of a job removes the job's directory."""
-        if self.job:
-            with contextlib.suppress(OSError):  # another engine is there
+        """:meth:`close`; the last engine of a job, and of an unusual place, removes the directory."""
+        with contextlib.suppress(OSError):  # another engine is there
+            if self.job:
                 os.rmdir(self.place)
+            if self._chosen is None and self.path != usual_place():
+                os.rmdir(self.path)
         self.close()
 
     def close(self) -> None:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from datadist.diagnosis import ascend, host, installed, namespaces, places, rdma, system_calls
+from datadist.diagnosis import (
+    ascend,
+    host,
+    installed,
+    namespaces,
+    rdma,
+    runtime_directory,
+    system_calls,
+)
 from datadist.diagnosis.finding import Finding, Level
 
 __all__ = ["Finding", "Level", "examine", "worst"]
@@ -14,7 +22,7 @@ PARTS = (
     host.examine,
     system_calls.examine,
     namespaces.examine,
-    places.examine,
+    runtime_directory.examine,
     rdma.examine,
     ascend.examine,
 )

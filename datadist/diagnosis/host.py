@@ -1,4 +1,4 @@
-"""The host itself: kernel, memory, limits, permissions, the runtime directory."""
+"""The host itself: kernel, memory, limits, permissions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import resource
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from datadist.base.file_size import LEAST
 from datadist.diagnosis.finding import Finding, Level, on
 
 YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
@@ -29,6 +30,7 @@ def examine() -> Iterator[Finding]:
     yield ptrace(YAMA)
     yield memlock(*resource.getrlimit(resource.RLIMIT_MEMLOCK))
     yield descriptors(*resource.getrlimit(resource.RLIMIT_NOFILE))
+    yield file_size(resource.getrlimit(resource.RLIMIT_FSIZE)[0])
     yield address_space(resource.getrlimit(resource.RLIMIT_AS)[0])
 
 
@@ -161,6 +163,20 @@ def address_space(soft: int) -> Finding:
     return Finding(
         "address space", Level.NOTE, f"limit of {soft // MIB} MiB; pools of every peer are mapped",
         "ulimit -v unlimited", on("shm"),
+    )  # fmt: skip
+
+
+def file_size(limit: int) -> Finding:
+    """Whether `ulimit -f` permits the files of engines and pools."""
+    if limit == resource.RLIM_INFINITY:
+        return Finding("file sizes", Level.OK, "unlimited")
+    if limit < LEAST:
+        return Finding(
+            "file sizes", Level.PROBLEM, f"limit of {limit} bytes", "ulimit -f unlimited"
+        )
+    return Finding(
+        "file sizes", Level.NOTE, f"limit of {limit} bytes: `init` refuses larger pools, which are files",
+        "ulimit -f unlimited", on("shm"),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from datadist.cli import main
 from datadist.control.runtime_dir import Address, RuntimeDir
-from datadist.diagnosis import Finding, Level, ascend, host, places, rdma, worst
+from datadist.diagnosis import Finding, Level, ascend, host, rdma, runtime_directory, worst
 from datadist.diagnosis.finding import on
 
 UNLIMITED = resource.RLIM_INFINITY
@@ -27,7 +27,7 @@ def _write(root: Path, files: Mapping[str, str]) -> Path:
 
 def _directory(path: Path) -> Finding:
     """The finding about the directory itself."""
-    return next(iter(list(places.runtime_directory(path))))
+    return next(iter(list(runtime_directory.findings(path))))
 
 
 def _levels(findings: object) -> dict[str, Level]:
@@ -94,6 +94,9 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert host.descriptors(256, 4096).remedy.startswith("ulimit -n 4096")
     assert host.descriptors(20000, 20000).level is Level.OK
     assert host.address_space(1 << 30).level is Level.NOTE
+    assert host.file_size(UNLIMITED).level is Level.OK
+    assert host.file_size(1 << 30).level is Level.NOTE
+    assert host.file_size(4095).level is Level.PROBLEM
 
 
 @pytest.mark.parametrize("own", ["4:memory:/outer/inner", "0::/outer/inner"])

@@ -244,6 +244,19 @@ def test_where_files_have_no_locks_an_engine_works_and_says_so(
     assert "would not be noticed: set DATADIST_RUNTIME_DIR to a local directory" in caplog.text
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_claim_needs_no_space(
+    claims: Claims,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+) -> None:
+    monkeypatch.setattr(os, "pwrite", _failing(number))
+    assert claims.take() is None
+    assert claims.is_held
+    assert "is full, so others cannot see which process has cluster id 7" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("number", "refused"), [(errno.EAGAIN, True), (errno.EACCES, True), (errno.EIO, False)]
 )

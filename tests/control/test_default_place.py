@@ -16,12 +16,13 @@ import pytest
 from datadist.control import default_place as module
 from datadist.control.default_place import default_place, existing_place, obstacle, usual_place
 from datadist.control.own_directory import RuntimeDirError
-from datadist.control.runtime_dir import RuntimeDir
+from datadist.control.runtime_dir import Address, RuntimeDir
 from tests import nodes
 from tests.nodes import Node
 
 Start = Callable[..., Node]
 STRANGER = 65_533
+ENGINE = Address(1, "a" * 32)
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 
 
@@ -137,6 +138,41 @@ def test_a_directory_that_others_could_write_to_is_not_used(bases: list[Path]) -
     assert "has mode 0777" in obstacle()
 
 
+@root
+def test_the_last_engine_removes_an_unusual_place(bases: list[Path]) -> None:
+    _occupy(usual_place(), "directory")
+    first, second = RuntimeDir(None), RuntimeDir(None, "job")
+    assert first.path == second.path
+    first.leave()
+    assert second.place.is_dir()
+    second.leave()
+    assert os.listdir(bases[0]) == [usual_place().name]
+    usual_place().rmdir()
+    last = RuntimeDir(None)
+    assert last.path == usual_place()
+    last.leave()
+    assert usual_place().is_dir()
+
+
+@root
+def test_an_engine_moves_where_the_rule_leads_by_now(bases: list[Path]) -> None:
+    """Those that started at an unlucky moment come together, and leave nothing behind."""
+    _occupy(usual_place(), "directory")
+    directory = RuntimeDir(None)
+    before, number = directory.path, directory.fd
+    with directory.listen(ENGINE) as sock:
+        assert directory.is_current()
+        usual_place().rmdir()
+        usual_place().mkdir(mode=0o700)  # by another engine of ours
+        assert not directory.is_current()
+        assert directory.renew([ENGINE.file_name])
+        assert (directory.path, directory.fd) == (usual_place(), number)
+        assert os.listdir(before) == []
+        assert sock.fileno() != directory.fd
+        assert not directory.renew()
+    directory.close()
+
+
 def _become(here: nodes.Here, uid: int, umask: int) -> None:
     """Another user, who need not be able to read our modules: an engine has imported them."""
     nodes.init(here, 9)
@@ -175,7 +211,9 @@ def test_engines_of_a_user_find_each_other(
         node.do(_become, uid, umask)
         node.do(nodes.init, number)
     nodes.link_pair(first, second)
-    lines = [line for line in first.do(nodes.log_of, "WARNING") if "in the way" in line]
+    lines = [
+        line for line in first.do(nodes.log_of, "WARNING") if "use the runtime directory" in line
+    ]
     assert len(lines) == (1 if kind else 0)
     if kind:
         assert f"is a {kind} of user {STRANGER}" in lines[0]

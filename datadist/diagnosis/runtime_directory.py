@@ -1,31 +1,35 @@
-"""Where engines of this user find each other: the runtime directory, its file system, file sizes."""
+"""Where engines of this user find each other: the runtime directory and its file system."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from datadist.base.file_size import LEAST, check_size
 from datadist.control.default_place import existing_place, obstacle, usual_place
 from datadist.control.job import described, job_name
+from datadist.control.kernel import kernel_id
 from datadist.control.own_directory import RuntimeDirError
-from datadist.control.runtime_dir import MAX_SOCKET_PATH, Address, RuntimeDir, chosen_path
-from datadist.diagnosis.finding import Finding, Level, on
+from datadist.control.runtime_dir import (
+    MAX_SOCKET_PATH,
+    Address,
+    RuntimeDir,
+    chosen_path,
+    engine_of,
+)
+from datadist.diagnosis.finding import Finding, Level
 
 NAME = "runtime directory"
 
 
 def examine() -> Iterator[Finding]:
-    """Every finding about places."""
-    yield from runtime_directory(chosen_path())
-    yield file_size(resource.getrlimit(resource.RLIMIT_FSIZE)[0])
+    """Every finding about the runtime directory of this environment."""
+    yield from findings(chosen_path())
 
 
-def runtime_directory(path: Path | None) -> Iterator[Finding]:
+def findings(path: Path | None) -> Iterator[Finding]:
     """Whether engines of this user can use the runtime directory; None is the default one."""
     existed = existing_place() is not None if path is None else path.exists()
     try:
@@ -35,12 +39,8 @@ def runtime_directory(path: Path | None) -> Iterator[Finding]:
         return
     try:
         yield _use(directory, existed)
-        if path is None and directory.path != usual_place() and obstacle():
-            yield Finding(
-                "default runtime directory", Level.NOTE,
-                f"{obstacle()}; the engines of this user use {directory.path}",
-                "remove it (as root, where it is another user's), or set DATADIST_RUNTIME_DIR",
-            )  # fmt: skip
+        yield from _default(directory, path is None)
+        yield from _other_kernels(directory)
         yield from _visibility(directory)
     finally:
         directory.close()
@@ -56,6 +56,11 @@ def _use(directory: RuntimeDir, existed: bool) -> Finding:
             NAME, Level.PROBLEM, f"no name can be made in {directory.path}: {error.strerror}",
             "free space and inodes there, see that it can be written to, or set DATADIST_RUNTIME_DIR",
         )  # fmt: skip
+    if not os.statvfs(directory.fd).f_bavail:
+        return Finding(
+            NAME, Level.NOTE, f"the file system of {directory.path} is full",
+            "free space there, so that engines can say who they are",
+        )  # fmt: skip
     if not existed:
         return Finding(NAME, Level.OK, f"{directory.path} can be made")
     listed = {directory.job: _engines(directory)}
@@ -65,16 +70,32 @@ def _use(directory: RuntimeDir, existed: bool) -> Finding:
 
 
 def _probe(directory: RuntimeDir) -> None:
-    """Make and remove what an engine has there. Raises OSError."""
-    check_size(LEAST)
+    """Make and remove a file, as engines do there. Raises OSError."""
     name = f".probe-{secrets.token_hex(8)}"
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory.fd)
-    try:
-        os.write(fd, b"probe")
-    finally:
-        os.close(fd)
-        with contextlib.suppress(OSError):
-            os.unlink(name, dir_fd=directory.fd)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    os.close(os.open(name, flags, 0o600, dir_fd=directory.fd))
+    os.unlink(name, dir_fd=directory.fd)
+
+
+def _default(directory: RuntimeDir, is_default: bool) -> Iterator[Finding]:
+    problem = obstacle()
+    if is_default and problem and directory.path != usual_place():
+        yield Finding(
+            "default runtime directory", Level.NOTE,
+            f"{problem}; the engines of this user use {directory.path}",
+            "correct that (as root, where it is another user's), or set DATADIST_RUNTIME_DIR",
+        )  # fmt: skip
+
+
+def _other_kernels(directory: RuntimeDir) -> Iterator[Finding]:
+    found = [engine_of(name) for name in os.listdir(directory.fd)]
+    foreign = sum(each is not None and each.kernel != kernel_id() for each in found)
+    if foreign:
+        yield Finding(
+            "engines of other kernels", Level.NOTE,
+            f"{foreign} listed in {directory.path}: of other hosts that share it, or of an earlier boot",
+            "they are not used, and stay; remove names of engines that have ended",
+        )  # fmt: skip
 
 
 def _visibility(directory: RuntimeDir) -> Iterator[Finding]:
@@ -94,20 +115,6 @@ def _longest_path(directory: RuntimeDir, job: str) -> int:
     place = os.path.realpath(directory.path)
     inner = f".job-{job}/" if job else ""
     return len(os.fsencode(f"{place}/{inner}{name}"))
-
-
-def file_size(limit: int) -> Finding:
-    """Whether `ulimit -f` permits the files of engines and pools."""
-    if limit == resource.RLIM_INFINITY:
-        return Finding("file sizes", Level.OK, "unlimited")
-    if limit < LEAST:
-        return Finding(
-            "file sizes", Level.PROBLEM, f"limit of {limit} bytes", "ulimit -f unlimited"
-        )
-    return Finding(
-        "file sizes", Level.NOTE, f"limit of {limit} bytes: `init` refuses larger pools, which are files",
-        "ulimit -f unlimited", on("shm"),
-    )  # fmt: skip
 
 
 def _engines(directory: RuntimeDir) -> int:
