@@ -49,8 +49,6 @@ ACCEPTS = 16
 MAX_SESSIONS = 16
 """Sessions with one process, which has one engine."""
 RETRY_SECONDS = 0.05
-LOOK_SECONDS = 5.0
-"""Time between two looks whether our names are still in the runtime directory."""
 REFUSAL_SECONDS = 2.0
 """How long sending a refusal to a busy engine is retried."""
 
@@ -97,7 +95,7 @@ class Discovery:
     def start(self) -> None:
         """Begin to accept, and to look after our names in the runtime directory."""
         self._accept()
-        self._reactor.later(LOOK_SECONDS, self._look)
+        self._reactor.later(self._names.look_seconds, self._look)
 
     def _accept(self) -> None:
         self._reactor.watch(self._listener.fileno(), READ, self._on_accept)
@@ -130,7 +128,7 @@ class Discovery:
         if not self._looking:
             self._looking = True
             self._reactor.helpers.submit(look, owner=self)
-        self._reactor.later(LOOK_SECONDS, self._look)
+        self._reactor.later(self._names.look_seconds, self._look)
 
     def _keep_names(self) -> None:
         try:

@@ -23,6 +23,9 @@ log = logging.getLogger("datadist.control")
 class OwnNames:
     """The names of one engine; :class:`Discovery` removes them. Raises RuntimeDirError."""
 
+    look_seconds = 5.0
+    """Time between two looks whether they are all there."""
+
     def __init__(self, path: Path | None, job: str, address: Address) -> None:
         self.address = address
         self.directory = RuntimeDir(path, job)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from datadist import BlocksCacheKey
-from datadist.control import discovery
 from datadist.control.kernel import kernel_id
+from datadist.control.own_names import OwnNames
 from tests import nodes
 from tests.nodes import Node, RemoteError
 from tests.raw_peer import socket_of
@@ -25,7 +25,7 @@ OLD = 1_000_000_000.0
 
 
 def _look_often(_here: nodes.Here) -> None:
-    discovery.LOOK_SECONDS = 0.05
+    OwnNames.look_seconds = 0.05
 
 
 def _init(here: nodes.Here, place: str, cluster: int, settings: dict[str, Any]) -> None:
@@ -148,7 +148,7 @@ def test_engines_that_wait_for_each_other_meet_after_a_removal(
 
 def _init_that_looks_late(here: nodes.Here, place: str) -> None:
     os.environ["DATADIST_RUNTIME_DIR"] = place
-    discovery.LOOK_SECONDS = 2.0
+    OwnNames.look_seconds = 2.0
     nodes.init(here, 1)
 
 
