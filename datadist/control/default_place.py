@@ -14,6 +14,7 @@ unusual place removes it, so that the next ones come back to the usual one.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pwd
@@ -26,6 +27,8 @@ from datadist.control.own_directory import RuntimeDirError, locked
 
 log = logging.getLogger("datadist.control")
 
+_NOT_SEEN = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors that say nothing about a directory."""
 _WRITABLE_BY_OTHERS = 0o022
 _KINDS = {stat.S_IFDIR: "directory", stat.S_IFLNK: "symbolic link"}
 
@@ -45,12 +48,18 @@ def _name() -> str:
 
 
 def existing_place() -> Path | None:
-    """The directory that the rule chooses among those that exist; None if there is none."""
+    """The directory that the rule chooses among those that exist; None if there is none.
+
+    Raises ``OSError`` where no descriptor is left.
+    """
     return next((found for base in bases() if (found := _existing(base)) is not None), None)
 
 
 def default_place() -> Path:
-    """The directory that the rule chooses; made where there is none. Raises RuntimeDirError."""
+    """The directory that the rule chooses; made where there is none.
+
+    Raises :class:`RuntimeDirError`, and ``OSError`` where no descriptor is left.
+    """
     found = existing_place()
     if found is not None:
         return found
@@ -59,6 +68,8 @@ def default_place() -> Path:
         try:
             return _make(base)
         except OSError as error:
+            if error.errno in _NOT_SEEN:
+                raise
             problems.append(f"{base}: {error.strerror}")
     raise RuntimeDirError(
         f"no runtime directory can be made ({'; '.join(problems)}): free space or make one of these "
@@ -134,7 +145,9 @@ def _is_usable(path: Path) -> bool:
     """
     try:
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        if error.errno in _NOT_SEEN:
+            raise
         return False
     try:
         info = os.fstat(fd)

@@ -114,10 +114,8 @@ class Discovery:
         """Look whether they are all there, on a helper: a file system may hang."""
 
         def look() -> None:
-            complete = False
             try:
-                with contextlib.suppress(OSError):
-                    complete = self._names.touch()
+                complete = self.has_names()
             finally:
                 self._looking = False
             if not complete:
@@ -129,6 +127,13 @@ class Discovery:
             self._looking = True
             self._reactor.helpers.submit(look, owner=self)
         self._reactor.later(self._names.look_seconds, self._look)
+
+    def has_names(self) -> bool:
+        """Whether our names are in the runtime directory, as far as that can be seen; from any thread."""
+        try:
+            return self._names.touch()
+        except OSError:  # no descriptor is left, say
+            return True
 
     def _keep_names(self) -> None:
         try:
@@ -146,16 +151,16 @@ class Discovery:
 
         Raises :class:`RuntimeDirError` or ``OSError``.
         """
-        if not self._is_open:
-            return
-        before = self._names.renew()
-        self._unkept = ""
-        if before is not None:
-            self._reactor.unwatch(before.fileno())
-            self._reactor.closer.close_listener(before)
-            self._accept()
-            for address in list(self.directory.engines()):  # who looked for us in vain
-                self.contact(address)
+        if self._is_open:
+            self._names.renew(self._replace_listener)
+            self._unkept = ""
+
+    def _replace_listener(self, before: socket.socket) -> None:
+        self._reactor.unwatch(before.fileno())
+        self._reactor.closer.close_listener(before)
+        self._accept()
+        for address in list(self.directory.engines()):  # who looked for us in vain
+            self.contact(address)
 
     # -- finding others ----------------------------------------------------------------------
 

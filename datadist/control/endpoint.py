@@ -88,9 +88,7 @@ class Endpoint:
             else:
                 self._remote.listen(self._place)
         except NetworkError as error:
-            cause = error.__cause__
-            used = isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE
-            raise EndpointError(str(error), self._place if used else None) from error
+            raise EndpointError(str(error), error.in_use) from error
 
     def _give_back(self) -> None:
         if self._socket is not None:
@@ -147,11 +145,11 @@ def _bind(place: HostPort) -> socket.socket:
         return _bound(place)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            raise NetworkError(listen_problem(place, error)) from error
+            raise listen_problem(place, error) from error
     try:
         return _bound_after_others(place)
     except OSError as error:
-        raise NetworkError(listen_problem(place, error)) from error
+        raise listen_problem(place, error) from error
 
 
 def _bound(place: HostPort, reuse: bool = False) -> socket.socket:

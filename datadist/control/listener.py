@@ -29,7 +29,14 @@ _PAUSE_SECONDS = 0.05
 
 
 class NetworkError(Exception):
-    """An address cannot be listened on; the text says why and what to do."""
+    """An address cannot be listened on; the text says why and what to do.
+
+    ``in_use`` is the address where another socket has the port.
+    """
+
+    def __init__(self, text: str, in_use: HostPort | None = None) -> None:
+        super().__init__(text)
+        self.in_use = in_use
 
 
 class Listener:
@@ -160,11 +167,11 @@ def _listening_socket(endpoint: HostPort) -> socket.socket:
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise NetworkError(listen_problem(endpoint, error)) from error
+        raise listen_problem(endpoint, error) from error
     return sock
 
 
-def listen_problem(endpoint: HostPort, error: OSError) -> str:
+def listen_problem(endpoint: HostPort, error: OSError) -> NetworkError:
     """Why an address cannot be listened on, and what to do."""
     hints = {
         errno.EADDRINUSE: "another process uses this port: choose another one, or end it (engines "
@@ -172,4 +179,6 @@ def listen_problem(endpoint: HostPort, error: OSError) -> str:
         errno.EADDRNOTAVAIL: "this host has no such address: use one that `ip addr` shows",
         errno.EACCES: "this user may not use it: choose a port above 1023",
     }
-    return f"cannot listen at {endpoint}: {hints.get(error.errno or 0, error.strerror)}"
+    in_use = endpoint if error.errno == errno.EADDRINUSE else None
+    text = hints.get(error.errno or 0, error.strerror)
+    return NetworkError(f"cannot listen at {endpoint}: {text}", in_use)

@@ -49,6 +49,7 @@ def _remedy(error: OSError) -> str:
     return {
         errno.ENOSPC: "free space or inodes there",
         errno.EDQUOT: "free space or inodes there",
+        errno.EMFILE: "raise the limit on descriptors (`ulimit -n`)",
         errno.EROFS: "mount its file system for writing",
     }.get(error.errno or 0, "create it with mode 0700")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from datadist.control.claims import Claims
@@ -57,7 +58,8 @@ class OwnNames:
     def touch(self) -> bool:
         """Touch the names where they are old; whether all of them are there.
 
-        It reads the file system only, so any thread may do it.
+        It needs no descriptor at the usual place, and any thread may call it. Raises ``OSError`` where
+        that cannot be seen.
         """
         names = self._names()
         self.directory.touch(*names)
@@ -75,15 +77,15 @@ class OwnNames:
             names.append(endpoint.name)
         return names
 
-    def renew(self) -> socket.socket | None:
-        """Make again what is gone. Returns the listener before if there is a new one.
+    def renew(self, replaced: Callable[[socket.socket], None]) -> None:
+        """Make again what is gone; ``replaced`` gets the listener before, as soon as there is a new one.
 
         Raises :class:`RuntimeDirError`, or ``OSError``; the next call goes on then.
         """
-        before = None
         moved = self.directory.renew(self._names())
         if moved or not self.directory.has(self.address.file_name):
             before, self.listener = self.listener, self.directory.listen(self.address)
+            replaced(before)
             log.warning(
                 "somebody removed the socket of this engine: it was made again in %s (exclude the "
                 "directory where a program cleans up)", self.directory.place,
@@ -91,7 +93,6 @@ class OwnNames:
         self.claims.renew()
         if self.endpoint is not None:
             self.endpoint.renew()
-        return before
 
     def abandon(self) -> None:
         """In a forked child: close the descriptors, leave the directory alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import struct
@@ -38,16 +39,22 @@ class _Held:
 
     def meets(self, address: bytes) -> bool:
         """Whether it keeps others from the address."""
-        mapped = b"\0" * 10 + b"\xff\xff" + address
-        return self.source in (address, mapped) or self.source in ANY or address in ANY
+        mapped = b"\0" * 10 + b"\xff\xff"
+        return (
+            self.source.removeprefix(mapped) == address.removeprefix(mapped)
+            or {self.source, address} & ANY != set()
+        )
 
 
 def describe_holders(place: HostPort) -> str:
-    """The processes that hold an IPv4 address, in words; "" where none can be seen.
+    """The processes that hold an address, in words; "" where none can be seen.
 
     It looks through /proc, which takes milliseconds: not on the reactor.
     """
-    address = socket.inet_aton(place.host)
+    try:
+        address = ipaddress.ip_address(place.host).packed
+    except ValueError:
+        return ""
     held: list[_Held] = []
     for family in (socket.AF_INET, socket.AF_INET6):
         with suppress(OSError, struct.error):
@@ -62,6 +69,17 @@ def describe_holders(place: HostPort) -> str:
         *(f"a process of user {uid} that this one cannot see" for uid in unseen),
     ]
     return "; ".join(found[:MAX_HOLDERS])
+
+
+def _unmapped(address: bytes) -> bytes:
+    """An IPv4 address that may be written as an IPv6 one."""
+    return address.removeprefix(b"\0" * 10 + b"\xff\xff")
+
+
+def with_holders(text: str, place: HostPort | None) -> str:
+    """A message, and who holds the port where that is known."""
+    holders = describe_holders(place) if place is not None else ""
+    return f"{text}; the port is held by {holders}" if holders else text
 
 
 def _sockets(family: int, port: int) -> Iterator[_Held]:

@@ -127,12 +127,17 @@ class RuntimeDir:
             os.close(fd)
 
     def is_current(self) -> bool:
-        """Whether the name of the directory still leads to the one that is open; makes nothing."""
-        path = self._chosen or existing_place()
+        """Whether the rule still leads to the directory that is open; makes nothing.
+
+        Raises ``OSError`` where no descriptor is left, at an unusual place only.
+        """
+        path = self._chosen
+        if path is None:
+            path = self.path if self.path == usual_place() else existing_place()
+        if path is None:
+            return False
         try:
-            return path is not None and os.path.samestat(
-                os.stat(place_of(path, self.job)), os.fstat(self.fd)
-            )
+            return os.path.samestat(os.stat(place_of(path, self.job)), os.fstat(self.fd))
         except OSError:
             return False
 

@@ -28,7 +28,7 @@ from datadist.control.discovery import Discovery, EndpointError
 from datadist.control.job import described
 from datadist.control.messages import Announce
 from datadist.control.own_directory import RuntimeDirError
-from datadist.control.port_holders import describe_holders
+from datadist.control.port_holders import with_holders
 from datadist.control.reactor import Reactor, Unanswered
 from datadist.control.runtime_dir import chosen_path
 from datadist.control.session import Session
@@ -342,8 +342,7 @@ class Engine:
         try:
             self._call(lambda: self._discovery.listen_at(ip, port))
         except EndpointError as error:
-            holders = describe_holders(error.in_use) if error.in_use else ""
-            text = f"{error}; the port is held by {holders}" if holders else str(error)
+            text = with_holders(str(error), error.in_use)
             raise LLMException(text, status_code=LLMStatusCode.LLM_FAILED) from error
         near = not (ip and port) or parse_address(ip).is_loopback
         if self._far and self.options.auth_key is None and not near:
@@ -435,7 +434,8 @@ class Engine:
     def _claim(self) -> None:
         """Make our cluster id ours within the job, at the first link."""
         try:
-            self._call(self._discovery.keep_names)
+            if not self._discovery.has_names():
+                self._call(self._discovery.keep_names)
             holder = self._discovery.claims.take()
         except LLMException:
             raise

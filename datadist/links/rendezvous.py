@@ -24,6 +24,7 @@ from datadist.control.interfaces import addresses
 from datadist.control.listener import Listener, NetworkError
 from datadist.control.messages import Announce, Member
 from datadist.control.network_discovery import NetworkDiscovery
+from datadist.control.port_holders import with_holders
 from datadist.control.reactor import Reactor
 from datadist.control.runtime_dir import Address as EngineAddress
 from datadist.control.tcp import REFUSED, TcpSession, look_up
@@ -245,17 +246,29 @@ class Rendezvous:
             try:
                 search.listening[address] = remote.listen(address)
             except NetworkError as error:
-                failed(str(error))
+                refused(search, error)
                 return
             search.problem = _loopback_name(place, address)
             if search.problem is not None:
                 log.warning("%s: %s", domain, search.problem)
 
-        def failed(reason: str) -> None:
+        def refused(search: _Search, error: NetworkError) -> None:
+            text = str(error)
+            if search.problem is not None and search.problem.startswith(text):
+                failed(search.problem)
+                return
+            search.problem = text
+            self._reactor.helpers.submit(lambda: explain(text, error.in_use), owner=domain)
+
+        def explain(text: str, in_use: HostPort | None) -> None:
+            reason = with_holders(text, in_use)  # once, since it takes long
+            self._reactor.post(lambda: failed(reason, news=True))
+
+        def failed(reason: str, news: bool = False) -> None:
             search = self._searches.get(domain)
             if search is None:
                 return
-            if search.problem != reason:
+            if news or search.problem != reason:
                 search.problem = reason
                 log.warning("%s: %s", domain, reason)
             self._reactor.later(RETRY_SECONDS, again)

@@ -137,6 +137,18 @@ def test_a_program_that_listens_is_named(family: int, address: str) -> None:
     assert describe_holders(HostPort(LOOPBACK, port)) == ""
 
 
+def test_a_program_at_an_ipv6_address_is_named() -> None:
+    with socket.socket(socket.AF_INET6) as listener:
+        listener.bind(("::1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        for host in ("::1", "::"):
+            assert describe_holders(HostPort(host, port)).startswith(f"pid {os.getpid()}, ")
+        for host in ("fe80::1", LOOPBACK):
+            assert describe_holders(HostPort(host, port)) == ""
+        assert describe_holders(HostPort("no.address", port)) == ""
+
+
 def test_a_connection_that_has_the_port_is_named() -> None:
     with socket.socket() as listener:
         listener.bind((LOOPBACK, 0))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import shutil
 import tempfile
 import time
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from datadist import BlocksCacheKey
+from datadist.control import default_place
 from datadist.control.kernel import kernel_id
 from datadist.control.own_names import OwnNames
 from tests import nodes
@@ -190,6 +193,46 @@ def test_an_engine_that_ends_leaves_nothing_though_names_were_made_again(
     assert node.do(_descriptors) <= descriptors + 3
     node.do(nodes.finalize)
     assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize("default", [False, True])
+def test_without_descriptors_nothing_is_taken_for_removed(
+    start: Callable[..., Node], start_node: Start, place: Path, default: bool
+) -> None:
+    """And an engine that has its claim can call `link` as before."""
+    node = start_node()
+    node.do(_init_at_default if default else _init, str(place), 1, {})
+    node.do(nodes.link, "before", {1: 0, 2: 1})
+    assert node.do(_link_without_descriptors, str(place)) is None
+    assert not [line for line in node.do(nodes.log_of, "WARNING") if "removed" in line]
+    names = [path.name for path in place.rglob("*") if not path.is_dir()]
+    assert sorted(each.rpartition(".")[2] for each in names) == ["claim", "sock"]
+
+
+def _init_at_default(here: nodes.Here, place: str, cluster: int, settings: dict[str, Any]) -> None:
+    del os.environ["DATADIST_RUNTIME_DIR"]
+    default_place.bases = lambda: [Path(place) / "tmp", Path(place) / "shm"]
+    for path in default_place.bases():
+        path.mkdir()
+    default_place.usual_place().touch()  # in the way
+    _look_often(here)
+    nodes.init(here, cluster, **settings)
+    default_place.usual_place().unlink()
+
+
+def _link_without_descriptors(here: nodes.Here, place: str) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limit[1]))
+    fds: list[int] = []
+    with contextlib.suppress(OSError):
+        while True:
+            fds.append(os.open("/", os.O_RDONLY))
+    time.sleep(0.3)  # some looks
+    nodes.link(here, "without", {1: 0, 2: 1})
+    for fd in fds:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert not Path(place, "shm").exists() or not os.listdir(Path(place, "shm"))
 
 
 def _descriptors(_here: nodes.Here) -> int:

@@ -111,6 +111,7 @@ def test_a_port_in_use_is_waited_for(start_on: Start, net: Network) -> None:
             one.do(nodes.wait, ids[0], 1000)
         assert f"cannot listen at {net.hosts[0].ipv4}:{PORT}" in error.value.text
         assert "another process uses this port" in error.value.text
+        nodes.said(one, "WARNING", "cannot listen at", f"the port is held by pid {blocker.pid}")
         blocker.kill()
         for node, comm_id in zip((one, two), ids, strict=True):
             node.do(nodes.wait, comm_id)
