@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from datadist.control.messages import Message, OfferMessage
+from datadist.control.runtime_dir import engine_of
 from tests import nodes
 from tests.in_process_engine import Engine, offer_of
-from tests.raw_peer import RawPeer
+from tests.raw_peer import RawPeer, socket_of
 
 PAIR = {2: 0, 1: 1}
 """The raw peer of cluster 2 is rank 0, which names the members when it likes."""
@@ -17,8 +18,9 @@ GOOD = offer_of()
 
 
 def _own_incarnation(engine: Engine) -> str:
-    (path,) = engine.runtime_dir.glob("1-*.sock")
-    return path.stem.partition("-")[2]
+    address = engine_of(socket_of(engine.runtime_dir, 1).name)
+    assert address is not None
+    return address.incarnation
 
 
 def form(

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -190,7 +190,11 @@ def uid() -> Iterator[int]:
     """A user that has nothing in /tmp."""
     chosen = 100_000 + secrets.randbelow(1 << 30)
     yield chosen
-    for path in Path("/tmp").glob(f"datadist-{chosen}*"):
+    _clear(Path("/tmp").glob(f"datadist-{chosen}*"))
+
+
+def _clear(paths: Iterable[Path]) -> None:
+    for path in paths:
         with contextlib.suppress(OSError):
             path.unlink() if path.is_symlink() or path.is_file() else shutil.rmtree(path)
 
