@@ -9,8 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from datadist.base.process_access import PROC, refusal, shows_our_pids
+from datadist.control.default_place import existing_place
+from datadist.control.own_directory import RuntimeDirError
 from datadist.control.process import peer_of
-from datadist.control.runtime_dir import Address, RuntimeDir, RuntimeDirError, default_path
+from datadist.control.runtime_dir import Address, RuntimeDir, chosen_path
 from datadist.diagnosis.finding import Finding, Level, on
 
 SHM = on("shm")
@@ -34,7 +36,9 @@ def examine() -> Iterator[Finding]:
             "not named, and small transfers of registered memory take longer",
             "mount -t proc proc /proc in the pid namespace", SHM,
         )  # fmt: skip
-    yield from engines(default_path())
+    path = chosen_path() or existing_place()
+    if path is not None:
+        yield from engines(path)
 
 
 def namespace(kind: str, link: Path) -> Finding:

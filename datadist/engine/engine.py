@@ -37,8 +37,8 @@ from datadist.engine.dispatcher import Dispatcher
 from datadist.engine.options import EngineOptions
 from datadist.engine.starting import (
     check_descriptors,
-    check_system_calls,
     check_file_size,
+    check_system_calls,
     start_transport,
     system_errors,
 )
