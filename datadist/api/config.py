@@ -173,7 +173,7 @@ class LLMConfig(CheckedAttributes):
 
     @property
     def transfer_backend(self) -> str:
-        """Name of the transport as `datadist backends` lists it, or "auto"."""
+        """Name of the transport as `datadist backends` lists it, its ``module:Class``, or "auto"."""
         return self._get("transfer_backend", "") or ""
 
     @transfer_backend.setter

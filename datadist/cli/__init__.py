@@ -7,7 +7,8 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
+
+from datadist.base.version import own_version
 
 COMMANDS = {
     "backends": "list the installed transports, and which one `auto` would choose",
@@ -26,9 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="datadist", description="KV caches between processes, over interchangeable transports"
     )
-    parser.add_argument(
-        "--version", action="version", version=f"datadist {metadata.version('datadist')}"
-    )
+    parser.add_argument("--version", action="version", version=f"datadist {own_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     modules = {}
     for name, text in COMMANDS.items():

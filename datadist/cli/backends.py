@@ -7,7 +7,8 @@ import os
 
 from datadist.base.quiet import quiet
 from datadist.cli.tables import render
-from datadist.transports.loader import BackendError, choose_backend, list_states, wanted
+from datadist.transports.loader import REPAIR, BackendError, choose_backend, list_states, wanted
+from datadist.transports.plugin_metadata import scan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +42,8 @@ def _show() -> int:
                 ],
             )
         )
+    for broken in scan().broken:
+        print(f"skipped: {broken}. {REPAIR}")
     return _verdict(chosen)
 
 

@@ -13,12 +13,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 
 from datadist import LLMException
 from datadist.base.digits import number_argument
 from datadist.base.quiet import quiet
+from datadist.base.version import own_version
 from datadist.bench import measure
 from datadist.bench.limits import threads_of_machine
 from datadist.bench.measured_engine import BenchError, Settings
@@ -147,7 +147,7 @@ def _progress(text: str) -> None:
 def _title(settings: Settings) -> str:
     extra = "".join(f", {key}={value}" for key, value in settings.options.items())
     return (
-        f"datadist {metadata.version('datadist')}, backend {settings.backend}, {settings.direction}, "
+        f"datadist {own_version()}, backend {settings.backend}, {settings.direction}, "
         f"{settings.memory} memory{extra}; {len(os.sched_getaffinity(0))} CPUs, "
         f"{platform.machine()}, Linux {platform.release().partition('-')[0]}, "
         f"Python {platform.python_version()}"

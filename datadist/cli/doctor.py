@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from datadist.diagnosis import Finding, Level, examine, worst
 from datadist.transports.loader import BackendError, choose_backend, list_backends
+from datadist.transports.plugin_metadata import named_directly
 
 MARKS = {Level.OK: "ok", Level.NOTE: "note", Level.PROBLEM: "PROBLEM"}
 
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Returns 0 if all chosen backends work, else 1."""
-    findings = examine(args.backend)
+    findings = examine(_names(args.backend))
     chosen, why = _chosen(args.backend)
     verdict = worst(findings, chosen)
     failed = not chosen or verdict is Level.PROBLEM
@@ -42,15 +43,29 @@ def run(args: argparse.Namespace) -> int:
 
 def _chosen(named: Sequence[str]) -> tuple[list[str], str]:
     """The chosen backends; if none can be chosen, an empty list and the reason."""
-    missing = sorted(set(named) - {backend.name for backend in list_backends()})
+    installed = {backend.name for backend in list_backends()}
+    missing = sorted(
+        name for name in named if name not in installed and named_directly(name) is None
+    )
     if missing:
         return [], f"not installed: {', '.join(missing)} (`datadist backends` lists what is)"
-    if named:
-        return list(named), ""
     try:
+        for name in named:
+            if name not in installed:
+                choose_backend(name, {})
+        if named:
+            return _names(named), ""
         return [choose_backend(None, os.environ).name], ""
     except BackendError as error:
         return [], str(error)
+
+
+def _names(named: Sequence[str]) -> list[str]:
+    """The names of backends, some of which may be given as ``module:Class``."""
+    direct = [named_directly(name) for name in named]
+    return [
+        given if found is None else found.name for given, found in zip(named, direct, strict=True)
+    ]
 
 
 def _line(finding: Finding) -> str:

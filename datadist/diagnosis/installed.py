@@ -6,19 +6,18 @@ from collections.abc import Iterator
 
 from datadist.base.quiet import quiet
 from datadist.diagnosis.finding import Finding, Level, on
-from datadist.transports.loader import how_to_get, list_states
+from datadist.transports.loader import REPAIR, how_to_begin, list_states
+from datadist.transports.plugin_metadata import scan
 
 
 def examine() -> Iterator[Finding]:
     """One finding per installed transport."""
     with quiet("datadist.backend"):
         rows = list_states()
+    for broken in scan().broken:
+        yield Finding("package metadata", Level.NOTE, str(broken), REPAIR)
     if not rows:
-        yield Finding(
-            "transports", Level.PROBLEM, "none is installed",
-            f"for one host install {how_to_get('shm')}; datadist-rdma is for RoCE, datadist-hccl for "
-            "Ascend NPUs",
-        )  # fmt: skip
+        yield Finding("transports", Level.NOTE, "none is installed", how_to_begin())
     for row in rows:
         yield Finding(
             f"backend {row.backend.name}",

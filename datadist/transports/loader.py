@@ -8,13 +8,20 @@ coarse file times, so that a newly installed plugin could stay invisible.
 from __future__ import annotations
 
 import difflib
-import importlib
+import importlib.util
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 
 from datadist.transport import API_VERSION, ENTRY_POINT_GROUP, Availability, Transport
+from datadist.transports.plugin_metadata import (
+    Backend,
+    BrokenMetadata,
+    Installed,
+    named_directly,
+    scan,
+)
 
 __all__ = [
     "Backend",
@@ -31,23 +38,15 @@ log = logging.getLogger("datadist.backend")
 ENVIRONMENT = "DATADIST_BACKEND"
 KNOWN = {"hccl": "datadist-hccl", "rdma": "datadist-rdma", "shm": "datadist-shm"}
 """Distributions of this project's own transports, for hints."""
+REPAIR = (
+    "Install that package again, or remove what is left of it; transports that it has are not found"
+)
+_reported: set[BrokenMetadata] = set()
+"""Damaged metadata that this process has logged."""
 
 
 class BackendError(Exception):
     """No transport could be chosen or loaded; the text says why and names the alternatives."""
-
-
-@dataclass(frozen=True)
-class Backend:
-    """An installed entry point."""
-
-    name: str
-    distribution: str
-    version: str
-    target: str
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.distribution} {self.version})"
 
 
 @dataclass(frozen=True)
@@ -77,26 +76,30 @@ class BackendState:
 
 def list_backends() -> list[Backend]:
     """Every installed transport by name, without importing any of them."""
-    importlib.invalidate_caches()
-    metadata.MetadataPathFinder().invalidate_caches()  # Python before 3.12 leaves this one out
-    found: dict[tuple[str, str, str], Backend] = {}
-    for distribution in metadata.distributions():
-        for point in distribution.entry_points:
-            if point.group == ENTRY_POINT_GROUP:
-                name = str(distribution.metadata["Name"])
-                backend = Backend(point.name, name, distribution.version, point.value)
-                # The first on the path is used, as in imports; an editable install is listed twice.
-                found.setdefault((point.name, name, point.value), backend)
-    return sorted(found.values(), key=lambda backend: (backend.name, backend.distribution))
+    return list(_installed().backends)
+
+
+def _installed() -> Installed:
+    """What is installed now; damaged metadata is logged, once in a process."""
+    found = scan()
+    for broken in found.broken:
+        if broken not in _reported and log.isEnabledFor(logging.WARNING):
+            _reported.add(broken)
+            log.warning("skipped: %s. %s", broken, REPAIR)
+    return found
 
 
 def load_transport(name: str) -> tuple[Backend, type[Transport]]:
-    """The entry point of that name and its class.
+    """The entry point of that name, or ``module:Class``, and its class.
 
     Raises :class:`BackendError` when it is not installed, is installed twice, cannot be imported,
     is no transport or was written for another version of the interface.
     """
-    backend = _only(name)
+    return _load(name, _installed())
+
+
+def _load(name: str, installed: Installed) -> tuple[Backend, type[Transport]]:
+    backend = _only(name, installed)
     loaded = _import(backend)
     if not (isinstance(loaded, type) and issubclass(loaded, Transport)):
         raise BackendError(
@@ -139,31 +142,34 @@ def choose_backend(requested: str | None, environ: Mapping[str, str]) -> Choice:
     """The transport that was asked for, or the usable one of highest priority.
 
     ``requested`` (the option transfer_backend) comes before ``DATADIST_BACKEND``; neither, or
-    "auto", means any. There is no fallback from a name.
+    "auto", means any. There is no fallback from a name. ``module:Class`` names a class that no
+    metadata of an installed distribution lists.
 
     Raises :class:`BackendError`.
     """
     name, origin = _wanted(requested, environ)
-    choice = _best() if name == "auto" else _named(name, origin)
+    installed = _installed()
+    choice = _best(installed) if name == "auto" else _named(name, origin, installed)
     log.info("backend %s: %s", choice.backend, choice.why)
     return choice
 
 
 def list_states() -> list[BackendState]:
     """Every installed transport with its state, in the order in which `auto` tries them."""
+    installed = _installed()
     rows = []
-    for backend in _unique_names():
+    for name in _unique_names(installed):
         try:
-            _, loaded = load_transport(backend)
+            backend, loaded = _load(name, installed)
         except BackendError as error:
             rows += [
                 BackendState(b, False, str(error), None)
-                for b in list_backends()
-                if b.name == backend
+                for b in installed.backends
+                if b.name == name
             ]
         else:
-            state = _probe(_only(backend), loaded)
-            rows.append(BackendState(_only(backend), state.usable, state.reason, loaded.priority))
+            state = _probe(backend, loaded)
+            rows.append(BackendState(backend, state.usable, state.reason, loaded.priority))
     return sorted(rows, key=_order)
 
 
@@ -184,14 +190,20 @@ def _order(row: BackendState) -> tuple[int, str]:
     return (-(row.priority if row.priority is not None else -1), row.backend.name)
 
 
-def _unique_names() -> list[str]:
-    return sorted({backend.name for backend in list_backends()})
+def _unique_names(installed: Installed) -> list[str]:
+    return sorted({backend.name for backend in installed.backends})
 
 
-def _only(name: str) -> Backend:
-    found = [backend for backend in list_backends() if backend.name == name]
+def _only(name: str, installed: Installed) -> Backend:
+    direct = named_directly(name)
+    if direct is not None:
+        return direct
+    found = [backend for backend in installed.backends if backend.name == name]
     if not found:
-        raise BackendError(f"backend {name!r} is not installed. {_hint(name)}{_others(name)}")
+        raise BackendError(
+            f"backend {name!r} is not installed. {_hint(name, installed)}{_others(name, installed)}"
+            f"{_damage(installed)}"
+        )
     if len(found) > 1:
         owners = " and ".join(f"{b.distribution} {b.version}" for b in found)
         raise BackendError(
@@ -200,13 +212,32 @@ def _only(name: str) -> Backend:
     return found[0]
 
 
-def _hint(name: str) -> str:
+def _hint(name: str, installed: Installed) -> str:
     """A hint for a user who asked for a transport that is not installed."""
     if name in KNOWN:
-        return f"Install {how_to_get(name)}. "
-    names = [*KNOWN, *(backend.name for backend in list_backends())]
+        return f"{_without_metadata([name])}Install {how_to_get(name)}. "
+    names = [*KNOWN, *(backend.name for backend in installed.backends)]
     near = difflib.get_close_matches(name, names, 1)
     return f"Did you mean {near[0]!r}? " if near else ""
+
+
+def _without_metadata(names: Iterable[str]) -> str:
+    """How to use transports of this project that can be imported, but that no metadata lists."""
+    here = [name for name in names if importlib.util.find_spec(f"datadist_{name}") is not None]
+    targets = " or ".join(f"datadist_{name}:{name.capitalize()}Transport" for name in here)
+    if not here:
+        return ""
+    return (
+        f"{' and '.join(f'datadist_{name}' for name in here)} can be imported, but the metadata of no "
+        "installed package lists it (a source tree on PYTHONPATH, a frozen program or an archive "
+        f"without .dist-info): name its class, transfer_backend or {ENVIRONMENT} = {targets}. "
+    )
+
+
+def _damage(installed: Installed) -> str:
+    """Damaged metadata, which may be that of the transport that is missing."""
+    texts = "; ".join(map(str, installed.broken))
+    return f". Also, {texts}. {REPAIR}" if texts else ""
 
 
 def how_to_get(name: str) -> str:
@@ -218,10 +249,18 @@ def how_to_get(name: str) -> str:
     )
 
 
-def _others(name: str) -> str:
-    installed = [str(backend) for backend in list_backends() if backend.name != name]
-    if installed:
-        return f"Installed: {', '.join(installed)}; `datadist backends` says which are usable"
+def how_to_begin() -> str:
+    """What to do where no transport is installed."""
+    return (
+        f"{_without_metadata(KNOWN)}For one host install {how_to_get('shm')}; datadist-rdma is for "
+        "RoCE, datadist-hccl for Ascend NPUs"
+    )
+
+
+def _others(name: str, installed: Installed) -> str:
+    others = [str(backend) for backend in installed.backends if backend.name != name]
+    if others:
+        return f"Installed: {', '.join(others)}; `datadist backends` says which are usable"
     return f"No other transport is installed; for one host install {how_to_get('shm')}"
 
 
@@ -229,7 +268,7 @@ def _import(backend: Backend) -> object:
     from stevedore.driver import DriverManager
 
     try:
-        return _UncachedDriverManager()(DriverManager, backend.name)
+        return _UncachedDriverManager()(DriverManager, backend)
     except Exception as error:
         raise BackendError(
             f"backend {backend} cannot be imported: {type(error).__name__}: {error}. "
@@ -238,9 +277,11 @@ def _import(backend: Backend) -> object:
 
 
 def _import_hint(backend: Backend, error: Exception) -> str:
-    module = backend.target.partition(":")[0]
+    module = backend.module
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing and missing.partition(".")[0] == module.partition(".")[0]:
+        if named_directly(backend.distribution) is not None:
+            return f"No folder of sys.path has {missing}: correct the name, or set PYTHONPATH"
         return (
             f"The files of {backend.distribution} are not where its metadata says: "
             f"`pip install --force-reinstall {backend.distribution}`, and start this program again "
@@ -252,19 +293,18 @@ def _import_hint(backend: Backend, error: Exception) -> str:
 
 
 class _UncachedDriverManager:
-    """Builds a stevedore manager that reads the installed metadata now, and returns its driver."""
+    """Builds a stevedore manager that knows one entry point only, and returns its driver."""
 
-    def __call__(self, manager_class: type, name: str) -> object:
+    def __call__(self, manager_class: type, backend: Backend) -> object:
         def list_entry_points(_manager: object) -> list[metadata.EntryPoint]:
-            points = metadata.entry_points(group=ENTRY_POINT_GROUP)
-            return list({(p.name, p.value): p for p in points}.values())
+            return [metadata.EntryPoint(backend.name, backend.target, ENTRY_POINT_GROUP)]
 
         uncached = type(
             "UncachedDriverManager", (manager_class,), {"list_entry_points": list_entry_points}
         )
         manager = uncached(
             ENTRY_POINT_GROUP,
-            name,
+            backend.name,
             invoke_on_load=False,
             on_load_failure_callback=_raise,
         )
@@ -285,39 +325,38 @@ def _probe(backend: Backend, loaded: type[Transport]) -> Availability:
         return Availability(False, f"its probe raised {type(error).__name__}: {error}")
 
 
-def _named(name: str, origin: str) -> Choice:
-    backend, loaded = load_transport(name)
+def _named(name: str, origin: str, installed: Installed) -> Choice:
+    backend, loaded = _load(name, installed)
     state = _probe(backend, loaded)
     if not state.usable:
         raise BackendError(
             f"backend {backend} (from {origin}) cannot be used here: {state.reason}. "
-            f"{_others(name)}"
+            f"{_others(name, installed)}"
         )
     return Choice(backend, loaded, f"named by {origin}; {state.reason}")
 
 
-def _best() -> Choice:
+def _best(installed: Installed) -> Choice:
     passed_over: list[str] = []
-    for backend, loaded in _candidates(passed_over):
+    for backend, loaded in _candidates(installed, passed_over):
         state = _probe(backend, loaded)
         if state.usable:
             why = f"highest priority ({loaded.priority}) of what is usable; {state.reason}"
             return Choice(backend, loaded, "; ".join([why, *passed_over]))
         passed_over.append(f"{backend} is not: {state.reason}")
     if not passed_over:
-        raise BackendError(
-            f"no transport is installed: for one host install {how_to_get('shm')}; datadist-rdma "
-            "is for RoCE, datadist-hccl for Ascend NPUs"
-        )
+        raise BackendError(f"no transport is installed: {how_to_begin()}{_damage(installed)}")
     raise BackendError("no installed transport is usable here: " + "; ".join(passed_over))
 
 
-def _candidates(passed_over: list[str]) -> Iterator[tuple[Backend, type[Transport]]]:
+def _candidates(
+    installed: Installed, passed_over: list[str]
+) -> Iterator[tuple[Backend, type[Transport]]]:
     """Loadable transports by descending priority; broken ones are logged and skipped."""
     loaded = []
-    for name in _unique_names():
+    for name in _unique_names(installed):
         try:
-            loaded.append(load_transport(name))
+            loaded.append(_load(name, installed))
         except BackendError as error:
             log.warning("skipped: %s", error)
             passed_over.append(str(error))

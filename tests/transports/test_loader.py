@@ -23,6 +23,7 @@ from datadist.transports.loader import (
     load_transport,
     wanted,
 )
+from datadist.transports.plugin_metadata import Installed
 
 GOOD = "from datadist.testing.reference import ReferenceTransport\n"
 
@@ -223,8 +224,8 @@ def test_of_equal_priorities_the_first_name_is_taken(stack: ExitStack) -> None:
 def test_nothing_that_is_usable(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     _rival(stack, "b_absent", HIGH, usable=False)
     _rival(stack, "a_absent", HIGH + 1, usable=False)
-    only = [each for each in list_backends() if each.name.endswith("_absent")]
-    monkeypatch.setattr("datadist.transports.loader.list_backends", lambda: only)
+    only = tuple(each for each in list_backends() if each.name.endswith("_absent"))
+    monkeypatch.setattr("datadist.transports.loader.scan", lambda: Installed(only, ()))
     with pytest.raises(
         BackendError, match="no installed transport is usable here: a_absent"
     ) as got:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+from datadist.base.version import own_version
 from datadist.transport import TransportError
 from datadist_hccl import abi
 from datadist_hccl.libraries import Vendor, load
@@ -21,7 +22,7 @@ MAPS = Path("/proc/self/maps")
 def facts() -> Iterator[str]:
     """Lines of the report; the libraries are loaded for that, no device is opened."""
     yield (
-        f"datadist-hccl {version('datadist-hccl')}, datadist {version('datadist')}, Python "
+        f"datadist-hccl {version('datadist-hccl')}, datadist {own_version()}, Python "
         f"{platform.python_version()}, {platform.platform()}"
     )
     yield f"- driver: {driver(DRIVER_VERSION)}"
