@@ -12,11 +12,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadist.base import checks
+from datadist.base.at_exit import expect_daemon_threads_to_fail
 from datadist.base.callers import pass_on
 from datadist.base.calls import Outcome, begin, entries, inside_call, run_apart
 from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
 from datadist.base.lazy_module import LazyModule
 from datadist.base.log_prefix import clear_log_prefix, set_log_prefix
+from datadist.base.patched_modules import patched
+from datadist.engine.interpreter import check_interpreter, check_proc_for_addresses
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.types import LLMClusterInfo, LLMRole, RegisterMemStatus, ipv4_text
 
@@ -91,10 +94,11 @@ class LLMDataDist:
 
         Raises ``TypeError``, ``ValueError``, ``ModuleNotFoundError`` where cache-manager mode is
         off, and :class:`LLMException`: LLM_PARAM_INVALID for option values and backends,
-        LLM_OUT_OF_MEMORY for a pool, LLM_FAILED for a second engine in the process or a transport
-        that does not start.
+        LLM_OUT_OF_MEMORY for a pool, LLM_FAILED for a second engine in the process, a transport that
+        does not start, and a Python without threads as engines need them (gevent, eventlet, no GIL).
         """
         begin("init")
+        check_interpreter("init")
         self._await_start()
         if self._engine is not None:
             if self._engine.forked or not self._engine.over:
@@ -267,6 +271,7 @@ class LLMDataDist:
         checks.check_json("rank_table", rank_table, allow_none=False)
         _check_name_bytes(comm_name)
         self._refuse_hixl("link")
+        check_interpreter("link")
         comm_ids: list[int] = []
         try:
             engine.link(comm_name, cluster_rank_info, rank_table, comm_ids)
@@ -361,6 +366,8 @@ class LLMDataDist:
             checks.check_uint64("remote_cluster_id", cluster.remote_cluster_id)
         if not clusters:
             return LLMStatusCode.LLM_PARAM_INVALID, []
+        check_interpreter("link_clusters")
+        check_proc_for_addresses("link_clusters")
         results = engine.clusters.link([_target(c) for c in clusters], timeout / 1000)
         return _last_failure(results), results
 
@@ -561,7 +568,8 @@ def _check_ranks(mapping: dict[int, int]) -> None:
 
 def _finalize_at_exit() -> None:
     instance = LLMDataDist.llm_engine_instance
-    if instance is not None:
+    if instance is not None and not patched():  # else a wait might not end: the kernel tells peers
+        expect_daemon_threads_to_fail()
         instance.finalize()
 
 

@@ -9,6 +9,7 @@ from datadist.diagnosis import (
     host,
     installed,
     namespaces,
+    python,
     rdma,
     runtime_directory,
     system_calls,
@@ -19,6 +20,7 @@ __all__ = ["Finding", "Level", "examine", "worst"]
 
 PARTS = (
     installed.examine,
+    python.examine,
     host.examine,
     system_calls.examine,
     namespaces.examine,

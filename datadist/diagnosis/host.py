@@ -55,6 +55,9 @@ def kernel(release: str) -> Finding:
 def memory(meminfo: Path, cgroups: Sequence[Path]) -> Iterator[Finding]:
     """Memory that is available for pools, huge pages, and the limit of the memory cgroup."""
     values = _meminfo(meminfo)
+    if not values:
+        yield Finding("memory", Level.NOTE, f"{meminfo} cannot be read", "mount all of /proc")
+        return
     available = values.get("MemAvailable", 0)
     yield Finding(
         "memory", Level.OK,
@@ -79,17 +82,25 @@ def memory(meminfo: Path, cgroups: Sequence[Path]) -> Iterator[Finding]:
 def _meminfo(path: Path) -> dict[str, int]:
     """Values of /proc/meminfo; sizes in bytes."""
     values = {}
-    for line in path.read_text().splitlines():
+    for line in _lines(path):
         name, _, rest = line.partition(":")
         number, *unit = rest.split()
         values[name] = int(number) * (1024 if unit else 1)
     return values
 
 
+def _lines(path: Path) -> list[str]:
+    """No lines where the file is not there, as without /proc."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
 def cgroup_files(root: Path, own: Path) -> list[Path]:
     """Files with the memory limits of this process's cgroup and those above it, both versions."""
     files = []
-    for line in own.read_text().splitlines():
+    for line in _lines(own):
         _, controllers, place = line.split(":", 2)
         if controllers not in ("", "memory"):
             continue

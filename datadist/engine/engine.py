@@ -34,6 +34,7 @@ from datadist.control.runtime_dir import chosen_path
 from datadist.control.session import Session
 from datadist.control.tcp import NetworkSettings
 from datadist.engine.dispatcher import Dispatcher
+from datadist.engine.interpreter import check_proc, check_proc_for_addresses
 from datadist.engine.options import EngineOptions
 from datadist.engine.starting import (
     check_descriptors,
@@ -111,6 +112,7 @@ class Engine:
         self._warned = False
         with system_errors(), ExitStack() as stack:
             check_descriptors()
+            check_proc()
             check_system_calls()
             check_file_size()
             self.backend, self.transport = start_transport(options, environ)
@@ -339,6 +341,8 @@ class Engine:
 
         Raises LLM_FAILED where the address cannot be used.
         """
+        if ip and port:
+            check_proc_for_addresses("the engine cannot listen")
         try:
             self._call(lambda: self._discovery.listen_at(ip, port))
         except EndpointError as error:
