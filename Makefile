@@ -7,10 +7,13 @@ SOURCES := conftest.py .ci/tests datadist plugins/shm/datadist_shm plugins/shm/t
 	plugins/hccl/datadist_hccl plugins/hccl/tests examples \
 	plugins/rdma/datadist_rdma plugins/rdma/tests plugins/rdma/roce
 
+# From 3.10 on, where they are: those of pyenv.
+PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[0-9].*/bin/python3)
+
 PARALLEL := -n auto --maxprocesses 8
 
 .PHONY: help setup demo test test-roce lint types check check-fast check-long coverage soak fuzz \
-	hostile interrupts sanitize cross clean
+	hostile interrupts pythons sanitize cross clean
 
 help:
 	@echo "make demo    link a prompt and a decoder and move a KV cache between them"
@@ -18,12 +21,13 @@ help:
 	@echo "make test-roce  run the tests of the rdma backend in virtual machines with soft-RoCE"
 	@echo "make check   lint, types and tests"
 	@echo "make check-fast  what says most within some minutes: lint, types, the tests marked fast"
-	@echo "make check-long  what need not be seen every day: longer soak and fuzzing, make hostile, make cross"
+	@echo "make check-long  what need not be seen every day: longer soak and fuzzing, make hostile, make cross, make pythons"
 	@echo "make coverage    run all tests and report which lines and branches of core they miss"
 	@echo "make soak    random links, transfers and kills; every byte of every kind verified (MINUTES, SEED)"
 	@echo "make interrupts  10,000 exceptions of signal handlers at random moments of every call (SEED)"
 	@echo "make fuzz    coverage-guided fuzzing of parsers, of the handshake and of a live engine (SECONDS per target)"
 	@echo "make hostile  three honest members beside one that does its worst: times with and without it"
+	@echo "make pythons  the fast tests on every Python that is here (PYTHONS: paths of interpreters)"
 	@echo "make sanitize  tests of the native code under sanitizers"
 	@echo "make cross   compile the native code of shm for aarch64 and check it under an emulator"
 	@echo "make clean   remove the virtual environment and what was built"
@@ -66,6 +70,14 @@ check-long: cross
 	$(MAKE) soak MINUTES=30
 	$(MAKE) hostile
 	$(MAKE) interrupts
+	$(MAKE) pythons
+
+pythons:
+	@for python in $(PYTHONS); do \
+	  venv=build/pythons/$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	  $(MAKE) setup PYTHON=$$python VENV=$$venv && \
+	  $$venv/bin/python -m pytest $(PARALLEL) -m fast tests plugins/shm/tests $(ARGS) || exit 1; \
+	done
 
 coverage: setup
 	$(BIN)/coverage erase

@@ -78,6 +78,26 @@ def test_nothing_that_can_run_is_no_success() -> None:
     assert "'nonsense' is not installed" in done.stderr
 
 
+def test_without_assertions_nothing_passes(tmp_path: Path) -> None:
+    """`python -O` strips what the kit checks with."""
+    done = subprocess.run(
+        [sys.executable, "-O", "-m", "datadist", "conformance", "shm", "-k", "Declaration"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("", 2)
+    assert "checks with assert" in done.stderr
+    (tmp_path / "test_mine.py").write_text(
+        "from datadist.testing import TransportConformance\n"
+        "class TestMine(TransportConformance):\n    transport = 'shm'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-O", "-m", "pytest", "-p", "no:cacheprovider", "-k", "capabilities_are"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "checks with assert" in done.stdout
+
+
 def test_without_pytest_it_says_how_to_get_it() -> None:
     done = _run("shm", code="sys.modules['pytest'] = None")
     assert done.returncode == 2

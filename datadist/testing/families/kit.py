@@ -15,6 +15,11 @@ from datadist.transport import Access, Placement, TransportOptions
 KINDS = ("host", "device", "foreign host", "foreign device")
 """Memory of the transport by placement, and memory of the user that it registers."""
 
+NEEDS_ASSERT = (
+    "the conformance kit checks with assert, which `python -O` and PYTHONOPTIMIZE turn off: run it "
+    "without them"
+)
+
 
 class Kit:
     """Settings; see ``TransportConformance``."""
@@ -46,7 +51,9 @@ class Kit:
 
     @classmethod
     def setup_class(cls) -> None:
-        """Start the processes for all tests of the class."""
+        """Start the processes for all tests of the class. Raises ``RuntimeError`` under `python -O`."""
+        if not __debug__:
+            raise RuntimeError(NEEDS_ASSERT)
         cls._testbed = Testbed(
             Settings(
                 transport=cls.transport,

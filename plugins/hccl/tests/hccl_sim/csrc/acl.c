@@ -45,7 +45,7 @@ static int device_count(void) { return sim_number("ASCEND_SIM_DEVICES", 8); }
 
 static int32_t check_device(int32_t device) {
     if (!initialised || finalised) return sim_error(100001, "not initialised");
-    if (device < 0 || device >= device_count() || device >= MAX_DEVICES)
+    if (device < 0 || device >= device_count() || device >= (int32_t)MAX_DEVICES)
         return sim_error(107001, "there is no device %d", device);
     return 0;
 }
