@@ -31,10 +31,12 @@ from datadist.base import hints
 from datadist.base.addresses import is_address, looks_numeric
 from datadist.base.digits import parse_digits
 from datadist.base.picklable import PicklableError
+from datadist.base.pydantic_plugins import load_pydantic_plugins
 from datadist.base.texts import MAX_LIST_ELEMENTS, short_repr
 
 __all__ = ["RankDevice", "RankTable", "RankTableError", "parse_rank_table"]
 
+load_pydantic_plugins()
 MAX_TEXT = 1 << 20
 MAX_PROBLEMS = 100
 """Problems of one table that are named."""

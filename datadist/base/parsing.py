@@ -13,9 +13,12 @@ from typing import TypeVar
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from datadist.base.pydantic_plugins import load_pydantic_plugins
+
 __all__ = ["MAX_MEMBERS", "parse"]
 
 T = TypeVar("T")
+load_pydantic_plugins()  # before the modules that parse define their models
 
 MAX_MEMBERS = 32
 """Members of one object: more than any message has."""

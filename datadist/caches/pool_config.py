@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from datadist.base import hints
+from datadist.base.pydantic_plugins import load_pydantic_plugins
 from datadist.base.texts import nearest, short_repr
 from datadist.transports.option_keys import wrong
 
@@ -21,6 +22,7 @@ __all__ = ["PoolConfig", "parse_pool"]
 
 log = logging.getLogger("datadist.options")
 
+load_pydantic_plugins()
 MAX_TEXT = 4096
 """Characters of the option."""
 

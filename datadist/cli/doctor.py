@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from datadist.base.quiet import quiet
 from datadist.diagnosis import Finding, Level, examine, worst
 from datadist.transports.loader import BackendError, choose_backend, list_backends
 from datadist.transports.plugin_metadata import named_directly
@@ -29,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Returns 0 if all chosen backends work, else 1."""
     findings = examine(_names(args.backend))
-    chosen, why = _chosen(args.backend)
+    with quiet("datadist.backend"):
+        chosen, why = _chosen(args.backend)
     verdict = worst(findings, chosen)
     failed = not chosen or verdict is Level.PROBLEM
     if args.json:

@@ -150,6 +150,28 @@ def test_names_of_classes(text: str, name: str | None) -> None:
     assert (found and found.name) == name
 
 
+def test_programs_start_beside_every_damage(tmp_path: Path, runtime_dir: Path) -> None:
+    """Also what we import reads metadata: pydantic does when the first model is defined."""
+    for number, (name, files, _) in enumerate(DAMAGE.values()):
+        folder = tmp_path / name.replace("unrelated", f"unrelated{number}")
+        folder.mkdir()
+        for each, data in {"METADATA": HEADER.encode(), **files}.items():
+            if data:
+                (folder / each).write_bytes(data)
+    environ = {
+        **os.environ, "PYTHONPATH": str(tmp_path), "DATADIST_RUNTIME_DIR": str(runtime_dir),
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", PROGRAM, "shm"], capture_output=True, text=True,
+                          check=False, env=environ)  # fmt: skip
+    assert (done.stdout, done.returncode) == ("shm\n", 0), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count(str(tmp_path)) == len(DAMAGE)
+    for command in ("--version", "backends", "doctor", "check --help"):
+        done = subprocess.run([sys.executable, "-m", "datadist", *command.split()], env=environ,
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        assert (done.stderr, done.returncode) == ("", 0), done.stdout
+
+
 PROGRAM = """
 import sys
 from datadist import *
