@@ -7,11 +7,13 @@ of them, and versions of Python differ in what they raise, and when.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 from datadist.base.callers import pass_on
 from datadist.base.texts import short_repr
@@ -99,17 +101,31 @@ def named_directly(text: str) -> Backend | None:
 
 
 def _distributions(broken: dict[str, BrokenMetadata]) -> Iterator[metadata.Distribution]:
-    """Those of every finder; a finder that raises is noted, and the next one asked."""
+    """Those of every finder. One that raises is asked for each part of the path by itself."""
     for finder in list(sys.meta_path):
         find = getattr(finder, "find_distributions", None)
         if find is None:
             continue
         try:
-            yield from find(metadata.DistributionFinder.Context())
+            found = list(find(metadata.DistributionFinder.Context()))
         except Exception as error:
             pass_on(error)
-            place = f"what {short_repr(finder)} finds"
-            broken.setdefault(place, BrokenMetadata(place, _text(error)))
+            found = []
+            for part in list(sys.path):
+                found += _found_in(part, finder, broken)
+        yield from found
+
+
+def _found_in(
+    part: object, finder: Any, broken: dict[str, BrokenMetadata]
+) -> list[metadata.Distribution]:
+    try:
+        return list(finder.find_distributions(metadata.DistributionFinder.Context(path=[part])))
+    except Exception as error:
+        pass_on(error)
+        place = f"{short_repr(part)}, a part of sys.path that {short_repr(finder)} searches,"
+        broken.setdefault(place, BrokenMetadata(place, _text(error)))
+        return []
 
 
 def _backends(distribution: metadata.Distribution) -> list[Backend]:
@@ -135,7 +151,9 @@ def _read(distribution: metadata.Distribution, name: str) -> str | None:
     try:
         return distribution.read_text(name)
     except UnicodeDecodeError as error:
-        raise _Damage(f"{name} is not UTF-8 ({error.reason} at byte {error.start})") from error
+        raise _Damage(
+            f"{name or 'the file'} is not UTF-8 ({error.reason} at byte {error.start})"
+        ) from error
 
 
 def _field(header: str, name: str) -> str | None:
@@ -173,7 +191,8 @@ def _place(distribution: metadata.Distribution) -> str:
     """The folder of the metadata, as far as the finder tells."""
     path = getattr(distribution, "_path", None)
     try:
-        return str(distribution.locate_file("") if path is None else path)
+        place = os.fsencode(str(distribution.locate_file("") if path is None else path))
+        return place.decode(errors="backslashreplace")  # which can be printed
     except Exception as error:
         pass_on(error)
         return short_repr(distribution)

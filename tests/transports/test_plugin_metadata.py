@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datadist.cli import main
@@ -120,9 +120,24 @@ def test_a_finder_that_raises_hides_no_other(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
     found = scan()
     assert "shm" in [each.name for each in found.backends]
-    assert [each.problem for each in found.broken] == ["OSError: no such archive"]
+    assert {each.problem for each in found.broken} == {"OSError: no such archive"}
 
 
+@pytest.mark.parametrize("part", [b"bytes", None, 3, "a\0b"])
+def test_what_is_no_path_hides_no_other_path(monkeypatch: pytest.MonkeyPatch, part: object) -> None:
+    monkeypatch.setattr(sys, "path", [part, *sys.path])
+    found = scan()
+    assert "shm" in [each.name for each in found.backends]
+    assert [each for each in found.broken if repr(part) in each.place]
+
+
+def test_a_name_that_is_no_text_can_be_printed(put: Callable[..., Path]) -> None:
+    put(os.fsdecode(b"\xff-1.0.dist-info"), {"METADATA": b""})
+    (broken,) = [each for each in scan().broken if "xff-1.0" in each.place]
+    assert str(broken).encode()
+
+
+@settings(deadline=None, max_examples=20)
 @given(data=st.binary(max_size=60), where=st.sampled_from(["METADATA", "entry_points.txt"]))
 def test_no_bytes_raise(data: bytes, where: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("path")
