@@ -117,7 +117,7 @@ def _distributions(broken: dict[str, BrokenMetadata]) -> Iterator[metadata.Distr
 
 
 def _found_in(
-    part: object, finder: Any, broken: dict[str, BrokenMetadata]
+    part: Any, finder: Any, broken: dict[str, BrokenMetadata]
 ) -> list[metadata.Distribution]:
     try:
         return list(finder.find_distributions(metadata.DistributionFinder.Context(path=[part])))
