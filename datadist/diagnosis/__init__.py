@@ -19,8 +19,8 @@ from datadist.diagnosis.finding import Finding, Level
 __all__ = ["Finding", "Level", "examine", "worst"]
 
 PARTS = (
-    installed.examine,
     python.examine,
+    installed.examine,
     host.examine,
     system_calls.examine,
     namespaces.examine,
@@ -28,6 +28,7 @@ PARTS = (
     rdma.examine,
     ascend.examine,
 )
+"""The interpreter first: loading plugins may turn the GIL on."""
 
 
 def examine(backends: Sequence[str] = ()) -> list[Finding]:
