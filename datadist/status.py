@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from datadist.base.callers import pass_on
 from datadist.base.enums import NamedInt
 from datadist.base.keywords import named_keywords
 from datadist.base.names import NamedMembers
 from datadist.base.picklable import PicklableError
+from datadist.base.shortage import explain, is_shortage
 
 __all__ = [
     "LLMException",
@@ -13,6 +18,7 @@ __all__ = [
     "Status",
     "code_of",
     "param_invalid",
+    "system_errors",
     "text_without_code",
 ]
 
@@ -116,3 +122,22 @@ def code_of(number: int, unknown: LLMStatusCode = LLMStatusCode.LLM_FAILED) -> L
 def param_invalid(text: str) -> LLMException:
     """The exception for a wrong value, LLM_PARAM_INVALID."""
     return LLMException(text, status_code=LLMStatusCode.LLM_PARAM_INVALID)
+
+
+@contextmanager
+def system_errors(what: str) -> Iterator[None]:
+    """What the system refuses, as LLM_FAILED, and memory that it refuses Python as LLM_OUT_OF_MEMORY.
+
+    ``what`` says what cannot be done. The text names the limit that was met and the remedy.
+    """
+    try:
+        yield
+    except LLMException:  # a RuntimeError too
+        raise
+    except (OSError, RuntimeError, MemoryError, ImportError) as error:
+        pass_on(error)
+        if isinstance(error, ImportError) and not is_shortage(error):
+            raise
+        memory = isinstance(error, MemoryError)
+        code = LLMStatusCode.LLM_OUT_OF_MEMORY if memory else LLMStatusCode.LLM_FAILED
+        raise LLMException(f"{what}: {explain(error)}", status_code=code) from error

@@ -423,6 +423,12 @@ class Transport(ABC):
     """The :data:`API_VERSION` the plugin was written for."""
     priority: ClassVar[int] = 0
     """Orders the choice of ``auto``; the highest usable one wins. Third parties: below 10."""
+    options: ClassVar[Mapping[str, str] | None] = None
+    """Names of the options, with a description each; None where they are not declared.
+
+    The option ``datadist.<backend>.<name>`` can also be set by the environment,
+    ``DATADIST_<BACKEND>_<NAME>``. Core merges both into :attr:`TransportOptions.extra`.
+    """
 
     @classmethod
     @abstractmethod

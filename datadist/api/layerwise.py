@@ -21,7 +21,7 @@ from datadist.base.calls import begin, entries
 from datadist.base.keywords import named_keywords
 from datadist.caches.owned import Layout
 from datadist.engine.engine import Engine
-from datadist.status import LLMException, param_invalid
+from datadist.status import LLMException, param_invalid, system_errors
 from datadist.transfers.layerwise import LayerJob, LayerSend
 from datadist.transfers.plan import Bases, Blocks, Segments, plan_blocks, plan_scatter, plan_slots
 from datadist.transfers.push import PushLayers
@@ -60,8 +60,9 @@ class LayerWise(ManagerMixin):
         ``datadist.check_types`` the result LLM_PARAM_INVALID.
 
         Raises ``TypeError``, ``ValueError``, LLMException: LLM_PARAM_INVALID,
-        LLM_KV_CACHE_NOT_EXIST for a cache that was freed, LLM_ENGINE_FINALIZED. What only the
-        destination knows, or what fails later, is a result of the task.
+        LLM_KV_CACHE_NOT_EXIST for a cache that was freed, LLM_ENGINE_FINALIZED, LLM_FAILED where no
+        thread can be started. What only the destination knows, or what fails later, is a result of
+        the task.
         """
         begin("transfer_cache_async")
         checks.check_isinstance("src_cache", src_cache, Cache, allow_none=False)
@@ -82,7 +83,8 @@ class LayerWise(ManagerMixin):
         limit = max(1, round(engine.transfers.timeout * 1000))
         job = LayerJob(sends, lambda layer: layer_synchronizer.synchronize_layer(layer, limit))
         try:
-            job.start()
+            with system_errors("the transfer cannot begin"):
+                job.start()
             return CacheTask(job)
         except BaseException:
             job.stop()  # its task is lost

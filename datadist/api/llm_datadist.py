@@ -20,7 +20,7 @@ from datadist.base.lazy_module import LazyModule
 from datadist.base.log_prefix import clear_log_prefix, set_log_prefix
 from datadist.base.patched_modules import patched
 from datadist.engine.interpreter import check_interpreter, check_proc_for_addresses
-from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.status import LLMException, LLMStatusCode, param_invalid, system_errors
 from datadist.types import LLMClusterInfo, LLMRole, RegisterMemStatus, ipv4_text
 
 if TYPE_CHECKING:  # loaded by init, since their imports are slow
@@ -94,8 +94,10 @@ class LLMDataDist:
 
         Raises ``TypeError``, ``ValueError``, ``ModuleNotFoundError`` where cache-manager mode is
         off, and :class:`LLMException`: LLM_PARAM_INVALID for option values and backends,
-        LLM_OUT_OF_MEMORY for a pool, LLM_FAILED for a second engine in the process, a transport that
-        does not start, and a Python without threads as engines need them (gevent, eventlet, no GIL).
+        LLM_OUT_OF_MEMORY for a pool, and where the process may not have more memory, LLM_FAILED for a
+        second engine in the process, a transport that does not start, a Python without threads as
+        engines need them (gevent, eventlet, no GIL), or where no thread or no descriptor is left; the
+        text names the limit.
         """
         begin("init")
         check_interpreter("init")
@@ -144,13 +146,15 @@ class LLMDataDist:
                 status_code=LLMStatusCode.LLM_FAILED,
             )
         self._await_end()
-        from datadist.engine.engine import Engine
-        from datadist.engine.options import EngineOptions
-
+        failure = "the engine cannot start"
+        with system_errors(failure):
+            from datadist.engine.engine import Engine
+            from datadist.engine.options import EngineOptions
         set_log_prefix(self._cluster_id)
         try:
-            parsed = EngineOptions.parse(options, self._role, os.environ)
-            engine = Engine(self._cluster_id, parsed, os.environ)
+            with system_errors(failure):
+                parsed = EngineOptions.parse(options, self._role, os.environ)
+                engine = Engine(self._cluster_id, parsed, os.environ)
         except BaseException:
             clear_log_prefix()
             raise

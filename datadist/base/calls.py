@@ -17,7 +17,9 @@ from contextlib import suppress
 from types import CodeType, FrameType, FunctionType
 from typing import Any, Generic, TypeVar
 
+from datadist.base.callers import pass_on
 from datadist.base.flag import Flag
+from datadist.base.threads import START_SECONDS, check_room, start
 
 __all__ = [
     "CallThread", "Ended", "Outcome", "apart", "begin", "entries", "entry", "inside_call", "run_apart",
@@ -140,7 +142,7 @@ class CallThread:
         self._closing = False
         self.ended = Flag()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        start(self._thread)
 
     def submit(self, outcome: Outcome[Any]) -> None:
         """Have it run. Where the thread ends before, its result is :class:`Ended`."""
@@ -210,16 +212,23 @@ def apart(function: Callable[[], T], name: str) -> T:
 
 def run_apart(outcome: Outcome[Any], name: str) -> None:
     """Run it on a thread of its own; here where none can be started."""
+    begun = Flag()
 
-    def start() -> None:
-        thread = outcome.thread = threading.Thread(target=outcome.run, name=name, daemon=True)
+    def start_it() -> None:
+        begun.set()
         try:
-            thread.start()  # waits, which only handlers of signals could tear
-        except RuntimeError:
+            outcome.thread = threading.Thread(target=outcome.run, name=name, daemon=True)
+            start(outcome.thread)  # waits, which only handlers of signals could tear
+        except (RuntimeError, MemoryError):
             outcome.thread = None
             outcome.run()
 
     try:
-        _thread.start_new_thread(start, ())
-    except RuntimeError:
+        check_room()
+        _thread.start_new_thread(start_it, ())
+    except RuntimeError as error:
+        pass_on(error)
+        outcome.run()
+        return
+    if not begun.wait(START_SECONDS):  # there was no memory for its first step
         outcome.run()

@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable
 
 from datadist.base.calls import entry
+from datadist.base.threads import start
 
 log = logging.getLogger("datadist.engine")
 
@@ -34,10 +35,10 @@ class Workers:
         try:
             for number in range(count):
                 thread = threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True)
-                thread.start()
+                start(thread)
                 self._living += 1
                 self._threads.append(thread)
-        except RuntimeError:
+        except BaseException:
             self.stop()
             raise
 

@@ -6,8 +6,17 @@ import argparse
 import os
 
 from datadist.base.quiet import quiet
+from datadist.base.shortage import explain
 from datadist.cli.tables import render
-from datadist.transports.loader import REPAIR, BackendError, choose_backend, list_states, wanted
+from datadist.transports.environment import variable_of
+from datadist.transports.loader import (
+    REPAIR,
+    BackendError,
+    BackendState,
+    choose_backend,
+    list_states,
+    wanted,
+)
 from datadist.transports.plugin_metadata import scan
 
 
@@ -44,7 +53,18 @@ def _show() -> int:
         )
     for broken in scan().broken:
         print(f"skipped: {broken}. {REPAIR}")
+    for row in rows:
+        _show_options(row)
     return _verdict(chosen)
+
+
+def _show_options(row: BackendState) -> None:
+    """The options of a transport, and how each is set."""
+    name = row.backend.name
+    if row.options:
+        print(f"options of {name}, datadist.{name}.<option> or the environment variable:")
+        shown = [(variable_of(name, each), each, text) for each, text in row.options.items()]
+        print(render(("", "VARIABLE", "OPTION", ""), [("", *line) for line in shown]))
 
 
 def _verdict(chosen: str | None) -> int:
@@ -53,8 +73,8 @@ def _verdict(chosen: str | None) -> int:
         print(f"{origin} names {name}: engines without transfer_backend use that")
     try:
         choice = choose_backend(None, os.environ)
-    except BackendError as error:
-        print(error)
+    except (BackendError, OSError) as error:
+        print(explain(error))
         return 1
     if name == "auto":
         print(f"* auto chooses {chosen}: {choice.why}")

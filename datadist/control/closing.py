@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from datadist.base.texts import in_seconds
+from datadist.base.threads import start
 
 log = logging.getLogger("datadist.control")
 
@@ -39,7 +40,7 @@ class Closer:
         self._waiting = 0
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        start(self._thread)
 
     @property
     def waiting(self) -> int:

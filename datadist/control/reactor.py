@@ -26,6 +26,7 @@ from datadist.base.calls import Outcome, entry
 from datadist.base.flag import Flag
 from datadist.base.process_access import REFUSALS
 from datadist.base.texts import in_seconds
+from datadist.base.threads import start
 from datadist.base.workers import Workers
 from datadist.control.closing import Closer
 
@@ -106,7 +107,9 @@ class Reactor:
             stack.pop_all()
 
     def _start(self, name: str, stack: contextlib.ExitStack) -> None:
+        self._wake = -1
         self._selector = selectors.DefaultSelector()
+        stack.callback(self.abandon)
         self._waking = threading.RLock()
         self._woken, self._wake = wake_descriptors()
         self._selector.register(self._woken, READ, self._drain_wake)
@@ -117,9 +120,8 @@ class Reactor:
         self._stopping = False
         self._awaited: list[_Awaited] = []
         self._waited_for: set[Outcome[Any]] = set()
-        stack.callback(self.abandon)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        start(self._thread)
 
     def is_current_thread(self) -> bool:
         """Whether the caller is on the reactor's thread."""

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
+from datadist.base import cgroups
 from datadist.base.addresses import parse_address
 from datadist.base.calls import CallThread, Ended, Outcome
 from datadist.base.flag import Flag
 from datadist.base.log_prefix import clear_log_prefix
+from datadist.base.shortage import explain
 from datadist.base.texts import in_seconds
 from datadist.base.workers import Workers
 from datadist.caches.element_types import ElementTypes
@@ -41,7 +43,6 @@ from datadist.engine.starting import (
     check_file_size,
     check_system_calls,
     start_transport,
-    system_errors,
 )
 from datadist.engine.stats import link_stats, pool_stats
 from datadist.links.building import CLOSE_SECONDS, Builder
@@ -96,7 +97,7 @@ class Engine:
     """Everything between `init` and `finalize`.
 
     Raises LLMException: LLM_FAILED where the backend, the device or the runtime directory can not be
-    used, and the codes of the memory pools.
+    used, and the codes of the memory pools; and what the system refuses, as it is.
     """
 
     def __init__(self, cluster_id: int, options: EngineOptions, environ: Mapping[str, str]) -> None:
@@ -110,7 +111,7 @@ class Engine:
         self._losses = itertools.count()
         self._comm_ids = comm_ids()
         self._warned = False
-        with system_errors(), ExitStack() as stack:
+        with ExitStack() as stack:
             check_descriptors()
             check_proc()
             check_system_calls()
@@ -165,7 +166,7 @@ class Engine:
         self._reactor = Reactor("datadist-control")
         stack.callback(self._reactor.stop)
         self.owned.hand_over_to(self._reactor.post)
-        self._workers = Workers(max(3, min(4, os.cpu_count() or 3)), "datadist-worker")
+        self._workers = Workers(max(3, min(4, cgroups.cpus())), "datadist-worker")
         stack.callback(self._workers.stop)  # before the reactor, since they post to it
         self._services: list[Fetches | Verification] = []
         self._after_sessions: list[Callable[[], None]] = []
@@ -693,13 +694,12 @@ class Engine:
 
 
 def _claim_problem(error: OSError | RuntimeDirError) -> str:
-    remedies = {
-        errno.EMFILE: "no descriptor is left (see `ulimit -n`)",
-        errno.ENFILE: "the host has no descriptor left",
-        errno.ENOENT: "the directory was removed meanwhile: link again",
-    }
-    number = error.errno if isinstance(error, OSError) else None
-    return remedies.get(number or 0, str(error))
+    if not isinstance(error, OSError):
+        return str(error)
+    if error.errno == errno.ENOENT:
+        return "the directory was removed meanwhile: link again"
+    left = "no descriptor is left: " if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+    return left + explain(error)
 
 
 def _after(timeout: float | None) -> str:

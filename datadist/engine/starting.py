@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 from datadist.base.file_size import LEAST, check_size
 from datadist.base.log_prefix import attach
+from datadist.base.shortage import is_shortage
 from datadist.control import kernel_calls
 from datadist.engine.options import EngineOptions
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import OptionError, Transport, TransportError, TransportOptions
 from datadist.transports.defects import text_of
+from datadist.transports.environment import options_from, set_by, warn_of_unknown
 from datadist.transports.loader import BackendError, Choice, choose_backend
 from datadist.transports.option_keys import where
 
@@ -45,30 +46,11 @@ def check_system_calls() -> None:
         log.info("system calls: %s", limit)
 
 
-@contextmanager
-def system_errors() -> Iterator[None]:
-    """What the system refuses while an engine starts, descriptors above all, as LLM_FAILED."""
-    try:
-        yield
-    except LLMException:  # a RuntimeError too
-        raise
-    except OSError as error:
-        raise LLMException(
-            f"the engine cannot start: {error} (see `ulimit -n` for descriptors)",
-            status_code=LLMStatusCode.LLM_FAILED,
-        ) from error
-    except RuntimeError as error:  # of threading
-        raise LLMException(
-            f"the engine cannot start: {error} (see `ulimit -u` for threads)",
-            status_code=LLMStatusCode.LLM_FAILED,
-        ) from error
-
-
 def start_transport(options: EngineOptions, environ: Mapping[str, str]) -> tuple[Choice, Transport]:
     """The transport that was chosen, started.
 
     Raises LLMException: LLM_PARAM_INVALID where none can be chosen or an option of it is wrong,
-    LLM_FAILED where it does not start.
+    LLM_FAILED where it does not start; and what the system refuses, as it is.
     """
     try:
         choice = choose_backend(options.backend, environ)
@@ -77,6 +59,10 @@ def start_transport(options: EngineOptions, environ: Mapping[str, str]) -> tuple
         origin = f" [option {key}{where(key)}]" if options.backend else ""
         raise param_invalid(f"{error}{origin}") from error
     attach()
+    given = options.extra.get(choice.name, {})
+    known = getattr(choice.transport_class, "options", None)
+    set_outside = options_from(environ, choice.name, known)
+    warn_of_unknown(environ, choice.name, known)
     settings = TransportOptions(
         device_id=options.device_id,
         listen_address=options.listen_ip,
@@ -86,18 +72,21 @@ def start_transport(options: EngineOptions, environ: Mapping[str, str]) -> tuple
         link_timeout=options.link_total_time,
         auth_key=options.auth_key,
         local_comm_res=options.local_comm_res,
-        extra=options.extra.get(choice.name, {}),
+        extra={**set_outside, **given},
     )
     try:
         transport = choice.transport_class(settings)
     except OptionError as error:
-        raise param_invalid(f"backend {choice.name} does not start: {error}") from error
+        where_set = set_by(str(error), choice.name, set_outside.keys() - given.keys())
+        raise param_invalid(f"backend {choice.name} does not start: {error}{where_set}") from error
     except TransportError as error:
         raise LLMException(
             f"backend {choice.name} ({choice.why}) does not start: {error}",
             status_code=LLMStatusCode.LLM_FAILED,
         ) from error
     except Exception as error:
+        if is_shortage(error):
+            raise
         log.error("defect of backend %s: its start raised what the interface does not allow",
                   choice.backend, exc_info=error)  # fmt: skip
         raise LLMException(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from datadist.base.shortage import explain
 from datadist.base.workers import Workers
 from datadist.caches.memory import Memory
 from datadist.caches.owned import OwnDirectory
@@ -271,7 +272,7 @@ class Steps:
             try:
                 threading.Thread(target=run, name="datadist-join", daemon=True).start()
             except RuntimeError as error:
-                reason = f"{stage} failed: {error} (see `ulimit -u`)"
+                reason = f"{stage} failed: {explain(error)}"
                 self._reactor.post(lambda: finish(lambda: self.failed(domain, attempt, reason)))
 
         self._workers.submit(run_on_own_thread if own_thread else run, owner or attempt.owner)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from datadist.base.calls import apart
 from datadist.base.flag import Flag
+from datadist.base.threads import start
 from datadist.status import LLMException, LLMStatusCode
 
 log = logging.getLogger("datadist.transfer")
@@ -63,9 +64,9 @@ class LayerJob:
     def _start(self) -> None:
         mover = threading.Thread(target=self._move_all, name="datadist-layers-move", daemon=True)
         waiter = threading.Thread(target=self._wait_all, name="datadist-layers-wait", daemon=False)
-        mover.start()
+        start(mover)
         try:
-            waiter.start()
+            start(waiter)
         except RuntimeError:
             self._steps.put(None)
             raise

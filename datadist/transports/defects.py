@@ -7,12 +7,11 @@ from __future__ import annotations
 import logging
 
 from datadist.base.callers import pass_on
+from datadist.base.shortage import explain, is_shortage
 from datadist.status import LLMException, text_without_code
 from datadist.transport import TransportError
 
 log = logging.getLogger("datadist.transport")
-
-ALLOWED = (TransportError, MemoryError)
 
 
 def text_of(error: BaseException, plugin: object) -> str:
@@ -23,8 +22,10 @@ def text_of(error: BaseException, plugin: object) -> str:
     pass_on(error)
     if isinstance(error, LLMException):
         return text_without_code(error)  # the caller raises its own exception, with a code
-    if isinstance(error, ALLOWED):
+    if isinstance(error, TransportError) or (isinstance(error, MemoryError) and str(error)):
         return str(error)
+    if is_shortage(error):
+        return explain(error)
     kind = type(plugin)
     log.error(
         "defect of transport %s.%s (it raised what the interface does not allow)",

@@ -11,9 +11,10 @@ import difflib
 import importlib.util
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 
+from datadist.base.shortage import explain, is_shortage
 from datadist.transport import API_VERSION, ENTRY_POINT_GROUP, Availability, Transport
 from datadist.transports.plugin_metadata import (
     Backend,
@@ -72,6 +73,8 @@ class BackendState:
     reason: str
     priority: int | None
     """None where the plugin could not be loaded."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Descriptions of its options by name."""
 
 
 def list_backends() -> list[Backend]:
@@ -145,7 +148,7 @@ def choose_backend(requested: str | None, environ: Mapping[str, str]) -> Choice:
     "auto", means any. There is no fallback from a name. ``module:Class`` names a class that no
     metadata of an installed distribution lists.
 
-    Raises :class:`BackendError`.
+    Raises :class:`BackendError`; and what the system refuses for want of a resource, as it is.
     """
     name, origin = _wanted(requested, environ)
     installed = _installed()
@@ -168,8 +171,12 @@ def list_states() -> list[BackendState]:
                 if b.name == name
             ]
         else:
-            state = _probe(backend, loaded)
-            rows.append(BackendState(backend, state.usable, state.reason, loaded.priority))
+            state = _probe_in_words(backend, loaded)
+            rows.append(
+                BackendState(
+                    backend, state.usable, state.reason, loaded.priority, loaded.options or {}
+                )
+            )
     return sorted(rows, key=_order)
 
 
@@ -319,10 +326,19 @@ def _probe(backend: Backend, loaded: type[Transport]) -> Availability:
     try:
         return loaded.probe()
     except Exception as error:
+        if is_shortage(error):
+            raise
         log.warning(
             "defect of backend %s: its probe raised %s: %s", backend, type(error).__name__, error
         )
         return Availability(False, f"its probe raised {type(error).__name__}: {error}")
+
+
+def _probe_in_words(backend: Backend, loaded: type[Transport]) -> Availability:
+    try:
+        return _probe(backend, loaded)
+    except Exception as error:
+        return Availability(False, f"it cannot be tried now: {explain(error)}")
 
 
 def _named(name: str, origin: str, installed: Installed) -> Choice:

@@ -163,8 +163,8 @@ def test_marks_of_rdma() -> None:
 
 def test_threads_of_shm() -> None:
     most = _native.MAX_THREADS
-    assert ShmOptions.parse({"threads": "1"}, {}).threads == 1
-    assert 1 <= ShmOptions.parse({"threads": str(most)}, {}).threads <= most
+    assert ShmOptions.parse({"threads": "1"}).threads == 1
+    assert 1 <= ShmOptions.parse({"threads": str(most)}).threads <= most
     for number in (0, most + 1):
         with pytest.raises(OptionError, match=rf"threads is '{number}'.*\[1, {most}\]"):
-            ShmOptions.parse({"threads": str(number)}, {})
+            ShmOptions.parse({"threads": str(number)})

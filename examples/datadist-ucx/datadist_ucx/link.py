@@ -102,8 +102,8 @@ class UcxLink(Link):
         answers = Stream(self._loop, endpoint, ANSWER | me, ASK | rank, lambda: None)
         thread = threading.Thread(target=self._serve, args=(rank, answers), daemon=True)
         self._paths[rank] = path
-        self._servers.append(thread)
         thread.start()
+        self._servers.append(thread)
 
     # -- asking ------------------------------------------------------------------------------
 

@@ -42,7 +42,11 @@ class Loop:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="datadist-ucx", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            os.close(self._wake)
+            raise
 
     def connect(self, address: bytes) -> Any:
         """An endpoint of a worker elsewhere. Raises :class:`Ended` if it is seen to be gone."""

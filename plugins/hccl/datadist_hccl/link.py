@@ -341,9 +341,12 @@ class HcclLink(Link):
             path.aborted = True
             moving = path.moving
         if moving:
-            threading.Thread(
-                target=self._stop, args=(path,), name="datadist-hccl-abort", daemon=True
-            ).start()
+            try:
+                threading.Thread(
+                    target=self._stop, args=(path,), name="datadist-hccl-abort", daemon=True
+                ).start()
+            except RuntimeError as error:
+                log.warning("the transfer with rank %d ends at its deadline: %s", rank, error)
 
     def _stop(self, path: Path) -> None:
         try:

@@ -60,6 +60,7 @@ class HcclTransport(Transport):
 
     api_version: ClassVar[int] = 1
     priority: ClassVar[int] = 30
+    options: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def probe(cls) -> Availability:

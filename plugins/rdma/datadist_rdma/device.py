@@ -100,7 +100,12 @@ class Events:
         os.set_blocking(device.channel.contents.fd, False)
         os.set_blocking(self._async_fd, False)
         self._thread = threading.Thread(target=self._run, name="datadist-rdma", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            for fd in self._pipe:
+                os.close(fd)
+            raise
 
     def add(self) -> tuple[int, threading.Event]:
         """A token for a completion queue, and what its notifications set."""

@@ -45,6 +45,7 @@ class RdmaTransport(Transport):
 
     api_version: ClassVar[int] = 1
     priority: ClassVar[int] = 20
+    options: ClassVar[Mapping[str, str]] = options.KNOWN
 
     @classmethod
     def probe(cls) -> Availability:

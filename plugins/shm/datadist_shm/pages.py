@@ -9,13 +9,13 @@ import threading
 from pathlib import Path
 from typing import Protocol
 
+from datadist.base.threads import start
 from datadist.transport import RegistrationError
 
 log = logging.getLogger("datadist.shm")
 
 TRANSPARENT = Path("/sys/kernel/mm/transparent_hugepage")
 RESERVED = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
-MEMINFO = Path("/proc/meminfo")
 HUGE = 2 << 20
 SLICE = 32 << 20
 """Bytes that are populated between two checks of the stop flag: 5 to 20 ms of work."""
@@ -63,17 +63,6 @@ def choose(requested: str, size: int) -> tuple[str, int]:
     )
 
 
-def available() -> int | None:
-    """Bytes of memory and swap that can be had; None where the kernel does not say."""
-    found = {}
-    with contextlib.suppress(OSError, ValueError):
-        for line in MEMINFO.read_text().splitlines():
-            name, _, rest = line.partition(":")
-            if name in ("MemAvailable", "SwapFree"):
-                found[name] = int(rest.split()[0]) << 10
-    return sum(found.values()) if "MemAvailable" in found else None
-
-
 class Pages(Protocol):
     """Memory whose pages can be made."""
 
@@ -89,11 +78,13 @@ class Filling:
     def __init__(self, pages: Pages, threads: int) -> None:
         self._done = threading.Event()
         self._stop = False
-        self._error: OSError | None = None
-        self._thread = threading.Thread(
+        self._error: int | None = None
+        """The number; the exception would keep the pages mapped by its frames."""
+        thread = threading.Thread(
             target=self._run, args=(pages, threads), name="datadist-shm-pages", daemon=True
         )
-        self._thread.start()
+        start(thread)  # first: one that does not start would keep the pages in a circle with this
+        self._thread = thread
 
     def _run(self, pages: Pages, threads: int) -> None:
         try:
@@ -102,7 +93,7 @@ class Filling:
                     break
                 pages.make_pages(threads, begin, min(SLICE, pages.size - begin))
         except OSError as error:
-            self._error = error
+            self._error = error.errno or 0
         finally:
             self._done.set()
 
@@ -116,7 +107,7 @@ class Filling:
         if not self._done.wait(timeout):
             log.warning("the pool is not populated yet: the first transfers will be slower")
         if self._error is not None:
-            text = os.strerror(self._error.errno or 0)
+            text = os.strerror(self._error)
             raise RegistrationError(f"the pages of the pool cannot be had: {text}")
 
     def stop(self) -> None:
