@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,9 @@ else:
     numpy_typing, arrays = LazyModule("numpy.typing"), LazyModule("datadist.api.arrays")
 
 __all__ = ["Cache"]
+
+_with_memory: weakref.WeakSet[Cache] = weakref.WeakSet()
+"""Caches that keep memory mapped."""
 
 
 @named_keywords
@@ -56,6 +61,8 @@ class Cache:
         self._addressable = addressable
         self._owner = owner
         self._release = release
+        if keeper is not None:
+            _with_memory.add(self)
 
     @property
     def cache_id(self) -> int:
@@ -92,7 +99,9 @@ class Cache:
         cannot address.
         """
         if not self._tensor_addrs:
-            raise param_invalid(f"{self!r} was deallocated: it has no tensors any more")
+            raise param_invalid(
+                f"{self!r} was deallocated, or its process forked: it has no tensors any more"
+            )
         if not self._addressable:
             raise param_invalid(f"{self!r} lies in memory of the device, which has no views here")
         desc, view = self._made, arrays.CacheTensor
@@ -169,3 +178,12 @@ def is_of_other_engine(cache: Cache, manager: object) -> bool:
 def is_pooled(cache: Cache) -> bool:
     """Whether its memory belongs to a pool, which reuses it after the cache is freed."""
     return cache._pooled
+
+
+def _after_fork_in_child() -> None:
+    """A child, which cannot use the caches, keeps no memory for them; arrays over it do."""
+    for cache in list(_with_memory):
+        cache._keeper, cache._tensor_addrs = None, []
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

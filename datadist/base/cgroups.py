@@ -121,7 +121,10 @@ def _is_within(place: str, root: str) -> bool:
 
 def cpus(own: Path = OWN, mounts: Path = MOUNTS) -> int:
     """Processors that this process may use at a time: of its affinity, and of its groups' quota."""
-    allowed = len(os.sched_getaffinity(0))
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except OSError:  # a filter of system calls refuses it
+        allowed = os.cpu_count() or 1
     quotas = [_quota(group) for group in groups("cpu", own, mounts)]
     return max(1, min([allowed, *(math.ceil(quota) for quota in quotas if quota is not None)]))
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from datadist.base.process_access import REFUSALS, refusal, shows_our_pids, why_refused
+from datadist.base.shortage import explain
 from datadist.base.texts import in_seconds
 from datadist.transport import (
     Access,
@@ -34,6 +35,7 @@ from datadist.transport import (
 from datadist_shm import _native
 from datadist_shm._native import transfer
 from datadist_shm.fence import PAGE, Fence
+from datadist_shm.forking import let_go_in_children
 from datadist_shm.memory import (
     Mapping,
     PeerMapping,
@@ -69,6 +71,11 @@ class Unsettled:
     def __init__(self, flight: object, keepers: list[object]) -> None:
         self._flight, self._keepers = flight, keepers
         self._all.add(self)
+        let_go_in_children(self)
+
+    def leave(self) -> None:
+        """See :mod:`datadist_shm.forking`."""
+        self._keepers = []
 
     def settled(self) -> bool:
         """See :class:`datadist.transport.InFlight`."""
@@ -104,6 +111,15 @@ class _Path:
         self.fence: Mapping | None = None
         self.open = False
         """Whether it was attached and the link is not closed."""
+        let_go_in_children(self)
+
+    def leave(self) -> None:
+        """See :mod:`datadist_shm.forking`."""
+        self.open = False
+        self.keepers, self.fence = [], None
+        pagemap, self.native[PAGEMAP] = self.native[PAGEMAP], -1
+        if pagemap >= 0:
+            os.close(pagemap)
 
     @property
     def who(self) -> str:
@@ -143,12 +159,15 @@ class ShmLink(Link):
         try:
             regions = [self._offer_region(region, fds) for region in self._regions]
             fence = self._offer_fence(rank, fds) if self._writable else None
-        except OSError as error:
+            data = OfferData(writable=self._writable, regions=regions, fence=fence)
+            return Offer(data.model_dump_json().encode(), fds)
+        except BaseException as error:
             for fd in fds:
                 os.close(fd)
-            raise LinkError(f"cannot make the offer for rank {rank}: {error}", rank) from error
-        data = OfferData(writable=self._writable, regions=regions, fence=fence)
-        return Offer(data.model_dump_json().encode(), fds)
+            if not isinstance(error, OSError):
+                raise
+            why = explain(error)
+            raise LinkError(f"cannot make the offer for rank {rank}: {why}", rank) from error
 
     def _offer_region(self, region: Region, fds: list[int]) -> RegionOffer:
         assert isinstance(region, (PoolRegion, UserRegion))
@@ -181,7 +200,8 @@ class ShmLink(Link):
                 if closed:
                     raise LinkError(f"cannot attach rank {rank}: this link was closed", rank)
         except OSError as error:
-            raise LinkError(f"cannot map the memory of rank {rank}: {error}", rank) from error
+            why = explain(error)
+            raise LinkError(f"cannot map the memory of rank {rank}: {why}", rank) from error
         finally:
             for fd in offer.fds:
                 os.close(fd)
@@ -408,6 +428,8 @@ def _error(
     if code in makers:
         return makers[code]()
     refused = error in (*REFUSALS, errno.EXDEV)
-    why = why_refused(path.peer.pid, error, write) if refused else os.strerror(error)
+    why = explain(OSError(error, os.strerror(error)))
+    if refused:
+        why = why_refused(path.peer.pid, error, write)
     memory = "registered memory" if refused else "memory"
     return TransferError(f"cannot reach the {memory} of {path.who}: {why}", link_usable=True)

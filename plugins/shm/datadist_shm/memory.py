@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import logging
 import os
+import random
 import threading
+import time
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from datadist.base.callers import tolerate
 from datadist.base.file_size import set_size
 from datadist.base.memory_map import MemoryMap, NotWritable
+from datadist.base.memory_room import least_room, overhead, pool_name
 from datadist.base.process_access import REFUSALS
+from datadist.base.shortage import explain, is_shortage
 from datadist.transport import Placement, Region, RegistrationError
 from datadist_shm import _native, pages
+from datadist_shm.forking import let_go_in_children
 from datadist_shm.options import Options
 from datadist_shm.pages import Filling
+
+log = logging.getLogger("datadist.shm")
 
 F_SEAL_FUTURE_WRITE = 0x10
 """linux/fcntl.h, not in Python's module. Who maps anew cannot write; and nobody punches holes."""
@@ -25,6 +34,8 @@ MFD_NOEXEC_SEAL = 0x08
 """linux/memfd.h, since Linux 6.3; not in Python's module."""
 RESIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
+TRIES, TRY_SECONDS = 5, 0.1
+"""How often a pool is tried that only lacks what other engines have just begun to take."""
 PR_SET_PTRACER = 0x59616D61
 PR_SET_PTRACER_ANY = -1
 
@@ -52,6 +63,11 @@ class PeerMapping:
         self.pages, self.address = _native.map_peer(fd, size, writable, huge, stays)
         self.size = size
         weakref.finalize(self, _native.unmap_peer, self.pages).atexit = False
+        let_go_in_children(self)
+
+    def leave(self) -> None:
+        """See :mod:`datadist_shm.forking`."""
+        _native.leave_peer(self.pages)
 
     def find_pages(self, threads: int) -> None:
         """Have those pages mapped that exist by now, which makes the first reads faster."""
@@ -61,7 +77,7 @@ class PeerMapping:
 class PoolRegion(Region):
     """Memory of our own in a memfd, which peers map."""
 
-    __slots__ = ("_filling", "_threads", "fd", "pages", "region_id", "sealing")
+    __slots__ = ("__weakref__", "_filling", "_threads", "fd", "pages", "region_id", "sealing")
 
     def __init__(
         self, region_id: int, fd: int, mapping: Mapping, placement: Placement, kind: str,
@@ -74,12 +90,19 @@ class PoolRegion(Region):
         self.pages = kind
         self._threads = threads
         self._filling: Filling | None = None
+        let_go_in_children(self)
 
     def fill(self) -> None:
-        """Have all pages made in the background; peers that write need them."""
+        """Have all pages made in the background; peers that write need them.
+
+        Raises :class:`RegistrationError` where no thread can be started.
+        """
         if self._filling is None:
             assert isinstance(self.keeper, Mapping)
-            self._filling = Filling(self.keeper, self._threads)
+            try:
+                self._filling = Filling(self.keeper, self._threads)
+            except RuntimeError as error:
+                raise RegistrationError(f"cannot populate the pool: {explain(error)}") from error
 
     @property
     def filled(self) -> bool:
@@ -95,8 +118,17 @@ class PoolRegion(Region):
         """Close the descriptor; the mapping goes with its last user."""
         if self._filling is not None:
             self._filling.stop()
-        os.close(self.fd)
-        self.keeper = None
+        self._drop()
+
+    def _drop(self) -> None:
+        fd, self.fd, self.keeper = self.fd, -1, None
+        if fd >= 0:
+            os.close(fd)
+
+    def leave(self) -> None:
+        """See :mod:`datadist_shm.forking`; its mapping stays while arrays over it do."""
+        self._filling = None
+        self._drop()
 
 
 class UserRegion(Region):
@@ -112,25 +144,75 @@ class UserRegion(Region):
 def allocate(region_id: int, size: int, placement: Placement, options: Options) -> PoolRegion:
     """A zeroed region in a memfd that nobody can resize; huge pages round ``size`` up.
 
-    Raises ``MemoryError`` where there is not enough, :class:`RegistrationError` otherwise.
+    Raises ``MemoryError`` where there is not enough, also of what other engines leave,
+    :class:`RegistrationError` otherwise, also where no thread can be started.
     """
     kind, size = pages.choose(options.huge_pages, size)
-    text = f"{size} bytes of shared memory"
-    room = pages.available() if options.populate and kind != "reserved" else None
-    if room is not None and size > room:  # the kernel would kill processes instead of refusing
-        raise MemoryError(f"{text}: {room} bytes are available")
+    for left in reversed(range(TRIES)):
+        fd = _make_file(size, kind)
+        try:
+            shortage = None if kind == "reserved" else _shortage(fd, size)
+            if shortage is None or _is_tolerated(shortage, options):
+                return _map_pool(region_id, fd, size, placement, kind, options)
+            if not left or not shortage.contended:
+                raise MemoryError(shortage.text)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # before the next try, so that one of two that begin at a time gets the room
+        time.sleep(random.random() * TRY_SECONDS)
+    raise AssertionError("the last try returns or raises")
+
+
+@dataclass(frozen=True)
+class _Shortage:
+    text: str
+    contended: bool
+    """Whether there would be enough without the pools that others have begun to populate."""
+
+
+def _shortage(fd: int, size: int) -> _Shortage | None:
+    """Why the pages of a new file cannot be had: the kernel would kill processes, not refuse them."""
+    room, need = least_room(os.fstat(fd).st_ino), size + overhead(size)
+    if room is None or need <= room.size:
+        return None
+    text = (
+        f"{_text(size)}: {room}; make the pool smaller, raise the limit, or set "
+        "datadist.shm.overcommit (DATADIST_SHM_OVERCOMMIT) to 1 to be warned only"
+    )
+    return _Shortage(text, need <= room.size + room.promised)
+
+
+def _is_tolerated(shortage: _Shortage, options: Options) -> bool:
+    """Whether the user takes the risk; the text is a warning then."""
+    if options.populate and not options.overcommit:
+        return False
+    log.warning("processes may be killed for want of memory: %s", shortage.text)
+    return True
+
+
+def _make_file(size: int, kind: str) -> int:
+    """A file of memory that cannot be resized."""
     fd = -1
     try:
-        fd = create("datadist", _flags(kind))
+        name = "datadist-huge" if kind == "reserved" else pool_name()
+        fd = create(name, _flags(kind))
         set_size(fd, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, RESIZE_SEALS)
-        mapping = Mapping(fd, size, writable=True, huge=options.huge_pages != "0")
     except (OSError, OverflowError) as error:
         if fd >= 0:
             os.close(fd)
-        if isinstance(error, OverflowError) or error.errno in (12, 27, 28):  # ENOMEM, EFBIG, ENOSPC
-            raise MemoryError(f"{text}: {error}") from error
-        raise RegistrationError(f"cannot get {text}: {error.strerror}") from error
+        raise _refused(size, error) from error
+    return fd
+
+
+def _map_pool(
+    region_id: int, fd: int, size: int, placement: Placement, kind: str, options: Options
+) -> PoolRegion:
+    try:
+        mapping = Mapping(fd, size, writable=True, huge=options.huge_pages != "0")
+    except OSError as error:
+        raise _refused(size, error) from error
     region = PoolRegion(region_id, fd, mapping, placement, kind, options.threads)
     if options.populate:
         region.fill()
@@ -150,13 +232,18 @@ def create(name: str, extra: int = 0) -> int:
 
 
 def unusable() -> str | None:
-    """Which call that pools need is refused here, with the reason; None if all work."""
+    """Which call that pools need is refused here, with the reason; None if all work.
+
+    Raises OSError where a resource is short, which says nothing of this machine.
+    """
     call, fd = "memfd_create", -1
     try:
         fd = create("datadist-probe")
         call = "fcntl(F_ADD_SEALS)"
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, RESIZE_SEALS | F_SEAL_FUTURE_WRITE)
     except (AttributeError, OSError) as error:
+        if is_shortage(error):
+            raise
         return f"{call} does not work here: {error}; pools need it{_remedy(error)}"
     finally:
         if fd >= 0:
@@ -168,6 +255,16 @@ def _remedy(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in REFUSALS:
         return ": allow it in the seccomp profile of the container or service"
     return " (Linux 5.1 or later)"
+
+
+def _refused(size: int, error: OSError | OverflowError) -> Exception:
+    if isinstance(error, OverflowError) or error.errno in (12, 27, 28):  # ENOMEM, EFBIG, ENOSPC
+        return MemoryError(f"{_text(size)}: {error}")
+    return RegistrationError(f"cannot get {_text(size)}: {explain(error)}")
+
+
+def _text(size: int) -> str:
+    return f"{size} bytes of shared memory"
 
 
 def _flags(kind: str) -> int:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from datadist.base import cgroups
 from datadist.base.texts import short_repr
 from datadist.plugin_options import choice, number, refuse_unknown
 from datadist.transport import OptionError
 from datadist_shm import _native
 
-KERNEL_VARIABLE = "DATADIST_SHM_KERNEL"
 DEFAULT_MAX_THREADS = 4
 """Threads per transfer unless more are asked for: a few saturate the memory of most machines."""
 
 KNOWN = {
     "populate": "have all pages of pools present before a link is OK (default 1)",
+    "overcommit": "warn of a pool that memory does not suffice for, instead of refusing it (default 0)",
     "ptracer": "let peers reach registered memory where kernel.yama.ptrace_scope is 1 (default 1)",
     "threads": "threads that one large transfer uses, at most (default: the CPUs, up to 4)",
     "huge_pages": "huge pages for pools: auto (where offered, default), 1 (or fail), 0 (never)",
@@ -29,6 +29,7 @@ class Options:
     """What the user chose, or the defaults."""
 
     populate: bool
+    overcommit: bool
     ptracer: bool
     threads: int
     huge_pages: str
@@ -40,15 +41,16 @@ class Options:
         return next(name for name, number in _native.KERNELS.items() if number == self.kernel)
 
     @classmethod
-    def parse(cls, given: Mapping[str, str], environ: Mapping[str, str]) -> Options:
+    def parse(cls, given: Mapping[str, str]) -> Options:
         """Check ``datadist.shm.<name>`` options. Raises :class:`OptionError`."""
         refuse_unknown("shm", given, KNOWN)
         return cls(
             populate=_choice(given, "populate", "1", ("0", "1")) == "1",
+            overcommit=_choice(given, "overcommit", "0", ("0", "1")) == "1",
             ptracer=_choice(given, "ptracer", "1", ("0", "1")) == "1",
             threads=_threads(given.get("threads")),
             huge_pages=_choice(given, "huge_pages", "auto", ("auto", "0", "1")),
-            kernel=_kernel(given, environ),
+            kernel=_kernel(given),
         )
 
 
@@ -58,27 +60,19 @@ def _choice(given: Mapping[str, str], name: str, default: str, values: tuple[str
 
 def _threads(text: str | None) -> int:
     """Never more than the CPUs that this process may use."""
-    cpus = min(_cpus(), _native.MAX_THREADS)
+    cpus = min(cgroups.cpus(), _native.MAX_THREADS)
     if text is None:
         return min(cpus, DEFAULT_MAX_THREADS)
     return min(number("option datadist.shm.threads", text, 1, _native.MAX_THREADS), cpus)
 
 
-def _cpus() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except OSError:  # a filter of system calls refuses it
-        return os.cpu_count() or 1
-
-
-def _kernel(given: Mapping[str, str], environ: Mapping[str, str]) -> int:
-    name = given.get("kernel", environ.get(KERNEL_VARIABLE, "auto"))
+def _kernel(given: Mapping[str, str]) -> int:
+    name = given.get("kernel", "auto")
     if name == "auto":
         return list(_native.KERNELS.values())[-1]
     if name not in _native.KERNELS:
-        origin = "option datadist.shm.kernel" if "kernel" in given else KERNEL_VARIABLE
         raise OptionError(
-            f"{origin} is {short_repr(name)}, a copy kernel that "
+            f"option datadist.shm.kernel is {short_repr(name)}, a copy kernel that "
             f"does not exist on this machine: use auto "
             f"or one of {', '.join(_native.KERNELS)}"
         )

@@ -24,7 +24,7 @@ from datadist.transport import (
 from datadist_shm import _native, memory
 from datadist_shm.link import ShmLink
 from datadist_shm.memory import PeerMappings, PoolRegion, UserRegion
-from datadist_shm.options import Options
+from datadist_shm.options import KNOWN, Options
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -38,6 +38,7 @@ class ShmTransport(Transport):
 
     api_version: ClassVar[int] = 1
     priority: ClassVar[int] = 10
+    options: ClassVar[MappingType[str, str]] = KNOWN
 
     @classmethod
     def probe(cls) -> Availability:
@@ -48,7 +49,7 @@ class ShmTransport(Transport):
         return Availability(why is None, why or "shared memory of this host")
 
     def __init__(self, options: TransportOptions) -> None:
-        self._options = Options.parse(options.extra, os.environ)
+        self._options = Options.parse(options.extra)
         self._ids = itertools.count(1)
         self._mappings = PeerMappings()
         self._mapped = KeptMappings()
@@ -109,6 +110,7 @@ class ShmTransport(Transport):
         options = self._options
         return {
             "populate": options.populate,
+            "overcommit": options.overcommit,
             "ptracer": options.ptracer,
             "threads": options.threads,
             "huge_pages": options.huge_pages,

@@ -29,7 +29,10 @@ int map_shared(int fd, size_t size, int writable, int huge, void **address)
 
 int map_peer(int fd, size_t size, int writable, int huge, void **address)
 {
-    return map_with(MAP_NORESERVE, fd, size, writable, huge, address);
+    if (map_with(MAP_NORESERVE, fd, size, writable, huge, address) != 0)
+        return -1;
+    (void)madvise(*address, size, MADV_DONTFORK); /* a child would keep the peer's memory */
+    return 0;
 }
 
 typedef struct {

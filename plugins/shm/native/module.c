@@ -294,6 +294,18 @@ static PyObject *py_unmap_peer(PyObject *self, PyObject *argument)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(leave_peer_doc, "leave_peer(pages): in a forked child; unmap_peer frees the rest.");
+
+static PyObject *py_leave_peer(PyObject *self, PyObject *argument)
+{
+    (void)self;
+    Pages *pages = PyLong_AsVoidPtr(argument);
+    if (pages == NULL)
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "pages is 0");
+    pages_leave(pages);
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(unmap_doc, "unmap(address, size). Raises OSError.");
 
 static PyObject *py_unmap(PyObject *self, PyObject *args)
@@ -343,6 +355,7 @@ static PyMethodDef methods[] = {
     {"map_peer", py_map_peer, METH_VARARGS, map_peer_doc},
     {"find_pages", py_find_pages, METH_VARARGS, find_pages_doc},
     {"unmap_peer", py_unmap_peer, METH_O, unmap_peer_doc},
+    {"leave_peer", py_leave_peer, METH_O, leave_peer_doc},
     {"populate", py_populate, METH_VARARGS, populate_doc},
     {"unmap", py_unmap, METH_VARARGS, unmap_doc},
     {"revoke", py_revoke, METH_O, revoke_doc},

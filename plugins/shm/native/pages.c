@@ -59,9 +59,18 @@ Pages *pages_map(int fd, size_t size, int writable, int huge, int stays)
 
 void pages_unmap(Pages *pages)
 {
-    munmap(pages->address, pages->size);
-    close(pages->fd);
+    if (pages->fd >= 0) {
+        munmap(pages->address, pages->size);
+        close(pages->fd);
+    }
     free(pages);
+}
+
+void pages_leave(Pages *pages)
+{
+    if (pages->fd >= 0)
+        close(pages->fd);
+    pages->fd = -1;
 }
 
 char *pages_address(const Pages *pages)

@@ -17,6 +17,9 @@ Pages *pages_map(int fd, size_t size, int writable, int huge, int stays);
 
 void pages_unmap(Pages *pages);
 
+/* In a forked child, which does not have the mapping: let go of the memory. pages_unmap comes later. */
+void pages_leave(Pages *pages);
+
 char *pages_address(const Pages *pages);
 
 /* Have those pages in the page table that exist, in up to threads threads. */

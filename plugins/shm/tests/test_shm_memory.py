@@ -16,6 +16,7 @@ import pytest
 from datadist_shm import ShmTransport, _native, memory, options, pages
 from datadist_shm.memory import PoolRegion
 
+from datadist.base import cgroups, memory_room
 from datadist.base.memory_map import current_mappings
 from datadist.transport import (
     Placement,
@@ -94,7 +95,8 @@ def test_more_than_there_is_is_refused_before_pages_are_made(
 ) -> None:
     info = tmp_path / "meminfo"
     info.write_text("MemTotal: 99 kB\nMemAvailable: 512 kB\nSwapFree: 256 kB\n")
-    monkeypatch.setattr(pages, "MEMINFO", info)
+    monkeypatch.setattr(memory_room, "MEMINFO", info)
+    monkeypatch.setattr(memory_room, "PROC", tmp_path)
     transport = _transport()
     with pytest.raises(MemoryError, match="786432 bytes are available"):
         transport.allocate(MIB, Placement.HOST)
@@ -184,27 +186,26 @@ def test_huge_pages_of_this_machine() -> None:
 
 
 def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpus = len(os.sched_getaffinity(0))
-    parsed = options.Options.parse({}, {})
+    cpus = cgroups.cpus()
+    parsed = options.Options.parse({})
     assert parsed.threads == min(cpus, options.DEFAULT_MAX_THREADS)
     assert parsed.kernel_name == list(_native.KERNELS)[-1]
-    assert options.Options.parse({"threads": "64"}, {}).threads == min(cpus, 64)
-    assert options.Options.parse({"threads": "1"}, {}).threads == 1
-    assert options.Options.parse({}, {options.KERNEL_VARIABLE: "plain"}).kernel_name == "plain"
-    both = options.Options.parse({"kernel": "auto"}, {options.KERNEL_VARIABLE: "plain"})
-    assert both.kernel_name == list(_native.KERNELS)[-1]
+    assert options.Options.parse({"threads": "64"}).threads == min(cpus, 64)
+    assert options.Options.parse({"threads": "1"}).threads == 1
+    assert options.Options.parse({"kernel": "plain"}).kernel_name == "plain"
     for name, value in (
         ("threads", "0"), ("threads", "65"), ("threads", "-1"), ("threads", "x"),
         ("huge_pages", "yes"), ("kernel", "fast"), ("ptracer", "2"),
     ):  # fmt: skip
         with pytest.raises(TransportError, match=value):
-            options.Options.parse({name: value}, {})
+            options.Options.parse({name: value})
 
 
 def test_options_in_force_are_described() -> None:
     shown = _transport(threads="1", kernel="plain", populate="0").describe()
     assert shown == {
-        "populate": False, "ptracer": True, "threads": 1, "huge_pages": "auto", "kernel": "plain",
+        "populate": False, "overcommit": False, "ptracer": True, "threads": 1, "huge_pages": "auto",
+        "kernel": "plain",
     }  # fmt: skip
 
 
