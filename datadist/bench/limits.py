@@ -16,6 +16,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from datadist.base import cgroups
 from datadist.bench.measured_engine import BenchError
 from datadist.bench.shapes import Shape
 from datadist.transport import Transport
@@ -31,7 +32,7 @@ CALL_RANGES = 128
 
 def threads_of_machine() -> int:
     """Threads that limits use unless told otherwise: the CPUs of this process, up to 4."""
-    return min(4, len(os.sched_getaffinity(0)))
+    return min(4, cgroups.cpus())
 
 
 class HostLimits:

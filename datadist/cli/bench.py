@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from datadist import LLMException
+from datadist.base import cgroups
 from datadist.base.digits import number_argument
 from datadist.base.quiet import quiet
 from datadist.base.version import own_version
@@ -148,7 +149,7 @@ def _title(settings: Settings) -> str:
     extra = "".join(f", {key}={value}" for key, value in settings.options.items())
     return (
         f"datadist {own_version()}, backend {settings.backend}, {settings.direction}, "
-        f"{settings.memory} memory{extra}; {len(os.sched_getaffinity(0))} CPUs, "
+        f"{settings.memory} memory{extra}; {cgroups.cpus()} CPUs, "
         f"{platform.machine()}, Linux {platform.release().partition('-')[0]}, "
         f"Python {platform.python_version()}"
     )

@@ -12,7 +12,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from datadist.base.digits import number_argument
 from datadist.base.quiet import quiet
+from datadist.base.shortage import explain
 from datadist.diagnosis import Finding, Level, examine, worst
 from datadist.transports.loader import BackendError, choose_backend, list_backends
 from datadist.transports.plugin_metadata import named_directly
@@ -24,12 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the subcommand."""
     parser.add_argument("--backend", metavar="NAME", action="append", default=[],
                         help="examine for this backend only; may be repeated")  # fmt: skip
+    parser.add_argument("--pool", metavar="BYTES", type=number_argument(0), default=0,
+                        help="also say whether a pool of this size fits")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Returns 0 if all chosen backends work, else 1."""
-    findings = examine(_names(args.backend))
+    findings = examine(_names(args.backend), args.pool)
     with quiet("datadist.backend"):
         chosen, why = _chosen(args.backend)
     verdict = worst(findings, chosen)
@@ -60,6 +64,8 @@ def _chosen(named: Sequence[str]) -> tuple[list[str], str]:
         return [choose_backend(None, os.environ).name], ""
     except BackendError as error:
         return [], str(error)
+    except OSError as error:
+        return [], f"no backend can be tried: {explain(error)}"
 
 
 def _names(named: Sequence[str]) -> list[str]:

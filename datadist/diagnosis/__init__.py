@@ -8,6 +8,7 @@ from datadist.diagnosis import (
     ascend,
     host,
     installed,
+    limits,
     namespaces,
     python,
     rdma,
@@ -31,9 +32,12 @@ PARTS = (
 """The interpreter first: loading plugins may turn the GIL on."""
 
 
-def examine(backends: Sequence[str] = ()) -> list[Finding]:
-    """All findings; with ``backends`` only the findings that concern one of them."""
-    findings = [finding for part in PARTS for finding in part()]
+def examine(backends: Sequence[str] = (), pool: int = 0) -> list[Finding]:
+    """All findings; with ``backends`` only the findings that concern one of them.
+
+    ``pool`` is the size of a pool that is wanted, in bytes.
+    """
+    findings = [*(finding for part in PARTS for finding in part()), *limits.examine(pool)]
     return [f for f in findings if not backends or not f.backends or f.backends & set(backends)]
 
 
