@@ -11,6 +11,7 @@ import errno
 import socket
 from contextlib import suppress
 
+from datadist.base.picklable import PicklableError
 from datadist.control.hostport import HostPort
 from datadist.control.job import described
 from datadist.control.kernel import network_namespace
@@ -25,7 +26,7 @@ from datadist.control.runtime_dir import (
 ANY = "0.0.0.0"
 
 
-class EndpointError(Exception):
+class EndpointError(PicklableError):
     """An address cannot be listened on; the text says why and what to do.
 
     ``in_use`` is the address where another socket has the port.

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from datadist.base.addresses import canonical
+from datadist.base.picklable import PicklableError
 from datadist.control.hostport import HostPort
 from datadist.control.places import Places
 from datadist.control.reactor import READ, Reactor
@@ -28,7 +29,7 @@ BACKLOG = 4096
 _PAUSE_SECONDS = 0.05
 
 
-class NetworkError(Exception):
+class NetworkError(PicklableError):
     """An address cannot be listened on; the text says why and what to do.
 
     ``in_use`` is the address where another socket has the port.

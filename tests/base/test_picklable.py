@@ -16,6 +16,9 @@ from datadist import LLMException, LLMStatusCode
 from datadist.base.memory_map import NotWritable
 from datadist.caches.pool import PoolExhausted
 from datadist.control.account import Item, LimitExceeded
+from datadist.control.endpoint import EndpointError
+from datadist.control.hostport import HostPort
+from datadist.control.listener import NetworkError
 from datadist.links.clusters import DialError
 from datadist.rank_table import RankTableError
 from datadist.status import param_invalid
@@ -46,6 +49,8 @@ EXAMPLES: list[Exception] = [
     DialError(LLMStatusCode.LLM_LINK_FAILED, "nobody"),
     NotWritable(4096, "r--p"),
     LimitExceeded(Item.KEYS, 1 << 18),
+    EndpointError("in use", HostPort("0.0.0.0", 80)),
+    NetworkError("in use", HostPort("0.0.0.0", 80)),
     PeerError("raised there", ["LinkError", "TransportError"]),
 ]
 

@@ -22,10 +22,9 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be othe
 @pytest.fixture
 def owner() -> Iterator[subprocess.Popen[bytes]]:
     """A process of the same user."""
-    process = subprocess.Popen(["sleep", "60"])
-    yield process
-    process.kill()
-    process.wait()
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
 
 
 @pytest.mark.parametrize("write", [False, True])
