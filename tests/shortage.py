@@ -83,7 +83,8 @@ def missing(name: str, at: int) -> Iterator[Shortage]:
 
     def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
-            if options.get("fileno") is not None:  # the object of a socket that is there
+            fileno = args[4] if len(args) > 4 else options.get("fileno")
+            if fileno is not None:  # the object of a socket that is there
                 return function(*args, **options)
             with lock:
                 number, shortage.calls = shortage.calls, shortage.calls + 1

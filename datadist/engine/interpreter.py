@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from datadist.base.callers import tolerate
 from datadist.base.patched_modules import REMEDY, patched
 from datadist.status import LLMException, LLMStatusCode
 
@@ -58,8 +59,15 @@ def _require(paths: tuple[str, ...], what: str) -> None:
 
 def lacks_of_proc(paths: tuple[str, ...]) -> str:
     """What of /proc is missing, in words; empty if all is there."""
-    missing = [path for path in paths if not os.path.exists(path)]
+    missing = [path for path in paths if not _exists(path)]
     return f"there is no {', '.join(missing)}" if missing else ""
+
+
+def _exists(path: str) -> bool:
+    with tolerate(OSError):  # `os.path.exists` would swallow what a handler of a signal raises
+        os.stat(path)
+        return True
+    return False
 
 
 def has_gil() -> bool:

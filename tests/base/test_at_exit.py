@@ -23,6 +23,7 @@ PAIR = {1: 0, 2: 1}
 
 PROGRAM = """
 import atexit, os, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
 {before}
 from datadist import *
 engine = LLMDataDist(LLMRole.DECODER, 2)
