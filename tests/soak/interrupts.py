@@ -148,9 +148,12 @@ def allocate(here: nodes.Here, seed: int) -> int:
     return work.pages_used(here) - before
 
 
-def link(here: nodes.Here, name: str, mapping: dict[int, int], seconds: float, kind: int) -> float:
-    """Link, once more where a signal handler ended the call; seconds."""
-    started = time.perf_counter()
+def link(here: nodes.Here, name: str, mapping: dict[int, int], seconds: float, kind: int) -> None:
+    """Begin to link, once more where a signal handler ended the call.
+
+    The other members come later: those that are quicker than the handler would be linked with a domain
+    that is given up.
+    """
     error = _interrupted(
         lambda: here.any.__setitem__(name, nodes.link(here, name, mapping)),
         seconds,
@@ -159,6 +162,11 @@ def link(here: nodes.Here, name: str, mapping: dict[int, int], seconds: float, k
     _expect(error, KINDS[kind])
     if error is not None:
         here.any[name] = nodes.link(here, name, mapping)
+
+
+def wait(here: nodes.Here, name: str) -> float:
+    """Wait until the link is complete; seconds."""
+    started = time.perf_counter()
     here.live.wait_link(here.any[name])
     return time.perf_counter() - started
 

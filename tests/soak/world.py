@@ -176,11 +176,12 @@ class World:
         name = f"link {self._names}"
         mapping = {cluster: rank for rank, cluster in enumerate(members)}
         first = members[:1] if interrupted else []
+        for cluster in first:
+            self._live[cluster].node.do(interrupts.link, name, mapping, *self._moment(3e-3))
         for cluster in members[len(first) :]:
             self._live[cluster].node.begin(work.link, name, mapping)
         for cluster in first:
-            moment = self._moment(3e-3)
-            self._live[cluster].node.begin(interrupts.link, name, mapping, *moment)
+            self._live[cluster].node.begin(interrupts.wait, name)
         self._gather("link", members)
         self._links[name] = tuple(members)
 
