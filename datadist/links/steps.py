@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from datadist.base.shortage import explain
+from datadist.base.threads import start
 from datadist.base.workers import Workers
 from datadist.caches.memory import Memory
 from datadist.caches.owned import OwnDirectory
@@ -270,7 +271,7 @@ class Steps:
 
         def run_on_own_thread() -> None:
             try:
-                threading.Thread(target=run, name="datadist-join", daemon=True).start()
+                start(threading.Thread(target=run, name="datadist-join", daemon=True))
             except RuntimeError as error:
                 reason = f"{stage} failed: {explain(error)}"
                 self._reactor.post(lambda: finish(lambda: self.failed(domain, attempt, reason)))
