@@ -92,16 +92,12 @@ class Exclusive:
         if self._changes:
             self._serve(WAITING if wait else NON_BLOCKING)
 
-    def serve_some(self) -> None:
-        """:meth:`serve`, which waits for nobody and ends while others ask for more."""
-        self._serve(NON_BLOCKING)
-
     def _serve(self, how: tuple[bool]) -> None:
         """Whoever holds the lock looks for changes once more after letting go of it."""
         rounds = 0
         while self._changes:
             if rounds == ROUNDS and self.hand_over is not None:
-                self.hand_over(self.serve_some)
+                self.hand_over(lambda: self.serve(wait=False))
                 return
             rounds += 1
             held: list[bool] = []

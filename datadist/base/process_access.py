@@ -11,10 +11,14 @@ import errno
 import os
 from pathlib import Path
 
+from datadist.base.callers import tolerate
+
 PROC = Path("/proc")
 YAMA = PROC / "sys/kernel/yama/ptrace_scope"
 REFUSALS = (errno.EPERM, errno.ENOSYS, errno.EACCES)
 """How a seccomp filter, a security module or an old kernel refuses a call."""
+ALLOW_CALL = "allow it in the seccomp profile of the container or service"
+"""What to do about that."""
 NOWHERE = (1 << 64) - 4096
 """An address of the kernel, at which no process has memory."""
 POOLS = "use memory of the pool instead of registered memory"
@@ -82,6 +86,13 @@ def why_refused(pid: int | None, error: int, write: bool = False) -> str:
         f"{text}: {'; '.join(found)}. Run both processes as one user in one user namespace, or this one "
         f"with CAP_SYS_PTRACE, or {POOLS}"
     )
+
+
+def ptrace_scope() -> int:
+    """kernel.yama.ptrace_scope; 0, which restricts nothing, where the kernel has none."""
+    with tolerate(OSError, ValueError):
+        return int(YAMA.read_text())
+    return 0
 
 
 def shows_our_pids() -> bool:
@@ -157,8 +168,5 @@ def _more_capabilities(own: dict[str, list[str]], theirs: dict[str, list[str]]) 
 
 
 def _yama() -> list[str]:
-    try:
-        scope = int(YAMA.read_text())
-    except (OSError, ValueError):
-        return []
+    scope = ptrace_scope()
     return [f"kernel.yama.ptrace_scope is {scope}"] if scope else []

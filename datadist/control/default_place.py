@@ -14,7 +14,6 @@ unusual place removes it, so that the next ones come back to the usual one.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import pwd
@@ -23,12 +22,11 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from datadist.base.shortage import is_shortage
 from datadist.control.own_directory import RuntimeDirError, locked
 
 log = logging.getLogger("datadist.control")
 
-_NOT_SEEN = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Errors that say nothing about a directory."""
 _WRITABLE_BY_OTHERS = 0o022
 _KINDS = {stat.S_IFDIR: "directory", stat.S_IFLNK: "symbolic link"}
 
@@ -68,7 +66,7 @@ def default_place() -> Path:
         try:
             return _make(base)
         except OSError as error:
-            if error.errno in _NOT_SEEN:
+            if is_shortage(error):  # which says nothing about the directory
                 raise
             problems.append(f"{base}: {error.strerror}")
     raise RuntimeDirError(
@@ -146,7 +144,7 @@ def _is_usable(path: Path) -> bool:
     try:
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno in _NOT_SEEN:
+        if is_shortage(error):  # which says nothing about the directory
             raise
         return False
     try:

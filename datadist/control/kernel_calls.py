@@ -12,10 +12,8 @@ import select
 import socket
 from collections.abc import Callable
 
-from datadist.base.process_access import REFUSALS
+from datadist.base.process_access import ALLOW_CALL, REFUSALS
 from datadist.control.process import open_peer, peer_of
-
-REMEDY = "allow it in the seccomp profile of the container or service"
 
 
 class CallRefused(Exception):
@@ -53,7 +51,7 @@ def _try(name: str, call: Callable[[], object]) -> None:
         call()
     except OSError as error:
         if error.errno in REFUSALS or error.errno == errno.EAFNOSUPPORT:
-            raise CallRefused(f"{name} is refused here ({error.strerror}): {REMEDY}") from error
+            raise CallRefused(f"{name} is refused here ({error.strerror}): {ALLOW_CALL}") from error
         raise
 
 

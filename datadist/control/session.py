@@ -204,9 +204,7 @@ class Session:
             if not self._send_once(broken) or not self._unsealed or broken:
                 break
         else:
-            self._reactor.post(
-                self._send_waiting
-            )  # others go on sending: this thread has done its own
+            self._reactor.post(self._send_waiting)  # others go on; this thread has sent its own
         why = broken[0] if broken else self._excess()
         if why is not None:
             self._reactor.post(lambda: self._give_up(why))

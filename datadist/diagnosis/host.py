@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from datadist.base.file_size import LEAST
+from datadist.base.process_access import YAMA
 from datadist.diagnosis.finding import Finding, Level, on
 
-YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")

@@ -205,12 +205,17 @@ def test_engines_of_two_users_say_so_at_both_ends(start_node: Start) -> None:
         assert f"belongs to another user (pid {other.pid} of user {privileges.NOBODY}" in error
 
 
+def _link_to_an_owner(reader: Node, owner: Node) -> None:
+    """Engines 1 and 2; the second one has registered memory."""
+    _engine(reader, 1)
+    _engine(owner, 2, memory="numpy")
+    nodes.link_pair(reader, owner)
+
+
 def test_an_owner_with_capabilities_that_the_reader_lacks(start_node: Start) -> None:
     first, second = start_node(), start_node()
     first.do(privileges.drop_ptrace)
-    _engine(first, 1)
-    _engine(second, 2, memory="numpy")
-    nodes.link_pair(first, second)
+    _link_to_an_owner(first, second)
     _check_refused(first, 2, f"pid {second.pid}", "capabilities that this process lacks")
 
 
@@ -219,9 +224,7 @@ def test_an_owner_that_is_not_dumpable(start_node: Start) -> None:
     for node in (first, second):
         node.do(privileges.drop_ptrace)
     second.do(privileges.set_dumpable, 0)
-    _engine(first, 1)
-    _engine(second, 2, memory="numpy")
-    nodes.link_pair(first, second)
+    _link_to_an_owner(first, second)
     _check_refused(first, 2, f"pid {second.pid}", "it is not dumpable")
 
 
@@ -229,9 +232,7 @@ def test_an_owner_that_is_not_dumpable_any_more(start_node: Start) -> None:
     first, second = start_node(), start_node()
     for node in (first, second):
         node.do(privileges.drop_ptrace)
-    _engine(first, 1)
-    _engine(second, 2, memory="numpy")
-    nodes.link_pair(first, second)
+    _link_to_an_owner(first, second)
     _move(first, 2)
     second.do(privileges.set_dumpable, 0)
     with pytest.raises(RemoteError, match="not dumpable"):

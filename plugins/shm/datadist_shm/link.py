@@ -427,9 +427,8 @@ def _error(
     }
     if code in makers:
         return makers[code]()
-    refused = error in (*REFUSALS, errno.EXDEV)
-    why = explain(OSError(error, os.strerror(error)))
-    if refused:
-        why = why_refused(path.peer.pid, error, write)
-    memory = "registered memory" if refused else "memory"
+    if error in (*REFUSALS, errno.EXDEV):
+        memory, why = "registered memory", why_refused(path.peer.pid, error, write)
+    else:
+        memory, why = "memory", explain(OSError(error, os.strerror(error)))
     return TransferError(f"cannot reach the {memory} of {path.who}: {why}", link_usable=True)

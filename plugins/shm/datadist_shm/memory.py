@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import logging
 import os
@@ -12,13 +13,11 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from datadist.base.callers import tolerate
 from datadist.base.file_size import set_size
 from datadist.base.memory_map import MemoryMap, NotWritable
 from datadist.base.memory_room import least_room, overhead, pool_name
-from datadist.base.process_access import REFUSALS
+from datadist.base.process_access import ALLOW_CALL, REFUSALS, ptrace_scope
 from datadist.base.shortage import explain, is_shortage
 from datadist.transport import Placement, Region, RegistrationError
 from datadist_shm import _native, pages
@@ -33,7 +32,6 @@ F_SEAL_FUTURE_WRITE = 0x10
 MFD_NOEXEC_SEAL = 0x08
 """linux/memfd.h, since Linux 6.3; not in Python's module."""
 RESIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 TRIES, TRY_SECONDS = 5, 0.1
 """How often a pool is tried that only lacks what other engines have just begun to take."""
 PR_SET_PTRACER = 0x59616D61
@@ -253,12 +251,12 @@ def unusable() -> str | None:
 
 def _remedy(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in REFUSALS:
-        return ": allow it in the seccomp profile of the container or service"
+        return f": {ALLOW_CALL}"
     return " (Linux 5.1 or later)"
 
 
 def _refused(size: int, error: OSError | OverflowError) -> Exception:
-    if isinstance(error, OverflowError) or error.errno in (12, 27, 28):  # ENOMEM, EFBIG, ENOSPC
+    if isinstance(error, OverflowError) or error.errno in (errno.ENOMEM, errno.EFBIG, errno.ENOSPC):
         return MemoryError(f"{_text(size)}: {error}")
     return RegistrationError(f"cannot get {_text(size)}: {explain(error)}")
 
@@ -315,7 +313,7 @@ def permit_access(allowed: bool) -> None:
 
     Raises :class:`RegistrationError` where the system, or ``allowed``, forbids it.
     """
-    scope = _ptrace_scope()
+    scope = ptrace_scope()
     if scope == 0:
         return
     remedy = "set kernel.yama.ptrace_scope to 0, or use memory of the pool instead of your own"
@@ -330,12 +328,6 @@ def permit_access(allowed: bool) -> None:
         raise RegistrationError(
             f"PR_SET_PTRACER failed: {os.strerror(ctypes.get_errno())}; {remedy}"
         )
-
-
-def _ptrace_scope() -> int:
-    with tolerate(OSError, ValueError):
-        return int(YAMA.read_text())
-    return 0
 
 
 class _Shared:
