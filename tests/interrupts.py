@@ -104,18 +104,26 @@ def raise_at(number: int, call: Callable[[], object], kind: type[BaseException])
 
     Raises what the call makes of that exception, unless it passes it on; that is an error.
     """
+    return _raised_at(number, call, kind)[0]
+
+
+def _raised_at(
+    number: int, call: Callable[[], object], kind: type[BaseException]
+) -> tuple[str, BaseException | None]:
+    """:func:`raise_at`, and the exception, which keeps all frames that it has passed."""
 
     def strike() -> None:
         raise kind
 
-    moment = _Moment(number, strike, _profiled.__code__)
+    moment, caught = _Moment(number, strike, _profiled.__code__), None
     try:
         _profiled(moment, call)
-    except kind:
+    except kind as error:
         assert moment.reached
+        caught = error
     else:
         assert not moment.reached, f"the exception at {moment.where} was swallowed"
-    return moment.where
+    return moment.where, caught
 
 
 def raising(
@@ -123,13 +131,22 @@ def raising(
 ) -> Iterator[str]:
     """Run a call again and again, with an exception at every ``step``-th moment in turn.
 
-    Yields where the exception came, after each run: what was left has to be looked at there. The last
-    run goes to its end, and nothing is yielded for it.
+    Yields where the exception came, after each run: what was left has to be looked at there, while the
+    exception is kept, as a debugger and a task queue do. The last run goes to its end, and nothing is
+    yielded for it.
     """
-    number = 1
-    while where := raise_at(number, call, kind):
+    for where, _ in raising_anew(lambda: None, lambda _: call(), kind, step):
         yield where
-        number += step
+
+
+def spared(call: Callable[[], object]) -> None:
+    """Run what another thread or process does, inside of a call that is interrupted: it is not."""
+    before = sys.getprofile()
+    sys.setprofile(None)
+    try:
+        call()
+    finally:
+        sys.setprofile(before)
 
 
 def meanwhile(call: Callable[[], object], action: Action, step: int = 1) -> Iterator[str]:
@@ -155,10 +172,15 @@ def raising_anew(
     step: int = 1,
 ) -> Iterator[tuple[str, State]]:
     """:func:`raising`, each time with a state of its own, which is yielded too."""
-    number, state = 1, prepare()
-    while where := raise_at(number, partial(call, state), kind):
+    number = 1
+    while True:
+        state = prepare()
+        where, kept = _raised_at(number, partial(call, state), kind)
+        if not where:
+            return
         yield where, state
-        number, state = number + step, prepare()
+        del kept
+        number += step
 
 
 def meanwhile_anew(

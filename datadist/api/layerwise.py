@@ -19,7 +19,7 @@ from datadist.api.tasks import (
 from datadist.base import checks
 from datadist.base.calls import begin, entries
 from datadist.base.keywords import named_keywords
-from datadist.caches.owned import Layout
+from datadist.caches.owned import Layout, OwnCache
 from datadist.engine.engine import Engine
 from datadist.status import LLMException, param_invalid, system_errors
 from datadist.transfers.layerwise import LayerJob, LayerSend
@@ -92,9 +92,12 @@ class LayerWise(ManagerMixin):
 
     def _check_source(self, engine: Engine, cache: Cache) -> None:
         """The engine's record of the source. Raises LLM_KV_CACHE_NOT_EXIST, LLM_PARAM_INVALID."""
-        with engine.owned.pinned(own_cache_id(cache, self)) as own:
+
+        def check(own: OwnCache) -> None:
             if self._one_sided:
                 check_accessible(own)
+
+        engine.owned.using(own_cache_id(cache, self), check)
 
     def _send(
         self,
@@ -169,12 +172,15 @@ def _fetch_move(
     def move(layer: int) -> None:
         deadline = time.monotonic() + engine.transfers.timeout
         at = PER_LAYER * (layer - first)
-        with engine.owned.pinned(cache.cache_id) as own:
+
+        def send(own: OwnCache) -> None:
             mine = own.layout.bases[PER_LAYER * layer : PER_LAYER * (layer + 1)]
             theirs = addresses[at : at + PER_LAYER]
             with as_param_invalid():
                 segments = _fetched(own.layout, slot, blocks, mine, theirs)
             engine.fetches.send(cluster, segments, own.layout.data_type, deadline)
+
+        engine.owned.using(cache.cache_id, send)
 
     return move
 

@@ -126,7 +126,7 @@ class LLMDataDist:
             outcome.join()
         except BaseException:
             first.append("interrupted")
-            if outcome.give_up():
+            if outcome.claim():
                 outcome.done.set()
             if first[0] == "ready":
                 self._begin_end()
@@ -136,7 +136,11 @@ class LLMDataDist:
     def _await_start() -> bool:
         """Whether no `init` goes on that was interrupted, or that another thread called."""
         starting = LLMDataDist._starting
-        return starting is None or starting.done.wait(END_SECONDS)
+        if starting is None:
+            return True
+        ended: bool = starting.done.wait(END_SECONDS)
+        starting.join()
+        return ended
 
     def _start(self, options: dict[str, str]) -> None:
         other = LLMDataDist.llm_engine_instance

@@ -26,7 +26,10 @@ def pass_on(error: BaseException) -> None:
     """Raise what a handler of a signal has raised, if ``error`` is that or was made of that."""
     found = callers_own(error)
     if found is not None:
-        raise found
+        try:
+            raise found
+        finally:
+            del found, error  # no circle with the frames of its traceback
 
 
 class tolerate:  # noqa: N801 - used as `contextlib.suppress` is

@@ -74,27 +74,30 @@ class Ended(Exception):
     """The thread that was to run the call has ended."""
 
 
-_RUN, _GIVEN_UP = "run", "given up"
-
-
 class Outcome(Generic[T]):
     """A function that one thread runs, and others wait for."""
 
     def __init__(self, function: Callable[[], T]) -> None:
         self._function: Callable[[], T] | None = function
-        self._first: list[str] = []
-        """What was done first decides: appending needs no lock."""
+        self._first: list[object] = []
+        """Who came first decides: appending needs no lock."""
         self._results: list[T] = []
         self._error: BaseException | None = None
         self.done = Flag()
         self.thread: threading.Thread | None = None
 
+    def claim(self) -> bool:
+        """Whether the caller decides what becomes of it: nobody runs it, or has given it up."""
+        mine = object()
+        self._first.append(mine)
+        return self._first[0] is mine
+
     @entry
-    def run(self) -> None:
-        """Run it, unless it was given up before."""
-        self._first.append(_RUN)
-        if self._first[0] is not _RUN or self._function is None:
+    def run(self, claimed: bool = False) -> None:
+        """Run it, unless somebody else has claimed it."""
+        if not (claimed or self.claim()):
             return
+        assert self._function is not None
         try:
             self._results.append(self._function())
         except BaseException as error:
@@ -103,14 +106,9 @@ class Outcome(Generic[T]):
             self._function = None
             self.done.set()
 
-    def give_up(self) -> bool:
-        """Whether it has not begun, and will not run any more."""
-        self._first.append(_GIVEN_UP)
-        return self._first[0] is _GIVEN_UP
-
     def fail(self, error: BaseException) -> None:
         """Nobody need wait for it, for this reason."""
-        self.give_up()
+        self.claim()
         if not self.done.is_set():
             self._error = error
             self.done.set()
@@ -216,12 +214,16 @@ def run_apart(outcome: Outcome[Any], name: str) -> None:
 
     def start_it() -> None:
         begun.set()
+        if not outcome.claim():
+            return
         try:
-            outcome.thread = threading.Thread(target=outcome.run, name=name, daemon=True)
+            outcome.thread = threading.Thread(
+                target=outcome.run, args=(True,), name=name, daemon=True
+            )
             start(outcome.thread)  # waits, which only handlers of signals could tear
         except (RuntimeError, MemoryError):
             outcome.thread = None
-            outcome.run()
+            outcome.run(claimed=True)
 
     try:
         check_room()

@@ -13,9 +13,10 @@ call completes what it finds noted.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import repeat
 from typing import TypeVar
 
 import numpy as np
@@ -56,6 +57,8 @@ class OwnDirectory:
         self._leaving: dict[int, Leaving] = {}
         self._untold: dict[int, None] = {}
         """Ids of which index and peers may not know what became of them."""
+        self._in_use: dict[int, None] = {}
+        """Ids of caches that transfers used when they were to be freed; their end frees them."""
         self._births: dict[int, Birth] = {}
         self._index = KeyDirectory()
         self._cache_ids = itertools.count(1)
@@ -80,7 +83,7 @@ class OwnDirectory:
         and ``__del__``.
         """
         self.revocations.settle()
-        if not (self._births or self._untold):
+        if not (self._births or self._untold or self._in_use):
             self._state.serve(wait)
         elif wait:
             self._state.do(self._settle)
@@ -90,6 +93,8 @@ class OwnDirectory:
     def _settle(self) -> None:
         for cache_id in list(self._untold):
             self._tell(cache_id)
+        for cache_id in list(self._in_use):
+            self._free_if_unused(cache_id)
         for birth in list(self._births.values()):
             if birth.failed:
                 self._undo(birth)
@@ -190,22 +195,46 @@ class OwnDirectory:
         """The cache of an id, or None."""
         return self._caches.get(cache_id)
 
-    @contextmanager
-    def pinned(self, cache_id: int, freed_too: bool = False) -> Iterator[OwnCache]:
-        """Keep the memory of a cache while a local transfer uses it.
+    def using(self, cache_id: int, use: Callable[[OwnCache], T]) -> T:
+        """What ``use`` returns for a cache, whose memory is kept for that local transfer.
 
-        ``freed_too``: also one whose id was freed, as long as keys keep it.
+        It is no context manager: where a handler of a signal raises at the end of one, it would keep
+        what it holds as long as somebody keeps that exception.
 
         Raises LLM_KV_CACHE_NOT_EXIST.
         """
         cache, token = self._caches.get(cache_id), next(TOKENS)
         try:
-            if cache is None or not self.pin(cache, token, freed_too):
+            if cache is None or not self.pin(cache, token):
                 raise _not_here(cache_id)
-            yield cache
+            return use(cache)
         finally:
             if cache is not None:
                 cache.pins.discard(token)  # in C: no handler of a signal comes before that
+                self.unpin(cache, token)
+
+    def using_all(
+        self, cache_ids: Iterable[int], use: Callable[[list[OwnCache]], T], freed_too: bool = False
+    ) -> T:
+        """:meth:`using` for several.
+
+        ``freed_too``: also those whose ids were freed, as long as keys keep them.
+        """
+        token, caches, pins = next(TOKENS), list[OwnCache](), list[set[int]]()
+        let_go: Callable[[], object] = partial(deque, map(set.discard, pins, repeat(token)), 0)
+        try:
+            for cache_id in cache_ids:
+                cache = self._caches.get(cache_id)
+                if cache is None:
+                    raise _not_here(cache_id)
+                pins.append(cache.pins)
+                caches.append(cache)
+                if not self.pin(cache, token, freed_too):
+                    raise _not_here(cache_id)
+            return use(caches)
+        finally:
+            let_go()  # all in C: no handler of a signal comes before that
+            for cache in caches:
                 self.unpin(cache, token)
 
     def pin(self, cache: OwnCache, token: int, freed_too: bool = False) -> bool:
@@ -235,7 +264,7 @@ class OwnDirectory:
     ) -> set[int]:  # fmt: skip
         """The live caches that hold these ranges, each range within one tensor.
 
-        ``freed_too`` as in :meth:`pinned`. ``data_type``: only caches of that type.
+        ``freed_too`` as in :meth:`using_all`. ``data_type``: only caches of that type.
 
         Raises LLM_PARAM_INVALID for the first range that no tensor holds.
         """
@@ -419,11 +448,18 @@ class OwnDirectory:
         self._state.post(lambda: self._free_if_unused(leaving.cache.cache_id))
 
     def _free_if_unused(self, cache_id: int) -> None:
+        self._in_use[cache_id] = None
         leaving = self._leaving.get(cache_id)
-        if leaving is None or cache_id in self._caches or leaving.cache.pins:
-            return
+        if leaving is not None and cache_id not in self._caches:
+            if leaving.cache.pins:
+                return
+            self._free(leaving)
+        self._in_use.pop(cache_id, None)
+
+    def _free(self, leaving: Leaving) -> None:
+        """Its memory returns, unless peers have not let go of it yet, or may still write to it."""
         leaving.idle.set()
-        cache = leaving.cache
+        cache, cache_id = leaving.cache, leaving.cache.cache_id
         if leaving.released_by_peers.is_set() and not leaving.waited_for:
             layout = cache.layout
             again = partial(self._state.post, partial(self._free_if_unused, cache_id))

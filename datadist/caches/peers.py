@@ -7,9 +7,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from datadist.base.flag import Flag
 from datadist.base.range_set import RangeSet
@@ -35,6 +34,8 @@ def domain_key(message: Announce) -> DomainKey:
     """The domain key of an announcement."""
     return message.name, tuple(sorted(message.ranks)), message.table
 
+
+T = TypeVar("T")
 
 MAX_WITHDRAWN = 3
 MOST_REFUSALS = 16
@@ -209,12 +210,14 @@ class PeerView:
             self._deferred.append((pulls, seq))
         self._acknowledge_deferred()
 
-    @contextmanager
-    def pulling(self) -> Iterator[int]:
-        """The token of a transfer that is begun in here, and ends with this."""
+    def pulling(self, pull: Callable[[int], T]) -> T:
+        """What ``pull`` returns for the token of a transfer that it begins, and that ends with it.
+
+        It is no context manager for the reason of :meth:`OwnDirectory.using`.
+        """
         token = next(TOKENS)
         try:
-            yield token
+            return pull(token)
         finally:
             self.pulls.discard(token)  # in C: no handler of a signal comes before that
             self.end_pull(token)

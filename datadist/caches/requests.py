@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from datadist.base.flag import Flag
@@ -15,6 +14,7 @@ from datadist.control.account import Item
 from datadist.control.messages import Message
 
 Answer = TypeVar("Answer")
+T = TypeVar("T")
 
 MANY = 64
 """A peer with more requests that wait rests after each one for twice what that took of the processor."""
@@ -88,9 +88,16 @@ class Requests(Generic[Answer]):
         self._ids = itertools.count(1)
         self._open: dict[int, Request[Answer]] = {}
 
-    @contextmanager
-    def ask(self, view: PeerView, make: Callable[[int], Message]) -> Iterator[Request[Answer]]:
-        """Send the message that ``make`` makes for an id, which the answer will carry."""
+    def ask(
+        self,
+        view: PeerView,
+        make: Callable[[int], Message],
+        wait: Callable[[Request[Answer]], T],
+    ) -> T:
+        """Send the message that ``make`` makes for an id, which the answer will carry.
+
+        Returns what ``wait`` returns, after which the answer is not taken any more.
+        """
         number = next(self._ids)
         request: Request[Answer] = Request(view)
         try:
@@ -98,7 +105,7 @@ class Requests(Generic[Answer]):
             view.send(make(number))
             if view.session.closed:  # the session may have ended before this request was recorded
                 request.over.set()
-            yield request
+            return wait(request)
         finally:
             self._open.pop(number, None)
 

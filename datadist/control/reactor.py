@@ -172,7 +172,7 @@ class Reactor:
                 self._give_up_calls()
             if outcome.done.wait(timeout):
                 return outcome.result()
-            outcome.give_up()
+            outcome.claim()
         finally:
             self._waited_for.discard(outcome)
         raise Unanswered(

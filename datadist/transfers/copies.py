@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datadist.caches.element_types import ElementTypes
-from datadist.caches.owned import Layout, OwnDirectory
+from datadist.caches.owned import Layout, OwnCache, OwnDirectory
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transfers.plan import Bases, Vector, plan_blocks, plan_slots
 from datadist.transfers.resolve import slots_of
@@ -42,8 +41,9 @@ class Copies:
 
         Raises LLMException with the status codes of ``CacheManager.copy_cache``.
         """
-        with self._owned.pinned(src_id) as src, self._owned.pinned(dst_id) as dst:
-            source, target = src.layout, dst.layout
+
+        def copy(caches: list[OwnCache]) -> None:
+            source, target = (cache.layout for cache in caches)
             if len(source.bases) != len(target.bases):
                 raise param_invalid(
                     f"cache {src_id} has {len(source.bases)} tensors and cache {dst_id} "
@@ -64,12 +64,15 @@ class Copies:
             )
             self._copy(segments.local, segments.remote, segments.length)
 
+        self._owned.using_all((src_id, dst_id), copy)
+
     def copy_blocks(self, cache_id: int, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy block ``a`` to block ``b`` for every pair in order, in every tensor.
 
         Raises LLM_KV_CACHE_NOT_EXIST, LLM_PARAM_INVALID for an index out of range.
         """
-        with self._owned.pinned(cache_id) as cache:
+
+        def copy(cache: OwnCache) -> None:
             layout = cache.layout
             for source, target in pairs:
                 for block in (source, target):
@@ -88,6 +91,8 @@ class Copies:
                     np.full(len(layout.bases) * len(pairs), stride, np.int64),
                 )
 
+        self._owned.using(cache_id, copy)
+
     def swap_blocks(
         self, source: SwapSide, target: SwapSide, stride: int, src_to_dst: Mapping[int, int],
         cache_ids: Sequence[int],
@@ -98,7 +103,8 @@ class Copies:
         """
         if not src_to_dst:
             return
-        with self._pinned(cache_ids):
+
+        def copy(_: list[OwnCache]) -> None:
             segments = plan_blocks(
                 target.bases,
                 source.bases,
@@ -111,14 +117,7 @@ class Copies:
             self._types.check_copy("swap_blocks", source[:2], target[:2])
             self._copy(segments.local, segments.remote, segments.length)
 
-    @contextmanager
-    def _pinned(self, cache_ids: Sequence[int]) -> Iterator[None]:
-        """Without an ExitStack, which an exception at its end keeps until garbage is collected."""
-        if not cache_ids:
-            yield
-            return
-        with self._owned.pinned(cache_ids[0]), self._pinned(cache_ids[1:]):
-            yield
+        self._owned.using_all(cache_ids, copy)
 
     def _copy(self, dst: Vector, src: Vector, length: Vector) -> None:
         try:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datadist.base.texts import in_seconds
 from datadist.caches.element_types import ElementTypes
-from datadist.caches.owned import OwnDirectory
+from datadist.caches.owned import OwnCache, OwnDirectory
 from datadist.caches.peers import TOKENS, PeerView
 from datadist.caches.requests import Request, Requests, Service
 from datadist.control.messages import Fetch, Fetched, seconds_until
@@ -78,8 +78,9 @@ class Fetches:
             )
 
         try:
-            with self._requests.ask(route.view, message) as request:
-                self._await(cluster, request, deadline)
+            self._requests.ask(
+                route.view, message, lambda request: self._await(cluster, request, deadline)
+            )
             failed = False
         finally:
             self._transfers.count(route, True, segments.nbytes, started, failed)
@@ -159,12 +160,14 @@ class Fetches:
         )
         if route is None:
             raise resolve.no_route([], cluster)
-        with ExitStack() as stack:
-            for cache_id in self._targets(message, vectors[0], length):
-                cache = stack.enter_context(self._owned.pinned(cache_id))
+
+        def take(caches: list[OwnCache]) -> None:
+            for cache in caches:
                 self._types.check_fetch(view, message, cache)
             segments = Segments(vectors[0], vectors[1], length, int(length.sum()))
             self._transfers.move(route, segments, deadline)
+
+        self._owned.using_all(self._targets(message, vectors[0], length), take)
 
     def _targets(
         self, message: Fetch, addresses: NDArray[np.int64], lengths: NDArray[np.int64]

@@ -55,7 +55,8 @@ class Pulls:
         Raises LLMException with the status codes of ``CacheManager.pull_cache``.
         """
         self._transfers.check_cluster(cluster)
-        with self._owned.pinned(cache_id) as cache:
+
+        def pull(cache: OwnCache) -> None:
             layout = cache.layout
             if layout.blocks:
                 raise param_invalid(f"cache {cache_id} is a blocks cache: use pull_blocks")
@@ -73,6 +74,8 @@ class Pulls:
 
             self._pull(cluster, source, cache, layers, plan)
 
+        self._owned.using(cache_id, pull)
+
     def pull_blocks(
         self,
         cluster: int,
@@ -87,7 +90,8 @@ class Pulls:
         Raises LLMException with the status codes of ``CacheManager.pull_blocks``.
         """
         self._transfers.check_cluster(cluster)
-        with self._owned.pinned(cache_id) as cache:
+
+        def pull(cache: OwnCache) -> None:
             if not cache.layout.blocks:
                 raise param_invalid(f"cache {cache_id} is not a blocks cache: use pull_cache")
             if len(src_blocks) not in (0, len(dst_blocks)):
@@ -105,9 +109,11 @@ class Pulls:
                 return _plan_scatter(local, found, mine, theirs, targets, src_blocks)
 
             route, found, version = self._pull(cluster, source, cache, layers, plan)
-        if isinstance(source, KeyName) and source.space == "blocks" and layers.all:
-            name = cluster, source.model, cache_id
-            self._route_cache.remember(name, cache, found.entry, route, version)
+            if isinstance(source, KeyName) and source.space == "blocks" and layers.all:
+                name = cluster, source.model, cache_id
+                self._route_cache.remember(name, cache, found.entry, route, version)
+
+        self._owned.using(cache_id, pull)
 
     def _pull(
         self, cluster: int, source: Source, cache: OwnCache, layers: Layers, plan: Planner
@@ -120,7 +126,8 @@ class Pulls:
             check_accessible(cache)
         view = routes[0].view
         version = view.version
-        with view.pulling() as token:
+
+        def pull(token: int) -> tuple[Route, Found]:
             found = resolve.look_up(view, source, deadline, token)
             if self._one_sided:
                 check_entry_accessible(found)
@@ -141,8 +148,9 @@ class Pulls:
                 )
 
             ways = resolve.reaching(routes, routes[0], found.entry)
-            route = self._transfers.move_over(ways, move)
-        return route, found, version
+            return self._transfers.move_over(ways, move), found
+
+        return *view.pulling(pull), version
 
     @staticmethod
     def _check_unconsumed(view: PeerView, found: Found, source: Source) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from datadist.caches.directory import KeyName
@@ -64,7 +63,8 @@ class Pushes:
 
         Raises LLMException with the status codes of ``CacheManager.push_cache``.
         """
-        with self._found(cluster, ById(target.cache_id, 0), cache_id, layers) as pushing:
+
+        def push(pushing: _Pushing) -> None:
             local, entry = pushing.local, pushing.found.entry
             if entry.blocks:
                 raise param_invalid(
@@ -94,6 +94,8 @@ class Pushes:
                 )
             )
 
+        self._with_target(cluster, ById(target.cache_id, 0), cache_id, layers, push)
+
     def push_blocks(
         self,
         cluster: int,
@@ -107,7 +109,8 @@ class Pushes:
 
         Raises LLMException with the status codes of ``CacheManager.push_blocks``.
         """
-        with self._found(cluster, target, cache_id, layers) as pushing:
+
+        def push(pushing: _Pushing) -> None:
             local, entry = pushing.local, pushing.found.entry
             _check_blocks_lead_to_blocks(pushing)
             theirs = pushing.theirs()
@@ -137,12 +140,15 @@ class Pushes:
                 name = cluster, target.model, cache_id, layers.per_layer
                 self._route_cache.remember(name, local, entry, route, pushing.version)
 
+        self._with_target(cluster, target, cache_id, layers, push)
+
     def push_slot_to_blocks(
         self, cluster: int, target: Source, cache_id: int, slot: int, dst_blocks: Blocks,
         block_bytes: int, layers: PushLayers,
     ) -> None:  # fmt: skip
         """Spread a slot of our contiguous cache over blocks of ``block_bytes`` of the target."""
-        with self._found(cluster, target, cache_id, layers) as pushing:
+
+        def push(pushing: _Pushing) -> None:
             local, entry = pushing.local, pushing.found.entry
             if not entry.blocks or entry.stride != block_bytes:
                 raise param_invalid(
@@ -167,9 +173,12 @@ class Pushes:
                 Segments(segments.remote, segments.local, segments.length, segments.nbytes)
             )
 
+        self._with_target(cluster, target, cache_id, layers, push)
+
     def push_whole(self, cluster: int, target: Source, cache_id: int, layers: PushLayers) -> None:
         """Write whole tensors of our cache over those of the target, which are equally large."""
-        with self._found(cluster, target, cache_id, layers) as pushing:
+
+        def push(pushing: _Pushing) -> None:
             _check_blocks_lead_to_blocks(pushing)
             size, entry = pushing.local.layout.tensor_size, pushing.found.entry
             theirs, mine = pushing.theirs(), pushing.mine()
@@ -182,18 +191,26 @@ class Pushes:
             bases = pushing.local.layout.bases[mine]
             pushing.move(plan_slots(bases, entry.bases[theirs], 0, 0, size))
 
-    @contextmanager
-    def _found(
-        self, cluster: int, target: Source, cache_id: int, layers: PushLayers
-    ) -> Iterator[_Pushing]:
+        self._with_target(cluster, target, cache_id, layers, push)
+
+    def _with_target(
+        self,
+        cluster: int,
+        target: Source,
+        cache_id: int,
+        layers: PushLayers,
+        push: Callable[[_Pushing], None],
+    ) -> None:
         self._transfers.check_cluster(cluster)
-        with self._owned.pinned(cache_id) as cache:
+
+        def from_cache(cache: OwnCache) -> None:
             deadline = time.monotonic() + self._transfers.timeout * max(1, len(layers.source))
             routes = self._transfers.routes(cluster, deadline)
             check_accessible(cache)
             view = routes[0].view
             version = view.version
-            with view.pulling() as token:
+
+            def begun(token: int) -> None:
                 found = resolve.look_up(view, target, deadline, token)
                 check_entry_accessible(found)
                 ways = resolve.reaching(routes, routes[0], found.entry)
@@ -205,7 +222,11 @@ class Pushes:
                         lambda cached: self._transfers.move(cached, segments, deadline, write=True),
                     )
 
-                yield _Pushing(cache, found, layers, version, move)
+                push(_Pushing(cache, found, layers, version, move))
+
+            view.pulling(begun)
+
+        self._owned.using(cache_id, from_cache)
 
 
 @dataclass(frozen=True)

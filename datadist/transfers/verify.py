@@ -13,14 +13,13 @@ import ctypes
 import logging
 import time
 import zlib
-from contextlib import ExitStack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datadist.caches.owned import OwnDirectory
+from datadist.caches.owned import OwnCache, OwnDirectory
 from datadist.caches.peers import PeerView
-from datadist.caches.requests import Requests, Service
+from datadist.caches.requests import Request, Requests, Service
 from datadist.control.messages import Verified, Verify, seconds_until
 from datadist.status import (
     LLMException,
@@ -84,9 +83,11 @@ class Verification:
                 seconds=seconds_until(deadline),
             )
 
-        with self._requests.ask(route.view, message) as request:
+        def compare(request: Request[Verified]) -> None:
             ours = self._checksum(local, length, deadline)
             self._check_answer(route, request.wait(deadline), ours, int(length.sum()))
+
+        self._requests.ask(route.view, message, compare)
 
     def _check_answer(self, route: Route, answer: Verified | None, ours: int, nbytes: int) -> None:
         session = route.view.session
@@ -118,13 +119,14 @@ class Verification:
         self, address: NDArray[np.int64], length: NDArray[np.int64], deadline: float
     ) -> int:
         """CRC-32 of ranges of our caches, one after the other."""
-        with ExitStack() as stack:
-            for cache_id in self._owned.caches_at(address, length, freed_too=True):
-                cache = stack.enter_context(self._owned.pinned(cache_id, freed_too=True))
+
+        def checksum(caches: list[OwnCache]) -> int:
+            for cache in caches:
                 if cache.layout.placement not in self._addressable:
                     raise LLMException(
-                        f"cache {cache_id} is in {cache.layout.placement.name} memory, which cannot "
-                        'be read for checksums with this backend: set datadist.checksum to "0"',
+                        f"cache {cache.cache_id} is in {cache.layout.placement.name} memory, which "
+                        "cannot be read for checksums with this backend: set datadist.checksum to "
+                        '"0"',
                         status_code=LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
                     )
             crc = 0
@@ -138,6 +140,9 @@ class Verification:
                     piece = (ctypes.c_char * min(PIECE, size - at)).from_address(start + at)
                     crc = zlib.crc32(piece, crc)
             return crc
+
+        cache_ids = self._owned.caches_at(address, length, freed_too=True)
+        return self._owned.using_all(cache_ids, checksum, freed_too=True)
 
     # -- from peers --------------------------------------------------------------------------
 

@@ -80,12 +80,12 @@ def test_what_waits_when_the_thread_ends_is_told() -> None:
 def test_what_was_given_up_does_not_run() -> None:
     ran: list[None] = []
     outcome = Outcome(lambda: ran.append(None))
-    assert outcome.give_up()
+    assert outcome.claim()
     outcome.run()
     assert not ran
     other = Outcome(lambda: ran.append(None))
     other.run()
-    assert not other.give_up()
+    assert not other.claim()
 
 
 @pytest.mark.parametrize("refuse", [False, True])

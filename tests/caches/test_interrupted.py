@@ -14,7 +14,7 @@ import pytest
 from datadist import LLMException
 from datadist.caches.directory import KeyName
 from tests.caches.world import DEVICE, World
-from tests.interrupts import Interrupt, Watchdog, meanwhile_anew, raising_anew
+from tests.interrupts import Interrupt, Watchdog, meanwhile_anew, raising_anew, spared
 
 Act: TypeAlias = Callable[[], object]
 BASE = 1 << 20
@@ -139,6 +139,28 @@ def test_memory_that_a_transfer_uses_is_kept_in_spite_of_exceptions() -> None:
 
     for where, world in raising_anew(_used_by_a_transfer, unpin):
         unpin(world)
+        world.check(where)
+        _forget_freed(world)
+        world.check_all_can_be_freed(where)
+
+
+def _use_and_free(world: World, several: bool) -> None:
+    """As where another thread frees what a transfer uses, and peers have let go of it."""
+
+    def free(_: object) -> None:
+        world.owned.deallocate(2)
+        spared(world.ack)
+
+    if several:
+        world.owned.using_all((1, 2), free)
+    else:
+        world.owned.using(2, free)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_transfer_that_is_interrupted_lets_go_of_what_was_freed_meanwhile(several: bool) -> None:
+    for where, world in raising_anew(_world, partial(_use_and_free, several=several)):
+        assert not any(cache.pins for cache in world.owned._caches.values()), where
         world.check(where)
         _forget_freed(world)
         world.check_all_can_be_freed(where)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from datadist.caches.peers import PeerView
-from datadist.caches.requests import MANY, Requests, Service
+from datadist.caches.requests import MANY, Request, Requests, Service
 from datadist.control.account import Item, LimitExceeded
 from datadist.control.messages import MAX_SECONDS, Synced
 from tests.interrupts import raising
@@ -29,7 +29,8 @@ def _soon() -> float:
 def test_only_the_peer_that_was_asked_answers() -> None:
     requests: Requests[str] = Requests()
     asked, other = _view(), _view()
-    with requests.ask(asked, lambda number: Synced(id=number)) as request:
+
+    def wait(request: Request[str]) -> None:
         requests.answer(other, 1, "forged")
         requests.answer(asked, 2, "of another request")
         requests.on_gone(other)
@@ -37,17 +38,21 @@ def test_only_the_peer_that_was_asked_answers() -> None:
         assert not request.over.is_set()
         requests.answer(asked, 1, "yes")
         assert request.wait(_soon()) == "yes"
+
+    requests.ask(asked, lambda number: Synced(id=number), wait)
     requests.answer(asked, 1, "too late")
 
 
 def test_a_peer_that_is_gone_ends_the_wait() -> None:
     requests: Requests[str] = Requests()
     view = _view()
-    with requests.ask(view, lambda number: Synced(id=number)) as request:
+
+    def wait(request: Request[str]) -> str | None:
         requests.on_gone(view)
-        assert request.wait(time.monotonic() + 60) is None
-    with requests.ask(_view(closed=True), lambda number: Synced(id=number)) as request:
-        assert request.wait(time.monotonic() + 60) is None
+        return request.wait(time.monotonic() + 60)
+
+    for asked in (view, _view(closed=True)):
+        assert requests.ask(asked, lambda number: Synced(id=number), wait) is None
 
 
 # -- requests of peers that are served ---------------------------------------------------------
@@ -162,8 +167,9 @@ def test_a_request_that_is_interrupted_is_forgotten() -> None:
     requests, view = Requests[str](), _view()
 
     def call() -> None:
-        with requests.ask(view, lambda number: Synced(id=number)) as request:
-            request.wait(time.monotonic())
+        requests.ask(
+            view, lambda number: Synced(id=number), lambda request: request.wait(time.monotonic())
+        )
 
     for where in raising(call):
         assert not requests._open, where
