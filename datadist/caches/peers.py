@@ -98,7 +98,7 @@ class Announcements:
             self.withdrawn.append(announcement.message.name)
         self.pop(link)
 
-    def domain_key(self, key: DomainKey) -> dict[int, Announcement]:
+    def with_key(self, key: DomainKey) -> dict[int, Announcement]:
         """The announcements with domain key ``key``, by link id, oldest first."""
         return self._by_meaning.get(key, {})
 

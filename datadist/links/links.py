@@ -222,7 +222,7 @@ class Links:
         for view in self._views.values():
             if view.session.cluster_id != cluster:
                 continue
-            for link, announcement in view.announcements.domain_key(domain.domain_key).items():
+            for link, announcement in view.announcements.with_key(domain.domain_key).items():
                 if not self._builder.is_taken(view.incarnation, link):
                     return view, announcement
         return None
@@ -311,7 +311,7 @@ class Links:
             theirs, message = view.session.cluster_id, announcement.message
             if not mutual(domain.announce, own, message, theirs):
                 continue
-            if view.announcements.domain_key(domain.domain_key):
+            if view.announcements.with_key(domain.domain_key):
                 continue
             if now - announcement.at < GRACE_SECONDS * 0.9:
                 young = True

@@ -131,7 +131,7 @@ class MissingMembers:
         return [
             (view, link)
             for view in self._views.values()
-            for link in view.announcements.domain_key(domain.domain_key)
+            for link in view.announcements.with_key(domain.domain_key)
         ]
 
     def _met(self, cluster: int) -> list[PeerView]:

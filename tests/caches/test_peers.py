@@ -71,12 +71,12 @@ def test_a_wish_is_replaced_by_a_later_one_of_the_same_link() -> None:
     for announcement in (_announcement(1, "a"), _announcement(2, "a"), _announcement(1, "b")):
         announcements.put(announcement)
     assert len(announcements) == 2
-    assert list(announcements.domain_key(domain_key(_announcement(0, "a")))) == [2]
-    assert list(announcements.domain_key(domain_key(_announcement(0, "b")))) == [1]
+    assert list(announcements.with_key(domain_key(_announcement(0, "a")))) == [2]
+    assert list(announcements.with_key(domain_key(_announcement(0, "b")))) == [1]
     announcements.pop(1)
     announcements.pop(1)
     assert [each.message.link for each in announcements] == [2]
-    assert not announcements.domain_key(domain_key(_announcement(0, "b")))
+    assert not announcements.with_key(domain_key(_announcement(0, "b")))
 
 
 # -- its directory -------------------------------------------------------------------------------
