@@ -1,3 +1,3 @@
 """What holds for the tests of all folders."""
 
-pytest_plugins = ["tests.order", "tests.outcome", "tests.skips"]
+pytest_plugins = ["tests.order", "tests.outcome", "tests.properties", "tests.skips"]

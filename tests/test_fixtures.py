@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests import in_process_engine
 
@@ -103,3 +106,9 @@ def test_an_engine_is_finalized_although_a_stranger_cannot_be_closed(
     assert sorted(ended) == [0, 1]
     with pytest.raises(RuntimeError, match="not initialized"):
         engine.api.stats()
+
+
+@given(st.just(0.3))
+@settings(max_examples=1)
+def test_an_example_may_take_any_time(seconds: float) -> None:
+    time.sleep(seconds)

@@ -47,7 +47,7 @@ def test_bad_inputs_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_changed_inputs_do_no_harm(name: str, data: st.DataObject) -> None:
     seed = bytearray(data.draw(st.sampled_from(SEEDS[name])))

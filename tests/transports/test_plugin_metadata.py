@@ -137,7 +137,7 @@ def test_a_name_that_is_no_text_can_be_printed(put: Callable[..., Path]) -> None
     assert str(broken).encode()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(data=st.binary(max_size=60), where=st.sampled_from(["METADATA", "entry_points.txt"]))
 def test_no_bytes_raise(data: bytes, where: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("path")
