@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 TRIES = 4
+ROUNDS = 5
 MOST = 8.0
 """Times the work for four times as much: 4 is linear, 16 quadratic."""
 
@@ -13,9 +14,15 @@ MOST = 8.0
 def growth(prepare: Callable[[int], Callable[[], object]], count: int) -> float:
     """Work for ``4 * count`` against work for ``count``: processor time of this thread, best of some.
 
-    ``prepare`` makes what is needed for a number of items, and returns what is to be measured.
+    ``prepare`` makes what is needed for a number of items, and returns what is to be measured. Measured
+    again where it is above :data:`MOST`, since others that run evict caches: the least is returned.
     """
-    return _best(prepare, 4 * count) / max(_best(prepare, count), 1e-5)
+    least = float("inf")
+    for _ in range(ROUNDS):
+        least = min(least, _best(prepare, 4 * count) / max(_best(prepare, count), 1e-5))
+        if least < MOST:
+            break
+    return least
 
 
 def _best(prepare: Callable[[int], Callable[[], object]], count: int) -> float:

@@ -106,8 +106,8 @@ def test_links_and_pulls(start_node: Start, memory: str) -> None:
     puller.do(_stay_linked)
     owner.result()
     owner.begin(_answer_links)
-    _check(puller.do(_use_links, timeout=120), 300)
-    _check(owner.result(120), 300)
+    _check(puller.do(_use_links, timeout=600), 300)
+    _check(owner.result(600), 300)
 
 
 def _descriptors_of_processes(_here: nodes.Here) -> int:
@@ -157,7 +157,7 @@ def test_caches_and_keys_that_a_peer_hears_of(start_node: Start) -> None:
     owner.begin(_stay_linked)
     peer.do(_stay_linked)
     owner.result()
-    growth = owner.do(_hand_over, 1)
+    growth = owner.do(_hand_over, 1, timeout=600)
     _check(growth, 400)
 
 
@@ -175,4 +175,4 @@ def _engines(here: nodes.Here) -> dict[str, int]:
 
 
 def test_engines_that_come_and_go(start_node: Start) -> None:
-    _check(start_node().do(_engines), 300)
+    _check(start_node().do(_engines, timeout=600), 300)
