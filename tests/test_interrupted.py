@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.interrupted import __main__ as program
@@ -11,4 +13,6 @@ def test_a_short_run_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     status = program.main(["--rounds", "100", "--nested", "40"])
     out = capsys.readouterr().out
     assert status == 0, out
-    assert "raised 100" in out
+    found = re.search(r"^raised (\d+):", out, re.MULTILINE)
+    assert found is not None, out
+    assert int(found[1]) >= 100, out  # the last handlers may come together

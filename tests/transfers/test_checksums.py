@@ -178,18 +178,18 @@ def test_every_segment_of_many_is_compared(start_node: Start) -> None:
     owner, puller = start_node(), start_node()
     for cluster, node in enumerate((owner, puller), 1):
         node.do(_count_requests)
-        node.do(_init, cluster, timeout=60_000)
+        node.do(_init, cluster, timeout=600_000)
         node.do(nodes.make, "b", "blocks", [MANY, 1], 1, BlocksCacheKey(cluster))
     owner.do(nodes.fill, "b", 1)
     nodes.link_pair(owner, puller)
-    puller.do(_pull_scattered)
+    puller.do(_pull_scattered, timeout=600)
     (moved,) = puller.do(nodes.read, "b")
     np.testing.assert_array_equal(moved[::-1], pattern(1, 0, (MANY, 1)))
     assert owner.do(_requests) == [MANY - 1, 1]
     puller.do(nodes.clear, "b")
     puller.do(_corrupt, "leaves out the last byte")
     with pytest.raises(RemoteError, match="the 4 bytes differ"):
-        puller.do(_pull_scattered)
+        puller.do(_pull_scattered, timeout=600)
 
 
 def _in_small_pieces(here: nodes.Here) -> None:
