@@ -5,9 +5,10 @@ blocks. A plugin is a class derived from :class:`Transport`, published under the
 ``datadist.transports``; the entry point's name is the backend name that users select.
 
 Rules for plugin code: calls end by their deadline. They release the GIL while they wait or copy,
-unless that takes only some microseconds. Any thread may call. At most one read or write is in
-flight per (link, rank); different ranks and links run in parallel. Plugins raise only the error
-classes of this module. Any other exception is reported to the user as a defect of the plugin.
+unless that takes only some microseconds. Any thread may call. Reads and writes run in parallel:
+up to :attr:`Capabilities.parallel` per link and rank, any number over all ranks and links. Plugins
+raise only the error classes of this module. Any other exception is reported to the user as a defect
+of the plugin.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ else:
 __all__ = [
     "API_VERSION",
     "ENTRY_POINT_GROUP",
+    "FORCE_SECONDS",
     "Access",
     "AddressError",
     "Availability",
@@ -62,10 +64,13 @@ __all__ = [
     "Unsupported",
 ]
 
-API_VERSION = 1
+API_VERSION = 2
 """Version of this interface; core loads only plugins whose ``api_version`` equals it."""
 
 ENTRY_POINT_GROUP = "datadist.transports"
+
+FORCE_SECONDS = 30.0
+"""After so long core has a link end a transfer that is still in flight (:meth:`Link.force`)."""
 
 
 def __getattr__(name: str) -> Any:
@@ -90,7 +95,7 @@ class Access(Enum, metaclass=NamedMembers):
 
 
 class InFlight(Protocol):
-    """A read or write that goes on although its call has ended."""
+    """A read or write that goes on although its call has ended; see :meth:`Link.force`."""
 
     def settled(self) -> bool:
         """Whether nothing of it touches memory any more. From any thread, never blocks."""
@@ -101,7 +106,8 @@ class TransportError(PicklableError):
 
     in_flight: InFlight | None = None
     """Set by a read or write that could not be stopped: core keeps the local ranges from being used
-    again, and after a write keeps the peer waiting for us, until it has settled."""
+    again, and after a write keeps the peer waiting for us, until it has settled. When that takes
+    long, core calls :meth:`Link.force`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Without what is in flight here."""
@@ -187,6 +193,11 @@ class Capabilities:
     several servers the order is open, :meth:`Link.join`, :meth:`Link.exchange`, offer, attach: core
     learns the peers from the exchange.
     """
+    parallel: int = 1
+    """Most reads and writes that may be in flight per link and rank, 1 or more; core and the
+    conformance kit call no more at a time."""
+    ordered_reads: bool = False
+    """Whether the last segment of a read is read after the bytes of all its other segments."""
     passive_target: bool = True
     """Whether a peer's memory is reached without that peer's CPU making progress."""
     watches_control: bool = False
@@ -285,6 +296,8 @@ class Peer:
     arrived that core has not read yet. Plugins may only poll it, and only during a read (see
     :attr:`Capabilities.watches_control`). None for ourselves and for peers unknown to core.
     """
+    connection: Any = None
+    """What :meth:`Transport.connect` returned for this peer; the same object in all links with it."""
 
 
 @dataclass(frozen=True)
@@ -398,11 +411,37 @@ class Link(ABC):
 
     @abstractmethod
     def abort(self, rank: int) -> None:
-        """End operations with ``rank``, for good: one in flight fails within milliseconds.
+        """End operations with ``rank``, for good: those in flight fail within milliseconds.
 
         From any thread, never blocks, idempotent. Used for unlink, finalize and a peer's death. If
         it can, a transport also revokes the peer's access to our memory: a peer whose connection is
         lost may be alive and writing.
+        """
+
+    def force(self, rank: int) -> None:
+        """Have everything in flight with ``rank`` settle soon, at the cost of the connection to it.
+
+        Core calls it when a transfer that ended with :attr:`TransportError.in_flight` has not settled
+        :data:`FORCE_SECONDS` later, and before it closes the link. On a worker; bounded to seconds;
+        idempotent. Afterwards no transfer over this link and rank is possible; transfers over other
+        links with the same peer may raise :class:`PeerLost`.
+
+        Raises :class:`Unsupported`, as the base class does, where nothing can be done but wait.
+        """
+        raise Unsupported("this transport cannot end a transfer that is in flight")
+
+    def region_added(self, region: Region) -> None:  # noqa: B027 - optional by design
+        """A region was allocated or registered after this link was opened; before its first use.
+
+        Transfers of this link may use it as local memory; peers do not reach it over this link. Local
+        and quick; the base class does nothing. Raises :class:`RegistrationError`: the registration
+        fails.
+        """
+
+    def region_removed(self, region: Region) -> None:  # noqa: B027 - optional by design
+        """A region of :meth:`region_added` is about to be released; no transfer uses it.
+
+        Must not raise. The base class does nothing.
         """
 
     @abstractmethod
@@ -505,6 +544,30 @@ class Transport(ABC):
         class does, where the transport cannot do that.
         """
         raise Unsupported("this transport does not remap registered memory")
+
+    def connect(self, peer: Peer) -> Any:
+        """What all links with one peer process share, such as an endpoint; the base class has nothing.
+
+        Called once per incarnation of a peer, on a worker, before the first link with it is opened. The
+        result is :attr:`Peer.connection` in the group of each link with that peer. Local and quick: the
+        peer's offers come later. Not called for ourselves, nor by self-bootstrapping transports whose
+        peers are not known yet. Raises :class:`LinkError`.
+        """
+        return None
+
+    def peer_lost(self, peer: Peer) -> None:  # noqa: B027 - optional by design
+        """Core has lost a peer: its process has ended, or its session has. The base class does nothing.
+
+        On the control thread, which serves all links: it must not block, and must not raise. Each link
+        with that peer gets :meth:`Link.abort` as well.
+        """
+
+    def disconnect(self, peer: Peer) -> None:  # noqa: B027 - optional by design
+        """Give back what :meth:`connect` returned (:attr:`Peer.connection`).
+
+        Called once, on a worker or in `finalize`, after the last link with that peer was closed.
+        Bounded to seconds, also where the peer is dead; must not raise.
+        """
 
     @abstractmethod
     def open(self, group: Group, regions: Sequence[Region], access: Access) -> Link:

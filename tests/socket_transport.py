@@ -177,7 +177,7 @@ class SocketLink(Link):
 class SocketTransport(Transport):
     """Sockets between processes of one host; HOST and DEVICE are labels on memory of the host."""
 
-    api_version: ClassVar[int] = 1
+    api_version: ClassVar[int] = 2
     priority: ClassVar[int] = 0
 
     @classmethod

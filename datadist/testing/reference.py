@@ -148,7 +148,7 @@ class ReferenceLink(spi.Link):
 class ReferenceTransport(spi.Transport):
     """HOST and DEVICE are only labels: both are memory of the host."""
 
-    api_version: ClassVar[int] = 1
+    api_version: ClassVar[int] = 2
 
     @classmethod
     def probe(cls) -> spi.Availability:

@@ -39,7 +39,7 @@ def test_selected_tests_are_named_with_their_family() -> None:
     assert lines[0].startswith("shm (datadist-shm ")
     assert "Declaration" in lines
     assert any(line.startswith("  passed   capabilities_make_sense") for line in lines)
-    assert "none failed, version 1 of the interface" in lines[-1]
+    assert "none failed, version 2 of the interface" in lines[-1]
 
 
 def test_skips_have_their_reason() -> None:

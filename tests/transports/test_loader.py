@@ -103,7 +103,7 @@ def test_an_attribute_that_is_missing(stack: ExitStack) -> None:
 
 @pytest.mark.parametrize(
     ("version", "remedy"),
-    [("2", "pip install --upgrade datadist`"), ("0", "pip install --upgrade acme`"),
+    [("3", "pip install --upgrade datadist`"), ("1", "pip install --upgrade acme`"),
      ("'1'", "its class must set api_version")],
 )  # fmt: skip
 def test_another_version_of_the_interface(stack: ExitStack, version: str, remedy: str) -> None:
@@ -111,7 +111,7 @@ def test_another_version_of_the_interface(stack: ExitStack, version: str, remedy
     _install(stack, "versioned", body)
     text = _message("versioned")
     assert f"written for version {version.strip(chr(39))} of the transport interface" in text
-    assert "this datadist has version 1" in text
+    assert "this datadist has version 2" in text
     assert remedy in text
 
 
@@ -124,7 +124,7 @@ def test_something_of_another_kind(stack: ExitStack, body: str) -> None:
 
 
 def test_a_class_that_is_not_complete(stack: ExitStack) -> None:
-    body = "from datadist.transport import Transport\nclass Acme(Transport):\n    api_version = 1\n"
+    body = "from datadist.transport import Transport\nclass Acme(Transport):\n    api_version = 2\n"
     _install(stack, "partial", body)
     text = _message("partial")
     assert "is not complete, it lacks __init__, allocate, capabilities, close, open" in text

@@ -34,7 +34,7 @@ class UcxTransport(Transport):
     Option ``datadist.ucx.device``: the network interface to listen on and to use, default ``lo``.
     """
 
-    api_version: ClassVar[int] = 1
+    api_version: ClassVar[int] = 2
     priority: ClassVar[int] = 1
 
     @classmethod

@@ -58,7 +58,7 @@ class HcclTransport(Transport):
     It has no options ``datadist.hccl.*``; HCCL's own environment variables apply.
     """
 
-    api_version: ClassVar[int] = 1
+    api_version: ClassVar[int] = 2
     priority: ClassVar[int] = 30
     options: ClassVar[Mapping[str, str]] = {}
 

@@ -43,7 +43,7 @@ class RdmaTransport(Transport):
     Options: see :data:`datadist_rdma.options.KNOWN`, under ``datadist.rdma.<name>``.
     """
 
-    api_version: ClassVar[int] = 1
+    api_version: ClassVar[int] = 2
     priority: ClassVar[int] = 20
     options: ClassVar[Mapping[str, str]] = options.KNOWN
 

@@ -36,7 +36,7 @@ class ShmTransport(Transport):
     Options are ``datadist.shm.<name>``, see :data:`datadist_shm.options.KNOWN`.
     """
 
-    api_version: ClassVar[int] = 1
+    api_version: ClassVar[int] = 2
     priority: ClassVar[int] = 10
     options: ClassVar[MappingType[str, str]] = KNOWN
 
