@@ -24,7 +24,7 @@ CHAIN = 256
 DEPTH = 1024
 """Work requests in one chain, and in flight. Many, since each post may have to wait for the GIL."""
 CHAIN_BYTES = PIECE
-"""A chain is no longer than this, so that 4 MiB at most are in flight."""
+"""A chain is no longer than this, so that 4 MiB at most are in flight per transfer."""
 MAX_SHORT_CHAIN = 4
 """Up to this number of segments a transfer does not use vectors."""
 BATCH = 1024

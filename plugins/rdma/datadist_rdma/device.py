@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from datadist.base.threads import start
 from datadist.transport import RegistrationError, TransportError
 from datadist_rdma import verbs
 
@@ -101,11 +102,13 @@ class Events:
         os.set_blocking(self._async_fd, False)
         self._thread = threading.Thread(target=self._run, name="datadist-rdma", daemon=True)
         try:
-            self._thread.start()
-        except BaseException:
+            start(self._thread)
+        except BaseException as error:
             for fd in self._pipe:
                 os.close(fd)
-            raise
+            if not isinstance(error, RuntimeError):
+                raise
+            raise TransportError(f"{device.name} cannot be used: {error}") from error
 
     def add(self) -> tuple[int, threading.Event]:
         """A token for a completion queue, and what its notifications set."""

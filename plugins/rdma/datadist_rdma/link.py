@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ from datadist_rdma.device import Device
 from datadist_rdma.memory import Outside, Ranges, RdmaRegion, Vector
 from datadist_rdma.offer import OfferData, RegionOffer, make_offer, parse_offer
 from datadist_rdma.options import Options
+from datadist_rdma.path import Call, Path
 from datadist_rdma.ports import Gid
 from datadist_rdma.queue_pair import ConnectionSettings, End, QueuePair
 from datadist_rdma.transfer import Transfer
@@ -46,27 +46,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("datadist.rdma")
 
 CLOSE_SECONDS = 5.0
+MIN_AHEAD, MAX_AHEAD = 2, 4
+"""Chains in flight: fewer where several transfers run, so that all end soon after a deadline."""
 
 Numbers = Sequence[int] | Vector
-
-
-class _Path:
-    """Our connection to one peer."""
-
-    def __init__(self, device: Device, gid: Gid, pair: QueuePair) -> None:
-        self.device = device
-        self.gid = gid
-        self.pair = pair
-        self.remote: Ranges | None = None
-        """The memory of the peer that we may access; None until its offer was attached."""
-        self.writable = False
-        self.aborted = False
-        self.broken: str | None = None
-
-    def abort(self) -> None:
-        """Abort the transfer in flight; the thread of the transfer does the work."""
-        self.aborted = True
-        self.pair.notified.set()
 
 
 class RdmaLink(Link):
@@ -86,14 +69,14 @@ class RdmaLink(Link):
         self._regions = regions
         self._access = access
         self._options = options
-        self._paths: dict[int, _Path] = {}
-        self._idle = threading.Condition()
-        self._busy = 0
+        self._paths: dict[int, Path] = {}
         self._closed = False
         try:
             for rank, (device, gid) in places.items():
-                pair = QueuePair(device, gid, peers_may_write=access is Access.READ_WRITE)
-                self._paths[rank] = _Path(device, gid, pair)
+                pairs: list[QueuePair] = []
+                self._paths[rank] = Path(rank, device, gid, pairs)
+                for _ in range(options.queue_pairs):
+                    pairs.append(QueuePair(device, gid, access is Access.READ_WRITE))
         except BaseException:
             self.close()
             raise
@@ -101,61 +84,73 @@ class RdmaLink(Link):
     # -- setting up --------------------------------------------------------------------------
 
     def offer(self, rank: int) -> Offer:
-        """Our end of the connection, and the keys of what the peer may reach."""
+        """Our ends of the connections, and the keys of what the peer may reach."""
         path = self._path(rank)
         regions = [
             RegionOffer(address=r.address, size=r.size, key=r.keys(path.device)[1])
             for r in self._regions
         ]
-        return Offer(make_offer(path.pair.end, self._access is Access.READ_WRITE, regions))
+        ends = [pair.end for pair in path.pairs]
+        return Offer(make_offer(ends, self._access is Access.READ_WRITE, regions))
 
     def attach(self, rank: int, offer: Offer) -> None:
-        """Connect with the peer's end; takes one second if the network does not find the peer."""
-        path = self._path(rank)
+        """Connect with the peer's ends; takes one second if the network does not find the peer."""
+        path, call = self._path(rank), Call()
         data = parse_offer(rank, offer.data)
-        if path.remote is not None:
-            raise LinkError(f"rank {rank} was attached before", rank)
         try:
-            self._enter()
-        except TransferError as error:
-            raise LinkError(str(error), rank) from None
-        try:
-            mtu = self._connect(rank, path, data.end)
+            if not path.claim(call, path) or path.remote is not None:
+                raise LinkError(f"rank {rank} was attached before", rank)
+            path.check()
+            mtu = self._connect(rank, path, data.ends)
             path.writable = data.writable
             path.remote = Ranges((r.address, r.size, r.key) for r in data.regions)
+        except TransferError as error:
+            raise LinkError(str(error), rank) from None
         finally:
-            self._leave()
+            if path.users.get(path) is call:
+                del path.users[path]
         self._tell(rank, path, data, mtu)
 
-    def _connect(self, rank: int, path: _Path, peer: End) -> int:
-        if _is_ipv4(peer.gid) != _is_ipv4(path.gid.raw):
+    def _connect(self, rank: int, path: Path, peers: Sequence[End]) -> int:
+        """Connect as many queue pairs as both ends have; returns the MTU (enumerated)."""
+        gid = peers[0].gid
+        if _is_ipv4(gid) != _is_ipv4(path.gid.raw):
             raise LinkError(
-                f"rank {rank} uses {_address(peer.gid)} and we {path.gid.address}: both must be IPv4, "
+                f"rank {rank} uses {_address(gid)} and we {path.gid.address}: both must be IPv4, "
                 "or both IPv6; set device_ip in the rank table, or the options device and gid_index",
                 rank,
             )
+        path.keep(len(peers))
+        mtus = [
+            self._connect_pair(path, pair, end)
+            for pair, end in zip(path.pairs, peers, strict=False)  # the peer may have more
+        ]
+        return mtus[0]
+
+    def _connect_pair(self, path: Path, pair: QueuePair, peer: End) -> int:
         options = self._options
         settings = ConnectionSettings(
             options.traffic_class, options.service_level, options.timeout, options.retry_count
         )
         for left in reversed(range(options.attempts)):
             try:
-                return path.pair.connect(peer, settings)
+                return pair.connect(peer, settings)
             except LinkError as error:
                 silent = getattr(error, "errno", None) == errno.ETIMEDOUT
-                if not (silent and left) or path.aborted:
+                if not (silent and left) or path.ended is not None:
                     raise LinkError(
-                        f"cannot connect to rank {rank} at {_address(peer.gid)}: {error}", rank
+                        f"cannot connect to rank {path.rank} at {_address(peer.gid)}: {error}",
+                        path.rank,
                     ) from error
         raise AssertionError("at least one attempt")
 
-    def _tell(self, rank: int, path: _Path, data: OfferData, mtu: int) -> None:
+    def _tell(self, rank: int, path: Path, data: OfferData, mtu: int) -> None:
         log.info(
             "link %s to rank %d: %s port %d GID %d (%s) to %s, MTU %d, traffic class %d, service "
-            "level %d",
+            "level %d, %d queue pairs",
             self._group.name, rank, path.gid.device, path.gid.port, path.gid.index,
-            path.gid.address, _address(data.end.gid), 128 << mtu, self._options.traffic_class,
-            self._options.service_level,
+            path.gid.address, _address(data.ends[0].gid), 128 << mtu, self._options.traffic_class,
+            self._options.service_level, len(path.pairs),
         )  # fmt: skip
 
     # -- moving ------------------------------------------------------------------------------
@@ -178,44 +173,40 @@ class RdmaLink(Link):
     def _transfer(
         self, rank: int, opcode: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
     ) -> None:
-        path = self._path(rank)
+        path, call = self._path(rank), Call()
         if path.remote is None:
             raise TransferError(f"this link has no offer of rank {rank} yet")
-        self._enter()
+        deadline = time.monotonic() + timeout
+        users = path.users
         try:
-            if path.aborted:
-                raise TransferError(f"the link to rank {rank} was aborted")
-            if path.broken is not None:
-                raise TransferError(path.broken)
-            deadline = time.monotonic() + timeout
+            pair = path.take(call, deadline)
             planned, window = self._plan(rank, path, path.remote, opcode, (local, remote, length))
-            self._run(
-                path, Transfer(path.pair, rank, window, lambda: path.aborted), planned, deadline
-            )
+            self._run(path, Transfer(pair, rank, window, lambda: path.ended), planned, deadline)
         finally:
-            self._leave()
+            # Nothing is called here: what a signal handler raises would leave the queue pair taken.
+            if call.uses in users and users[call.uses] is call:
+                del users[call.uses]
 
     @staticmethod
-    def _run(path: _Path, transfer: Transfer, planned: Iterable[Chain], deadline: float) -> None:
-        """Run a transfer. After any error except a harmless timeout the connection has ended."""
+    def _run(path: Path, transfer: Transfer, planned: Iterable[Chain], deadline: float) -> None:
+        """Run a transfer. After any error except a harmless timeout the path has ended."""
         try:
             transfer.run(planned, deadline)
         except BaseException as error:
             if not (isinstance(error, TransferError) and error.link_usable):
-                reason = str(error) or type(error).__name__
-                path.broken = f"an earlier transfer ended with: {reason}"
+                path.end(f"an earlier transfer ended with: {str(error) or type(error).__name__}")
             raise
 
     def _plan(
         self,
         rank: int,
-        path: _Path,
+        path: Path,
         remote: Ranges,
         opcode: int,
         vectors: tuple[Buffer, Buffer, Buffer],
     ) -> tuple[Iterator[Chain], int]:
         """The chains of a transfer, and how many requests may be in flight."""
-        piece = min(PIECE, path.pair.max_message)
+        piece = min(PIECE, path.pairs[0].max_message)
         own = self._local(path.device)
         if memoryview(vectors[0]).nbytes <= 8 * MAX_SHORT_CHAIN:
             rows = [memoryview(vector).cast("B").cast("q").tolist() for vector in vectors]
@@ -233,49 +224,38 @@ class RdmaLink(Link):
         with _outside_of_own(split.local, split.length):
             lkeys = own.keys(split.local, split.length)
         count = chain_length(int(split.length.max()))
-        return chains(split, lkeys, rkeys, opcode, count), min(DEPTH, 4 * count)
+        ahead = max(MIN_AHEAD, MAX_AHEAD // len(path.users))
+        return chains(split, lkeys, rkeys, opcode, count), min(DEPTH, ahead * count)
 
-    def _path(self, rank: int) -> _Path:
+    def _path(self, rank: int) -> Path:
         try:
             return self._paths[rank]
         except KeyError:
             raise LinkError(f"rank {rank} is no peer of this link", rank) from None
 
-    def _enter(self) -> None:
-        with self._idle:
-            if self._closed:
-                raise TransferError("this link is closed")
-            self._busy += 1
-
-    def _leave(self) -> None:
-        with self._idle:
-            self._busy -= 1
-            self._idle.notify_all()
-
     # -- the end -----------------------------------------------------------------------------
 
     def abort(self, rank: int) -> None:
-        """Abort the transfer with the peer, and refuse all further ones."""
+        """End the transfers with the peer, and refuse all further ones."""
         path = self._paths.get(rank)
         if path is not None:
-            path.abort()
+            path.end(f"the link to rank {rank} was aborted")
 
     def close(self) -> frozenset[int]:
-        """Abort, wait for transfers to end, destroy the queue pairs; afterwards no peer can write
-        our memory.
-        """
-        with self._idle:
-            if self._closed:
-                return frozenset()
-            self._closed = True
-            for path in self._paths.values():
-                path.abort()
-            quiet = self._idle.wait_for(lambda: self._busy == 0, CLOSE_SECONDS)
+        """End and await all transfers, destroy the queue pairs; then no peer can write our memory."""
+        if self._closed:
+            return frozenset()
+        self._closed = True
         for path in self._paths.values():
-            path.pair.fail()
-            if quiet:
-                path.pair.close()
-        if not quiet:
+            path.end("this link is closed")
+        deadline = time.monotonic() + CLOSE_SECONDS
+        busy = [path for path in self._paths.values() if not path.wait_until_unused(deadline)]
+        for path in self._paths.values():
+            for pair in path.pairs:
+                pair.fail()
+                if path not in busy:
+                    pair.close()
+        if busy:
             log.error(
                 "a call did not end within %s: its queue pairs are in the error state, and stay",
                 in_seconds(CLOSE_SECONDS),

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from datadist.base.parsing import parse
+from datadist.base.texts import short_repr
 from datadist.transport import LinkError, Offer
 from datadist_rdma.memory import overlap
 from datadist_rdma.queue_pair import End
 
-OFFER_VERSION: Literal[1] = 1
+OFFER_VERSION: Literal[2] = 2
+"""Version 1 had one queue pair."""
+MAX_PAIRS = 64
+"""Most queue pairs to one peer."""
 MAX_ELEMENTS = 8 * Offer.MAX_REGIONS
 """Commas, brackets and braces: more than an offer of the most regions has."""
 
+Number24 = Annotated[int, Field(ge=0, lt=1 << 24)]
+PairNumber = Annotated[int, Field(ge=2, lt=1 << 24)]
+"""Those below are of the management of the subnet."""
 Number32 = Annotated[int, Field(ge=0, lt=1 << 32)]
 Address = Annotated[int, Field(gt=0, lt=1 << 63)]
 
@@ -29,30 +38,55 @@ class RegionOffer(BaseModel):
     key: Number32
 
 
+class PairOffer(BaseModel):
+    """A queue pair that waits for one of the peer's: the one of the same place in its offer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    number: PairNumber
+    psn: Number24
+
+
 class OfferData(BaseModel):
     """The whole offer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    version: Literal[1] = OFFER_VERSION
-    queue_pair: Annotated[int, Field(ge=0, lt=1 << 24)]
-    psn: Annotated[int, Field(ge=0, lt=1 << 24)]
+    version: Literal[2]
+    queue_pairs: Annotated[
+        list[PairOffer], Field(min_length=1, max_length=MAX_PAIRS, fail_fast=True)
+    ]
     gid: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     mtu: Annotated[int, Field(ge=1, le=5)]
-    reads: Annotated[int, Field(ge=0, le=255)]
+    reads: Annotated[int, Field(ge=1, le=255)]
     writable: bool
     regions: Annotated[list[RegionOffer], Field(max_length=Offer.MAX_REGIONS, fail_fast=True)]
 
+    @field_validator("version", mode="before")
+    @classmethod
+    def _check_version(cls, version: object) -> object:
+        if version != OFFER_VERSION:
+            raise PydanticCustomError(
+                "version",
+                "it is {version}, this release needs {needed}: install the same release of "
+                "datadist-rdma for all ranks",
+                {"version": short_repr(version), "needed": OFFER_VERSION},
+            )
+        return version
+
     @property
-    def end(self) -> End:
-        """The peer's end of the connection."""
-        return End(self.queue_pair, self.psn, bytes.fromhex(self.gid), self.mtu, self.reads)
+    def ends(self) -> list[End]:
+        """The peer's ends of the connections."""
+        gid = bytes.fromhex(self.gid)
+        return [End(each.number, each.psn, gid, self.mtu, self.reads) for each in self.queue_pairs]
 
 
-def make_offer(end: End, writable: bool, regions: list[RegionOffer]) -> bytes:
-    """The bytes of our offer."""
+def make_offer(ends: Sequence[End], writable: bool, regions: list[RegionOffer]) -> bytes:
+    """The bytes of our offer; the ends are those of queue pairs of one port."""
+    pairs = [PairOffer(number=end.number, psn=end.psn) for end in ends]
+    first = ends[0]
     offer = OfferData(
-        queue_pair=end.number, psn=end.psn, gid=end.gid.hex(), mtu=end.mtu, reads=end.reads,
+        version=OFFER_VERSION, queue_pairs=pairs, gid=first.gid.hex(), mtu=first.mtu, reads=first.reads,
         writable=writable, regions=regions,
     )  # fmt: skip
     return offer.model_dump_json().encode()
@@ -64,6 +98,8 @@ def parse_offer(rank: int, data: bytes) -> OfferData:
         offer = parse(data, MAX_ELEMENTS, OfferData.model_validate_json)
     except ValueError as error:
         raise LinkError(f"the offer of rank {rank} is not valid: {error}", rank) from None
+    if len({each.number for each in offer.queue_pairs}) < len(offer.queue_pairs):
+        raise LinkError(f"the offer of rank {rank} has one queue pair twice", rank)
     for region in offer.regions:
         if region.address + region.size > 1 << 63:
             raise LinkError(f"a region in the offer of rank {rank} ends beyond memory", rank)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from datadist.plugin_options import number, refuse_unknown
 from datadist.transport import TransportOptions
+from datadist_rdma.offer import MAX_PAIRS
 from datadist_rdma.ports import GidFilter
 
 KNOWN = {
@@ -15,9 +16,11 @@ KNOWN = {
     "gid_index": "place in the port's GID table",
     "timeout": "retransmission time as an exponent, 4.096 us x 2^timeout (1 to 31, default 14)",
     "retry_count": "retransmissions before a peer is given up (0 to 7, default 6)",
+    "queue_pairs": "transfers at the same time per link and peer (1 to 64, default 4)",
 }
 DEFAULT_TIMEOUT, DEFAULT_RETRIES = 14, 6
 """67 ms and 7 attempts. 7 retries would be endless on soft-RoCE."""
+DEFAULT_PAIRS = 4
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Options:
     service_level: int
     timeout: int
     retry_count: int
+    queue_pairs: int
+    """Queue pairs per link and peer: so many transfers run at the same time."""
     attempts: int
     """Attempts to connect to a peer that does not answer, while linking."""
 
@@ -78,5 +83,6 @@ def parse(options: TransportOptions, environ: Mapping[str, str]) -> Options:
         ),
         timeout=own("timeout", 1, 31, "HCCL_RDMA_TIMEOUT", DEFAULT_TIMEOUT) or DEFAULT_TIMEOUT,
         retry_count=own("retry_count", 0, 7, "HCCL_RDMA_RETRY_CNT", DEFAULT_RETRIES) or 0,
+        queue_pairs=own("queue_pairs", 1, MAX_PAIRS, "", DEFAULT_PAIRS) or DEFAULT_PAIRS,
         attempts=options.retry_count,
     )

@@ -80,7 +80,7 @@ class QueuePair:
         if not pair:
             raise LinkError(
                 f"{self._device.name} gives no queue pair with {DEPTH} work requests: "
-                f"{verbs.last_error()}"
+                f"{verbs.last_error()} (datadist.rdma.queue_pairs says how many each peer gets)"
             )
         self._qp = pair
 

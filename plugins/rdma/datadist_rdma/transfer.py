@@ -30,12 +30,13 @@ class Transfer:
     """
 
     def __init__(
-        self, pair: QueuePair, rank: int, window: int, aborted: Callable[[], bool]
+        self, pair: QueuePair, rank: int, window: int, ended: Callable[[], str | None]
     ) -> None:
+        """``ended`` tells why the transfer must not go on, or None."""
         self._pair = pair
         self._rank = rank
         self._window = min(window, DEPTH)
-        self._aborted = aborted
+        self._ended = ended
         self._posted = 0
         self._done = 0
         self._failure: tuple[int, int] | None = None
@@ -63,9 +64,9 @@ class Transfer:
         self._wait_until(self._posted, deadline)
 
     def _post(self, chain: Chain) -> None:
+        self._posted = chain.end  # before: what a signal handler raises must find them in flight
         error, bad = self._pair.post(chain.address)
         if not error:
-            self._posted = chain.end
             return
         taken = (bad - chain.address) // REQUEST.itemsize if bad else 0
         self._posted = chain.first + taken
@@ -74,8 +75,9 @@ class Transfer:
     def _wait_until(self, count: int, deadline: float) -> None:
         """Return once the first ``count`` requests are done. Raises :class:`_DeadlinePassed`."""
         while self._done < count:
-            if self._aborted():
-                raise TransferError("the link was closed or aborted meanwhile")
+            reason = self._ended()
+            if reason is not None:
+                raise TransferError(reason)
             if not self._collect() and not self._spin():
                 self._sleep(deadline)
             if self._failure is not None:
@@ -99,7 +101,7 @@ class Transfer:
 
     def _sleep(self, deadline: float) -> None:
         self._pair.arm()
-        if self._collect() or self._aborted():
+        if self._collect() or self._ended() is not None:
             return
         remaining = deadline - time.monotonic()
         if remaining <= 0:

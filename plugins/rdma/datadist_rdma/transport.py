@@ -87,11 +87,16 @@ class RdmaTransport(Transport):
 
     @property
     def capabilities(self) -> Capabilities:
-        """HOST and DEVICE are labels: all memory is memory of the host."""
+        """HOST and DEVICE are labels: all memory is memory of the host.
+
+        Reads are not ordered. A queue pair answers them in order, but nothing says that its adapter
+        reads its memory in that order: PCI Express lets one read pass another.
+        """
         both = frozenset(Placement)
         return Capabilities(
-            placements=both, foreign_memory=True, same_host_only=False, host_addressable=both
-        )
+            placements=both, foreign_memory=True, same_host_only=False, host_addressable=both,
+            parallel=self._options.queue_pairs,
+        )  # fmt: skip
 
     # -- devices -----------------------------------------------------------------------------
 
@@ -229,6 +234,7 @@ class RdmaTransport(Transport):
             "service_level": settings.service_level,
             "timeout": settings.timeout,
             "retry_count": settings.retry_count,
+            "queue_pairs": settings.queue_pairs,
             "peer lost after about (s)": round(settings.peer_lost_seconds, 3),
         }
 

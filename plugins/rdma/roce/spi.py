@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
 from array import array
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 from datadist_rdma import RdmaTransport
@@ -15,6 +17,7 @@ from datadist.rank_table import parse_rank_table
 from datadist.transport import Access, Group, Offer, Peer, Placement, Region, TransportOptions
 from tests.nodes import Here
 
+T = TypeVar("T")
 MIB = 1 << 20
 GUARD = 4096
 
@@ -130,21 +133,70 @@ def close_link(here: Here, name: str) -> list[int]:
 
 def abort_during(here: Here, name: str, other: int, *args: Any) -> Any:
     """:func:`try_move`, aborted by another thread once the first bytes have come."""
-    import threading
+    return abort_all(here, name, other, [args])[0]
 
-    link, memory = here.any["links"][name], here.any["region"]
 
-    def abort() -> None:
-        while not any(ctypes.string_at(memory.address, 64)):
+def abort_all(here: Here, name: str, other: int, moves: Sequence[Sequence[Any]]) -> list[Any]:
+    """:func:`try_move` for all of them at once, aborted once the first bytes of each have come."""
+    link = here.any["links"][name]
+    return _end_all(here, [(name, other, *args) for args in moves], lambda: link.abort(other))
+
+
+def close_all(here: Here, name: str, calls: Sequence[Sequence[Any]]) -> list[Any]:
+    """:func:`try_move` for all of them at once; the link is closed when each has begun."""
+    return _end_all(here, calls, lambda: close_link(here, name))
+
+
+def _end_all(here: Here, calls: Sequence[Sequence[Any]], end: Callable[[], object]) -> list[Any]:
+    def end_when_begun() -> None:
+        while not all(any(ctypes.string_at(local[0], 64)) for _, _, _, local, *_ in calls):
             time.sleep(0.001)
-        link.abort(other)
+        end()
 
-    thread = threading.Thread(target=abort, daemon=True)
+    thread = threading.Thread(target=end_when_begun, daemon=True)
     thread.start()
     try:
-        return try_move(here, name, other, *args)
+        return together(try_move, here, calls)
     finally:
         thread.join(20)
+
+
+def together(function: Callable[..., T], here: Here, calls: Sequence[Sequence[Any]]) -> list[T]:
+    """What ``function(here, *call)`` returns for each call, all at once on threads of their own."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        jobs = [pool.submit(function, here, *call) for call in calls]
+        return [job.result(120) for job in jobs]
+
+
+def move_together(here: Here, *calls: Sequence[Any]) -> list[float]:
+    """:func:`move` for each of the calls, all at once; the seconds that each took."""
+    return together(move, here, calls)
+
+
+def try_together(here: Here, *calls: Sequence[Any]) -> list[tuple[str, str, bool | None, float]]:
+    """:func:`try_move` for each of the calls, all at once."""
+    return together(try_move, here, calls)
+
+
+def small_beside_large(
+    here: Here, large: Sequence[Any], small: Sequence[Any], count: int
+) -> tuple[int, list[float], float]:
+    """Move ``small`` up to ``count`` times, one after the other, while ``large`` is being moved.
+
+    Returns how many of them ended before the large one, the seconds of each, and those of the large one.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        memory = here.any["region"]
+        job = pool.submit(move, here, *large)
+        while not any(ctypes.string_at(memory.address, 64)):
+            time.sleep(0.0005)
+        took = []
+        for _ in range(count):
+            seconds = move(here, *small)
+            if job.done():
+                break
+            took.append(seconds)
+        return len(took), took, job.result(120)
 
 
 # -- what only some tests need ------------------------------------------------------------------
@@ -181,8 +233,6 @@ def shift_window(here: Here, name: str, other: int, size: int) -> None:
 
 def watch_self(here: Here, *args: Any) -> dict[str, Any]:
     """:func:`try_move` while another thread counts; also the processor time of this process."""
-    import threading
-
     ticks, stop = [0], threading.Event()
 
     def count() -> None:
@@ -204,7 +254,6 @@ def watch_self(here: Here, *args: Any) -> dict[str, Any]:
 def resources(here: Here) -> tuple[int, int]:
     """Open descriptors and threads of this process."""
     import os
-    import threading
 
     return len(os.listdir("/proc/self/fd")), threading.active_count()
 
@@ -241,11 +290,7 @@ def start_limited(here: Here, limit: int, size: int) -> str:
 
 def move_parallel(here: Here, names: Sequence[str], *args: Any) -> list[float]:
     """The same move over several links at once, each on a thread of its own."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(len(names)) as pool:
-        jobs = [pool.submit(move, here, name, *args) for name in names]
-        return [job.result(60) for job in jobs]
+    return move_together(here, *[(name, *args) for name in names])
 
 
 def costs(
@@ -262,7 +307,8 @@ def costs(
     for _ in link._plan(other, path, path.remote, verbs.WR_RDMA_READ, vectors)[0]:
         pass
     planning = time.perf_counter() - begun
-    post, posts = path.pair.post, []
+    pair = path.pairs[0]
+    post, posts = pair.post, []
 
     def timed(address: int) -> Any:
         begun = time.perf_counter()
@@ -270,11 +316,11 @@ def costs(
         posts.append(time.perf_counter() - begun)
         return result
 
-    path.pair.post = timed
+    pair.post = timed
     try:
         link.read(other, *vectors, 60.0)
     finally:
-        del path.pair.post
+        del pair.post
     return planning, sum(posts), len(posts)
 
 

@@ -10,12 +10,12 @@ from array import array
 from typing import Any
 
 import pytest
-from datadist_rdma import link
 from datadist_rdma.chains import MAX_SHORT_CHAIN
 from datadist_rdma.link import RdmaLink
 from datadist_rdma.memory import Ranges
 from datadist_rdma.offer import RegionOffer, make_offer
 from datadist_rdma.options import parse
+from datadist_rdma.path import Path
 from datadist_rdma.ports import Gid
 from datadist_rdma.queue_pair import ConnectionSettings, End
 
@@ -45,33 +45,43 @@ class FakeQueuePair:
     def __init__(self, *failures: int) -> None:
         self.failures = list(failures)
         self.tried: list[tuple[End, ConnectionSettings]] = []
-        self.path: link._Path | None = None
+        self.path: Path | None = None
         """Aborted by the first attempt, if it is set."""
+        self.notified = threading.Event()
+        self.max_message = 1 << 30
+        self.closed = False
 
     def connect(self, peer: End, settings: ConnectionSettings) -> int:
         self.tried.append((peer, settings))
         if self.path is not None:
-            self.path.aborted = True
+            self.path.end("aborted")
         if not self.failures:
             return 3
         error = LinkError("cannot enter RTR")
         error.errno = self.failures.pop(0)  # type: ignore[attr-defined]
         raise error
 
+    def fail(self) -> None:
+        """Enter the error state."""
 
-def _link(pair: FakeQueuePair, ours: str = V4, **options: Any) -> RdmaLink:
+    def close(self) -> None:
+        self.closed = True
+
+
+def _link(*pairs: FakeQueuePair, ours: str = V4, **options: Any) -> RdmaLink:
     unused: Any = None
     peers = {rank: Peer(rank, f"engine-{rank}") for rank in (0, 1)}
     group = Group("pair", 0, peers, None, time.monotonic() + 60)
     made = RdmaLink(unused, group, {}, [], Access.READ, parse(TransportOptions(**options), {}))
-    path = link._Path(unused, Gid("rxe0", 1, 3, _raw(ours), "eth0"), pair)  # type: ignore[arg-type]
-    made._paths[1] = path
+    gid = Gid("rxe0", 1, 3, _raw(ours), "eth0")
+    made._paths[1] = Path(1, unused, gid, pairs)  # type: ignore[arg-type]
     return made
 
 
-def _offer(theirs: str = OTHER_V4, writable: bool = False) -> Offer:
+def _offer(theirs: str = OTHER_V4, writable: bool = False, pairs: int = 1) -> Offer:
     regions = [RegionOffer(address=4096, size=100, key=3)]
-    return Offer(make_offer(End(77, 5, _raw(theirs), 5, 16), writable, regions))
+    ends = [End(77 + number, 5, _raw(theirs), 5, 16) for number in range(pairs)]
+    return Offer(make_offer(ends, writable, regions))
 
 
 def _is_attached(made: RdmaLink) -> bool:
@@ -157,7 +167,6 @@ def _ready(writable: bool = True) -> RdmaLink:
     """A link that is attached; its queue pair can do no more than connect."""
     made = _link(FakeQueuePair())
     made._local = _one_range
-    made._paths[1].pair.max_message = 1 << 30
     made.attach(1, _offer(writable=writable))
     return made
 
@@ -177,20 +186,17 @@ def test_memory_of_who_granted_reading_only_is_not_written() -> None:
 def test_over_a_connection_that_has_ended_nothing_is_posted(write: bool, state: str) -> None:
     made = _ready()
     path = made._paths[1]
-    path.pair.fail = path.pair.close = lambda: None  # type: ignore[method-assign]
     if state == "broken":
-        path.broken = "an earlier transfer ended with: status 12"
+        path.end("an earlier transfer ended with: status 12")
     elif state == "aborted":
-        path.pair.notified = threading.Event()
         made.abort(1)
     else:
-        path.pair.notified = threading.Event()
         made.close()
     expected = {"broken": "status 12", "aborted": "was aborted", "closed": "is closed"}[state]
     with pytest.raises(TransferError, match=expected) as error:
         (made.write if write else made.read)(1, *_vectors(), 1.0)
     assert not error.value.link_usable
-    assert made._busy == 0
+    assert not made._paths[1].users
 
 
 @pytest.mark.parametrize("write", [False, True])
@@ -214,8 +220,8 @@ def test_addresses_outside_are_refused(
     with pytest.raises(AddressError) as error:
         (made.write if write else made.read)(1, here, there, length, 1.0)
     assert text in str(error.value)
-    assert made._paths[1].broken is None, "nothing was posted"
-    assert made._busy == 0
+    assert made._paths[1].ended is None, "nothing was posted"
+    assert not made._paths[1].users
 
 
 # -- address families ----------------------------------------------------------------------------
@@ -224,7 +230,7 @@ def test_addresses_outside_are_refused(
 @pytest.mark.parametrize(("ours", "theirs"), [(V4, OTHER_V4), (V6, OTHER_V6)])
 def test_ends_of_one_family_connect(ours: str, theirs: str) -> None:
     pair = FakeQueuePair()
-    _link(pair, ours).attach(1, _offer(theirs))
+    _link(pair, ours=ours).attach(1, _offer(theirs))
     assert len(pair.tried) == 1
 
 
@@ -233,7 +239,7 @@ def test_ends_of_two_families_are_refused_before_the_network_is_asked(
     ours: str, theirs: str
 ) -> None:
     pair = FakeQueuePair()
-    made = _link(pair, ours)
+    made = _link(pair, ours=ours)
     with pytest.raises(LinkError) as error:
         made.attach(1, _offer(theirs))
     said = str(ipaddress.ip_address(theirs))

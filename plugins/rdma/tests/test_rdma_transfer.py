@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from datadist_rdma import chains, link, transfer, verbs
 from datadist_rdma.chains import Segments
+from datadist_rdma.path import Path
 from datadist_rdma.queue_pair import QueuePair
 from datadist_rdma.transfer import Transfer
 from hypothesis import given, settings
@@ -92,11 +93,11 @@ class FakePair:
 
 def run(
     pair: FakePair, count: int, timeout: float = 10, length: int = 8, window: int = 32,
-    aborted: Any = lambda: False,
+    ended: Any = lambda: None,
 ) -> None:  # fmt: skip
     parts = Segments(*(np.ones(count, np.int64) for _ in range(3)))
     keys = np.zeros(count, np.uint32)
-    Transfer(pair, 3, window, aborted).run(  # type: ignore[arg-type]
+    Transfer(pair, 3, window, ended).run(  # type: ignore[arg-type]
         chains.chains(parts, keys, keys, verbs.WR_RDMA_READ, length), time.monotonic() + timeout
     )
 
@@ -193,7 +194,7 @@ def test_an_abort_wakes_the_waiter() -> None:
     timer.start()
     begun = time.monotonic()
     with pytest.raises(TransferError, match="aborted") as caught:
-        run(pair, 100, timeout=60, aborted=told.is_set)
+        run(pair, 100, timeout=60, ended=lambda: "aborted" if told.is_set() else None)
     assert time.monotonic() - begun < 30
     assert not caught.value.link_usable
     assert not pair.queue
@@ -291,7 +292,7 @@ def test_an_abort_just_before_the_channel_is_armed_is_seen() -> None:
     pair = LatePair()
     pair.armed_by, pair.notified.asleep = abort, _never
     with pytest.raises(TransferError, match="aborted"):
-        run(pair, 20, aborted=told.is_set)
+        run(pair, 20, ended=lambda: "aborted" if told.is_set() else None)
     assert not pair.queue
 
 
@@ -322,11 +323,11 @@ def test_arming_keeps_a_notification_that_comes_at_once() -> None:
 def test_an_interrupt_leaves_nothing_in_flight() -> None:
     pair = FakePair(stuck_from=10)
 
-    def interrupt() -> bool:
+    def interrupt() -> str:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(pair, 100, aborted=interrupt)
+        run(pair, 100, ended=interrupt)
     assert pair.failed
     assert not pair.queue
 
@@ -346,7 +347,7 @@ def test_what_ended_the_connection_is_remembered(error: BaseException, broken: s
             raise error
 
     unused: Any = None
-    path = link._Path(unused, unused, unused)
+    path = Path(1, unused, unused, [])
     with pytest.raises(type(error)):
         link.RdmaLink._run(path, Raising(), iter(()), 0.0)  # type: ignore[arg-type]
-    assert path.broken == broken
+    assert path.ended == broken

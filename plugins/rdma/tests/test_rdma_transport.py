@@ -7,17 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from datadist_rdma import RdmaTransport, ports, transport, verbs
-from datadist_rdma.offer import make_offer, parse_offer
-from datadist_rdma.queue_pair import End
 
 from datadist.rank_table import parse_rank_table
 from datadist.transport import LinkError, TransportError, TransportOptions
 
-END = End(77, 5, bytes(10) + b"\xff\xff\x0a\x00\x00\x01", 5, 16)
 needs_no_rdma = pytest.mark.skipif(
     Path("/sys/class/infiniband").exists(), reason="this machine has RDMA"
 )
@@ -87,48 +83,6 @@ def test_importing_loads_no_library() -> None:
         "sys.exit('libibverbs' in maps)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-# -- offers --------------------------------------------------------------------------------------
-
-
-def _offer(**changes: Any) -> bytes:
-    data = json.loads(make_offer(END, False, []))
-    data["regions"] = [{"address": 4096, "size": 100, "key": 3}]
-    return json.dumps({**data, **changes}).encode()
-
-
-def test_an_offer_comes_through() -> None:
-    data = parse_offer(1, _offer())
-    assert data.end == END
-    assert not data.writable
-    assert [(r.address, r.size, r.key) for r in data.regions] == [(4096, 100, 3)]
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"version": 2}, "version"),
-        ({"queue_pair": 1 << 24}, "queue_pair"),
-        ({"psn": -1}, "psn"),
-        ({"gid": "0" * 31}, "gid"),
-        ({"mtu": 6}, "mtu"),
-        ({"reads": "16"}, "reads"),
-        ({"more": 1}, "more"),
-        ({"regions": [{"address": 0, "size": 1, "key": 0}]}, "regions.0.address"),
-        ({"regions": [{"address": 1, "size": 1, "key": 1 << 32}]}, "regions.0.key"),
-        ({"regions": [{"address": 2**63 - 2, "size": 3, "key": 0}]}, "beyond memory"),
-        (
-            {"regions": [{"address": a, "size": 8, "key": 0} for a in (16, 8, 20)]},
-            "overlap at 0x14",
-        ),
-    ],
-)
-def test_offers_are_checked(changes: dict[str, Any], text: str) -> None:
-    with pytest.raises(LinkError, match="rank 1") as caught:
-        parse_offer(1, _offer(**changes))
-    assert text in str(caught.value)
-    assert caught.value.rank == 1
 
 
 # -- the rank table --------------------------------------------------------------------------------
