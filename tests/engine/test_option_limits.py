@@ -135,6 +135,7 @@ RDMA: list[tuple[str, int, int, Callable[[Any], Any]]] = [
     ("gid_index", 0, 255, lambda o: o.gid_filter.gid_index),
     ("timeout", 1, 31, lambda o: o.timeout),
     ("retry_count", 0, 7, lambda o: o.retry_count),
+    ("queue_pairs", 1, 64, lambda o: o.queue_pairs),
 ]
 
 

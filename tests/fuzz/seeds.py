@@ -135,10 +135,13 @@ def _rdma_offers() -> list[bytes]:
         {"address": 4096, "size": 4096, "key": 7},
         {"address": 1 << 40, "size": 64, "key": 8},
     ]
-    end = {"queue_pair": 17, "psn": 1, "gid": "0" * 20 + "ffff0a000001", "mtu": 3, "reads": 16}
+    pairs = [{"number": 17, "psn": 1}, {"number": 18, "psn": 2}]
+    end = {"version": 2, "gid": "0" * 20 + "ffff0a000001", "mtu": 3, "reads": 16}
     return [
-        json.dumps({**end, "version": 1, "writable": False, "regions": regions}).encode(),
-        json.dumps({**end, "writable": True, "regions": regions[:1]}).encode(),
+        json.dumps({**end, "queue_pairs": pairs, "writable": False, "regions": regions}).encode(),
+        json.dumps(
+            {**end, "queue_pairs": pairs[:1], "writable": True, "regions": regions[:1]}
+        ).encode(),
     ]
 
 

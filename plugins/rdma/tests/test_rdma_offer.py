@@ -45,7 +45,7 @@ def test_an_offer_comes_through() -> None:
 
 def test_the_most_regions_and_queue_pairs_fit() -> None:
     regions = [
-        RegionOffer(address=4096 * n, size=4096, key=(1 << 32) - 1)
+        RegionOffer.model_construct(address=4096 * n, size=4096, key=(1 << 32) - 1)
         for n in range(1, Offer.MAX_REGIONS + 1)
     ]
     ends = [End(2 + n, 5, ADDRESS, 5, 16) for n in range(MAX_PAIRS)]

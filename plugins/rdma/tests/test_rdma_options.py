@@ -13,6 +13,7 @@ def test_defaults_give_a_silent_peer_half_a_second() -> None:
     options = parse(TransportOptions(), {})
     assert (options.traffic_class, options.service_level) == (0, 0)
     assert (options.timeout, options.retry_count) == (14, 6)
+    assert options.queue_pairs == 4
     assert 0.4 < options.peer_lost_seconds < 0.5
     assert options.retry_count < 7  # 7 retries never end on soft-RoCE
 
@@ -46,6 +47,8 @@ def test_the_configuration_comes_before_the_environment() -> None:
         (TransportOptions(), {"HCCL_RDMA_TIMEOUT": "0"}, "[1, 31]"),
         (TransportOptions(extra={"port": "0"}), {}, "datadist.rdma.port is '0'"),
         (TransportOptions(extra={"retry_count": "-1"}), {}, "[0, 7]"),
+        (TransportOptions(extra={"queue_pairs": "0"}), {}, "datadist.rdma.queue_pairs is '0'"),
+        (TransportOptions(extra={"queue_pairs": "65"}), {}, "[1, 64]"),
         (TransportOptions(extra={"speed": "1"}), {}, "unknown option datadist.rdma.speed; there"),
     ],
 )

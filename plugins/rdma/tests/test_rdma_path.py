@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from datadist_rdma import link as link_module
-from datadist_rdma import verbs
+from datadist_rdma import transfer, verbs
 from datadist_rdma.link import RdmaLink
 from datadist_rdma.memory import Ranges
 from datadist_rdma.offer import RegionOffer, make_offer
@@ -189,7 +189,7 @@ def test_transfers_at_the_same_time_have_less_in_flight_each() -> None:
             pair.resume()
         for call in calls:
             call.result(SECONDS)
-    assert 2 <= min(most)
+    assert min(most) >= 2
     assert sum(most) <= 4 + 2 + 2 + 2
 
 
@@ -281,7 +281,9 @@ def test_a_link_that_was_closed_is_not_attached() -> None:
     assert all(pair.peer is None for pair in pairs)
 
 
-def test_what_a_handler_raises_leaves_no_queue_pair_taken() -> None:
+def test_what_a_handler_raises_leaves_no_queue_pair_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "DRAIN_SECONDS", 0.01)
+
     def read(state: tuple[RdmaLink, list[FakePair]]) -> None:
         _read(state[0])
 
