@@ -423,8 +423,9 @@ class Link(ABC):
 
         Core calls it when a transfer that ended with :attr:`TransportError.in_flight` has not settled
         :data:`FORCE_SECONDS` later, and before it closes the link. On a worker; bounded to seconds;
-        idempotent. Afterwards no transfer over this link and rank is possible; transfers over other
-        links with the same peer may raise :class:`PeerLost`.
+        idempotent. Afterwards no transfer over this link and rank is possible. Transfers over other
+        links with the same peer may raise :class:`PeerLost`, and so may those with other ranks of this
+        link, where a library can only give up the connections to all of them.
 
         Raises :class:`Unsupported`, as the base class does, where nothing can be done but wait.
         """

@@ -115,6 +115,8 @@ HOST_TO_HOST, HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = range(4)
 STREAM_FAST_LAUNCH = 1
 STREAM_FAST_SYNC = 2
 
+STREAM_THROUGH = 0
+
 ACL_SUCCESS = 0
 ACL_REPEAT_INITIALIZE = 100002
 ACL_INVALID = 107000
@@ -206,6 +208,7 @@ ACL: dict[str, Signature] = {
     "aclrtCreateStreamWithConfig": (_ERROR, (_OUT, c_uint32, c_uint32)),
     "aclrtDestroyStream": (_ERROR, (c_void_p,)),
     "aclrtStreamAbort": (_ERROR, (c_void_p,)),
+    "aclrtStreamQuery": (_ERROR, (c_void_p, POINTER(c_int32))),
     "aclrtSynchronizeStreamWithTimeout": (_ERROR, (c_void_p, c_int32)),
     "aclrtMalloc": (_ERROR, (_OUT, c_size_t, c_int32)),
     "aclrtFree": (_ERROR, (c_void_p,)),

@@ -110,6 +110,12 @@ class Runtime:
         code: int = self._vendor["aclrtSynchronizeStreamWithTimeout"](stream, milliseconds)
         return code
 
+    def is_through(self, stream: int) -> bool:
+        """Whether all that was queued on a stream was run; False where that is not known."""
+        status = ctypes.c_int32(-1)
+        code = self._vendor["aclrtStreamQuery"](stream, ctypes.byref(status))
+        return bool(code == abi.ACL_SUCCESS and status.value == abi.STREAM_THROUGH)
+
     def copy(self, dst: int, src: int, size: int, kind: int) -> None:
         """Copy and wait; ``kind`` says which end is the host's and which the device's."""
         self.call("aclrtMemcpy", dst, size, src, size, kind)

@@ -82,6 +82,19 @@ class Communicator:
             if last:
                 self._end()
 
+    def look(self, look: Callable[[], object]) -> None:
+        """Call ``look`` inside, which must not wait; not where that would have to wait itself."""
+        if not self._state.acquire(blocking=False):
+            return
+        try:
+            if not self._closed:
+                with self._device.bound():
+                    look()
+        except AclError as error:
+            log.debug("%s: %s", self.name, error)
+        finally:
+            self._state.release()
+
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""

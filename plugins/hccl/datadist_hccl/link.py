@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from datadist.base.texts import in_seconds
+from datadist.base.threads import start
 from datadist.transport import (
     Access,
     AddressError,
@@ -28,6 +29,7 @@ from datadist.transport import (
 from datadist_hccl import abi, blobs
 from datadist_hccl.acl import AclError, Device
 from datadist_hccl.communicator import Closed, Communicator
+from datadist_hccl.flight import Flight
 from datadist_hccl.memory import HcclRegion
 from datadist_hccl.offer import OfferData, RegionOffer, parse_offer
 from datadist_hccl.one_sided import HcclError
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("datadist.hccl")
 
 CLOSE_SECONDS = 2.0
+SETTLE_PAUSE = 0.002
+"""Seconds between two looks whether an earlier transfer has settled."""
 QUEUED_ITEMS = 4 * abi.MAX_BATCH
 """Items on a stream before it is waited for, so that its queue never fills up."""
 
@@ -51,11 +55,12 @@ FindRdmaRanks = Callable[[RankTable], "dict[int, bool]"]
 
 @dataclass(frozen=True)
 class _TransferRequest:
-    """One transfer: with whom, in which direction, and by when."""
+    """One transfer: with whom, in which direction, whether by the staging buffer, and by when."""
 
     path: Path
     rank: int
     write: bool
+    staged: bool
     deadline: float
     timeout: float
 
@@ -205,7 +210,7 @@ class HcclLink(Link):
         deadline = time.monotonic() + timeout
         path = self._path(rank)
         segments, staged = self._pieces(path, rank, local, remote, length)
-        request = _TransferRequest(path, rank, write, deadline, timeout)
+        request = _TransferRequest(path, rank, write, staged, deadline, timeout)
         if not staged:
             self._run(request, lambda handle: self._move(request, handle, segments))
             return
@@ -217,7 +222,8 @@ class HcclLink(Link):
             with self._communicator.entered() as handle:
                 self._begin(request.path, request.rank)
                 try:
-                    work(handle)
+                    self._wait_settled(request)
+                    self._work(request, work, handle)
                 finally:
                     with request.path.lock:
                         request.path.moving = False
@@ -228,6 +234,15 @@ class HcclLink(Link):
         finally:
             if self._ruined is not None:
                 self._give_up()
+
+    def _work(self, request: _TransferRequest, work: Callable[[int], None], handle: int) -> None:
+        try:
+            work(handle)
+        except TransferError:
+            raise
+        except BaseException:  # such as what a signal handler raises: nothing may go on
+            self._stop_queued(request.path)
+            raise
 
     def _give_up(self) -> None:
         """Destroy the communicator, for all ranks, before a failed transfer is reported."""
@@ -260,6 +275,25 @@ class HcclLink(Link):
             if gone(path.peer):
                 raise PeerLost(f"the process of rank {rank} has ended", rank)
             path.moving = True
+
+    @staticmethod
+    def _wait_settled(request: _TransferRequest) -> None:
+        """Wait for an earlier transfer that goes on.
+
+        Streams to one rank share the connection, and its fence: the end of the one could be taken for
+        that of the other.
+        """
+        path = request.path
+        while path.flight is not None and not path.flight.settled():
+            if path.aborted:
+                raise TransferError("the link was closed or aborted meanwhile")
+            if time.monotonic() >= request.deadline:
+                raise TransferTimeout(
+                    f"an earlier transfer with rank {request.rank} is still in flight",
+                    link_usable=True,
+                )
+            time.sleep(SETTLE_PAUSE)
+        path.flight = None
 
     def _move(self, request: _TransferRequest, handle: int, segments: Segments) -> None:
         path, rank, hccl = request.path, request.rank, self._communicator.hccl
@@ -297,10 +331,7 @@ class HcclLink(Link):
             return
         text = f"{code} ({abi.ACL_NAMES.get(code, 'unknown error')}){runtime.recent()}"
         if code == abi.ACL_STREAM_TIMEOUT and not path.aborted:
-            usable = self._stop_queued(path)
-            raise TransferTimeout(
-                f"not complete after {in_seconds(request.timeout)}", link_usable=usable
-            )
+            raise self._late(request)
         path.broken = f"the link to rank {rank} broke: {text}"
         self._stop_queued(path)
         if code in abi.ACL_PEER_SUSPECT or gone(path.peer):
@@ -308,6 +339,19 @@ class HcclLink(Link):
         if path.aborted:
             raise TransferError("the link was closed or aborted meanwhile")
         raise TransferError(path.broken)
+
+    def _late(self, request: _TransferRequest) -> TransferTimeout:
+        """The error of a transfer that is late, which was stopped where that costs no link.
+
+        Over RDMA it goes on, unless it uses the staging buffer, which others need.
+        """
+        path, text = request.path, f"not complete after {in_seconds(request.timeout)}"
+        if not path.rdma or request.staged or gone(path.peer):
+            return TransferTimeout(text, link_usable=self._stop_queued(path))
+        error = TransferTimeout(text, link_usable=True)
+        path.flight = Flight(self._device.runtime, self._communicator, path.stream)
+        error.in_flight = path.flight
+        return error
 
     def _stop_queued(self, path: Path) -> bool:
         """Stop all queued operations; returns whether the path stays usable.
@@ -342,9 +386,11 @@ class HcclLink(Link):
             moving = path.moving
         if moving:
             try:
-                threading.Thread(
-                    target=self._stop, args=(path,), name="datadist-hccl-abort", daemon=True
-                ).start()
+                start(
+                    threading.Thread(
+                        target=self._stop, args=(path,), name="datadist-hccl-abort", daemon=True
+                    )
+                )
             except RuntimeError as error:
                 log.warning("the transfer with rank %d ends at its deadline: %s", rank, error)
 
@@ -357,6 +403,16 @@ class HcclLink(Link):
             pass
         except AclError as error:
             log.error("cannot abort the transfer with rank %d: %s", path.peer.rank, error)
+
+    def force(self, rank: int) -> None:
+        """End a transfer that goes on with the communicator, and so the whole link."""
+        path = self._path(rank)
+        self.abort(rank)
+        if path.flight is not None and not path.flight.settled():
+            self._ruined = (
+                "a transfer over RDMA did not end, and only the end of the link stopped it"
+            )
+            self._give_up()
 
     def close(self) -> frozenset[int]:
         """Stop everything, destroy the communicator and take the memory away from peers.

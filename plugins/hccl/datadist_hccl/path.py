@@ -6,6 +6,7 @@ import select
 import threading
 
 from datadist.transport import Peer, Placement
+from datadist_hccl.flight import Flight
 from datadist_hccl.offer import OfferData
 from datadist_hccl.segments import Outside, Windows
 
@@ -29,6 +30,8 @@ class Path:
         self.aborted = False
         self.moving = False
         self.broken: str | None = None
+        self.flight: Flight | None = None
+        """What may still be going on from an earlier transfer."""
 
     def settle(self) -> None:
         """Determine the reachable part of the offer, after the kind of connection is known."""

@@ -118,7 +118,11 @@ class HcclTransport(Transport):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Documented limits of LLM-DataDist on NPUs; alignment is that of HCCS."""
+        """Documented limits of LLM-DataDist on NPUs; alignment is that of HCCS.
+
+        One transfer at a time per rank: streams to one rank share a connection and its fence. Reads are
+        not ordered: HCCL promises no order of the items of a batch.
+        """
         return Capabilities(
             placements=frozenset(Placement),
             foreign_memory=True,

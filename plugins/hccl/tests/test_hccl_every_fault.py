@@ -225,8 +225,8 @@ def _plans(lives: Lives, symbols: list[str]) -> Iterator[tuple[str, int, int, bo
 
 
 NUMBERED = [name for name, (result, _) in (abi.ACL | abi.HCCL).items() if result is ctypes.c_int32]
-UNUSED = {"aclrtGetDeviceInfo"}
-"""Only links by address look at the device."""
+UNUSED = {"aclrtGetDeviceInfo", "aclrtStreamQuery"}
+"""Only links by address look at the device, and only late transfers over RDMA at a stream."""
 OF_LINKS = [
     "HcclCommPrepare", "HcclExchangeMemDesc", "HcclBatchGet", "HcclBatchPut",
     "aclrtSynchronizeStreamWithTimeout", "aclrtStreamAbort", "aclrtDestroyStream",

@@ -303,7 +303,9 @@ def test_a_transfer_that_fails(start_ranks: Start, servers: int) -> None:
         group[0].do(partial(ranks.sim, first=nth, last=nth), "fault", symbol, code)
         found, usable, _, text = group[0].do(ranks.try_move, name, 1, many)
         assert (found, str(code) in text or "not complete" in text) == (kind, True), symbol
-        assert usable is (code == 507046 and servers == 1)
+        assert usable is (code == 507046)
+        in_flight = group[0].do(ranks.settled, 30.0)
+        assert in_flight is (True if usable and servers == 2 else None), "of itself"
         _check_torn(group[0].do(ranks.get, "device"), many, source)
         assert group[1].do(ranks.get, "device") == source
         again = group[0].do(ranks.move if usable else ranks.try_move, name, 1, ONE)
@@ -315,30 +317,39 @@ def test_a_transfer_that_fails(start_ranks: Start, servers: int) -> None:
 
 
 @pytest.mark.parametrize("servers", [1, 2])
-def test_a_stuck_transfer_times_out_and_moves_nothing_later(
+def test_what_a_signal_handler_raises_leaves_nothing_in_flight(
     start_ranks: Start, servers: int
 ) -> None:
     group = start_ranks(2, servers, HCCS).start()
     group.link()
     group[1].do(ranks.put, "device", NEW)
     group[0].do(partial(ranks.sim, stuck=True), "tasks")
-    kind, usable, took, text = group[0].do(partial(ranks.try_move, timeout=0.5), "link", 1, ONE)
-    assert (kind, usable) == ("TransferTimeout", servers == 1)
-    assert 0.5 <= took < SOON
-    assert "not complete after 0.5 s" in text
+    assert group[0].do(_interrupt) == "KeyboardInterrupt"
     group[0].do(ranks.sim, "clear")
-    assert [node.do(ranks.get, "device") for node in group.nodes] == [OLD, NEW]
-    if usable:
+    time.sleep(0.5)  # what were queued still would move now
+    assert group[0].do(ranks.get, "device") == OLD
+    if servers == 1:
         group[0].do(ranks.move, "link", 1, ONE)
-    else:
-        kind, _, _, text = group[0].do(ranks.try_move, "link", 1, ONE)
-        assert "only the end of the link stopped it" in text
-    assert all(took < SOON for _, took in group.close())
+    group.close()
     group.link("again")
     group[0].do(ranks.move, "again", 1, ONE)
     assert group[0].do(ranks.get, "device") == NEW[:MIB] + OLD[MIB:]
-    assert group[1].do(ranks.get, "device") == NEW
     group.finish()
+
+
+def _interrupt(here: Here) -> str:
+    runtime: Any = ranks.of(here).transport._device.runtime
+
+    def synchronize(_stream: int, _seconds: float) -> int:
+        del runtime.synchronize
+        raise KeyboardInterrupt
+
+    runtime.synchronize = synchronize
+    try:
+        ranks.move(here, "link", 1, ONE)
+    except KeyboardInterrupt as error:
+        return type(error).__name__
+    raise AssertionError("nothing was raised")
 
 
 @pytest.mark.parametrize("servers", [1, 2])
@@ -370,7 +381,7 @@ def test_a_slow_transfer_has_the_time_that_it_is_given(start_ranks: Start) -> No
     four = [(n * 8192, n * 8192, 4096) for n in range(4)]
     kind, usable, took, _ = group[0].do(partial(ranks.try_move, timeout=0.5), "link", 1, four)
     assert (kind, usable) == ("TransferTimeout", True)
-    assert 0.5 <= took < SOON
+    assert 0.4 < took < SOON  # the library counts in milliseconds
     _check_torn(group[0].do(ranks.get, "device"), four)
     assert group[0].do(partial(ranks.move, timeout=50), "link", 1, four) >= 1.2
     assert group[0].do(ranks.get, "device") == _moved(four)

@@ -52,7 +52,7 @@ def test_one_machine(sim_directory: str, soc: str, addresses: tuple[str, ...]) -
     assert "a write failed after" in done.stdout
     assert "- [x] a rank that never comes" in done.stdout
     assert "- driver: unknown" in done.stdout
-    assert f"of 34 functions, loaded from {hccl_sim.build()}" in done.stdout
+    assert f"of 35 functions, loaded from {hccl_sim.build()}" in done.stdout
     assert "- HcclGetCommConfigCapability: 12 " in done.stdout
 
 

@@ -121,8 +121,25 @@ def try_move(here: Here, *args: Any, **kwargs: Any) -> tuple[str, bool | None, f
     try:
         move(here, *args, **kwargs)
     except TransferError as error:
+        here.any["flight"] = error.in_flight
         return type(error).__name__, error.link_usable, time.monotonic() - began, str(error)
     raise AssertionError("the transfer succeeded")
+
+
+def settled(here: Here, seconds: float = 0.0) -> bool | None:
+    """Whether what failed last has settled, within so many seconds; None if it was not in flight."""
+    flight, end = here.any["flight"], time.monotonic() + seconds
+    while flight is not None and not flight.settled() and time.monotonic() < end:
+        time.sleep(0.01)
+    return None if flight is None else bool(flight.settled())
+
+
+def force(here: Here, name: str, rank: int) -> float:
+    """Force what is in flight, twice; how long it took."""
+    began = time.monotonic()
+    for _ in range(2):
+        of(here).links[name].force(rank)
+    return time.monotonic() - began
 
 
 def put(here: Here, label: str, data: bytes, offset: int = 0) -> None:

@@ -205,3 +205,16 @@ EXPORT int32_t aclrtSynchronizeStreamWithTimeout(void *pointer, int32_t timeout)
     pthread_mutex_unlock(&stream->lock);
     LEAVE(code ? sim_error(code, "stream synchronize: %d", code) : 0);
 }
+
+EXPORT int32_t aclrtStreamQuery(void *pointer, int32_t *status) {
+    ENTER();
+    Stream *stream;
+    int32_t code = check_stream(pointer, &stream);
+    if (code) LEAVE(code);
+    if (!status) LEAVE(sim_error(107000, "no place for the status"));
+    pthread_mutex_lock(&stream->lock);
+    *status = stream->first || stream->running;
+    if (stream->aborted) code = 107023;
+    pthread_mutex_unlock(&stream->lock);
+    LEAVE(code ? sim_error(code, "stream query: %d", code) : 0);
+}
