@@ -125,8 +125,10 @@ def _hccl_offers() -> list[bytes]:
     resource = {"version": "1.0", "server_id": "one", "device_id": 0, "device_ip": "10.1.0.1"}
     return [
         json.dumps({"version": 1, "writable": False, "regions": regions}).encode(),
-        json.dumps({"writable": True, "regions": regions[:1], "resource": resource}).encode(),
-        json.dumps({"writable": True, "regions": []}).encode(),
+        json.dumps(
+            {"version": 1, "writable": True, "regions": regions[:1], "resource": resource}
+        ).encode(),
+        json.dumps({"version": 1, "writable": True, "regions": []}).encode(),
     ]
 
 

@@ -31,7 +31,7 @@ from datadist_hccl.acl import AclError, Device
 from datadist_hccl.communicator import Closed, Communicator
 from datadist_hccl.flight import Flight
 from datadist_hccl.memory import HcclRegion
-from datadist_hccl.offer import OfferData, RegionOffer, parse_offer
+from datadist_hccl.offer import OFFER_VERSION, OfferData, RegionOffer, parse_offer
 from datadist_hccl.one_sided import HcclError
 from datadist_hccl.path import Path, explain, gone
 from datadist_hccl.resource import Resource, merge
@@ -108,7 +108,9 @@ class HcclLink(Link):
             for region in self._regions
         ]
         writable = self._access is Access.READ_WRITE
-        data = OfferData(writable=writable, regions=regions, resource=self._resource)
+        data = OfferData(
+            version=OFFER_VERSION, writable=writable, regions=regions, resource=self._resource
+        )
         return Offer(data.model_dump_json().encode())
 
     def attach(self, rank: int, offer: Offer) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from datadist.base.parsing import parse
+from datadist.base.texts import short_repr
 from datadist.transport import LinkError, Offer
 from datadist_hccl.resource import Resource
 
+OFFER_VERSION: Literal[1] = 1
 END = (1 << 63) - 1
 """Segments are compared with windows in int64: no region ends beyond this."""
 Address = Annotated[int, Field(gt=0, le=END)]
@@ -33,11 +36,23 @@ class OfferData(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    version: Literal[1] = 1
+    version: Literal[1]
     writable: bool
     regions: Annotated[list[RegionOffer], Field(max_length=Offer.MAX_REGIONS, fail_fast=True)]
     resource: Resource | None = None
     """The owner's device, where there is no rank table."""
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _check_version(cls, version: object) -> object:
+        if version != OFFER_VERSION:
+            raise PydanticCustomError(
+                "version",
+                "it is {version}, this release needs {needed}: install the same release of "
+                "datadist-hccl for all ranks",
+                {"version": short_repr(version), "needed": OFFER_VERSION},
+            )
+        return version
 
 
 def parse_offer(rank: int, offer: Offer) -> OfferData:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import from_json
 
 from datadist.rank_table import RankDevice, RankTable, RankTableError, parse_rank_table
 from datadist.transport import LinkError
@@ -49,7 +50,7 @@ def given(text: str, physical_id: int) -> Resource:
     if len(text) > MAX_TEXT:
         raise LinkError(f"{problem}: it has more than {MAX_TEXT} characters")
     try:
-        raw = json.loads(text)
+        raw = from_json(text)  # which has a limit of nesting, other than the library's
         table = parse_rank_table(json.dumps(_with_rank(raw)))
     except (ValueError, RankTableError) as error:
         raise LinkError(f"{problem}: {error}") from None

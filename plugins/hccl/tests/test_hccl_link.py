@@ -12,13 +12,12 @@ from typing import cast
 
 import pytest
 from datadist_hccl import blobs
-from datadist_hccl.offer import parse_offer
 from datadist_hccl.one_sided import Hccl
 from hccl_sim import ranks
 from hccl_sim.ranks import MIB, SIZE, Ranks
 
 from datadist.rank_table import parse_rank_table
-from datadist.transport import LinkError, Offer, Placement, Region, TransportError
+from datadist.transport import LinkError, Placement, Region, TransportError
 from tests.nodes import Here, RemoteError
 
 Start = Callable[..., Ranks]
@@ -447,24 +446,6 @@ def test_blobs_that_are_none_are_refused_for_good(answers: list[list[bytes]], pr
     with pytest.raises(TransportError, match=problem) as caught:
         blobs.swap(cast("Hccl", _Peer(*answers)), 1, 0, 1, b"mine", 1)
     assert not isinstance(caught.value, LinkError), "which would be tried again"
-
-
-def _offered(*regions: tuple[int, int]) -> bytes:
-    listed = [{"address": address, "size": size, "placement": 1} for address, size in regions]
-    return json.dumps({"writable": True, "regions": listed}).encode()
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"", b"{", b"\xff\x00", b"{}", b'{"writable": true, "regions": [{"address": 0}]}',
-        _offered((1 << 62, 1 << 62)), _offered((4096, 64), (4100, 64)), _offered((64, 64), (64, 1)),
-    ],
-)  # fmt: skip
-def test_offers_that_are_none_are_refused(data: bytes) -> None:
-    with pytest.raises(LinkError, match="the offer of rank 1 is not valid") as caught:
-        parse_offer(1, Offer(data))
-    assert caught.value.rank == 1
 
 
 def test_memory_that_is_not_aligned_is_refused_where_hccs_needs_it(start_ranks: Start) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 from datadist_hccl.resource import Resource, address_of, given, merge
 from datadist_hccl.table import Family, check
+from hypothesis import given as given_any
+from hypothesis import strategies as st
 
 from datadist.transport import LinkError
 
@@ -35,7 +38,14 @@ def test_what_the_user_gives() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "Expecting"),
+        ("{", "EOF while parsing"),
+        ("[" * 60_000, "recursion limit"),
+        ('{"server_list":' * 4000, "recursion limit"),
+        (json.dumps(GIVEN | {"server_list": [[]]}), "exactly one device"),
+        (
+            json.dumps(GIVEN | {"server_list": [{"server_id": "a", "device": [3]}]}),
+            "exactly one dev",
+        ),
         ("[]", "exactly one server"),
         (json.dumps(GIVEN | {"server_list": []}), "exactly one server"),
         (
@@ -55,6 +65,27 @@ def test_what_cannot_be_used(text: str, reason: str) -> None:
 def test_a_resource_of_another_device() -> None:
     with pytest.raises(LinkError, match="device_id is 3, this engine runs on physical device 0"):
         given(json.dumps(GIVEN), 0)
+
+
+texts = st.text(min_size=1, max_size=8) | st.sampled_from(["a", "b", "10.0.0.1", "1", "-1", "\x00"])
+resources = st.builds(
+    Resource, version=st.sampled_from(["1.0", "1.2"]), server_id=texts,
+    device_id=st.integers(0, 15), device_ip=st.none() | texts,
+    device_port=st.none() | st.integers(1, 65535), super_device_id=st.none() | texts,
+    super_pod_id=st.none() | texts,
+)  # fmt: skip
+
+
+@given_any(st.lists(resources, min_size=1, max_size=4))
+def test_whatever_peers_send_makes_a_table_or_none(sent: list[Resource]) -> None:
+    try:
+        table = merge(dict(enumerate(sent)))
+    except LinkError:
+        return
+    for rank, device in enumerate(table.devices):
+        assert device.server_id == sent[rank].server_id
+        with contextlib.suppress(LinkError):
+            check(table, rank, device.device_id, Family.A2, True)
 
 
 @pytest.mark.parametrize("servers", [("b", "a"), ("a", "a")])
