@@ -35,8 +35,8 @@ from datadist_rdma.device import Device
 from datadist_rdma.memory import Outside, Ranges, RdmaRegion, Vector
 from datadist_rdma.offer import OfferData, RegionOffer, make_offer, parse_offer
 from datadist_rdma.options import Options
-from datadist_rdma.path import Call, Path
-from datadist_rdma.ports import Gid
+from datadist_rdma.path import UNKNOWN, Call, Path
+from datadist_rdma.ports import Gid, address_of
 from datadist_rdma.queue_pair import ConnectionSettings, End, QueuePair
 from datadist_rdma.transfer import Transfer
 
@@ -116,7 +116,7 @@ class RdmaLink(Link):
         gid = peers[0].gid
         if _is_ipv4(gid) != _is_ipv4(path.gid.raw):
             raise LinkError(
-                f"rank {rank} uses {_address(gid)} and we {path.gid.address}: both must be IPv4, "
+                f"rank {rank} uses {address_of(gid)} and we {path.gid.address}: both must be IPv4, "
                 "or both IPv6; set device_ip in the rank table, or the options device and gid_index",
                 rank,
             )
@@ -139,7 +139,7 @@ class RdmaLink(Link):
                 silent = getattr(error, "errno", None) == errno.ETIMEDOUT
                 if not (silent and left) or path.ended is not None:
                     raise LinkError(
-                        f"cannot connect to rank {path.rank} at {_address(peer.gid)}: {error}",
+                        f"cannot connect to rank {path.rank} at {address_of(peer.gid)}: {error}",
                         path.rank,
                     ) from error
         raise AssertionError("at least one attempt")
@@ -149,7 +149,7 @@ class RdmaLink(Link):
             "link %s to rank %d: %s port %d GID %d (%s) to %s, MTU %d, traffic class %d, service "
             "level %d, %d queue pairs",
             self._group.name, rank, path.gid.device, path.gid.port, path.gid.index,
-            path.gid.address, _address(data.ends[0].gid), 128 << mtu, self._options.traffic_class,
+            path.gid.address, address_of(data.ends[0].gid), 128 << mtu, self._options.traffic_class,
             self._options.service_level, len(path.pairs),
         )  # fmt: skip
 
@@ -189,11 +189,12 @@ class RdmaLink(Link):
 
     @staticmethod
     def _run(path: Path, transfer: Transfer, planned: Iterable[Chain], deadline: float) -> None:
-        """Run a transfer. After any error except a harmless timeout the path has ended."""
+        """Run a transfer. Where its queue pair has ended, so have the others."""
         try:
             transfer.run(planned, deadline)
         except BaseException as error:
-            if not (isinstance(error, TransferError) and error.link_usable):
+            if not transfer.usable:
+                path.ended = path.ended or UNKNOWN  # calls nothing, see _transfer
                 path.end(f"an earlier transfer ended with: {str(error) or type(error).__name__}")
             raise
 
@@ -287,7 +288,3 @@ def _outside_of_own(address: Numbers, length: Numbers) -> Iterator[None]:
 
 def _is_ipv4(gid: bytes) -> bool:
     return gid[:12] == bytes(10) + b"\xff\xff"
-
-
-def _address(gid: bytes) -> str:
-    return str(Gid("", 0, 0, gid, "").address)

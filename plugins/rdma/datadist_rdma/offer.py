@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ipaddress import IPv4Address
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -12,8 +13,10 @@ from datadist.base.parsing import parse
 from datadist.base.texts import short_repr
 from datadist.transport import LinkError, Offer
 from datadist_rdma.memory import overlap
+from datadist_rdma.ports import address_of
 from datadist_rdma.queue_pair import End
 
+BROADCAST = IPv4Address((1 << 32) - 1)
 OFFER_VERSION: Literal[2] = 2
 """Version 1 had one queue pair."""
 MAX_PAIRS = 64
@@ -98,6 +101,11 @@ def parse_offer(rank: int, data: bytes) -> OfferData:
         offer = parse(data, MAX_ELEMENTS, OfferData.model_validate_json)
     except ValueError as error:
         raise LinkError(f"the offer of rank {rank} is not valid: {error}", rank) from None
+    address = address_of(bytes.fromhex(offer.gid))
+    if address.is_multicast or address.is_unspecified or address == BROADCAST:
+        raise LinkError(
+            f"the offer of rank {rank} has {address}, which is no address of a host", rank
+        )
     if len({each.number for each in offer.queue_pairs}) < len(offer.queue_pairs):
         raise LinkError(f"the offer of rank {rank} has one queue pair twice", rank)
     for region in offer.regions:

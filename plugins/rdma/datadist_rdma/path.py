@@ -14,6 +14,9 @@ from datadist_rdma.queue_pair import QueuePair
 PAUSE = 0.0005
 """Seconds between two looks for a queue pair, where more transfers run than there are pairs."""
 
+UNKNOWN = "an earlier transfer was interrupted"
+"""Why a path has ended, until the reason is known."""
+
 
 class Call:
     """One call of the link; ``uses`` is what it has claimed of a path, or is about to claim."""
@@ -76,7 +79,7 @@ class Path:
 
     def end(self, reason: str) -> None:
         """Refuse further transfers, and wake those in flight, whose threads end them."""
-        if self.ended is None:
+        if self.ended in (None, UNKNOWN):
             self.ended = reason
         for pair in self.pairs:
             pair.notified.set()

@@ -38,11 +38,16 @@ class Gid:
     @property
     def address(self) -> Address:
         """The IP address that this entry stands for."""
-        address = ipaddress.IPv6Address(self.raw)
-        return address.ipv4_mapped or address
+        return address_of(self.raw)
 
     def __str__(self) -> str:
         return f"{self.address} ({self.device} port {self.port} GID {self.index})"
+
+
+def address_of(raw: bytes) -> Address:
+    """The IP address that the 16 bytes of a GID stand for."""
+    address = ipaddress.IPv6Address(raw)
+    return address.ipv4_mapped or address
 
 
 def parse(text: str) -> Address:

@@ -6,6 +6,7 @@ here: devices take more requests than they were asked for, and stop without warn
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 
@@ -23,10 +24,10 @@ DRAIN_SECONDS = 2.0
 
 
 class Transfer:
-    """Moves chains over one queue pair; :meth:`run` is called once.
+    """Moves chains over one queue pair; :meth:`run` is called once, after which nothing is in flight.
 
-    After each error but a :class:`TransferTimeout` that leaves the link usable, the queue pair is in
-    the error state and drained, or destroyed.
+    Where an error took the end of the queue pair (not :attr:`usable`), it is in the error state and
+    drained, or destroyed.
     """
 
     def __init__(
@@ -40,6 +41,9 @@ class Transfer:
         self._posted = 0
         self._done = 0
         self._failure: tuple[int, int] | None = None
+        self._in_flight = False
+        self.usable = True
+        """Whether the queue pair may be used again."""
 
     def run(self, chains: Iterable[Chain], deadline: float) -> None:
         """Post all chains and wait for them until ``deadline`` (time.monotonic).
@@ -48,11 +52,24 @@ class Transfer:
         """
         begun = time.monotonic()
         try:
+            self._run(chains, deadline, begun)
+        finally:
+            if self._in_flight:  # the exception of a signal handler came into what should end it
+                self._fence()
+
+    def _run(self, chains: Iterable[Chain], deadline: float, begun: float) -> None:
+        try:
             self._move(chains, deadline)
         except _DeadlinePassed:
-            self._give_up(deadline - begun)
-        except BaseException:  # an interrupt of the main thread, too, must leave nothing in flight
+            self._end_soon()
+            text = f"not complete after {in_seconds(deadline - begun)}"
+            raise TransferTimeout(text, link_usable=self.usable) from None
+        except TransferError:
             self._fence()
+            raise
+        except BaseException:  # of a signal handler: other transfers over this path may go on
+            with contextlib.suppress(TransferError):
+                self._end_soon()
             raise
 
     def _move(self, chains: Iterable[Chain], deadline: float) -> None:
@@ -61,10 +78,15 @@ class Transfer:
             if time.monotonic() >= deadline:
                 raise _DeadlinePassed
             self._post(chain)
+        self._wait_for_all(deadline)
+
+    def _wait_for_all(self, deadline: float) -> None:
         self._wait_until(self._posted, deadline)
+        self._in_flight, self.usable = False, True
 
     def _post(self, chain: Chain) -> None:
-        self._posted = chain.end  # before: what a signal handler raises must find them in flight
+        # Before it is posted: what a signal handler raises right after that must find it in flight.
+        self._in_flight, self.usable, self._posted = True, False, chain.end
         error, bad = self._pair.post(chain.address)
         if not error:
             return
@@ -108,28 +130,28 @@ class Transfer:
             raise _DeadlinePassed
         self._pair.notified.wait(remaining)
 
-    def _give_up(self, timeout: float) -> None:
-        """After the deadline: wait a short time for requests in flight, then end them."""
-        text = f"not complete after {in_seconds(timeout)}"
+    def _end_soon(self) -> None:
+        """Wait a short time for requests in flight, then end them. Raises what the device reports."""
         try:
-            self._wait_until(self._posted, time.monotonic() + GRACE_SECONDS)
-        except BaseException as error:
+            self._wait_for_all(time.monotonic() + GRACE_SECONDS)
+        except _DeadlinePassed:
             self._fence()
-            if isinstance(error, _DeadlinePassed):
-                raise TransferTimeout(text) from None
+        except BaseException:
+            self._fence()
             raise
-        raise TransferTimeout(text, link_usable=True)
 
     def _fence(self) -> None:
         """End all requests in flight, so that none can access memory."""
+        self.usable = False
         self._pair.fail()
         end = time.monotonic() + DRAIN_SECONDS
         while self._done < self._posted:
             if time.monotonic() > end:
                 self._pair.close()
-                return
+                break
             if not self._collect():
                 time.sleep(0.0005)
+        self._in_flight = False
 
     def _error(self, number: int, status: int) -> TransferError:
         text = verbs.WC_TEXTS.get(status, f"completion status {status}")

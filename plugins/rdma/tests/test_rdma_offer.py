@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import pytest
@@ -71,6 +72,10 @@ def test_the_most_regions_and_queue_pairs_fit() -> None:
         ({"queue_pairs": [{**PAIR, "gid": ADDRESS.hex()}]}, "queue_pairs.0.gid"),
         ({"gid": "0" * 31}, "gid"),
         ({"gid": "0" * 32 + "\n"}, "gid"),
+        ({"gid": "0" * 32}, "has ::, which is no address of a host"),
+        ({"gid": "ff02" + "0" * 27 + "1"}, "has ff02::1, which is no"),
+        ({"gid": "0" * 20 + "ffffe0000001"}, "has 224.0.0.1, which is no"),
+        ({"gid": "0" * 20 + "ffffffffffff"}, "has 255.255.255.255, which is no"),
         ({"mtu": 0}, "mtu"),
         ({"mtu": 6}, "mtu"),
         ({"reads": 0}, "reads"),
@@ -145,14 +150,27 @@ def test_any_bytes_are_refused(data: bytes) -> None:
     _refused(data)
 
 
+def _is_unicast(ip: IPv4Address | IPv6Address) -> bool:
+    mapped = isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None
+    return not (ip.is_multicast or ip.is_unspecified or mapped)
+
+
+unicast = st.ip_addresses(v=6).filter(_is_unicast)
+
+
 @given(
     st.lists(st.tuples(st.integers(2, (1 << 24) - 1), numbers24), min_size=1, max_size=MAX_PAIRS,
              unique_by=lambda each: each[0]),
-    st.binary(min_size=16, max_size=16), st.integers(1, 5), st.integers(1, 255), st.booleans(),
+    unicast,
+    st.integers(1, 5), st.integers(1, 255), st.booleans(),
 )  # fmt: skip
 def test_what_is_made_is_read(
-    pairs: list[tuple[int, int]], gid: bytes, mtu: int, reads: int, writable: bool
+    pairs: list[tuple[int, int]],
+    ip: IPv4Address | IPv6Address,
+    mtu: int,
+    reads: int,
+    writable: bool,
 ) -> None:
-    ends = [End(number, psn, gid, mtu, reads) for number, psn in pairs]
+    ends = [End(number, psn, ip.packed, mtu, reads) for number, psn in pairs]
     data = parse_offer(1, make_offer(ends, writable, []))
     assert (data.ends, data.writable) == (ends, writable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from array import array
@@ -281,15 +282,37 @@ def test_a_link_that_was_closed_is_not_attached() -> None:
     assert all(pair.peer is None for pair in pairs)
 
 
-def test_what_a_handler_raises_leaves_no_queue_pair_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "DRAIN_SECONDS", 0.01)
+def _still(state: tuple[RdmaLink, list[FakePair]]) -> tuple[RdmaLink, list[FakePair]]:
+    for pair in state[1]:
+        pair.flows = False
+    return state
 
-    def read(state: tuple[RdmaLink, list[FakePair]]) -> None:
-        _read(state[0])
 
-    moments = 0
-    for where, (made, pairs) in raising_anew(_link, read):
+@pytest.mark.parametrize("still", [False, True])
+def test_what_a_handler_raises_leaves_nothing_taken_and_nothing_in_flight(
+    monkeypatch: pytest.MonkeyPatch, still: bool
+) -> None:
+    for name in ("DRAIN_SECONDS", "GRACE_SECONDS", "SPIN_SECONDS"):
+        monkeypatch.setattr(transfer, name, 0.0001)
+    moments, left_usable = 0, 0
+    for where, (made, pairs) in raising_anew(
+        lambda: _still(_link()) if still else _link(),
+        lambda state: _read_until_late(state[0], still),
+    ):
         moments += 1
         assert not made._paths[1].users, where
-        assert not any(pair.queue for pair in pairs), where
+        assert pairs[0].closed or not any(pair.queue for pair in pairs), where
+        if made._paths[1].ended is None:
+            left_usable += 1
+            for pair in pairs:
+                pair.resume()
+            _read(made)
+        else:
+            assert pairs[0].failed, where
     assert moments > 20
+    assert left_usable > 10
+
+
+def _read_until_late(made: RdmaLink, still: bool) -> None:
+    with contextlib.suppress(TransferTimeout):
+        _read(made, 0.0005 if still else SECONDS)

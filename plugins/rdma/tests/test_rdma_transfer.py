@@ -332,17 +332,49 @@ def test_an_interrupt_leaves_nothing_in_flight() -> None:
     assert not pair.queue
 
 
+def test_an_interrupt_lets_what_ends_soon_end() -> None:
+    pair, raised = FakePair(), iter([KeyboardInterrupt])
+
+    def interrupt() -> None:
+        for kind in raised:
+            raise kind
+
+    with pytest.raises(KeyboardInterrupt):
+        run(pair, 100, ended=interrupt)
+    assert not pair.failed
+    assert not pair.queue
+
+
+def test_an_interrupt_passes_though_the_device_reports_an_error_then() -> None:
+    pair, raised = FakePair(fails={3: verbs.WC_REM_ACCESS_ERR}), iter([KeyboardInterrupt])
+
+    def interrupt() -> None:
+        for kind in raised:
+            raise kind
+
+    with pytest.raises(KeyboardInterrupt):
+        run(pair, 100, ended=interrupt)
+    assert pair.failed
+    assert not pair.queue
+
+
 @pytest.mark.parametrize(
-    ("error", "broken"),
+    ("error", "usable", "broken"),
     [
-        (TransferTimeout("late", link_usable=True), None),
-        (TransferTimeout("late"), "an earlier transfer ended with: late"),
-        (PeerLost("gone", 1), "an earlier transfer ended with: gone"),
-        (KeyboardInterrupt(), "an earlier transfer ended with: KeyboardInterrupt"),
+        (TransferTimeout("late", link_usable=True), True, None),
+        (TransferTimeout("late"), False, "an earlier transfer ended with: late"),
+        (PeerLost("gone", 1), False, "an earlier transfer ended with: gone"),
+        (KeyboardInterrupt(), True, None),
+        (KeyboardInterrupt(), False, "an earlier transfer ended with: KeyboardInterrupt"),
     ],
 )
-def test_what_ended_the_connection_is_remembered(error: BaseException, broken: str | None) -> None:
+def test_what_ended_the_connection_is_remembered(
+    error: BaseException, usable: bool, broken: str | None
+) -> None:
     class Raising:
+        def __init__(self) -> None:
+            self.usable = usable
+
         def run(self, *_: object) -> None:
             raise error
 
