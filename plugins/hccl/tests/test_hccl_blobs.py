@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 from datadist_hccl import abi, blobs
 from datadist_hccl.one_sided import Hccl
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datadist.transport import TransportError
@@ -37,6 +37,7 @@ def _swap(data: bytes, *answers: list[bytes]) -> tuple[bytes, list[list[bytes]]]
 sizes = st.integers(0, 3000) | st.integers(blobs.MAX_BYTES - 2, blobs.MAX_BYTES)
 
 
+@settings(deadline=None)
 @given(sizes, sizes)
 def test_two_ends_understand_each_other(ours: int, theirs: int) -> None:
     mine, other = bytes(n % 251 for n in range(ours)), bytes(n % 241 for n in range(theirs))
@@ -54,6 +55,7 @@ headers = st.builds(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(descriptors | st.lists(headers, min_size=1, max_size=1), descriptors)
 def test_whatever_a_peer_sends_is_taken_or_refused(first: list[bytes], rest: list[bytes]) -> None:
     try:

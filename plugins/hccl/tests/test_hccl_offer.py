@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from datadist_hccl.offer import END, parse_offer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datadist.transport import LinkError, Offer
@@ -81,12 +81,14 @@ def test_nothing_may_be_missing(name: str) -> None:
     assert name in _refused(json.dumps(data).encode())
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_a_truncated_offer_is_refused(length: int) -> None:
     whole = json.dumps(_good()).encode()
     _refused(whole[: length % len(whole)])
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused(data: bytes) -> None:
     _refused(data)
@@ -105,6 +107,7 @@ places = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(places, json_values)
 def test_any_value_anywhere_is_taken_as_it_is_or_refused(place: Any, value: Any) -> None:
     data = _good()

@@ -11,6 +11,7 @@ import pytest
 from datadist_hccl.resource import Resource, address_of, given, merge
 from datadist_hccl.table import Family, check
 from hypothesis import given as given_any
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from datadist.transport import LinkError
@@ -76,6 +77,7 @@ resources = st.builds(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given_any(st.lists(resources, min_size=1, max_size=4))
 def test_whatever_peers_send_makes_a_table_or_none(sent: list[Resource]) -> None:
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from datadist_rdma.offer import MAX_PAIRS, RegionOffer, make_offer, parse_offer
 from datadist_rdma.queue_pair import End
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datadist.transport import LinkError, Offer
@@ -109,6 +109,7 @@ def test_nothing_may_be_missing(name: str) -> None:
     assert name in _refused(json.dumps(data).encode())
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_a_truncated_offer_is_refused(length: int) -> None:
     whole = json.dumps(_good()).encode()
@@ -128,6 +129,7 @@ places = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(places, json_values)
 def test_any_value_anywhere_is_taken_as_it_is_or_refused(place: Any, value: Any) -> None:
     data = _good()
@@ -145,6 +147,7 @@ def test_any_value_anywhere_is_taken_as_it_is_or_refused(place: Any, value: Any)
         assert json.loads(taken.model_dump_json()) == data
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused(data: bytes) -> None:
     _refused(data)
@@ -158,6 +161,7 @@ def _is_unicast(ip: IPv4Address | IPv6Address) -> bool:
 unicast = st.ip_addresses(v=6).filter(_is_unicast)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(2, (1 << 24) - 1), numbers24), min_size=1, max_size=MAX_PAIRS,
              unique_by=lambda each: each[0]),
