@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import hccl_sim
 import pytest
 from datadist_hccl.libraries import OVERRIDE
+from datadist_hccl.verify import checks
 from datadist_hccl.verify.command import _parser
 from datadist_hccl.verify.facts import driver
+
+from datadist.transport import TransferTimeout
 
 TITLES = (
     "libraries and device", "link 'first'", "pull: scattered", "push: scattered", "exchange of blobs",
@@ -102,3 +108,20 @@ def test_numbers_of_verify(name: str, text: str, capsys: pytest.CaptureFixture[s
             _parser().parse_args([f"{name}={each}"])
         assert f"argument {name}: {text!r} is not a number in [" in capsys.readouterr().err
     assert _parser().parse_args([]).devices == [0, 1]
+
+
+@pytest.mark.parametrize("looks", [1, 3, 1 << 30])
+def test_what_goes_on_after_a_timeout_is_waited_for_or_forced(
+    monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    """Else it could write into what the next check compares."""
+    monkeypatch.setattr(checks, "FORCE_SECONDS", 0.05)
+    left, forced = itertools.count(looks - 1, -1), list[int]()
+    flight = SimpleNamespace(settled=lambda: next(left) <= 0)
+    error = TransferTimeout("late", link_usable=True)
+    linked: Any = SimpleNamespace(link=SimpleNamespace(force=forced.append), other=1)
+    assert checks._settle(linked, error) == ""
+    error.in_flight = flight
+    text = checks._settle(linked, error)
+    assert ("by force" in text) == (looks > 3)
+    assert forced == ([1] if looks > 3 else [])

@@ -14,6 +14,7 @@ import numpy as np
 
 from datadist.base.texts import in_seconds
 from datadist.transport import (
+    FORCE_SECONDS,
     LinkError,
     Placement,
     RegistrationError,
@@ -117,8 +118,22 @@ def _time_out(session: Session, linked: Linked) -> str:
     except TransferTimeout as error:
         took = time.monotonic() - began
         usable = "usable" if error.link_usable else "ended"
-        return f"a limit of 1 ms was reported after {took * 1e3:.1f} ms, the link is {usable}"
+        text = f"a limit of 1 ms was reported after {took * 1e3:.1f} ms, the link is {usable}"
+        return text + _settle(linked, error)
     return f"{session.size} bytes moved within 1 ms: give a larger --mib to see a timeout"
+
+
+def _settle(linked: Linked, error: TransferTimeout) -> str:
+    """Wait for what goes on, which must not disturb the checks after this one; what became of it."""
+    if error.in_flight is None:
+        return ""
+    began = time.monotonic()
+    while not error.in_flight.settled():
+        if time.monotonic() - began > FORCE_SECONDS:
+            linked.link.force(linked.other)
+            return f", what went on was ended by force after {in_seconds(FORCE_SECONDS)}"
+        time.sleep(0.0005)
+    return f", what went on had settled {(time.monotonic() - began) * 1e3:.1f} ms later"
 
 
 BASIC: list[tuple[str, list[Phase]]] = [
