@@ -390,7 +390,8 @@ class Link(ABC):
         Raises :class:`AddressError`, before any byte is moved, if a remote range is outside of the
         offer; the link stays usable. Raises :class:`TransferTimeout`, :class:`PeerLost`,
         :class:`TransferError`; after each of them nothing that this call started touches our memory
-        any more, unless its :attr:`~TransportError.in_flight` says otherwise.
+        any more, unless its :attr:`~TransportError.in_flight` says otherwise. An exception of a signal
+        handler passes through; where the transfer goes on it gets the attribute too.
         """
 
     @abstractmethod

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from datadist.links.domain import Attempt
+from datadist.links.permits import Permits
 from datadist.status import LLMStatusCode
 from tests import nodes
 
@@ -20,6 +22,8 @@ class Gate:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._open = False
+        self.hold = True
+        """Whether newcomers are held."""
         self.inside: list[str] = []
         """Names of those that are inside now."""
         self.most = 0
@@ -27,6 +31,8 @@ class Gate:
 
     def pass_through(self, name: str) -> None:
         """Come in, and go on when the gate is open."""
+        if not self.hold:
+            return
         with self._changed:
             self.inside.append(name)
             self.most = max(self.most, len(self.inside))
@@ -45,28 +51,6 @@ class Gate:
         with self._changed:
             self._open = True
             self._changed.notify_all()
-
-
-class WatchedLock:
-    """A lock that tells when somebody waits for it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.awaited = threading.Event()
-        """Set when somebody has found it taken and waits."""
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        """As the method of `threading.Lock`."""
-        if self._lock.acquire(blocking=False):
-            return True
-        if not blocking:
-            return False
-        self.awaited.set()
-        return self._lock.acquire(timeout=timeout)
-
-    def release(self) -> None:
-        """As the method of `threading.Lock`."""
-        self._lock.release()
 
 
 class Calls:
@@ -108,6 +92,40 @@ def attempt_with(here: nodes.Here, cluster: int) -> Attempt:
     return attempt
 
 
+def permits_with(here: nodes.Here, cluster: int) -> Permits:
+    """Those of the newest link with a cluster."""
+    (permits,) = attempt_with(here, cluster).permits.values()
+    return permits
+
+
+def watch_permits(here: nodes.Here, cluster: int) -> None:
+    """Have :func:`waiting` tell of these, also when the link is not known any more."""
+    here.any["permits"] = permits_with(here, cluster), list[bool]()
+
+
+def take_permits(here: nodes.Here, attempt: Attempt) -> None:
+    """Have all transfers of a link with one peer wait, until :func:`release_permits`."""
+    (permits,) = attempt.permits.values()
+    here.any["permits"] = permits, list[bool]()
+    permits.take_all(here.any["permits"][1], time.monotonic() + SECONDS)
+
+
+def release_permits(here: nodes.Here) -> None:
+    """Let them go on."""
+    permits, taken = here.any["permits"]
+    while taken:
+        taken.pop()
+        permits.release()
+
+
+def waiting(here: nodes.Here, count: int) -> bool:
+    """Whether so many wait for the permits that were noted last, in time."""
+    permits, deadline = here.any["permits"][0], time.monotonic() + SECONDS
+    while len(permits.line) != count and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return len(permits.line) == count
+
+
 def hold_moves(here: nodes.Here, *clusters: int) -> None:
     """Let reads and writes over the newest links with these clusters wait in the transport."""
     gate: Gate = here.any.setdefault("gate", Gate())
@@ -115,6 +133,17 @@ def hold_moves(here: nodes.Here, *clusters: int) -> None:
         link: Any = attempt_with(here, cluster).link
         for name in ("read", "write"):
             setattr(link, name, _held(gate, f"{name} {cluster}", getattr(link, name)))
+        link.abort = _noting(here.any.setdefault("aborted", threading.Event()), link.abort)
+
+
+def hold_no_more(here: nodes.Here) -> None:
+    """Let moves that begin from now on go on; those that are held stay."""
+    here.any["gate"].hold = False
+
+
+def aborted(here: nodes.Here, cluster: int) -> bool:
+    """Whether the link of the moves that are held was aborted, in time."""
+    return bool(here.any["aborted"].wait(SECONDS))
 
 
 def hold_copies(here: nodes.Here) -> None:
@@ -122,6 +151,14 @@ def hold_copies(here: nodes.Here) -> None:
     gate: Gate = here.any.setdefault("gate", Gate())
     transport: Any = here.live._live(LLMStatusCode.LLM_FAILED).transport
     transport.copy = _held(gate, "copy", transport.copy)
+
+
+def _noting(event: threading.Event, call: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*args: Any) -> Any:
+        event.set()
+        return call(*args)
+
+    return noted
 
 
 def _held(gate: Gate, name: str, move: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datadist.bench.results import (
     Latency,
     LinkTime,
+    Parallel,
     Result,
     ScalePoint,
     Series,
@@ -26,13 +27,14 @@ def report(results: Sequence[Result]) -> str:
         _links([r for r in results if isinstance(r, LinkTime)]),
         _scales([r for r in results if isinstance(r, ScalePoint)]),
         _besides([r for r in results if isinstance(r, ThreadSpeed)]),
+        _parallels([r for r in results if isinstance(r, Parallel)]),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
 def problems(results: Sequence[Result]) -> list[str]:
     """Bytes that were not what they must be."""
-    checked = [r for r in results if isinstance(r, (Throughput, Latency))]
+    checked = [r for r in results if isinstance(r, (Throughput, Latency, Parallel))]
     return [f"{result.workload}: {problem}" for result in checked for problem in result.problems]
 
 
@@ -130,6 +132,28 @@ def _besides(results: list[ThreadSpeed]) -> str:
     ]
     header = ("WORKLOAD", "KSTEPS/S ALONE", "BESIDE TRANSFERS", "KEPT")
     return render(header, rows) if rows else ""
+
+
+def _parallels(results: list[Parallel]) -> str:
+    rows = []
+    for result in results:
+        rows.append([
+            result.workload, f"{result.nbytes / MIB:.0f}", _time(result.sequential.median),
+            _time(result.together.median), f"{result.part:.2f}", _time(result.large.median),
+            _marks(result.alone), _marks(result.beside), len(result.beside),
+        ])  # fmt: skip
+    header = (
+        "WORKLOAD", "MIB", "TWO IN TURN", "AT ONCE", "PART", "LARGE BESIDE SMALL",
+        "BLOCK ALONE P50, P90", "BESIDE A LARGE ONE", "BLOCKS",
+    )  # fmt: skip
+    return render(header, rows) if rows else ""
+
+
+def _marks(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return "none ended"
+    marks = percentiles(seconds)
+    return f"{_time(marks['p50'])}, {_time(marks['p90'])}"
 
 
 def _spread(series: Series) -> tuple[str, str]:

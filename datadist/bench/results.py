@@ -178,4 +178,40 @@ class ThreadSpeed:
         return statistics.median(a / b for a, b in pairs)
 
 
-Result = Throughput | Latency | LinkTime | ScalePoint | ThreadSpeed
+@dataclass
+class Parallel:
+    """Transfers with one peer at the same time."""
+
+    workload: str
+    nbytes: int
+    """Of one large transfer."""
+    sequential: Series
+    """Seconds of two large transfers, one after another."""
+    together: Series
+    """Seconds until both have ended, begun at the same time."""
+    alone: list[float]
+    """Seconds of transfers of one block."""
+    beside: list[float]
+    """The same, of those that ended while a large transfer went on."""
+    large: Series
+    """Seconds of the large transfers beside them."""
+    problems: list[str]
+
+    @property
+    def part(self) -> float:
+        """Time of two at once as part of that of two one after another."""
+        return ratio(self.together, self.sequential)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with derived figures."""
+        beside = percentiles(self.beside) if self.beside else None
+        return {
+            **asdict(self),
+            "kind": "parallel",
+            "part": self.part,
+            "alone_percentiles": percentiles(self.alone),
+            "beside_percentiles": beside,
+        }
+
+
+Result = Throughput | Latency | LinkTime | ScalePoint | ThreadSpeed | Parallel

@@ -12,7 +12,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from datadist import LLMException
@@ -23,6 +23,7 @@ from datadist.base.version import own_version
 from datadist.bench import measure
 from datadist.bench.limits import threads_of_machine
 from datadist.bench.measured_engine import BenchError, Settings
+from datadist.bench.parallel import parallel
 from datadist.bench.plot import plot
 from datadist.bench.report import problems, report
 from datadist.bench.results import Result
@@ -30,9 +31,9 @@ from datadist.bench.scale import scale
 from datadist.bench.shapes import MIB, SHAPES
 from datadist.transports.loader import BackendError, choose_backend
 
-WORKLOADS = [*SHAPES, "latency", "link", "beside", "scale"]
+WORKLOADS = [*SHAPES, "latency", "link", "beside", "parallel", "scale"]
 RUNTIME_DIR = "DATADIST_RUNTIME_DIR"
-DEFAULT = [*SHAPES, "latency", "link", "beside"]
+DEFAULT = [*SHAPES, "latency", "link", "beside", "parallel"]
 POOLS = [64 * MIB, 256 * MIB, 1024 * MIB]
 
 
@@ -133,6 +134,9 @@ def _measure(name: str, settings: Settings, args: argparse.Namespace) -> Iterato
             yield measure.link_time(settings, pool, repeat, progress)
     elif name == "beside":
         yield measure.beside(settings, min(3, repeat) if args.quick else repeat, progress)
+    elif name == "parallel":
+        shape = SHAPES["paged-mla"].quick() if args.quick else SHAPES["paged-mla"]
+        yield parallel(settings, shape, repeat, progress)
     else:
         yield from scale(settings, min(5, repeat), args.threads, args.quick, progress)
 
@@ -149,10 +153,19 @@ def _title(settings: Settings) -> str:
     extra = "".join(f", {key}={value}" for key, value in settings.options.items())
     return (
         f"datadist {own_version()}, backend {settings.backend}, {settings.direction}, "
-        f"{settings.memory} memory{extra}; {cgroups.cpus()} CPUs, "
+        f"{settings.memory} memory{extra}; {cgroups.cpus()} CPUs ({_processor()}), "
         f"{platform.machine()}, Linux {platform.release().partition('-')[0]}, "
         f"Python {platform.python_version()}"
     )
+
+
+def _processor() -> str:
+    """The model of the processor, as the kernel names it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return "unknown model"
 
 
 def _write_json(path: Path, settings: Settings, results: list[Result]) -> None:

@@ -94,8 +94,20 @@ def start_transport(options: EngineOptions, environ: Mapping[str, str]) -> tuple
             status_code=LLMStatusCode.LLM_FAILED,
         ) from error
     attach()
+    _check_parallel(choice, transport)
     log.info("backend %s: %s", choice.backend, _facts(transport))
     return choice, transport
+
+
+def _check_parallel(choice: Choice, transport: Transport) -> None:
+    parallel = transport.capabilities.parallel
+    if isinstance(parallel, bool) or not isinstance(parallel, int) or parallel < 1:
+        transport.close()
+        raise LLMException(
+            f"defect of backend {choice.backend}: its Capabilities.parallel is {parallel!r}, which must "
+            "be an int of 1 or more",
+            status_code=LLMStatusCode.LLM_FAILED,
+        )
 
 
 def _facts(transport: Transport) -> str:

@@ -19,6 +19,7 @@ from datadist.control.reactor import Timer
 from datadist.control.session import Descriptor
 from datadist.control.unreachable_engines import UnreachableEngine
 from datadist.links.counters import Counters
+from datadist.links.permits import Permits
 from datadist.rank_table import RankTable
 from datadist.status import LLMStatusCode
 from datadist.transport import Link
@@ -50,7 +51,9 @@ class Attempt:
     """Ranks that can not be reached any more, and why."""
     exposed: dict[int, frozenset[int]] = field(default_factory=dict)
     """Region ids of each peer that this link reaches."""
-    locks: dict[int, threading.Lock] = field(default_factory=dict)
+    parallel: int = 1
+    """Transfers that may be in flight with each peer."""
+    permits: dict[int, Permits] = field(default_factory=dict)
     counters: dict[int, Counters] = field(default_factory=dict)
     dead: bool = False
     """Whether it was given up."""
@@ -72,7 +75,7 @@ class Attempt:
 
     def __post_init__(self) -> None:
         self.idle.set()
-        self.locks = {rank: threading.Lock() for rank in self.others}
+        self.permits = {rank: Permits(self.parallel) for rank in self.others}
         self.counters = {rank: Counters() for rank in self.others}
 
     @property
@@ -135,21 +138,24 @@ class Attempt:
         whatever else is busy. Returns the ranks that may still write our memory.
         """
         self.dead = True
-        held = self._acquire(self.locks.values(), time.monotonic() + grace_seconds)
+        held: dict[int, list[bool]] = {rank: [] for rank in self.permits}
+        self._take_all(held, time.monotonic() + grace_seconds)
         self.abort(self.others)
         deadline = time.monotonic() + limit
         if not self.joining:  # which ends when the link is closed
             self.idle.wait(limit)
-        held += self._acquire((k for k in self.locks.values() if k not in held), deadline)
+        self._take_all(held, deadline)
         try:
             return self.link.close() if self.link is not None else frozenset()
         finally:
-            for lock in held:
-                lock.release()
+            for rank, taken in held.items():
+                for _ in taken:
+                    self.permits[rank].release()
 
-    @staticmethod
-    def _acquire(locks: Iterable[threading.Lock], deadline: float) -> list[threading.Lock]:
-        return [k for k in locks if k.acquire(timeout=max(0.0, deadline - time.monotonic()))]
+    def _take_all(self, held: dict[int, list[bool]], deadline: float) -> None:
+        """Take all permits that are not held yet, so that nothing is in flight any more."""
+        for rank, taken in held.items():
+            self.permits[rank].take_all(taken, deadline)
 
 
 class Owner(Protocol):

@@ -51,6 +51,8 @@ class Steps:
         self._views = views
         self._workers = workers
         self._transport = transport
+        self.parallel = transport.capabilities.parallel
+        """Transfers that may be in flight per link and rank."""
         self._memory = memory
         self._owned = owned
         self._access = access

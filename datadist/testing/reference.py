@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 FORMAT = "reference 1"
 PIECE = 1 << 20
 """Bytes that are copied between two checks of the deadline."""
+PARALLEL = 4
+"""Transfers at a time with one peer: nothing is shared by them, so any number would do."""
 LIBC = ctypes.CDLL(None, use_errno=True)  # its calls release the GIL
 ZERO, ONE = ctypes.c_ulong(0), ctypes.c_ulong(1)
 PR_SET_PTRACER, PTRACER_ANY = 0x59616D61, ctypes.c_ulong(-1)
@@ -68,7 +70,7 @@ class ReferenceLink(spi.Link):
         self._offered: set[int] = set()
         self._paths: dict[int, Path] = {}
         self._ended: set[int] = set()
-        self._busy = {rank: threading.Lock() for rank in group.peers}
+        self._running = {rank: threading.Semaphore(PARALLEL) for rank in group.peers}
 
     def offer(self, rank: int) -> spi.Offer:
         """The addresses of our memory. Core tells the peer our process id."""
@@ -115,7 +117,7 @@ class ReferenceLink(spi.Link):
     ) -> None:
         deadline = time.monotonic() + timeout
         segments = list(zip(*(memoryview(v).cast("B").cast("q") for v in vectors), strict=True))
-        with self._busy[rank]:
+        with self._running[rank]:
             if rank not in self._paths:
                 raise spi.TransferError(f"rank {rank} was not attached")
             path = self._paths[rank]
@@ -138,10 +140,11 @@ class ReferenceLink(spi.Link):
 
     def close(self) -> frozenset[int]:
         """Wait for our own transfers; we cannot end those of peers with write access."""
-        for rank, busy in self._busy.items():
+        for rank, running in self._running.items():
             self.abort(rank)
-            with busy:
-                pass
+            for _ in range(PARALLEL):
+                running.acquire()
+            running.release(PARALLEL)  # those that come later find that it has ended
         return frozenset(self._offered if self._writable else ())
 
 
@@ -169,8 +172,9 @@ class ReferenceTransport(spi.Transport):
         """All capabilities, on one host only."""
         both = frozenset(Placement)
         return spi.Capabilities(
-            placements=both, foreign_memory=True, same_host_only=True, host_addressable=both
-        )
+            placements=both, foreign_memory=True, same_host_only=True, host_addressable=both,
+            parallel=PARALLEL,
+        )  # fmt: skip
 
     def allocate(self, size: int, placement: Placement) -> spi.Region:
         """Anonymous memory, which is freed with the last reference to the keeper."""

@@ -137,14 +137,16 @@ class Pulls:
             segments = plan(cache, found, mine, theirs)
             self._types.check_pull(view, found.entry, cache)
 
+            pulled: list[RangeSet] = []
+
             def move(route: Route) -> None:
                 self._transfers.move(
                     route,
                     segments,
                     deadline,
                     found.entry,
-                    before=lambda: self._check_unconsumed(view, found, source),
-                    after=lambda: self._consume(view, found, theirs),
+                    before=lambda: pulled.append(self._pulled_so_far(view, found, source)),
+                    after=lambda: self._consume(view, found, theirs, source, pulled[-1]),
                 )
 
             ways = resolve.reaching(routes, routes[0], found.entry)
@@ -152,26 +154,44 @@ class Pulls:
 
         return *view.pulling(pull), version
 
-    @staticmethod
-    def _check_unconsumed(view: PeerView, found: Found, source: Source) -> None:
-        """Another thread may have pulled the key while this one waited for the link."""
+    def _consumes(self, found: Found) -> bool:
+        binding = found.binding
+        return (
+            not self._one_sided
+            and binding is not None
+            and binding.space == "request"
+            and found.entry.pooled
+        )
+
+    def _pulled_so_far(self, view: PeerView, found: Found, source: Source) -> RangeSet:
+        """The tensors that were pulled by this key; all pulls of it that go on share the object.
+
+        Raises where another thread has pulled it while this one waited for the link.
+        """
         if found.binding is None:
-            return
+            return RangeSet()
         with view.lock:
             again = resolve.find(view.directory, source, view.consumed)
-        if again is None or again.binding is None or again.binding.id != found.binding.id:
-            raise resolve.not_there(view, source)
+            if again is None or again.binding is None or again.binding.id != found.binding.id:
+                raise resolve.not_there(view, source)
+            if not self._consumes(found):
+                return RangeSet()
+            return view.covered.setdefault(found.binding.id, RangeSet())
 
-    def _consume(self, view: PeerView, found: Found, theirs: slice) -> None:
+    def _consume(
+        self, view: PeerView, found: Found, theirs: slice, source: Source, pulled: RangeSet
+    ) -> None:
+        """Raises where another thread has consumed the key while this one read as well."""
         binding, entry = found.binding, found.entry
-        if self._one_sided or binding is None or binding.space != "request" or not entry.pooled:
+        if binding is None or not self._consumes(found):
             return
         with view.lock:
-            covered = view.covered.setdefault(binding.id, RangeSet())
-            covered.add(theirs.start, theirs.stop)
-            if covered.is_all(len(entry.bases)):
+            if pulled.is_all(len(entry.bases)):
+                raise resolve.not_there(view, source)
+            pulled.add(theirs.start, theirs.stop)
+            if pulled.is_all(len(entry.bases)):
                 view.consumed.add(binding.id)
-                del view.covered[binding.id]
+                view.covered.pop(binding.id, None)
         view.send(
             Consume(
                 cache_id=entry.cache_id, binding=binding.id, start=theirs.start, stop=theirs.stop

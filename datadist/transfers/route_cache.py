@@ -21,6 +21,7 @@ from datadist.base.callers import pass_on
 from datadist.caches.owned import OwnCache, OwnDirectory
 from datadist.caches.peers import TOKENS
 from datadist.control.messages import Entry
+from datadist.links.permits import NON_BLOCKING, NOT_FREE
 from datadist.transfers import resolve
 from datadist.transfers.plan import (
     SCALAR_SEGMENTS,
@@ -31,8 +32,7 @@ from datadist.transfers.plan import (
     plan_blocks,
 )
 from datadist.transfers.resolve import Route
-from datadist.transfers.transfer import MIN_REUSE_SECONDS, NON_BLOCKING, Transfers
-from datadist.transport import TransportError
+from datadist.transfers.transfer import MIN_REUSE_SECONDS, Transfers
 
 MAX_ROUTES = 256
 SMALL_BYTES = 256 << 10
@@ -63,7 +63,8 @@ class CachedRoute:
         self.session = route.view.session
         self.attempt = route.attempt
         self.rank = route.rank
-        self.lock = route.attempt.locks[route.rank]
+        self.permits = route.attempt.permits[route.rank]
+        self.take_permit = self.permits.take_now
         self.gone = route.attempt.gone
         self.tensors = len(layout.bases)
         self.tallies = transfers.tallies(route, push=False)
@@ -235,15 +236,19 @@ class RouteCache:
         return done
 
     def _pull_small(self, cached: CachedRoute, small: SmallPlan, started: float) -> bool | None:
-        """Read and then check that the route was still valid; None if the lock of the link is busy."""
+        """Read and then check that the route was still valid; None if the link has no free permit."""
         view, transfers = cached.view, self._transfers
         local, remote, length = small
         link, rank, token = cached.attempt.link, cached.rank, next(TOKENS)
         control_readable: bool | None = None
         acquired: list[bool] = []
         try:
-            acquired += map(cached.lock.acquire, NON_BLOCKING)  # noted in C, see Transfers
-            if True not in acquired:
+            if cached.permits.line:
+                return None
+            try:
+                acquired += map(cached.take_permit, NON_BLOCKING)  # noted in C, see Permits
+            except NOT_FREE as error:
+                pass_on(error)
                 return None
             if (
                 self._owned.pin(cached.cache, token)
@@ -254,8 +259,7 @@ class RouteCache:
             view.end_pull(token)  # as _end, without the call
             self._owned.unpin(cached.cache, token)
         except BaseException as error:
-            if isinstance(error, TransportError):
-                transfers.keep(cached.route, error, local, length, write=False)
+            transfers.keep(cached.route, error, local, length, write=False)
             cached.view.pulls.discard(token)  # in C: no handler of a signal comes before these
             cached.cache.pins.discard(token)
             self._end(cached, token)
@@ -268,7 +272,7 @@ class RouteCache:
             raise transfers.failure(cached.route, error, "pull from") from error
         finally:
             if True in acquired:
-                cached.lock.release()
+                cached.permits.release()
         seconds = monotonic() - started
         if control_readable is not False:
             return False

@@ -1,4 +1,4 @@
-"""Runs every transfer: its route, the lock of the link, its errors and counters."""
+"""Runs every transfer: its route, the permit of the link, its errors and counters."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from datadist.control.messages import Entry
 from datadist.control.session import Session
 from datadist.links.counters import Counters, Tally
 from datadist.links.domain import Domain
+from datadist.links.permits import Permits
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transfers import resolve
 from datadist.transfers.plan import Segments
@@ -40,8 +41,6 @@ STATUS_OF: tuple[tuple[type[TransportError], LLMStatusCode], ...] = (
 """Status of a transport's errors; what is not listed is LLM_FAILED."""
 MIN_REUSE_SECONDS = 0.5
 """An owner never reuses memory sooner than this after it has told a reader, which may be stopped."""
-NON_BLOCKING = (False,)
-"""For `map` over a lock's ``acquire``: once, without waiting."""
 
 
 class Transfers:
@@ -127,10 +126,10 @@ class Transfers:
         before: Callable[[], None] | None = None,
         after: Callable[[], None] | None = None,
     ) -> None:
-        """Read the segments from a peer, or ``write`` them to it, alone on this link and rank.
+        """Read the segments from a peer, or ``write`` them to it, with a permit of this link and rank.
 
         ``source`` is the cache that is read, where we know it. ``before`` and ``after`` are called
-        while nobody else uses the link; ``after`` on success.
+        with that permit, beside other transfers where the link has several; ``after`` on success.
 
         Raises LLMException: the status of :data:`STATUS_OF` for what the transport raises,
         LLM_TIMEOUT when others keep the link busy, the codes of :meth:`_check_kept`, and
@@ -139,11 +138,11 @@ class Transfers:
         started = monotonic()
         failed: bool | None = True
         attempt, rank = route.attempt, route.rank
-        lock = attempt.locks[rank]
+        permits = attempt.permits[rank]
         acquired: list[bool] = []
         try:
             try:
-                self._take(lock, acquired, route, deadline)
+                self._take(permits, acquired, route, deadline)
                 link = attempt.link
                 if attempt.dead or rank in attempt.gone or link is None:
                     failed = None
@@ -155,7 +154,7 @@ class Transfers:
                 operate = link.write if write else link.read
                 try:
                     operate(rank, segments.local, segments.remote, segments.length, seconds)
-                except TransportError as error:
+                except BaseException as error:  # the caller's own may come with one as well
                     self.keep(route, error, segments.local, segments.length, write)
                     raise
                 if not write:
@@ -166,7 +165,7 @@ class Transfers:
                     after()
             finally:
                 if True in acquired:
-                    lock.release()
+                    permits.release()
             failed = False
         except LLMException:
             raise
@@ -201,26 +200,21 @@ class Transfers:
                 route, "the owner did not confirm that the data is still valid (is it stopped?)"
             )
 
-    def _take(
-        self, lock: threading.Lock, acquired: list[bool], route: Route, deadline: float
-    ) -> None:
-        """Take the lock of a link and rank; True is in ``acquired`` once that is done.
-
-        It is put there in C: a handler of a signal runs before the lock was taken, or after it was
-        noted.
-        """
-        acquired += map(lock.acquire, NON_BLOCKING)
+    def _take(self, permits: Permits, acquired: list[bool], route: Route, deadline: float) -> None:
+        """Take a permit of a link and rank; True is in ``acquired`` once that is done."""
+        permits.take(acquired, max(0.0, deadline - monotonic()))
         if True not in acquired:
-            acquired += map(lock.acquire, (True,), (max(0.0, deadline - monotonic()),))
-        if True not in acquired:
+            others = (
+                "another transfer" if permits.count == 1 else f"{permits.count} other transfers"
+            )
             raise LLMException(
-                f"another transfer over {route.domain} took longer than sync_kv_timeout "
+                f"{others} over {route.domain} took longer than sync_kv_timeout "
                 f"({in_seconds(self.timeout)})",
                 status_code=LLMStatusCode.LLM_TIMEOUT,
             )
 
     def keep(
-        self, route: Route, error: Exception, local: Iterable[int], length: Iterable[int],
+        self, route: Route, error: BaseException, local: Iterable[int], length: Iterable[int],
         write: bool,
     ) -> None:  # fmt: skip
         """Keep the local ranges of a transfer that goes on; while the call still holds its tokens.

@@ -238,7 +238,7 @@ def _taken(here: nodes.Here) -> dict[str, Any]:
         "pulls": [len(view.pulls) for view in engine.views.values() if view.pulls],
         "turns": [
             domain for domain in engine._all_domains()
-            if any(lock.locked() for lock in domain.attempt.locks.values())
+            if any(permits.taken or permits.line for permits in domain.attempt.permits.values())
         ],
         "tasks": [t.name for t in threading.enumerate() if t.name.startswith("datadist-layers")],
     }  # fmt: skip

@@ -16,6 +16,7 @@ from datadist.bench.report import problems, report
 from datadist.bench.results import (
     Latency,
     LinkTime,
+    Parallel,
     Result,
     ScalePoint,
     Series,
@@ -46,7 +47,9 @@ RESULTS: list[Result] = [
     ScalePoint("segment-bytes", 512, Series([0.02]), 1 << 24, Series([0.01]), Series([1e-4])),
     ScalePoint("domains", 8, Series([0.05])),
     ThreadSpeed("beside", [100.0, 200.0], [95.0, 180.0]),
-]
+    Parallel("parallel", 1 << 20, Series([0.2, 0.2]), Series([0.1, 0.12]), [5e-6, 6e-6], [7e-6],
+             Series([0.1]), []),
+]  # fmt: skip
 
 
 def test_the_workloads_are_what_they_are_named_for() -> None:
@@ -119,7 +122,7 @@ def test_the_report_has_every_result() -> None:
 
 def test_results_are_json() -> None:
     kinds = [json.loads(json.dumps(result.to_json()))["kind"] for result in RESULTS]
-    assert kinds == ["throughput", "latency", "link", "scale", "scale", "beside"]
+    assert kinds == ["throughput", "latency", "link", "scale", "scale", "beside", "parallel"]
 
 
 def test_a_plot_is_drawn(tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from datadist import BlocksCacheKey
-from tests import nodes
-from tests.held import WatchedLock
+from tests import held, nodes
 from tests.nodes import Node, pattern
 
 Start = Callable[..., Node]
@@ -26,16 +25,10 @@ def _newest(here: nodes.Here) -> Any:
     return list(engine._links.domains.values())[-1].attempt
 
 
-def _watch_turns(here: nodes.Here) -> None:
-    """Tell from now on when a transfer waits for another one on the newest link."""
-    _newest(here).locks[0] = WatchedLock()
-
-
 def _begin(here: nodes.Here, what: str) -> None:
     """Start a transfer that has chosen the newest link and waits for another one there."""
     attempt = here.any["attempt"] = _newest(here)
-    turn: Any = attempt.locks[0]
-    turn.acquire()
+    held.take_permits(here, attempt)
     call = nodes.push_blocks if what == "push" else nodes.pull_blocks
     mine, theirs = ([1], [2]) if what == "push" else ([2], [1])
 
@@ -48,7 +41,7 @@ def _begin(here: nodes.Here, what: str) -> None:
 
     here.any["thread"] = threading.Thread(target=run)
     here.any["thread"].start()
-    assert turn.awaited.wait(20)
+    assert held.waiting(here, 1)
 
 
 def _go_on(here: nodes.Here) -> str:
@@ -57,7 +50,7 @@ def _go_on(here: nodes.Here) -> str:
     while not attempt.gone:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    attempt.locks[0].release()
+    held.release_permits(here)
     here.any["thread"].join(20)
     return str(here.any["outcome"])
 
@@ -79,7 +72,6 @@ def test_a_transfer_whose_link_ends_takes_the_other_one(
     we.do(nodes.fill, "c", 2)
     for number in range(links):
         newest, _ = nodes.link_pair(peer, we, f"link {number}")
-    we.do(_watch_turns)
     if what == "pull":  # whose outcome is remembered
         we.do(nodes.pull_blocks, KEY, "c", [0], [0])
     direction = "push" if what == "push" else "pull"

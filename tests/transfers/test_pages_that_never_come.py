@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -120,6 +121,48 @@ def test_a_pull_from_pages_that_do_not_come_ends_at_its_deadline(
     owner.do(_come, 7)
     _until(reader, _used, _is_zero)
     assert reader.do(nodes.link_error, comm_id) is None
+
+
+class Interrupt(BaseException):
+    """What the handler raises."""
+
+
+def _pull_interrupted(here: nodes.Here, label: str, blocks: list[int]) -> str:
+    """How a pull ended during whose wait a handler of a signal was to run, which raises."""
+
+    def raising(_number: int, _frame: object) -> None:
+        raise Interrupt
+
+    signal.signal(signal.SIGALRM, raising)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS / 2)  # while native code waits
+    try:
+        here.live.cache_manager.pull_blocks(KEY, here.caches[label], blocks, blocks)
+    except Interrupt:
+        return "interrupted"
+    except Exception as error:
+        return str(error)
+    return "done"
+
+
+@pytest.mark.parametrize("blocks", [[0], list(range(PAGES))], ids=["small", "large"])
+@pytest.mark.parametrize("known", [False, True])
+def test_what_an_interrupted_pull_has_left_is_kept_as_well(
+    start_node: Start, blocks: list[int], known: bool
+) -> None:
+    owner, reader = _pair(start_node)
+    owner.do(_register_missing, KEY, PAGES if known else 0)
+    reader.do(_allocate, "mine")
+    _, comm_id = nodes.link_pair(owner, reader)
+    if known:
+        assert reader.do(_pull, "mine", [1])[0] == "done"
+        owner.do(_go, 0, len(blocks))
+    used = reader.do(_used)
+    assert reader.do(_pull_interrupted, "mine", blocks) == "interrupted"
+    assert "has not let go" in reader.do(nodes.link_error, comm_id)
+    reader.do(_free, "mine")
+    assert reader.do(_used) == used, "the pages are used again"
+    owner.do(_come, 7, 0, len(blocks))
+    _until(reader, _used, _is_zero)
 
 
 @pytest.mark.parametrize("blocks", [[0], list(range(PAGES))], ids=["small", "large"])
@@ -246,9 +289,9 @@ def _push(here: nodes.Here, blocks: list[int]) -> str:
     return "done"
 
 
-def _go(here: nodes.Here, page: int) -> None:
-    """Take a page away, and let the moment pass for which it counts as seen (17 ms)."""
-    here.any["missing"].go(page)
+def _go(here: nodes.Here, page: int, count: int = 1) -> None:
+    """Take pages away, and let the moment pass for which they count as seen (17 ms)."""
+    here.any["missing"].go(page, count)
     time.sleep(0.1)
 
 

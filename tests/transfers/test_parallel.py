@@ -20,8 +20,8 @@ from datadist import (
     Placement,
     TransferWithCacheKeyConfig,
 )
+from datadist.links.permits import Permits
 from tests import held, nodes
-from tests.held import WatchedLock
 from tests.nodes import Node, pattern
 
 Start = Callable[..., Node]
@@ -216,31 +216,25 @@ def test_reads_and_writes_with_two_peers_and_copies_are_in_the_transport_at_the_
     assert {we.do(held.outcome, name) for name in calls} == {"OK"}
 
 
-def _watch_turns(here: nodes.Here) -> None:
-    """Tell when a transfer waits for its turn on the link with cluster 2."""
-    attempt = held.attempt_with(here, 2)
-    here.any["turns"] = [WatchedLock() for _ in attempt.locks]
-    attempt.locks = dict(zip(attempt.locks, here.any["turns"], strict=True))
-
-
-def _awaited(here: nodes.Here) -> bool:
-    (turn,) = here.any["turns"]
-    return bool(turn.awaited.wait(held.SECONDS))
+def _one_at_a_time(here: nodes.Here) -> None:
+    """As over a transport that permits one transfer at a time; on the link with cluster 2."""
+    held.attempt_with(here, 2).permits = {1: Permits(1)}
+    held.watch_permits(here, 2)
 
 
 @pytest.mark.parametrize("function", [_pull, _pull_slot], ids=["blocks", "slot"])
-def test_two_threads_that_pull_over_one_link_take_turns(
+def test_two_threads_that_pull_over_one_link_take_turns_where_the_transport_is_not_parallel(
     start_node: Start, function: Callable[..., None]
 ) -> None:
     we, second = _start(start_node, 1, 2)
     _link(we, second, 2)
-    we.do(_watch_turns)
+    we.do(_one_at_a_time)
     we.do(held.hold_moves, 2)
     args = [(2, 1), (2, 2)] if function is _pull else [(2,), (2,)]
     we.do(held.begin, "first", function, *args[0])
     assert we.do(held.inside, 1)
     we.do(held.begin, "second", function, *args[1])
-    assert we.do(_awaited)
+    assert we.do(held.waiting, 1)
     assert we.do(held.most_inside) == 1
     for name, (beside, arguments) in BESIDE.items():  # who waits for its turn holds up nobody
         if "peer" not in name and beside is not _link_and_unlink:
@@ -254,6 +248,85 @@ def test_two_threads_that_pull_over_one_link_take_turns(
         for row in rows:
             source = row if function is _pull else 1
             np.testing.assert_array_equal(array[row], pattern(2, tensor, SHAPE)[source])
+
+
+def _at_a_time(here: nodes.Here) -> int:
+    return held.permits_with(here, 2).count
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["first", "known"])
+@pytest.mark.parametrize("what", ["blocks", "slot", "push"])
+def test_small_transfers_over_one_link_end_beside_one_that_goes_on(
+    start_node: Start, what: str, known: bool
+) -> None:
+    """As many as the transport permits; one more waits for its turn."""
+    we, second = _start(start_node, 1, 2)
+    _link(we, second, 2)
+    many = we.do(_at_a_time)
+    assert many > 1
+    calls: dict[str, tuple[Callable[..., None], tuple[int, ...]]] = {
+        "blocks": (_pull, (2, 3)), "slot": (_pull_slot, (2,)), "push": (_push, (2,)),
+    }  # fmt: skip
+    small, args = calls[what]
+    if known:
+        we.do(small, *args)
+    we.do(held.hold_moves, 2)
+    for number in range(many - 1):
+        we.do(held.begin, f"held {number}", _pull, 2, number % 2)
+    assert we.do(held.inside, many - 1)
+    we.do(held.hold_no_more)
+    for number in range(3):
+        we.do(held.begin, f"small {number}", small, *args)
+        assert we.do(held.outcome, f"small {number}") == "OK"
+    assert all(we.do(held.running, f"held {number}") for number in range(many - 1))
+    we.do(held.let_go)
+    assert {we.do(held.outcome, f"held {number}") for number in range(many - 1)} == {"OK"}
+    label = {"blocks": "other", "slot": "slots", "push": "other"}[what]
+    row, source, seed = {"blocks": (3, 3, 2), "slot": (3, 1, 2), "push": (1, 1, 1)}[what]
+    for tensor, array in enumerate((second if what == "push" else we).do(nodes.read, label)):
+        np.testing.assert_array_equal(array[row], pattern(seed, tensor, SHAPE)[source])
+
+
+def test_no_more_are_in_the_transport_than_it_permits(start_node: Start) -> None:
+    we, second = _start(start_node, 1, 2)
+    _link(we, second, 2)
+    many = we.do(_at_a_time)
+    we.do(held.hold_moves, 2)
+    for number in range(many + 4):
+        we.do(held.begin, str(number), _push if number % 2 else _pull_slot, 2)
+    assert we.do(held.inside, many)
+    we.do(held.watch_permits, 2)
+    assert we.do(held.waiting, 4)
+    we.do(held.let_go)
+    assert {we.do(held.outcome, str(number)) for number in range(many + 4)} == {"OK"}
+    assert we.do(held.most_inside) == many
+
+
+@pytest.mark.parametrize("end", ["unlink", "finalize"])
+def test_unlink_waits_for_all_that_goes_on_and_finalize_for_none(
+    start_node: Start, end: str
+) -> None:
+    we, second = _start(start_node, 1, 2)
+    _link(we, second, 2)
+    we.do(held.hold_moves, 2)
+    for number in range(3):
+        we.do(held.begin, f"pull {number}", _pull, 2, number)
+    assert we.do(held.inside, 3)
+    if end == "unlink":
+        we.do(held.watch_permits, 2)
+        we.do(held.begin, "unlink", nodes.unlink, 1)
+        assert we.do(held.waiting, 1)
+        assert we.do(held.running, "unlink")
+        we.do(held.let_go)
+        assert {we.do(held.outcome, f"pull {number}") for number in range(3)} == {"OK"}
+        assert we.do(held.outcome, "unlink") == "OK"
+        return
+    we.do(held.begin, "finalize", nodes.finalize)
+    assert we.do(held.aborted, 2)
+    we.do(held.let_go)
+    assert we.do(held.outcome, "finalize") == "OK"
+    for number in range(3):
+        assert "LLMException" in we.do(held.outcome, f"pull {number}")
 
 
 def test_two_threads_pull_from_one_peer_over_two_links_at_the_same_time(start_node: Start) -> None:

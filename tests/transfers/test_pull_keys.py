@@ -20,7 +20,7 @@ from datadist import (
 from datadist.keys import INVALID_ID
 from datadist.transfers.transfer import Transfers
 from datadist.transport import TransferTimeout
-from tests import nodes
+from tests import held, nodes
 from tests.nodes import Node, RemoteError, pattern
 
 Start = Callable[..., Node]
@@ -304,14 +304,50 @@ def _pull_in_two_threads(here: nodes.Here) -> list[str]:
 
     threads = [threading.Thread(target=pull, args=(label,)) for label in ("dst", "other")]
     with mock.patch.object(Transfers, "move", note):
-        with domain.attempt.locks[domain.ranks[1]]:
-            for thread in threads:
-                thread.start()
-            for _ in threads:
-                assert found.acquire(timeout=4)
+        held.take_permits(here, domain.attempt)
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            assert found.acquire(timeout=held.SECONDS)
+        held.release_permits(here)
         for thread in threads:
             thread.join()
     return sorted(outcomes)
+
+
+def _pull_inside_together(here: nodes.Here, calls: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """How pulls of the key end of which each was in the transport before any could end."""
+    held.hold_moves(here, 1)
+    for number, (label, options) in enumerate(calls):
+        call = lambda here, label, options: nodes.pull_cache(here, KEY, label, **options)  # noqa: E731
+        held.begin(here, str(number), call, label, options)
+    assert held.inside(here, len(calls))
+    held.let_go(here)
+    return sorted(held.outcome(here, str(number)) for number in range(len(calls)))
+
+
+def test_of_pulls_of_a_key_that_read_at_the_same_time_one_gets_it(start_node: Start) -> None:
+    owner, puller = _linked(start_node)
+    puller.do(nodes.make, "other", "cache", [1, WIDTH], TENSORS)
+    outcomes = puller.do(_pull_inside_together, [("dst", {}), ("other", {}), ("dst", {})])
+    assert outcomes[2] == "OK"
+    assert all("LLM_KV_CACHE_NOT_EXIST" in outcome for outcome in outcomes[:2]), outcomes
+    assert _pages_left(owner, puller) == 0
+
+
+def test_layers_of_a_key_are_read_at_the_same_time_and_consume_it_together(
+    start_node: Start,
+) -> None:
+    owner, puller = _linked(start_node)
+    halves = [range(0, 1), range(1, TENSORS // 2)]
+    calls = [("dst", {"src_layer_range": half, "dst_layer_range": half}) for half in halves]
+    assert puller.do(_pull_inside_together, calls) == ["OK", "OK"]
+    for index, array in enumerate(puller.do(nodes.read, "dst")):
+        np.testing.assert_array_equal(array, pattern(1, index, (1, WIDTH)))
+    with pytest.raises(RemoteError) as caught:
+        puller.do(nodes.pull_cache, KEY, "dst")
+    assert caught.value.status == "LLM_KV_CACHE_NOT_EXIST"
+    assert _pages_left(owner, puller) == 0
 
 
 def test_of_two_threads_that_pull_a_key_one_gets_it(start_node: Start) -> None:

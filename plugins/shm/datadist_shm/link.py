@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import select
@@ -56,10 +57,11 @@ ABORT, PAGEMAP = 0, 7
 """Places of the abort flag, and of the peer's pagemap, in what native code knows of a path."""
 CLOSE_SECONDS = 2.0
 FENCE_SECONDS = 1.0
-
+LOOK_SECONDS = 0.001
+"""From one look to the next whether transfers have ended, where a link is closed meanwhile."""
+_tokens = itertools.count()
 
 Failure: TypeAlias = "tuple[int, int, int]"
-FailureInFlight: TypeAlias = "tuple[int, int, int, object]"
 _UNMADE = ": the owner has not made the pages yet that were to be written"
 
 
@@ -94,7 +96,10 @@ class _Path:
     ) -> None:
         self.peer = peer
         self.lock = threading.Lock()
-        """Held while something moves or is mapped here."""
+        """Held while the peer's memory is mapped here, and while the path is closed."""
+        self.inside: set[int] = set()
+        """Tokens of what moves here. A transfer adds one and then looks whether the path is open; who
+        closes it notes that and then waits until nothing is inside. So one of the two sees the other."""
         pidfd = -1 if peer.pidfd is None else peer.pidfd
         control = -1 if peer.control_fd is None else peer.control_fd
         self.native = array(
@@ -112,6 +117,13 @@ class _Path:
         self.open = False
         """Whether it was attached and the link is not closed."""
         let_go_in_children(self)
+
+    def ends_by(self, deadline: float) -> bool:
+        """Prevent new transfers; whether those that go on have ended by ``deadline``."""
+        self.open = False
+        while self.inside and time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS)
+        return not self.inside
 
     def leave(self) -> None:
         """See :mod:`datadist_shm.forking`."""
@@ -193,10 +205,11 @@ class ShmLink(Link):
                     raise LinkError(f"cannot attach rank {rank}: {state}", rank)
                 try:
                     self._attach(rank, path, data, offer.fds)
+                    path.open = True
                 finally:
                     closed = self._closed
-                    if closed:  # which did not wait for so long
-                        self._detach(path)
+                    if closed and path.ends_by(time.monotonic() + CLOSE_SECONDS):
+                        self._detach(path)  # `close` did not wait for so long
                 if closed:
                     raise LinkError(f"cannot attach rank {rank}: this link was closed", rank)
         except OSError as error:
@@ -222,7 +235,6 @@ class ShmLink(Link):
             path.native[PAGEMAP] = _open_pagemap(path.peer)
         path.native.extend(number for window in sorted(windows) for number in window)
         path.writable = data.writable
-        path.open = True
 
     def _try_registered(self, rank: int, path: _Path, data: OfferData) -> None:
         """Warn where registered memory of the peer cannot be reached, before a transfer needs it.
@@ -278,37 +290,42 @@ class ShmLink(Link):
     ) -> bool:
         """Copy from the peer; checked, chunked, and without the GIL but for a few bytes."""
         path = self._paths.get(rank) or self._path(rank)
-        with path.lock:
+        token, flights = next(_tokens), []  # type: ignore[var-annotated]
+        try:
+            path.inside.add(token)
             if not path.open:
                 raise self._not_open(rank)
-            answer = transfer(False, path.native, local, remote, length, 0, timeout)
-        if type(answer) is tuple:
-            raise self._error(path, answer, remote, length, timeout, write=False)
-        return answer  # type: ignore[return-value]
+            answer = transfer(False, path.native, local, remote, length, 0, timeout, flights)
+            if type(answer) is tuple:
+                raise _error(path, answer, remote, length, timeout, write=False)
+            return answer  # type: ignore[return-value]
+        except BaseException as error:
+            _note_flight(error, flights, path)
+            raise
+        finally:
+            path.inside.discard(token)
 
     def write(
         self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
     ) -> None:
         """Copy to the peer, where it granted that."""
         path = self._path(rank)
-        with path.lock:
+        token, flights = next(_tokens), []  # type: ignore[var-annotated]
+        try:
+            path.inside.add(token)
             if not path.open:
                 raise self._not_open(rank)
             if path.fence is None:
                 raise Unsupported(f"rank {rank} granted read access only")
             fence = path.fence.address
-            answer = transfer(True, path.native, local, remote, length, fence, timeout)
-        if isinstance(answer, tuple):
-            raise self._error(path, answer, remote, length, timeout, write=True)
-
-    def _error(
-        self, path: _Path, answer: Failure | FailureInFlight, remote: Buffer, length: Buffer,
-        timeout: float, write: bool,
-    ) -> Exception:  # fmt: skip
-        error = _error(path, answer[:3], remote, length, timeout, write)
-        if len(answer) == 4:
-            error.in_flight = Unsettled(answer[3], [*path.keepers, path.fence])
-        return error
+            answer = transfer(True, path.native, local, remote, length, fence, timeout, flights)
+            if isinstance(answer, tuple):
+                raise _error(path, answer, remote, length, timeout, write=True)
+        except BaseException as error:
+            _note_flight(error, flights, path)
+            raise
+        finally:
+            path.inside.discard(token)
 
     def _path(self, rank: int) -> _Path:
         try:
@@ -393,9 +410,16 @@ def _stop_new_transfers(path: _Path, deadline: float) -> bool:
     """Prevent new transfers and wait for running ones; False if one has not ended by ``deadline``."""
     if not path.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
         return False
-    path.open = False
-    path.lock.release()
-    return True
+    try:
+        return path.ends_by(deadline)
+    finally:
+        path.lock.release()
+
+
+def _note_flight(error: BaseException, flights: list[object], path: _Path) -> None:
+    """Let an exception say what goes on, also one of the caller's; while the path is not closed."""
+    if flights:
+        error.in_flight = Unsettled(flights[0], [*path.keepers, path.fence])  # type: ignore[attr-defined]
 
 
 def _gone(peer: Peer) -> bool:

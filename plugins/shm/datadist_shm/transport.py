@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
+PARALLEL = 16
+"""Copies at a time per peer. Each uses a thread of the program, and a processor while it moves bytes: few
+machines have more to spare, and a small transfer needs only one place beside large ones."""
+
+
 class ShmTransport(Transport):
     """Shared memory between the processes of one user on one host.
 
@@ -67,6 +72,7 @@ class ShmTransport(Transport):
             same_host_only=True,
             host_addressable=both,
             watches_control=True,
+            parallel=PARALLEL,
         )
 
     def allocate(self, size: int, placement: Placement) -> Region:

@@ -52,8 +52,9 @@ static int get_copy_mode(PyObject *const *args, int *threads, int *kernel)
 }
 
 PyDoc_STRVAR(transfer_doc,
-"transfer(write, path, local, remote, length, fence, seconds) -> whether control was readable at the\n"
-"end, or (code, segment, errno) of a failure, or (code, segment, errno, flight) of one that goes on.\n"
+"transfer(write, path, local, remote, length, fence, seconds, flights) -> whether control was readable\n"
+"at the end, or (code, segment, errno) of a failure. A transfer that goes on is put into the list\n"
+"flights before this returns, so that no handler of a signal can lose it. Any thread; several at a time.\n"
 "path: writable int64 buffer of abort (not 0 ends what is in flight), pid, pidfd or -1, control (a\n"
 "descriptor) or -1, threads at most, kernel of KERNELS, descriptors of our and the peer's pagemap or -1,\n"
 "number of own pools, these as pairs (base, size), then (owner's base, size, mapped base or 0, pages of\n"
@@ -156,8 +157,8 @@ static PyObject *py_transfer(PyObject *self, PyObject *const *args, Py_ssize_t n
     Job job = {.index = 0};
     Used used = {.taken = 0};
     PyObject *answer = NULL;
-    if (nargs != 7) {
-        PyErr_SetString(PyExc_TypeError, "transfer takes 7 arguments");
+    if (nargs != 8 || !PyList_CheckExact(args[7])) {
+        PyErr_SetString(PyExc_TypeError, "transfer takes 8 arguments, the last one a list");
         return NULL;
     }
     job.write = PyObject_IsTrue(args[0]);
@@ -175,7 +176,9 @@ static PyObject *py_transfer(PyObject *self, PyObject *const *args, Py_ssize_t n
             code = move(&job, &used.flight);
         if (used.flight != NULL) {
             PyObject *flight = keep(&used); /* without memory for it, what it uses stays for good */
-            return flight ? Py_BuildValue("iniN", code, (Py_ssize_t)job.index, job.error, flight) : NULL;
+            int noted = flight != NULL && PyList_Append(args[7], flight) == 0;
+            Py_XDECREF(flight);
+            return noted ? Py_BuildValue("ini", code, (Py_ssize_t)job.index, job.error) : NULL;
         }
         answer = code == DONE ? PyBool_FromLong(job.control_readable)
                               : Py_BuildValue("ini", code, (Py_ssize_t)job.index, job.error);

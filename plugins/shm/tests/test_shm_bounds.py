@@ -38,7 +38,7 @@ class Path:
         vectors = ([n] for n in (here, self.theirs.ctypes.data + shift, length))
         fence = ctypes.addressof(self.fence) if write else 0
         a, b, c = (array("q", vector) for vector in vectors)
-        return _native.transfer(write, self.words, a, b, c, fence, seconds)
+        return _native.transfer(write, self.words, a, b, c, fence, seconds, [])
 
     def vectors(self, shift: int, length: int) -> list[array[int]]:
         """One segment of ``length`` bytes, to our start from ``shift`` bytes after theirs."""
@@ -129,7 +129,7 @@ def test_no_vector_is_held_after_a_transfer(shift: int, seconds: float) -> None:
     """However it ends: one that is held could not be made longer, and would never be freed."""
     path = Path(True)
     here, there, length = path.vectors(shift, 1)
-    _native.transfer(False, path.words, here, there, length, 0, seconds)
+    _native.transfer(False, path.words, here, there, length, 0, seconds, [])
     for vector in (path.words, here, there, length):
         vector.append(0)
 

@@ -41,6 +41,7 @@ from datadist.transport import (
     Unsupported,
 )
 from tests import tasks
+from tests.waiting import until
 
 SIZE = 1 << 20
 SPAWN = multiprocessing.get_context("spawn")
@@ -434,21 +435,47 @@ def test_a_peer_that_dies_meanwhile_is_noticed(large: Pair) -> None:
     timer.join()
 
 
-def test_close_waits_for_what_is_in_flight(large: Pair) -> None:
-    failed: list[BaseException] = []
+def _pull_endlessly(pair: Pair, count: int) -> tuple[list[threading.Thread], list[str]]:
+    """Several at the same time over one link, which are inside; and how each failed."""
+    failed: list[str] = []
 
     def pull() -> None:
         try:
-            _endless(large, 600)
+            _endless(pair, 600)
         except TransferError as error:
-            failed.append(error)
+            failed.append(str(error))
 
-    thread = threading.Thread(target=pull)
-    thread.start()
-    time.sleep(0.1)
+    threads = [threading.Thread(target=pull) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(pair.links[0]._paths[1].inside) == count)
+    return threads, failed
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+def test_the_end_ends_all_that_is_in_flight_before_memory_is_unmapped(
+    large: Pair, end: str
+) -> None:
+    threads, failed = _pull_endlessly(large, 4)
+    if end == "abort":
+        large.links[0].abort(1)
+        for thread in threads:
+            thread.join(SOON)
     assert large.links[0].close() == frozenset()
-    thread.join(SOON)
-    assert "aborted" in str(failed[0])
+    assert not large.links[0]._paths[1].inside
+    for thread in threads:
+        thread.join(SOON)
+    assert ["aborted" in text for text in failed] == [True] * 4
+
+
+def test_a_small_read_ends_beside_large_ones(large: Pair) -> None:
+    threads, failed = _pull_endlessly(large, 2)
+    here, there, size = (array("q", [n]) for n in (large.region.address, large.remote, 64))
+    large.links[0].read(1, here, there, size, 30.0)
+    assert not failed
+    large.links[0].abort(1)
+    for thread in threads:
+        thread.join(SOON)
 
 
 def test_pages_that_a_peer_has_made_are_mapped_when_the_link_is_ready() -> None:

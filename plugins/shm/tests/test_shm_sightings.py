@@ -44,5 +44,5 @@ def test_what_was_just_seen_is_not_looked_at_again(pagemap: int, size: int) -> N
     local, remote, length = (array("q", [number]) for number in (mine, theirs, size))
     before = _reads()
     for _ in range(TIMES):
-        assert _native.transfer(False, path, local, remote, length, 0, 60.0) is True
+        assert _native.transfer(False, path, local, remote, length, 0, 60.0, []) is True
     assert _reads() - before < TIMES, "each transfer looks, at both ends"

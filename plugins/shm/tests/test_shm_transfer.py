@@ -45,7 +45,7 @@ class Path:
             remote.append(remote[0] + 8)
             if size == 8:
                 local, remote, length = local[:1], remote[:1], length[:1]
-        return _native.transfer(write, self.words, local, remote, length, 0, 30.0)
+        return _native.transfer(write, self.words, local, remote, length, 0, 30.0, [])
 
     @property
     def flag(self) -> int:
@@ -87,6 +87,7 @@ def test_an_abort_in_the_last_chunk_of_several_is_no_success() -> None:
         array("q", [SIZE - 8, 8]),
         0,
         30.0,
+        [],
     )
     assert isinstance(answer, tuple)
     assert answer[0] == _native.ABORTED
@@ -104,7 +105,7 @@ def _endless(path: Path, seconds: float) -> bool | tuple[Any, ...]:
     local, remote, length = (
         array("q", [n]) * ENDLESS for n in (path.ours.ctypes.data, path.theirs.ctypes.data, SIZE)
     )
-    return _native.transfer(False, path.words, local, remote, length, 0, seconds)
+    return _native.transfer(False, path.words, local, remote, length, 0, seconds, [])
 
 
 def _an_abort_ends_helpers(_here: Here) -> None:
