@@ -36,6 +36,10 @@ POOL = "pool"
 """The user of a pool's region, for good."""
 
 
+_left: list[Region] = []
+"""Of engines that ended, kept since transfers may still touch them."""
+
+
 @dataclass(eq=False)
 class _RegisteredRegion:
     region: Region
@@ -415,11 +419,19 @@ class Memory:
             raise _finalized()
 
     def close(self) -> None:
-        """Release everything; no link is open any more. What was in pools may still be freed."""
+        """Release everything; no link is open any more. What was in pools may still be freed.
+
+        What a transfer may still touch stays mapped and registered for the life of the process.
+        """
         self._closed = True
-        for held in list(self._held.values()):
+        for region_id, held in list(self._held.items()):
+            if self.quarantine.touching([held.region.address], held.region.size) is not None:
+                _left.append(held.region)
+                del self._held[region_id]
+                continue
             held.users.clear()
             held.links.clear()
+        self._whole = False
         self._state.run(lambda: self._drop(list(self._held), lambda held: None))
         for error in self._release_all():
             log.warning("%s", error)

@@ -352,9 +352,9 @@ class OwnDirectory:
         kept = self._memory.quarantine.touching(cache.layout.bases, cache.layout.tensor_size)
         if kept is not None:
             raise LLMException(
-                f"cache {cache.cache_id} stays registered: {kept} (a page does not come: userfaultfd, "
-                "or a file system that hangs); do not free that memory, and try again when the page "
-                "has come or the peer has ended",
+                f"cache {cache.cache_id} stays registered: {kept} (the peer is stopped, or a page does "
+                "not come: userfaultfd, a file system that hangs); do not free that memory, and try "
+                "again when the peer goes on, the page has come, or the peer has ended",
                 status_code=LLMStatusCode.LLM_FAILED,
             )
 

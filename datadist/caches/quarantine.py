@@ -1,25 +1,22 @@
 """Local memory that transfers may still touch although their calls have ended.
 
-A transport may be unable to stop a transfer whose page does not come (``in_flight`` of its error). The
-call ends by its deadline all the same; the ranges of our memory that it named are kept here until the
-transport says that it has settled. Pages of a pool are not given to another cache before that, and
-registered memory cannot be unregistered.
+A transport may be unable to stop a transfer (``in_flight`` of its error): its peer is stopped, or a
+page does not come. The call ends by its deadline all the same; the ranges of our memory that it named
+are kept here until the transport says that it has settled. Pages of a pool are not given to another
+cache before that, and registered memory cannot be unregistered.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from datadist.transport import InFlight
+from datadist.transports.defects import text_of
 
 log = logging.getLogger("datadist.transfer")
-
-SWEEP_SECONDS = 0.02
-"""From one question to the transports to the next, while something is kept."""
 
 
 @dataclass(eq=False)
@@ -31,11 +28,21 @@ class Kept:
     lengths: Sequence[int]
     owner: object
     """The attempt over whose link it goes."""
+    rank: int
+    """The peer's."""
     text: str
     """What it is, for people."""
     release: Callable[[], None] = lambda: None
     calls: list[Callable[[], None]] = field(default_factory=list)
     """Made once it has settled."""
+
+    def settled(self) -> bool:
+        """Whether it touches nothing any more. A transport that raises has not said so."""
+        try:
+            return self.flight.settled()
+        except Exception as error:
+            text_of(error, self.flight)
+            return False
 
     def touches(self, bases: Iterable[int], size: int) -> bool:
         """Whether it may touch one of the ranges of ``size`` bytes at ``bases``."""
@@ -56,21 +63,24 @@ class Quarantine:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._kept: tuple[Kept, ...] = ()
-        self.on_kept: Callable[[], None] = lambda: None
-        """Called when something is kept: it has :meth:`remove_stale_files` called until that is False."""
+        self.on_kept: Callable[[Kept], None] = lambda _: None
+        """Called when something is kept: it has :meth:`release_settled` called until that is False."""
 
     def keep(self, kept: Kept) -> None:
         """Take in what has just been left; before anybody can free the memory."""
-        kept.addresses, kept.lengths = array("q", kept.addresses), array("q", kept.lengths)
         with self._lock:
-            self._kept = (*self._kept, kept)
+            if kept not in self._kept:
+                self._kept = (*self._kept, kept)
         log.warning("%s: it is kept until then", kept)
-        self.on_kept()
+        self.on_kept(kept)
 
-    def remove_stale_files(self) -> bool:
-        """Let go of what has settled; whether anything is left."""
+    def release_settled(self) -> bool:
+        """Let go of what has settled; whether anything is left.
+
+        On one thread, where no handler of a signal runs: what waits for it is told once.
+        """
         with self._lock:
-            settled = [kept for kept in self._kept if kept.flight.settled()]
+            settled = [kept for kept in self._kept if kept.settled()]
             self._kept = tuple(kept for kept in self._kept if kept not in settled)
         for kept in settled:
             log.info("%s has settled", kept.text)
@@ -79,11 +89,19 @@ class Quarantine:
                 call()
         return bool(self._kept)
 
+    def holds(self, kept: Kept) -> bool:
+        """Whether that has not settled."""
+        return kept in self._kept and not kept.settled()
+
+    def of(self, owner: object) -> list[Kept]:
+        """What has not settled of one link."""
+        return [kept for kept in self._kept if kept.owner is owner and not kept.settled()]
+
     def touching(self, bases: Sequence[int], size: int) -> Kept | None:
         """What may still touch one of the ranges of ``size`` bytes at ``bases``."""
-        if not self._kept or not self.remove_stale_files():
-            return None
-        return next((kept for kept in self._kept if kept.touches(bases, size)), None)
+        return next(
+            (kept for kept in self._kept if kept.touches(bases, size) and not kept.settled()), None
+        )
 
     def defers(self, bases: Sequence[int], size: int, call: Callable[[], None]) -> bool:
         """Whether these ranges are kept: then ``call`` is made once they may be free."""
@@ -98,6 +116,8 @@ class Quarantine:
 
     def texts(self, owner: object = None) -> list[str]:
         """What is kept (of one link), for people."""
-        if self._kept:
-            self.remove_stale_files()
-        return [str(kept) for kept in self._kept if owner is None or kept.owner is owner]
+        return [
+            str(kept)
+            for kept in self._kept
+            if (owner is None or kept.owner is owner) and not kept.settled()
+        ]

@@ -24,7 +24,6 @@ from datadist.caches.element_types import ElementTypes
 from datadist.caches.memory import Memory
 from datadist.caches.owned import OwnDirectory
 from datadist.caches.peers import PeerView
-from datadist.caches.quarantine import SWEEP_SECONDS
 from datadist.control.account import MAX_TABLES
 from datadist.control.discovery import Discovery, EndpointError
 from datadist.control.job import described
@@ -279,7 +278,6 @@ class Engine:
             self.transport.capabilities.watches_control,
             self.memory.quarantine,
         )
-        self.memory.quarantine.on_kept = lambda: self._reactor.post(self._sweep)
         self.route_cache = RouteCache(self.transfers, self.owned)
         types = ElementTypes(self.cluster_id, self.options.check_types)
         self.pulls = Pulls(
@@ -289,11 +287,6 @@ class Engine:
         self.fetches = Fetches(self.transfers, self.owned, types)
         self._services.append(self.fetches)
         self.copies = Copies(self.transport, self.owned, types)
-
-    def _sweep(self) -> None:
-        """Look again and again whether what transfers have left has settled; on the reactor."""
-        if self.memory.quarantine.remove_stale_files():
-            self._reactor.later(SWEEP_SECONDS, self._sweep)
 
     def link_error(self, comm_id: int) -> str | None:
         """Why a domain FAILED, whom an OK one has lost, and what of it does not end.

@@ -31,6 +31,7 @@ from datadist.control.messages import (
 from datadist.control.reactor import Reactor
 from datadist.control.runtime_dir import Address
 from datadist.links.domain import Attempt, Domain
+from datadist.links.in_flight import TransfersInFlight
 from datadist.links.steps import Steps, answer, weight
 from datadist.transport import Link, LinkError, Peer
 from datadist.types import RegisterMemStatus
@@ -60,6 +61,7 @@ class Builder:
         memory: Memory,
         owned: OwnDirectory,
     ) -> None:
+        self._in_flight = TransfersInFlight(reactor, workers, memory.quarantine)
         self._steps = steps
         steps.on_idle = self._close_when_idle
         self._reactor = reactor
@@ -263,7 +265,9 @@ class Builder:
     def close(self, attempt: Attempt, grace_seconds: float) -> None:
         """Shut an attempt down that was left or dropped; not on the reactor."""
         try:
-            possible_writers = attempt.shut_down(grace_seconds, CLOSE_SECONDS)
+            possible_writers = attempt.shut_down(
+                grace_seconds, CLOSE_SECONDS, lambda: self._in_flight.end_all(attempt)
+            )
         finally:
             attempt.processes.clear()
             self._dropped.pop(attempt, None)

@@ -6,7 +6,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -69,6 +69,12 @@ class Attempt:
     """Whether a worker closes it, rather than the thread that unlinks."""
     processes: list[Descriptor] = field(default_factory=list)
     """Of the members, kept open until the link is closed."""
+    forcing: threading.Lock = field(default_factory=threading.Lock)
+    """Held while the link ends what is in flight, so that it is not closed meanwhile."""
+    forced: set[int] = field(default_factory=set)
+    """Ranks with which it was to end that."""
+    closed: bool = False
+    """Whether the link is being closed, or was."""
     jobs: int = 0
     idle: threading.Event = field(default_factory=threading.Event)
     """Set while no worker is busy with this attempt."""
@@ -131,8 +137,10 @@ class Attempt:
             except Exception:
                 log.exception("defect of the transport: aborting raised; please report it")
 
-    def shut_down(self, grace_seconds: float, limit: float) -> frozenset[int]:
-        """Close the transport's link; not on the reactor.
+    def shut_down(
+        self, grace_seconds: float, limit: float, before: Callable[[], None]
+    ) -> frozenset[int]:
+        """Close the transport's link, right after ``before``; not on the reactor.
 
         Waits ``grace_seconds`` seconds for transfers in flight, then aborts them, and ``limit`` more for
         whatever else is busy. Returns the ranks that may still write our memory.
@@ -146,6 +154,7 @@ class Attempt:
             self.idle.wait(limit)
         self._take_all(held, deadline)
         try:
+            before()
             return self.link.close() if self.link is not None else frozenset()
         finally:
             for rank, taken in held.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
@@ -227,11 +228,19 @@ class Transfers:
         cluster = route.attempt.members[route.rank].cluster_id
         what = "push to" if write else "pull from"
         text = f"a {what} cluster {cluster} over {route.domain}"
-        kept = Kept(flight, list(local), list(length), route.attempt, text)
+        kept = Kept(flight, array("q", local), array("q", length), route.attempt, route.rank, text)
+        token = next(TOKENS)
         if write:
-            token = next(TOKENS)
-            route.view.prolong(token)
             kept.release = lambda: route.view.end_pull(token)
+        try:
+            self._keep(kept, route, token, write)
+        except BaseException:  # a handler of a signal: once more, which does no harm
+            self._keep(kept, route, token, write)
+            raise
+
+    def _keep(self, kept: Kept, route: Route, token: int, write: bool) -> None:
+        if write:
+            route.view.prolong(token)
         self._quarantine.keep(kept)
 
     def tallies(self, route: Route, push: bool) -> tuple[Tally, Tally]:
@@ -265,8 +274,9 @@ class Transfers:
             text += "; unlink and link again"
         if getattr(error, "in_flight", None) is not None:
             text += (
-                "; a page of either end does not come (userfaultfd, or a file system that hangs), so "
-                "the transfer goes on, and its memory here is not used again until it has settled"
+                "; the transport cannot stop it (the peer is stopped, or a page of either end does not "
+                "come: userfaultfd, a file system that hangs), so the transfer goes on, and its memory "
+                "here is not used again until it has settled"
             )
         status = next((s for t, s in STATUS_OF if isinstance(error, t)), LLMStatusCode.LLM_FAILED)
         return LLMException(
