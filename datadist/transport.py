@@ -435,15 +435,18 @@ class Link(ABC):
     def region_added(self, region: Region) -> None:  # noqa: B027 - optional by design
         """A region was allocated or registered after this link was opened; before its first use.
 
-        Transfers of this link may use it as local memory; peers do not reach it over this link. Local
-        and quick; the base class does nothing. Raises :class:`RegistrationError`: the registration
-        fails.
+        Called once per region, on the thread that registers, or at the end of the opening for
+        what came meanwhile; never beside another call of this method or :meth:`region_removed`.
+        Transfers of this link may use it as local memory; peers do not reach it over this link.
+        Local and quick; the base class does nothing. Raises :class:`RegistrationError`: the
+        registration fails.
         """
 
     def region_removed(self, region: Region) -> None:  # noqa: B027 - optional by design
         """A region of :meth:`region_added` is about to be released; no transfer uses it.
 
-        Must not raise. The base class does nothing.
+        Called once, before :meth:`Transport.release`; not once :meth:`close` was called. Must not
+        raise. The base class does nothing.
         """
 
     @abstractmethod
@@ -550,24 +553,26 @@ class Transport(ABC):
     def connect(self, peer: Peer) -> Any:
         """What all links with one peer process share, such as an endpoint; the base class has nothing.
 
-        Called once per incarnation of a peer, on a worker, before the first link with it is opened. The
-        result is :attr:`Peer.connection` in the group of each link with that peer. Local and quick: the
-        peer's offers come later. Not called for ourselves, nor by self-bootstrapping transports whose
-        peers are not known yet. Raises :class:`LinkError`.
+        Called on a worker before the first link with a peer is opened, and again once it was lost
+        or disconnected: by incarnation, there is one at a time that is not lost. The result is
+        :attr:`Peer.connection` in the group of each link with that peer. Local and quick: the
+        peer's offers come later. Not called for ourselves, nor by self-bootstrapping transports
+        whose peers are not known yet. Raises :class:`LinkError`.
         """
         return None
 
     def peer_lost(self, peer: Peer) -> None:  # noqa: B027 - optional by design
         """Core has lost a peer: its process has ended, or its session has. The base class does nothing.
 
-        On the control thread, which serves all links: it must not block, and must not raise. Each link
+        Called once for what :meth:`connect` returned, between that and :meth:`disconnect`. On the
+        control thread, which serves all links: it must not block, and must not raise. Each link
         with that peer gets :meth:`Link.abort` as well.
         """
 
     def disconnect(self, peer: Peer) -> None:  # noqa: B027 - optional by design
         """Give back what :meth:`connect` returned (:attr:`Peer.connection`).
 
-        Called once, on a worker or in `finalize`, after the last link with that peer was closed.
+        Called once, on the thread that has closed the last link with that peer, or in `finalize`.
         Bounded to seconds, also where the peer is dead; must not raise.
         """
 

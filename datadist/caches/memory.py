@@ -21,7 +21,7 @@ from datadist.caches.pool import PagePool, PoolExhausted, Run
 from datadist.caches.pool_config import PoolConfig
 from datadist.caches.quarantine import Quarantine
 from datadist.status import LLMException, LLMStatusCode, param_invalid
-from datadist.transport import Offer, Placement, Region, Transport
+from datadist.transport import Link, Offer, Placement, Region, Transport
 from datadist.transports.defects import text_of
 
 log = logging.getLogger("datadist.memory")
@@ -34,6 +34,38 @@ MAX_SINGLE_INSERTS = 64
 """Up to this number of new regions, inserting each is cheaper than sorting all."""
 POOL = "pool"
 """The user of a pool's region, for good."""
+
+
+class _ToldLink:
+    """An open link, and what it was told of regions that it was not opened over."""
+
+    def __init__(self, known: frozenset[int]) -> None:
+        self.link: Link | None = None
+        """None until it is open."""
+        self._known = known
+        """Ids of the regions that it was opened over."""
+        self._told: dict[int, list[None]] = {}
+        """By id: an item once a region was added, two once it was removed. They are noted in C: a
+        handler of a signal that raises makes no call twice."""
+
+    def add(self, region_id: int, region: Region) -> None:
+        """Once; a second time only if it failed. Raises what the link raises."""
+        if self.link is not None and region_id not in self._known:
+            told = self._told.setdefault(region_id, [])
+            if not told:
+                told += map(self.link.region_added, (region,))
+
+    def remove(self, region_id: int, region: Region) -> None:
+        """Once, and only after :meth:`add`."""
+        told = self._told.get(region_id, [])
+        if self.link is not None and len(told) == 1:
+            try:
+                told += map(self.link.region_removed, (region,))
+            except Exception as error:
+                log.error(
+                    "a link that was told of a region's end raised: %s", text_of(error, self.link)
+                )
+        self._told.pop(region_id, None)
 
 
 _left: list[Region] = []
@@ -67,6 +99,8 @@ class Memory:
         self._held: dict[int, _RegisteredRegion] = {}
         self._fresh: list[Region] = []
         """Known to the transport, on their way into the dict."""
+        self._links: dict[Hashable, _ToldLink] = {}
+        """Changes while something is being registered or released, but for newcomers."""
         self._dropped: dict[int, Region] = {}
         """Known to the transport, and gone from the dict."""
         self._pools: dict[Placement, tuple[int, PagePool]] = {}
@@ -219,6 +253,7 @@ class Memory:
             shared, fresh = self._state.run(lambda: self._plan(addresses, size, placement, user))
             self._register_fresh(fresh, size, placement)
             taken = self._state.run(lambda: self._take(user))
+            self._tell_links([*shared.values(), *taken])
         except BaseException:
             self._let_go(self.regions_of(user), user)
             raise
@@ -353,6 +388,8 @@ class Memory:
         failed = []
         for region_id, region in list(self._dropped.items()):
             if region_id not in self._held:
+                for told in list(self._links.values()):
+                    told.remove(region_id, region)
                 failed += self._release(region)
                 self._dropped.pop(region_id, None)
         held = {id(held.region) for held in self._held.values()} if self._fresh else set()
@@ -397,7 +434,45 @@ class Memory:
         chosen = {i: held for i, held in self._held.items() if held.exposed}
         for held in chosen.values():
             held.links.add(link)
+        self._links[link] = _ToldLink(frozenset(chosen))
         return {i: held.region for i, held in chosen.items()}
+
+    def tell_link(self, key: Hashable, link: Link) -> None:
+        """Tell a link of what was registered since :meth:`expose`, and later of what comes and goes.
+
+        Raises what the link raises.
+        """
+        self._registering.run(lambda: self._tell_link(key, link))
+
+    def _tell_link(self, key: Hashable, link: Link) -> None:
+        told = self._links.get(key)
+        if told is None:  # it is closed already
+            return
+        told.link = link
+        for region_id, held in list(self._held.items()):
+            if held.users:
+                told.add(region_id, held.region)
+
+    def forget_link(self, key: Hashable) -> None:
+        """Tell a link nothing any more: it is about to be closed."""
+        self._registering.do(lambda: self._links.pop(key, None))
+
+    def _tell_links(self, region_ids: Sequence[int]) -> None:
+        """Tell the links of regions that a user has got, unless they know them.
+
+        Raises LLM_FAILED where one refuses.
+        """
+        for told in list(self._links.values()):
+            for region_id in region_ids:
+                region = self._held[region_id].region
+                try:
+                    told.add(region_id, region)
+                except Exception as error:
+                    raise LLMException(
+                        f"cannot register the {region.size} bytes at {region.address:#x}: an open link "
+                        f"refuses them: {text_of(error, told.link)}",
+                        status_code=LLMStatusCode.LLM_FAILED,
+                    ) from error
 
     def conceal(self, region_ids: Sequence[int], link: Hashable) -> None:
         """Undo :meth:`expose` after the link was closed; harmless a second time.
@@ -407,6 +482,7 @@ class Memory:
         failed: list[LLMException] = []
 
         def released_by_peers() -> None:
+            self._links.pop(link, None)
             self._state.do(lambda: self._drop(region_ids, lambda held: held.links.discard(link)))
             failed.extend(self._release_all())
 

@@ -52,6 +52,7 @@ from datadist.links.duplicates import REMEDY, Duplicates
 from datadist.links.links import Links
 from datadist.links.lost_peers import LostPeers
 from datadist.links.missing_members import MissingMembers
+from datadist.links.peer_connections import PeerConnections
 from datadist.links.rendezvous import Rendezvous
 from datadist.links.steps import Steps
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
@@ -162,6 +163,8 @@ class Engine:
         self.listen(self.options.listen_ip, self.options.listen_port)
 
     def _start_discovery(self, environ: Mapping[str, str], stack: ExitStack) -> None:
+        self._connections = PeerConnections(self.transport, self._post)
+        stack.callback(self._connections.close)  # after the workers, which close links
         self._reactor = Reactor("datadist-control")
         stack.callback(self._reactor.stop)
         self.owned.hand_over_to(self._reactor.post)
@@ -180,6 +183,10 @@ class Engine:
             raise LLMException(str(error), status_code=LLMStatusCode.LLM_FAILED) from error
         stack.callback(self._close_discovery)
         self.views: dict[str, PeerView] = {}
+
+    def _post(self, call: Callable[[], None]) -> None:
+        """Have the control thread, which starts later than what this is given to, run a call."""
+        self._reactor.post(call)
 
     def _stop_services(self) -> None:
         for service in self._services:
@@ -221,6 +228,7 @@ class Engine:
             self.memory,
             self.owned,
             Access.READ_WRITE if self.options.remote_accessible else Access.READ,
+            self._connections,
         )
         self._builder = Builder(
             steps, self._reactor, self._discovery, self._workers, self.memory, self.owned

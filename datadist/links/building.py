@@ -266,9 +266,10 @@ class Builder:
         """Shut an attempt down that was left or dropped; not on the reactor."""
         try:
             possible_writers = attempt.shut_down(
-                grace_seconds, CLOSE_SECONDS, lambda: self._in_flight.end_all(attempt)
+                grace_seconds, CLOSE_SECONDS, lambda: self._begin_to_close(attempt)
             )
         finally:
+            self._steps.connections.disconnect(attempt)
             attempt.processes.clear()
             self._dropped.pop(attempt, None)
             self._unclosed.discard(attempt)
@@ -282,6 +283,11 @@ class Builder:
                 "%s may still write our memory; what it could write is kept until it answers",
                 ", ".join(f"rank {rank}" for rank in sorted(possible_writers)),
             )
+
+    def _begin_to_close(self, attempt: Attempt) -> None:
+        """Nothing is in flight within calls; what else the link is told ends before it is closed."""
+        self._memory.forget_link(attempt)
+        self._in_flight.end_all(attempt)
 
     def _release(self, attempt: Attempt) -> None:
         """Release the sessions of the members; until then a running pull still receives their
@@ -416,6 +422,7 @@ class Builder:
         for _, fds in view.early.values():
             self._reactor.closer.discard(fds)
         view.early.clear()
+        self._steps.connections.on_lost(view.incarnation)
 
     def _member_gone(
         self, domain: Domain, view: PeerView, reason: str, level: int, unlinked: bool = False

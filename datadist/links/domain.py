@@ -75,6 +75,8 @@ class Attempt:
     """Ranks with which it was to end that."""
     closed: bool = False
     """Whether the link is being closed, or was."""
+    connections: list[Any] = field(default_factory=list)
+    """What it uses together with other links; only :mod:`datadist.links.peer_connections` knows more."""
     jobs: int = 0
     idle: threading.Event = field(default_factory=threading.Event)
     """Set while no worker is busy with this attempt."""

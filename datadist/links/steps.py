@@ -6,6 +6,7 @@ first whether the attempt was given up meanwhile, and tells the domain's owner o
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -23,10 +24,12 @@ from datadist.control.messages import Attached, Message, OfferMessage, Ready
 from datadist.control.reactor import Reactor
 from datadist.control.session import Session, close_all
 from datadist.links.domain import Attempt, Domain
-from datadist.transport import Access, Group, Link, Offer, Peer, Transport
+from datadist.links.peer_connections import PeerConnections
+from datadist.transport import Access, Group, Link, Offer, Peer, Region, Transport
 from datadist.transports.defects import text_of
 
 Joined = TypeVar("Joined")
+log = logging.getLogger("datadist.link")
 
 REGION_BYTES = 40
 """Of the id of a region in an offer."""
@@ -45,7 +48,9 @@ class Steps:
         memory: Memory,
         owned: OwnDirectory,
         access: Access,
+        connections: PeerConnections,
     ) -> None:
+        self.connections = connections
         self._reactor = reactor
         self._discovery = discovery
         self._views = views
@@ -129,10 +134,32 @@ class Steps:
         attempt.opening = True
         exposed = self._memory.expose(attempt)
         attempt.regions = sorted(exposed)
+
+        def finished(link: Link) -> None:
+            opened(link)
+            if attempt.closed:  # without this link, which took too long
+                self._workers.submit(lambda: self._close_late(link), attempt.owner)
+
         self._job(
             domain, attempt, "opening the transport",
-            lambda: self._transport.open(group, list(exposed.values()), self._access), opened,
+            lambda: self._open(attempt, group, list(exposed.values())), finished,
         )  # fmt: skip
+
+    def _open(self, attempt: Attempt, group: Group, regions: list[Region]) -> Link:
+        connected = self.connections.connect(attempt, group)
+        link = self._transport.open(connected, regions, self._access)
+        try:
+            self._memory.tell_link(attempt, link)
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    def _close_late(self, link: Link) -> None:
+        try:
+            link.close()
+        except Exception as error:
+            log.error("closing a link that took too long to open failed: %s", text_of(error, link))
 
     @staticmethod
     def group(domain: Domain, attempt: Attempt, peers: dict[int, Peer], suffix: str) -> Group:

@@ -1,0 +1,152 @@
+"""What the links with one peer process share: made before the first one, given back after the last one.
+
+See :meth:`Transport.connect`, :meth:`Transport.disconnect` and :meth:`Transport.peer_lost`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from datadist.control.session import Descriptor
+from datadist.links.domain import Attempt
+from datadist.transport import Group, LinkError, Peer, Transport
+from datadist.transports.defects import text_of
+
+log = logging.getLogger("datadist.link")
+
+
+@dataclass(eq=False)
+class _Connection:
+    """One peer's. The transport is called with ``lock`` held, and so about one peer at a time."""
+
+    peer: Peer
+    processes: list[Descriptor]
+    """Keeps descriptors open that the peer has."""
+    users: int = 0
+    """Links, also those that are about to connect."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    connected: bool = False
+    lost: bool = False
+    """Whether the peer was lost, and newcomers get another connection."""
+    told: bool = False
+    """Whether the transport knows of the loss."""
+
+
+class PeerConnections:
+    """Connections by incarnation, counted over links. ``post`` runs a call on the control thread."""
+
+    def __init__(self, transport: Transport, post: Callable[[Callable[[], None]], object]) -> None:
+        self._transport = transport
+        self._post = post
+        self._lock = threading.Lock()
+        """Guards the two that follow, and the numbers of users; nothing else is done while it is held."""
+        self._current: dict[str, _Connection] = {}
+        self._all: set[_Connection] = set()
+        self._closed = False
+
+    def connect(self, attempt: Attempt, group: Group) -> Group:
+        """The group, with what belongs to each peer; on a worker.
+
+        :meth:`disconnect` gives back what this has taken, also where it raises LinkError, or what the
+        transport raises.
+        """
+        peers = dict(group.peers)
+        for rank, peer in group.peers.items():
+            if rank != group.rank and peer.incarnation:
+                taken = self._take(attempt, peer)
+                peers[rank] = replace(peer, connection=self._connected(attempt, taken))
+        return replace(group, peers=peers)
+
+    def disconnect(self, attempt: Attempt) -> None:
+        """Give back what a link has, which is closed and connects no more; not on the control thread."""
+        with attempt.forcing:
+            attempt.closed = True
+            connections, attempt.connections = attempt.connections, []
+        for connection in connections:
+            self._give_back(connection)
+
+    def on_lost(self, incarnation: str) -> None:
+        """A session ended. On the control thread, after attempts that are not complete were given up."""
+        with self._lock:
+            connection = self._current.pop(incarnation, None)
+        if connection is not None:
+            connection.lost = True
+            self._tell_lost(connection)
+
+    def close(self) -> None:
+        """Disconnect what is left, since the engine ends."""
+        with self._lock:
+            self._closed = True
+            left = list(self._all)
+        for connection in left:
+            with connection.lock:
+                self._disconnect(connection)
+
+    def _take(self, attempt: Attempt, peer: Peer) -> _Connection:
+        """Count the attempt as a user of its peer's connection."""
+        with attempt.forcing, self._lock:
+            if attempt.closed or self._closed:
+                raise LinkError("the link was given up meanwhile", peer.rank)
+            connection = self._current.get(peer.incarnation)
+            if connection is None:
+                connection = _Connection(peer, list(attempt.processes))
+                self._current[peer.incarnation] = connection
+                self._all.add(connection)
+            connection.users += 1
+            attempt.connections.append(connection)
+        return connection
+
+    def _connected(self, attempt: Attempt, connection: _Connection) -> Any:
+        with connection.lock:
+            if not connection.connected:
+                if attempt.dead or connection.lost or self._closed:
+                    raise LinkError("the peer has left meanwhile", connection.peer.rank)
+                value = self._transport.connect(connection.peer)
+                connection.peer = replace(connection.peer, connection=value)
+                connection.connected = True
+        if connection.lost:  # meanwhile: who noticed it did not wait for the lock
+            self._post(lambda: self._tell_lost(connection))
+        return connection.peer.connection
+
+    def _tell_lost(self, connection: _Connection) -> None:
+        """Does not wait: who holds the lock disconnects, or connects and has this called again."""
+        if not connection.lock.acquire(blocking=False):
+            return
+        try:
+            if connection.connected and not connection.told:
+                connection.told = True
+                self._call(self._transport.peer_lost, connection.peer)
+        finally:
+            connection.lock.release()
+
+    def _give_back(self, connection: _Connection) -> None:
+        """Count one user less; the last one disconnects. Newcomers wait until that is done."""
+        with connection.lock:
+            with self._lock:
+                connection.users -= 1
+                last = connection.users == 0
+            if last:
+                self._disconnect(connection)
+        with self._lock:
+            if connection.users == 0:
+                self._all.discard(connection)
+                if self._current.get(connection.peer.incarnation) is connection:
+                    del self._current[connection.peer.incarnation]
+
+    def _disconnect(self, connection: _Connection) -> None:
+        if connection.connected:
+            connection.connected = False
+            self._call(self._transport.disconnect, connection.peer)
+            connection.peer = replace(connection.peer, connection=None)
+
+    def _call(self, method: Callable[[Peer], None], peer: Peer) -> None:
+        """Of the transport, which must not raise here."""
+        try:
+            method(peer)
+        except Exception as error:
+            why = text_of(error, self._transport)
+            log.error("%s of the transport raised for rank %d: %s", method.__name__, peer.rank, why)
