@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -32,6 +33,7 @@ class Kept:
     """The peer's."""
     text: str
     """What it is, for people."""
+    since: float = field(default_factory=time.monotonic)
     release: Callable[[], None] = lambda: None
     calls: list[Callable[[], None]] = field(default_factory=list)
     """Made once it has settled."""

@@ -71,8 +71,8 @@ class Attempt:
     """Of the members, kept open until the link is closed."""
     forcing: threading.Lock = field(default_factory=threading.Lock)
     """Held while the link ends what is in flight, so that it is not closed meanwhile."""
-    forced: set[int] = field(default_factory=set)
-    """Ranks with which it was to end that."""
+    forced: dict[int, float] = field(default_factory=dict)
+    """When it was to end that, by rank (time.monotonic); infinite where it cannot."""
     closed: bool = False
     """Whether the link is being closed, or was."""
     connections: list[Any] = field(default_factory=list)

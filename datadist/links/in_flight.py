@@ -6,6 +6,8 @@ See ``in_flight`` of :class:`~datadist.transport.TransportError`, and :meth:`Lin
 from __future__ import annotations
 
 import logging
+import math
+import time
 
 from datadist.base.texts import in_seconds
 from datadist.base.workers import Workers
@@ -60,13 +62,14 @@ class TransfersInFlight:
                 self._force(kept, attempt, "had not settled when its link was closed")
 
     def _force(self, kept: Kept, attempt: Attempt, why: str) -> None:
-        """Once for each link and rank."""
-        if kept.rank in attempt.forced or attempt.link is None:
+        """Once for all that a rank has in flight now, and never again where the transport cannot."""
+        if attempt.link is None or kept.since <= attempt.forced.get(kept.rank, 0.0):
             return
-        attempt.forced.add(kept.rank)
+        attempt.forced[kept.rank] = time.monotonic()
         try:
             attempt.link.force(kept.rank)
         except Unsupported as error:
+            attempt.forced[kept.rank] = math.inf
             log.warning("%s %s: it is waited for, since %s", kept.text, why, error)
             return
         except Exception as error:

@@ -259,10 +259,12 @@ class RouteCache:
             view.end_pull(token)  # as _end, without the call
             self._owned.unpin(cached.cache, token)
         except BaseException as error:
-            transfers.keep(cached.route, error, local, length, write=False)
-            cached.view.pulls.discard(token)  # in C: no handler of a signal comes before these
-            cached.cache.pins.discard(token)
-            self._end(cached, token)
+            try:
+                transfers.keep(cached.route, error, local, length, write=False)
+            finally:
+                cached.view.pulls.discard(token)  # in C: no handler of a signal comes before these
+                cached.cache.pins.discard(token)
+                self._end(cached, token)
             if not isinstance(error, Exception):
                 raise
             pass_on(error)

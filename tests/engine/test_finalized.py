@@ -197,8 +197,8 @@ def test_finalize_waits_until_its_peers_write_its_memory_no_more(
 ) -> None:
     closed = Attempt.shut_down
 
-    def inside(attempt: Attempt, grace_seconds: float, limit: float) -> frozenset[int]:
-        return closed(attempt, grace_seconds, limit) | {0}
+    def inside(attempt: Attempt, *args: Any) -> frozenset[int]:
+        return closed(attempt, *args) | {0}
 
     monkeypatch.setattr(Attempt, "shut_down", inside)
     peer, ending, left = _ending(engine, monkeypatch)

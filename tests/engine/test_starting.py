@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 
-from datadist import LLMConfig, LLMRole
+from datadist import LLMConfig, LLMException, LLMRole, LLMStatusCode
 from datadist.engine import starting
 from datadist.engine.options import EngineOptions
 from datadist.transport import TransportOptions
@@ -20,14 +21,40 @@ def _told(
 
     def transport(told_now: TransportOptions) -> SimpleNamespace:
         told.append(told_now)
-        return SimpleNamespace(describe=dict)
+        return SimpleNamespace(describe=dict, capabilities=SimpleNamespace(parallel=1))
 
+    _start(monkeypatch, config, environ, transport)
+    (one,) = told
+    return one
+
+
+def _start(
+    monkeypatch: pytest.MonkeyPatch, config: LLMConfig, environ: dict[str, str],
+    transport: Callable[[TransportOptions], SimpleNamespace],
+) -> None:  # fmt: skip
     choice = SimpleNamespace(name="shm", backend="shm", why="a test", transport_class=transport)
     monkeypatch.setattr(starting, "choose_backend", lambda *_: choice)
     given = {**config.generate_options(), "datadist.shm.speed": "9", "datadist.rdma.speed": "1"}
     starting.start_transport(EngineOptions.parse(given, LLMRole.MIX, environ), environ)
-    (one,) = told
-    return one
+
+
+@pytest.mark.parametrize("parallel", [0, -1, True, 2.0, None, "4"])
+def test_a_transport_that_declares_no_number_of_transfers_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, parallel: object
+) -> None:
+    config, closed = LLMConfig(), list[bool]()
+    config.enable_cache_manager = True
+
+    def transport(_: TransportOptions) -> SimpleNamespace:
+        capabilities = SimpleNamespace(parallel=parallel)
+        return SimpleNamespace(
+            describe=dict, capabilities=capabilities, close=lambda: closed.append(True)
+        )
+
+    with pytest.raises(LLMException, match=rf"parallel is {parallel!r}, .*an int of 1") as caught:
+        _start(monkeypatch, config, {}, transport)
+    assert caught.value.status_code is LLMStatusCode.LLM_FAILED
+    assert closed == [True]
 
 
 def test_every_option_of_a_transport_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,10 +31,8 @@ def _make(here: nodes.Here, label: str, memory: str, value: int, key: Any = None
         here.arrays[label] = cache.numpy()
     else:
         here.arrays[label] = [here.any.setdefault(memory, np.zeros((BLOCKS, BLOCK), np.uint8))]
-        extra = [] if key is None else [key]
-        cache = manager.register_blocks_cache(
-            desc, [here.arrays[label][0].ctypes.data], *extra, remote_accessible=True
-        )
+        addresses = [here.arrays[label][0].ctypes.data]
+        cache = manager.register_blocks_cache(desc, addresses, key, remote_accessible=True)
     here.caches[label] = cache
     here.arrays[label][0][:] = value
 
@@ -199,6 +197,29 @@ def test_what_does_not_settle_is_forced_and_costs_the_connection(
     owner.do(nodes.unlink, 1)
     _link("pair", {1: owner, 2: mover})
     assert mover.do(_move, "mine", what) == "done"
+
+
+def test_what_is_left_after_the_connection_was_forced_is_forced_again(start_node: Start) -> None:
+    owner, reader = _start(start_node, 1, 2, backend=FORCED)
+    owner.do(_make, "theirs", "pool", 1, KEY)
+    reader.do(_make, "mine", "pool", 2)
+    comm_id = _link("pair", {1: owner, 2: reader})
+    reader.do(_set, "FORCE_SECONDS", 0.1)
+    reader.do(_hold, True)
+    assert "LLM_TIMEOUT" in reader.do(_move, "mine", "pull")
+    until(lambda: reader.do(_forced) == [[0]])
+    reader.do(_revive)  # as if that one had been inside its call meanwhile
+    assert "LLM_TIMEOUT" in reader.do(_move, "mine", "pull")
+    until(lambda: reader.do(_forced) == [[0, 0]])
+    reader.do(nodes.unlink, comm_id)
+    assert reader.do(_forced) == [[0, 0]], "nothing was in flight any more"
+
+
+def _revive(here: nodes.Here) -> None:
+    engine: Any = here.live._engine
+    (domain,) = engine._all_domains()
+    domain.attempt.gone.clear()
+    domain.attempt.link._ended.clear()
 
 
 def test_what_cannot_be_forced_is_waited_for_and_that_is_said_once(start_node: Start) -> None:
