@@ -269,7 +269,8 @@ class Builder:
                 grace_seconds, CLOSE_SECONDS, lambda: self._begin_to_close(attempt)
             )
         finally:
-            self._steps.connections.disconnect(attempt)
+            if attempt.idle.is_set():  # else when that job has ended
+                self._steps.connections.disconnect(attempt)
             attempt.processes.clear()
             self._dropped.pop(attempt, None)
             self._unclosed.discard(attempt)

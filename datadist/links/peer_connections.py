@@ -64,7 +64,6 @@ class PeerConnections:
     def disconnect(self, attempt: Attempt) -> None:
         """Give back what a link has, which is closed and connects no more; not on the control thread."""
         with attempt.forcing:
-            attempt.closed = True
             connections, attempt.connections = attempt.connections, []
         for connection in connections:
             self._give_back(connection)

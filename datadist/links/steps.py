@@ -136,9 +136,10 @@ class Steps:
         attempt.regions = sorted(exposed)
 
         def finished(link: Link) -> None:
-            opened(link)
             if attempt.closed:  # without this link, which took too long
-                self._workers.submit(lambda: self._close_late(link), attempt.owner)
+                attempt.late = link
+            else:
+                opened(link)
 
         self._job(
             domain, attempt, "opening the transport",
@@ -155,11 +156,16 @@ class Steps:
             raise
         return link
 
-    def _close_late(self, link: Link) -> None:
+    def _end_late(self, attempt: Attempt) -> None:
+        """What closing the attempt did not wait for."""
+        link, attempt.late = attempt.late, None
         try:
-            link.close()
+            if link is not None:
+                link.close()
         except Exception as error:
             log.error("closing a link that took too long to open failed: %s", text_of(error, link))
+        finally:
+            self.connections.disconnect(attempt)
 
     @staticmethod
     def group(domain: Domain, attempt: Attempt, peers: dict[int, Peer], suffix: str) -> Group:
@@ -295,6 +301,8 @@ class Steps:
                 attempt.jobs -= 1
                 if attempt.jobs == 0:
                     attempt.idle.set()
+                    if attempt.closed:
+                        self._workers.submit(lambda: self._end_late(attempt), attempt.owner)
                 if attempt.dropped:
                     self.on_idle(attempt)
 

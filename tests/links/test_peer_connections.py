@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from datadist import CacheDesc, DataType
+from datadist.links import building
 from tests import nodes, recording_transport
 from tests.nodes import Node, RemoteError
 from tests.waiting import until
@@ -208,6 +209,29 @@ def test_links_by_address_connect_as_well(
         assert client.do(nodes.unlink_clusters, [(1, port)])[0] == "LLM_SUCCESS"
     assert _counts(client) == (2, 2)
     until(lambda: _counts(server) == (2, 2))
+
+
+@pytest.mark.parametrize("what", ["connect", "opening", "open"])
+def test_a_link_that_takes_too_long_to_open_is_closed_and_gives_back_what_it_has(
+    start_node: Start, what: str
+) -> None:
+    we, peer = _start(start_node, 1, 2)
+    we.do(_close_soon)
+    we.do(_gate, what)
+    for node in (we, peer):
+        node.do(nodes.link, "pair", {1: 0, 2: 1})
+    until(lambda: bool(we.do(_waits, what)))
+    we.do(nodes.unlink, 1)
+    assert not we.do(_events, "disconnect"), "it is in use"
+    we.do(_let_go, what)
+    until(lambda: _counts(we) == (1, 1))
+    kinds = _kinds(we)
+    assert kinds.count("open") == kinds.count("close")
+    assert kinds[-1] == "disconnect"
+
+
+def _close_soon(here: nodes.Here) -> None:
+    building.CLOSE_SECONDS = 0.1
 
 
 # -- regions ---------------------------------------------------------------------------------

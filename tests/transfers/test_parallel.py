@@ -329,6 +329,23 @@ def test_unlink_waits_for_all_that_goes_on_and_finalize_for_none(
         assert "LLMException" in we.do(held.outcome, f"pull {number}")
 
 
+def test_unlink_aborts_all_that_goes_on_after_its_grace(start_node: Start) -> None:
+    we, second = (start_node(c, sync_kv_timeout=300) for c in (1, 2))
+    for node, cluster in ((we, 1), (second, 2)):
+        node.do(_make, cluster)
+    _link(we, second, 2)
+    we.do(held.hold_moves, 2)
+    for number in range(3):
+        we.do(held.begin, f"pull {number}", _pull, 2, number)
+    assert we.do(held.inside, 3)
+    we.do(held.begin, "unlink", nodes.unlink, 1)
+    assert we.do(held.aborted, 2)
+    we.do(held.let_go)
+    assert we.do(held.outcome, "unlink") == "OK"
+    for number in range(3):
+        assert "LLMException" in we.do(held.outcome, f"pull {number}")
+
+
 def test_two_threads_pull_from_one_peer_over_two_links_at_the_same_time(start_node: Start) -> None:
     we, second = _start(start_node, 1, 2)
     _link(we, second, 2, "old")
