@@ -6,7 +6,6 @@ import ctypes
 import faulthandler
 import os
 import signal
-import socket
 import threading
 import traceback
 from collections.abc import Callable
@@ -16,7 +15,8 @@ from typing import Any
 
 from datadist.base.texts import in_seconds
 from datadist.testing import wire
-from datadist.transport import Link, Region, Transport
+from datadist.testing.connections import Connections
+from datadist.transport import InFlight, Link, Region, Transport
 
 PR_SET_PDEATHSIG = 1
 
@@ -57,11 +57,11 @@ class State:
     regions: dict[str, Region] = field(default_factory=dict)
     buffers: dict[str, object] = field(default_factory=dict)
     links: dict[str, Link] = field(default_factory=dict)
-    pidfds: dict[str, list[int]] = field(default_factory=dict)
-    controls: dict[str, dict[int, tuple[socket.socket, socket.socket]]] = field(
-        default_factory=dict
-    )
-    """What stands for core's connections to the peers of each link, and their other ends."""
+    added: dict[str, set[str]] = field(default_factory=dict)
+    """Labels of the regions that each link heard of after it was opened."""
+    peers: Connections = field(default_factory=Connections)
+    in_flight: list[tuple[str, int, InFlight]] = field(default_factory=list)
+    """Link, rank and what is left of transfers that have failed."""
     tasks: dict[str, Task] = field(default_factory=dict)
     engine: Any = None
     any: dict[str, Any] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class State:
     @property
     def live(self) -> Transport:
         """The transport, which is open."""
-        assert self.transport is not None
+        assert self.transport is not None, "the kit has not opened the transport in this process"
         return self.transport
 
     def take_fds(self) -> list[int]:

@@ -15,7 +15,7 @@ import numpy as np
 from datadist.testing.child import State
 from datadist.testing.operations import Outcome, outcome_of
 from datadist.testing.pattern import ExpectedWrite, difference, expected, pattern
-from datadist.transport import Placement, TransportError
+from datadist.transport import Placement, Region, TransportError
 
 PART = 4 << 20
 """Bytes that are compared at a time."""
@@ -66,15 +66,38 @@ def allocate_too_much(state: State, size: int, placement: Placement) -> str:
 
 def _keep(state: State, label: str, make: Callable[[], Any]) -> Outcome:
     def call() -> tuple[int, int, int]:
-        region = state.regions[label] = make()
+        region = make()
+        _announce(state, label, region)
+        state.regions[label] = region
         return region.address, region.size, int(region.placement)
 
     return outcome_of(call)
 
 
+def _announce(state: State, label: str, region: Region) -> None:
+    """Tell the open links of a new region; one that refuses it undoes the registration."""
+    told: list[str] = []
+    try:
+        for link in list(state.links):
+            state.links[link].region_added(region)
+            told.append(link)
+    except TransportError:
+        for link in told:
+            state.links[link].region_removed(region)
+        state.live.release(region)
+        raise
+    for link in told:
+        state.added[link].add(label)
+
+
 def release(state: State, label: str) -> None:
     """Release a region and the kit's memory behind it."""
-    state.live.release(state.regions.pop(label))
+    region = state.regions.pop(label)
+    for link, labels in state.added.items():
+        if label in labels:
+            labels.remove(label)
+            state.links[link].region_removed(region)
+    state.live.release(region)
     state.buffers.pop(label, None)
 
 
@@ -121,16 +144,28 @@ def _get(state: State, label: str) -> Iterator[tuple[int, bytes]]:
 def _through_staging(state: State, label: str, data: bytes | None) -> bytes:
     """Write (``data``) or read memory that the CPU cannot access, with the transport's own copy."""
     region = state.regions[label]
-    host = state.live.allocate(region.size, Placement.HOST)
+    return _staged(state, region.address, region.size, data)
+
+
+def _staged(state: State, address: int, size: int, data: bytes | None) -> bytes:
+    host = state.live.allocate(size, Placement.HOST)
     try:
-        there, here = array("q", [region.address]), array("q", [host.address])
+        there, here = array("q", [address]), array("q", [host.address])
         if data is not None:
             ctypes.memmove(host.address, data, len(data))
             there, here = here, there
-        state.live.copy(here, there, array("q", [region.size]))
-        return ctypes.string_at(host.address, region.size)
+        state.live.copy(here, there, array("q", [size]))
+        return ctypes.string_at(host.address, size)
     finally:
         state.live.release(host)
+
+
+def content(state: State, label: str, at: int, size: int) -> bytes:
+    """A copy of a part of a region."""
+    address = state.regions[label].address + at
+    if _addressable(state, label):
+        return ctypes.string_at(address, size)
+    return _staged(state, address, size, None)
 
 
 def fill(state: State, label: str, seed: int) -> None:

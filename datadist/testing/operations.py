@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import socket
 import threading
 import time
 from array import array
@@ -41,6 +40,8 @@ class Outcome:
     text: str = ""
     rank: int | None = None
     link_usable: bool | None = None
+    in_flight: bool = False
+    """Whether the error says that something goes on, which the process then keeps."""
     seconds: float = 0.0
     value: Any = None
 
@@ -55,20 +56,26 @@ class Outcome:
 
     def __str__(self) -> str:
         what = f"{self.kinds[0]}: {self.text}" if self.kinds else "success"
+        what += ", in flight" if self.in_flight else ""
         return f"{what} (after {self.seconds:.3f} s)"
 
 
-def outcome_of(call: Callable[[], Any]) -> Outcome:
+def outcome_of(
+    call: Callable[[], Any], on_error: Callable[[TransportError], None] | None = None
+) -> Outcome:
     """Make a call. Exceptions that are not transport errors are raised, with their traceback."""
     begin = time.monotonic()
     try:
         value = call()
     except TransportError as error:
+        if on_error is not None:
+            on_error(error)
         return Outcome(
             kinds=tuple(base.__name__ for base in type(error).__mro__),
             text=str(error),
             rank=getattr(error, "rank", None),
             link_usable=getattr(error, "link_usable", None),
+            in_flight=error.in_flight is not None,
             seconds=time.monotonic() - begin,
         )
     return Outcome(seconds=time.monotonic() - begin, value=value)
@@ -160,28 +167,26 @@ def open_link(
     state: State, link: str, plan: GroupPlan, rank: int, labels: Sequence[str], access: Access
 ) -> Outcome:
     """Make this rank's side."""
-    fds = state.pidfds[link] = []
-    controls = state.controls[link] = {}
     peers = {rank: Peer(rank, f"engine-{plan.pids[rank]}")}
-    for other, pid in plan.pids.items():
-        if other in plan.addresses and other != rank:
-            peers[other] = Peer(other, f"engine-{pid}", address=plan.addresses[other])
-        elif other != rank:
-            fds.append(os.pidfd_open(pid))
-            controls[other] = socket.socketpair()
-            control_fd = controls[other][0].fileno()
-            peers[other] = Peer(other, f"engine-{pid}", pid, fds[-1], control_fd=control_fd)
-    group = Group(
-        name=plan.name, rank=rank, peers=dict(sorted(peers.items())),
-        table=None if plan.table is None else parse_rank_table(plan.table),
-        deadline=time.monotonic() + plan.seconds,
-    )  # fmt: skip
-    regions = [state.regions[label] for label in labels]
 
     def call() -> None:
+        for other, pid in plan.pids.items():
+            if other != rank:
+                address = plan.addresses.get(other)
+                peers[other] = state.peers.take(state.live, link, other, pid, address)
+        group = Group(
+            name=plan.name, rank=rank, peers=dict(sorted(peers.items())),
+            table=None if plan.table is None else parse_rank_table(plan.table),
+            deadline=time.monotonic() + plan.seconds,
+        )  # fmt: skip
+        regions = [state.regions[label] for label in labels]
         state.links[link] = state.live.open(group, regions, access)
+        state.added[link] = set()
 
-    return outcome_of(call)
+    outcome = outcome_of(call)
+    if not outcome.ok:
+        state.peers.give_back(state.live, link)
+    return outcome
 
 
 def open_links(
@@ -240,20 +245,69 @@ def _run(link: Link, order: Move, vectors: Sequence[Any]) -> bool | None:
 
 def control(state: State, link: str, rank: int, what: str) -> None:
     """Send to, read from, or end the socket that stands for core's connection to a peer."""
-    core, peer = state.controls[link][rank]
+    connection = state.peers.of(link, rank)
+    assert connection.core is not None, "the kit has no connection to this peer"
+    assert connection.remote is not None, "the kit has no connection to this peer"
     if what == "arrives":
-        peer.send(b"news")
+        connection.remote.send(b"news")
     elif what == "is taken":
-        core.recv(100)
+        connection.core.recv(100)
     else:
-        peer.close()
+        connection.remote.close()
 
 
 def move(state: State, order: Move) -> Outcome:
     """Read or write."""
     link = state.links[order.link]
     vectors = order.local, order.remote, order.length
-    return outcome_of(lambda: _run(link, order, vectors))
+
+    def keep(error: TransportError) -> None:
+        if error.in_flight is not None:
+            state.in_flight.append((order.link, order.rank, error.in_flight))
+
+    return outcome_of(lambda: _run(link, order, vectors), keep)
+
+
+def all_settled(state: State) -> bool:
+    """Whether nothing of the transfers that have failed here is in flight."""
+    for link, rank, in_flight in list(state.in_flight):
+        settled = in_flight.settled()
+        assert type(settled) is bool, f"in_flight.settled() returned {settled!r}, expected a bool"
+        if settled:
+            state.in_flight.remove((link, rank, in_flight))
+    return not state.in_flight
+
+
+def wait_settled(state: State, seconds: float) -> bool:
+    """As :func:`all_settled`, after ``seconds`` at most."""
+    end = time.monotonic() + seconds
+    while not all_settled(state):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def force(state: State, link: str, rank: int) -> Outcome:
+    """Force, twice."""
+
+    def call() -> None:
+        state.links[link].force(rank)
+        state.links[link].force(rank)
+
+    return outcome_of(call)
+
+
+def lose(state: State, link: str, rank: int) -> float:
+    """Do what core does when it has lost a peer; returns the seconds of its control thread."""
+    connection = state.peers.of(link, rank)
+    begin = time.monotonic()
+    if not connection.lost:
+        connection.lost = True
+        state.live.peer_lost(connection.peer)
+    for name in sorted(connection.links & set(state.links)):
+        state.links[name].abort(rank)
+    return time.monotonic() - begin
 
 
 def move_with(state: State, order: Move, kind: str) -> Outcome:
@@ -322,13 +376,29 @@ def abort(state: State, link: str, rank: int) -> float:
     return time.monotonic() - begin
 
 
-def close_link(state: State, link: str) -> tuple[frozenset[int], float]:
-    """Close, twice; the ranks that may still write our memory, and the seconds it took."""
+@dataclass(frozen=True)
+class Closed:
+    """The end of one side of a link."""
+
+    possible_writers: frozenset[int]
+    """The ranks that may still write our memory."""
+    seconds: float
+    """What `close` took."""
+    disconnecting: float = 0.0
+    """What the slowest `disconnect` took, where this was the last link with a peer."""
+
+
+def close_link(state: State, link: str) -> Closed:
+    """Close, twice; forces what is in flight before, and disconnects afterwards, as core does."""
+    for rank in {rank for name, rank, _ in state.in_flight if name == link}:
+        if not all_settled(state):
+            force(state, link, rank)
     begin = time.monotonic()
     closing = state.links[link]  # stays there meanwhile: other threads are moving over it
     possible_writers = closing.close()
     seconds = time.monotonic() - begin
     del state.links[link]
+    state.added.pop(link, None)
     assert isinstance(possible_writers, frozenset), (
         f"close returned {possible_writers!r}, expected a frozenset of ranks"
     )
@@ -336,12 +406,7 @@ def close_link(state: State, link: str) -> tuple[frozenset[int], float]:
     assert again <= possible_writers, (
         f"close said {set(possible_writers)}, and {set(again)} when called again"
     )
-    for fd in state.pidfds.pop(link):
-        os.close(fd)
-    for ends in state.controls.pop(link).values():
-        for end in ends:
-            end.close()
-    return possible_writers, seconds
+    return Closed(possible_writers, seconds, state.peers.give_back(state.live, link))
 
 
 def move_after_close(state: State, order: Move) -> Outcome:

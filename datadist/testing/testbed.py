@@ -17,10 +17,18 @@ from datadist.testing import memory_operations, operations
 from datadist.testing.operations import GroupPlan, Move, Outcome
 from datadist.testing.pattern import ExpectedWrite
 from datadist.testing.processes import PeerError, Process
-from datadist.transport import Access, Capabilities, Placement, TransportOptions
+from datadist.transport import (
+    Access,
+    Capabilities,
+    Placement,
+    TransportOptions,
+    Unsupported,
+)
 
 MIB = 1 << 20
 LINK_SECONDS = 30.0
+SETTLE_SECONDS = 5.0
+"""How long the kit waits for what is in flight before it has the link force it, times the scale."""
 Segments = Sequence[tuple[int, int, int]]
 """Offset in the local memory, offset in the remote memory, bytes."""
 
@@ -118,15 +126,49 @@ class Linked:
         seconds = self.members[rank].do(operations.abort, self.name, other)
         assert seconds < self._testbed.scale, f"abort took {seconds:.2f} s, it must not block"
 
+    def lose(self, rank: int, other: int) -> None:
+        """Tell ``rank`` that ``other`` is lost, as core does; must be quick."""
+        seconds = self.members[rank].do(operations.lose, self.name, other)
+        assert seconds < self._testbed.scale, (
+            f"peer_lost and abort took {seconds:.2f} s, they must not block"
+        )
+
+    def settled(self, rank: int, seconds: float) -> bool:
+        """Whether nothing of the transfers that failed at ``rank`` is in flight, or goes on soon."""
+        wait = seconds * self._testbed.scale
+        done: bool = self.members[rank].do(operations.wait_settled, wait, timeout=seconds + 30)
+        return done
+
+    def force(self, rank: int, other: int) -> bool:
+        """Force what is in flight to ``other``; whether the transport can. Bounded to seconds."""
+        outcome = self.members[rank].do(operations.force, self.name, other)
+        limit = 5 * self._testbed.scale
+        assert outcome.ok or outcome.is_a(Unsupported), (
+            f"force must end what is in flight or raise Unsupported: {outcome}"
+        )
+        assert outcome.seconds < limit, f"force must end within {in_seconds(limit)}: {outcome}"
+        return bool(outcome.ok)
+
+    def settle(self, rank: int, other: int) -> None:
+        """Wait until memory of a failed transfer may be used again: as core, with `force` at last."""
+        if self.settled(rank, SETTLE_SECONDS):
+            return
+        forced = self.force(rank, other)
+        assert self.settled(rank, SETTLE_SECONDS), (
+            f"in_flight.settled() is False {in_seconds(2 * SETTLE_SECONDS * self._testbed.scale)} "
+            f"after the transfer failed, {'also after' if forced else 'and there is no'} force"
+        )
+
     def close(self, rank: int) -> frozenset[int]:
         """Close one side; the ranks that may still write its memory."""
         self._open.discard(rank)
-        possible_writers, seconds = self.members[rank].do(operations.close_link, self.name)
+        closed = self.members[rank].do(operations.close_link, self.name)
         limit = 5 * self._testbed.scale
-        assert seconds < limit, (
-            f"close took {seconds:.1f} s, it must end within {in_seconds(limit)}"
-        )
-        return frozenset(possible_writers)
+        for what, seconds in (("close", closed.seconds), ("disconnect", closed.disconnecting)):
+            assert seconds < limit, (
+                f"{what} took {seconds:.1f} s, it must end within {in_seconds(limit)}"
+            )
+        return frozenset(closed.possible_writers)
 
     def close_all(self) -> None:
         """Close the sides that are left; who may not write may not be named."""
@@ -292,6 +334,7 @@ class Testbed:
             try:
                 process.do(operations.finalize_engine)
                 process.do(operations.close_links)
+                assert process.do(operations.wait_settled, SETTLE_SECONDS), "it stays in flight"
                 process.do(memory_operations.release_all)
             except (PeerError, AssertionError):
                 process.kill()

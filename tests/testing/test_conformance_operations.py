@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from datadist.testing import operations
+from datadist.testing import ReferenceTransport, operations
 from datadist.testing.child import State
+from datadist.transport import TransportOptions
 
 
 def test_a_link_stays_in_reach_of_other_threads_until_it_is_closed() -> None:
-    state: Any = State(pidfds={"pair": []}, controls={"pair": {}})
+    state: Any = State(transport=ReferenceTransport(TransportOptions()))
 
     class Closing:
         def close(self) -> frozenset[int]:
