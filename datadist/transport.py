@@ -198,6 +198,9 @@ class Capabilities:
     conformance kit call no more at a time."""
     ordered_reads: bool = False
     """Whether the last segment of a read is read after the bytes of all its other segments."""
+    revokes_access: bool = True
+    """Whether :meth:`Link.close` ends the access of peers, so that it names only ranks whose writes
+    may still be under way. If not, it names every rank that was granted READ_WRITE and got an offer."""
     passive_target: bool = True
     """Whether a peer's memory is reached without that peer's CPU making progress."""
     watches_control: bool = False
@@ -392,6 +395,8 @@ class Link(ABC):
         :class:`TransferError`; after each of them nothing that this call started touches our memory
         any more, unless its :attr:`~TransportError.in_flight` says otherwise. An exception of a signal
         handler passes through; where the transfer goes on it gets the attribute too.
+        any more, unless its :attr:`~TransportError.in_flight` says otherwise. The end of the peer's
+        process is noticed within about a second, however far the deadline is.
         """
 
     @abstractmethod
@@ -405,7 +410,9 @@ class Link(ABC):
     ) -> None:
         """As :meth:`read`, from our memory into that of ``rank``; needs READ_WRITE access.
 
-        Raises :class:`Unsupported` if the peer granted READ only. After a failure nothing that this
+        Returns when the bytes are in place there, so that the peer sees them at once. Raises
+        :class:`Unsupported` if the peer granted READ only. Where the owner moves the bytes, it checks
+        the ranges and the access itself: it must not trust who asks. After a failure nothing that this
         call started writes the peer's memory any more. One exception: if ``passive_target`` is
         False, bytes in flight may still arrive there until the peer closes its side.
         """

@@ -15,6 +15,9 @@ from datadist.base.texts import short_repr
 from datadist.transport import API_VERSION
 from datadist.transports.loader import BackendError, choose_backend
 
+CLEAR = "\r\x1b[K"
+"""Erases the line of a terminal."""
+
 if TYPE_CHECKING:
     import pytest
 
@@ -26,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="transport, as listed by `datadist backends`")
     parser.add_argument("-k", metavar="WORDS", dest="select",
                         help='only tests of such names or families: "Data and not many"')  # fmt: skip
-    parser.add_argument("-v", "--verbose", action="store_true", help="name every test")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what each test asks for")
     parser.add_argument("--timeout-scale", type=_factor, metavar="FACTOR",
                         help="stretch every deadline, for a slow machine")  # fmt: skip
     parser.add_argument("--option", action="append", default=[], type=_option, metavar="NAME=VALUE",
@@ -103,15 +106,19 @@ def _class_of(args: argparse.Namespace) -> type[TransportConformance]:
 
 
 class _Report:
-    """Collects results by family and prints them; a plugin of pytest."""
+    """Prints each result, and a failure, the moment a test has ended; a plugin of pytest."""
 
     def __init__(self, verbose: bool) -> None:
         self._verbose = verbose
         self._begin = time.monotonic()
+        self._family = ""
+        """The family that was printed last."""
         self._families: dict[str, str] = {}
+        self._asked: dict[str, str] = {}
+        """What each test asks for: the first line of its docstring."""
         self._counts: dict[str, Counter[str]] = {}
-        """Results by family, in the order in which families ran."""
-        self._failures: list[pytest.TestReport] = []
+        """Results by family."""
+        self._failed: list[str] = []
         self._problems: list[str] = []
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
@@ -124,39 +131,45 @@ class _Report:
         function = getattr(item, "function", None)
         family = function.__qualname__.split(".")[0] if function else ""
         self._families[item.nodeid] = family
+        self._asked[item.nodeid] = (getattr(function, "__doc__", None) or "").partition("\n")[0]
         item.extra_keyword_matches.add(family)
 
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Print the family, and on a terminal the name of the test that begins."""
+        family = self._families[nodeid]
+        if family != self._family:
+            print(f"\n{family}", flush=True)
+            self._family = family
+        if sys.stdout.isatty():
+            print(f"  running  {_name(nodeid)}\r", end="", flush=True)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Count a result; print its name if it is not a success."""
+        """Count a result and print it; a failure with its reason and what the processes wrote."""
         if report.when != "call" and report.outcome == "passed":
             return
-        family = self._families[report.nodeid]
-        if family not in self._counts:
-            self._close_family()
-            self._counts[family] = Counter()
-            print(f"\n{family}", flush=True)
-        self._counts[family][report.outcome] += 1
-        name = report.nodeid.rpartition("::")[2].removeprefix("test_")
+        self._counts.setdefault(self._families[report.nodeid], Counter())[report.outcome] += 1
+        name, clear = _name(report.nodeid), CLEAR if sys.stdout.isatty() else ""
         if report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
-            print(f"  skipped  {name}: {reason.removeprefix('Skipped: ')}", flush=True)
+            print(f"{clear}  skipped  {name}: {reason.removeprefix('Skipped: ')}", flush=True)
         elif report.failed:
-            self._failures.append(report)
-            print(f"  FAILED   {name}", flush=True)
-        elif self._verbose:
-            print(f"  passed   {name} ({report.duration:.2f} s)", flush=True)
-
-    def _close_family(self) -> None:
-        if self._counts:
-            print(f"  {_sum(list(self._counts.values())[-1])}", flush=True)
-
-    def verdict(self, backend: str, select: str | None) -> int:
-        """Print failures and the sum; the exit status."""
-        self._close_family()
-        for report in self._failures:
-            print(f"\n--- {report.nodeid.rpartition('::')[2]}\n{report.longreprtext}")
+            self._failed.append(name)
+            print(f"{clear}  FAILED   {name} ({report.duration:.2f} s)\n{report.longreprtext}")
             for title, text in report.sections:
                 print(f"- {title}\n{text}")
+            sys.stdout.flush()
+        else:
+            print(f"{clear}  passed   {name} ({report.duration:.2f} s)", flush=True)
+        if self._verbose and self._asked[report.nodeid]:
+            print(f"           {self._asked[report.nodeid]}", flush=True)
+
+    def verdict(self, backend: str, select: str | None) -> int:
+        """Print the sums and the names of failures; the exit status."""
+        print()
+        for family, counts in self._counts.items():
+            print(f"{family}: {_sum(counts)}")
+        for name in self._failed:
+            print(f"failed: {name}")
         for problem in self._problems:
             print(problem)
         total = sum(self._counts.values(), Counter())
@@ -170,6 +183,10 @@ class _Report:
         what = f"of the tests selected by {select!r}, none failed" if select else "conforms"
         print(f"{backend}: {what}, version {API_VERSION} of the interface")
         return 0
+
+
+def _name(nodeid: str) -> str:
+    return nodeid.rpartition("::")[2].removeprefix("test_")
 
 
 def _sum(counts: Counter[str]) -> str:

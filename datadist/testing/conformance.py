@@ -8,15 +8,29 @@ from datadist.testing.families.declaration import Declaration
 from datadist.testing.families.end_to_end import EndToEnd
 from datadist.testing.families.failures import Failures
 from datadist.testing.families.fence import Fence
+from datadist.testing.families.in_flight import InFlight
 from datadist.testing.families.lifecycle import Lifecycle
 from datadist.testing.families.linking import Linking
+from datadist.testing.families.owners import Owners
+from datadist.testing.families.parallel import Parallel
 from datadist.testing.families.registration import Registration
 
 __all__ = ["TransportConformance"]
 
 
 class TransportConformance(
-    EndToEnd, Fence, Failures, Control, Data, Linking, Registration, Lifecycle, Declaration
+    EndToEnd,
+    Owners,
+    InFlight,
+    Fence,
+    Failures,
+    Control,
+    Parallel,
+    Data,
+    Linking,
+    Registration,
+    Lifecycle,
+    Declaration,
 ):
     """Tests every requirement of `datadist.transport`, in real processes.
 
@@ -30,12 +44,20 @@ class TransportConformance(
     ``transport``
         Name of the entry point; the transport must be installed and usable here.
     ``timeout_scale``
-        Multiplies every deadline, for slow machines. ``extra`` Options ``datadist.<name>.*`` of the
-    transport, without that prefix. ``foreign_memory`` Name of the function, ``"module:function"``,
-    that makes memory as users of the transport do: from a size and a placement, its address
-    (aligned as declared) and an object that keeps it. Default: memory of the process, which no
-    accelerator's memory is. ``transport_options(rank)``, ``rank_table(size)``,
-    ``peer_address(rank)`` Class methods: all options, the text of the rank table of a link of 2 to
-    4 ranks, and the network address of a rank. The defaults are device ids equal to ranks on
-    127.0.0.1.
+        Multiplies every deadline, for slow machines.
+    ``extra``
+        Options ``datadist.<name>.*`` of the transport, without that prefix.
+    ``foreign_memory``
+        Name of the function, ``"module:function"``, that makes memory as users of the transport do:
+        from a size and a placement, its address (aligned as declared) and an object that keeps it.
+        Default: memory of the process, which no accelerator's memory is.
+    ``trusting_asker``
+        Name of a function, ``"module:function"``, for transports whose owners move the bytes. It is
+        called with an open link and a peer's rank, in the process that asks. Afterwards this link
+        asks that rank for any range and any access, without a check of its own: only the owner can
+        refuse. Default: the kit widens the ranges that it finds in offers, if it finds any.
+    ``transport_options(rank)``, ``rank_table(size)``, ``peer_address(rank)``
+        Class methods: all options, the text of the rank table of a link of 2 to
+        4 ranks, and the network address of a rank. The defaults are device ids equal to ranks on
+        127.0.0.1.
     """

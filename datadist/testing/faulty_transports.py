@@ -32,10 +32,12 @@ from datadist.transport import (
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["FAULTY_TRANSPORTS", "FaultyTransport"]
+__all__ = ["FAULTY_TRANSPORTS", "FaultyReference", "FaultyTransport"]
 
 
-class _FaultyTransport(ReferenceTransport):
+class FaultyReference(ReferenceTransport):
+    """The reference transport with other links."""
+
     link_class: ClassVar[type[ReferenceLink]] = ReferenceLink
 
     def open(self, group: Group, regions: Sequence[Region], access: Access) -> ReferenceLink:
@@ -48,13 +50,13 @@ class _ManyDescriptorsLink(ReferenceLink):
         return Offer(super().offer(rank).data, fds)
 
 
-class OffersTooMuch(_FaultyTransport):
+class OffersTooMuch(FaultyReference):
     """An offer has more descriptors than core carries."""
 
     link_class = _ManyDescriptorsLink
 
 
-class OpensOneAtATime(_FaultyTransport):
+class OpensOneAtATime(FaultyReference):
     """A link cannot be opened while another one is."""
 
     _busy = False
@@ -76,7 +78,7 @@ class _NamesNobodyLink(ReferenceLink):
         return frozenset()
 
 
-class WritesAfterClose(_FaultyTransport):
+class WritesAfterClose(FaultyReference):
     """Peers still write after the owner has closed, although `close` returned no rank."""
 
     link_class = _NamesNobodyLink
@@ -89,7 +91,7 @@ class _NoDeadlineLink(ReferenceLink):
         super().read(rank, local, remote, length, timeout + 60)
 
 
-class IgnoresTimeout(_FaultyTransport):
+class IgnoresTimeout(FaultyReference):
     """A read goes on for a minute after its deadline."""
 
     link_class = _NoDeadlineLink
@@ -104,7 +106,7 @@ class _HoldsGilLink(ReferenceLink):
         super().read(rank, local, remote, length, timeout)
 
 
-class HoldsGil(_FaultyTransport):
+class HoldsGil(FaultyReference):
     """A read does not let other threads run."""
 
     link_class = _HoldsGilLink
@@ -119,7 +121,7 @@ class _ReadsTooMuchLink(ReferenceLink):
         super().read(rank, local, remote, sizes, timeout)
 
 
-class OffByOne(_FaultyTransport):
+class OffByOne(FaultyReference):
     """A read moves one byte too many."""
 
     link_class = _ReadsTooMuchLink
@@ -131,7 +133,7 @@ class _LeaksDescriptorsLink(ReferenceLink):
         return super().offer(rank)
 
 
-class LeaksDescriptors(_FaultyTransport):
+class LeaksDescriptors(FaultyReference):
     """Each offer leaks a descriptor."""
 
     link_class = _LeaksDescriptorsLink
@@ -147,7 +149,7 @@ class _IgnoresDeathLink(ReferenceLink):
             return
 
 
-class SwallowsDeath(_FaultyTransport):
+class SwallowsDeath(FaultyReference):
     """A read from a dead peer succeeds."""
 
     link_class = _IgnoresDeathLink
@@ -165,7 +167,7 @@ class _WaitsForPeerLink(ReferenceLink):
         super().read(rank, local, remote, length, timeout)
 
 
-class LiesAboutPassiveTargets(_FaultyTransport):
+class LiesAboutPassiveTargets(FaultyReference):
     """It declares that a stopped peer can be reached, and waits for the peer."""
 
     link_class = _WaitsForPeerLink
@@ -178,20 +180,20 @@ class _ReadOnlyLink(ReferenceLink):
         raise Unsupported("writing is not implemented")
 
 
-class LiesAboutWriting(_FaultyTransport):
+class LiesAboutWriting(FaultyReference):
     """It declares that peers can write, and refuses."""
 
     link_class = _ReadOnlyLink
 
 
-class GrantsEverything(_FaultyTransport):
+class GrantsEverything(FaultyReference):
     """Peers with read access can write."""
 
     def open(self, group: Group, regions: Sequence[Region], access: Access) -> ReferenceLink:
         return ReferenceLink(group, regions, Access.READ_WRITE)
 
 
-class ClaimsToWatch(_FaultyTransport):
+class ClaimsToWatch(FaultyReference):
     """It declares `watches_control`, but its reads do not report what arrived."""
 
     @property
@@ -204,7 +206,7 @@ class _IgnoresAbortLink(ReferenceLink):
         """Do nothing."""
 
 
-class IgnoresAbort(_FaultyTransport):
+class IgnoresAbort(FaultyReference):
     """An operation in flight does not notice that it was aborted."""
 
     link_class = _IgnoresAbortLink
@@ -220,7 +222,7 @@ class _MovesUncheckedLink(ReferenceLink):
             super().read(rank, first, second, third, timeout)
 
 
-class MovesBeforeChecking(_FaultyTransport):
+class MovesBeforeChecking(FaultyReference):
     """Good segments of a call with a bad address are moved."""
 
     link_class = _MovesUncheckedLink
@@ -233,7 +235,7 @@ class _FirstPeerLink(ReferenceLink):
         super().read(min(self._paths), local, remote, length, timeout)
 
 
-class MixesPeers(_FaultyTransport):
+class MixesPeers(FaultyReference):
     """It reads from its first peer, whoever was meant."""
 
     link_class = _FirstPeerLink
@@ -249,7 +251,7 @@ class _RaisesOwnErrorsLink(ReferenceLink):
             raise ConnectionResetError(str(error)) from None
 
 
-class RaisesItsOwnErrors(_FaultyTransport):
+class RaisesItsOwnErrors(FaultyReference):
     """It raises an exception that is not one of the interface."""
 
     link_class = _RaisesOwnErrorsLink
@@ -267,6 +269,8 @@ class FaultyTransport:
 
     transport_class: type[Transport]
     caught_by: str
+    settings: str | None = None
+    """Class of the kit's settings that the transport needs, as "module:class"."""
 
     @property
     def name(self) -> str:

@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,6 +24,9 @@ from datadist.testing import wire
 
 SECONDS = 60.0
 STACKS_SECONDS = 2.0
+STDERR_SECONDS = 2.0
+"""How long to wait for the end of stderr, which a child of the process may hold open."""
+LAST_LINES = 30
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from datadist.testing.child import serve; serve(int(sys.argv[1]), int(sys.argv[3]))"
@@ -35,6 +40,35 @@ class PeerError(PicklableError):
         super().__init__(text)
         self.kinds = tuple(kinds)
         """Names of the exception's class and of its bases."""
+
+
+def running_test() -> str:
+    """The name of the test that pytest runs, with its parameters."""
+    name = os.environ.get("PYTEST_CURRENT_TEST", "none").rpartition("::")[2]
+    return name.partition(" (")[0]
+
+
+class _Stderr:
+    """Passes on what a process writes to stderr, and keeps the last lines of it."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        assert popen.stderr is not None, "the process has no pipe at stderr"
+        self._lines: deque[bytes] = deque(maxlen=LAST_LINES)
+        self._pipe = popen.stderr
+        self._thread = threading.Thread(target=self._relay, daemon=True)
+        self._thread.start()
+
+    def _relay(self) -> None:
+        with self._pipe:
+            for line in self._pipe:
+                self._lines.append(line)
+                with contextlib.suppress(OSError, ValueError):  # ours is closed
+                    sys.stderr.write(line.decode(errors="replace"))
+
+    def last_lines(self) -> str:
+        """The end of what it wrote; the process has ended."""
+        self._thread.join(STDERR_SECONDS)
+        return b"".join(list(self._lines)).decode(errors="replace").rstrip()
 
 
 class Process:
@@ -52,7 +86,9 @@ class Process:
                 pass_fds=fds,
                 env={**os.environ, **environ},
                 stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
             )
+        self._stderr = _Stderr(self._popen)
         self._pipe = Connection(ours.detach())
         self._running: str | None = None
         self.ended = False
@@ -80,7 +116,7 @@ class Process:
         """
         __tracebackhide__ = True
         value, fds = self.result_with_fds(timeout)
-        assert not fds
+        assert not fds, "the function sent descriptors: use result_with_fds"
         return value
 
     def result_with_fds(self, timeout: float = SECONDS) -> tuple[Any, list[int]]:
@@ -137,13 +173,26 @@ class Process:
         self.kill()
         self._stacks_file.close()
 
+    def crashed(self) -> bool:
+        """Whether it has ended by itself."""
+        return not self.ended and self._popen.poll() is not None
+
+    def crash(self) -> PeerError:
+        """How it ended by itself: the signal, in which test, and what it said at last."""
+        return self._death()
+
     def _death(self) -> PeerError:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(SECONDS)
         code = self._popen.returncode
         self.ended = True
         how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"status {code}"
-        return PeerError(f"{self.name} ended with {how} in {self._running} (see its output)")
+        doing = f"in {self._running}" if self._running else "while the kit asked nothing of it"
+        last = self._stderr.last_lines()
+        return PeerError(
+            f"{self.name} ended with {how} {doing}, in the test {running_test()}; "
+            + (f"its last lines of stderr:\n{last}" if last else "it wrote nothing to stderr")
+        )
 
     def _stacks(self) -> str:
         self.resume()

@@ -174,6 +174,7 @@ class ReferenceTransport(spi.Transport):
         return spi.Capabilities(
             placements=both, foreign_memory=True, same_host_only=True, host_addressable=both,
             parallel=PARALLEL,
+            revokes_access=False,
         )  # fmt: skip
 
     def allocate(self, size: int, placement: Placement) -> spi.Region:

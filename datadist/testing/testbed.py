@@ -47,6 +47,8 @@ class Settings:
     """Network address by rank."""
     maker: str | None
     """Name of the function that makes memory of the user."""
+    trusting_asker: str | None = None
+    """Name of the function that has a link skip its own checks of what it asks for."""
 
 
 @dataclass(eq=False)
@@ -101,6 +103,7 @@ class Linked:
         self.access = access
         self.members = members
         self._testbed = testbed
+        self.scale = testbed.scale
         self._open = set(members)
 
     def order(
@@ -257,11 +260,12 @@ class Testbed:
     def link(
         self, members: Mapping[int, Process], memory: Mapping[int, Sequence[Memory]],
         access: Access = Access.READ, *, over_network: bool = False,
+        change: Callable[[bytes], bytes] = bytes,
     ) -> Linked:  # fmt: skip
-        """A link that is ready on all ranks, which expose ``memory``."""
+        """A link that is ready on all ranks, which expose ``memory``; offers arrive ``change``-d."""
         linked = self.open(members, memory, access, over_network=over_network)
         for rank, owner in itertools.permutations(members, 2):
-            outcome = self.attach(linked, rank, owner)
+            outcome = self.attach(linked, rank, owner, change)
             assert outcome.ok, f"rank {rank} attaching the offer of rank {owner}: {outcome}"
         self._join(linked)
         return linked
@@ -307,11 +311,13 @@ class Testbed:
             for fd in fds:
                 os.close(fd)
 
-    def attach(self, linked: Linked, rank: int, owner: int) -> Outcome:
+    def attach(
+        self, linked: Linked, rank: int, owner: int, change: Callable[[bytes], bytes] = bytes
+    ) -> Outcome:
         """Hand the offer of ``owner`` to ``rank``."""
         with self.offered(linked, owner, rank) as (data, fds):
             outcome: Outcome = linked.members[rank].do(
-                operations.attach, linked.name, owner, data, fds=fds
+                operations.attach, linked.name, owner, change(data), fds=fds
             )
         return outcome
 
@@ -327,7 +333,11 @@ class Testbed:
     # -- the end ---------------------------------------------------------------------------------
 
     def clean(self) -> None:
-        """Close links and release memory in every process, also after a failed test."""
+        """Close links and release memory in every process, also after a failed test.
+
+        Raises :class:`PeerError` for a process that ended although no test ended it.
+        """
+        crashed = [process.crash() for process in self._processes.values() if process.crashed()]
         for rank, process in list(self._processes.items()):
             if process.ended:
                 continue
@@ -340,6 +350,8 @@ class Testbed:
                 process.kill()
                 del self._processes[rank]
                 process.close()
+        if crashed:
+            raise crashed[0]
 
     def close(self) -> None:
         """End all processes; closing a transport must not fail."""

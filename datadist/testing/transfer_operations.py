@@ -150,7 +150,8 @@ def run_lanes(state: State, lanes: Sequence[Lane], seconds: float) -> list[str |
     """Run all lanes for some time, at least three rounds each; what went wrong in each."""
     start = threading.Barrier(len(lanes))
     tasks = [Task(lambda lane=lane: _run_lane(state, lane, start, seconds)) for lane in lanes]  # type: ignore[misc]
-    return [task.result(seconds + 10 * lane.order.timeout) for task, lane in zip(tasks, lanes, strict=True)]  # fmt: skip
+    wait = seconds + 10 * max(lane.order.timeout for lane in lanes)
+    return [task.result(wait) for task in tasks]
 
 
 def _run_lane(state: State, lane: Lane, start: threading.Barrier, seconds: float) -> str | None:
@@ -183,26 +184,39 @@ def _round(lane: Lane, step: int) -> list[Move]:
 # -- the order of reads ------------------------------------------------------------------------
 
 
-def count_up(state: State, label: str, size: int, seconds: float) -> int:
-    """Write a number into the word at ``size``, then into all words before it; the next one; ..."""
-    address = state.regions[label].address
-    last = ctypes.c_int64.from_address(address + size)
+def clear(state: State, label: str) -> None:
+    """Zeros in all of a region that the CPU can address."""
+    region = state.regions[label]
+    ctypes.memset(region.address, 0, region.size)
+
+
+def start_counting(state: State, label: str, size: int, seconds: float) -> None:
+    """Run :func:`_count_up` on a thread."""
     stop = state.any["stop"] = threading.Event()
+    address = state.regions[label].address
+    state.tasks["counting"] = Task(lambda: _count_up(address, size, stop, seconds))
+
+
+def stop_counting(state: State) -> int:
+    """End it; the number that it reached."""
+    state.any["stop"].set()
+    reached: int = state.tasks.pop("counting").result(30)
+    return reached
+
+
+def _count_up(address: int, size: int, stop: threading.Event, seconds: float) -> int:
+    """Write a number into the word at ``size``, then into all words before it; the next one; ..."""
+    last = ctypes.c_int64.from_address(address + size)
     end = time.monotonic() + seconds
-    words, number = size // 8, 0
+    words, number, fence = size // 8, 0, threading.Lock()
     while not stop.is_set() and time.monotonic() < end:
         number += 1
         data = number.to_bytes(8, "little") * words
         last.value = number
-        with threading.Lock():  # a fence, for processors that reorder stores
+        with fence:  # for processors that reorder stores
             pass
         ctypes.memmove(address, data, size)
     return number
-
-
-def stop_counting(state: State) -> None:
-    """End :func:`count_up`."""
-    state.any["stop"].set()
 
 
 def read_in_order(

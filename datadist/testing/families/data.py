@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+import socket
 
 import pytest
 
-from datadist.testing import operations
+from datadist.testing import operations, transfer_operations
 from datadist.testing.families.kit import KINDS, Kit, memory_of, need_write, pair
 from datadist.testing.testbed import MIB, Linked, Memory, Testbed
 from datadist.transport import Access, AddressError
@@ -16,6 +17,9 @@ GUARD = 4096
 SIZES = (1, 2, 3, 255, 4095, 4096, 4097, 65_537, MIB + 1)
 LARGE = 64 * MIB
 SPACE = 4 * MIB
+ROUNDS = 40
+AT_ONCE = ((64, 1), (4096, 1), (65_536, 16), (MIB, 1), (MIB, 256))
+"""Bytes, and in how many segments."""
 
 
 class Data(Kit):
@@ -113,6 +117,20 @@ class Data(Kit):
         ])  # fmt: skip
         linked.close_all()
 
+    @pytest.mark.parametrize("direction", DIRECTIONS)
+    @pytest.mark.parametrize(("size", "count"), AT_ONCE)
+    def test_all_bytes_are_there_at_the_return(
+        self, testbed: Testbed, size: int, count: int, direction: str
+    ) -> None:
+        """Who gets the data looks at it the moment the call has returned, many times."""
+        linked, mine, theirs = pair(testbed, size=size, write=direction == "write")
+        n = size // count
+        segments = [(i * n, i * n, n) for i in range(count)]
+        order = linked.order(0, 1, mine, theirs, segments, write=direction == "write")
+        wrong = _look_at_once(order, mine, theirs)
+        assert wrong is None, f"bytes were missing when {direction} had returned: {wrong}"
+        linked.close_all()
+
     def test_later_changes_are_seen(self, testbed: Testbed) -> None:
         """A read returns what is there now, not what was there when the link was made."""
         linked, mine, theirs = pair(testbed)
@@ -174,6 +192,30 @@ def _check_move(
     target.check([target.expected_write(source, segments, into_remote=write)])
     source.check()
     linked.close_all()
+
+
+def _look_at_once(order: operations.Move, mine: Memory, theirs: Memory) -> str | None:
+    """Repeat a transfer with new content, which both processes pass on to each other."""
+    seeds = range(6000, 6000 + ROUNDS)
+    here, there = socket.socketpair()
+    with here, there:
+        if order.write:
+            theirs.process.begin(
+                transfer_operations.compare_when_told, theirs.label, seeds, fds=[there.fileno()]
+            )
+            outcome = mine.process.do(
+                transfer_operations.write_and_tell, order, mine.label, seeds, fds=[here.fileno()]
+            )
+        else:
+            theirs.process.begin(
+                transfer_operations.fill_when_told, theirs.label, seeds, fds=[there.fileno()]
+            )
+            outcome, text = mine.process.do(
+                transfer_operations.read_and_compare, order, mine.label, seeds, fds=[here.fileno()]
+            )
+    said: str | None = theirs.process.result()
+    assert outcome.ok, f"{len(order.local)} segments: {outcome}"
+    return said if order.write else text
 
 
 def _random_segments(rng: random.Random) -> list[tuple[int, int, int]]:

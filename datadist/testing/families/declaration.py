@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+from datadist.base.texts import in_seconds
 from datadist.testing import operations
 from datadist.testing.families.kit import Kit
 from datadist.testing.testbed import Testbed
@@ -17,15 +18,22 @@ class Declaration(Kit):
     def test_class_is_complete(self, testbed: Testbed) -> None:
         """Version of the interface, priority and probe."""
         declared = testbed.bare(0).do(operations.declared, self.transport)
-        assert declared.api_version == API_VERSION
-        assert type(declared.priority) is int
-        assert declared.probe.usable is True, declared.probe.reason
-        assert declared.probe.reason, "say what was found: people read it"
+        assert declared.api_version == API_VERSION, (
+            f"api_version is {declared.api_version!r}, expected {API_VERSION}"
+        )
+        assert type(declared.priority) is int, f"priority is {declared.priority!r}, expected an int"
+        assert declared.probe.usable is True, (
+            f"probe says that the transport cannot be used here: {declared.probe.reason}"
+        )
+        assert declared.probe.reason, "probe().reason is empty: say what was found, people read it"
 
     def test_probe_is_quick(self, testbed: Testbed) -> None:
         """`auto` and `datadist backends` probe everything that is installed."""
         declared = testbed.bare(0).do(operations.declared, self.transport)
-        assert declared.probe_seconds < 2 * self.timeout_scale
+        limit = 2 * self.timeout_scale
+        assert declared.probe_seconds < limit, (
+            f"probe took {declared.probe_seconds:.1f} s, it must end within {in_seconds(limit)}"
+        )
 
     def test_distribution_requires_datadist(self, testbed: Testbed) -> None:
         """Only the metadata tells installers which datadist versions a plugin supports."""
@@ -39,20 +47,33 @@ class Declaration(Kit):
     def test_capabilities_make_sense(self, testbed: Testbed) -> None:
         """Types and ranges."""
         declared = testbed.capabilities
-        assert isinstance(declared, Capabilities)
-        assert declared.placements, "memory of some placement must be possible"
-        assert declared.placements <= set(Placement)
-        assert declared.host_addressable <= set(Placement)
-        assert declared.alignment >= 1
-        assert declared.alignment & (declared.alignment - 1) == 0, "a power of two"
-        assert all(limit > 0 for limit in declared.max_registered.values())
-        assert set(declared.max_registered) <= declared.placements
+        assert isinstance(declared, Capabilities), (
+            f"capabilities is {declared!r}, expected datadist.transport.Capabilities"
+        )
+        assert declared.placements, "placements is empty: memory of some placement must be possible"
+        for name in ("placements", "host_addressable", "max_registered"):
+            wrong = set(getattr(declared, name)) - set(Placement)
+            assert not wrong, f"{name} has {wrong}, expected members of Placement only"
+        for name in ("alignment", "parallel"):
+            value = getattr(declared, name)
+            assert type(value) is int, f"{name} is {value!r}, expected an int"
+            assert value >= 1, f"{name} is {value}, expected 1 or more"
+        assert declared.alignment & (declared.alignment - 1) == 0, (
+            f"alignment is {declared.alignment}, expected a power of two"
+        )
+        for placement, limit in declared.max_registered.items():
+            assert limit > 0, f"max_registered of {placement} is {limit}, expected more than 0"
+            assert placement in declared.placements, (
+                f"max_registered has {placement}, which placements has not"
+            )
 
     def test_capabilities_are_constant(self, testbed: Testbed) -> None:
         """Core may read them at any time."""
         process = testbed.process(0)
         again = process.do(operations.set_up, self.transport, self.transport_options(0))
-        assert again == testbed.capabilities
+        assert again == testbed.capabilities, (
+            f"capabilities changed from {testbed.capabilities} to {again}"
+        )
 
     def test_description_is_for_people(self, testbed: Testbed) -> None:
         """Facts that can be printed and sent in a report."""

@@ -41,7 +41,8 @@ class Fence(Kit):
     def test_nothing_is_written_after_the_owner_closed(self, testbed: Testbed) -> None:
         """A peer that was idle, and writes later."""
         linked, mine, theirs = pair(testbed, write=True)
-        assert linked.move(0, 1, mine, theirs, [(0, 0, 1000)], write=True).ok
+        outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)], write=True)
+        assert outcome.ok, f"write where READ_WRITE was granted: {outcome}"
         possible_writers = linked.close(1)
         theirs.refill(3001)
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, MIB)], write=True, timeout=5)
@@ -69,6 +70,38 @@ class Fence(Kit):
         theirs.refill(3002)
         time.sleep(0.1)
         theirs.check()
+        linked.close_all()
+
+    def test_close_names_no_rank_that_is_idle(self, testbed: Testbed) -> None:
+        """Unless access cannot be revoked: the named ranks keep core from using the memory."""
+        need_write(testbed)
+        if not testbed.capabilities.revokes_access:
+            pytest.skip("capabilities.revokes_access is False")
+        members = testbed.processes(3)
+        memory = {rank: testbed.allocate(members[rank]) for rank in members}
+        linked = testbed.link(members, {r: [m] for r, m in memory.items()}, Access.READ_WRITE)
+        outcome = linked.move(0, 1, memory[0], memory[1], [(0, 0, MIB)], write=True)
+        assert outcome.ok, f"write where READ_WRITE was granted: {outcome}"
+        possible_writers = linked.close(1)
+        assert not possible_writers, (
+            f"close named {set(possible_writers)}, expected nobody: rank 0 had ended its write, "
+            "rank 2 never wrote; a transport that cannot do better declares revokes_access=False"
+        )
+        linked.close_all()
+
+    def test_close_names_no_rank_that_got_no_offer(self, testbed: Testbed) -> None:
+        """Only who has our offer can write."""
+        if testbed.capabilities.self_bootstrapping:
+            pytest.skip("capabilities.self_bootstrapping is True: ranks meet without offers")
+        members = testbed.processes(3)
+        memory = testbed.allocate(members[0])
+        linked = testbed.open(members, {0: [memory]}, Access.READ_WRITE)
+        with testbed.offered(linked, 0, 1):
+            pass
+        possible_writers = linked.close(0)
+        assert possible_writers <= {1}, (
+            f"close named {set(possible_writers)}, but only rank 1 was made an offer"
+        )
         linked.close_all()
 
     def test_a_writer_that_was_stopped_is_fenced_or_named(self, testbed: Testbed) -> None:

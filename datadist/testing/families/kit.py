@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import pytest
 
+from datadist.base.texts import in_seconds
+from datadist.testing import operations
+from datadist.testing.operations import Outcome
 from datadist.testing.processes import Process
-from datadist.testing.testbed import MIB, Linked, Memory, Settings, Testbed
-from datadist.transport import Access, Placement, TransportOptions
+from datadist.testing.testbed import MIB, Linked, Memory, Segments, Settings, Testbed
+from datadist.transport import Access, Placement, TransferTimeout, TransportOptions
 
 KINDS = ("host", "device", "foreign host", "foreign device")
 """Memory of the transport by placement, and memory of the user that it registers."""
+
+GRACE = 1.0
+"""Seconds that a call may end late, times the scale; a tolerance for busy machines."""
+TOO_LONG = 2
+"""How often that time fits into a transfer whose deadline is tested."""
 
 NEEDS_ASSERT = (
     "the conformance kit checks with assert, which `python -O` and PYTHONOPTIMIZE turn off: run it "
@@ -28,6 +38,7 @@ class Kit:
     timeout_scale: ClassVar[float] = 1.0
     extra: ClassVar[dict[str, str]] = {}
     foreign_memory: ClassVar[str | None] = None
+    trusting_asker: ClassVar[str | None] = None
     _testbed: ClassVar[Testbed | None] = None
 
     @classmethod
@@ -62,6 +73,7 @@ class Kit:
                 table=cls.rank_table,
                 address=cls.peer_address,
                 maker=cls.foreign_memory,
+                trusting_asker=cls.trusting_asker,
             )
         )
 
@@ -74,7 +86,7 @@ class Kit:
     @pytest.fixture
     def testbed(self) -> Iterator[Testbed]:
         """The processes and links, cleaned up after each test."""
-        assert self._testbed is not None
+        assert self._testbed is not None, "setup_class of the kit was not called"
         yield self._testbed
         self._testbed.clean()
 
@@ -124,3 +136,42 @@ def pair(
     members = testbed.processes(2)
     mine, theirs = (testbed.allocate(members[rank], size) for rank in (0, 1))
     return testbed.link(members, {0: [mine], 1: [theirs]}, access), mine, theirs
+
+
+@contextmanager
+def timed_out(
+    testbed: Testbed, linked: Linked, mine: Memory, theirs: Memory, *, write: bool, wait: float
+) -> Iterator[Outcome]:
+    """A transfer of all of both memories between ranks 0 and 1 that had to end by its deadline.
+
+    It waits for a peer that is stopped, until the context ends; with ``passive_target`` it copies
+    the same bytes so often that it takes several times as long as it may.
+    """
+    segments: Segments = [(0, 0, mine.size)]
+    stopped = not testbed.capabilities.passive_target
+    if stopped:
+        linked.members[1].pause()
+    else:
+        segments = [*segments] * _repeats(linked, mine, theirs, write, TOO_LONG * (wait + GRACE))
+    try:
+        order = linked.order(0, 1, mine, theirs, segments, write=write, timeout=wait)
+        outcome = linked.members[0].do(operations.move, order, timeout=order.timeout + 60)
+        assert outcome.is_a(TransferTimeout), (
+            f"expected TransferTimeout after {in_seconds(order.timeout)}: {outcome}"
+        )
+        assert outcome.seconds < order.timeout + GRACE * testbed.scale, (
+            f"its timeout was {in_seconds(order.timeout)}: {outcome}"
+        )
+        yield outcome
+    finally:
+        if stopped:
+            linked.members[1].resume()
+
+
+def _repeats(linked: Linked, mine: Memory, theirs: Memory, write: bool, seconds: float) -> int:
+    """How often a segment takes ``seconds``, times the scale, even when the machine is idle."""
+    some = [(0, 0, mine.size)] * 8
+    tries = [linked.move(0, 1, mine, theirs, some, write=write, timeout=60) for _ in range(2)]
+    for outcome in tries:
+        assert outcome.ok, f"a transfer without a short timeout: {outcome}"
+    return 8 * math.ceil(seconds * linked.scale / min(o.seconds for o in tries))

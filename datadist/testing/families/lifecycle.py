@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
-from datadist.testing import memory_operations, operations
+import pytest
+
+from datadist.testing import memory_operations, operations, transfer_operations
 from datadist.testing.families.kit import Kit, pair
 from datadist.testing.operations import ResourceUsage
 from datadist.testing.processes import Process
@@ -12,6 +15,16 @@ from datadist.testing.testbed import Linked, Memory, Testbed
 from datadist.transport import LinkError
 
 ROUNDS = 12
+WINDOWS = 4
+"""Series of transfers after each of which the memory of a process is measured. A leak grows in all."""
+MANY = 4000
+WINDOW_SECONDS = 1.5
+LEAK = 100.0
+"""Bytes per transfer that are a leak, and no noise of an allocator."""
+MANY_LINKS, FEW_LINKS = 100, 6
+IDLE_SECONDS = 1.5
+BUSY = 0.05
+"""Part of one processor that many idle links may take more than one."""
 SLACK_MAPPINGS = ROUNDS // 2
 """Tolerance for the arenas of Python's allocator."""
 
@@ -76,10 +89,70 @@ class Lifecycle(Kit):
         linked, mine, theirs = pair(testbed)
 
         def once() -> None:
-            assert not linked.move(0, 1, mine, theirs, [(0, theirs.size, 1)]).ok
+            outcome = linked.move(0, 1, mine, theirs, [(0, theirs.size, 1)])
+            assert not outcome.ok, "a read behind the end of the offered memory succeeded"
 
         _check_leaks(list(linked.members.values()), once, self.timeout_scale)
         linked.close_all()
+
+    @pytest.mark.parametrize("kind", ["read", "write", "refused"])
+    def test_transfers_leave_no_memory(self, testbed: Testbed, kind: str) -> None:
+        """Thousands of them do not make either process grow, also where they fail."""
+        linked, mine, theirs = pair(testbed, write=kind == "write")
+        at = theirs.size if kind == "refused" else 0
+        order = linked.order(0, 1, mine, theirs, [(0, at, 64)] * 4, write=kind == "write")
+        members = list(linked.members.values())
+        sizes, counts = [_resident(members)], []
+        for _ in range(WINDOWS + 1):
+            count, outcome = members[0].do(
+                transfer_operations.move_many, order, MANY, WINDOW_SECONDS, timeout=120
+            )
+            assert outcome.ok is (kind != "refused"), f"{kind}: {outcome}"
+            sizes.append(_resident(members))
+            counts.append(count)
+        for process, column in zip(members, zip(*sizes, strict=True), strict=True):
+            slopes = [  # without the first, in which pools and caches are filled
+                (after - before) / count
+                for before, after, count in zip(column[1:-1], column[2:], counts[1:], strict=True)
+            ]
+            assert min(slopes) < LEAK, (
+                f"{process.name} grew in each of {WINDOWS} series of about {min(counts)} transfers, "
+                f"by {', '.join(f'{slope:.0f}' for slope in slopes)} bytes per transfer"
+            )
+        linked.close_all()
+
+    def test_many_idle_links_take_no_processor(self, testbed: Testbed) -> None:
+        """A link that nobody uses costs no time, however many there are."""
+        members = testbed.processes(2)
+        memory = {rank: [testbed.allocate(members[rank])] for rank in members}
+        links = [testbed.link(members, memory)]
+        one = _idle(members)
+        count = FEW_LINKS if testbed.capabilities.self_bootstrapping else MANY_LINKS
+        while len(links) < count:
+            links.append(testbed.link(members, memory))
+        for name, (before, after) in _joined(one, _idle(members)).items():
+            assert after < before + BUSY * IDLE_SECONDS, (
+                f"{name} took {after:.2f} s of a processor in {IDLE_SECONDS} s with {count} idle "
+                f"links, and {before:.2f} s with one: at most {BUSY * IDLE_SECONDS:.2f} s more "
+                "were expected"
+            )
+        for linked in links:
+            linked.close_all()
+
+
+def _resident(members: list[Process]) -> list[int]:
+    return [process.do(transfer_operations.resident_bytes) for process in members]
+
+
+def _idle(members: dict[int, Process]) -> dict[str, float]:
+    """Processor time of each process while all are idle."""
+    for process in members.values():
+        process.begin(transfer_operations.idle_seconds, IDLE_SECONDS)
+    return {process.name: process.result() for process in members.values()}
+
+
+def _joined(one: dict[str, float], many: dict[str, float]) -> dict[str, tuple[float, float]]:
+    return {name: (one[name], many[name]) for name in one}
 
 
 def _move_both_ways(linked: Linked, memory: dict[int, Memory]) -> None:
@@ -88,8 +161,7 @@ def _move_both_ways(linked: Linked, memory: dict[int, Memory]) -> None:
         assert outcome.ok, str(outcome)
 
 
-def _check_leaks(processes: list[Process], once: object, scale: float) -> None:
-    assert callable(once)
+def _check_leaks(processes: list[Process], once: Callable[[], None], scale: float) -> None:
     for _ in range(3):  # what is made once and kept is no leak
         once()
     before = [process.do(operations.resource_usage) for process in processes]

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from datadist.testing import memory_operations, operations
-from datadist.testing.families.kit import Kit
+from datadist.testing.families.kit import KINDS, Kit, memory_of, pair
 from datadist.testing.testbed import Linked, Memory, Testbed
 from datadist.transport import Access, AddressError, LinkError, Offer, TransferError, TransportError
 
@@ -40,7 +40,8 @@ class Linking(Kit):
         exposed = {0: [mine], 1: [theirs]}
         first, second = testbed.link(members, exposed), testbed.link(members, exposed)
         segments = [(0, 500, 100)]
-        assert first.move(0, 1, mine, theirs, segments).ok
+        outcome = first.move(0, 1, mine, theirs, segments)
+        assert outcome.ok, f"over the first of two links: {outcome}"
         first.close_all()
         outcome = second.move(0, 1, mine, theirs, segments)
         assert outcome.ok, f"after another link was closed: {outcome}"
@@ -132,7 +133,9 @@ class Linking(Kit):
         blobs = [b"rank %d" % rank for rank in members]
         for rank, process in members.items():
             process.begin(operations.exchange, linked.name, blobs[rank])
-        assert [p.result() for p in members.values()] == [blobs] * 3
+        for rank, process in members.items():
+            came = process.result()
+            assert came == blobs, f"exchange returned {came} at rank {rank}, expected {blobs}"
         linked.close_all()
 
     @pytest.mark.parametrize("damage", ["empty", "cut", "random", "no descriptors"])
@@ -168,6 +171,23 @@ class Linking(Kit):
         mine.check([mine.expected_write(shown, [(0, 0, 100)])])
         linked.close_all()
 
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_memory_added_to_an_open_link_is_local(self, testbed: Testbed, kind: str) -> None:
+        """The link hears of it by `region_added` and `region_removed`; peers do not reach it."""
+        linked, mine, theirs = pair(testbed)
+        for _ in range(2):
+            added = memory_of(testbed, linked.members[0], kind)
+            outcome = linked.move(0, 1, added, theirs, [(1, 2, 1000), (5000, 1, 9000)])
+            assert outcome.ok, f"into memory that was added after open: {outcome}"
+            added.check([added.expected_write(theirs, [(1, 2, 1000), (5000, 1, 9000)])])
+            outcome = linked.move(1, 0, theirs, added, [(0, 0, 1000)])
+            assert outcome.is_a(AddressError), f"the peer reads memory added after open: {outcome}"
+            added.process.do(memory_operations.release, added.label)
+        outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)])
+        assert outcome.ok, f"after other memory was removed: {outcome}"
+        mine.check([mine.expected_write(theirs, [(0, 0, 1000)])])
+        linked.close_all()
+
     def test_memory_of_a_closed_link_can_be_used_again(self, testbed: Testbed) -> None:
         """The same regions in one link after another, also with other access."""
         members = testbed.processes(2)
@@ -175,7 +195,8 @@ class Linking(Kit):
             mine, theirs = testbed.allocate(members[0]), testbed.allocate(members[1])
             for _ in range(2):
                 linked = testbed.link(members, {0: [mine], 1: [theirs]})
-                assert linked.move(0, 1, mine, theirs, [(0, 0, 1000)]).ok
+                outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)])
+                assert outcome.ok, f"over memory that another link had used: {outcome}"
                 linked.close_all()
             for memory in (mine, theirs):
                 memory.process.do(memory_operations.release, memory.label)

@@ -30,9 +30,15 @@ class Registration(Kit):
         outcome = process.do(memory_operations.allocate, "new", size, placement)
         assert outcome.ok, str(outcome)
         address, actual, where = outcome.value
-        assert (actual, where) == (size, placement)
-        assert address % testbed.capabilities.alignment == 0
-        assert process.do(memory_operations.is_zero, "new")
+        assert (actual, where) == (size, placement), (
+            f"allocate({size}, {placement}) returned {actual} bytes of {Placement(where)}"
+        )
+        alignment = testbed.capabilities.alignment
+        assert address % alignment == 0, (
+            f"allocate returned address {address:#x}, but capabilities.alignment is {alignment}"
+        )
+        zero = process.do(memory_operations.is_zero, "new")
+        assert zero, f"allocate({size}, {placement}) returned memory that is not zeroed"
 
     def test_memory_that_was_used_comes_back_zeroed(self, testbed: Testbed) -> None:
         """Content of one cache is not visible in the next one."""
@@ -42,7 +48,8 @@ class Registration(Kit):
             process.do(memory_operations.release, memory.label)
             outcome = process.do(memory_operations.allocate, "again", MIB, testbed.placement())
             assert outcome.ok, str(outcome)
-            assert process.do(memory_operations.is_zero, "again")
+            zero = process.do(memory_operations.is_zero, "again")
+            assert zero, "allocate returned memory that is not zeroed, after a release"
             process.do(memory_operations.release, "again")
 
     @pytest.mark.parametrize("kind", KINDS[2:])
@@ -85,7 +92,7 @@ class Registration(Kit):
         if placement in testbed.capabilities.placements:
             pytest.skip(f"capabilities.placements has {placement}")
         outcome = testbed.process(0).do(memory_operations.allocate, "bad", MIB, placement)
-        assert outcome.is_a(TransportError), str(outcome)
+        assert outcome.is_a(TransportError), f"allocate of {placement} memory: {outcome}"
 
     def test_foreign_memory_is_refused_where_not_declared(self, testbed: Testbed) -> None:
         """With an error of the interface."""
@@ -101,7 +108,9 @@ class Registration(Kit):
         """By an error that core turns into "out of memory"."""
         _need(testbed, placement)
         text = testbed.process(0).do(memory_operations.allocate_too_much, 1 << 55, placement)
-        assert text in ("MemoryError", "RegistrationError"), text
+        assert text in ("MemoryError", "RegistrationError"), (
+            f"allocate of {1 << 55} bytes: {text}; expected MemoryError or RegistrationError"
+        )
 
     def test_views_outlive_a_release(self, testbed: Testbed) -> None:
         """If a region has a keeper, its memory stays valid as long as the keeper is referenced."""

@@ -1,0 +1,113 @@
+"""Transfers that ended with an error: nothing of them lands later, or they say that it may."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from datadist.testing.families.kit import Kit, need_write, timed_out
+from datadist.testing.rules import rule
+from datadist.testing.testbed import MIB, SETTLE_SECONDS, Linked, Memory, Testbed
+from datadist.transport import Access, TransferError
+
+BIG = 8 * MIB
+WAIT = 0.3
+"""Seconds of a timeout, times the scale."""
+LOOKS, PAUSE = 5, 0.15
+"""How often, and how many seconds apart, memory is looked at that must not change."""
+
+
+class InFlight(Kit):
+    """`TransportError.in_flight` and `Link.force`."""
+
+    @rule("Link.read", "TransportError.in_flight", "InFlight.settled", "Link.force")
+    @pytest.mark.parametrize("how", ["wait", "force"])
+    def test_a_read_that_timed_out_lands_nowhere_later(self, testbed: Testbed, how: str) -> None:
+        """Not in the memory of a later read from another rank, once nothing is in flight."""
+        linked, memory = _three(testbed, Access.READ)
+        mine, theirs, third = memory
+        with timed_out(testbed, linked, mine, theirs, write=False, wait=WAIT) as outcome:
+            settled = not outcome.in_flight or linked.settled(0, 0.1)
+            if not settled and how == "force" and linked.force(0, 1):
+                settled = linked.settled(0, SETTLE_SECONDS)
+                assert settled, "in_flight.settled() is False although force has returned"
+            if settled:
+                _read_from_third(linked, mine, third)
+        if not settled:
+            linked.settle(0, 1)
+            _read_from_third(linked, mine, third)
+        for _ in range(LOOKS):
+            time.sleep(PAUSE)
+            mine.check([mine.expected_write(third, [(0, 0, BIG)])])
+        linked.close_all()
+
+    @rule("Link.close", "TransportError.in_flight")
+    def test_a_read_that_timed_out_is_over_after_close(self, testbed: Testbed) -> None:
+        """After `close` nothing that was started here touches memory."""
+        linked, (mine, theirs, _) = _three(testbed, Access.READ)
+        with timed_out(testbed, linked, mine, theirs, write=False, wait=WAIT):
+            linked.close(0)
+            mine.refill(7001)
+        for _ in range(LOOKS):
+            time.sleep(PAUSE)
+            mine.check()
+        linked.close_all()
+
+    @rule("Link.write", "TransportError.in_flight", "InFlight.settled", "Link.force")
+    @pytest.mark.parametrize("how", ["wait", "force"])
+    def test_a_write_that_timed_out_lands_nowhere_later(self, testbed: Testbed, how: str) -> None:
+        """Once nothing is in flight; where owners move the bytes, once the owner has closed."""
+        need_write(testbed)
+        linked, (mine, theirs, _) = _three(testbed, Access.READ_WRITE)
+        with timed_out(testbed, linked, mine, theirs, write=True, wait=WAIT) as outcome:
+            if outcome.in_flight and how == "force" and not linked.settled(0, 0.1):
+                forced = linked.force(0, 1)
+                assert not forced or linked.settled(0, SETTLE_SECONDS), (
+                    "in_flight.settled() is False although force has returned"
+                )
+        if outcome.in_flight:
+            linked.settle(0, 1)
+        elif not testbed.capabilities.passive_target and 0 in linked.close(1):
+            linked.close(0)
+        theirs.refill(7002)
+        for _ in range(LOOKS):
+            time.sleep(PAUSE)
+            theirs.check()
+        mine.check()
+        linked.close_all()
+
+    @rule("Link.force")
+    def test_force_ends_one_path_and_no_other(self, testbed: Testbed) -> None:
+        """It may be called twice, and when nothing is in flight; or it is not supported at all."""
+        linked, (mine, theirs, third) = _three(testbed, Access.READ)
+        outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)])
+        assert outcome.ok, f"before force: {outcome}"
+        forced = linked.force(0, 1)
+        outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)])
+        if forced:
+            assert outcome.is_a(TransferError), f"over a path that force has ended: {outcome}"
+        else:
+            assert outcome.ok, f"after force raised Unsupported: {outcome}"
+        outcome = linked.move(0, 2, mine, third, [(0, 0, 1000)])
+        assert outcome.ok, f"to another rank than the one whose path was forced: {outcome}"
+        linked.close_all()
+
+
+def _three(testbed: Testbed, access: Access) -> tuple[Linked, list[Memory]]:
+    """A link of three ranks, with the memory of each; transfers have run over all its paths."""
+    members = testbed.processes(3)
+    memory = [testbed.allocate(members[rank], BIG) for rank in members]
+    linked = testbed.link(members, {rank: [m] for rank, m in enumerate(memory)}, access)
+    for other in (1, 2):
+        outcome = linked.move(0, other, memory[0], memory[other], [(0, 0, 4096)])
+        assert outcome.ok, f"a first read from rank {other}: {outcome}"
+    memory[0].refill(7000)
+    return linked, memory
+
+
+def _read_from_third(linked: Linked, mine: Memory, third: Memory) -> None:
+    """Use the memory again, as core does when nothing is in flight any more."""
+    mine.refill(7003)
+    outcome = linked.move(0, 2, mine, third, [(0, 0, BIG)])
+    assert outcome.ok, f"from another rank than the one that timed out: {outcome}"

@@ -1,0 +1,136 @@
+"""Owners that move the bytes themselves: they trust nobody, and outlive whom they serve."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from datadist.testing import operations, transfer_operations
+from datadist.testing.families.kit import Kit, need_passive, need_write
+from datadist.testing.offers import widened
+from datadist.testing.processes import Process
+from datadist.testing.rules import rule
+from datadist.testing.testbed import MIB, Linked, Memory, Testbed
+from datadist.transport import Access, TransportError
+
+BIG = 8 * MIB
+NOWHERE = 1 << 46
+"""An address that no process has mapped."""
+ASKS = ("read", "write", "read nowhere", "write nowhere", "write where READ was granted")
+ATTEMPTS = 2
+
+
+class Owners(Kit):
+    """What an owner must bear from its peers."""
+
+    @rule("Link.read", "Link.write")
+    @pytest.mark.parametrize("what", ASKS)
+    def test_the_owner_itself_refuses(self, testbed: Testbed, what: str) -> None:
+        """An asker that checks nothing gets no byte beyond what was offered, and writes none.
+
+        The kit widens the ranges inside the offer where it finds them. Otherwise the author names
+        a function that has the asker skip its checks, ``trusting_asker``.
+        """
+        need_passive(testbed, False)
+        access = Access.READ_WRITE if what in ("write", "write nowhere") else Access.READ
+        if what.startswith("write"):
+            need_write(testbed)
+        members = testbed.processes(3)
+        mine, shown, hidden, third = (testbed.allocate(members[rank]) for rank in (0, 1, 1, 2))
+        linked = _link_without_checks(testbed, members, (mine, shown, hidden, third), what, access)
+        remote = shown if what.endswith("granted") else hidden
+        order = linked.order(0, 1, mine, remote, [(0, 0, 1000)], write="write" in what, timeout=5)
+        if "nowhere" in what:
+            order.remote[0] = NOWHERE
+        outcome = members[0].do(operations.move, order)
+        assert outcome.is_a(TransportError), f"the owner had to refuse a {what}: {outcome}"
+        for memory in (mine, shown, hidden):
+            memory.check()
+        _check_serves(linked, third, shown)
+        linked.close_all()
+
+    @rule("Link.read", "Link.write", "PeerLost")
+    @pytest.mark.parametrize("direction", ["read", "write"])
+    @pytest.mark.parametrize("moment", ["idle", "in a transfer", "stopped in a transfer"])
+    def test_an_owner_outlives_its_peers(
+        self, testbed: Testbed, moment: str, direction: str
+    ) -> None:
+        """A peer is killed after transfers have run; the owner lives, and serves the others."""
+        if direction == "write":
+            need_write(testbed)
+        for attempt in range(1 if moment == "idle" else ATTEMPTS):
+            self._kill_a_peer(testbed, moment, direction == "write", 0.02 + 0.03 * attempt)
+            testbed.clean()
+
+    def _kill_a_peer(self, testbed: Testbed, moment: str, write: bool, delay: float) -> None:
+        members = testbed.processes(3)
+        access = Access.READ_WRITE if write else Access.READ
+        mine, busy, quiet = (testbed.allocate(members[r], n) for r, n in _OWNED)
+        third = testbed.allocate(members[2])
+        linked = testbed.link(members, {0: [mine], 1: [busy, quiet], 2: [third]}, access)
+        for _ in range(3):
+            outcome = linked.move(0, 1, mine, busy, [(0, 0, BIG)], write=write)
+            assert outcome.ok, f"before the peer was killed: {outcome}"
+        _check_serves(linked, third, quiet)
+        if moment != "idle":
+            order = linked.order(0, 1, mine, busy, [(0, 0, BIG)] * 8, write=write)
+            process, wait = members[0], 60.0 * testbed.scale
+            process.do(operations.start, "move", operations.move_until_failure, order, wait)
+            time.sleep(delay)
+        if moment.startswith("stopped"):
+            members[0].pause()
+            time.sleep(0.05)
+        members[0].kill()
+        linked.forget(0)
+        for _ in range(3):
+            time.sleep(0.03)
+            _check_serves(linked, third, quiet)
+        linked.lose(1, 0)
+        linked.lose(2, 0)
+        _check_serves(linked, third, quiet)
+        linked.close_all()
+
+
+_OWNED = ((0, BIG), (1, BIG), (1, MIB))
+"""Rank and size of the memory of a test: the peer's, and two of the owner."""
+
+
+def _link_without_checks(
+    testbed: Testbed, members: dict[int, Process], memory: tuple[Memory, ...], what: str,
+    access: Access,
+) -> Linked:  # fmt: skip
+    """A link whose rank 0 asks rank 1 for anything; skips where the kit has no means for that."""
+    mine, shown, hidden, third = memory
+    low = min(shown.address, hidden.address)
+    high = max(shown.address + shown.size, hidden.address + hidden.size)
+    changed: list[bool] = []
+
+    def change(data: bytes) -> bytes:
+        to = (low, NOWHERE + MIB) if "nowhere" in what else (low, high)
+        new = widened(data, shown.address, shown.size, to)
+        changed.append(new != data)
+        return new
+
+    author = testbed.settings.trusting_asker
+    exposed = {0: [mine], 1: [shown], 2: [third]}
+    if author is not None:
+        linked = testbed.link(members, exposed, access)
+        members[0].do(transfer_operations.skip_checks, linked.name, 1, author)
+        return linked
+    if not what.endswith("granted"):
+        linked = testbed.link(members, exposed, access, change=change)
+        if any(changed):
+            return linked
+    pytest.skip(
+        "the kit finds nothing in the offer that has the asker skip its checks, and trusting_asker "
+        "names no function"
+    )
+
+
+def _check_serves(linked: Linked, third: Memory, owned: Memory) -> None:
+    """The owner, rank 1, lives, and its memory can be read by rank 2."""
+    third.refill(third.seed + 1)
+    outcome = linked.move(2, 1, third, owned, [(5, 7, 100_000)])
+    assert outcome.ok, f"a third rank reads from the owner: {outcome}"
+    third.check([third.expected_write(owned, [(5, 7, 100_000)])])
