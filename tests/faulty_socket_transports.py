@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import os
 import select
+import socket
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
+from datadist.testing import TransportConformance
 from datadist.testing.faulty_transports import FaultyTransport
-from datadist.transport import Access, Capabilities, Group, Region
-from tests.socket_transport import SocketLink, SocketTransport, Wire
+from datadist.transport import (
+    Access,
+    AddressError,
+    Capabilities,
+    Group,
+    Offer,
+    Region,
+    Unsupported,
+)
+from tests.socket_transport import GOOD, MAGIC, WRITE, SocketLink, SocketTransport, Wire, _numbers
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -86,6 +99,95 @@ class CallsItselfPassive(_FaultyTransport):
         return replace(super().capabilities, passive_target=True)
 
 
+class _TrustingLink(SocketLink):
+    """The asker checks ranges and access, which the offers have; the owner checks nothing."""
+
+    def __init__(self, group: Group, regions: Sequence[Region], access: Access) -> None:
+        super().__init__(group, regions, access)
+        self._offers: dict[int, tuple[bool, list[list[int]]]] = {}
+        self.trusting: set[int] = set()
+
+    def offer(self, rank: int) -> Offer:
+        text = json.dumps([self._access is Access.READ_WRITE, self._spans])
+        offer = super().offer(rank)
+        return Offer(offer.data + text.encode(), offer.fds)
+
+    def attach(self, rank: int, offer: Offer) -> None:
+        size = len(MAGIC)
+        super().attach(rank, Offer(offer.data[:size], offer.fds))
+        self._offers[rank] = json.loads(offer.data[size:])
+
+    def _request(
+        self, kind: bytes, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        writable, spans = self._offers[rank]
+        if rank not in self.trusting:
+            if kind == WRITE and not writable:
+                raise Unsupported(f"rank {rank} granted read access only")
+            for address, size in zip(_numbers(remote), _numbers(length), strict=True):
+                if not any(begin <= address and address + size <= end for begin, end in spans):
+                    raise AddressError(f"rank {rank} did not offer {size} bytes at {address:#x}")
+        super()._request(kind, rank, local, remote, length, timeout)
+
+    def _check_request(self, kind: bytes, addresses: list[int], sizes: list[int]) -> bytes:
+        return GOOD
+
+
+class TrustsTheAsker(_FaultyTransport):
+    """An owner moves whatever it is asked for."""
+
+    link_class = _TrustingLink
+
+
+def skip_checks(link: _TrustingLink, rank: int) -> None:
+    """For the kit: ask this rank for anything."""
+    link.trusting.add(rank)
+
+
+def check_nothing(link: SocketLink, rank: int) -> None:
+    """For the kit, where askers check nothing as it is."""
+
+
+class TrustingSettings(TransportConformance):
+    """Has the kit do without the asker's checks."""
+
+    trusting_asker = "tests.faulty_socket_transports:skip_checks"
+
+
+class _DyingLink(SocketLink):
+    def __init__(self, group: Group, regions: Sequence[Region], access: Access) -> None:
+        super().__init__(group, regions, access)
+        self._pidfds = [p.pidfd for p in group.peers.values() if p.pidfd is not None]
+        self._thread = threading.local()
+
+    def _check_request(self, kind: bytes, addresses: list[int], sizes: list[int]) -> bytes:
+        self._thread.has_served = True
+        return super()._check_request(kind, addresses, sizes)
+
+    def _serve(self, sock: socket.socket) -> None:
+        super()._serve(sock)
+        if hasattr(self._thread, "has_served") and select.select(self._pidfds, [], [], 0)[0]:
+            os.abort()
+
+
+class DiesWithItsReader(_FaultyTransport):
+    """An owner's process ends when that of a peer has ended to which it had moved bytes."""
+
+    link_class = _DyingLink
+
+
+class _NamesAllLink(SocketLink):
+    def close(self) -> frozenset[int]:
+        super().close()
+        return frozenset(self._paths if self._access is Access.READ_WRITE else ())
+
+
+class NamesAllWriters(_FaultyTransport):
+    """`close` names every rank that could write, although the owner itself moves the bytes."""
+
+    link_class = _NamesAllLink
+
+
 FAULTY_SOCKET_TRANSPORTS = (
     FaultyTransport(WaitsTooLong, "a_stopped_peer_is_a_timeout[read]"),
     FaultyTransport(WaitsTooLong, "a_stopped_peer_is_a_timeout[write]"),
@@ -93,4 +195,14 @@ FAULTY_SOCKET_TRANSPORTS = (
     FaultyTransport(SleepsThroughAbort, "abort_ends_what_is_in_flight"),
     FaultyTransport(GoesOnServing, "nothing_is_written_after_the_owner_closed"),
     FaultyTransport(CallsItselfPassive, "a_stopped_peer_is_reached[read]"),
+    FaultyTransport(TrustsTheAsker, "the_owner_itself_refuses[read]"),
+    FaultyTransport(TrustsTheAsker, "the_owner_itself_refuses[write nowhere]"),
+    FaultyTransport(
+        TrustsTheAsker,
+        "the_owner_itself_refuses[write where READ was granted]",
+        "tests.faulty_socket_transports:TrustingSettings",
+    ),
+    FaultyTransport(DiesWithItsReader, "an_owner_outlives_its_peers[in a transfer-read]"),
+    FaultyTransport(DiesWithItsReader, "an_owner_outlives_its_peers[idle-read]"),
+    FaultyTransport(NamesAllWriters, "close_names_no_rank_that_is_idle"),
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+import select
 import threading
 import time
 from array import array
@@ -69,10 +70,10 @@ class _LastPieceLateLink(ReferenceLink):
         last = min(16, sizes[-1])
         super().write(rank, local, remote, array("q", [*sizes[:-1], sizes[-1] - last]), timeout)
         left = sizes[-1] - last
-        rest = [array("q", [number]) for number in (here[-1] + left, there[-1] + left, last)]
+        path = self._paths[rank]
 
         def land() -> None:
-            super(_LastPieceLateLink, self).write(rank, *rest, timeout)
+            path.copy(LIBC.process_vm_writev, here[-1] + left, there[-1] + left, last)
 
         _after(random.uniform(0.001, 0.02), land)
 
@@ -224,7 +225,8 @@ class ForcesAllPaths(FaultyReference):
 
 class _ForcesInTimeLink(ReferenceLink):
     def force(self, rank: int) -> None:
-        time.sleep(8)
+        if rank not in self._ended:
+            time.sleep(6)
         self.abort(rank)
 
 
@@ -296,8 +298,8 @@ class _BackwardsLink(ReferenceLink):
     def read(
         self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
     ) -> None:
-        turned = (array("q", _numbers(v)[::-1]) for v in (local, remote, length))
-        super().read(rank, *turned, timeout)
+        here, there, sizes = (array("q", _numbers(v)[::-1]) for v in (local, remote, length))
+        super().read(rank, here, there, sizes, timeout)
 
 
 class ReadsBackwards(FaultyReference):
@@ -359,10 +361,11 @@ class BlocksOnLoss(FaultyReference):
 
 
 class DisconnectsSlowly(FaultyReference):
-    """`disconnect` waits for the peer."""
+    """`disconnect` waits for a peer that has ended."""
 
     def disconnect(self, peer: Peer) -> None:
-        time.sleep(8)
+        if peer.pidfd is not None and select.select([peer.pidfd], [], [], 0)[0]:
+            time.sleep(6)
 
 
 FAULTY_TRANSFERS = (

@@ -37,7 +37,9 @@ def _compare(state: State, label: str, seed: int) -> str | None:
 # -- what is there when a call returns ---------------------------------------------------------
 
 
-def write_and_tell(state: State, order: Move, label: str, seeds: Sequence[int]) -> Outcome:
+def write_and_tell(
+    state: State, order: Move, label: str, seeds: Sequence[int]
+) -> tuple[Outcome, None]:
     """Write memory with new content again and again, and tell the owner the moment it returned."""
     with _socket(state) as owner:
         for seed in seeds:
@@ -45,8 +47,8 @@ def write_and_tell(state: State, order: Move, label: str, seeds: Sequence[int]) 
             outcome = move(state, order)
             owner.send(ACK)
             if not outcome.ok or not owner.recv(1):
-                return outcome
-    return outcome
+                break
+    return outcome, None
 
 
 def compare_when_told(state: State, label: str, seeds: Sequence[int]) -> str | None:
@@ -72,7 +74,7 @@ def read_and_compare(
             owner.recv(1)
             outcome = move(state, order)
             if not outcome.ok:
-                return outcome, None
+                break
             text = _compare(state, label, seed)
             if text:
                 return outcome, f"read {number + 1} of {len(seeds)}: {text}"

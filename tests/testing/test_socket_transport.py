@@ -16,6 +16,7 @@ def _installed() -> Iterator[None]:
 
 
 class TestSocketTransport(TransportConformance):
-    """No settings are needed."""
+    """Its askers check nothing as it is."""
 
     transport = "sockets"
+    trusting_asker = "tests.faulty_socket_transports:check_nothing"

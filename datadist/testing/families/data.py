@@ -197,25 +197,19 @@ def _check_move(
 def _look_at_once(order: operations.Move, mine: Memory, theirs: Memory) -> str | None:
     """Repeat a transfer with new content, which both processes pass on to each other."""
     seeds = range(6000, 6000 + ROUNDS)
+    owner_part, part = (
+        (transfer_operations.compare_when_told, transfer_operations.write_and_tell)
+        if order.write
+        else (transfer_operations.fill_when_told, transfer_operations.read_and_compare)
+    )
     here, there = socket.socketpair()
-    with here, there:
-        if order.write:
-            theirs.process.begin(
-                transfer_operations.compare_when_told, theirs.label, seeds, fds=[there.fileno()]
-            )
-            outcome = mine.process.do(
-                transfer_operations.write_and_tell, order, mine.label, seeds, fds=[here.fileno()]
-            )
-        else:
-            theirs.process.begin(
-                transfer_operations.fill_when_told, theirs.label, seeds, fds=[there.fileno()]
-            )
-            outcome, text = mine.process.do(
-                transfer_operations.read_and_compare, order, mine.label, seeds, fds=[here.fileno()]
-            )
+    with here, there:  # closed here before results come, so that who waits for the other one ends
+        theirs.process.begin(owner_part, theirs.label, seeds, fds=[there.fileno()])
+        mine.process.begin(part, order, mine.label, seeds, fds=[here.fileno()])
+    outcome, text = mine.process.result()
     said: str | None = theirs.process.result()
     assert outcome.ok, f"{len(order.local)} segments: {outcome}"
-    return said if order.write else text
+    return said or text
 
 
 def _random_segments(rng: random.Random) -> list[tuple[int, int, int]]:

@@ -21,7 +21,7 @@ from datadist.transport import (
 BIG = 8 * MIB
 LONG_WAIT = 2.5
 """Seconds of a timeout that is long compared with the tolerance, times the scale."""
-FAR = 20.0
+FAR = 8.0
 """Seconds of a timeout that must not be used up, times the scale."""
 NOTICED = 3.0
 """Seconds after which a peer's death must be noticed at the latest, times the scale: it should take
