@@ -196,13 +196,13 @@ FAULTY_SOCKET_TRANSPORTS = (
     FaultyTransport(GoesOnServing, "nothing_is_written_after_the_owner_closed"),
     FaultyTransport(CallsItselfPassive, "a_stopped_peer_is_reached[read]"),
     FaultyTransport(TrustsTheAsker, "the_owner_itself_refuses[read]"),
-    FaultyTransport(TrustsTheAsker, "the_owner_itself_refuses[write nowhere]"),
+    FaultyTransport(TrustsTheAsker, "the_owner_itself_refuses[write-nowhere]"),
     FaultyTransport(
         TrustsTheAsker,
-        "the_owner_itself_refuses[write where READ was granted]",
+        "the_owner_itself_refuses[write-without-access]",
         "tests.faulty_socket_transports:TrustingSettings",
     ),
-    FaultyTransport(DiesWithItsReader, "an_owner_outlives_its_peers[in a transfer-read]"),
+    FaultyTransport(DiesWithItsReader, "an_owner_outlives_its_peers[moving-read]"),
     FaultyTransport(DiesWithItsReader, "an_owner_outlives_its_peers[idle-read]"),
     FaultyTransport(NamesAllWriters, "close_names_no_rank_that_is_idle"),
 )
