@@ -6,8 +6,11 @@ See :mod:`datadist.testing.faulty_transports`; :data:`FAULTY_TRANSFERS` lists th
 from __future__ import annotations
 
 import ctypes
+import os
 import random
 import select
+import signal
+import sys
 import threading
 import time
 from array import array
@@ -353,6 +356,20 @@ class ForgetsNewRegions(FaultyReference):
         return _KnowsOldRegionsLink(group, regions, access, list(self._live))
 
 
+class _CrashingLink(ReferenceLink):
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        print("these are my last words", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class Crashes(FaultyReference):
+    """A read ends the process."""
+
+    link_class = _CrashingLink
+
+
 class BlocksOnLoss(FaultyReference):
     """`peer_lost` waits, on the thread that serves all links."""
 
@@ -385,6 +402,7 @@ FAULTY_TRANSFERS = (
     FaultyTransport(SharesABuffer, "transfers_at_a_time_over_one_link_are_kept_apart"),
     FaultyTransport(ReadsBackwards, "the_last_segment_is_read_last"),
     FaultyTransport(ForgetsNewRegions, "memory_added_to_an_open_link_is_local[host]"),
+    FaultyTransport(Crashes, "sizes[1-read]"),
     FaultyTransport(BlocksOnLoss, "a_peer_that_core_has_lost_is_given_up[killed]"),
     FaultyTransport(DisconnectsSlowly, "a_peer_that_core_has_lost_is_given_up[killed]"),
 )

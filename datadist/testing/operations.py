@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from datadist.base.texts import in_seconds
 from datadist.rank_table import parse_rank_table
 from datadist.testing.child import State, Task, WithFds
 from datadist.transport import (
@@ -53,6 +54,20 @@ class Outcome:
     def is_a(self, kind: type[Exception]) -> bool:
         """Whether it ended with this error or one derived from it."""
         return kind.__name__ in self.kinds
+
+    def must_succeed(self, what: str) -> None:
+        """Raise ``AssertionError`` if it failed."""
+        assert self.ok, f"{what}: expected success, came {self}"
+
+    def must_be(self, kind: type[Exception], what: str) -> None:
+        """Raise ``AssertionError`` unless it ended with this error or one derived from it."""
+        assert self.is_a(kind), f"{what}: expected {kind.__name__}, came {self}"
+
+    def must_end_within(self, seconds: float, what: str) -> None:
+        """Raise ``AssertionError`` if it took longer."""
+        assert self.seconds < seconds, (
+            f"{what}: expected its end within {in_seconds(seconds)}, came {self}"
+        )
 
     def __str__(self) -> str:
         what = f"{self.kinds[0]}: {self.text}" if self.kinds else "success"

@@ -146,10 +146,9 @@ class Linked:
         """Force what is in flight to ``other``; whether the transport can. Bounded to seconds."""
         outcome = self.members[rank].do(operations.force, self.name, other)
         limit = 5 * self._testbed.scale
-        assert outcome.ok or outcome.is_a(Unsupported), (
-            f"force must end what is in flight or raise Unsupported: {outcome}"
-        )
-        assert outcome.seconds < limit, f"force must end within {in_seconds(limit)}: {outcome}"
+        if not outcome.ok:
+            outcome.must_be(Unsupported, "force, which does not end what is in flight")
+        outcome.must_end_within(limit, "force")
         return bool(outcome.ok)
 
     def settle(self, rank: int, other: int) -> None:
@@ -250,7 +249,7 @@ class Testbed:
             )
         else:
             outcome = process.do(memory_operations.allocate, f"m{number}", size, where)
-        assert outcome.ok, f"{size} bytes of {where} memory at {process.name}: {outcome}"
+        outcome.must_succeed(f"{size} bytes of {where} memory at {process.name}")
         memory = Memory(process, f"m{number}", outcome.value[0], size, seed=number)
         memory.refill(number)
         return memory
@@ -266,7 +265,7 @@ class Testbed:
         linked = self.open(members, memory, access, over_network=over_network)
         for rank, owner in itertools.permutations(members, 2):
             outcome = self.attach(linked, rank, owner, change)
-            assert outcome.ok, f"rank {rank} attaching the offer of rank {owner}: {outcome}"
+            outcome.must_succeed(f"rank {rank} attaching the offer of rank {owner}")
         self._join(linked)
         return linked
 
@@ -296,7 +295,7 @@ class Testbed:
         for rank, process in members.items():
             labels = [m.label for m in memory.get(rank, ())]
             for outcome in process.do(operations.open_links, plans, rank, labels, access):
-                assert outcome.ok, f"open at rank {rank}: {outcome}"
+                outcome.must_succeed(f"open at rank {rank}")
         return links
 
     @contextmanager

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from datadist.testing import installed
+
 SETTINGS = """
 from datadist.testing import TransportConformance
 
@@ -38,7 +40,8 @@ def test_selected_tests_are_named_with_their_family() -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith("shm (datadist-shm ")
     assert "Declaration" in lines
-    assert any(line.startswith("  passed   capabilities_make_sense") for line in lines)
+    (at,) = [i for i, line in enumerate(lines) if line.startswith("  passed   capabilities_make_")]
+    assert lines[at + 1].strip() == "Types and ranges."
     assert "none failed, version 2 of the interface" in lines[-1]
 
 
@@ -58,6 +61,35 @@ def test_options_reach_the_transport_and_failures_show_the_traceback_of_the_proc
     assert "in rank 0: Traceback (most recent call last)" in done.stdout
     assert "option datadist.shm.populate is 'x'" in done.stdout
     assert "does NOT conform" in done.stdout.splitlines()[-1]
+
+
+def test_failures_are_printed_at_once_with_their_rule() -> None:
+    """The next test begins after the whole text of the failure."""
+    with installed({"names-all": "datadist.testing.faulty_transfers:NamesIdleWriters"}) as folder:
+        done = _run("names-all", "-k", "close_names_no_rank", path=folder)
+    assert done.returncode == 1, done.stdout + done.stderr
+    text = done.stdout
+    failed, passed = (
+        text.index("  FAILED   close_names_no_rank_that_is_idle ("),
+        text.index("  passed"),
+    )
+    rule = (
+        "rule of Link.close, Capabilities.revokes_access in datadist.transport: close names no rank"
+    )
+    reason = text.index("close named {0, 2}, expected nobody")
+    assert failed < reason < text.index(rule) < passed
+    assert "failed: close_names_no_rank_that_is_idle" in text[passed:].splitlines()
+
+
+def test_a_crash_names_the_test_the_signal_and_the_last_words() -> None:
+    with installed({"crashes": "datadist.testing.faulty_transfers:Crashes"}) as folder:
+        done = _run("crashes", "-k", "sizes[1-read]", path=folder)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert (
+        "rank 0 ended with signal SIGSEGV in move, in the test test_sizes[1-read]; its last lines "
+        "of stderr:" in done.stdout
+    )
+    assert "these are my last words" in done.stdout
 
 
 def test_a_class_with_settings(tmp_path: Path) -> None:

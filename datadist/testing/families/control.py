@@ -6,12 +6,14 @@ import pytest
 
 from datadist.testing import memory_operations, operations
 from datadist.testing.families.kit import KINDS, Kit, memory_of, pair
+from datadist.testing.rules import rule
 from datadist.testing.testbed import MIB, Testbed
 
 
 class Control(Kit):
     """What ``watches_control`` promises."""
 
+    @rule("Capabilities.watches_control", "Link.read")
     @pytest.mark.parametrize("size", [1, MIB])
     def test_reads_say_what_has_arrived(self, testbed: Testbed, size: int) -> None:
         """Only if something has arrived on the connection to the owner."""
@@ -20,7 +22,7 @@ class Control(Kit):
 
         def read_result() -> object:
             outcome = linked.move(0, 1, mine, theirs, [(0, 0, size)])
-            assert outcome.ok, str(outcome)
+            outcome.must_succeed(f"a read of {size} bytes")
             return outcome.value
 
         assert read_result() is False, "read must return False while nothing has arrived"
@@ -30,6 +32,7 @@ class Control(Kit):
             assert said is expected, f"read returned {said} after: a message {what}"
         linked.close_all()
 
+    @rule("Capabilities.watches_control")
     @pytest.mark.parametrize("owner", KINDS)
     def test_a_read_of_withdrawn_memory_harms_nothing(self, testbed: Testbed, owner: str) -> None:
         """It may fail or return any bytes; other links and the process must not be affected."""
@@ -44,7 +47,7 @@ class Control(Kit):
         for _ in range(3):
             linked.move(0, 1, mine, theirs, [(0, 0, 4096)])
         outcome = other.move(0, 1, mine, lasting, [(0, 0, 4096)])
-        assert outcome.ok, f"over another link: {outcome}"
+        outcome.must_succeed("over another link")
         linked.close_all()
         other.close_all()
 

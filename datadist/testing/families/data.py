@@ -9,6 +9,7 @@ import pytest
 
 from datadist.testing import operations, transfer_operations
 from datadist.testing.families.kit import KINDS, Kit, memory_of, need_write, pair
+from datadist.testing.rules import rule
 from datadist.testing.testbed import MIB, Linked, Memory, Testbed
 from datadist.transport import Access, AddressError
 
@@ -25,16 +26,19 @@ AT_ONCE = ((64, 1), (4096, 1), (65_536, 16), (MIB, 1), (MIB, 256))
 class Data(Kit):
     """`read` and `write`; all memory around the segments is compared too."""
 
+    @rule("Link.read", "Link.write")
     @pytest.mark.parametrize("direction", DIRECTIONS)
     @pytest.mark.parametrize("size", SIZES)
     def test_sizes(self, testbed: Testbed, size: int, direction: str) -> None:
         """One segment at odd addresses."""
         _move_and_check(testbed, [(GUARD + 1, GUARD + 3, size)], direction, size + 2 * GUARD)
 
+    @rule("Link.read")
     def test_64_mib(self, testbed: Testbed) -> None:
         """One large segment."""
         _move_and_check(testbed, [(GUARD, GUARD + 1, LARGE)], "read", LARGE + 2 * GUARD)
 
+    @rule("Link.read", "Link.write")
     @pytest.mark.parametrize("direction", DIRECTIONS)
     def test_unaligned(self, testbed: Testbed, direction: str) -> None:
         """All offsets below 64 bytes at both ends, with lengths around them."""
@@ -44,6 +48,7 @@ class Data(Kit):
         ]
         _move_and_check(testbed, segments, direction)
 
+    @rule("Link.read", "Link.write")
     @pytest.mark.parametrize("direction", DIRECTIONS)
     @pytest.mark.parametrize("count", [2, 17, 1000, 100_000])
     def test_many_segments(self, testbed: Testbed, count: int, direction: str) -> None:
@@ -57,6 +62,7 @@ class Data(Kit):
         ]
         _move_and_check(testbed, segments, direction)
 
+    @rule("Link.read", "Link.write")
     @pytest.mark.parametrize("direction", DIRECTIONS)
     def test_random_segments(self, testbed: Testbed, direction: str) -> None:
         """Of mixed sizes, one call after another over the same link."""
@@ -66,7 +72,7 @@ class Data(Kit):
         for _ in range(20):
             segments = _random_segments(rng)
             outcome = linked.move(0, 1, mine, theirs, segments, write=direction == "write")
-            assert outcome.ok, str(outcome)
+            outcome.must_succeed(f"{direction} of {len(segments)} segments")
             expected_write.append(
                 target.expected_write(source, segments, into_remote=direction == "write")
             )
@@ -74,6 +80,7 @@ class Data(Kit):
         source.check()
         linked.close_all()
 
+    @rule("Link.read", "Link.write", "Capabilities.placements")
     @pytest.mark.parametrize("direction", DIRECTIONS)
     @pytest.mark.parametrize("owner", KINDS)
     @pytest.mark.parametrize("local", KINDS)
@@ -89,16 +96,18 @@ class Data(Kit):
         linked = testbed.link(members, {0: [mine], 1: [theirs]}, access)
         _check_move(linked, mine, theirs, [(10, 20, 30_001), (50_000, 1, 1)], direction)
 
+    @rule("Link.read")
     @pytest.mark.parametrize("kind", ["ctypes", "memoryview", "read-only"])
     def test_vectors_are_taken_by_the_buffer_protocol(self, testbed: Testbed, kind: str) -> None:
         """Any C-contiguous int64 buffer, also one that cannot be written."""
         linked, mine, theirs = pair(testbed)
         order = linked.order(0, 1, mine, theirs, [(1, 2, 300), (5000, 9, 4)])
         outcome = linked.members[0].do(operations.move_with, order, kind)
-        assert outcome.ok, str(outcome)
+        outcome.must_succeed(f"a read with vectors of the type {kind}")
         mine.check([mine.expected_write(theirs, [(1, 2, 300), (5000, 9, 4)])])
         linked.close_all()
 
+    @rule("Link.read")
     def test_several_regions_in_one_call(self, testbed: Testbed) -> None:
         """Segments of different regions, at both ends."""
         members = testbed.processes(2)
@@ -109,7 +118,7 @@ class Data(Kit):
         order.local[1], order.local[2] = mine[1].address + 11, mine[1].address + 9000
         order.remote[1], order.remote[2] = theirs[1].address + 5, theirs[2].address + 7
         outcome = members[0].do(operations.move, order)
-        assert outcome.ok, str(outcome)
+        outcome.must_succeed("segments of several regions")
         mine[0].check([mine[0].expected_write(theirs[0], [(0, 0, 1000)])])
         mine[1].check([
             mine[1].expected_write(theirs[1], [(11, 5, 2000)]),
@@ -117,6 +126,7 @@ class Data(Kit):
         ])  # fmt: skip
         linked.close_all()
 
+    @rule("Link.read", "Link.write")
     @pytest.mark.parametrize("direction", DIRECTIONS)
     @pytest.mark.parametrize(("size", "count"), AT_ONCE)
     def test_all_bytes_are_there_at_the_return(
@@ -131,16 +141,18 @@ class Data(Kit):
         assert wrong is None, f"bytes were missing when {direction} had returned: {wrong}"
         linked.close_all()
 
+    @rule("Link.read")
     def test_later_changes_are_seen(self, testbed: Testbed) -> None:
         """A read returns what is there now, not what was there when the link was made."""
         linked, mine, theirs = pair(testbed)
         for seed in (1001, 1002, 1003):
             theirs.refill(seed)
             outcome = linked.move(0, 1, mine, theirs, [(0, 0, MIB)])
-            assert outcome.ok, str(outcome)
+            outcome.must_succeed("a read after the owner changed its memory")
             mine.check([mine.expected_write(theirs, [(0, 0, MIB)])])
         linked.close_all()
 
+    @rule("Link.read", "Link.write", "AddressError")
     @pytest.mark.parametrize(
         ("offset", "size"),
         [(-1, 2), (-MIB, MIB), (MIB - 1, 2), (MIB, 1), (0, MIB + 1), (1 << 40, 1)],
@@ -155,13 +167,14 @@ class Data(Kit):
         local = testbed.allocate(linked.members[0], 2 * MIB)
         segments = [(0, 0, 4096), (8192, offset, size)]
         outcome = linked.move(0, 1, local, theirs, segments, write=write)
-        assert outcome.is_a(AddressError), f"{size} bytes from offset {offset}: {outcome}"
+        outcome.must_be(AddressError, f"{size} bytes from offset {offset}")
         local.check()
         theirs.check()
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, 100)])
-        assert outcome.ok, f"after a bad address: {outcome}"
+        outcome.must_succeed("after a bad address")
         linked.close_all()
 
+    @rule("Link.read", "AddressError")
     @pytest.mark.parametrize("address", [1, (1 << 63) - 8, -8])
     def test_addresses_that_cannot_be(self, testbed: Testbed, address: int) -> None:
         """Around zero and at the end of what fits."""
@@ -169,7 +182,7 @@ class Data(Kit):
         order = linked.order(0, 1, mine, theirs, [(0, 0, 100)])
         order.remote[0] = address
         outcome = linked.members[0].do(operations.move, order)
-        assert outcome.is_a(AddressError), f"address {address}: {outcome}"
+        outcome.must_be(AddressError, f"address {address}")
         mine.check()
         linked.close_all()
 
@@ -187,7 +200,7 @@ def _check_move(
 ) -> None:  # fmt: skip
     write = direction == "write"
     outcome = linked.move(0, 1, mine, theirs, segments, write=write)
-    assert outcome.ok, f"{len(segments)} segments: {outcome}"
+    outcome.must_succeed(f"{len(segments)} segments")
     target, source = (theirs, mine) if write else (mine, theirs)
     target.check([target.expected_write(source, segments, into_remote=write)])
     source.check()
@@ -208,7 +221,7 @@ def _look_at_once(order: operations.Move, mine: Memory, theirs: Memory) -> str |
         mine.process.begin(part, order, mine.label, seeds, fds=[here.fileno()])
     outcome, text = mine.process.result()
     said: str | None = theirs.process.result()
-    assert outcome.ok, f"{len(order.local)} segments: {outcome}"
+    outcome.must_succeed(f"{len(order.local)} segments")
     return said or text
 
 

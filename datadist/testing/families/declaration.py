@@ -8,6 +8,7 @@ import re
 from datadist.base.texts import in_seconds
 from datadist.testing import operations
 from datadist.testing.families.kit import Kit
+from datadist.testing.rules import rule
 from datadist.testing.testbed import Testbed
 from datadist.transport import API_VERSION, Capabilities, Placement
 
@@ -15,6 +16,7 @@ from datadist.transport import API_VERSION, Capabilities, Placement
 class Declaration(Kit):
     """Class attributes, probe, capabilities, packaging."""
 
+    @rule("Transport.api_version", "Transport.priority", "Transport.probe")
     def test_class_is_complete(self, testbed: Testbed) -> None:
         """Version of the interface, priority and probe."""
         declared = testbed.bare(0).do(operations.declared, self.transport)
@@ -27,6 +29,7 @@ class Declaration(Kit):
         )
         assert declared.probe.reason, "probe().reason is empty: say what was found, people read it"
 
+    @rule("Transport.probe")
     def test_probe_is_quick(self, testbed: Testbed) -> None:
         """`auto` and `datadist backends` probe everything that is installed."""
         declared = testbed.bare(0).do(operations.declared, self.transport)
@@ -35,6 +38,7 @@ class Declaration(Kit):
             f"probe took {declared.probe_seconds:.1f} s, it must end within {in_seconds(limit)}"
         )
 
+    @rule("API_VERSION")
     def test_distribution_requires_datadist(self, testbed: Testbed) -> None:
         """Only the metadata tells installers which datadist versions a plugin supports."""
         declared = testbed.bare(0).do(operations.declared, self.transport)
@@ -44,6 +48,7 @@ class Declaration(Kit):
             f"{pins[0]!r} has no upper bound: a later datadist may have another interface"
         )
 
+    @rule("Capabilities")
     def test_capabilities_make_sense(self, testbed: Testbed) -> None:
         """Types and ranges."""
         declared = testbed.capabilities
@@ -67,6 +72,7 @@ class Declaration(Kit):
                 f"max_registered has {placement}, which placements has not"
             )
 
+    @rule("Transport.capabilities")
     def test_capabilities_are_constant(self, testbed: Testbed) -> None:
         """Core may read them at any time."""
         process = testbed.process(0)
@@ -75,16 +81,18 @@ class Declaration(Kit):
             f"capabilities changed from {testbed.capabilities} to {again}"
         )
 
+    @rule("Transport.describe")
     def test_description_is_for_people(self, testbed: Testbed) -> None:
         """Facts that can be printed and sent in a report."""
         json.dumps(testbed.process(0).do(operations.describe), default=str)
 
+    @rule("Transport.check_table")
     def test_rank_tables_are_accepted(self, testbed: Testbed) -> None:
         """Those with which the kit links."""
         for size in (2, 3, 4):
             for rank in range(size):
                 outcome = testbed.process(0).do(operations.check_table, self.rank_table(size), rank)
-                assert outcome.ok, f"rank {rank} of {size}: {outcome}"
+                outcome.must_succeed(f"rank {rank} of {size}")
 
 
 def _name(requirement: str) -> str:

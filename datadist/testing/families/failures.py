@@ -9,6 +9,7 @@ import pytest
 from datadist.base.texts import in_seconds
 from datadist.testing import operations
 from datadist.testing.families.kit import GRACE, Kit, need_passive, need_write, pair, timed_out
+from datadist.testing.rules import rule
 from datadist.testing.testbed import MIB, Linked, Memory, Segments, Testbed
 from datadist.transport import (
     Access,
@@ -31,14 +32,17 @@ about one; the rest is for busy machines."""
 class Failures(Kit):
     """Every call ends by its deadline with the correct result."""
 
+    @rule("Link.read", "TransferTimeout")
     def test_a_deadline_that_has_passed(self, testbed: Testbed) -> None:
         """Ends at once: with a timeout or, if it was quick enough, with all bytes."""
         linked, mine, theirs = pair(testbed)
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)], timeout=0)
-        assert outcome.ok or outcome.is_a(TransferTimeout), str(outcome)
-        assert outcome.seconds < GRACE * testbed.scale, str(outcome)
+        if not outcome.ok:
+            outcome.must_be(TransferTimeout, "a read whose timeout is 0")
+        outcome.must_end_within(GRACE * testbed.scale, "a read whose timeout is 0")
         linked.close_all()
 
+    @rule("Link.read", "Link.write", "TransferTimeout")
     @pytest.mark.parametrize("direction", ["read", "write"])
     def test_a_long_transfer_ends_by_its_deadline(self, testbed: Testbed, direction: str) -> None:
         """With `TransferTimeout`, not at twice the time; then the peer can be reached if it says so."""
@@ -47,13 +51,14 @@ class Failures(Kit):
         wait = LONG_WAIT * testbed.scale
         with timed_out(testbed, linked, mine, theirs, write=write, wait=LONG_WAIT) as outcome:
             pass
-        assert outcome.seconds < 1.5 * wait, f"its timeout was {in_seconds(wait)}: {outcome}"
+        outcome.must_end_within(1.5 * wait, f"{direction} with a timeout of {in_seconds(wait)}")
         linked.settle(0, 1)
         _check_both(mine, theirs, [(0, 0, BIG)], write)
         mine.refill(5004)
         theirs.refill(5005)
         _check_usable(testbed, linked, mine, theirs, bool(outcome.link_usable))
 
+    @rule("Capabilities.passive_target")
     @pytest.mark.parametrize("direction", ["read", "write"])
     def test_a_stopped_peer_is_reached(self, testbed: Testbed, direction: str) -> None:
         """Its memory can be accessed without its processor."""
@@ -66,10 +71,11 @@ class Failures(Kit):
             )
         finally:
             linked.members[1].resume()
-        assert outcome.ok, f"capabilities.passive_target is True: {outcome}"
+        outcome.must_succeed("capabilities.passive_target is True")
         _check_both(mine, theirs, [(0, 0, MIB)], direction == "write", whole=True)
         linked.close_all()
 
+    @rule("Capabilities.passive_target", "TransferTimeout")
     @pytest.mark.parametrize("direction", ["read", "write"])
     def test_a_stopped_peer_is_a_timeout(self, testbed: Testbed, direction: str) -> None:
         """At the deadline, not later; and nothing arrives here when it goes on."""
@@ -86,8 +92,8 @@ class Failures(Kit):
                 mine.refill(5002)
         finally:
             linked.members[1].resume()
-        assert outcome.is_a(TransferTimeout), f"the peer was stopped: {outcome}"
-        assert outcome.seconds < order.timeout + GRACE * testbed.scale, str(outcome)
+        outcome.must_be(TransferTimeout, "the peer was stopped")
+        outcome.must_end_within(order.timeout + GRACE * testbed.scale, "the peer was stopped")
         linked.settle(0, 1)
         time.sleep(0.2)
         if direction == "read":
@@ -100,6 +106,7 @@ class Failures(Kit):
             theirs.refill(5003)
         _check_usable(testbed, linked, mine, theirs, bool(outcome.link_usable))
 
+    @rule("Link.abort")
     def test_abort_ends_what_is_in_flight(self, testbed: Testbed) -> None:
         """Within milliseconds, from another thread."""
         linked, mine, theirs = pair(testbed, size=BIG)
@@ -118,7 +125,7 @@ class Failures(Kit):
             outcome = process.do(operations.finish, "read", GRACE * testbed.scale)
         finally:
             linked.members[1].resume()
-        assert outcome.is_a(TransferError), f"aborted: {outcome}"
+        outcome.must_be(TransferError, "aborted")
         seconds = time.monotonic() - begin
         assert seconds < GRACE * testbed.scale, (
             f"a read ended {seconds:.2f} s after abort, within {in_seconds(GRACE * testbed.scale)} "
@@ -127,6 +134,7 @@ class Failures(Kit):
         _check_both(mine, theirs, [(0, 0, BIG)], False)
         linked.close_all()
 
+    @rule("Link.abort")
     def test_abort_is_for_good_and_for_one_rank(self, testbed: Testbed) -> None:
         """What follows fails at once; other ranks are still reached."""
         members = testbed.processes(3)
@@ -134,11 +142,12 @@ class Failures(Kit):
         linked = testbed.link(members, {rank: [m] for rank, m in memory.items()})
         linked.abort(0, 1)
         outcome = linked.move(0, 1, memory[0], memory[1], [(0, 0, 100)])
-        assert outcome.is_a(TransferError), f"after an abort: {outcome}"
+        outcome.must_be(TransferError, "after an abort")
         outcome = linked.move(0, 2, memory[0], memory[2], [(0, 0, 100)])
-        assert outcome.ok, f"to another rank than the aborted one: {outcome}"
+        outcome.must_succeed("to another rank than the aborted one")
         linked.close_all()
 
+    @rule("Link.close")
     def test_close_ends_what_is_in_flight(self, testbed: Testbed) -> None:
         """Also while the peer is stopped; nothing is written here afterwards."""
         linked, mine, theirs = pair(testbed, size=BIG)
@@ -152,7 +161,7 @@ class Failures(Kit):
             time.sleep(0.1)
             linked.close(0)
             outcome = process.do(operations.finish, "read", GRACE * testbed.scale)
-            assert outcome.is_a(TransferError), f"the link was closed: {outcome}"
+            outcome.must_be(TransferError, "the link was closed")
             mine.check_torn([mine.expected_write(theirs, [(0, 0, BIG)])])
             mine.refill(2001)
         finally:
@@ -162,6 +171,7 @@ class Failures(Kit):
         theirs.check()
         linked.close_all()
 
+    @rule("Link.read", "PeerLost")
     def test_a_peer_that_was_killed_is_lost(self, testbed: Testbed) -> None:
         """Reported by its rank; others are still reached; then a new process links again."""
         members = testbed.processes(3)
@@ -177,10 +187,11 @@ class Failures(Kit):
         memory[0].check_torn([memory[0].expected_write(memory[1], [(0, 0, 1000)])])
         memory[0].refill(5001)  # a read that failed may have moved a part
         outcome = linked.move(0, 2, memory[0], memory[2], [(0, 0, 1000)])
-        assert outcome.ok, f"to a peer that lives: {outcome}"
+        outcome.must_succeed("to a peer that lives")
         linked.close_all()
         _check_link_again(testbed, memory)
 
+    @rule("Link.read", "Link.write", "PeerLost")
     @pytest.mark.parametrize("direction", ["read", "write"])
     def test_a_peer_that_dies_in_a_transfer_is_noticed(
         self, testbed: Testbed, direction: str
@@ -199,12 +210,13 @@ class Failures(Kit):
         linked.forget(1)
         wait = 2 * FAR * testbed.scale
         outcome = process.do(operations.finish, "move", wait, timeout=2 * FAR + 30)
-        assert outcome.is_a(TransferError), f"the peer died in the transfer: {outcome}"
+        outcome.must_be(TransferError, "the peer died in the transfer")
         _check_noticed(time.monotonic() - begin, testbed.scale, outcome)
         linked.settle(0, 1)
         mine.check_torn([] if write else [mine.expected_write(theirs, [(0, 0, BIG)])])
         linked.close_all()
 
+    @rule("Transport.peer_lost", "Transport.disconnect", "Link.abort", "Link.close")
     @pytest.mark.parametrize("state", ["killed", "stopped"])
     def test_a_peer_that_core_has_lost_is_given_up(self, testbed: Testbed, state: str) -> None:
         """`peer_lost` and `abort` do not block; `close` and `disconnect` end; others are reached."""
@@ -213,7 +225,7 @@ class Failures(Kit):
         linked = testbed.link(members, {rank: [m] for rank, m in memory.items()})
         for other in (1, 2):
             outcome = linked.move(0, other, memory[0], memory[other], [(0, 0, 1000)])
-            assert outcome.ok, f"before rank 1 was lost: {outcome}"
+            outcome.must_succeed("before rank 1 was lost")
         if state == "killed":
             members[1].kill()
             linked.forget(1)
@@ -222,14 +234,15 @@ class Failures(Kit):
         try:
             linked.lose(0, 1)
             outcome = linked.move(0, 1, memory[0], memory[1], [(0, 0, 1000)])
-            assert outcome.is_a(TransferError), f"from a peer that core has lost: {outcome}"
+            outcome.must_be(TransferError, "from a peer that core has lost")
             outcome = linked.move(0, 2, memory[0], memory[2], [(0, 0, 1000)])
-            assert outcome.ok, f"from another peer than the lost one: {outcome}"
+            outcome.must_succeed("from another peer than the lost one")
             linked.close(0)
         finally:
             members[1].resume()
         linked.close_all()
 
+    @rule("Link.attach", "Link.close")
     def test_a_link_with_a_dead_peer_can_be_made_and_closed(self, testbed: Testbed) -> None:
         """The peer died between its offer and our attaching it."""
         if testbed.capabilities.self_bootstrapping:
@@ -243,9 +256,10 @@ class Failures(Kit):
             outcome = members[0].do(operations.attach, linked.name, 1, data, fds=fds)
         if outcome.ok:
             outcome = linked.move(0, 1, mine, theirs, [(0, 0, 100)], timeout=5)
-        assert outcome.is_a(TransportError), f"the peer is dead: {outcome}"
+        outcome.must_be(TransportError, "the peer is dead")
         linked.close_all()
 
+    @rule("Link.read", "Link.write")
     @pytest.mark.parametrize("direction", ["read", "write"])
     def test_the_gil_is_released(self, testbed: Testbed, direction: str) -> None:
         """Other threads run while a call copies or waits."""
@@ -297,20 +311,22 @@ def _long_call(
             outcome, tenths = process.do(operations.move_and_tick, order)
         finally:
             linked.members[1].resume()
-        assert outcome.is_a(TransferTimeout), f"the peer was stopped: {outcome}"
+        outcome.must_be(TransferTimeout, "the peer was stopped")
         return outcome, tenths
     while True:
         order = linked.order(0, 1, mine, theirs, [(0, 0, BIG)] * repeat, write=write, timeout=60)
         outcome, tenths = process.do(operations.move_and_tick, order, timeout=90)
-        assert outcome.ok, str(outcome)
+        outcome.must_succeed("a long call")
         if outcome.seconds > 0.3:
             return outcome, tenths
         repeat *= 2
 
 
 def _check_lost(outcome: operations.Outcome) -> None:
-    assert outcome.is_a(TransferError), f"the peer was killed: {outcome}"
-    assert outcome.link_usable is False, f"link_usable of {outcome}"
+    outcome.must_be(TransferError, "the peer was killed")
+    assert outcome.link_usable is False, (
+        f"the peer was killed: expected link_usable False, it is {outcome.link_usable} of {outcome}"
+    )
     if outcome.is_a(PeerLost):
         assert outcome.rank == 1, f"PeerLost names rank {outcome.rank}, which was rank 1"
 
@@ -320,7 +336,7 @@ def _check_link_again(testbed: Testbed, memory: dict[int, Memory]) -> None:
     fresh = {**memory, 1: testbed.allocate(members[1])}
     linked = testbed.link(members, {rank: [m] for rank, m in fresh.items()}, Access.READ)
     outcome = linked.move(0, 1, fresh[0], fresh[1], [(0, 0, 1000)])
-    assert outcome.ok, f"from the process that took the place of the killed one: {outcome}"
+    outcome.must_succeed("from the process that took the place of the killed one")
     fresh[0].check([
         fresh[0].expected_write(fresh[2], [(0, 0, 1000)]),
         fresh[0].expected_write(fresh[1], [(0, 0, 1000)]),
@@ -334,8 +350,8 @@ def _check_usable(
     """After a timeout: a usable link works, and nothing of the old transfer shows."""
     outcome = linked.move(0, 1, mine, theirs, [(3, 5, 1000)])
     if usable:
-        assert outcome.ok, f"the timeout said that the link is usable: {outcome}"
+        outcome.must_succeed("the timeout said that the link is usable")
         mine.check([mine.expected_write(theirs, [(3, 5, 1000)])])
-    else:
-        assert outcome.ok or outcome.is_a(TransferError), str(outcome)
+    elif not outcome.ok:
+        outcome.must_be(TransferError, "after a timeout that broke the link")
     linked.close_all()

@@ -8,6 +8,7 @@ import pytest
 
 from datadist.testing import operations
 from datadist.testing.families.kit import Kit, need_write, pair
+from datadist.testing.rules import rule
 from datadist.testing.testbed import MIB, Memory, Testbed
 from datadist.transport import Access, TransportError, Unsupported
 
@@ -18,40 +19,44 @@ ATTEMPTS = 5
 class Fence(Kit):
     """After `close` nothing is written, or `close` has returned the ranks that may still write."""
 
+    @rule("Link.write", "Access")
     def test_peers_with_read_access_cannot_write(self, testbed: Testbed) -> None:
         """The write raises an error and changes nothing."""
         linked, mine, theirs = pair(testbed, Access.READ)
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)], write=True)
-        assert outcome.is_a(Unsupported), f"write where READ was granted: {outcome}"
+        outcome.must_be(Unsupported, "write where READ was granted")
         theirs.check()
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)])
-        assert outcome.ok, f"read where READ was granted: {outcome}"
+        outcome.must_succeed("read where READ was granted")
         linked.close_all()
 
+    @rule("Capabilities.one_sided_write", "Link.write")
     def test_writing_is_refused_where_not_declared(self, testbed: Testbed) -> None:
         """Whatever access was granted."""
         if testbed.capabilities.one_sided_write:
             pytest.skip("capabilities.one_sided_write is True")
         linked, mine, theirs = pair(testbed, Access.READ_WRITE)
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)], write=True)
-        assert outcome.is_a(Unsupported), str(outcome)
+        outcome.must_be(Unsupported, "write, which is not declared")
         theirs.check()
         linked.close_all()
 
+    @rule("Link.close")
     def test_nothing_is_written_after_the_owner_closed(self, testbed: Testbed) -> None:
         """A peer that was idle, and writes later."""
         linked, mine, theirs = pair(testbed, write=True)
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)], write=True)
-        assert outcome.ok, f"write where READ_WRITE was granted: {outcome}"
+        outcome.must_succeed("write where READ_WRITE was granted")
         possible_writers = linked.close(1)
         theirs.refill(3001)
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, MIB)], write=True, timeout=5)
         time.sleep(0.1)
         if 0 not in possible_writers:
             theirs.check()
-            assert outcome.is_a(TransportError), f"a write to an owner that has closed: {outcome}"
+            outcome.must_be(TransportError, "a write to an owner that has closed")
         linked.close_all()
 
+    @rule("Link.close")
     def test_nothing_is_written_after_the_writer_closed(self, testbed: Testbed) -> None:
         """Its own side is enough to end what it began."""
         linked, mine, theirs = pair(testbed, size=BIG, write=True)
@@ -63,7 +68,7 @@ class Fence(Kit):
         time.sleep(0.05)
         linked.close(0)
         outcome = process.do(operations.finish, "write", 5.0 * testbed.scale)
-        assert outcome.is_a(TransportError), f"the link was closed: {outcome}"
+        outcome.must_be(TransportError, "the link was closed")
         time.sleep(0.1)  # bytes under way to an owner that writes by itself
         theirs.check_torn([theirs.expected_write(mine, [(0, 0, BIG)], into_remote=True)])
         mine.check()
@@ -72,6 +77,7 @@ class Fence(Kit):
         theirs.check()
         linked.close_all()
 
+    @rule("Link.close", "Capabilities.revokes_access")
     def test_close_names_no_rank_that_is_idle(self, testbed: Testbed) -> None:
         """Unless access cannot be revoked: the named ranks keep core from using the memory."""
         need_write(testbed)
@@ -81,7 +87,7 @@ class Fence(Kit):
         memory = {rank: testbed.allocate(members[rank]) for rank in members}
         linked = testbed.link(members, {r: [m] for r, m in memory.items()}, Access.READ_WRITE)
         outcome = linked.move(0, 1, memory[0], memory[1], [(0, 0, MIB)], write=True)
-        assert outcome.ok, f"write where READ_WRITE was granted: {outcome}"
+        outcome.must_succeed("write where READ_WRITE was granted")
         possible_writers = linked.close(1)
         assert not possible_writers, (
             f"close named {set(possible_writers)}, expected nobody: rank 0 had ended its write, "
@@ -89,6 +95,7 @@ class Fence(Kit):
         )
         linked.close_all()
 
+    @rule("Link.close")
     def test_close_names_no_rank_that_got_no_offer(self, testbed: Testbed) -> None:
         """Only who has our offer can write."""
         if testbed.capabilities.self_bootstrapping:
@@ -104,6 +111,7 @@ class Fence(Kit):
         )
         linked.close_all()
 
+    @rule("Link.close")
     def test_a_writer_that_was_stopped_is_fenced_or_named(self, testbed: Testbed) -> None:
         """It is stopped in the middle of a write, and goes on when the memory is used again."""
         need_write(testbed)
@@ -132,5 +140,5 @@ class Fence(Kit):
         outcome = members[0].do(operations.finish, "write", 15.0 * testbed.scale, timeout=30)
         if 0 not in possible_writers:
             theirs.check()
-            assert outcome.is_a(TransportError), f"a write to an owner that has closed: {outcome}"
+            outcome.must_be(TransportError, "a write to an owner that has closed")
         linked.close_all()

@@ -82,15 +82,15 @@ class InFlight(Kit):
         """It may be called twice, and when nothing is in flight; or it is not supported at all."""
         linked, (mine, theirs, third) = _three(testbed, Access.READ)
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)])
-        assert outcome.ok, f"before force: {outcome}"
+        outcome.must_succeed("before force")
         forced = linked.force(0, 1)
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)])
         if forced:
-            assert outcome.is_a(TransferError), f"over a path that force has ended: {outcome}"
+            outcome.must_be(TransferError, "over a path that force has ended")
         else:
-            assert outcome.ok, f"after force raised Unsupported: {outcome}"
+            outcome.must_succeed("after force raised Unsupported")
         outcome = linked.move(0, 2, mine, third, [(0, 0, 1000)])
-        assert outcome.ok, f"to another rank than the one whose path was forced: {outcome}"
+        outcome.must_succeed("to another rank than the one whose path was forced")
         linked.close_all()
 
 
@@ -101,7 +101,7 @@ def _three(testbed: Testbed, access: Access) -> tuple[Linked, list[Memory]]:
     linked = testbed.link(members, {rank: [m] for rank, m in enumerate(memory)}, access)
     for other in (1, 2):
         outcome = linked.move(0, other, memory[0], memory[other], [(0, 0, 4096)])
-        assert outcome.ok, f"a first read from rank {other}: {outcome}"
+        outcome.must_succeed(f"a first read from rank {other}")
     memory[0].refill(7000)
     return linked, memory
 
@@ -110,4 +110,4 @@ def _read_from_third(linked: Linked, mine: Memory, third: Memory) -> None:
     """Use the memory again, as core does when nothing is in flight any more."""
     mine.refill(7003)
     outcome = linked.move(0, 2, mine, third, [(0, 0, BIG)])
-    assert outcome.ok, f"from another rank than the one that timed out: {outcome}"
+    outcome.must_succeed("from another rank than the one that timed out")

@@ -156,12 +156,9 @@ def timed_out(
     try:
         order = linked.order(0, 1, mine, theirs, segments, write=write, timeout=wait)
         outcome = linked.members[0].do(operations.move, order, timeout=order.timeout + 60)
-        assert outcome.is_a(TransferTimeout), (
-            f"expected TransferTimeout after {in_seconds(order.timeout)}: {outcome}"
-        )
-        assert outcome.seconds < order.timeout + GRACE * testbed.scale, (
-            f"its timeout was {in_seconds(order.timeout)}: {outcome}"
-        )
+        what = f"a transfer that cannot end in {in_seconds(order.timeout)}"
+        outcome.must_be(TransferTimeout, what)
+        outcome.must_end_within(order.timeout + GRACE * testbed.scale, what)
         yield outcome
     finally:
         if stopped:
@@ -173,5 +170,5 @@ def _repeats(linked: Linked, mine: Memory, theirs: Memory, write: bool, seconds:
     some = [(0, 0, mine.size)] * 8
     tries = [linked.move(0, 1, mine, theirs, some, write=write, timeout=60) for _ in range(2)]
     for outcome in tries:
-        assert outcome.ok, f"a transfer without a short timeout: {outcome}"
+        outcome.must_succeed("a transfer without a short timeout")
     return 8 * math.ceil(seconds * linked.scale / min(o.seconds for o in tries))

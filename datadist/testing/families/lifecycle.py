@@ -11,8 +11,9 @@ from datadist.testing import memory_operations, operations, transfer_operations
 from datadist.testing.families.kit import Kit, pair
 from datadist.testing.operations import ResourceUsage
 from datadist.testing.processes import Process
+from datadist.testing.rules import rule
 from datadist.testing.testbed import Linked, Memory, Testbed
-from datadist.transport import LinkError
+from datadist.transport import AddressError, LinkError
 
 ROUNDS = 12
 WINDOWS = 4
@@ -32,6 +33,7 @@ SLACK_MAPPINGS = ROUNDS // 2
 class Lifecycle(Kit):
     """Made and closed many times."""
 
+    @rule("Transport.close", "Transport.release")
     def test_transports_leave_nothing(self, testbed: Testbed) -> None:
         """Open, allocate, release, close; close is called twice each time."""
         process = testbed.process(0)
@@ -44,6 +46,7 @@ class Lifecycle(Kit):
 
         _check_leaks([process], once, self.timeout_scale)
 
+    @rule("Link.close", "Transport.disconnect")
     def test_links_leave_nothing(self, testbed: Testbed) -> None:
         """Link, move, close; close is called twice each time."""
         members = testbed.processes(2)
@@ -56,6 +59,7 @@ class Lifecycle(Kit):
 
         _check_leaks(list(members.values()), once, self.timeout_scale)
 
+    @rule("Link.close", "Link.offer")
     def test_half_made_links_leave_nothing(self, testbed: Testbed) -> None:
         """An offer that nobody took, and a link that was only opened."""
         members = testbed.processes(2)
@@ -69,6 +73,7 @@ class Lifecycle(Kit):
 
         _check_leaks(list(members.values()), once, self.timeout_scale)
 
+    @rule("Link.attach")
     def test_refused_offers_leave_nothing(self, testbed: Testbed) -> None:
         """`attach` owns the descriptors also when it fails."""
         members = testbed.processes(2)
@@ -79,11 +84,12 @@ class Lifecycle(Kit):
             with testbed.offered(linked, 0, 1) as (_, fds):
                 outcome = members[1].do(operations.attach, linked.name, 0, b"no offer", fds=fds)
             if not testbed.capabilities.self_bootstrapping:
-                assert outcome.is_a(LinkError), f"bytes that are no offer: {outcome}"
+                outcome.must_be(LinkError, "bytes that are no offer")
             linked.close_all()
 
         _check_leaks(list(members.values()), once, self.timeout_scale)
 
+    @rule("Link.read")
     def test_failed_moves_leave_nothing(self, testbed: Testbed) -> None:
         """Wrong addresses."""
         linked, mine, theirs = pair(testbed)
@@ -95,6 +101,7 @@ class Lifecycle(Kit):
         _check_leaks(list(linked.members.values()), once, self.timeout_scale)
         linked.close_all()
 
+    @rule("Link.read", "Link.write")
     @pytest.mark.parametrize("kind", ["read", "write", "refused"])
     def test_transfers_leave_no_memory(self, testbed: Testbed, kind: str) -> None:
         """Thousands of them do not make either process grow, also where they fail."""
@@ -107,7 +114,10 @@ class Lifecycle(Kit):
             count, outcome = members[0].do(
                 transfer_operations.move_many, order, MANY, WINDOW_SECONDS, timeout=120
             )
-            assert outcome.ok is (kind != "refused"), f"{kind}: {outcome}"
+            if kind == "refused":
+                outcome.must_be(AddressError, "a read behind the end of the offered memory")
+            else:
+                outcome.must_succeed(f"a {kind}")
             sizes.append(_resident(members))
             counts.append(count)
         for process, column in zip(members, zip(*sizes, strict=True), strict=True):
@@ -121,6 +131,7 @@ class Lifecycle(Kit):
             )
         linked.close_all()
 
+    @rule("Link")
     def test_many_idle_links_take_no_processor(self, testbed: Testbed) -> None:
         """A link that nobody uses costs no time, however many there are."""
         members = testbed.processes(2)
@@ -158,7 +169,7 @@ def _joined(one: dict[str, float], many: dict[str, float]) -> dict[str, tuple[fl
 def _move_both_ways(linked: Linked, memory: dict[int, Memory]) -> None:
     for rank, other in ((0, 1), (1, 0)):
         outcome = linked.move(rank, other, memory[rank], memory[other], [(0, 0, 100)])
-        assert outcome.ok, str(outcome)
+        outcome.must_succeed(f"rank {rank} reads from rank {other}")
 
 
 def _check_leaks(processes: list[Process], once: Callable[[], None], scale: float) -> None:

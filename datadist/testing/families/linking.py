@@ -9,6 +9,7 @@ import pytest
 
 from datadist.testing import memory_operations, operations
 from datadist.testing.families.kit import KINDS, Kit, memory_of, pair
+from datadist.testing.rules import rule
 from datadist.testing.testbed import Linked, Memory, Testbed
 from datadist.transport import Access, AddressError, LinkError, Offer, TransferError, TransportError
 
@@ -18,6 +19,7 @@ MANY = 24
 class Linking(Kit):
     """`open`, `offer`, `attach`, `join`, `close`."""
 
+    @rule("Link.attach", "Link.read")
     @pytest.mark.parametrize("size", [2, 3, 4])
     def test_all_pairs_at_once(self, testbed: Testbed, size: int) -> None:
         """Every rank reads from every other one, all at the same time."""
@@ -33,6 +35,7 @@ class Linking(Kit):
             source[rank].check()
         linked.close_all()
 
+    @rule("Link.close")
     def test_two_links_at_once(self, testbed: Testbed) -> None:
         """Two links of the same ranks; closing one does not affect the other."""
         members = testbed.processes(2)
@@ -41,12 +44,13 @@ class Linking(Kit):
         first, second = testbed.link(members, exposed), testbed.link(members, exposed)
         segments = [(0, 500, 100)]
         outcome = first.move(0, 1, mine, theirs, segments)
-        assert outcome.ok, f"over the first of two links: {outcome}"
+        outcome.must_succeed("over the first of two links")
         first.close_all()
         outcome = second.move(0, 1, mine, theirs, segments)
-        assert outcome.ok, f"after another link was closed: {outcome}"
+        outcome.must_succeed("after another link was closed")
         second.close_all()
 
+    @rule("Transport.open")
     def test_links_are_opened_at_once(self, testbed: Testbed) -> None:
         """The first ones over new memory, by several threads."""
         members = testbed.processes(2)
@@ -55,6 +59,7 @@ class Linking(Kit):
             for linked in testbed.open_at_once(4, members, memory):
                 linked.close_all()
 
+    @rule("Transport.connect", "Link.close")
     def test_many_links_share_a_peer(self, testbed: Testbed) -> None:
         """Closed in another order than made; those that are left go on."""
         members = testbed.processes(2)
@@ -66,8 +71,9 @@ class Linking(Kit):
             order.pop().close_all()
             for linked in order:
                 outcome = linked.move(0, 1, mine, theirs, [(0, 0, 64)])
-                assert outcome.ok, f"{len(order)} links are left: {outcome}"
+                outcome.must_succeed(f"{len(order)} links are left")
 
+    @rule("Link.offer", "Offer")
     def test_an_offer_can_be_carried(self, testbed: Testbed) -> None:
         """Core sends it in one message."""
         members = testbed.processes(2)
@@ -79,6 +85,7 @@ class Linking(Kit):
             assert len(fds) <= Offer.MAX_FDS, f"{len(fds)} descriptors are too many"
         linked.close_all()
 
+    @rule("Link.attach")
     def test_attaching_does_not_wait_for_the_peer(self, testbed: Testbed) -> None:
         """A peer that was stopped after its offer does not block others."""
         if testbed.capabilities.self_bootstrapping:
@@ -94,9 +101,10 @@ class Linking(Kit):
                 )
             finally:
                 members[1].resume()
-        assert outcome.ok, str(outcome)
+        outcome.must_succeed("attaching the offer of a peer that was stopped")
         linked.close_all()
 
+    @rule("Link.join", "Link.read", "Link.close")
     def test_an_absent_rank_is_no_reason_to_hang(self, testbed: Testbed) -> None:
         """If the peer never came, transfers fail and the link can be closed."""
         members = testbed.processes(2)
@@ -106,11 +114,12 @@ class Linking(Kit):
             pass
         if testbed.capabilities.self_bootstrapping:
             outcome = members[0].do(operations.join, linked.name, 3.0 * testbed.scale, timeout=30)
-            assert outcome.is_a(LinkError), f"join without the peer: {outcome}"
+            outcome.must_be(LinkError, "join without the peer")
         outcome = linked.move(0, 1, mine, mine, [(0, 0, 8)], timeout=2)
-        assert outcome.is_a(TransportError), f"reading from a peer that never came: {outcome}"
+        outcome.must_be(TransportError, "reading from a peer that never came")
         linked.close_all()
 
+    @rule("Link.join")
     def test_join_notices_close(self, testbed: Testbed) -> None:
         """Unlinking while the library waits for a peer ends within seconds."""
         if not testbed.capabilities.self_bootstrapping:
@@ -121,9 +130,10 @@ class Linking(Kit):
         time.sleep(0.5)
         linked.close(0)
         outcome = members[0].do(operations.finish, "join", 10.0 * testbed.scale, timeout=20)
-        assert outcome.is_a(LinkError), f"join of a link that was closed: {outcome}"
+        outcome.must_be(LinkError, "join of a link that was closed")
         linked.close_all()
 
+    @rule("Link.exchange")
     def test_exchange_is_in_rank_order(self, testbed: Testbed) -> None:
         """Blobs of all ranks, our own included."""
         if not testbed.capabilities.self_bootstrapping:
@@ -138,6 +148,7 @@ class Linking(Kit):
             assert came == blobs, f"exchange returned {came} at rank {rank}, expected {blobs}"
         linked.close_all()
 
+    @rule("Link.attach")
     @pytest.mark.parametrize("damage", ["empty", "cut", "random", "no descriptors"])
     def test_offers_that_are_none_are_refused(self, testbed: Testbed, damage: str) -> None:
         """With `LinkError`; the link can still be closed."""
@@ -154,9 +165,10 @@ class Linking(Kit):
             outcome = members[0].do(
                 operations.attach, linked.name, 1, bad.get(damage, data), fds=sent
             )
-        assert outcome.is_a(LinkError), f"an offer with damage {damage!r}: {outcome}"
+        outcome.must_be(LinkError, f"an offer with damage {damage!r}")
         linked.close_all()
 
+    @rule("Transport.open", "AddressError")
     def test_memory_beside_the_link_is_not_reached(self, testbed: Testbed) -> None:
         """Only the regions with which a link was opened are the peers'."""
         members = testbed.processes(2)
@@ -165,12 +177,13 @@ class Linking(Kit):
         late = testbed.allocate(members[1])
         for memory in (hidden, late):
             outcome = linked.move(0, 1, mine, memory, [(0, 0, 100)])
-            assert outcome.is_a(AddressError), f"memory that was not exposed: {outcome}"
+            outcome.must_be(AddressError, "memory that was not exposed")
         outcome = linked.move(0, 1, mine, shown, [(0, 0, 100)])
-        assert outcome.ok, f"exposed memory after wrong addresses: {outcome}"
+        outcome.must_succeed("exposed memory after wrong addresses")
         mine.check([mine.expected_write(shown, [(0, 0, 100)])])
         linked.close_all()
 
+    @rule("Link.region_added", "Link.region_removed", "Link.read")
     @pytest.mark.parametrize("kind", KINDS)
     def test_memory_added_to_an_open_link_is_local(self, testbed: Testbed, kind: str) -> None:
         """The link hears of it by `region_added` and `region_removed`; peers do not reach it."""
@@ -178,16 +191,17 @@ class Linking(Kit):
         for _ in range(2):
             added = memory_of(testbed, linked.members[0], kind)
             outcome = linked.move(0, 1, added, theirs, [(1, 2, 1000), (5000, 1, 9000)])
-            assert outcome.ok, f"into memory that was added after open: {outcome}"
+            outcome.must_succeed("into memory that was added after open")
             added.check([added.expected_write(theirs, [(1, 2, 1000), (5000, 1, 9000)])])
             outcome = linked.move(1, 0, theirs, added, [(0, 0, 1000)])
-            assert outcome.is_a(AddressError), f"the peer reads memory added after open: {outcome}"
+            outcome.must_be(AddressError, "the peer reads memory added after open")
             added.process.do(memory_operations.release, added.label)
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)])
-        assert outcome.ok, f"after other memory was removed: {outcome}"
+        outcome.must_succeed("after other memory was removed")
         mine.check([mine.expected_write(theirs, [(0, 0, 1000)])])
         linked.close_all()
 
+    @rule("Link.close", "Transport.release")
     def test_memory_of_a_closed_link_can_be_used_again(self, testbed: Testbed) -> None:
         """The same regions in one link after another, also with other access."""
         members = testbed.processes(2)
@@ -196,11 +210,12 @@ class Linking(Kit):
             for _ in range(2):
                 linked = testbed.link(members, {0: [mine], 1: [theirs]})
                 outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)])
-                assert outcome.ok, f"over memory that another link had used: {outcome}"
+                outcome.must_succeed("over memory that another link had used")
                 linked.close_all()
             for memory in (mine, theirs):
                 memory.process.do(memory_operations.release, memory.label)
 
+    @rule("Link.close")
     def test_a_closed_link_moves_nothing(self, testbed: Testbed) -> None:
         """And says so by an error of the interface."""
         members = testbed.processes(2)
@@ -209,10 +224,11 @@ class Linking(Kit):
         order = linked.order(0, 1, mine, theirs, [(0, 0, 100)])
         outcome = members[0].do(operations.move_after_close, order)
         linked.forget(0)
-        assert outcome.is_a(TransferError), f"read on a closed link: {outcome}"
+        outcome.must_be(TransferError, "read on a closed link")
         mine.check()
         linked.close_all()
 
+    @rule("Capabilities.same_host_only")
     def test_ranks_meet_over_the_network(self, testbed: Testbed) -> None:
         """Only the address of a peer is known: no process, no descriptors."""
         if testbed.capabilities.same_host_only:
@@ -221,7 +237,7 @@ class Linking(Kit):
         mine, theirs = testbed.allocate(members[0]), testbed.allocate(members[1])
         linked = testbed.link(members, {0: [mine], 1: [theirs]}, over_network=True)
         outcome = linked.move(0, 1, mine, theirs, [(1, 2, 1000)])
-        assert outcome.ok, str(outcome)
+        outcome.must_succeed("a peer that was met over the network")
         mine.check([mine.expected_write(theirs, [(1, 2, 1000)])])
         linked.close_all()
 
@@ -244,5 +260,5 @@ def _read_all_pairs(
         linked.members[rank].begin(operations.move_all, orders)
     results = {rank: process.result() for rank, process in linked.members.items()}
     for rank, outcome in itertools.chain(*([(r, o) for o in os] for r, os in results.items())):
-        assert outcome.ok, f"at rank {rank}: {outcome}"
+        outcome.must_succeed(f"at rank {rank}")
     return places

@@ -45,7 +45,7 @@ class Owners(Kit):
         if "nowhere" in what:
             order.remote[0] = NOWHERE
         outcome = members[0].do(operations.move, order)
-        assert outcome.is_a(TransportError), f"the owner had to refuse a {what}: {outcome}"
+        outcome.must_be(TransportError, f"the owner had to refuse a {what}")
         for memory in (mine, shown, hidden):
             memory.check()
         _check_serves(linked, third, shown)
@@ -72,7 +72,7 @@ class Owners(Kit):
         linked = testbed.link(members, {0: [mine], 1: [busy, quiet], 2: [third]}, access)
         for _ in range(3):
             outcome = linked.move(0, 1, mine, busy, [(0, 0, BIG)], write=write)
-            assert outcome.ok, f"before the peer was killed: {outcome}"
+            outcome.must_succeed("before the peer was killed")
         _check_serves(linked, third, quiet)
         if moment != "idle":
             order = linked.order(0, 1, mine, busy, [(0, 0, BIG)] * 8, write=write)
@@ -133,5 +133,5 @@ def _check_serves(linked: Linked, third: Memory, owned: Memory) -> None:
     """The owner, rank 1, lives, and its memory can be read by rank 2."""
     third.refill(third.seed + 1)
     outcome = linked.move(2, 1, third, owned, [(5, 7, 100_000)])
-    assert outcome.ok, f"a third rank reads from the owner: {outcome}"
+    outcome.must_succeed("a third rank reads from the owner")
     third.check([third.expected_write(owned, [(5, 7, 100_000)])])

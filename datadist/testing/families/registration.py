@@ -9,6 +9,7 @@ import pytest
 from datadist.testing import memory_operations
 from datadist.testing.families.kit import KINDS, Kit, memory_of, need_foreign
 from datadist.testing.pattern import ExpectedWrite
+from datadist.testing.rules import rule
 from datadist.testing.testbed import MIB, Testbed
 from datadist.transport import Placement, RegistrationError, TransportError
 
@@ -19,6 +20,7 @@ NOWHERE = 1 << 46
 class Registration(Kit):
     """`allocate`, `register`, `release` and `copy`."""
 
+    @rule("Transport.allocate")
     @pytest.mark.parametrize("placement", list(Placement), ids=str)
     @pytest.mark.parametrize("size", [1, 4096, MIB + 1])
     def test_allocated_memory_is_zeroed(
@@ -28,7 +30,7 @@ class Registration(Kit):
         _need(testbed, placement)
         process = testbed.process(0)
         outcome = process.do(memory_operations.allocate, "new", size, placement)
-        assert outcome.ok, str(outcome)
+        outcome.must_succeed(f"allocate({size}, {placement})")
         address, actual, where = outcome.value
         assert (actual, where) == (size, placement), (
             f"allocate({size}, {placement}) returned {actual} bytes of {Placement(where)}"
@@ -40,6 +42,7 @@ class Registration(Kit):
         zero = process.do(memory_operations.is_zero, "new")
         assert zero, f"allocate({size}, {placement}) returned memory that is not zeroed"
 
+    @rule("Transport.allocate")
     def test_memory_that_was_used_comes_back_zeroed(self, testbed: Testbed) -> None:
         """Content of one cache is not visible in the next one."""
         process = testbed.process(0)
@@ -47,11 +50,12 @@ class Registration(Kit):
             memory = testbed.allocate(process)
             process.do(memory_operations.release, memory.label)
             outcome = process.do(memory_operations.allocate, "again", MIB, testbed.placement())
-            assert outcome.ok, str(outcome)
+            outcome.must_succeed("allocate after a release")
             zero = process.do(memory_operations.is_zero, "again")
             assert zero, "allocate returned memory that is not zeroed, after a release"
             process.do(memory_operations.release, "again")
 
+    @rule("Transport.register")
     @pytest.mark.parametrize("kind", KINDS[2:])
     def test_registered_memory_stays_where_it_is(self, testbed: Testbed, kind: str) -> None:
         """Same address, size and content; and it can be registered again after a release."""
@@ -61,6 +65,7 @@ class Registration(Kit):
             memory.check()
             process.do(memory_operations.release, memory.label)
 
+    @rule("Capabilities.alignment")
     @pytest.mark.parametrize("placement", list(Placement), ids=str)
     def test_unaligned_memory_is_registered_where_declared(
         self, testbed: Testbed, placement: Placement
@@ -71,8 +76,9 @@ class Registration(Kit):
         outcome = process.do(
             memory_operations.register, "odd", 4096, placement, self.foreign_memory, 1
         )
-        assert outcome.ok, f"alignment is {testbed.capabilities.alignment}: {outcome}"
+        outcome.must_succeed(f"alignment is {testbed.capabilities.alignment}")
 
+    @rule("Transport.register")
     @pytest.mark.parametrize("placement", list(Placement), ids=str)
     def test_memory_that_is_not_there_is_refused(
         self, testbed: Testbed, placement: Placement
@@ -82,8 +88,9 @@ class Registration(Kit):
         outcome = testbed.process(0).do(
             memory_operations.register_at, "bad", NOWHERE, MIB, placement
         )
-        assert outcome.is_a(RegistrationError), f"nothing is mapped at {NOWHERE:#x}: {outcome}"
+        outcome.must_be(RegistrationError, f"nothing is mapped at {NOWHERE:#x}")
 
+    @rule("Capabilities.placements")
     @pytest.mark.parametrize("placement", list(Placement), ids=str)
     def test_placements_that_are_not_declared_are_refused(
         self, testbed: Testbed, placement: Placement
@@ -92,8 +99,9 @@ class Registration(Kit):
         if placement in testbed.capabilities.placements:
             pytest.skip(f"capabilities.placements has {placement}")
         outcome = testbed.process(0).do(memory_operations.allocate, "bad", MIB, placement)
-        assert outcome.is_a(TransportError), f"allocate of {placement} memory: {outcome}"
+        outcome.must_be(TransportError, f"allocate of {placement} memory")
 
+    @rule("Capabilities.foreign_memory")
     def test_foreign_memory_is_refused_where_not_declared(self, testbed: Testbed) -> None:
         """With an error of the interface."""
         if testbed.capabilities.foreign_memory:
@@ -101,8 +109,9 @@ class Registration(Kit):
         outcome = testbed.process(0).do(
             memory_operations.register, "bad", MIB, testbed.placement(), None
         )
-        assert outcome.is_a(TransportError), str(outcome)
+        outcome.must_be(TransportError, "memory of the user, which is not declared")
 
+    @rule("Transport.allocate")
     @pytest.mark.parametrize("placement", list(Placement), ids=str)
     def test_too_much_memory_is_refused(self, testbed: Testbed, placement: Placement) -> None:
         """By an error that core turns into "out of memory"."""
@@ -112,6 +121,7 @@ class Registration(Kit):
             f"allocate of {1 << 55} bytes: {text}; expected MemoryError or RegistrationError"
         )
 
+    @rule("Region")
     def test_views_outlive_a_release(self, testbed: Testbed) -> None:
         """If a region has a keeper, its memory stays valid as long as the keeper is referenced."""
         process = testbed.process(0)
@@ -121,6 +131,7 @@ class Registration(Kit):
         if process.do(memory_operations.touch_after_release, memory.label) is None:
             pytest.skip("regions of this transport have no keeper")
 
+    @rule("Transport.copy")
     @pytest.mark.parametrize("target", KINDS[:2])
     @pytest.mark.parametrize("source", KINDS[:2])
     def test_local_copies(self, testbed: Testbed, source: str, target: str) -> None:
@@ -136,7 +147,7 @@ class Registration(Kit):
             array("q", [src.address + at for at in there]),
             length,
         )
-        assert outcome.ok, str(outcome)
+        outcome.must_succeed(f"copy from {source} to {target}")
         dst.check([ExpectedWrite(src.seed, src.size, here, there, length)])
 
 
