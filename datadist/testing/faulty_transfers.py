@@ -16,7 +16,7 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from datadist.testing.faulty_transports import FaultyReference, FaultyTransport
 from datadist.testing.reference import LIBC, ReferenceLink
@@ -215,13 +215,20 @@ class ForcesNothing(FaultyReference):
 
 
 class _ForcesAllLink(ReferenceLink):
+    _all: ClassVar[list[ReferenceLink]] = []
+
+    def __init__(self, group: Group, regions: Sequence[Region], access: Access) -> None:
+        super().__init__(group, regions, access)
+        self._all.append(self)
+
     def force(self, rank: int) -> None:
-        for other in self._paths:
-            self.abort(other)
+        for link in self._all:
+            for other in link._paths:
+                link.abort(other)
 
 
-class ForcesAllPaths(FaultyReference):
-    """`force` ends the paths to all ranks."""
+class ForcesAllLinks(FaultyReference):
+    """`force` ends the paths of all links."""
 
     link_class = _ForcesAllLink
 
@@ -395,8 +402,8 @@ FAULTY_TRANSFERS = (
     FaultyTransport(WritesLandLate, "a_write_that_timed_out_lands_nowhere_later[wait]"),
     FaultyTransport(SettlesEarly, "a_read_that_timed_out_lands_nowhere_later[wait]"),
     FaultyTransport(ForcesNothing, "a_read_that_timed_out_lands_nowhere_later[force]"),
-    FaultyTransport(ForcesAllPaths, "force_ends_one_path_and_no_other"),
-    FaultyTransport(ForcesForever, "force_ends_one_path_and_no_other"),
+    FaultyTransport(ForcesAllLinks, "force_ends_one_path"),
+    FaultyTransport(ForcesForever, "force_ends_one_path"),
     FaultyTransport(NamesIdleWriters, "close_names_no_rank_that_is_idle"),
     FaultyTransport(Polls, "many_idle_links_take_no_processor"),
     FaultyTransport(SharesABuffer, "transfers_at_a_time_over_one_link_are_kept_apart"),

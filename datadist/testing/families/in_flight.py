@@ -27,20 +27,22 @@ class InFlight(Kit):
         """Not in the memory of a later read from another rank, once nothing is in flight."""
         linked, memory = _three(testbed, Access.READ)
         mine, theirs, third = memory
+        other = testbed.link(linked.members, {rank: [m] for rank, m in enumerate(memory)})
         with timed_out(testbed, linked, mine, theirs, write=False, wait=WAIT) as outcome:
             settled = not outcome.in_flight or linked.settled(0, 0.1)
             if not settled and how == "force" and linked.force(0, 1):
                 settled = linked.settled(0, SETTLE_SECONDS)
                 assert settled, "in_flight.settled() is False although force has returned"
             if settled:
-                _read_from_third(linked, mine, third)
+                _read_from_third(other, mine, third)
         if not settled:
             linked.settle(0, 1)
-            _read_from_third(linked, mine, third)
+            _read_from_third(other, mine, third)
         for _ in range(LOOKS):
             time.sleep(PAUSE)
             mine.check([mine.expected_write(third, [(0, 0, BIG)])])
         linked.close_all()
+        other.close_all()
 
     @rule("Link.close", "TransportError.in_flight")
     def test_a_read_that_timed_out_is_over_after_close(self, testbed: Testbed) -> None:
@@ -78,20 +80,21 @@ class InFlight(Kit):
         linked.close_all()
 
     @rule("Link.force")
-    def test_force_ends_one_path_and_no_other(self, testbed: Testbed) -> None:
-        """It may be called twice, and when nothing is in flight; or it is not supported at all."""
+    def test_force_ends_one_path(self, testbed: Testbed) -> None:
+        """Or is not supported; twice, and when nothing is in flight; other links go on."""
         linked, (mine, theirs, third) = _three(testbed, Access.READ)
-        outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)])
-        outcome.must_succeed("before force")
+        memory = {0: [mine], 1: [theirs], 2: [third]}
+        other = testbed.link(linked.members, memory)
         forced = linked.force(0, 1)
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)])
         if forced:
             outcome.must_be(TransferError, "over a path that force has ended")
         else:
             outcome.must_succeed("after force raised Unsupported")
-        outcome = linked.move(0, 2, mine, third, [(0, 0, 1000)])
-        outcome.must_succeed("to another rank than the one whose path was forced")
+        outcome = other.move(0, 2, mine, third, [(0, 0, 1000)])
+        outcome.must_succeed("with another rank, over another link than the one that was forced")
         linked.close_all()
+        other.close_all()
 
 
 def _three(testbed: Testbed, access: Access) -> tuple[Linked, list[Memory]]:
@@ -107,7 +110,7 @@ def _three(testbed: Testbed, access: Access) -> tuple[Linked, list[Memory]]:
 
 
 def _read_from_third(linked: Linked, mine: Memory, third: Memory) -> None:
-    """Use the memory again, as core does when nothing is in flight any more."""
+    """Use the memory again over another link, as core does when nothing is in flight any more."""
     mine.refill(7003)
     outcome = linked.move(0, 2, mine, third, [(0, 0, BIG)])
     outcome.must_succeed("from another rank than the one that timed out")
