@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 
 Encoding = Callable[[int], bytes]
 Pattern = Callable[[bytes], bytes]
+DIGESTS: tuple[Pattern, ...] = (
+    lambda data: hashlib.sha256(data).digest(),
+    lambda data: struct.pack("<I", zlib.crc32(data)),
+    lambda data: struct.pack(">I", zlib.crc32(data)),
+)
 
 
 def widened(data: bytes, address: int, size: int, to: tuple[int, int]) -> bytes:
     """The offer; its range of ``size`` bytes at ``address`` goes from ``to[0]`` to ``to[1]`` instead.
 
     Finds addresses and sizes of 8 bytes in both byte orders, and those written in decimal or
-    hexadecimal digits. Unchanged where there are none.
+    hexadecimal digits; renews a digest at the end. Unchanged where there are no such numbers.
     """
+    for digest in DIGESTS:
+        content, end = data[: -len(digest(b""))], data[-len(digest(b"")) :]
+        if digest(content) == end:
+            content = _widened(content, address, size, to)
+            return content + digest(content)
+    return _widened(data, address, size, to)
+
+
+def _widened(data: bytes, address: int, size: int, to: tuple[int, int]) -> bytes:
     new = {address: to[0], address + size: to[1], size: to[1] - to[0]}
     for encode, exact in _encodings():
         if re.search(exact(encode(address)), data):

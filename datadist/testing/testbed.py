@@ -259,14 +259,13 @@ class Testbed:
     def link(
         self, members: Mapping[int, Process], memory: Mapping[int, Sequence[Memory]],
         access: Access = Access.READ, *, over_network: bool = False,
-        change: Callable[[bytes], bytes] = bytes,
     ) -> Linked:  # fmt: skip
-        """A link that is ready on all ranks, which expose ``memory``; offers arrive ``change``-d."""
+        """A link that is ready on all ranks, which expose ``memory``."""
         linked = self.open(members, memory, access, over_network=over_network)
         for rank, owner in itertools.permutations(members, 2):
-            outcome = self.attach(linked, rank, owner, change)
+            outcome = self.attach(linked, rank, owner)
             outcome.must_succeed(f"rank {rank} attaching the offer of rank {owner}")
-        self._join(linked)
+        self.join(linked)
         return linked
 
     def open(
@@ -313,14 +312,15 @@ class Testbed:
     def attach(
         self, linked: Linked, rank: int, owner: int, change: Callable[[bytes], bytes] = bytes
     ) -> Outcome:
-        """Hand the offer of ``owner`` to ``rank``."""
+        """Hand the offer of ``owner`` to ``rank``, changed."""
         with self.offered(linked, owner, rank) as (data, fds):
             outcome: Outcome = linked.members[rank].do(
                 operations.attach, linked.name, owner, change(data), fds=fds
             )
         return outcome
 
-    def _join(self, linked: Linked) -> None:
+    def join(self, linked: Linked) -> None:
+        """Have all ranks join, which have attached all offers."""
         for process in linked.members.values():
             process.begin(operations.join, linked.name, LINK_SECONDS * self.scale)
         results = {r: p.result(LINK_SECONDS + 30) for r, p in linked.members.items()}

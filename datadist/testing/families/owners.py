@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -12,7 +13,7 @@ from datadist.testing.offers import widened
 from datadist.testing.processes import Process
 from datadist.testing.rules import rule
 from datadist.testing.testbed import MIB, Linked, Memory, Testbed
-from datadist.transport import Access, TransportError
+from datadist.transport import Access, LinkError, TransportError
 
 BIG = 8 * MIB
 NOWHERE = 1 << 46
@@ -103,30 +104,46 @@ def _link_without_checks(
 ) -> Linked:  # fmt: skip
     """A link whose rank 0 asks rank 1 for anything; skips where the kit has no means for that."""
     mine, shown, hidden, third = memory
-    low = min(shown.address, hidden.address)
-    high = max(shown.address + shown.size, hidden.address + hidden.size)
-    changed: list[bool] = []
-
-    def change(data: bytes) -> bytes:
-        to = (low, NOWHERE + MIB) if "nowhere" in what else (low, high)
-        new = widened(data, shown.address, shown.size, to)
-        changed.append(new != data)
-        return new
-
-    author = testbed.settings.trusting_asker
     exposed = {0: [mine], 1: [shown], 2: [third]}
+    author = testbed.settings.trusting_asker
     if author is not None:
         linked = testbed.link(members, exposed, access)
         members[0].do(transfer_operations.skip_checks, linked.name, 1, author)
         return linked
-    if what != "write-without-access":
-        linked = testbed.link(members, exposed, access, change=change)
-        if any(changed):
-            return linked
-    pytest.skip(
-        "the kit finds nothing in the offer that has the asker skip its checks, and trusting_asker "
-        "names no function"
-    )
+    if what == "write-without-access":
+        pytest.skip("trusting_asker names no function")
+    low = min(shown.address, hidden.address)
+    high = max(shown.address + shown.size, hidden.address + hidden.size)
+    to = (low, NOWHERE + MIB) if "nowhere" in what else (low, high)
+    linked = testbed.open(members, exposed, access)
+    refusal = _attach_widened(testbed, linked, shown, to)
+    if refusal:
+        linked.close_all()
+        pytest.skip(f"{refusal}, and trusting_asker names no function")
+    return linked
+
+
+def _attach_widened(
+    testbed: Testbed, linked: Linked, shown: Memory, to: tuple[int, int]
+) -> str | None:
+    """Attach all offers, with larger ranges in those of rank 1; why that cannot be done."""
+    changed: list[bool] = []
+
+    def change(data: bytes) -> bytes:
+        new = widened(data, shown.address, shown.size, to)
+        changed.append(new != data)
+        return new
+
+    for rank, owner in itertools.permutations(linked.members, 2):
+        if owner == 1:
+            outcome = testbed.attach(linked, rank, owner, change)
+            if outcome.is_a(LinkError) and changed[-1]:
+                return f"attach refuses an offer whose ranges were changed ({outcome.text})"
+        else:
+            outcome = testbed.attach(linked, rank, owner)
+        outcome.must_succeed(f"rank {rank} attaching the offer of rank {owner}")
+    testbed.join(linked)
+    return None if any(changed) else "the kit finds no ranges in the offer"
 
 
 def _check_serves(linked: Linked, third: Memory, owned: Memory) -> None:
