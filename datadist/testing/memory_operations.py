@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from datadist.testing.child import State
-from datadist.testing.operations import Outcome, outcome_of
+from datadist.testing.outcome import Outcome, outcome_of
 from datadist.testing.pattern import ExpectedWrite, difference, expected, pattern
 from datadist.transport import Placement, Region, TransportError
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from datadist.base.texts import in_seconds
 from datadist.testing import memory_operations, operations
-from datadist.testing.operations import GroupPlan, Move, Outcome
+from datadist.testing.operations import GroupPlan, Move
+from datadist.testing.outcome import Outcome
 from datadist.testing.pattern import ExpectedWrite
 from datadist.testing.processes import PeerError, Process
 from datadist.transport import (

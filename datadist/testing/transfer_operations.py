@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 from datadist.testing import memory_operations
 from datadist.testing.child import State, Task
-from datadist.testing.operations import Move, Outcome, move
+from datadist.testing.operations import Move, move
+from datadist.testing.outcome import Outcome
 from datadist.testing.pattern import difference, pattern
 
 ACK = b"."

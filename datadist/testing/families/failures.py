@@ -9,6 +9,7 @@ import pytest
 from datadist.base.texts import in_seconds
 from datadist.testing import operations
 from datadist.testing.families.kit import GRACE, Kit, need_passive, need_write, pair, timed_out
+from datadist.testing.outcome import Outcome
 from datadist.testing.rules import rule
 from datadist.testing.testbed import MIB, Linked, Memory, Segments, Testbed
 from datadist.transport import (
@@ -288,7 +289,7 @@ def _check_both(
     source.check()
 
 
-def _check_noticed(seconds: float, scale: float, outcome: operations.Outcome) -> None:
+def _check_noticed(seconds: float, scale: float, outcome: Outcome) -> None:
     """The end of a process is noticed, and not waited for until the deadline."""
     limit = NOTICED * scale
     assert seconds < limit, (
@@ -299,7 +300,7 @@ def _check_noticed(seconds: float, scale: float, outcome: operations.Outcome) ->
 
 def _long_call(
     testbed: Testbed, linked: Linked, mine: Memory, theirs: Memory, write: bool
-) -> tuple[operations.Outcome, int]:
+) -> tuple[Outcome, int]:
     """A call of at least 0.3 s: a wait for a stopped peer, or many copies of the same bytes."""
     process, repeat = linked.members[0], 8
     if not testbed.capabilities.passive_target:
@@ -322,7 +323,7 @@ def _long_call(
         repeat *= 2
 
 
-def _check_lost(outcome: operations.Outcome) -> None:
+def _check_lost(outcome: Outcome) -> None:
     outcome.must_be(TransferError, "the peer was killed")
     assert outcome.link_usable is False, (
         f"the peer was killed: expected link_usable False, it is {outcome.link_usable} of {outcome}"

@@ -12,7 +12,7 @@ import pytest
 
 from datadist.base.texts import in_seconds
 from datadist.testing import operations
-from datadist.testing.operations import Outcome
+from datadist.testing.outcome import Outcome
 from datadist.testing.processes import Process
 from datadist.testing.testbed import MIB, Linked, Memory, Segments, Settings, Testbed
 from datadist.transport import Access, Placement, TransferTimeout, TransportOptions
