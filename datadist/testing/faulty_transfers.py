@@ -397,7 +397,9 @@ FAULTY_TRANSFERS = (
     FaultyTransport(ReturnsEarly, "all_bytes_are_there_at_the_return[65536-16-write]"),
     FaultyTransport(LeaksMemory, "transfers_leave_no_memory[read]"),
     FaultyTransport(NoticesDeathByTimeout, "a_peer_that_was_killed_is_lost"),
-    FaultyTransport(NoticesDeathByTimeout, "a_peer_that_dies_in_a_transfer_is_noticed[read]"),
+    FaultyTransport(
+        NoticesDeathByTimeout, "a_peer_that_dies_in_a_transfer_is_noticed[moving-read]"
+    ),
     FaultyTransport(ReadsLandLate, "a_read_that_timed_out_lands_nowhere_later[wait]"),
     FaultyTransport(WritesLandLate, "a_write_that_timed_out_lands_nowhere_later[wait]"),
     FaultyTransport(SettlesEarly, "a_read_that_timed_out_lands_nowhere_later[wait]"),

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from datadist.testing import operations
 from datadist.testing.families.kit import Kit, need_write, timed_out
 from datadist.testing.rules import rule
 from datadist.testing.testbed import MIB, SETTLE_SECONDS, Linked, Memory, Testbed
@@ -28,7 +29,10 @@ class InFlight(Kit):
         linked, memory = _three(testbed, Access.READ)
         mine, theirs, third = memory
         other = testbed.link(linked.members, {rank: [m] for rank, m in enumerate(memory)})
-        with timed_out(testbed, linked, mine, theirs, write=False, wait=WAIT) as outcome:
+        stopped = not testbed.capabilities.passive_target
+        with timed_out(
+            testbed, linked, mine, theirs, write=False, wait=WAIT, stopped=stopped
+        ) as outcome:
             settled = not outcome.in_flight or linked.settled(0, 0.1)
             if not settled and how == "force" and linked.force(0, 1):
                 settled = linked.settled(0, SETTLE_SECONDS)
@@ -48,9 +52,28 @@ class InFlight(Kit):
     def test_a_read_that_timed_out_is_over_after_close(self, testbed: Testbed) -> None:
         """After `close` nothing that was started here touches memory."""
         linked, (mine, theirs, _) = _three(testbed, Access.READ)
-        with timed_out(testbed, linked, mine, theirs, write=False, wait=WAIT):
+        stopped = not testbed.capabilities.passive_target
+        with timed_out(testbed, linked, mine, theirs, write=False, wait=WAIT, stopped=stopped):
             linked.close(0)
             mine.refill(7001)
+        for _ in range(LOOKS):
+            time.sleep(PAUSE)
+            mine.check()
+        linked.close_all()
+
+    @rule("Link.read", "Link.abort", "TransportError.in_flight")
+    def test_a_read_that_was_aborted_lands_nowhere_later(self, testbed: Testbed) -> None:
+        """As after a timeout."""
+        linked, (mine, theirs, _) = _three(testbed, Access.READ)
+        order = linked.order(0, 1, mine, theirs, [(0, 0, BIG)] * 16, timeout=30)
+        process, wait = linked.members[0], 30.0 * testbed.scale
+        process.do(operations.start, "read", operations.move_until_failure, order, wait)
+        time.sleep(0.1)
+        linked.abort(0, 1)
+        outcome = process.do(operations.finish, "read", wait, timeout=60)
+        outcome.must_be(TransferError, "a read that was aborted")
+        linked.settle(0, 1)
+        mine.refill(7004)
         for _ in range(LOOKS):
             time.sleep(PAUSE)
             mine.check()
@@ -62,7 +85,10 @@ class InFlight(Kit):
         """Once nothing is in flight; where owners move the bytes, once the owner has closed."""
         need_write(testbed)
         linked, (mine, theirs, _) = _three(testbed, Access.READ_WRITE)
-        with timed_out(testbed, linked, mine, theirs, write=True, wait=WAIT) as outcome:
+        stopped = not testbed.capabilities.passive_target
+        with timed_out(
+            testbed, linked, mine, theirs, write=True, wait=WAIT, stopped=stopped
+        ) as outcome:
             if outcome.in_flight and how == "force" and not linked.settled(0, 0.1):
                 forced = linked.force(0, 1)
                 assert not forced or linked.settled(0, SETTLE_SECONDS), (

@@ -18,8 +18,9 @@ from datadist.transport import Access, LinkError, TransportError
 BIG = 8 * MIB
 NOWHERE = 1 << 46
 """An address that no process has mapped."""
-ASKS = ("read", "write", "read-nowhere", "write-nowhere", "write-without-access")
-"""A range outside of the offer, one where nothing is mapped, and a write where READ was granted."""
+PLACES = ("hidden", "beyond", "nowhere", "granted")
+"""Other memory of the owner, a range that begins in offered memory and ends behind it, one where
+nothing is mapped, and offered memory: to be written where READ was granted."""
 ATTEMPTS = 2
 
 
@@ -27,26 +28,29 @@ class Owners(Kit):
     """What an owner must bear from its peers."""
 
     @rule("Link.read", "Link.write")
-    @pytest.mark.parametrize("what", ASKS)
-    def test_the_owner_itself_refuses(self, testbed: Testbed, what: str) -> None:
+    @pytest.mark.parametrize("direction", ["read", "write"])
+    @pytest.mark.parametrize("place", PLACES)
+    def test_the_owner_itself_refuses(self, testbed: Testbed, place: str, direction: str) -> None:
         """An asker that checks nothing gets no byte beyond what was offered, and writes none.
 
         The kit widens the ranges inside the offer where it finds them. Otherwise the author names
         a function that has the asker skip its checks, ``trusting_asker``.
         """
         need_passive(testbed, False)
-        access = Access.READ_WRITE if what in ("write", "write-nowhere") else Access.READ
-        if what.startswith("write"):
+        write = direction == "write"
+        if write:
             need_write(testbed)
+        elif place == "granted":
+            pytest.skip("offered memory may be read")
+        access = Access.READ_WRITE if write and place != "granted" else Access.READ
         members = testbed.processes(3)
         mine, shown, hidden, third = (testbed.allocate(members[rank]) for rank in (0, 1, 1, 2))
-        linked = _link_without_checks(testbed, members, (mine, shown, hidden, third), what, access)
-        remote = shown if what == "write-without-access" else hidden
-        order = linked.order(0, 1, mine, remote, [(0, 0, 1000)], write="write" in what, timeout=5)
-        if "nowhere" in what:
-            order.remote[0] = NOWHERE
+        linked = _link_without_checks(testbed, members, (mine, shown, hidden, third), place, access)
+        at = {"hidden": hidden.address, "beyond": shown.address + MIB - 10, "nowhere": NOWHERE}
+        order = linked.order(0, 1, mine, shown, [(0, 0, 1000)], write=write, timeout=5)
+        order.remote[0] = at.get(place, shown.address)
         outcome = members[0].do(operations.move, order)
-        outcome.must_be(TransportError, f"the owner had to refuse a {what}")
+        outcome.must_be(TransportError, f"a {direction} that the owner had to refuse")
         for memory in (mine, shown, hidden):
             memory.check()
         _check_serves(linked, third, shown)
@@ -99,7 +103,7 @@ _OWNED = ((0, BIG), (1, BIG), (1, MIB))
 
 
 def _link_without_checks(
-    testbed: Testbed, members: dict[int, Process], memory: tuple[Memory, ...], what: str,
+    testbed: Testbed, members: dict[int, Process], memory: tuple[Memory, ...], place: str,
     access: Access,
 ) -> Linked:  # fmt: skip
     """A link whose rank 0 asks rank 1 for anything; skips where the kit has no means for that."""
@@ -110,11 +114,11 @@ def _link_without_checks(
         linked = testbed.link(members, exposed, access)
         members[0].do(transfer_operations.skip_checks, linked.name, 1, author)
         return linked
-    if what == "write-without-access":
+    if place == "granted":
         pytest.skip("trusting_asker names no function")
     low = min(shown.address, hidden.address)
-    high = max(shown.address + shown.size, hidden.address + hidden.size)
-    to = (low, NOWHERE + MIB) if "nowhere" in what else (low, high)
+    high = max(shown.address + shown.size, hidden.address + hidden.size) + MIB
+    to = (low, NOWHERE + MIB) if place == "nowhere" else (low, high)
     linked = testbed.open(members, exposed, access)
     refusal = _attach_widened(testbed, linked, shown, to)
     if refusal:
