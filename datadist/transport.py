@@ -388,15 +388,14 @@ class Link(ABC):
         ``local``, ``remote`` and ``length`` are C-contiguous int64 buffers of equal item count
         n >= 1: our addresses, the owner's addresses, bytes (each > 0). ``timeout`` in seconds.
         Local ranges lie in regions of this transport that were not released, whether or not this
-        link exposes them; core has checked that. Called on threads of the user and of core.
+        link exposes them; core has checked that. Called on threads of the user and of core. The end
+        of the peer's process is noticed within about a second, however far the deadline is.
 
         Raises :class:`AddressError`, before any byte is moved, if a remote range is outside of the
         offer; the link stays usable. Raises :class:`TransferTimeout`, :class:`PeerLost`,
         :class:`TransferError`; after each of them nothing that this call started touches our memory
         any more, unless its :attr:`~TransportError.in_flight` says otherwise. An exception of a signal
         handler passes through; where the transfer goes on it gets the attribute too.
-        any more, unless its :attr:`~TransportError.in_flight` says otherwise. The end of the peer's
-        process is noticed within about a second, however far the deadline is.
         """
 
     @abstractmethod

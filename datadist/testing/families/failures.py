@@ -273,13 +273,16 @@ class Failures(Kit):
         write = direction == "write"
         if write:
             need_write(testbed)
-        linked, mine, theirs = pair(testbed, size=BIG, write=write)
-        outcome, tenths = _long_call(testbed, linked, mine, theirs, write)
+        for _ in range(3):  # a busy machine may not run the other thread
+            linked, mine, theirs = pair(testbed, size=BIG, write=write)
+            outcome, tenths = _long_call(testbed, linked, mine, theirs, write)
+            linked.close_all()
+            if tenths >= 5:
+                break
         assert tenths >= 5, (
             f"another thread ran in {tenths} tenths of a call of {outcome.seconds:.2f} s, in at "
             f"least 5 was expected"
         )
-        linked.close_all()
 
 
 def _check_both(
