@@ -393,7 +393,7 @@ class DisconnectsSlowly(FaultyReference):
 
 
 FAULTY_TRANSFERS = (
-    FaultyTransport(TakesTwiceTheTimeout, "a_long_transfer_ends_by_its_deadline[read]"),
+    FaultyTransport(TakesTwiceTheTimeout, "a_long_transfer_ends_by_its_deadline"),
     FaultyTransport(ReturnsEarly, "all_bytes_are_there_at_the_return[65536-16-write]"),
     FaultyTransport(LeaksMemory, "transfers_leave_no_memory[read]"),
     FaultyTransport(NoticesDeathByTimeout, "a_peer_that_was_killed_is_lost"),
