@@ -1,0 +1,310 @@
+"""The sessions of a transport, and which of them an event of the engine is for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from datadist.base.texts import short_repr
+from datadist.messaging.engine import Arrived, Completed, Endpoint, Engine, EngineEvent, Lost
+from datadist.messaging.loop import Loop
+from datadist.messaging.session import TICK_SECONDS, Session, Token
+from datadist.messaging.side import Side
+from datadist.messaging.transfer import Transfer
+from datadist.messaging.wire import (
+    HEADER_BYTES,
+    MAX_REASON,
+    Header,
+    Kind,
+    OfferFields,
+    WireError,
+    parse_header,
+)
+from datadist.transport import LinkError, Peer, TransferError
+
+__all__ = ["Dispatcher"]
+
+log = logging.getLogger("datadist.messaging")
+
+UNUSED_SECONDS = 5.0
+"""An endpoint is kept so long after its last link, since the peer may be about to link again."""
+CLOSE_SECONDS = 1.0
+"""So long an endpoint may take to send what tells the peer of the end."""
+
+
+class Dispatcher:
+    """Runs on the thread of :attr:`loop`, but for :meth:`add_side`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.address = engine.address
+        self._sides: dict[bytes, Side] = {}
+        """By our secret."""
+        self._of_side: dict[Side, Session] = {}
+        """Of sides that were attached; as long as the peer may send requests over them."""
+        self._by_secret: dict[bytes, Session] = {}
+        self._by_incarnation: dict[str, Session] = {}
+        self._holds: Counter[str] = Counter()
+        """How many use the session with a peer: links, and core itself."""
+        self._pidfds: dict[Session, int] = {}
+        self._closing: dict[Session, float] = {}
+        """Ended sessions that still send, until this time."""
+        self._warned: set[str] = set()
+        self.loop = Loop(engine, self)
+
+    # -- links -----------------------------------------------------------------------------------
+
+    def add_side(self, side: Side) -> None:
+        """The side may be offered from now on. From any thread."""
+        self._sides[side.secret] = side
+
+    def attach(self, side: Side, peer: Peer, offer: OfferFields) -> None:
+        """Connect a side to its peer, whose session it shares. Raises :class:`LinkError`."""
+        if side.ended is not None:
+            raise LinkError(side.ended, peer.rank)
+        session = self._by_incarnation.get(peer.incarnation)
+        if session is None:
+            session = self._connect(peer, offer)
+        self.hold(peer.incarnation)
+        side.attached(offer, peer.incarnation)
+        self._of_side[side] = session
+        session.sides.add(side)
+        session.greet(side)
+        if session.ended is not None:
+            raise LinkError(f"rank {peer.rank} cannot be reached: {session.ended}", peer.rank)
+
+    def _connect(self, peer: Peer, offer: OfferFields) -> Session:
+        try:
+            endpoint = self._engine.connect(offer.address)
+        except Exception as error:
+            raise LinkError(f"rank {peer.rank} cannot be reached: {error}", peer.rank) from error
+        window = min(self._engine.window, offer.window)
+        session = Session(self, self._engine, endpoint, peer.incarnation, window)
+        self._by_incarnation[peer.incarnation] = self._by_secret[session.secret] = session
+        if peer.pidfd is not None:
+            try:
+                self._pidfds[session] = os.dup(peer.pidfd)
+            except OSError as error:
+                session.end(f"no descriptor for its process: {error}", lost=True)
+                raise LinkError(f"rank {peer.rank}: {error}", peer.rank) from error
+            self.loop.watch(
+                self._pidfds[session], lambda: session.end("its process has ended", lost=True)
+            )
+        return session
+
+    def start(self, side: Side, transfer: Transfer) -> None:
+        """Begin a transfer over an attached side."""
+        session = self._of_side.get(side)
+        if session is None:
+            transfer.end(side.error() or TransferError("the link is closed"))
+        else:
+            session.start(transfer)
+
+    def end_side(self, side: Side, reason: str) -> None:
+        """Nothing is moved over this side any more, in both directions."""
+        side.end(reason)
+        session = self._of_side.get(side)
+        if session is not None:
+            session.tell_closed(side)
+
+    def remove_side(self, side: Side) -> None:
+        """The link was closed. Requests of the peer are refused until it has closed its side, too."""
+        session = self._of_side.get(side)
+        if session is not None:
+            session.tell_closed(side)
+        if session is None or side.peer_closed:
+            self._forget(side)
+        if side.incarnation is not None:
+            self.release(side.incarnation)
+
+    def _forget(self, side: Side) -> None:
+        self._sides.pop(side.secret, None)
+        session = self._of_side.pop(side, None)
+        if session is not None:
+            session.sides.discard(side)
+
+    # -- peers -----------------------------------------------------------------------------------
+
+    def hold(self, incarnation: str) -> None:
+        """Keep the session with a peer, if there is one, until :meth:`release`."""
+        self._holds[incarnation] += 1
+        session = self._by_incarnation.get(incarnation)
+        if session is not None:
+            session.unused_since = None
+
+    def release(self, incarnation: str) -> None:
+        """Undo :meth:`hold`."""
+        self._holds[incarnation] -= 1
+        if self._holds[incarnation] > 0:
+            return
+        del self._holds[incarnation]
+        session = self._by_incarnation.get(incarnation)
+        if session is not None:
+            session.unused_since = time.monotonic()
+            self.loop.expect_tick(TICK_SECONDS)
+
+    def lose(self, incarnation: str) -> None:
+        """Core has lost the peer."""
+        session = self._by_incarnation.get(incarnation)
+        if session is not None:
+            session.end("the connection of the engines was lost", lost=True)
+
+    # -- what sessions need ------------------------------------------------------------------------
+
+    def expect_tick(self, seconds: float) -> None:
+        """See :class:`~datadist.messaging.session.Keeper`."""
+        self.loop.expect_tick(seconds)
+
+    def session_ended(self, session: Session, lost: bool) -> None:
+        """See :class:`~datadist.messaging.session.Keeper`."""
+        self._by_secret.pop(session.secret, None)
+        if self._by_incarnation.get(session.incarnation) is session:
+            del self._by_incarnation[session.incarnation]
+        for side in list(session.sides):
+            self._forget(side)
+        pidfd = self._pidfds.pop(session, None)
+        if pidfd is not None:
+            self.loop.unwatch(pidfd)
+            os.close(pidfd)
+        if lost or not session.unsent:
+            self._close_endpoint(session)
+        else:
+            self._closing[session] = time.monotonic() + CLOSE_SECONDS
+
+    def _close_endpoint(self, session: Session) -> None:
+        self._closing.pop(session, None)
+        try:
+            session.endpoint.close()
+        except Exception:
+            log.exception("unexpected error of an engine; please report it")
+
+    # -- what the loop calls -----------------------------------------------------------------------
+
+    def event(self, event: EngineEvent) -> None:
+        """See :class:`~datadist.messaging.loop.Handler`."""
+        if isinstance(event, Arrived):
+            self._arrived(event)
+        elif isinstance(event, Lost):
+            session = self._session_of(event.endpoint)
+            if session is not None:
+                session.end(event.reason, lost=True)
+        elif isinstance(event, Completed) and isinstance(event.token, Token):
+            token, session = event.token, event.token.session
+            self._guarded(session, lambda: session.completed(token, event.error))
+            if session in self._closing and not session.unsent:
+                self._close_endpoint(session)
+
+    def tick(self) -> float | None:
+        """See :class:`~datadist.messaging.loop.Handler`."""
+        now = time.monotonic()
+        for session in list(self._by_incarnation.values()):
+            if session.busy:
+                self._guarded(session, lambda session=session: session.check(now))  # type: ignore[misc]
+            elif session.unused_since is not None and now - session.unused_since >= UNUSED_SECONDS:
+                session.end("it is not used any more", lost=False)
+        for session, until in list(self._closing.items()):
+            if now >= until:
+                self._close_endpoint(session)
+        sessions = self._by_incarnation.values()
+        again = self._closing or any(
+            each.busy or each.unused_since is not None for each in sessions
+        )
+        return TICK_SECONDS if again else None
+
+    def fail(self, reason: str) -> None:
+        """See :class:`~datadist.messaging.loop.Handler`."""
+        for session in list(self._by_incarnation.values()):
+            session.end(reason, lost=True)
+        for session in list(self._closing):
+            self._close_endpoint(session)
+        for side in list(self._sides.values()):
+            side.end(reason)
+
+    def is_idle(self) -> bool:
+        """Whether everything was sent."""
+        sessions = [*self._by_incarnation.values(), *self._closing]
+        return not any(session.unsent for session in sessions)
+
+    # -- messages ----------------------------------------------------------------------------------
+
+    def _arrived(self, event: Arrived) -> None:
+        try:
+            header = parse_header(event.message)
+        except WireError as error:
+            session = None if event.source is None else self._session_of(event.source)
+            if session is None:
+                self._warn(str(error))
+            else:
+                self._violated(session, str(error))
+            return
+        if header.kind in (Kind.DATA, Kind.DONE, Kind.REFUSED):
+            session = self._by_secret.get(header.secret)
+            side = None
+        else:
+            side = self._sides.get(header.secret)
+            session = None if side is None else self._of_side.get(side)
+        if side is not None and header.kind in (Kind.HELLO, Kind.CLOSED):
+            self._guarded(session, lambda: self._take_state(side, header, event))
+        elif session is None:
+            self._warn(f"a {header.kind.name} is for nobody here; this may be a late message")
+        elif side is None:
+            self._guarded(
+                session, lambda: session.take_answer(header.kind, header.number, event.message)
+            )
+        else:
+            self._guarded(
+                session,
+                lambda: session.take_request(side, header.kind, header.number, event.message),
+            )
+
+    def _take_state(self, side: Side, header: Header, event: Arrived) -> None:
+        body = memoryview(event.message).cast("B")[HEADER_BYTES:]
+        if side.peer_closed or len(body) > MAX_REASON:
+            raise WireError(f"it sent a {header.kind.name} of {len(body)} bytes, or after the end")
+        if header.kind is Kind.HELLO:
+            if side.peer_attached or body:
+                raise WireError("it sent a HELLO twice, or with a body")
+            side.peer_attached = True
+            session = self._of_side.get(side)
+            if session is not None:
+                session.advance()
+            return
+        side.peer_closed = True
+        told = short_repr(bytes(body).decode(errors="replace"))
+        closed_here = side.ended is not None and side.peer_told
+        side.end(f"rank {side.rank} has ended its side of the link: {told}")
+        if closed_here:
+            self._forget(side)
+
+    def _guarded(self, session: Session | None, call: Callable[[], None]) -> None:
+        """Run a step for one peer; whatever goes wrong in it ends the session with that peer only."""
+        try:
+            call()
+        except WireError as error:
+            if session is None:
+                self._warn(str(error))
+            else:
+                self._violated(session, str(error))
+        except Exception as error:
+            log.exception("unexpected error in a session; please report it")
+            if session is not None:
+                session.end(f"{type(error).__name__}: {error}", lost=False)
+
+    def _violated(self, session: Session, what: str) -> None:
+        if session.ended is None:
+            ranks = ", ".join(str(side.rank) for side in session.sides) or "no link"
+            log.warning("the session with a peer (rank %s) was ended: %s", ranks, what)
+            session.end(f"the peer broke the protocol: {what}", lost=False)
+
+    def _warn(self, what: str) -> None:
+        """Once per text: whoever reaches the engine can send as many as it likes."""
+        if what not in self._warned and len(self._warned) < 20:
+            self._warned.add(what)
+            log.warning("dropped a message: %s", what)
+
+    def _session_of(self, endpoint: Endpoint) -> Session | None:
+        sessions = self._by_incarnation.values()
+        return next((each for each in sessions if each.endpoint is endpoint), None)

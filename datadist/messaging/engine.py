@@ -1,0 +1,157 @@
+"""What a plugin implements so that :class:`~datadist.messaging.MessagingTransport` does the rest.
+
+An engine carries messages between processes, as UCX, NIXL and libfabric do. It knows nothing of
+memory regions, links and requests: those are the base's.
+
+Rules. The base makes all calls to an engine and its endpoints on one thread of its own, one at a
+time; only the constructor, :attr:`Engine.address` and :meth:`Engine.close` may be used from others,
+before and after that thread runs. So an engine needs no locks. No call may wait for a peer: each
+begins something, and :meth:`Engine.poll` says later that it has completed. Errors are raised as
+:class:`EngineError`; they end the session with that peer. Any other exception is logged as a defect
+of the engine.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+from datadist.messaging.wire import MAX_BESIDE
+
+__all__ = [
+    "MAX_BESIDE",
+    "Arrived",
+    "Completed",
+    "Endpoint",
+    "Engine",
+    "EngineError",
+    "EngineEvent",
+    "Lost",
+]
+
+
+class EngineError(Exception):
+    """An engine could not begin what was asked; the text says why."""
+
+
+class Endpoint(ABC):
+    """A connection to one peer process, shared by all links with it.
+
+    Messages arrive complete, once, and in the order in which :meth:`send` was called, or the
+    connection is lost. A message that the engine loses without saying so costs the session: the
+    base ends it after :data:`~datadist.messaging.session.ANSWER_SECONDS`.
+    """
+
+    @abstractmethod
+    def send(self, message: bytearray, token: object) -> None:
+        """Begin to send; at most ``Engine.piece`` bytes of data and :data:`MAX_BESIDE` others.
+
+        The base does not touch ``message`` again; the engine refers to it as long as it needs it.
+        :class:`Completed` with this token must follow when the engine has handed the message on to
+        the network, and not before: that is how the base notices a peer that does not take its data.
+        """
+
+    def put(self, data: bytearray, target: bytes, token: object) -> None:
+        """Begin to write into memory that the peer's engine exposed under ``target``.
+
+        Only for engines with :attr:`Engine.puts`. :class:`Completed` must follow when the bytes are
+        in place at the peer.
+        """
+        raise EngineError("this engine does not put")
+
+    def problem(self) -> str | None:
+        """Why the peer cannot be reached any more; None as long as nothing is known against it.
+
+        Called at times while something is under way. Engines that report :class:`Lost` need not
+        implement it.
+        """
+        return None
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the connection back, also where the peer is dead. What was not sent may be dropped."""
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A message has arrived; the base is done with it when it asks for the next event."""
+
+    message: Buffer
+    source: Endpoint | None = None
+    """Our endpoint of the sender, where the engine knows it: then messages that make no sense end the
+    session with that peer. Otherwise they are dropped, with a warning."""
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A send or put has ended: with success, or with an error that ends the session."""
+
+    token: object
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The engine has noticed that a peer cannot be reached any more."""
+
+    endpoint: Endpoint
+    reason: str
+
+
+EngineEvent = Arrived | Completed | Lost
+
+
+class Engine(ABC):
+    """One per transport; it listens, and makes endpoints."""
+
+    piece: ClassVar[int] = 1 << 20
+    """Most bytes of memory per message. Both ends use the smaller value of the two."""
+    window: ClassVar[int] = 4
+    """Most pieces that one process has asked of another and not received. Both ends use the smaller
+    value. A peer can make us hold ``window`` pieces, and no more."""
+    puts: ClassVar[bool] = False
+    """Whether :meth:`Endpoint.put`, :meth:`expose` and :meth:`withdraw` work. Then the data of reads is
+    put into buffers of the base, and a message says that it is there."""
+
+    @property
+    @abstractmethod
+    def address(self) -> bytes:
+        """What a peer's :meth:`connect` needs to reach us; at most 64 KiB. It travels with offers."""
+
+    @abstractmethod
+    def connect(self, address: bytes) -> Endpoint:
+        """Make an endpoint. Does not wait for the peer, which may have ended."""
+
+    @abstractmethod
+    def poll(self) -> Iterable[EngineEvent]:
+        """Make progress, and return what has happened since the last call: some dozens at most.
+
+        Called until it returns nothing. Then the base waits until :meth:`fileno` is readable, or calls
+        again soon where there is none. So an engine whose descriptor must be armed arms it before it
+        returns nothing.
+        """
+
+    def fileno(self) -> int | None:
+        """A descriptor that is readable when :meth:`poll` has something to do; asked once.
+
+        With None the base polls: at once while transfers run, and some hundred times a second else,
+        which costs processor time. The descriptor must notice messages, completions and lost peers.
+        """
+        return None
+
+    def expose(self, buffer: bytearray) -> bytes:
+        """Let peers put into ``buffer``; the name for that, at most 1 KiB, for :meth:`Endpoint.put`."""
+        raise EngineError("this engine does not put")
+
+    def withdraw(self, target: bytes) -> None:
+        """After this call nothing is written into the buffer exposed under ``target``."""
+        raise EngineError("this engine does not put")
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free everything; all endpoints were closed. Bounded to seconds."""
