@@ -26,14 +26,12 @@ from datadist.messaging import (
     Lost,
     MessagingTransport,
 )
-from datadist.messaging.engine import MAX_BESIDE
 from datadist.transport import Availability, OptionError, TransportOptions
 
 FRAME = struct.Struct("=IB")
 TARGET = struct.Struct("=QQ")
 MESSAGE, PUT = 0, 1
 CHUNK = 1 << 18
-MAX_FRAME = (1 << 20) + MAX_BESIDE
 
 Fault = Callable[[bytearray], Iterable[bytearray]]
 """From a message to those that are sent in its place."""

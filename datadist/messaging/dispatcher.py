@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 from datadist.base.texts import short_repr
 from datadist.messaging.engine import Arrived, Completed, Endpoint, Engine, EngineEvent, Lost
@@ -17,6 +18,7 @@ from datadist.messaging.transfer import Transfer
 from datadist.messaging.wire import (
     HEADER_BYTES,
     MAX_REASON,
+    SECRET_BYTES,
     Header,
     Kind,
     OfferFields,
@@ -46,7 +48,9 @@ class Dispatcher:
         self._of_side: dict[Side, Session] = {}
         """Of sides that were attached; as long as the peer may send requests over them."""
         self._by_secret: dict[bytes, Session] = {}
+        """All that have not ended."""
         self._by_incarnation: dict[str, Session] = {}
+        """Those for new links."""
         self._holds: Counter[str] = Counter()
         """How many use the session with a peer: links, and core itself."""
         self._pidfds: dict[Session, int] = {}
@@ -72,6 +76,7 @@ class Dispatcher:
         side.attached(offer, peer.incarnation)
         self._of_side[side] = session
         session.sides.add(side)
+        session.meet(side.peer_session)
         session.greet(side)
         if session.ended is not None:
             raise LinkError(f"rank {peer.rank} cannot be reached: {session.ended}", peer.rank)
@@ -148,9 +153,9 @@ class Dispatcher:
 
     def lose(self, incarnation: str) -> None:
         """Core has lost the peer."""
-        session = self._by_incarnation.get(incarnation)
-        if session is not None:
-            session.end("the connection of the engines was lost", lost=True)
+        for session in list(self._by_secret.values()):
+            if session.incarnation == incarnation:
+                session.end("the connection of the engines was lost", lost=True)
 
     # -- what sessions need ------------------------------------------------------------------------
 
@@ -200,23 +205,24 @@ class Dispatcher:
     def tick(self) -> float | None:
         """See :class:`~datadist.messaging.loop.Handler`."""
         now = time.monotonic()
-        for session in list(self._by_incarnation.values()):
+        for session in list(self._by_secret.values()):
             if session.busy:
-                self._guarded(session, lambda session=session: session.check(now))  # type: ignore[misc]
-            elif session.unused_since is not None and now - session.unused_since >= UNUSED_SECONDS:
-                session.end("it is not used any more", lost=False)
+                self._guarded(session, partial(session.check, now))
+        for session in list(self._by_incarnation.values()):
+            if session.unused_since is not None and now - session.unused_since >= UNUSED_SECONDS:
+                del self._by_incarnation[session.incarnation]
+                session.retire()
         for session, until in list(self._closing.items()):
             if now >= until:
                 self._close_endpoint(session)
-        sessions = self._by_incarnation.values()
-        again = self._closing or any(
-            each.busy or each.unused_since is not None for each in sessions
-        )
+        busy = any(each.busy for each in self._by_secret.values())
+        unused = any(each.unused_since is not None for each in self._by_incarnation.values())
+        again = busy or unused or self._closing
         return TICK_SECONDS if again else None
 
     def fail(self, reason: str) -> None:
         """See :class:`~datadist.messaging.loop.Handler`."""
-        for session in list(self._by_incarnation.values()):
+        for session in list(self._by_secret.values()):
             session.end(reason, lost=True)
         for session in list(self._closing):
             self._close_endpoint(session)
@@ -225,7 +231,7 @@ class Dispatcher:
 
     def is_idle(self) -> bool:
         """Whether everything was sent."""
-        sessions = [*self._by_incarnation.values(), *self._closing]
+        sessions = [*self._by_secret.values(), *self._closing]
         return not any(session.unsent for session in sessions)
 
     # -- messages ----------------------------------------------------------------------------------
@@ -240,7 +246,7 @@ class Dispatcher:
             else:
                 self._violated(session, str(error))
             return
-        if header.kind in (Kind.DATA, Kind.DONE, Kind.REFUSED):
+        if header.kind in (Kind.DATA, Kind.DONE, Kind.REFUSED, Kind.BYE):
             session = self._by_secret.get(header.secret)
             side = None
         else:
@@ -250,6 +256,8 @@ class Dispatcher:
             self._guarded(session, lambda: self._take_state(side, header, event))
         elif session is None:
             self._warn(f"a {header.kind.name} is for nobody here; this may be a late message")
+        elif header.kind is Kind.BYE:
+            self._guarded(session, partial(session.take_bye, event.message))
         elif side is None:
             self._guarded(
                 session, lambda: session.take_answer(header.kind, header.number, event.message)
@@ -265,11 +273,12 @@ class Dispatcher:
         if side.peer_closed or len(body) > MAX_REASON:
             raise WireError(f"it sent a {header.kind.name} of {len(body)} bytes, or after the end")
         if header.kind is Kind.HELLO:
-            if side.peer_attached or body:
-                raise WireError("it sent a HELLO twice, or with a body")
-            side.peer_attached = True
+            if side.peer_attached or len(body) != SECRET_BYTES:
+                raise WireError("it sent a HELLO twice, or without the secret of its session")
+            side.peer_attached, side.peer_session = True, bytes(body)
             session = self._of_side.get(side)
             if session is not None:
+                session.meet(side.peer_session)
                 session.advance()
             return
         side.peer_closed = True
@@ -306,5 +315,5 @@ class Dispatcher:
             log.warning("dropped a message: %s", what)
 
     def _session_of(self, endpoint: Endpoint) -> Session | None:
-        sessions = self._by_incarnation.values()
+        sessions = self._by_secret.values()
         return next((each for each in sessions if each.endpoint is endpoint), None)

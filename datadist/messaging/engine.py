@@ -18,13 +18,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from datadist.messaging.wire import MAX_BESIDE
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-from datadist.messaging.wire import MAX_BESIDE
-
 __all__ = [
-    "MAX_BESIDE",
     "Arrived",
     "Completed",
     "Endpoint",
@@ -49,7 +48,7 @@ class Endpoint(ABC):
 
     @abstractmethod
     def send(self, message: bytearray, token: object) -> None:
-        """Begin to send; at most ``Engine.piece`` bytes of data and :data:`MAX_BESIDE` others.
+        """Begin to send; at most :attr:`Engine.max_message` bytes.
 
         The base does not touch ``message`` again; the engine refers to it as long as it needs it.
         :class:`Completed` with this token must follow when the engine has handed the message on to
@@ -117,6 +116,11 @@ class Engine(ABC):
     puts: ClassVar[bool] = False
     """Whether :meth:`Endpoint.put`, :meth:`expose` and :meth:`withdraw` work. Then the data of reads is
     put into buffers of the base, and a message says that it is there."""
+
+    @property
+    def max_message(self) -> int:
+        """Most bytes of a message: a piece, and what describes it."""
+        return self.piece + MAX_BESIDE
 
     @property
     @abstractmethod

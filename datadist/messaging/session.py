@@ -116,6 +116,10 @@ class Session:
         """Those that were attached, until both processes have closed them."""
         self.unsent = 0
         """Messages that the engine has not sent."""
+        self.retired = False
+        """Not used any more, here; see :meth:`retire`."""
+        self._peers: dict[bytes, bool] = {}
+        """Sessions of the peer that use ours, by secret; whether they are retired."""
         self._keeper = keeper
         self._engine = engine
         self._window = window
@@ -279,7 +283,37 @@ class Session:
     def greet(self, side: Side) -> None:
         """Tell the peer that its offer was attached."""
         assert side.offer is not None
-        self._send(pack(Kind.HELLO, side.offer.secret))
+        self._send(pack(Kind.HELLO, side.offer.secret, body=self.secret))
+
+    def meet(self, secret: bytes) -> None:
+        """A side of this session was attached by that session of the peer."""
+        if secret and secret not in self._peers:
+            self._peers[secret] = False
+            if self.retired:
+                self._send(pack(Kind.BYE, secret, body=self.secret))
+
+    def retire(self) -> None:
+        """It is not used any more: new links get another one.
+
+        The endpoint is closed when the peer's sessions are retired, too. In some engines both endpoints
+        are one connection, and the peer may be using it for a new link.
+        """
+        self.retired = True
+        for secret in self._peers:
+            self._send(pack(Kind.BYE, secret, body=self.secret))
+        self._end_if_unused()
+
+    def take_bye(self, message: Buffer) -> None:
+        """A session of the peer is retired. Raises :class:`WireError` if it is none of those."""
+        secret = bytes(memoryview(message).cast("B")[HEADER_BYTES:])
+        if self._peers.get(secret, True):
+            raise WireError("it sent a BYE of a session that is unknown or was ended before")
+        self._peers[secret] = True
+        self._end_if_unused()
+
+    def _end_if_unused(self) -> None:
+        if self.retired and all(self._peers.values()):
+            self.end("it is not used any more", lost=False)
 
     def tell_closed(self, side: Side) -> None:
         """Tell the peer, once, that our side has ended and asks for nothing any more."""

@@ -41,6 +41,8 @@ class Side:
         """The peer's, once it was attached."""
         self.peer_attached = False
         """The peer has our offer, and can answer: nothing is asked before."""
+        self.peer_session = b""
+        """Secret of the session over which the peer attached our offer."""
         self.peer_closed = False
         """The peer asks for nothing any more."""
         self.peer_told = False

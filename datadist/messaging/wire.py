@@ -2,8 +2,8 @@
 
 A message is a header and a body. The header names the receiver by a secret that it drew itself: the
 secret of one side of a link, which only the peer of that side was offered (HELLO, READ, WRITE,
-CLOSED), or that of a session, which only peers that were asked know (the answers DATA, DONE, REFUSED).
-All numbers are little-endian.
+CLOSED), or that of a session, which only peers that were greeted know (the answers DATA, DONE and
+REFUSED, and BYE). All numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Kind(IntEnum):
     """What a message is."""
 
     HELLO = 1
-    """The sender has attached our offer, and can answer."""
+    """The sender has attached our offer, and can answer; with the secret of its session."""
     READ = 2
     WRITE = 3
     DATA = 4
@@ -76,6 +76,8 @@ class Kind(IntEnum):
     """Answer to READ and WRITE, with a :class:`Refusal`."""
     CLOSED = 7
     """The sender has ended its side, and asks for nothing any more; with the reason as text."""
+    BYE = 8
+    """To a session: the sender's session, whose secret it has, is not used any more."""
 
 
 class Refusal(IntEnum):

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
-import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from datadist.messaging import MessagingTransport
 from datadist.plugin_options import refuse_unknown
-from datadist.transport import (
-    Access,
-    Availability,
-    Capabilities,
-    Group,
-    LinkError,
-    Placement,
-    Region,
-    RegistrationError,
-    Transport,
-    TransportError,
-    TransportOptions,
-)
-from datadist_ucx.link import UcxLink
+from datadist.transport import Availability, TransportError, TransportOptions
+from datadist_ucx.engine import UcxEngine
 
 LOOPBACK = "lo"
-MS_ASYNC = 1
+OPTIONS = {"device": "network interface to use, default lo"}
 
 
-class UcxTransport(Transport):
+class UcxTransport(MessagingTransport):
     """TCP by UCX; HOST and DEVICE are labels on memory of the host.
 
     Option ``datadist.ucx.device``: the network interface to listen on and to use, default ``lo``.
@@ -36,6 +23,7 @@ class UcxTransport(Transport):
 
     api_version: ClassVar[int] = 2
     priority: ClassVar[int] = 1
+    options: ClassVar[Mapping[str, str] | None] = OPTIONS
 
     @classmethod
     def probe(cls) -> Availability:
@@ -44,8 +32,9 @@ class UcxTransport(Transport):
             return Availability(False, "ucxx is not installed: pip install ucxx-cu12")
         return Availability(True, "UCX over TCP")
 
-    def __init__(self, options: TransportOptions) -> None:
-        refuse_unknown("ucx", options.extra, {"device": "network interface to use, default lo"})
+    def make_engine(self, options: TransportOptions) -> UcxEngine:
+        """Open UCX on that interface."""
+        refuse_unknown("ucx", options.extra, OPTIONS)
         self._device = options.extra.get("device", LOOPBACK)
         if self._device != LOOPBACK and options.auth_key is None:
             raise TransportError(
@@ -57,49 +46,9 @@ class UcxTransport(Transport):
 
             features = (libucxx.Feature.TAG, libucxx.Feature.WAKEUP)
             settings = {"TLS": "tcp", "NET_DEVICES": self._device, "WARN_UNUSED_ENV_VARS": "n"}
-            self._context: Any = libucxx.UCXContext(settings, features)
+            return UcxEngine(libucxx.UCXContext(settings, features))
         except Exception as error:
             raise TransportError(f"UCX does not start on {self._device}: {error}") from error
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """All there is, but the owner must run for others to reach its memory."""
-        both = frozenset(Placement)
-        return Capabilities(
-            placements=both, foreign_memory=True, same_host_only=False, host_addressable=both,
-            passive_target=False,
-        )  # fmt: skip
-
-    def allocate(self, size: int, placement: Placement) -> Region:
-        """Anonymous memory, which goes with the region and its keeper."""
-        try:
-            keeper = (ctypes.c_char * size).from_buffer(mmap.mmap(-1, size))
-        except (OSError, OverflowError, ValueError) as error:
-            raise MemoryError(f"{size} bytes: {error}") from error
-        return Region(ctypes.addressof(keeper), size, placement, keeper)
-
-    def register(self, address: int, size: int, placement: Placement) -> Region:
-        """Any memory of the process; msync says whether it is there."""
-        first = address & -mmap.PAGESIZE
-        area = ctypes.c_void_p(first), ctypes.c_size_t(address + size - first)
-        if ctypes.CDLL(None).msync(*area, MS_ASYNC):
-            raise RegistrationError(f"the {size} bytes at {address:#x} are not mapped here")
-        return Region(address, size, placement)
-
-    def release(self, region: Region) -> None:
-        """The memory goes with its last user."""
-        region.keeper = None
-
-    def open(self, group: Group, regions: Sequence[Region], access: Access) -> UcxLink:
-        """A worker of its own for each link, so that closing one is nothing to the others."""
-        try:
-            return UcxLink(group, regions, access, self._context)
-        except Exception as error:
-            raise LinkError(f"UCX gives no worker on {self._device}: {error}") from error
-
-    def close(self) -> None:
-        """Give the context back."""
-        self._context = None
 
     def describe(self) -> Mapping[str, Any]:
         """The interface in use."""
