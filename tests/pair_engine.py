@@ -91,7 +91,8 @@ class PairEndpoint(Endpoint):
             self.queue.popleft()
             if token is not None and not self.engine.faults.never_complete:
                 yield Completed(token)
-        self.engine.waiting.discard(self)
+        if not self.queue:
+            self.engine.waiting.discard(self)
 
     def close(self) -> None:
         self.engine.forget(self)

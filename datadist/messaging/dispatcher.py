@@ -70,6 +70,9 @@ class Dispatcher:
         if side.ended is not None:
             raise LinkError(side.ended, peer.rank)
         session = self._by_incarnation.get(peer.incarnation)
+        if session is not None and session.address != offer.address:
+            session.end("its engine was closed, and it has another one now", lost=True)
+            session = None
         if session is None:
             session = self._connect(peer, offer)
         self.hold(peer.incarnation)
@@ -87,7 +90,7 @@ class Dispatcher:
         except Exception as error:
             raise LinkError(f"rank {peer.rank} cannot be reached: {error}", peer.rank) from error
         window = min(self._engine.window, offer.window)
-        session = Session(self, self._engine, endpoint, peer.incarnation, window)
+        session = Session(self, self._engine, endpoint, peer.incarnation, offer.address, window)
         self._by_incarnation[peer.incarnation] = self._by_secret[session.secret] = session
         if peer.pidfd is not None:
             try:

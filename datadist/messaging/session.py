@@ -104,9 +104,12 @@ class Session:
     """See the text of this module."""
 
     def __init__(
-        self, keeper: Keeper, engine: Engine, endpoint: Endpoint, incarnation: str, window: int
-    ) -> None:
+        self, keeper: Keeper, engine: Engine, endpoint: Endpoint,
+        incarnation: str, address: bytes, window: int,
+    ) -> None:  # fmt: skip
         self.incarnation = incarnation
+        self.address = address
+        """Of the peer's engine."""
         self.secret = secrets.token_bytes(SECRET_BYTES)
         """The peer's answers carry it."""
         self.endpoint = endpoint

@@ -47,7 +47,7 @@ class Transfer:
                 text = (
                     f"rank {self.side.rank} did not send or take all in {in_seconds(self._timeout)}"
                 )
-                self.end(TransferTimeout(text+f" DBG attached={self.side.peer_attached} unanswered={self._unanswered} more={self.more}", link_usable=True))
+                self.end(TransferTimeout(text, link_usable=True))
         except BaseException:
             self.end(TransferError("the call was interrupted", link_usable=True))
             raise

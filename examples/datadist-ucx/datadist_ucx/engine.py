@@ -34,7 +34,7 @@ class UcxEndpoint(Endpoint):
     def __init__(self, engine: UcxEngine, address: bytes) -> None:
         ucx = engine.ucx
         self._engine = engine
-        self._ucx = ucx.UCXEndpoint.create_from_worker_address(
+        self._ucx: Any = ucx.UCXEndpoint.create_from_worker_address(
             engine.worker, ucx.UCXAddress.create_from_buffer(address), True
         )
         self._ucx.set_close_callback(engine.lost.append, (Lost(self, "the connection is gone"),))
@@ -57,7 +57,12 @@ class UcxEndpoint(Endpoint):
         if self._ucx.alive:
             self._ucx.close()
         else:
-            self._ucx.close_blocking(CLOSE_NANOSECONDS, CLOSE_STEPS)
+            self.close_now()
+
+    def close_now(self) -> None:
+        """Close it before the call returns."""
+        self._ucx.close_blocking(CLOSE_NANOSECONDS, CLOSE_STEPS)
+        self._engine.endpoints.discard(self)
 
 
 class UcxEngine(Engine):
@@ -71,6 +76,8 @@ class UcxEngine(Engine):
         self.worker = libucxx.UCXWorker(context, False, False)
         self.worker.init_blocking_progress_mode()
         self._address: bytes = self.worker.address.tobytes()
+        self.endpoints: set[UcxEndpoint] = set()
+        """Also those that are being closed."""
         self.lost: list[EngineEvent] = []
         self.sending: list[tuple[Any, bytearray, object]] = []
         self._receiving: deque[tuple[Any, bytearray]] = deque()
@@ -82,10 +89,14 @@ class UcxEngine(Engine):
 
     def connect(self, address: bytes) -> UcxEndpoint:
         """Make an endpoint; UCX connects as it makes progress."""
+        for closed in [each for each in self.endpoints if each.problem() is not None]:
+            closed.close_now()
         try:
-            return UcxEndpoint(self, address)
+            endpoint = UcxEndpoint(self, address)
         except self.ucx.UCXError as error:
             raise EngineError(str(error)) from None
+        self.endpoints.add(endpoint)
+        return endpoint
 
     def fileno(self) -> int:
         """Readable when the worker has something to do; see :meth:`poll`."""
@@ -141,6 +152,8 @@ class UcxEngine(Engine):
     def close(self) -> None:
         """Cancel what is left, and give the worker back."""
         self.worker.cancel_inflight_requests(CLOSE_NANOSECONDS, CLOSE_STEPS)
+        for endpoint in list(self.endpoints):
+            endpoint.close_now()
         self.sending.clear()
         self._receiving.clear()
         self.lost.clear()
