@@ -152,8 +152,10 @@ def test_bytes_outside_are_refused_before_anything_moves() -> None:
 
 def test_who_was_granted_reading_cannot_write() -> None:
     with nodes() as (mine, theirs), linked([mine, theirs], Access.READ) as (link, _):
+        theirs.fill(2)
         with pytest.raises(Unsupported):
             link.write(1, *whole(mine, theirs), FAR)
+        assert set(bytes(theirs.memory)) == {2}
 
 
 def test_an_owner_that_is_gone_is_lost_for_all_links() -> None:

@@ -119,7 +119,7 @@ def test_damaged_offers_are_refused() -> None:
     for _ in range(300):
         damaged = bytearray(whole)
         damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
-        with pytest.raises(WireError, match="format|digest"):
+        with pytest.raises(WireError, match=r"format|digest"):
             parse_offer(bytes(damaged))
     for end in range(len(whole)):
         with pytest.raises(WireError):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from datadist_ucx import UcxTransport
-from datadist_ucx.link import UcxLink, _seal
 
+from datadist.messaging.link import MessagingLink
+from datadist.messaging.wire import parse_offer, seal_offer
 from datadist.transport import (
     Access,
     Group,
@@ -48,28 +49,29 @@ def _listeners() -> list[str]:
     return found
 
 
-def _open(transport: UcxTransport, rank: int) -> tuple[UcxLink, Region]:
+def _open(transport: UcxTransport, rank: int) -> tuple[MessagingLink, Region]:
     region = transport.allocate(4096, Placement.HOST)
     peers = {other: Peer(other, f"engine-{other}", address="127.0.0.1") for other in (0, 1)}
     group = Group("network", rank, peers, None, time.monotonic() + 30)
     return transport.open(group, [region], Access.READ), region
 
 
-def test_each_link_listens_on_one_port_of_loopback(transport: UcxTransport) -> None:
+def test_each_transport_listens_on_one_port_of_loopback() -> None:
     before = _listeners()
+    transport = UcxTransport(TransportOptions())
     links = [_open(transport, 0)[0] for _ in range(3)]
-    assert sorted(_listeners()) == sorted([*before, *[LOOPBACK] * 3])
+    assert sorted(_listeners()) == sorted([*before, LOOPBACK])
     for link in links:
         link.close()
+    transport.close()
     assert _listeners() == before
 
 
 def test_who_does_not_know_the_secret_gets_nothing(transport: UcxTransport) -> None:
     (asker, mine), (owner, theirs) = _open(transport, 0), _open(transport, 1)
     owner.attach(0, asker.offer(1))
-    fields = json.loads(owner.offer(0).data)
-    forged = {"address": fields["address"], "secret": bytes(16).hex()}
-    asker.attach(1, Offer(_seal(forged)))
+    forged = replace(parse_offer(owner.offer(0).data), secret=bytes(16))
+    asker.attach(1, Offer(seal_offer(forged)))
     vectors = [array("q", [number]) for number in (mine.address, theirs.address, 100)]
     with pytest.raises(TransferTimeout):
         asker.read(1, *vectors, timeout=0.5)
@@ -79,10 +81,10 @@ def test_who_does_not_know_the_secret_gets_nothing(transport: UcxTransport) -> N
 
 def test_offers_of_another_format_are_refused(transport: UcxTransport) -> None:
     link, _ = _open(transport, 0)
-    data = json.loads(link.offer(1).data)
-    for change in ({"format": 2}, {"secret": "00"}, {"address": data["address"][:-2]}):
-        with pytest.raises(LinkError, match="format"):
-            link.attach(1, Offer(json.dumps({**data, **change}).encode()))
+    data = link.offer(1).data
+    for damaged in (b"", b"datadist ucx 1", data[:-1], data + b"."):
+        with pytest.raises(LinkError, match="rank 1 is of no use"):
+            link.attach(1, Offer(damaged))
     link.close()
 
 
