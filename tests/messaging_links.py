@@ -92,12 +92,16 @@ def linked(
             link.close()
 
 
-def columns(*segments: tuple[int, int, int]) -> list[array[int]]:
+Vectors = tuple["array[int]", "array[int]", "array[int]"]
+
+
+def columns(*segments: tuple[int, int, int]) -> Vectors:
     """The vectors of a read or write."""
-    return [array("q", column) for column in zip(*segments, strict=True)]
+    first, second, third = zip(*segments, strict=True)
+    return array("q", first), array("q", second), array("q", third)
 
 
-def whole(mine: Node, theirs: Node, size: int | None = None) -> list[array[int]]:
+def whole(mine: Node, theirs: Node, size: int | None = None) -> Vectors:
     """All of a region, or its first bytes."""
     return columns((mine.region.address, theirs.region.address, size or theirs.region.size))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pytest
 
+from datadist.messaging.link import MessagingLink
 from datadist.messaging.session import Session
 from datadist.transport import (
     Access,
@@ -21,6 +23,7 @@ from tests.messaging_links import (
     FAR,
     Calling,
     Node,
+    Vectors,
     attach_links,
     columns,
     linked,
@@ -36,6 +39,15 @@ def _hold(node: Node, hold: bool = True) -> None:
     node.on_thread(lambda: setattr(node.transport.engine.faults, "hold", hold))
 
 
+def _ended(link: MessagingLink) -> str | None:
+    return link._sides[1].ended
+
+
+def _write_until_it_fails(link: MessagingLink, vectors: Vectors) -> None:
+    while True:
+        link.write(1, *vectors, FAR)
+
+
 def _sessions(node: Node) -> list[Session]:
     return list(node.transport._dispatcher._by_secret.values())
 
@@ -48,7 +60,8 @@ def _sessions(node: Node) -> list[Session]:
 )  # fmt: skip
 def test_engines_of_all_kinds_move_both_ways(kinds: tuple[type[PairTransport], ...]) -> None:
     with nodes(kinds=kinds) as (mine, theirs), linked([mine, theirs]) as (link, _):
-        mine.fill(1), theirs.fill(2)
+        mine.fill(1)
+        theirs.fill(2)
         link.read(1, *whole(mine, theirs), FAR)
         assert mine.memory == theirs.memory
         mine.fill(3)
@@ -72,7 +85,8 @@ def test_a_transfer_waits_until_the_peer_has_attached() -> None:
 @pytest.mark.parametrize("write", [False, True], ids=["read", "write"])
 def test_a_transfer_that_timed_out_touches_nothing_later(write: bool) -> None:
     with nodes() as (mine, theirs), linked([mine, theirs]) as (link, _):
-        mine.fill(1), theirs.fill(2)
+        mine.fill(1)
+        theirs.fill(2)
         link.read(1, *whole(mine, theirs, 1), FAR)
         _hold(theirs)
         move = link.write if write else link.read
@@ -115,7 +129,10 @@ def test_what_waits_ends_with_the_link(side: str, how: str) -> None:
         reading = Calling(lambda: links[0].read(1, *whole(mine, theirs), FAR))
         until(lambda: _sessions(theirs)[0].unsent)
         ending = links[0 if side == "asker" else 1]
-        _ = ending.close() if how == "close" else ending.abort(1 if side == "asker" else 0)
+        if how == "close":
+            ending.close()
+        else:
+            ending.abort(1 if side == "asker" else 0)
         if side == "owner":
             _hold(theirs, False)
         error = reading.result()
@@ -126,8 +143,9 @@ def test_what_waits_ends_with_the_link(side: str, how: str) -> None:
 
 def test_nothing_lands_after_the_owner_has_closed() -> None:
     with nodes() as (mine, theirs), linked([mine, theirs]) as (link, owners):
-        mine.fill(1), theirs.fill(2)
-        writing = Calling(lambda: [link.write(1, *whole(mine, theirs), FAR) for _ in range(10_000)])
+        mine.fill(1)
+        theirs.fill(2)
+        writing = Calling(lambda: _write_until_it_fails(link, whole(mine, theirs)))
         until(lambda: theirs.memory[0] == 1)
         assert owners.close() == frozenset()
         theirs.fill(5)
@@ -138,7 +156,8 @@ def test_nothing_lands_after_the_owner_has_closed() -> None:
 
 def test_bytes_outside_are_refused_before_anything_moves() -> None:
     with nodes() as (mine, theirs), linked([mine, theirs]) as (link, _):
-        mine.fill(1), theirs.fill(2)
+        mine.fill(1)
+        theirs.fill(2)
         here, there, end = mine.region.address, theirs.region.address, theirs.region.size
         bad = [(there - 1, 2), (there + end - 1, 2), (there + end, 1), (1 << 62, 8), (-8, 8),
                ((1 << 63) - 1, 1), (there, (1 << 63) - 1)]  # fmt: skip
@@ -192,7 +211,7 @@ def test_links_can_be_made_again_after_the_session_has_ended() -> None:
             with linked([mine, theirs]) as (link, _):
                 link.read(1, *whole(mine, theirs), FAR)
                 mine.transport.peer_lost(link._group.peers[1])
-                until(lambda link=link: link._sides[1].ended)
+                until(partial(_ended, link))
                 with pytest.raises(PeerLost):
                     link.read(1, *whole(mine, theirs), FAR)
 

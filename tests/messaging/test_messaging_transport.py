@@ -6,6 +6,9 @@ import logging
 import threading
 import time
 from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +25,10 @@ def _endpoints(node: Node) -> int:
     return len(node.transport.engine.endpoints)
 
 
+def _has_no_sides(node: Node) -> bool:
+    return not node.transport._dispatcher._sides
+
+
 def _threads() -> int:
     return Counter(thread.name for thread in threading.enumerate())["datadist-messaging"]
 
@@ -32,14 +39,14 @@ def test_links_with_one_peer_share_an_endpoint_and_a_thread() -> None:
         links = [open_links(members) for _ in range(LINKS)]
         for pair in links:
             attach_links(pair)
-            pair[0].read(1, *whole(*members, 64), FAR)
+            pair[0].read(1, *whole(members[0], members[1], 64), FAR)
         assert [_endpoints(node) for node in members] == [1, 1]
         assert _threads() == threads
         for pair in links:
             for link in pair:
                 link.close()
         for node in members:
-            until(lambda node=node: not node.transport._dispatcher._sides)
+            until(partial(_has_no_sides, node))
 
 
 def test_an_idle_process_with_many_links_does_nothing() -> None:
@@ -48,7 +55,7 @@ def test_an_idle_process_with_many_links_does_nothing() -> None:
         for pair in links:
             attach_links(pair)
         engines = [node.transport.engine for node in members]
-        links[0][0].read(1, *whole(*members, 64), FAR)
+        links[0][0].read(1, *whole(members[0], members[1], 64), FAR)
         until(lambda: all(node.transport._dispatcher.loop._tick_at is None for node in members))
         polls, used = [each.polls for each in engines], time.process_time()
         time.sleep(1)
@@ -64,7 +71,7 @@ def test_endpoints_are_closed_when_both_ends_have_no_link(monkeypatch: pytest.Mo
     with nodes() as members:
         for _ in range(3):
             with linked(members) as (link, _):
-                link.read(1, *whole(*members), FAR)
+                link.read(1, *whole(members[0], members[1]), FAR)
             until(lambda: not any(map(_endpoints, members)))
 
 
@@ -104,8 +111,23 @@ def test_a_transport_that_was_closed_leaves_nothing() -> None:
     before = _threads()
     for _ in range(3):
         with nodes() as members, linked(members) as (link, _):
-            link.read(1, *whole(*members), FAR)
+            link.read(1, *whole(members[0], members[1]), FAR)
     until(lambda: _threads() == before)
+
+
+def test_the_example_of_the_documentation_moves_bytes() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "transports.md").read_text()
+    code = page.partition("A whole transport")[2].partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    with nodes(kinds=[names["DatagramTransport"]]) as members, linked(members) as (link, _):
+        members[0].fill(1)
+        members[1].fill(2)
+        link.read(1, *whole(members[0], members[1]), FAR)
+        assert set(bytes(members[0].memory)) == {2}
+        members[0].fill(3)
+        link.write(1, *whole(members[0], members[1]), FAR)
+        assert set(bytes(members[1].memory)) == {3}
 
 
 def test_an_engine_that_does_not_open_is_a_transport_error() -> None:
