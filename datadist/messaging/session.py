@@ -6,8 +6,8 @@ take turns. The owner has ``window`` answers at most that the engine has not sen
 that wait for that: so a peer that takes nothing, or asks too much, fills no memory.
 
 A request whose transfer has ended keeps its place in the window until it is answered, because the
-owner may still work on it. Its data is dropped then. A write begins only when all writes that ended
-early were answered, so that late bytes do not replace newer ones.
+owner may still work on it. Its data is dropped then. Messages keep their order, so late bytes of a write
+do not replace newer ones.
 """
 
 from __future__ import annotations
@@ -161,13 +161,10 @@ class Session:
                 self._queue.append(transfer)
 
     def _next_transfer(self) -> Transfer | None:
-        late_write = any(
-            each.transfer.write and each.transfer.ended for each in self._asked.values()
-        )
         for _ in range(len(self._queue)):
             transfer = self._queue.popleft()
             if transfer.more:
-                if transfer.side.peer_attached and not (transfer.write and late_write):
+                if transfer.side.peer_attached:
                     return transfer
                 self._queue.append(transfer)
         return None

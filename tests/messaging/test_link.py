@@ -8,7 +8,10 @@ from functools import partial
 import pytest
 
 from datadist.messaging.link import MessagingLink
+from datadist.messaging.pieces import Spans
 from datadist.messaging.session import Session
+from datadist.messaging.side import Side
+from datadist.messaging.wire import Request
 from datadist.transport import (
     Access,
     AddressError,
@@ -152,6 +155,22 @@ def test_nothing_lands_after_the_owner_has_closed() -> None:
         assert isinstance(writing.result(), TransferError)
         until(lambda: not any(session.busy for session in _sessions(mine)))
         assert set(bytes(theirs.memory)) == {5}
+
+
+def test_a_side_that_ended_between_check_and_copy_copies_nothing() -> None:
+    with nodes(size=64) as (owner, _):
+        owner.fill(1)
+        side = Side(
+            0, Spans([(owner.region.address, owner.region.address + 64)]), Access.READ_WRITE
+        )
+        request = Request(b"", 0, [owner.region.address], [64], b"", 0, 64)
+        assert side.refusal(True, request) is None
+        side.end("closed")
+        assert not side.copy_in(request, bytearray(64))
+        assert set(bytes(owner.memory)) == {1}
+        into = bytearray(64)
+        assert not side.copy_out(request, into, 0)
+        assert into == bytearray(64)
 
 
 def test_bytes_outside_are_refused_before_anything_moves() -> None:
