@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from datadist import BlocksCacheKey, CacheDesc, DataType
+from datadist.links.permits import Permits
 from datadist.transfers.route_cache import (
     MAX_ROUTES,
     SMALL_BYTES,
@@ -33,7 +34,7 @@ def _cached_parts(tensors: int, stride: int = 64) -> Any:
 
     layout = SimpleNamespace(bases=bases(MINE), count=OURS, stride=stride)
     entry = SimpleNamespace(bases=list(bases(THEIRS)), count=OWNERS)
-    attempt = SimpleNamespace(locks=[None], gone={})
+    attempt = SimpleNamespace(permits=[Permits()], gone={})
     route = SimpleNamespace(view=SimpleNamespace(session=None), attempt=attempt, rank=0)
     transfers = SimpleNamespace(tallies=lambda _route, push: push, watches_control=True)
     cache = SimpleNamespace(layout=layout)
