@@ -191,12 +191,12 @@ class Transfers:
         left = deadline - monotonic()
         late = left < self.timeout - MIN_REUSE_SECONDS
         left = max(1.0, left)
-        control_readable = session.settled() or self._drain(session, left)
+        confirmed = session.settled() or self._drain(session, left)
         _check_unrevoked(route, source)
         if late and source is not None and not source.pooled:
-            control_readable = route.view.synchronize(left)
+            confirmed = route.view.synchronize(left)
             _check_unrevoked(route, source)
-        if not control_readable:
+        if not confirmed:
             raise _overtaken(
                 route, "the owner did not confirm that the data is still valid (is it stopped?)"
             )
