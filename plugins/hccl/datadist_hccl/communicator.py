@@ -6,11 +6,11 @@ of a call. After that time the last of these threads destroys the communicator.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from datadist.transport import LinkError
 from datadist_hccl import abi, names
@@ -19,11 +19,13 @@ from datadist_hccl.memory import HcclRegion, Memory
 from datadist_hccl.one_sided import Hccl, HcclError
 
 log = logging.getLogger("datadist.hccl")
+T = TypeVar("T")
 
 FIRST_SLICE_SECONDS = 1
 SLICE_SECONDS = 10
 """Longest single attempt to connect to the peers; an unlink is detected between two attempts."""
 PAUSE = 0.2
+CLOSE_PAUSE = 0.001
 QUICK_SECONDS = 1.0
 SPARE_ATTEMPTS = 2
 """Failures that are retried: the end of a peer's attempt looks like a failure."""
@@ -47,8 +49,9 @@ class Communicator:
         self.hccl = hccl
         self._device = device
         self._memory = memory
-        self._state = threading.Condition()
-        self._inside = 0
+        self._state = threading.RLock()
+        self._inside: set[object] = set()
+        """Calls that use it; :meth:`use` takes no lock."""
         self._closed = False
         self._handle: int | None = None
         self._streams: list[int] = []
@@ -62,24 +65,22 @@ class Communicator:
         self._holding = True
         device.hold()
 
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[int]:
-        """Use the communicator, with the device's context current; gives its handle (0 before
-        :meth:`create`). Raises :class:`Closed`.
+    def use(self, work: Callable[[int], T]) -> T:
+        """What ``work`` returns for the handle (0 before :meth:`create`), in the device's context.
+
+        It is no context manager: where a handler of a signal raises at the end of one, the communicator
+        would count as in use for ever. Raises :class:`Closed`.
         """
-        with self._state:
-            if self._closed:
-                raise Closed
-            self._inside += 1
+        token = object()
         try:
+            self._inside.add(token)
+            if self._closed:  # after the above: who closes looks at what is inside after that
+                raise Closed
             with self._device.bound():
-                yield self._handle or 0
+                return work(self._handle or 0)
         finally:
-            with self._state:
-                self._inside -= 1
-                last = self._closed and self._inside == 0
-                self._state.notify_all()
-            if last:
+            self._inside.discard(token)  # in C: no handler of a signal comes before that
+            if self._closed and not self._inside and (self._holding or not self.ended):
                 self._end()
 
     @property
@@ -166,9 +167,8 @@ class Communicator:
         exposed = {region.address for region in self._regions}
         mine = [(address, size) for address, size in ranges if address in exposed]
         try:
-            with self.entered() as handle:
-                if handle and mine:
-                    self.hccl.remap(handle, mine)
+            if mine:
+                self.use(lambda handle: self.hccl.remap(handle, mine) if handle else None)
         except Closed:
             return
 
@@ -209,8 +209,10 @@ class Communicator:
         """
         with self._state:
             first, self._closed = not self._closed, True
-            quiet = self._state.wait_for(lambda: self._inside == 0, grace_seconds)
-        if quiet and (first or not self.ended):
+        deadline = time.monotonic() + grace_seconds
+        while self._inside and time.monotonic() < deadline:
+            time.sleep(CLOSE_PAUSE)
+        if not self._inside and (first or not self.ended):
             self._end()
         return self.ended
 

@@ -124,15 +124,17 @@ class HcclLink(Link):
         def unwanted() -> bool:
             return any(path.aborted for path in self._paths.values())
 
+        def meet(_handle: int) -> None:
+            self._communicator.create(
+                table.canonical, self._group.rank, [*self._regions, self._staging.region],
+                self._options.traffic_class, self._options.service_level, deadline, unwanted,
+            )  # fmt: skip
+            for path in self._paths.values():
+                path.stream = self._communicator.create_stream()
+            self._communicator.prepare(deadline, self._options.retry_count, unwanted)
+
         try:
-            with self._communicator.entered():
-                self._communicator.create(
-                    table.canonical, self._group.rank, [*self._regions, self._staging.region],
-                    self._options.traffic_class, self._options.service_level, deadline, unwanted,
-                )  # fmt: skip
-                for path in self._paths.values():
-                    path.stream = self._communicator.create_stream()
-                self._communicator.prepare(deadline, self._options.retry_count, unwanted)
+            self._communicator.use(meet)
         except Closed:
             raise LinkError("the link was closed or aborted meanwhile") from None
         except AclError as error:
@@ -157,14 +159,18 @@ class HcclLink(Link):
         At most :data:`blobs.MAX_BYTES` bytes. A peer that does not answer is waited for as long as
         HCCL_CONNECT_TIMEOUT says (120 s): the library has no other limit there.
         """
-        received = {self._group.rank: data}
+        received, rank = {self._group.rank: data}, -1
+
+        def swap(handle: int) -> None:
+            nonlocal rank
+            for rank in sorted(self._paths):
+                seconds = max(1, int(self._group.remaining()))
+                received[rank] = blobs.swap(
+                    self._communicator.hccl, handle, self._group.rank, rank, data, seconds
+                )
+
         try:
-            with self._communicator.entered() as handle:
-                for rank in sorted(self._paths):
-                    seconds = max(1, int(self._group.remaining()))
-                    received[rank] = blobs.swap(
-                        self._communicator.hccl, handle, self._group.rank, rank, data, seconds
-                    )
+            self._communicator.use(swap)
         except Closed:
             raise LinkError("the link was closed meanwhile") from None
         except AclError as error:
@@ -209,18 +215,21 @@ class HcclLink(Link):
         if not staged:
             self._run(request, lambda handle: self._move(request, handle, segments))
             return
-        with self._staging.claimed(deadline):
-            self._run(request, lambda handle: self._move_staged(request, handle, segments))
+        self._staging.use(
+            deadline,
+            lambda: self._run(request, lambda handle: self._move_staged(request, handle, segments)),
+        )
 
     def _run(self, request: _TransferRequest, work: Callable[[int], None]) -> None:
-        try:
-            with self._communicator.entered() as handle:
+        def move(handle: int) -> None:
+            try:
                 self._begin(request.path, request.rank)
-                try:
-                    work(handle)
-                finally:
-                    with request.path.lock:
-                        request.path.moving = False
+                work(handle)
+            finally:
+                request.path.moving = False
+
+        try:
+            self._communicator.use(move)
         except Closed:
             raise TransferError(self._ruined or "this link is closed") from None
         except AclError as error:
@@ -349,10 +358,13 @@ class HcclLink(Link):
                 log.warning("the transfer with rank %d ends at its deadline: %s", rank, error)
 
     def _stop(self, path: Path) -> None:
-        try:
-            with self._communicator.entered(), path.stream_lock:
+        def stop(_handle: int) -> None:
+            with path.stream_lock:
                 if path.moving and path.stream:
                     self._device.runtime.call("aclrtStreamAbort", path.stream)
+
+        try:
+            self._communicator.use(stop)
         except Closed:
             pass
         except AclError as error:

@@ -7,10 +7,8 @@ local copy.
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -19,6 +17,8 @@ from datadist_hccl.memory import Memory
 from datadist_hccl.segments import Int64Array
 
 STAGING_BYTES = 4 << 20
+PAUSE = 0.0005
+"""Seconds between two attempts to get the range."""
 
 
 class Staging:
@@ -31,7 +31,8 @@ class Staging:
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
         self.region = memory.allocate(STAGING_BYTES, Placement.DEVICE)
-        self._lock = threading.Lock()
+        self._users: dict[object, object] = {}
+        """The call that uses the range."""
         try:
             memory.take([self.region])
         except RegistrationError:
@@ -44,19 +45,26 @@ class Staging:
             self.memory.give_back([self.region])
             self.memory.release(self.region)
 
-    @contextlib.contextmanager
-    def claimed(self, deadline: float) -> Iterator[None]:
-        """Use the range exclusively. Raises :class:`TransferTimeout`."""
-        if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise TransferTimeout(
-                "other transfers with memory that their links do not expose took too long; link "
-                "again to expose it",
-                link_usable=True,
-            )
+    def use(self, deadline: float, work: Callable[[], None]) -> None:
+        """Call ``work``, which has the range exclusively; no context manager, see `Communicator.use`.
+
+        Raises :class:`TransferTimeout`.
+        """
+        users, call = self._users, object()
         try:
-            yield
+            while users.setdefault(self.region, call) is not call:
+                if time.monotonic() >= deadline:
+                    raise TransferTimeout(
+                        "other transfers with memory that their links do not expose took too long; "
+                        "link again to expose it",
+                        link_usable=True,
+                    )
+                time.sleep(PAUSE)
+            work()
         finally:
-            self._lock.release()
+            # Nothing is called here: what a signal handler raises would leave the range taken.
+            if self.region in users and users[self.region] is call:
+                del users[self.region]
 
     def rounds(
         self, local: Int64Array, remote: Int64Array, length: Int64Array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from datadist_hccl.memory import Memory
 from datadist_hccl.one_sided import Hccl, HcclError
 
 from datadist.transport import LinkError
+from tests.interrupts import raising_anew
 
 DEADLINE = 1000.0
 
@@ -87,3 +89,27 @@ def test_a_link_that_is_not_wanted_any_more_is_given_up_after_the_attempt(
     with pytest.raises(Closed):
         library.communicator().prepare(DEADLINE, 1, lambda: len(library.attempts) == 3)
     assert len(library.attempts) == 3
+
+
+def _unused_communicator() -> Communicator:
+    device: Any = SimpleNamespace(hold=lambda: None, drop=lambda: None, bound=nullcontext)
+    nothing: Any = SimpleNamespace()
+    return Communicator(device, nothing, nothing, "link")
+
+
+def test_what_a_handler_raises_leaves_nobody_inside() -> None:
+    moments = 0
+    for where, made in raising_anew(_unused_communicator, lambda made: made.use(lambda _: None)):
+        moments += 1
+        assert made.close(0.0), where
+    assert moments > 3
+
+
+def test_who_comes_out_last_ends_what_was_closed_meanwhile() -> None:
+    made, ended = _unused_communicator(), list[str]()
+    made._device.drop = lambda: ended.append("dropped")  # type: ignore[method-assign]
+    made.use(lambda _: made.close(0.0))
+    assert ended == ["dropped"]
+    with pytest.raises(Closed):
+        made.use(lambda _: None)
+    assert ended == ["dropped"], "once"
