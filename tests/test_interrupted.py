@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from tests.interrupted import __main__ as program
@@ -13,6 +11,4 @@ def test_a_short_run_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     status = program.main(["--rounds", "100", "--nested", "40"])
     out = capsys.readouterr().out
     assert status == 0, out
-    found = re.search(r"^raised (\d+):", out, re.MULTILINE)
-    assert found is not None, out
-    assert int(found[1]) >= 100, out  # the last handlers may come together
+    assert "raised 100" in out

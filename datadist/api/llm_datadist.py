@@ -61,7 +61,7 @@ class LLMDataDist:
     """The initialised object of this process."""
     _ending: ClassVar[Any] = None
     """The last engine that was finalized, which may still be on its way out; or None."""
-    _starting: ClassVar[Any] = None
+    _starting: ClassVar[Outcome[None] | None] = None
     """The :class:`Outcome` of the last `init`, which goes on where it was interrupted; or None."""
 
     def __init__(self, role: LLMRole, cluster_id: int) -> None:
@@ -138,7 +138,7 @@ class LLMDataDist:
         starting = LLMDataDist._starting
         if starting is None:
             return True
-        ended: bool = starting.done.wait(END_SECONDS)
+        ended = starting.done.wait(END_SECONDS)
         starting.join()
         return ended
 

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import repeat
+from operator import attrgetter
 from typing import TypeVar
 
 import numpy as np
@@ -196,40 +197,30 @@ class OwnDirectory:
         return self._caches.get(cache_id)
 
     def using(self, cache_id: int, use: Callable[[OwnCache], T]) -> T:
-        """What ``use`` returns for a cache, whose memory is kept for that local transfer.
+        """:meth:`using_all` for one."""
+        return self.using_all((cache_id,), lambda caches: use(caches[0]))
+
+    def using_all(
+        self, cache_ids: Iterable[int], use: Callable[[list[OwnCache]], T], freed_too: bool = False
+    ) -> T:
+        """What ``use`` returns for caches, whose memory is kept for that local transfer.
+
+        ``freed_too``: also those whose ids were freed, as long as keys keep them.
 
         It is no context manager: where a handler of a signal raises at the end of one, it would keep
         what it holds as long as somebody keeps that exception.
 
         Raises LLM_KV_CACHE_NOT_EXIST.
         """
-        cache, token = self._caches.get(cache_id), next(TOKENS)
-        try:
-            if cache is None or not self.pin(cache, token):
-                raise _not_here(cache_id)
-            return use(cache)
-        finally:
-            if cache is not None:
-                cache.pins.discard(token)  # in C: no handler of a signal comes before that
-                self.unpin(cache, token)
-
-    def using_all(
-        self, cache_ids: Iterable[int], use: Callable[[list[OwnCache]], T], freed_too: bool = False
-    ) -> T:
-        """:meth:`using` for several.
-
-        ``freed_too``: also those whose ids were freed, as long as keys keep them.
-        """
-        token, caches, pins = next(TOKENS), list[OwnCache](), list[set[int]]()
+        token, caches = next(TOKENS), list[OwnCache]()
+        pins = map(attrgetter("pins"), caches)
         let_go: Callable[[], object] = partial(deque, map(set.discard, pins, repeat(token)), 0)
         try:
             for cache_id in cache_ids:
                 cache = self._caches.get(cache_id)
-                if cache is None:
-                    raise _not_here(cache_id)
-                pins.append(cache.pins)
-                caches.append(cache)
-                if not self.pin(cache, token, freed_too):
+                if cache is not None:
+                    caches.append(cache)
+                if cache is None or not self.pin(cache, token, freed_too):
                     raise _not_here(cache_id)
             return use(caches)
         finally:

@@ -213,7 +213,7 @@ class PeerView:
     def pulling(self, pull: Callable[[int], T]) -> T:
         """What ``pull`` returns for the token of a transfer that it begins, and that ends with it.
 
-        It is no context manager for the reason of :meth:`OwnDirectory.using`.
+        It is no context manager for the reason of :meth:`OwnDirectory.using_all`.
         """
         token = next(TOKENS)
         try:

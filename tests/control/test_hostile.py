@@ -243,7 +243,6 @@ class HostileMembers(RuleBasedStateMachine):
 HostileMembers.TestCase.settings = settings(
     max_examples=int(os.environ.get("DATADIST_HOSTILE_EXAMPLES", "40")),
     stateful_step_count=25,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 TestHostileMembers = HostileMembers.TestCase

@@ -423,7 +423,8 @@ class Victim:
         if sender is not None:
             sender.join()
         pending, self._pending = self._pending, None
-        if caught is None and LOGGING in self._where:  # it drops what is raised in some places
+        dropped = caught is None and pending is not None
+        if dropped and LOGGING in self._where:  # it drops what is raised in some places
             self.raised["logging"] += 1
         elif caught is not pending:
             self.faults.append(

@@ -229,8 +229,8 @@ class HcclLink(Link):
 
     def _run(self, request: _TransferRequest, work: Callable[[int], None]) -> None:
         def move(handle: int) -> None:
-            self._begin(request.path, request.rank)
             try:
+                self._begin(request.path, request.rank)
                 self._wait_settled(request)
                 self._work(request, work, handle)
             finally:

@@ -10,7 +10,7 @@ import pytest
 from datadist_rdma import chains, verbs
 from datadist_rdma.chains import Chain, Segments, chain_length, segments
 from datadist_rdma.memory import Outside, Ranges, overlap
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 PIECE = 1000
@@ -33,7 +33,6 @@ def vectors(triples: list[Triple]) -> tuple[array[int], array[int], array[int]]:
     return local, remote, length
 
 
-@settings(deadline=None)
 @given(TRIPLES)
 def test_long_segments_are_split_and_nothing_is_lost(triples: list[Triple]) -> None:
     parts = segments(*vectors(triples), PIECE)
@@ -45,7 +44,6 @@ def test_long_segments_are_split_and_nothing_is_lost(triples: list[Triple]) -> N
     assert list(zip(*(v.tolist() for v in parts), strict=True)) == expected
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 64), st.sampled_from([0, 4]))
 def test_chains_are_what_a_device_can_walk(count: int, length: int, opcode: int) -> None:
     rng = np.random.default_rng(count)
@@ -91,7 +89,6 @@ def test_chains_of_long_requests_are_short(longest: int, length: int) -> None:
 RANGES = [(1000, 100, 7), (2000, 50, 2**32 - 1), (1100, 10, 9)]
 
 
-@settings(deadline=None)
 @given(st.integers(900, 2100), st.integers(1, 120))
 @example(1000, 100)
 @example(1000, 101)

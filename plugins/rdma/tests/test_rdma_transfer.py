@@ -16,7 +16,7 @@ from datadist_rdma.chains import Segments
 from datadist_rdma.path import Path
 from datadist_rdma.queue_pair import QueuePair
 from datadist_rdma.transfer import Transfer
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from datadist.transport import PeerLost, TransferError, TransferTimeout
@@ -102,7 +102,6 @@ def run(
     )
 
 
-@settings(deadline=None)
 @given(st.integers(1, 500), st.integers(1, 64), st.integers(1, 4), st.integers(1, 40))
 def test_all_is_moved_and_the_window_kept(
     count: int, length: int, chains_: int, per_poll: int
@@ -114,7 +113,6 @@ def test_all_is_moved_and_the_window_kept(
     assert not pair.failed
 
 
-@settings(deadline=None)
 @given(st.integers(1, 200), st.integers(0, 199), st.integers(1, 16), st.integers(1, 40))
 def test_a_failure_ends_it_with_nothing_in_flight(
     count: int, bad: int, length: int, per_poll: int

@@ -66,7 +66,7 @@ def test_large_copies_by_threads(kernel: str, threads: int) -> None:
     assert np.array_equal(target.reshape(count, size), source.reshape(count, size)[order])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.integers(0, 900), st.integers(0, 900), st.integers(1, 124)),
