@@ -1,0 +1,72 @@
+"""Events for a program, which it takes in one call and may watch for through a descriptor."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from contextlib import suppress
+from typing import Generic, TypeVar
+
+__all__ = ["EventQueue"]
+
+Event = TypeVar("Event")
+
+
+class EventQueue(Generic[Event]):
+    """Any thread puts and takes; no lock. The owner of the queue limits what is put.
+
+    The descriptor is readable while something may be there: a program takes what there is when it is
+    readable, and finds nothing now and then.
+    """
+
+    __slots__ = ("_closed", "_events", "_fd")
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque()
+        self._fd: int | None = None
+        self._closed = False
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._events)
+
+    def put(self, event: Event) -> None:
+        """Add an event, and make the descriptor readable if there is one."""
+        self._events.append(event)
+        self._signal()
+
+    def _signal(self) -> None:
+        fd = self._fd
+        if fd is not None and not self._closed:
+            with suppress(OSError):  # its counter is full: it is readable
+                os.eventfd_write(fd, 1)
+
+    def take(self) -> list[Event]:
+        """All events that wait, oldest first; none are left."""
+        fd = self._fd
+        if fd is not None and not self._closed:
+            with suppress(OSError):  # it was not readable
+                os.eventfd_read(fd)
+        taken: list[Event] = []
+        while self._events:
+            with suppress(IndexError):  # another thread took it
+                taken.append(self._events.popleft())
+        return taken
+
+    def fileno(self) -> int:
+        """The descriptor, which is made by the first call. Raises ``OSError`` where none can be made.
+
+        It belongs to the queue: the program must not close it.
+        """
+        if self._fd is None:
+            self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            if self._events:
+                self._signal()
+        return self._fd
+
+    def close(self) -> None:
+        """Close the descriptor; events that wait can still be taken. Idempotent."""
+        self._closed = True
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
