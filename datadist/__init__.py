@@ -4,6 +4,7 @@ import os
 
 from datadist.api.cache import Cache
 from datadist.api.config import LLMConfig, LlmConfig
+from datadist.api.grant import Grant
 from datadist.api.kv_cache import KvCache
 from datadist.api.llm_datadist import LLMDataDist
 from datadist.api.tasks import (
@@ -13,6 +14,7 @@ from datadist.api.tasks import (
     TransferWithCacheKeyConfig,
 )
 from datadist.drop_in import install_as_llm_datadist
+from datadist.grants.state import GrantState
 from datadist.status import LLMException, LLMStatusCode, Status
 from datadist.types import (
     BlocksCacheKey,
@@ -36,6 +38,8 @@ __all__ = [
     "CacheKeyByIdAndIndex",
     "CacheTask",
     "DataType",
+    "Grant",
+    "GrantState",
     "KvCache",
     "LLMClusterInfo",
     "LLMConfig",

@@ -10,8 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    "base", "values", "messaging", "control", "transports", "caches", "links", "transfers", "engine",
-    "api", "tools",
+    "base", "values", "messaging", "control", "transports", "caches", "grants", "links", "transfers",
+    "engine", "api", "tools",
 )  # fmt: skip
 """Lowest first: rooms, ``values`` (modules beside them), and ``tools``, which use the API."""
 TOOLS = {"__main__", "bench", "cli", "diagnosis", "drop_in", "metrics", "testing"}

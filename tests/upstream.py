@@ -84,8 +84,9 @@ _LAYERS = "*, src_layer_range=None, dst_layer_range=None, tensor_num_per_layer=2
 DIFFERENT = {
     "CacheManager.pull_cache": (26, f"cache_key, cache, batch_index=0, size=-1, {_LAYERS}"),
     "CacheManager.pull_blocks": (
-        26,
-        f"src_cache_key, dst_cache, src_blocks=(), dst_blocks=(), {_LAYERS}",
+        33,
+        f"src_cache_key, dst_cache, src_blocks=(), dst_blocks=(), {_LAYERS}, token=None, "
+        "release=False",
     ),
     "CacheManager": (27, "engine, refusal, one_sided"),
     "Cache": (

@@ -102,6 +102,8 @@ class Allocation(ManagerMixin):
             )
         keys = names()
         size = tensor_size(desc)
+        if blocks:
+            engine.words.prepare()
         birth = engine.owned.begin(placement)
         try:
             addresses = engine.memory.allocate(placement, [size] * desc.num_tensors, birth.runs)
@@ -276,6 +278,8 @@ class Allocation(ManagerMixin):
         accessible = remote_accessible
         if accessible is None:
             accessible = desc.placement is Placement.DEVICE and not self._linked
+        if blocks:
+            engine.words.prepare()
         birth = engine.owned.begin(None)
         try:
             regions: list[int] = []

@@ -12,10 +12,11 @@ from datadist.api.arguments import (
     check_source_blocks,
     cluster_of,
     layers_of,
+    name_of,
     source_of,
 )
 from datadist.api.cache import Cache, own_cache_id
-from datadist.api.manager_mixin import ManagerMixin
+from datadist.api.granting import Granting
 from datadist.base import checks
 from datadist.base.calls import begin, entries
 from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
@@ -32,7 +33,7 @@ PER_LAYER = 2
 
 @named_keywords
 @entries
-class Pulling(ManagerMixin):
+class Pulling(Granting):
     """Pulls, in both modes."""
 
     def pull_cache(
@@ -97,6 +98,8 @@ class Pulling(ManagerMixin):
         src_layer_range: range | None = None,
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = PER_LAYER,
+        token: bytes | None = None,
+        release: bool = False,
         **unknown: Unpack[NoKeywords],
     ) -> None:
         """Pull into blocks of ``dst_cache``.
@@ -106,6 +109,12 @@ class Pulling(ManagerMixin):
         ``dst_blocks`` in order. No destination is listed twice. Lists of blocks may be NumPy arrays
         of integers, which saves time for long ones, or hold NumPy's integers. Layers and errors as
         :meth:`pull_cache`.
+
+        A :class:`CacheKey` may also name a grant (`grant_blocks`). Then ``src_blocks`` are positions in
+        the granted list, and none means all of them, in order. ``token`` is that of the grant, which
+        saves a question to its owner. The pull that reads all blocks and layers, and any pull with
+        ``release=True``, finishes with the grant. LLM_KV_CACHE_NOT_EXIST says that the grant has ended;
+        what was read then must not be used.
         """
         engine = self._bound
         if (
@@ -114,6 +123,8 @@ class Pulling(ManagerMixin):
             and src_layer_range is None
             and dst_layer_range is None
             and tensor_num_per_layer is PER_LAYER
+            and token is None
+            and release is False
             and not unknown
         ):
             # Fields instead of properties and calls, since every small pull runs this code.
@@ -137,9 +148,19 @@ class Pulling(ManagerMixin):
             raise param_invalid("dst_blocks is empty: list the blocks to pull into")
         check_per_layer(tensor_num_per_layer)
         check_not_none("src_cache_key", src_cache_key)
-        check_source_blocks(src_cache_key, src_blocks)
+        granted = self._pull_granted(src_cache_key, token, release)
+        if granted is False:
+            check_source_blocks(src_cache_key, src_blocks)
         layers = layers_of(src_layer_range, dst_layer_range, tensor_num_per_layer)
         cluster, source = cluster_of(src_cache_key), source_of(src_cache_key)
+        if granted is not False and isinstance(src_cache_key, CacheKey):
+            check_one_id(src_cache_key)
+            if self._engine().granted_pulls.pull(
+                cluster, name_of(src_cache_key), own_cache_id(dst_cache, self), src_blocks, dst_blocks,
+                layers, None if granted is True else granted, release,
+            ):  # fmt: skip
+                return
+            check_source_blocks(src_cache_key, src_blocks)
         self._engine().pulls.pull_blocks(
             cluster, source, own_cache_id(dst_cache, self), src_blocks, dst_blocks, layers
         )

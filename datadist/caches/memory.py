@@ -103,6 +103,8 @@ class Memory:
         """Changes while something is being registered or released, but for newcomers."""
         self._dropped: dict[int, Region] = {}
         """Known to the transport, and gone from the dict."""
+        self.core: set[Hashable] = set()
+        """Users that are parts of core; their memory alone is no reason to link."""
         self._pools: dict[Placement, tuple[int, PagePool]] = {}
         self._coming: dict[Placement, dict[Hashable, int]] = {p: {} for p in Placement}
         """Allocations per placement and owner that peers have yet to let go."""
@@ -141,19 +143,46 @@ class Memory:
                 f"{config.page_size} bytes: raise memory_size or lower page_shift"
             )
         self._check_limit(placement, config.memory_size)
-        try:
-            self._fresh += map(self._transport.allocate, (config.memory_size,), (placement,))
-        except Exception as error:
-            short = isinstance(error, MemoryError)
-            raise LLMException(
-                f"cannot allocate the {placement.name} pool of {config.memory_size} bytes: "
-                f"{error if short else text_of(error, self._transport)}",
-                status_code=LLMStatusCode.LLM_OUT_OF_MEMORY if short else LLMStatusCode.LLM_FAILED,
-            ) from error
+        what = f"the {placement.name} pool of {config.memory_size} bytes"
+        self._allocate_fresh(config.memory_size, placement, what)
         region = self._fresh[-1]
         (region_id,) = self._state.run(lambda: self._take(POOL))
         pool = PagePool(region.address, region.size, config.page_shift)
         self._pools[placement] = (region_id, pool)
+
+    def add_region(self, size: int, placement: Placement, user: str) -> tuple[int, Region]:
+        """Memory of core that links expose from then on, one region per user; its id and itself.
+
+        A user has it until :meth:`close`. Raises as :meth:`add_pool`, LLM_ENGINE_FINALIZED, and
+        ``RuntimeError`` inside of another call of the same thread.
+        """
+        return self._registering.run(lambda: self._add_region(size, placement, user))
+
+    def _add_region(self, size: int, placement: Placement, user: str) -> tuple[int, Region]:
+        self._release_all()
+        self._check_open()
+        for region_id in self.regions_of(user):
+            return region_id, self._held[region_id].region
+        self._check_limit(placement, size)
+        try:
+            self._allocate_fresh(size, placement, f"{size} bytes of {placement.name} memory")
+            (region_id,) = self._state.run(lambda: self._take(user))
+            self.core.add(user)
+            self._tell_links([region_id])
+        except BaseException:
+            self._let_go(self.regions_of(user), user)
+            raise
+        return region_id, self._held[region_id].region
+
+    def _allocate_fresh(self, size: int, placement: Placement, what: str) -> None:
+        try:
+            self._fresh += map(self._transport.allocate, (size,), (placement,))
+        except Exception as error:
+            short = isinstance(error, MemoryError)
+            raise LLMException(
+                f"cannot allocate {what}: {error if short else text_of(error, self._transport)}",
+                status_code=LLMStatusCode.LLM_OUT_OF_MEMORY if short else LLMStatusCode.LLM_FAILED,
+            ) from error
 
     def has_pool(self, placement: Placement | None = None) -> bool:
         """Whether a pool of that placement, or any, is configured."""
@@ -424,7 +453,8 @@ class Memory:
 
     def empty(self) -> bool:
         """Whether there is neither a pool nor a registration that a link could expose."""
-        return not any(held.exposed for held in list(self._held.values()))
+        held = list(self._held.values())
+        return not any(each.exposed and not each.users & self.core for each in held)
 
     def expose(self, link: Hashable) -> dict[int, Region]:
         """The regions that a new link exposes, by id; they are kept until :meth:`conceal`."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import repeat
 from operator import attrgetter
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from datadist.base.exclusive import Exclusive
 from datadist.base.range_set import RangeSet
 from datadist.caches.by_address import TensorsByAddress
-from datadist.caches.directory import KeyDirectory, KeyName
+from datadist.caches.directory import KeyDirectory, KeyName, name_of
 from datadist.caches.memory import Memory
 from datadist.caches.own_cache import Birth, Layout, Leaving, OwnCache, Waiter
 from datadist.caches.peers import TOKENS
@@ -67,6 +67,10 @@ class OwnDirectory:
         self._changes = 0
         """Counts what changes :meth:`caches_at`."""
         self._by_address = TensorsByAddress()
+        self.before_removal: Callable[[int], object] = lambda _cache_id: None
+        """Called before the memory of a cache may be reused; it may be called again."""
+        self.granted: Mapping[KeyName, object] = {}
+        """Keys that name grants, so that no cache can have them."""
         self.revocations = Revocations()
         self.publication = Publication(self._state, self._settle, self._entries, self.revocations)
 
@@ -74,6 +78,11 @@ class OwnDirectory:
         """Have ``post`` run what peers go on asking for while a thread of the caller serves them."""
         self._state.hand_over = post
         self.revocations.hand_over_to(post)
+
+    @property
+    def state(self) -> Exclusive:
+        """Held by whoever changes caches and keys, and what else goes with them."""
+        return self._state
 
     # -- local changes -----------------------------------------------------------------------
 
@@ -148,6 +157,9 @@ class OwnDirectory:
     def _add(
         self, cache: OwnCache, bindings: dict[int, Binding], unique: Sequence[tuple[int, KeyName]]
     ) -> None:
+        if self.granted:
+            for binding in bindings.values():
+                self._check_ungranted(binding.slot, name_of(binding))
         for slot, name in unique:
             self._check_unbound(slot, name)
         self._check_room(cache, len(bindings))
@@ -191,6 +203,18 @@ class OwnDirectory:
                 f"key {slot} ({describe(name)}) is bound to cache {found[0].cache_id} already: "
                 f"{_how_to_unbind(name)} first, or use another key"
             )
+
+    def _check_ungranted(self, slot: int, name: KeyName) -> None:
+        if name in self.granted:
+            raise param_invalid(
+                f"key {slot} ({describe(name)}) names a grant of this engine: revoke it first, or use "
+                "another key"
+            )
+
+    def cache_of(self, name: KeyName) -> int | None:
+        """The id of the cache that a key is bound to; for who holds :attr:`state`."""
+        found = self._index.find(name)
+        return None if found is None else found[0].cache_id
 
     def get(self, cache_id: int) -> OwnCache | None:
         """The cache of an id, or None."""
@@ -406,6 +430,7 @@ class OwnDirectory:
     def _remove(self, cache: OwnCache, waiter: Waiter | None = None) -> None:
         """Take a cache out; its memory returns once peers and transfers have let go of it."""
         cache_id = cache.cache_id
+        self.before_removal(cache_id)
         self._leaving[cache_id] = Leaving(cache, waiter=waiter)
         self._untold[cache_id] = None
         cache.held = False

@@ -22,7 +22,7 @@ from pydantic import (
 from datadist.base.parsing import parse
 from datadist.transport import Offer
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 """Version of this protocol; engines of different versions refuse each other by name."""
 
 MAX_FRAME = 16 << 20
@@ -47,6 +47,9 @@ MAX_KEYS = 1 << 16
 
 MAX_CHANGES = 1 << 16
 """Caches that one message of a directory adds, or removes, and keys that it takes away."""
+
+MAX_RELEASES = 1 << 10
+"""Grants that one message releases, by generation and by key."""
 
 MAX_SECONDS = (2**31 - 1) / 1000
 """Longest time that a message may name, which is the longest that a program can set."""
@@ -363,6 +366,44 @@ class Verified(_Message):
     crc: Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
+class AskGrant(_Message):
+    """Ask for the grant of a key; answered by :class:`GrantAnswer`, with its token if there is one."""
+
+    kind: Literal["ask_grant"] = "ask_grant"
+    id: UInt64
+    space: Literal["request", "prefix"]
+    key: UInt64
+    model: UInt64
+
+
+class CheckGrant(_Message):
+    """Ask whether a grant lives; answered by :class:`GrantAnswer`, without a token."""
+
+    kind: Literal["check_grant"] = "check_grant"
+    id: UInt64
+    generation: UInt64
+
+
+class GrantAnswer(_Message):
+    """Answer to :class:`AskGrant` and :class:`CheckGrant`, after all that was published before."""
+
+    kind: Literal["grant_answer"] = "grant_answer"
+    id: UInt64
+    live: bool
+    token: Annotated[Base64Bytes, Field(max_length=1 << 20)] = b""
+
+
+class ReleaseGrants(_Message):
+    """The sender has finished with these grants, by generation, or by key where it did not ask."""
+
+    kind: Literal["release_grants"] = "release_grants"
+    generations: Annotated[list[UInt64], Field(max_length=MAX_RELEASES, fail_fast=True)] = []
+    keys: Annotated[
+        list[tuple[Literal["request", "prefix"], UInt64, UInt64]],
+        Field(max_length=MAX_RELEASES, fail_fast=True),
+    ] = []
+
+
 class Idle(_Message):
     """The sender needs this session no more, until it says otherwise."""
 
@@ -400,6 +441,10 @@ Message = (
     | Fetched
     | Verify
     | Verified
+    | AskGrant
+    | CheckGrant
+    | GrantAnswer
+    | ReleaseGrants
     | Idle
     | Goodbye
 )

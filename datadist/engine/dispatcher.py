@@ -35,6 +35,7 @@ from datadist.control.messages import (
     Withdraw,
 )
 from datadist.control.session import Session
+from datadist.grants.messages import GrantMessages
 from datadist.links.building import ACKS, Builder
 from datadist.links.clusters import Clusters
 from datadist.links.duplicates import Duplicates
@@ -61,6 +62,7 @@ class Dispatcher:
         verification: Verification,
         lost_peers: LostPeers,
         duplicates: Duplicates,
+        grants: GrantMessages,
     ) -> None:
         self._discovery = discovery
         self._views = views
@@ -72,6 +74,7 @@ class Dispatcher:
         self._verification = verification
         self._lost_peers = lost_peers
         self._duplicates = duplicates
+        self._grants = grants
         discovery.on_session = self._on_session
         discovery.on_message = self._on_message
         discovery.on_lost = self._on_lost
@@ -97,6 +100,7 @@ class Dispatcher:
                 lambda: self._clusters.on_lost(view, reason, orderly),
                 lambda: self._fetches.on_gone(view),
                 lambda: self._verification.on_gone(view),
+                lambda: self._grants.on_gone(view),
             ]
             with ExitStack() as stack:  # each runs, whatever another one raises
                 for step in reversed(steps):
@@ -171,5 +175,5 @@ class Dispatcher:
             case Verified():
                 self._verification.on_verified(view, message)
             case _:
-                return False
+                return self._grants.on_message(view, message)
         return True

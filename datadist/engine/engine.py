@@ -44,6 +44,9 @@ from datadist.engine.starting import (
     start_transport,
 )
 from datadist.engine.stats import link_stats, pool_stats
+from datadist.grants.messages import GrantMessages
+from datadist.grants.owner import OwnGrants
+from datadist.grants.words import Words
 from datadist.links.building import CLOSE_SECONDS, Builder
 from datadist.links.cluster_calls import ClusterCalls, Removed
 from datadist.links.clusters import Clusters
@@ -59,6 +62,7 @@ from datadist.rank_table import RankTable, RankTableError, parse_rank_table
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transfers.copies import Copies
 from datadist.transfers.fetch import Fetches
+from datadist.transfers.granted_pull import GrantedPulls
 from datadist.transfers.pull import Pulls
 from datadist.transfers.push import Pushes
 from datadist.transfers.route_cache import RouteCache
@@ -122,6 +126,7 @@ class Engine:
             stack.callback(self.memory.close)
             self._add_pools()
             self.owned = OwnDirectory(self.memory)
+            self.words = Words(self.memory, self.transport)
             self._start_control(environ, stack)
             stack.callback(self.owned.clear)
             self._finalizing = Outcome(self._end)
@@ -158,6 +163,7 @@ class Engine:
             self.verification,
             lost_peers,
             self._duplicates,
+            self._grant_messages,
         )
         self._call(self._discovery.start)
         self.listen(self.options.listen_ip, self.options.listen_port)
@@ -295,6 +301,17 @@ class Engine:
         self.fetches = Fetches(self.transfers, self.owned, types)
         self._services.append(self.fetches)
         self.copies = Copies(self.transport, self.owned, types)
+        self._start_grants(types)
+
+    def _start_grants(self, types: ElementTypes) -> None:
+        incarnation = self._discovery.address.incarnation
+        self.grants = OwnGrants(self.owned, self.words, self._reactor, self.cluster_id, incarnation)
+        self._grant_messages = GrantMessages(self.grants, self._reactor.post)
+        ordered = self.transport.capabilities.ordered_reads and not self.options.checksum
+        self.granted_pulls = GrantedPulls(
+            self.transfers, self.owned, self._grant_messages, self.words, types,
+            self.memory.quarantine, self.options.remote_accessible, ordered,
+        )  # fmt: skip
 
     def link_error(self, comm_id: int) -> str | None:
         """Why a domain FAILED, whom an OK one has lost, and what of it does not end.
@@ -624,6 +641,7 @@ class Engine:
         _live.discard(self)
         try:
             with self._closing:
+                self.grants.close()  # while peers still reach the words
                 self._discovery.claims.close()  # an engine that follows need not wait for our end
                 self._wait_for_calls()
                 self._leave_all()

@@ -105,7 +105,7 @@ class Pulls:
 
             def plan(local: OwnCache, found: Found, mine: slice, theirs: slice) -> Segments:
                 if found.entry.blocks:
-                    return _plan_blocks(local, found, mine, theirs, targets, src_blocks)
+                    return plan_pairs(local, found, mine, theirs, targets, src_blocks)
                 return _plan_scatter(local, found, mine, theirs, targets, src_blocks)
 
             route, found, version = self._pull(cluster, source, cache, layers, plan)
@@ -222,7 +222,7 @@ def _plan_slot(
     )
 
 
-def _plan_blocks(
+def plan_pairs(
     cache: OwnCache,
     found: Found,
     mine: slice,
@@ -230,6 +230,7 @@ def _plan_blocks(
     dst_blocks: Blocks,
     src_blocks: Blocks,
 ) -> Segments:
+    """``src_blocks[i]`` of a blocks cache to ``dst_blocks[i]``. Raises LLM_PARAM_INVALID."""
     entry, stride = found.entry, cache.layout.stride
     if len(src_blocks) == 0:
         raise param_invalid(

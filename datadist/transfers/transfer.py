@@ -80,6 +80,10 @@ class Transfers:
                 f"the key names cluster {cluster}, which is this engine: name the owner's cluster"
             )
 
+    def names(self, cluster: int) -> bool:
+        """Whether a link names the cluster, in whatever state it is."""
+        return any(cluster in domain.others for domain in self._domains())
+
     def routes(self, cluster: int, deadline: float) -> list[Route]:
         """Usable links to a cluster, after all its received messages were handled.
 

@@ -49,6 +49,10 @@ def _messages() -> list[bytes]:
         messages.Fetched(id=1, status=0, reason=""),
         messages.Verify.model_construct(id=1, address=b"8" * 8, length=b"\1" * 8, seconds=1.0),
         messages.Verified(id=1, status=0, reason="", crc=7),
+        messages.AskGrant(id=1, space="request", key=1, model=0),
+        messages.CheckGrant(id=1, generation=2),
+        messages.GrantAnswer.model_construct(id=1, live=True, token=b"ddg1" * 30),
+        messages.ReleaseGrants(generations=[2], keys=[("request", 1, 0)]),
         messages.Idle(),
         messages.Goodbye(),
     ]  # fmt: skip

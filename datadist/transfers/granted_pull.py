@@ -1,0 +1,363 @@
+"""Pulls of granted blocks: read them, and then whether the grant still lived once they were read.
+
+The owner makes the word of a grant odd before it reuses the blocks. So a word that is unchanged after the
+data has been read says that the data is that of the grant, however long the read took.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from functools import partial
+from time import monotonic
+
+import numpy as np
+
+from datadist.base.callers import pass_on
+from datadist.caches.directory import KeyName
+from datadist.caches.element_types import ElementTypes
+from datadist.caches.owned import OwnCache, OwnDirectory, describe
+from datadist.caches.peers import PeerView
+from datadist.caches.quarantine import Quarantine
+from datadist.control.messages import Entry
+from datadist.grants.granted import Granted
+from datadist.grants.messages import GrantMessages
+from datadist.grants.words import WORD, Words
+from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.transfers import resolve
+from datadist.transfers.plan import Blocks, Segments, check_blocks, check_distinct
+from datadist.transfers.pull import plan_pairs
+from datadist.transfers.resolve import Found, Layers, Route
+from datadist.transfers.transfer import (
+    Transfers,
+    as_param_invalid,
+    check_accessible,
+    check_entry_accessible,
+)
+
+__all__ = ["GrantedPulls"]
+
+CHECK_SECONDS = 1.0
+"""Least time for the owner to say whether a grant lives, after a read that took all there was."""
+
+
+class GrantEnded(LLMException):
+    """The grant has ended; the key may name another one."""
+
+
+class GrantedPulls:
+    """Pulls by grant; every method works from any thread."""
+
+    def __init__(
+        self, transfers: Transfers, owned: OwnDirectory, grants: GrantMessages, words: Words,
+        types: ElementTypes, quarantine: Quarantine, one_sided: bool, ordered_reads: bool,
+    ) -> None:  # fmt: skip
+        self._transfers = transfers
+        self._owned = owned
+        self._grants = grants
+        self._words = words
+        self._types = types
+        self._quarantine = quarantine
+        self._one_sided = one_sided
+        self._ordered_reads = ordered_reads
+        """Whether the word may travel with the data, since it is read last."""
+
+    def may_pull(self, cluster: int) -> bool:
+        """Whether a link names the cluster, so that a key may be one of its grants."""
+        return self._transfers.names(cluster)
+
+    def pull(
+        self,
+        cluster: int,
+        name: KeyName,
+        cache_id: int,
+        positions: Blocks,
+        dst_blocks: Blocks,
+        layers: Layers,
+        token: Granted | None = None,
+        release: bool = False,
+    ) -> bool:
+        """Pull granted blocks at ``positions``, or all, into ``dst_blocks``; False if the key names none.
+
+        Raises LLMException with the status codes of ``CacheManager.pull_blocks``.
+        """
+        self._transfers.check_cluster(cluster)
+
+        def pull(cache: OwnCache) -> bool:
+            return _Pull(self, cache, cluster, name, positions, dst_blocks, layers, release).run(
+                token
+            )
+
+        return self._owned.using(cache_id, pull)
+
+    def release(self, cluster: int, name: KeyName, token: Granted | None) -> None:
+        """Finish with a grant without reading. Raises LLM_NOT_YET_LINK."""
+        self._transfers.check_cluster(cluster)
+        deadline = monotonic() + self._transfers.timeout
+        view = self._transfers.routes(cluster, deadline)[0].view
+        granted = token or self._grants.known(view, name)
+        if token is not None and token.incarnation != view.incarnation:
+            return  # of an engine that has ended, and its grants with it
+        self._finish(view, name, None if granted is None else granted.generation)
+
+    def _finish(self, view: PeerView, name: KeyName, generation: int | None) -> None:
+        self._grants.forget(view, name)
+        self._grants.release(view, name if generation is None else generation)
+
+
+class _Pull:
+    """One pull into a cache of ours."""
+
+    def __init__(
+        self, pulls: GrantedPulls, cache: OwnCache, cluster: int, name: KeyName, positions: Blocks,
+        dst_blocks: Blocks, layers: Layers, release: bool,
+    ) -> None:  # fmt: skip
+        self._pulls = pulls
+        self._transfers = pulls._transfers
+        self._cache = cache
+        self._cluster = cluster
+        self._name = name
+        self._positions = positions
+        self._dst_blocks = dst_blocks
+        self._layers = layers
+        self._release = release
+        self._deadline = monotonic() + self._transfers.timeout
+
+    def run(self, token: Granted | None) -> bool:
+        """False where the key names no grant."""
+        self._check_own()
+        routes = self._transfers.routes(self._cluster, self._deadline)
+        view = routes[0].view
+        granted = self._check_token(view, token) if token else self._known(view)
+        fresh = granted is None
+        if granted is None:
+            if self._is_of_cache(view):
+                return False
+            granted = self._ask(view)
+        if granted is None:
+            return self._refuse(view)
+        try:
+            self._attempt(routes, view, granted)
+        except GrantEnded as error:
+            self._pulls._grants.forget(view, self._name)
+            pass_on(error)
+            if token is not None or fresh:
+                raise
+            granted = self._ask(view)  # what was known is old: the key may be granted again
+            if granted is None:
+                raise
+            self._attempt(routes, view, granted)
+        return True
+
+    def _check_own(self) -> None:
+        layout = self._cache.layout
+        if self._pulls._one_sided:
+            check_accessible(self._cache)
+        resolve.check_local(self._layers, len(layout.bases))
+        with as_param_invalid():
+            self._targets = check_blocks("dst_blocks", self._dst_blocks, layout.count)
+            check_distinct("dst_blocks", self._targets, layout.count)
+
+    # -- which grant -------------------------------------------------------------------------
+
+    def _check_token(self, view: PeerView, token: Granted) -> Granted:
+        if token.incarnation != view.incarnation:
+            raise self._ended("the token is of an engine of that cluster that has ended")
+        return token
+
+    def _known(self, view: PeerView) -> Granted | None:
+        return self._pulls._grants.known(view, self._name)
+
+    def _ask(self, view: PeerView) -> Granted | None:
+        return self._pulls._grants.ask(view, self._name, self._deadline)
+
+    def _is_of_cache(self, view: PeerView) -> bool:
+        with view.lock:
+            found = resolve.find(view.directory, self._name, view.consumed)
+        if found is not None and self._release:
+            raise param_invalid(
+                f"release is True, but {describe(self._name)} names a cache of cluster {self._cluster} "
+                "and no grant"
+            )
+        return found is not None
+
+    def _refuse(self, view: PeerView) -> bool:
+        """The owner has no such grant: a cache of that key has been heard of by now, if there is one."""
+        if self._is_of_cache(view) or not (len(self._positions) or self._release):
+            return False
+        raise self._ended("no grant of that key lives there")
+
+    def _ended(self, why: str) -> GrantEnded:
+        return GrantEnded(
+            f"the grant of {describe(self._name)} by cluster {self._cluster} does not exist: {why}; what "
+            "was read must not be used",
+            status_code=LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+        )
+
+    # -- moving ------------------------------------------------------------------------------
+
+    def _attempt(self, routes: list[Route], view: PeerView, granted: Granted) -> None:
+        """Raises :class:`GrantEnded` where it has ended, whatever the read itself came to."""
+        try:
+            whole = view.pulling(lambda pin: self._move(routes, view, granted, pin))
+        except GrantEnded:
+            raise
+        except LLMException as error:
+            pass_on(error)
+            if self._is_over(view, granted, error):
+                raise self._ended(f"it ended during the read, which failed ({error})") from error
+            raise
+        if whole or self._release:
+            self._pulls._finish(view, self._name, granted.generation)
+
+    def _is_over(self, view: PeerView, granted: Granted, error: LLMException) -> bool:
+        """Whether a read that failed was one of a grant that has ended, as far as the owner says."""
+        unsaid = LLMStatusCode.LLM_NOT_YET_LINK, LLMStatusCode.LLM_ENGINE_FINALIZED
+        if view.session.closed or error.status_code in unsaid:
+            return False
+        try:
+            return not self._is_live(view, granted)
+        except LLMException as failed:
+            pass_on(failed)
+            return False
+
+    def _is_live(self, view: PeerView, granted: Granted) -> bool:
+        deadline = max(self._deadline, monotonic() + CHECK_SECONDS)
+        return self._pulls._grants.is_live(view, granted.generation, deadline)
+
+    def _move(self, routes: list[Route], view: PeerView, granted: Granted, pin: int) -> bool:
+        """Whether all of the grant was read."""
+        found = self._find(view, granted, pin)
+        local, remote = len(self._cache.layout.bases), len(found.entry.bases)
+        mine, theirs = resolve.tensors_of(self._layers, local, remote)
+        blocks = self._blocks(granted, found.entry)
+        segments = plan_pairs(self._cache, found, mine, theirs, self._targets, blocks)
+        self._pulls._types.check_pull(view, found.entry, self._cache)
+
+        def move(route: Route) -> None:
+            reader = _WordReader(self._pulls, route, granted, self._deadline)
+            try:
+                reader.take()
+                self._transfers.move(
+                    route, reader.segments(segments), self._deadline, found.entry,
+                    after=lambda: self._check(view, granted, reader),
+                )  # fmt: skip
+            finally:
+                reader.close()
+
+        self._transfers.move_over(resolve.reaching(routes, routes[0], found.entry), move)
+        every = len(self._positions) == 0 or len(set(self._positions)) == len(granted.blocks)
+        return every and theirs == slice(0, remote)
+
+    def _find(self, view: PeerView, granted: Granted, pin: int) -> Found:
+        entry = self._entry(view, granted.cache_id, pin)
+        if entry is None:  # its news may be on the way, behind the token
+            view.synchronize(max(0.0, self._deadline - monotonic()))
+            entry = self._entry(view, granted.cache_id, pin)
+        if entry is None or not entry.blocks:
+            raise self._ended("its cache was freed")
+        found = Found(entry, 0, None)
+        if self._pulls._one_sided:
+            check_entry_accessible(found)
+        return found
+
+    @staticmethod
+    def _entry(view: PeerView, cache_id: int, pin: int) -> Entry | None:
+        with view.lock:
+            entry = view.directory.entries.get(cache_id)
+            if entry is not None:
+                view.begin_pull(pin)
+            return entry
+
+    def _blocks(self, granted: Granted, entry: Entry) -> Sequence[int]:
+        """The owner's blocks that are to be read. Raises LLM_PARAM_INVALID."""
+        count = len(granted.blocks)
+        with as_param_invalid():
+            places = range(count)
+            if len(self._positions):
+                places = check_blocks("src_blocks", self._positions, count)  # type: ignore[assignment]
+        if len(places) != len(self._targets):
+            raise param_invalid(
+                f"dst_blocks has {len(self._targets)} entries, and {len(places)} of the {count} granted "
+                "blocks are to be pulled: each goes to the destination block at the same place"
+            )
+        blocks: Sequence[int] = granted.blocks[np.asarray(places, np.int64)].tolist()
+        if max(blocks) >= entry.count:
+            raise self._ended(
+                f"the token names block {max(blocks)}, and the cache has {entry.count}"
+            )
+        return blocks
+
+    def _check(self, view: PeerView, granted: Granted, reader: _WordReader) -> None:
+        """The data has been read by now. Raises :class:`GrantEnded`."""
+        value = reader.value()
+        live = self._is_live(view, granted) if value is None else value == granted.generation
+        if not live:
+            raise self._ended("it was consumed, revoked, or has lapsed meanwhile")
+
+
+class _WordReader:
+    """The word of a grant, read over a route; with the data, where reads are ordered."""
+
+    def __init__(
+        self, pulls: GrantedPulls, route: Route, granted: Granted, deadline: float
+    ) -> None:
+        self._pulls = pulls
+        self._route = route
+        self._granted = granted
+        self._deadline = deadline
+        self._with_data = False
+        self._scratch: list[int] = []
+        """The number of the word that is read into; none where the owner is asked instead."""
+
+    def take(self) -> None:
+        """Have a word to read into, if the link reaches that of the owner."""
+        reached = self._route.attempt.exposed.get(self._route.rank, frozenset())
+        if self._granted.word_region in reached:
+            self._pulls._words.take_scratch(self._scratch)
+
+    def _vectors(self) -> tuple[array[int], array[int], array[int]]:
+        here = self._pulls._words.scratch_address(self._scratch[0])
+        return array("q", [here]), array("q", [self._granted.word_address]), array("q", [WORD])
+
+    def segments(self, data: Segments) -> Segments:
+        """What to read for the data: in one read with the word, or by itself."""
+        self._with_data = bool(self._scratch) and self._pulls._ordered_reads
+        if not self._with_data:
+            return data
+        local, remote, length = (
+            array("q", np.asarray(each, np.int64).tobytes())
+            for each in (data.local, data.remote, data.length)
+        )
+        for vector, more in zip((local, remote, length), self._vectors(), strict=True):
+            vector.extend(more)
+        return Segments(local, remote, length, data.nbytes)
+
+    def value(self) -> int | None:
+        """The word, once the data has been read; None where it cannot be read. Raises as a read."""
+        if not self._scratch:
+            return None
+        if not self._with_data:
+            self._read()
+        return self._pulls._words.value(self._scratch[0])
+
+    def _read(self) -> None:
+        local, remote, length = self._vectors()
+        route, link = self._route, self._route.attempt.link
+        if link is None:
+            raise resolve.no_route([], route.attempt.members[route.rank].cluster_id, resolve.Ended)
+        seconds = max(CHECK_SECONDS, self._deadline - monotonic())
+        try:
+            link.read(route.rank, local, remote, length, seconds)
+        except BaseException as error:
+            self._pulls._transfers.keep(route, error, local, length, write=False)
+            raise
+
+    def close(self) -> None:
+        """Give the scratch word back, once nothing is read into it."""
+        words = self._pulls._words
+        for number in self._scratch:
+            address = words.scratch_address(number)
+            give_back = partial(words.give_back, number)
+            if not self._pulls._quarantine.defers([address], WORD, give_back):
+                give_back()
