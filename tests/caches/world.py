@@ -72,8 +72,9 @@ class World:
         """What the peer knows."""
         self.owned.publication.subscribe(self.view)
         engine = SimpleNamespace(
-            memory=self.memory, owned=self.owned, transport=self.transport, over=False, forked=False
-        )
+            memory=self.memory, owned=self.owned, transport=self.transport, over=False, forked=False,
+            words=SimpleNamespace(prepare=lambda: None),
+        )  # fmt: skip
         self.manager = Allocation(cast("Any", engine), cast("Any", None), one_sided=False)
         self.finished = 0
         self.pinned: OwnCache | None = None

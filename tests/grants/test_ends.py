@@ -22,9 +22,7 @@ MODES = [
 
 
 @pytest.mark.parametrize(("memory", "settings"), MODES)
-def test_the_pull_of_all_consumes(
-    start_node: Start, memory: str, settings: dict[str, Any]
-) -> None:
+def test_the_pull_of_all_consumes(start_node: Start, memory: str, settings: dict[str, Any]) -> None:
     owner, reader = linked(start_node, memory=memory, **settings)
     owner.do(grants.grant)
     reader.do(grants.pull)
