@@ -112,7 +112,7 @@ class Granting(ManagerMixin):
         A program that does not call this loses nothing but the list: at most 65536 wait. Raises
         LLMException (LLM_ENGINE_FINALIZED).
         """
-        return [record.handle for record in self._engine().grants.ended.take()]
+        return [record.handle for record in self._engine().grants.take_ended()]
 
     def ended_grants_fileno(self) -> int:
         """A descriptor that is readable while `ended_grants` has something, for `select` and the like.

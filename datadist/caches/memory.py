@@ -7,8 +7,10 @@ last link that exposes it is closed.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import logging
+import mmap
 import time
 from bisect import bisect_right, insort
 from collections.abc import Callable, Hashable, Sequence
@@ -105,6 +107,8 @@ class Memory:
         """Known to the transport, and gone from the dict."""
         self.core: set[Hashable] = set()
         """Users that are parts of core; their memory alone is no reason to link."""
+        self._buffers: list[object] = []
+        """Memory of core that is registered."""
         self._pools: dict[Placement, tuple[int, PagePool]] = {}
         self._coming: dict[Placement, dict[Hashable, int]] = {p: {} for p in Placement}
         """Allocations per placement and owner that peers have yet to let go."""
@@ -153,7 +157,9 @@ class Memory:
     def add_region(self, size: int, placement: Placement, user: str) -> tuple[int, Region]:
         """Memory of core that links expose from then on, one region per user; its id and itself.
 
-        A user has it until :meth:`close`. Raises as :meth:`add_pool`, LLM_ENGINE_FINALIZED, and
+        It is of the kind that peers reach anyway: the transport's where there is a pool, else our own,
+        which is registered as the user's caches are, unless the processor cannot have such memory. A
+        user has it until :meth:`close`. Raises as :meth:`add_pool`, LLM_ENGINE_FINALIZED, and
         ``RuntimeError`` inside of another call of the same thread.
         """
         return self._registering.run(lambda: self._add_region(size, placement, user))
@@ -164,8 +170,15 @@ class Memory:
         for region_id in self.regions_of(user):
             return region_id, self._held[region_id].region
         self._check_limit(placement, size)
+        if len(self._held) >= Offer.MAX_REGIONS:
+            raise param_invalid(f"{len(self._held)} ranges are registered: none is left for core")
         try:
-            self._allocate_fresh(size, placement, f"{size} bytes of {placement.name} memory")
+            if self._pools or placement not in self._transport.capabilities.host_addressable:
+                self._allocate_fresh(size, placement, f"{size} bytes of {placement.name} memory")
+            else:
+                buffer = (ctypes.c_char * size).from_buffer(mmap.mmap(-1, size))
+                self._buffers.append(buffer)
+                self._register_fresh([ctypes.addressof(buffer)], size, placement)
             (region_id,) = self._state.run(lambda: self._take(user))
             self.core.add(user)
             self._tell_links([region_id])

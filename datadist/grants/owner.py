@@ -69,7 +69,9 @@ class OwnGrant:
     state: GrantState = GrantState.GRANTED
     done: Flag = field(default_factory=Flag)
     told: bool = False
-    """Whether the program was told of the end."""
+    """Whether its end is queued for the program, or need not be; an interrupt may queue it twice."""
+    taken: bool = False
+    """Whether the program has taken it from there."""
 
 
 class OwnGrants:
@@ -119,12 +121,12 @@ class OwnGrants:
         """
         try:
             self._run(lambda: self._add(grant))
+            if grant.deadline < self._due:
+                self._reactor.post(self._arm)
         except BaseException:
             grant.told = True
             self._owned.state.post(lambda: self._end(grant, GrantState.REVOKED))
             raise
-        if grant.deadline < self._due:
-            self._reactor.post(self._arm)
 
     def _add(self, grant: OwnGrant) -> None:
         self._check(grant)
@@ -239,13 +241,10 @@ class OwnGrants:
     def _end(self, grant: OwnGrant, state: GrantState) -> None:
         """End a grant, in the order of the text above; harmless for one that has ended."""
         generation = grant.generation
-        if grant.state is not GrantState.GRANTED or generation not in self._live:
-            self._ending.pop(generation, None)
-            if generation and grant.state is GrantState.GRANTED:
-                self._tell(grant, state)
+        if generation not in self._live and generation not in self._ending:
             return
-        self._ending[generation] = grant, state
-        if not self._close_word(grant):
+        _, state = self._ending.setdefault(generation, (grant, state))
+        if grant.state is GrantState.GRANTED and not self._close_word(grant):
             self._ending.pop(generation, None)
             return
         self._forget(grant)
@@ -292,6 +291,13 @@ class OwnGrants:
                 MAX_ENDED,
             )
         grant.told = True
+
+    def take_ended(self) -> list[OwnGrant]:
+        """Those that have ended since the last call, each once."""
+        taken = [grant for grant in dict.fromkeys(self.ended.take()) if not grant.taken]
+        for grant in taken:
+            grant.taken = True
+        return taken
 
     def _on_removed(self, cache_id: int) -> None:
         """A cache goes; called by who holds the state."""

@@ -1,4 +1,5 @@
-"""The generation words of one engine: a page of 64-bit words that every link exposes.
+"""The generation words of one engine: one page of 64-bit words, which every link exposes that is made
+after it.
 
 A word holds the generation of the grant that has it, which is even, and an odd number afterwards. The
 end of the page is scratch memory, into which this engine reads words of others.
