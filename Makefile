@@ -13,7 +13,7 @@ PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[0-9].*/bin/python3)
 PARALLEL := -n auto --maxprocesses 8
 
 .PHONY: help setup demo test test-roce lint types check check-fast check-long coverage soak fuzz \
-	hostile interrupts pythons sanitize cross clean
+	hostile race interrupts pythons sanitize cross clean
 
 help:
 	@echo "make demo    link a prompt and a decoder and move a KV cache between them"
@@ -27,6 +27,7 @@ help:
 	@echo "make interrupts  10,000 exceptions of signal handlers at random moments of every call (SEED)"
 	@echo "make fuzz    coverage-guided fuzzing of parsers, of the handshake and of a live engine (SECONDS per target)"
 	@echo "make hostile  three honest members beside one that does its worst: times with and without it"
+	@echo "make race    readers of grants beside an owner that ends them and reuses the blocks (ARGS)"
 	@echo "make pythons  the fast tests on every Python that is here (PYTHONS: paths of interpreters)"
 	@echo "make sanitize  tests of the native code under sanitizers"
 	@echo "make cross   compile the native code of shm for aarch64 and check it under an emulator"
@@ -93,6 +94,9 @@ soak: setup
 
 hostile: setup
 	$(BIN)/python -m tests.hostile $(ARGS)
+
+race: setup
+	$(BIN)/python -m tests.grants.race $(ARGS)
 
 fuzz: setup
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet atheris

@@ -25,9 +25,11 @@ SPARE = 32 * MIB
 class Pair:
     """An engine in this process and a linked peer in a separate process."""
 
-    def __init__(self, settings: Settings, pool: int) -> None:
+    def __init__(
+        self, settings: Settings, pool: int, kind: type[MeasuredEngine] = MeasuredEngine
+    ) -> None:
         self.settings = settings
-        self.peer = RemoteEngine(PEER, settings)
+        self.peer = RemoteEngine(PEER, settings, kind)
         self.own = MeasuredEngine(OWN, settings)
         self._comm_id: int | None = None
         try:
@@ -77,9 +79,11 @@ class Pair:
 
 
 @contextmanager
-def pair(settings: Settings, pool: int) -> Iterator[Pair]:
-    """A pair that is closed at the end, also after an error."""
-    both = Pair(settings, pool)
+def pair(
+    settings: Settings, pool: int, kind: type[MeasuredEngine] = MeasuredEngine
+) -> Iterator[Pair]:
+    """A pair, the peer of a ``kind``, that is closed at the end, also after an error."""
+    both = Pair(settings, pool, kind)
     try:
         yield both
     finally:

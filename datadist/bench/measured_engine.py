@@ -253,13 +253,18 @@ def model_of(shape: Shape) -> int:
 
 
 class RemoteEngine:
-    """A :class:`MeasuredEngine` in a process of its own."""
+    """A :class:`MeasuredEngine`, or one of a ``kind`` of it, in a process of its own."""
 
-    def __init__(self, cluster: int, settings: Settings) -> None:
+    def __init__(
+        self, cluster: int, settings: Settings, kind: type[MeasuredEngine] = MeasuredEngine
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, cluster, settings), name=f"cluster-{cluster}", daemon=True
+            target=_serve,
+            args=(theirs, kind, cluster, settings),
+            name=f"cluster-{cluster}",
+            daemon=True,
         )
         self._process.start()
         theirs.close()
@@ -294,9 +299,9 @@ class RemoteEngine:
             self._process.join()
 
 
-def _serve(pipe: Connection, cluster: int, settings: Settings) -> None:
+def _serve(pipe: Connection, kind: type[MeasuredEngine], cluster: int, settings: Settings) -> None:
     logging.getLogger("datadist").setLevel(logging.CRITICAL)  # errors are sent over the pipe
-    side = MeasuredEngine(cluster, settings)
+    side = kind(cluster, settings)
     while True:
         try:
             method, args = pipe.recv()

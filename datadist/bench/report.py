@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from datadist.bench.results import (
+    Grants,
     Latency,
     LinkTime,
     Parallel,
@@ -28,13 +29,14 @@ def report(results: Sequence[Result]) -> str:
         _scales([r for r in results if isinstance(r, ScalePoint)]),
         _besides([r for r in results if isinstance(r, ThreadSpeed)]),
         _parallels([r for r in results if isinstance(r, Parallel)]),
+        _grants([r for r in results if isinstance(r, Grants)]),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
 def problems(results: Sequence[Result]) -> list[str]:
     """Bytes that were not what they must be."""
-    checked = [r for r in results if isinstance(r, (Throughput, Latency, Parallel))]
+    checked = [r for r in results if isinstance(r, (Throughput, Latency, Parallel, Grants))]
     return [f"{result.workload}: {problem}" for result in checked for problem in result.problems]
 
 
@@ -145,6 +147,23 @@ def _parallels(results: list[Parallel]) -> str:
     header = (
         "WORKLOAD", "MIB", "TWO IN TURN", "AT ONCE", "PART", "LARGE BESIDE SMALL",
         "BLOCK ALONE P50, P90", "BESIDE A LARGE ONE", "BLOCKS",
+    )  # fmt: skip
+    return render(header, rows) if rows else ""
+
+
+def _grants(results: list[Grants]) -> str:
+    rows = [
+        [
+            result.workload, f"{result.nbytes / MIB:.0f}", _time(result.grant.median),
+            _time(result.open.median), _time(result.by_token.median), _time(result.by_key.median),
+            _time(result.request.median), _time(result.revoke.median), result.live,
+            _time(result.grant_each), _time(result.revoke_each), f"{result.bytes_each / 1024:.1f}",
+        ]
+        for result in results
+    ]  # fmt: skip
+    header = (
+        "WORKLOAD", "MIB", "GRANT", "OPEN PULL", "PULL BY TOKEN", "BY KEY", "UNTIL CONSUMED", "REVOKE",
+        "LIVE", "GRANT EACH", "REVOKE EACH", "KIB EACH",
     )  # fmt: skip
     return render(header, rows) if rows else ""
 

@@ -214,4 +214,37 @@ class Parallel:
         }
 
 
-Result = Throughput | Latency | LinkTime | ScalePoint | ThreadSpeed | Parallel
+@dataclass
+class Grants:
+    """Requests whose blocks are granted, pulled and taken back."""
+
+    workload: str
+    nbytes: int
+    """Of one request."""
+    live: int
+    """Grants that lived at one time for the figures of each."""
+    grant: Series = field(default_factory=Series)
+    """Seconds of granting."""
+    open: Series = field(default_factory=Series)
+    """Seconds of pulling the same blocks of an open cache."""
+    by_token: Series = field(default_factory=Series)
+    """Seconds of pulling with the token of the grant."""
+    by_key: Series = field(default_factory=Series)
+    """Seconds of pulling with a question to the owner."""
+    request: Series = field(default_factory=Series)
+    """Seconds from the begin of a pull by token until the owner knows that the grant is consumed."""
+    revoke: Series = field(default_factory=Series)
+    grant_each: float = 0.0
+    revoke_each: float = 0.0
+    bytes_each: float = 0.0
+    """Memory of the owner's process for each live grant."""
+    problems: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with medians."""
+        names = "grant", "open", "by_token", "by_key", "request", "revoke"
+        medians = {f"median_{name}": getattr(self, name).median for name in names}
+        return {**asdict(self), "kind": "grants", **medians}
+
+
+Result = Throughput | Latency | LinkTime | ScalePoint | ThreadSpeed | Parallel | Grants

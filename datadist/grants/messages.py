@@ -129,9 +129,13 @@ class GrantMessages:
     def release(self, view: PeerView, grant: int | KeyName) -> None:
         """Tell the owner soon that we have finished with a grant: its generation, or its key."""
         self._finished.append((view, grant))
-        if not self._sending:
-            self._sending = True
+        try:
+            if not self._sending:
+                self._sending = True
+                self._post(self._send_releases)
+        except BaseException:  # of the handler of a signal: nobody else would post it
             self._post(self._send_releases)
+            raise
 
     def _send_releases(self) -> None:
         self._sending = False

@@ -166,11 +166,9 @@ class OwnGrants:
         if not self._words.region_id:
             return
         if self._free:
-            slot = next(iter(self._free))
-            grant.slot = slot
-            del self._free[slot]
+            grant.slot, _ = self._free.popitem()  # what is interrupted here loses a slot
         elif self._slots < SLOTS:
-            self._slots += 1  # first: what is interrupted here loses a slot, and gives none twice
+            self._slots += 1  # first, so that no slot is given twice
             grant.slot = self._slots - 1
         else:
             return

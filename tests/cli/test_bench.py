@@ -14,6 +14,7 @@ from datadist.bench.measured_engine import BenchError
 from datadist.bench.plot import plot
 from datadist.bench.report import problems, report
 from datadist.bench.results import (
+    Grants,
     Latency,
     LinkTime,
     Parallel,
@@ -49,6 +50,8 @@ RESULTS: list[Result] = [
     ThreadSpeed("beside", [100.0, 200.0], [95.0, 180.0]),
     Parallel("parallel", 1 << 20, Series([0.2, 0.2]), Series([0.1, 0.12]), [5e-6, 6e-6], [7e-6],
              Series([0.1]), []),
+    Grants("grants", 1 << 20, 1000, Series([2e-5]), Series([3e-5]), Series([4e-5]), Series([5e-5]),
+           Series([6e-5]), Series([7e-5]), 2e-5, 1e-5, 2048.0),
 ]  # fmt: skip
 
 
@@ -122,7 +125,16 @@ def test_the_report_has_every_result() -> None:
 
 def test_results_are_json() -> None:
     kinds = [json.loads(json.dumps(result.to_json()))["kind"] for result in RESULTS]
-    assert kinds == ["throughput", "latency", "link", "scale", "scale", "beside", "parallel"]
+    assert kinds == [
+        "throughput",
+        "latency",
+        "link",
+        "scale",
+        "scale",
+        "beside",
+        "parallel",
+        "grants",
+    ]
 
 
 def test_a_plot_is_drawn(tmp_path: Path) -> None:
@@ -176,3 +188,16 @@ def test_a_quick_run(
     assert len(large["warm"]["seconds"]) == 2
     assert set(large["limits"]) >= {"memcpy", "native copy"}
     assert len(small["seconds"]) == 1000
+
+
+def test_a_quick_run_of_grants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    args = ["grants", "--quick", "--repeat", "2", "--json", str(out), "--backend", "shm"]
+    assert main(["bench", *args]) == 0
+    assert "grants: 1000 live grants" in capsys.readouterr().err
+    (result,) = json.loads(out.read_text())["results"]
+    assert result["problems"] == []
+    for name in ("open", "by_token", "by_key", "request", "revoke"):
+        assert len(result[name]["seconds"]) == 2
+        assert min(result[name]["seconds"]) > 0
+    assert 0 < result["bytes_each"] < 100_000

@@ -12,7 +12,7 @@ from tests.nodes import SECONDS, Node, RemoteError
 
 PRELOADED = [
     "roce.spi", "roce.library", "datadist_rdma", "tests.transfers.test_pull", "tests.transfers.test_push",
-    "tests.transfers.test_layerwise",
+    "tests.transfers.test_layerwise", "tests.grants.test_ends",
     "tests.links.test_clusters", "tests.links.test_link", "tests.faults.scenarios",
 ]  # fmt: skip
 """Their imports take seconds in an emulated machine."""

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 # ruff: noqa: F401 - pytest collects what is imported here
+from tests.grants.test_ends import (
+    test_a_lease_lapses_and_can_be_renewed,
+    test_a_revoked_grant_is_not_read,
+    test_granting_a_key_again_ends_the_earlier_grant,
+    test_several_readers_each_count_once,
+    test_the_pull_of_all_consumes,
+)
 from tests.links.test_clusters import (
     test_a_link_works_in_both_directions_at_once,
     test_a_live_link_is_reported_and_a_stale_half_replaced,
