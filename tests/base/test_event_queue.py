@@ -46,7 +46,7 @@ def test_a_watcher_is_woken_and_loses_nothing() -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     putters = [
-        threading.Thread(target=lambda base=base: [queue.put(base + n) for n in range(1000)])
+        threading.Thread(target=lambda base=base: [*map(queue.put, range(base, base + 1000))])
         for base in (0, 1000, 2000)
     ]
     for each in putters:

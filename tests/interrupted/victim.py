@@ -55,6 +55,8 @@ SEED = 9
 """Of what the peer's caches hold."""
 LONELY = {2: 0, 9: 1}
 """A domain whose other member never comes."""
+GRANTED = 77
+"""A request whose blocks the peer grants."""
 ENDINGS = 50
 """So many interrupted calls, on average, come between two `finalize`."""
 REST_SECONDS = 10.0
@@ -185,6 +187,9 @@ def serve(here: nodes.Here, port: int) -> None:
     }
     for tensor, each in enumerate(source.numpy()):
         each[:] = nodes.pattern(SEED, tensor, (16, 256))
+    manager.grant_blocks(
+        source, CacheKey(PEER, GRANTED), [5, 6, 7], readers=1 << 31, lease_millis=1 << 31
+    )
 
 
 class Victim:
@@ -216,6 +221,14 @@ class Victim:
             "register_cache": self._register,
             "pull_blocks": lambda: self.pull([3]),
             "pull_blocks, many": lambda: self.pull(list(range(12))),
+            "pull_blocks, granted": lambda: self.manager.pull_blocks(
+                CacheKey(PEER, GRANTED), self.blocks, [0, 2], [5, 7]
+            ),
+            "grant_blocks": lambda: self.manager.grant_blocks(
+                self.blocks, CacheKey(2, GRANTED), [8, 9]
+            ).revoke(),
+            "release_grant": lambda: self.manager.release_grant(CacheKey(PEER, GRANTED + 1)),
+            "ended_grants": lambda: self.manager.ended_grants(),
             "pull_cache": lambda: self.manager.pull_cache(self._slot(2), self.slots, 1),
             "push_blocks": lambda: self.manager.push_blocks(
                 BlocksCacheKey(PEER, 2), self.blocks, [4, 5], [4, 5]
