@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 
 from datadist.grants.messages import GrantMessages
-from datadist.grants.words import Words
+from datadist.grants.words import SCRATCH, Words
 from datadist.status import LLMException, LLMStatusCode
-from tests import nodes
+from datadist.transport import TransferTimeout
+from tests import nodes, waiting
 from tests.grants import world as grants
 from tests.grants.world import GONE, Start, check, failed, linked
 from tests.nodes import Here, Node
@@ -26,7 +28,7 @@ def _watch(here: Here) -> None:
     """Count the questions after reads, and the reads of the transport."""
     engine = here.live._engine
     assert engine is not None
-    kind = type(engine._all_domains()[0].attempt.link)  # type: ignore[union-attr]
+    kind: Any = type(engine._all_domains()[0].attempt.link)  # type: ignore[union-attr]
     counts = here.any["counts"] = {"questions": 0, "reads": 0}
 
     def counting(owner: type, name: str, what: str) -> None:
@@ -148,7 +150,7 @@ def _fail_and_count_scratch(here: Here) -> int:
     engine = here.live._engine
     assert engine is not None
     before = len(engine.words._scratch)
-    kind = type(engine._all_domains()[0].attempt.link)  # type: ignore[union-attr]
+    kind: Any = type(engine._all_domains()[0].attempt.link)  # type: ignore[union-attr]
     for error in (KeyboardInterrupt(), RuntimeError("a defect"), TimeoutError()):
         with (
             mock.patch.object(kind, "read", side_effect=error),
@@ -164,3 +166,42 @@ def test_pulls_that_fail_keep_no_word(start_node: Start) -> None:
     assert reader.do(_fail_and_count_scratch) == 0
     reader.do(grants.pull)
     check(reader)
+
+
+def _leave_word_in_flight(here: Here) -> tuple[str, int]:
+    """A pull whose read of the word times out and goes on; its status, and the words that are kept."""
+    engine = here.live._engine
+    assert engine is not None
+    before = len(engine.words._scratch)
+    kind: Any = type(engine._all_domains()[0].attempt.link)  # type: ignore[union-attr]
+    inner, reads = kind.read, []
+    late = TransferTimeout("not complete", link_usable=True)
+    late.in_flight = SimpleNamespace(settled=lambda: "settled" in here.any)
+
+    def read(*args: Any, **options: Any) -> Any:
+        reads.append(1)
+        if len(reads) == 2:
+            raise late
+        return inner(*args, **options)
+
+    with mock.patch.object(kind, "read", read), pytest.raises(LLMException) as caught:
+        grants.pull(here)
+    return caught.value.status_code.name, before - len(engine.words._scratch)
+
+
+def _settle_word(here: Here) -> None:
+    """The word can be read into again once its read has settled."""
+    here.any["settled"] = True
+    engine = here.live._engine
+    assert engine is not None
+    words = engine.words
+    waiting.until(lambda: len(words._scratch) == SCRATCH)
+
+
+def test_a_word_that_is_still_read_into_is_not_used_again(start_node: Start) -> None:
+    owner, reader = linked(start_node)
+    owner.do(grants.grant)
+    assert reader.do(_leave_word_in_flight) == ("LLM_TIMEOUT", 1)
+    reader.do(grants.pull)
+    check(reader)
+    reader.do(_settle_word)

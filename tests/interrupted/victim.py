@@ -228,7 +228,7 @@ class Victim:
                 self.blocks, CacheKey(2, GRANTED), [8, 9]
             ).revoke(),
             "release_grant": lambda: self.manager.release_grant(CacheKey(PEER, GRANTED + 1)),
-            "ended_grants": lambda: self.manager.ended_grants(),
+            "ended_grants": lambda: list(self.manager.ended_grants()),
             "pull_cache": lambda: self.manager.pull_cache(self._slot(2), self.slots, 1),
             "push_blocks": lambda: self.manager.push_blocks(
                 BlocksCacheKey(PEER, 2), self.blocks, [4, 5], [4, 5]
