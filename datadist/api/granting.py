@@ -16,7 +16,7 @@ from datadist.base.keywords import named_keywords
 from datadist.caches.owned import describe
 from datadist.engine.engine import Engine
 from datadist.grants.granted import MAX_BLOCKS, Granted
-from datadist.grants.owner import OwnGrant
+from datadist.grants.own_grant import OwnGrant
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transfers.plan import Blocks, check_blocks
 from datadist.transfers.transfer import as_param_invalid, check_accessible

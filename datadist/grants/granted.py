@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,13 +77,9 @@ class Granted:
             raise ValueError("the token holds numbers that no grant has")
         return cls(
             cluster, incarnation.hex(), generation, word, region, cache,
-            KeyName(_space(space), key, model),
+            KeyName(SPACES[space], key, model),
             np.frombuffer(body, BLOCK, count, HEADER.size).astype(np.int64),
         )  # fmt: skip
-
-
-def _space(number: int) -> Literal["request", "prefix", "blocks"]:
-    return SPACES[number]
 
 
 def _is_possible(generation: int, word: int) -> bool:

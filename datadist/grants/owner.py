@@ -13,24 +13,20 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from datadist.base.event_queue import EventQueue
-from datadist.base.flag import Flag
 from datadist.caches.directory import KeyName
 from datadist.caches.owned import OwnDirectory, describe
 from datadist.control.reactor import Reactor, Timer
 from datadist.grants.granted import Granted
+from datadist.grants.own_grant import OwnGrant
 from datadist.grants.state import GrantState
 from datadist.grants.words import SLOTS, Words
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transports.defects import text_of
 
-__all__ = ["MAX_ENDED", "MAX_GRANTS", "OwnGrant", "OwnGrants"]
+__all__ = ["MAX_ENDED", "MAX_GRANTS", "OwnGrants"]
 
 log = logging.getLogger("datadist.memory")
 
@@ -44,34 +40,6 @@ LAPSES = 256
 """Leases that end in one turn of the control thread."""
 RETRY_SECONDS = 1.0
 """From one attempt to the next to end a grant whose word the device does not take."""
-
-
-@dataclass(eq=False, slots=True)
-class OwnGrant:
-    """One grant of ours."""
-
-    name: KeyName
-    cache_id: int
-    blocks: NDArray[np.int64]
-    readers: int
-    lease: float
-    """Seconds."""
-    handle: Any = None
-    """What the program has of it."""
-    generation: int = 0
-    slot: int | None = None
-    """Of its word."""
-    deadline: float = math.inf
-    asked: set[str] = field(default_factory=set)
-    """Incarnations of the peers that asked for it, and have neither finished nor gone."""
-    finished: set[str] = field(default_factory=set)
-    lost: set[str] = field(default_factory=set)
-    state: GrantState = GrantState.GRANTED
-    done: Flag = field(default_factory=Flag)
-    told: bool = False
-    """Whether its end is queued for the program, or need not be; an interrupt may queue it twice."""
-    taken: bool = False
-    """Whether the program has taken it from there."""
 
 
 class OwnGrants:

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from datadist.base.event_queue import EventQueue
 from datadist.caches.directory import KeyName
 from datadist.grants import owner
-from datadist.grants.owner import OwnGrant, OwnGrants
+from datadist.grants.own_grant import OwnGrant
+from datadist.grants.owner import OwnGrants
 from datadist.grants.state import GrantState
 from datadist.status import LLMException
 from tests.caches.world import World
