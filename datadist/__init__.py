@@ -12,6 +12,7 @@ from datadist.api.tasks import (
     TransferConfig,
     TransferWithCacheKeyConfig,
 )
+from datadist.api.transfer_task import TransferTask
 from datadist.drop_in import install_as_llm_datadist
 from datadist.status import LLMException, LLMStatusCode, Status
 from datadist.types import (
@@ -25,6 +26,7 @@ from datadist.types import (
     MemInfo,
     Memtype,
     Placement,
+    ReceivedMessage,
     RegisterMemStatus,
 )
 
@@ -48,9 +50,11 @@ __all__ = [
     "MemInfo",
     "Memtype",
     "Placement",
+    "ReceivedMessage",
     "RegisterMemStatus",
     "Status",
     "TransferConfig",
+    "TransferTask",
     "TransferWithCacheKeyConfig",
     "install_as_llm_datadist",
 ]

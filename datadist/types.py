@@ -7,6 +7,7 @@ import math
 import socket
 from collections.abc import Sequence
 from enum import Enum
+from typing import NamedTuple
 
 from datadist.base import checks
 from datadist.base.addresses import parse_ipv4
@@ -31,12 +32,21 @@ __all__ = [
     "MemInfo",
     "Memtype",
     "Placement",
+    "ReceivedMessage",
     "RegisterMemStatus",
     "element_size",
     "fixed",
     "ipv4_number",
     "ipv4_text",
 ]
+
+
+class ReceivedMessage(NamedTuple):
+    """A message of the program of another cluster; from :meth:`LLMDataDist.messages`."""
+
+    cluster_id: int
+    """The sender's."""
+    data: bytes
 
 
 class LLMRole(NamedInt, metaclass=NamedMembers):

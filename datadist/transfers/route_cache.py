@@ -23,6 +23,7 @@ from datadist.caches.peers import TOKENS
 from datadist.control.messages import Entry
 from datadist.links.permits import NON_BLOCKING, NOT_FREE
 from datadist.transfers import resolve
+from datadist.transfers.limits import CallLimit
 from datadist.transfers.plan import (
     SCALAR_SEGMENTS,
     Blocks,
@@ -170,10 +171,12 @@ class RouteCache:
         """Forget all routes."""
         self._routes.clear()
 
-    def pull(self, key: RouteKey, src_blocks: Blocks, dst_blocks: Blocks) -> bool:
+    def pull(
+        self, key: RouteKey, src_blocks: Blocks, dst_blocks: Blocks, limit: CallLimit | None = None
+    ) -> bool:
         """Pull over a cached route; False if the pull must be repeated on the slow path.
 
-        It may have written to the destination blocks then.
+        It may have written to the destination blocks then. Without a ``limit`` that of the engine counts.
 
         Raises LLMException as the slow path does.
         """
@@ -182,15 +185,22 @@ class RouteCache:
         if cached is None:
             return False
         if cached.read_reports_control and type(src_blocks) is list and type(dst_blocks) is list:
+            timeout = self._transfers.timeout
+            if limit is not None:
+                timeout = limit.begin(timeout).seconds
             small = cached.small_plan(src_blocks, dst_blocks)
-            done = None if small is None else self._pull_small(cached, small, started)
+            done = None if small is None else self._pull_small(cached, small, started, timeout)
             if done is False:
                 self._routes.pop(key, None)
+            if done and limit is not None:
+                limit.peer = cached.view
             if done is not None:
                 return done
-        return self._move(key, cached, cached.plan(src_blocks, dst_blocks, False), started, False)
+        return self._move(key, cached, cached.plan(src_blocks, dst_blocks, False), limit, False)
 
-    def push(self, key: RouteKey, src_blocks: Blocks, dst_blocks: Blocks) -> bool:
+    def push(
+        self, key: RouteKey, src_blocks: Blocks, dst_blocks: Blocks, limit: CallLimit | None = None
+    ) -> bool:
         """Push over a cached route; False if nothing was written and the push must take the slow
         path.
 
@@ -199,21 +209,21 @@ class RouteCache:
         cached = self._routes.get(key)
         if cached is None:
             return False
-        started = monotonic()
-        return self._move(key, cached, cached.plan(dst_blocks, src_blocks, True), started, True)
+        return self._move(key, cached, cached.plan(dst_blocks, src_blocks, True), limit, True)
 
     def _move(
         self,
         key: RouteKey,
         cached: CachedRoute,
         segments: Segments | None,
-        started: float,
+        limit: CallLimit | None,
         write: bool,
     ) -> bool:
         if segments is None:
             return False
         layers = cached.tensors // key[-1] if write else 1
-        deadline = started + self._transfers.timeout * layers
+        limit = CallLimit() if limit is None else limit
+        limit.begin(self._transfers.timeout * layers)
         token, done = next(TOKENS), False
         try:
             if (
@@ -221,7 +231,7 @@ class RouteCache:
                 and cached.session.settled()
                 and cached.view.begin_pull_at(cached.version, token)
             ):
-                self._transfers.move(cached.route, segments, deadline, cached.entry, write)
+                self._transfers.move(cached.route, segments, limit, cached.entry, write)
                 done = True
             cached.view.end_pull(token)  # as _end, without the call
             self._owned.unpin(cached.cache, token)
@@ -235,7 +245,9 @@ class RouteCache:
             self._routes.pop(key, None)
         return done
 
-    def _pull_small(self, cached: CachedRoute, small: SmallPlan, started: float) -> bool | None:
+    def _pull_small(
+        self, cached: CachedRoute, small: SmallPlan, started: float, timeout: float
+    ) -> bool | None:
         """Read and then check that the route was still valid; None if the link has no free permit."""
         view, transfers = cached.view, self._transfers
         local, remote, length = small
@@ -255,7 +267,7 @@ class RouteCache:
                 and view.begin_pull_at(cached.version, token)
                 and not (link is None or cached.attempt.dead or rank in cached.gone)
             ):
-                control_readable = link.read(rank, local, remote, length, transfers.timeout)
+                control_readable = link.read(rank, local, remote, length, timeout)
             view.end_pull(token)  # as _end, without the call
             self._owned.unpin(cached.cache, token)
         except BaseException as error:
