@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 from datadist.base import checks
 from datadist.base.calls import begin, entries
 from datadist.base.keywords import named_keywords
+from datadist.base.lazy_module import LazyModule
 from datadist.status import system_errors
 from datadist.types import ReceivedMessage
 
 if TYPE_CHECKING:  # loaded by init, since their imports are slow
-    from typing_extensions import Buffer
+    import typing_extensions as extensions
 
     from datadist.engine.engine import Engine
+else:
+    extensions = LazyModule("typing_extensions")
 
 __all__ = ["ClusterMessages"]
 
@@ -24,7 +27,7 @@ class ClusterMessages:
     """Small messages between programs, over the control connection of linked engines."""
 
     def send_message(
-        self, cluster: int, data: Buffer, *, timeout_in_millis: int | None = None
+        self, cluster: int, data: extensions.Buffer, *, timeout_in_millis: int | None = None
     ) -> None:
         """Send ``data`` (at most 8 KiB, copied) to the program of a linked cluster.
 

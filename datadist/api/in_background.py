@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from datadist.api.pushing import Pushing
 from datadist.api.transfer_task import TransferTask
 from datadist.base.calls import begin, entries
 from datadist.base.keywords import named_keywords
+from datadist.base.lazy_module import LazyModule
 from datadist.status import system_errors
 from datadist.transfers.background import BackgroundTransfer
 from datadist.transfers.limits import CallLimit
@@ -20,9 +22,9 @@ from datadist.transfers.plan import Blocks
 from datadist.types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
-Lists = TypeVar("Lists")
+    import typing_extensions as extensions
+else:
+    extensions = LazyModule("typing_extensions")
 
 
 @named_keywords
@@ -41,7 +43,7 @@ class InBackground(Pulling, Pushing):
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = PER_LAYER,
         timeout_in_millis: int | None = None,
-        notify: Buffer | None = None,
+        notify: extensions.Buffer | None = None,
     ) -> TransferTask:
         """:meth:`pull_cache` in the background: returns at once.
 
@@ -70,14 +72,25 @@ class InBackground(Pulling, Pushing):
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = PER_LAYER,
         timeout_in_millis: int | None = None,
-        notify: Buffer | None = None,
+        notify: extensions.Buffer | None = None,
     ) -> TransferTask:
         """:meth:`pull_blocks` in the background; the lists are copied. As :meth:`pull_cache_async`."""
         begin("pull_blocks_async")
+        source, target = _copied(src_blocks), _copied(dst_blocks)
         prepared = self._prepare_pull_blocks(
-            src_cache_key, dst_cache, _copied(src_blocks), _copied(dst_blocks), src_layer_range,
-            dst_layer_range, tensor_num_per_layer,
+            src_cache_key, dst_cache, source, target, src_layer_range, dst_layer_range,
+            tensor_num_per_layer,
         )  # fmt: skip
+        whole = src_layer_range is None and dst_layer_range is None
+        if isinstance(src_cache_key, BlocksCacheKey) and whole:
+            routes, full = self._engine().route_cache, prepared.move
+            name = prepared.cluster, src_cache_key.model_id, dst_cache.cache_id
+
+            def move(limit: CallLimit) -> None:
+                if not routes.pull(name, source, target, limit):
+                    full(limit)
+
+            prepared = replace(prepared, move=move)
         return self._begin(prepared, timeout_in_millis, notify)
 
     def push_cache_async(
@@ -91,7 +104,7 @@ class InBackground(Pulling, Pushing):
         tensor_num_per_layer: int = 2,
         *,
         timeout_in_millis: int | None = None,
-        notify: Buffer | None = None,
+        notify: extensions.Buffer | None = None,
     ) -> TransferTask:
         """:meth:`push_cache` in the background. As :meth:`pull_cache_async`."""
         begin("push_cache_async")
@@ -112,7 +125,7 @@ class InBackground(Pulling, Pushing):
         tensor_num_per_layer: int = 2,
         *,
         timeout_in_millis: int | None = None,
-        notify: Buffer | None = None,
+        notify: extensions.Buffer | None = None,
     ) -> TransferTask:
         """:meth:`push_blocks` in the background; the lists are copied. As :meth:`pull_cache_async`."""
         begin("push_blocks_async")
@@ -124,7 +137,10 @@ class InBackground(Pulling, Pushing):
         return self._begin(prepared, timeout_in_millis, notify)
 
     def _begin(
-        self, prepared: PreparedTransfer, timeout_in_millis: int | None, notify: Buffer | None
+        self,
+        prepared: PreparedTransfer,
+        timeout_in_millis: int | None,
+        notify: extensions.Buffer | None,
     ) -> TransferTask:
         limit, notice = CallLimit(seconds_of(timeout_in_millis)), notice_of(notify)
         prepared.check()

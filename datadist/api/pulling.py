@@ -20,13 +20,17 @@ from datadist.api.manager_mixin import ManagerMixin
 from datadist.base import checks
 from datadist.base.calls import begin, entries
 from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
+from datadist.base.lazy_module import LazyModule
 from datadist.status import param_invalid
 from datadist.transfers.limits import CallLimit
 from datadist.transfers.plan import Blocks
 from datadist.types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer, Unpack
+    import typing_extensions as extensions
+    from typing_extensions import Unpack
+else:
+    extensions = LazyModule("typing_extensions")
 
 PER_LAYER = 2
 """Tensors of a layer where the caller names no number: K and V."""
@@ -48,7 +52,7 @@ class Pulling(ManagerMixin):
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = PER_LAYER,
         timeout_in_millis: int | None = None,
-        notify: Buffer | None = None,
+        notify: extensions.Buffer | None = None,
         **unknown: Unpack[NoKeywords],
     ) -> None:
         """Pull the slot that a key names on its cluster into slot ``batch_index`` of ``cache``.
@@ -125,7 +129,7 @@ class Pulling(ManagerMixin):
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = PER_LAYER,
         timeout_in_millis: int | None = None,
-        notify: Buffer | None = None,
+        notify: extensions.Buffer | None = None,
         **unknown: Unpack[NoKeywords],
     ) -> None:
         """Pull into blocks of ``dst_cache``.

@@ -18,6 +18,7 @@ from datadist.api.tasks import check_layer_range
 from datadist.base import checks
 from datadist.base.calls import begin, entries
 from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
+from datadist.base.lazy_module import LazyModule
 from datadist.status import param_invalid
 from datadist.transfers.limits import CallLimit
 from datadist.transfers.plan import Blocks, check_distinct
@@ -27,7 +28,10 @@ from datadist.transfers.transfer import as_param_invalid
 from datadist.types import BlocksCacheKey, CacheKeyByIdAndIndex
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer, Unpack
+    import typing_extensions as extensions
+    from typing_extensions import Unpack
+else:
+    extensions = LazyModule("typing_extensions")
 
 
 @named_keywords
@@ -46,7 +50,7 @@ class Pushing(ManagerMixin):
         tensor_num_per_layer: int = 2,
         *,
         timeout_in_millis: int | None = None,
-        notify: Buffer | None = None,
+        notify: extensions.Buffer | None = None,
         **unknown: Unpack[NoKeywords],
     ) -> None:
         """Push slot ``src_batch_index`` of ``src_cache`` into the slot that the key names.
@@ -111,7 +115,7 @@ class Pushing(ManagerMixin):
         tensor_num_per_layer: int = 2,
         *,
         timeout_in_millis: int | None = None,
-        notify: Buffer | None = None,
+        notify: extensions.Buffer | None = None,
         **unknown: Unpack[NoKeywords],
     ) -> None:
         """Push ``src_blocks[i]`` of ``src_cache`` into ``dst_blocks[i]`` of the key's blocks cache.

@@ -16,8 +16,6 @@ from datadist.status import LLMException, LLMStatusCode
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
 
-    from typing_extensions import Self
-
 __all__ = ["TransferTask"]
 
 
@@ -78,7 +76,7 @@ class TransferTask:
         """
         return self._job.cancel()
 
-    def add_done_callback(self, callback: Callable[[Self], object]) -> None:
+    def add_done_callback(self, callback: Callable[[TransferTask], object]) -> None:
         """Call ``callback(task)`` once it has ended, on a thread of the engine; at once if it has.
 
         Callbacks are called in the order in which they were added. They may call the engine. They must

@@ -72,6 +72,10 @@ class Notices:
         self._windows: dict[PeerView, _Window] = {}
         self._waiting: Counter[int] = Counter()
         """Messages in the inbox by cluster; the program may have taken some of them."""
+        self._untold = 0
+        """Messages that were taken without a look at the credits since."""
+        self._asked = False
+        """Whether somebody may wait for a credit, so that each message that is taken counts."""
 
     # -- sending -----------------------------------------------------------------------------
 
@@ -116,7 +120,7 @@ class Notices:
                 "program has to call messages()",
                 status_code=LLMStatusCode.LLM_TIMEOUT,
             )
-        view.send(Notice(data))
+        view.send(Notice.model_construct(data=data))
 
     def _gone(self, cluster: int) -> LLMException:
         if self._over():
@@ -141,10 +145,12 @@ class Notices:
         """All messages that wait, in the order of their arrival."""
         if not len(self.inbox):
             return []
-        try:
-            return self.inbox.take()
-        finally:
+        untold, self._untold = self._untold, WINDOW  # where it is interrupted, the next one tells
+        taken = self.inbox.take()
+        self._untold = untold + len(taken)
+        if self._asked or self._untold >= WINDOW // 2:
             self._reactor.post(self._grant_all)
+        return taken
 
     def on_notice(self, view: PeerView, message: Notice) -> None:
         """A message for the program. Raises :class:`~datadist.control.account.LimitExceeded`."""
@@ -159,11 +165,13 @@ class Notices:
         """A peer has no credit left."""
         window = self._windows[view]
         window.unused = max(0, min(message.used, window.granted) - window.received)
-        window.asked = True
+        window.asked = self._asked = True  # before it is counted: who takes some later tells
         self._recount()
         self._grant(view, window)
 
     def _grant_all(self) -> None:
+        self._untold = 0
+        self._asked = any(window.asked for window in self._windows.values())
         self._recount()
         for view, window in self._windows.items():
             self._grant(view, window)

@@ -14,6 +14,7 @@ from datadist.bench.measured_engine import BenchError
 from datadist.bench.plot import plot
 from datadist.bench.report import problems, report
 from datadist.bench.results import (
+    BesideLarge,
     Latency,
     LinkTime,
     Parallel,
@@ -49,6 +50,7 @@ RESULTS: list[Result] = [
     ThreadSpeed("beside", [100.0, 200.0], [95.0, 180.0]),
     Parallel("parallel", 1 << 20, Series([0.2, 0.2]), Series([0.1, 0.12]), [5e-6, 6e-6], [7e-6],
              Series([0.1]), []),
+    BesideLarge("small", 1 << 30, 5000.0, [[1e-5], [2e-5]], [[1e-4], [3e-4]], [[1e-4], [0.004]], [0.2]),
 ]  # fmt: skip
 
 
@@ -113,7 +115,17 @@ def test_percentiles() -> None:
 
 def test_the_report_has_every_result() -> None:
     text = report(RESULTS)
-    for part in ("paged", "8.00", "5.00-10.00", "0.80", "whole call", "64", "segment-bytes", "92%"):
+    for part in (
+        "paged",
+        "8.00",
+        "5.00-10.00",
+        "0.80",
+        "whole call",
+        "64",
+        "segment-bytes",
+        "92%",
+        "4 ms",
+    ):
         assert part in text
     assert problems(RESULTS) == []
     assert problems([_throughput(["tensor 1: ..."])]) == ["paged: tensor 1: ..."]
@@ -122,7 +134,16 @@ def test_the_report_has_every_result() -> None:
 
 def test_results_are_json() -> None:
     kinds = [json.loads(json.dumps(result.to_json()))["kind"] for result in RESULTS]
-    assert kinds == ["throughput", "latency", "link", "scale", "scale", "beside", "parallel"]
+    assert kinds == [
+        "throughput",
+        "latency",
+        "link",
+        "scale",
+        "scale",
+        "beside",
+        "parallel",
+        "small",
+    ]
 
 
 def test_a_plot_is_drawn(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ def _messages() -> list[bytes]:
         messages.Fetched(id=1, status=0, reason=""),
         messages.Verify.model_construct(id=1, address=b"8" * 8, length=b"\1" * 8, seconds=1.0),
         messages.Verified(id=1, status=0, reason="", crc=7),
+        messages.AskRoom(used=0),
+        messages.Room(limit=64),
         messages.Idle(),
         messages.Goodbye(),
     ]  # fmt: skip
