@@ -140,8 +140,9 @@ class Pulling(ManagerMixin):
         of integers, which saves time for long ones, or hold NumPy's integers. Layers,
         ``timeout_in_millis``, ``notify`` and errors as :meth:`pull_cache`.
         """
-        engine, limit, notice = self._bound, None, None
-        if (timeout_in_millis is not None or notify is not None) and not unknown:
+        engine = self._bound
+        limit = notice = None
+        if not (timeout_in_millis is None is notify or unknown):
             limit, notice = CallLimit(seconds_of(timeout_in_millis)), notice_of(notify)
         if (
             type(src_cache_key) is BlocksCacheKey

@@ -65,7 +65,8 @@ class CachedRoute:
         self.attempt = route.attempt
         self.rank = route.rank
         self.permits = route.attempt.permits[route.rank]
-        self.take_permit = self.permits.take_now
+        self.line, self.take_permit = self.permits.line, self.permits.take_now
+        self.release_permit = self.permits.release
         self.gone = route.attempt.gone
         self.tensors = len(layout.bases)
         self.tallies = transfers.tallies(route, push=False)
@@ -185,17 +186,15 @@ class RouteCache:
         if cached is None:
             return False
         if cached.read_reports_control and type(src_blocks) is list and type(dst_blocks) is list:
-            timeout = self._transfers.timeout
-            if limit is not None:
-                timeout = limit.begin(timeout).seconds
             small = cached.small_plan(src_blocks, dst_blocks)
-            done = None if small is None else self._pull_small(cached, small, started, timeout)
+            done = None if small is None else self._pull_small(cached, small, started, limit)
+            if done:
+                if limit is not None:
+                    limit.peer = cached.view
+                return True
             if done is False:
                 self._routes.pop(key, None)
-            if done and limit is not None:
-                limit.peer = cached.view
-            if done is not None:
-                return done
+                return False
         return self._move(key, cached, cached.plan(src_blocks, dst_blocks, False), limit, False)
 
     def push(
@@ -246,7 +245,7 @@ class RouteCache:
         return done
 
     def _pull_small(
-        self, cached: CachedRoute, small: SmallPlan, started: float, timeout: float
+        self, cached: CachedRoute, small: SmallPlan, started: float, limit: CallLimit | None
     ) -> bool | None:
         """Read and then check that the route was still valid; None if the link has no free permit."""
         view, transfers = cached.view, self._transfers
@@ -255,7 +254,7 @@ class RouteCache:
         control_readable: bool | None = None
         acquired: list[bool] = []
         try:
-            if cached.permits.line:
+            if cached.line:
                 return None
             try:
                 acquired += map(cached.take_permit, NON_BLOCKING)  # noted in C, see Permits
@@ -267,7 +266,10 @@ class RouteCache:
                 and view.begin_pull_at(cached.version, token)
                 and not (link is None or cached.attempt.dead or rank in cached.gone)
             ):
-                control_readable = link.read(rank, local, remote, length, timeout)
+                control_readable = link.read(
+                    rank, local, remote, length,
+                    transfers.timeout if limit is None else limit.begin(transfers.timeout).seconds,
+                )  # fmt: skip
             view.end_pull(token)  # as _end, without the call
             self._owned.unpin(cached.cache, token)
         except BaseException as error:
@@ -286,7 +288,7 @@ class RouteCache:
             raise transfers.failure(cached.route, error, "pull from") from error
         finally:
             if True in acquired:
-                cached.permits.release()
+                cached.release_permit()
         seconds = monotonic() - started
         if control_readable is not False:
             return False

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from datadist import BlocksCacheKey, CacheKeyByIdAndIndex, LLMException, LLMStatusCode, TransferTask
-from tests import held, nodes, tasks
+from tests import held, interrupts, nodes, tasks
 from tests.nodes import Node, RemoteError
 
 SECONDS = 60
@@ -459,3 +459,49 @@ def test_where_no_thread_can_be_started_the_call_says_so(start: Start) -> None:
 def tasks_count(here: nodes.Here) -> int:
     """Threads of the node."""
     return tasks.count()
+
+
+def _interrupted(here: nodes.Here) -> int:
+    """Calls that begin a transfer, interrupted at one moment after another; each leaves nothing."""
+    engine: Any = here.live._engine
+    rounds = 0
+    made: list[TransferTask] = []
+    for where in interrupts.raising(lambda: made.append(_pull(here, 1, 3)), step=5):
+        rounds += 1
+        while made:  # the exception came when the caller had it
+            made.pop().result(SECONDS)
+        assert _code(_pull(here, 1, 4)) == "OK", where
+    deadline = time.monotonic() + SECONDS
+    while engine.background._running and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert not engine.background._running
+    assert not engine.background._waiting
+    assert not any(view.pulls for view in engine.views.values())
+    nodes.push_blocks(here, BlocksCacheKey(1), "blocks", [0], [7])
+    return rounds
+
+
+def test_an_interrupted_call_leaves_no_transfer(start: Start) -> None:
+    one, two = start(1), start(2)
+    _link(one, two, 1, 2)
+    assert two.do(_interrupted, timeout=120) > 20
+
+
+def _interrupted_result(here: nodes.Here) -> int:
+    rounds = 0
+    for where in interrupts.raising(lambda: here.any["tasks"][0].result(SECONDS), step=3):
+        rounds += 1
+        assert here.any["tasks"][0].done() is False, where
+        if rounds == 5:
+            return rounds
+    return rounds
+
+
+def test_an_interrupted_wait_leaves_the_task_as_it_is(start: Start) -> None:
+    one, two = start(1), start(2)
+    _link(one, two, 1, 2)
+    two.do(held.hold_moves, 1)
+    assert two.do(_hold_pulls, 1)
+    assert two.do(_interrupted_result) > 0
+    two.do(held.let_go)
+    assert two.do(_codes) == ["OK"]

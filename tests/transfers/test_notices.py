@@ -14,7 +14,7 @@ import pytest
 from datadist import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex, ReceivedMessage
 from datadist.control.messages import AskRoom, Notice
 from datadist.transfers.notices import MAX_BYTES, WINDOW
-from tests import nodes
+from tests import interrupts, nodes
 from tests.in_process_engine import PAIR, SIZE, TABLE, Engine, offer_of
 from tests.nodes import Node, RemoteError
 from tests.raw_peer import RawPeer, link, memory
@@ -331,6 +331,27 @@ def test_two_links_share_credits_and_the_inbox(pair: tuple[Node, Node]) -> None:
     nodes.link_pair(one, two, "second")
     assert _status(one, _send, 2, b"x", timeout_in_millis=50)[0] == "LLM_TIMEOUT"
     assert len(two.do(_take, WINDOW)) == WINDOW
+
+
+def _interrupted(here: nodes.Here, cluster: int) -> int:
+    """Send, interrupted at one moment after another; then in peace."""
+    rounds = 0
+    for _ in interrupts.raising(lambda: here.live.send_message(cluster, b"x"), step=4):
+        rounds += 1
+    for _ in range(2 * WINDOW):
+        here.live.send_message(cluster, b"whole", timeout_in_millis=60_000)
+    return rounds
+
+
+def test_interrupted_calls_cost_no_credit_in_the_end(pair: tuple[Node, Node]) -> None:
+    one, two = pair
+    one.begin(_interrupted, 2)
+    seen = 0
+    while seen < 2 * WINDOW:
+        seen += sum(data == b"whole" for _, data in two.do(_take, 1))
+    assert one.result(120) > 10
+    two.do(_send, 1, b"back")
+    assert one.do(_take, 1) == [(2, b"back")]
 
 
 # -- hostile senders -------------------------------------------------------------------------
