@@ -329,11 +329,11 @@ class Transfers:
         """Convert an exception of the transport to the exception for the user."""
         cluster = route.attempt.members[route.rank].cluster_id
         text = text_of(error, route.attempt.link)
-        if isinstance(error, TransferTimeout) and limit is not None:
-            text += f"; the call has {limit}"
         if isinstance(error, TransferError) and not error.link_usable:
             text = route.attempt.gone.setdefault(route.rank, f"cluster {cluster}: {text}")
             text += "; unlink and link again"
+        if isinstance(error, TransferTimeout) and limit is not None:
+            text += f"; the call has {limit}"
         if getattr(error, "in_flight", None) is not None:
             text += (
                 "; the transport cannot stop it (the peer is stopped, or a page of either end does not "

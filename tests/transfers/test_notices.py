@@ -14,7 +14,8 @@ import pytest
 from datadist import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex, ReceivedMessage
 from datadist.control.messages import AskRoom, Notice
 from datadist.transfers.notices import MAX_BYTES, WINDOW
-from tests import interrupts, nodes
+from tests import hosts, interrupts, nodes
+from tests.hosts import Network
 from tests.in_process_engine import PAIR, SIZE, TABLE, Engine, offer_of
 from tests.nodes import Node, RemoteError
 from tests.raw_peer import RawPeer, link, memory
@@ -352,6 +353,21 @@ def test_interrupted_calls_cost_no_credit_in_the_end(pair: tuple[Node, Node]) ->
     assert one.result(120) > 10
     two.do(_send, 1, b"back")
     assert one.do(_take, 1) == [(2, b"back")]
+
+
+@hosts.needed
+def test_between_hosts(start_on: Start, net: Network) -> None:
+    one, two = start_on(0, 1), start_on(1, 2)
+    table = hosts.table([host.ipv4 for host in net.hosts[:2]])
+    ids = [node.do(nodes.link, "pair", PAIR, table) for node in (one, two)]
+    hosts.wait_all([one, two], ids)
+    count = 3 * WINDOW
+    one.begin(_send_numbers, 2, range(count))
+    taken = two.do(_take, count)
+    one.result()
+    assert [int.from_bytes(data, "big") for _, data in taken] == list(range(count))
+    two.kill()
+    assert _status(one, _send, 2, b"x", WINDOW, timeout_in_millis=60_000)[0] == "LLM_NOT_YET_LINK"
 
 
 # -- hostile senders -------------------------------------------------------------------------
