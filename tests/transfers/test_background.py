@@ -56,7 +56,7 @@ def _messages(here: nodes.Here) -> list[tuple[int, bytes]]:
     deadline = time.monotonic() + SECONDS
     while not (found := here.live.messages()) and time.monotonic() < deadline:
         time.sleep(0.005)
-    return [tuple(each) for each in found]  # type: ignore[misc]
+    return [tuple(each) for each in found]
 
 
 def _refusals(here: nodes.Here) -> list[str]:

@@ -42,7 +42,7 @@ def _take(here: nodes.Here, count: int) -> list[tuple[int, bytes]]:
     while len(found) < count and time.monotonic() < deadline:
         select.select([here.live.messages_fileno()], [], [], 1.0)
         found += here.live.messages()
-    return [tuple(each) for each in found]  # type: ignore[misc]
+    return [tuple(each) for each in found]
 
 
 def _waiting(here: nodes.Here, count: int) -> bool:
