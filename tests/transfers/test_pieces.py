@@ -282,3 +282,43 @@ def test_who_has_other_permits_moves_all_at_once(start: Start) -> None:
     two.do(_go)
     two.do(_large, 1, False)
     assert two.do(_moved) == [BLOCK * BLOCKS]
+
+
+def _hold_second(here: nodes.Here) -> None:
+    """Have the operation that comes next wait as well."""
+    here.any["second"], here.any["in_second"] = threading.Event(), threading.Event()
+    link: Any = held.attempt_with(here, 1).link
+    read = link.read
+
+    def noted(*args: Any) -> Any:
+        if len(here.any["moved"]) == 1:
+            here.any["in_second"].set()
+            assert here.any["second"].wait(SECONDS)
+        return read(*args)
+
+    link.read = noted
+
+
+def _in_second(here: nodes.Here) -> bool:
+    here.any["go"].set()
+    return bool(here.any["in_second"].wait(SECONDS))
+
+
+def _end_second(here: nodes.Here) -> None:
+    here.any["second"].set()
+
+
+def test_unlink_waits_for_a_transfer_that_lets_another_go_first(start: Start) -> None:
+    _, two = _pair(start)
+    two.do(_hold_first_piece, 1)
+    two.do(_hold_second)
+    two.do(held.begin, "large", _large, 1, False)
+    assert two.do(_entered)
+    two.do(held.begin, "small", _small, 1)
+    assert two.do(held.waiting, 1)
+    assert two.do(_in_second)  # the small one has the permit
+    assert two.do(held.waiting, 1)  # and the large one waits for it
+    two.do(held.begin, "unlink", nodes.unlink, 1)
+    assert two.do(_is_dead)
+    two.do(_end_second)
+    assert [two.do(held.outcome, name) for name in ("small", "large", "unlink")] == ["OK"] * 3
