@@ -13,6 +13,7 @@ from datadist.api.tasks import (
     TransferConfig,
     TransferWithCacheKeyConfig,
 )
+from datadist.api.transfer_task import TransferTask
 from datadist.drop_in import install_as_llm_datadist
 from datadist.grants.state import GrantState
 from datadist.status import LLMException, LLMStatusCode, Status
@@ -27,6 +28,7 @@ from datadist.types import (
     MemInfo,
     Memtype,
     Placement,
+    ReceivedMessage,
     RegisterMemStatus,
 )
 
@@ -52,9 +54,11 @@ __all__ = [
     "MemInfo",
     "Memtype",
     "Placement",
+    "ReceivedMessage",
     "RegisterMemStatus",
     "Status",
     "TransferConfig",
+    "TransferTask",
     "TransferWithCacheKeyConfig",
     "install_as_llm_datadist",
 ]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from datadist.base import checks
 from datadist.base.addresses import parse_ipv4
@@ -31,12 +33,29 @@ __all__ = [
     "MemInfo",
     "Memtype",
     "Placement",
+    "ReceivedMessage",
     "RegisterMemStatus",
     "element_size",
     "fixed",
     "ipv4_number",
     "ipv4_text",
 ]
+
+
+@named_keywords
+@dataclass(frozen=True, slots=True)
+class ReceivedMessage:
+    """A message of the program of another cluster; from :meth:`LLMDataDist.messages`.
+
+    ``cluster_id, data = message`` takes it apart.
+    """
+
+    cluster_id: int
+    """The sender's."""
+    data: bytes
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.cluster_id, self.data))
 
 
 class LLMRole(NamedInt, metaclass=NamedMembers):

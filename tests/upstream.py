@@ -80,13 +80,25 @@ SIGNATURES = {
 }
 
 _LAYERS = "*, src_layer_range=None, dst_layer_range=None, tensor_num_per_layer=2"
+_MORE = "timeout_in_millis=None, notify=None"
 
 DIFFERENT = {
-    "CacheManager.pull_cache": (26, f"cache_key, cache, batch_index=0, size=-1, {_LAYERS}"),
+    "CacheManager.pull_cache": (
+        33,
+        f"cache_key, cache, batch_index=0, size=-1, {_LAYERS}, {_MORE}",
+    ),
     "CacheManager.pull_blocks": (
         33,
         f"src_cache_key, dst_cache, src_blocks=(), dst_blocks=(), {_LAYERS}, token=None, "
-        "release=False",
+        f"release=False, {_MORE}",
+    ),
+    **{
+        f"CacheManager.{name}": (33, f"{SIGNATURES[f'CacheManager.{name}']}, *, {_MORE}")
+        for name in ("push_cache", "push_blocks")
+    },
+    "CacheManager.transfer_cache_async": (
+        33,
+        f"{SIGNATURES['CacheManager.transfer_cache_async']}, *, timeout_in_millis=None",
     ),
     "CacheManager": (27, "engine, refusal, one_sided"),
     "Cache": (

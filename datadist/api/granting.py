@@ -130,13 +130,13 @@ class Granting(ManagerMixin):
                 status_code=LLMStatusCode.LLM_FAILED,
             ) from error
 
-    def _pull_granted(
+    def _may_be_granted(
         self,
         key: CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey,
         token: bytes | None,
         release: bool,
-    ) -> Granted | bool:
-        """Whether the key may name a grant, or what its token says. Raises LLM_PARAM_INVALID."""
+    ) -> bool:
+        """Whether a pull of the key may be one of a grant. Raises ``TypeError``, LLM_PARAM_INVALID."""
         checks.check_isinstance("token", token, bytes)
         checks.check_isinstance("release", release, bool, allow_none=False)
         if not isinstance(key, CacheKey):
@@ -146,22 +146,25 @@ class Granting(ManagerMixin):
                     f"{what} was given with a {type(key).__name__}: only a CacheKey names a grant"
                 )
             return False
-        if token is not None:
-            check_one_id(key)
-            return _decoded(key, token)
         engine = self._bound
-        linked = (
-            engine is not None and not engine.over and engine.granted_pulls.may_pull(key.cluster_id)
+        granted = (
+            token is not None
+            or release
+            or (
+                engine is not None
+                and not engine.over
+                and engine.granted_pulls.may_pull(key.cluster_id)
+            )
         )
-        return release or linked
+        if granted:
+            check_one_id(key)
+        return granted
 
 
 def token_of(key: CacheKey, token: bytes | None) -> Granted | None:
     """What a token says, if one was given. Raises LLM_PARAM_INVALID for one of another grant."""
-    return None if token is None else _decoded(key, token)
-
-
-def _decoded(key: CacheKey, token: bytes) -> Granted:
+    if token is None:
+        return None
     try:
         granted = Granted.decode(token)
     except ValueError as error:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 from datadist.api.arguments import cluster_of, source_of
 from datadist.api.cache import Cache, desc_at_creation, own_cache_id
+from datadist.api.call_options import seconds_of
 from datadist.api.destinations import check_no_overlap
 from datadist.api.layerwise_checks import PER_LAYER, LayerBlocks, check_fit, take_blocks
 from datadist.api.manager_mixin import ManagerMixin
@@ -23,6 +23,7 @@ from datadist.caches.owned import Layout, OwnCache
 from datadist.engine.engine import Engine
 from datadist.status import LLMException, param_invalid, system_errors
 from datadist.transfers.layerwise import LayerJob, LayerSend
+from datadist.transfers.limits import CallLimit
 from datadist.transfers.plan import Bases, Blocks, Segments, plan_blocks, plan_scatter, plan_slots
 from datadist.transfers.push import PushLayers
 from datadist.transfers.resolve import ById
@@ -43,12 +44,15 @@ class LayerWise(ManagerMixin):
         src_block_indices: Blocks | None = None,
         dst_block_indices: Blocks | None = None,
         dst_block_memory_size: int | None = None,
+        *,
+        timeout_in_millis: int | None = None,
     ) -> CacheTask:
         """Send layers (2 tensors each) of a DEVICE cache to every destination, as they are final.
 
         Returns at once. Per layer, in ascending order: ``synchronize_layer(layer, milliseconds)``,
         then the transfer, which overlaps with the next layer's ``synchronize_layer``. Each transfer
-        of a layer may take ``sync_kv_timeout``; the first failure ends the task.
+        of a layer may take ``timeout_in_millis`` (1 to 2^31-1; None is ``sync_kv_timeout``); the first
+        failure ends the task.
 
         What moves: without block lists one slot of a contiguous cache (``src_batch_index``), or
         whole tensors of a blocks cache; with ``dst_block_indices`` alone a slot spread over blocks
@@ -65,6 +69,7 @@ class LayerWise(ManagerMixin):
         the task.
         """
         begin("transfer_cache_async")
+        seconds = seconds_of(timeout_in_millis)
         checks.check_isinstance("src_cache", src_cache, Cache, allow_none=False)
         if desc_at_creation(src_cache).placement is Placement.HOST:
             raise param_invalid(f"{src_cache!r} has placement HOST, only support DEVICE sources")
@@ -79,8 +84,10 @@ class LayerWise(ManagerMixin):
         check_no_overlap(src_cache, transfer_configs, blocks)
         engine = self._engine()
         self._check_source(engine, src_cache)
-        sends = [self._send(engine, src_cache, config, blocks) for config in transfer_configs]
-        limit = max(1, round(engine.transfers.timeout * 1000))
+        sends = [
+            self._send(engine, src_cache, config, blocks, seconds) for config in transfer_configs
+        ]
+        limit = max(1, round((seconds or engine.transfers.timeout) * 1000))
         job = LayerJob(sends, lambda layer: layer_synchronizer.synchronize_layer(layer, limit))
         try:
             with system_errors("the transfer cannot begin"):
@@ -105,13 +112,14 @@ class LayerWise(ManagerMixin):
         cache: Cache,
         config: TransferConfig | TransferWithCacheKeyConfig,
         blocks: LayerBlocks,
+        seconds: float | None,
     ) -> LayerSend:
         layers = config.src_layer_range
         assert layers is not None
         if isinstance(config, TransferConfig):
-            inner = _fetch_move(engine, cache, config, blocks)
+            inner = _fetch_move(engine, cache, config, blocks, seconds)
         else:
-            inner = _push_move(engine, cache, config, blocks)
+            inner = _push_move(engine, cache, config, blocks, seconds)
 
         def move(layer: int) -> None:
             self._engine()
@@ -125,7 +133,11 @@ class LayerWise(ManagerMixin):
 
 
 def _push_move(
-    engine: Engine, cache: Cache, config: TransferWithCacheKeyConfig, blocks: LayerBlocks
+    engine: Engine,
+    cache: Cache,
+    config: TransferWithCacheKeyConfig,
+    blocks: LayerBlocks,
+    seconds: float | None,
 ) -> Callable[[int], None]:
     """Writes one layer into the cache that the config names (one-sided mode)."""
     cluster, target = cluster_of(config.cache_key), source_of(config.cache_key)
@@ -136,27 +148,31 @@ def _push_move(
     )
 
     def move(layer: int) -> None:
-        at = layer + shift
+        at, limit = layer + shift, CallLimit(seconds)
         layers = PushLayers(range(layer, layer + 1), range(at, at + 1), PER_LAYER)
         if blocks.source is not None and blocks.target is not None:
             engine.pushes.push_blocks(
-                cluster, target, cache.cache_id, blocks.source, blocks.target, layers
+                cluster, target, cache.cache_id, blocks.source, blocks.target, layers, limit
             )
         elif blocks.target is not None:
             engine.pushes.push_slot_to_blocks(
-                cluster, target, cache.cache_id, slot, blocks.target, blocks.nbytes, layers
+                cluster, target, cache.cache_id, slot, blocks.target, blocks.nbytes, layers, limit
             )
         elif cache.is_blocks_cache:
-            engine.pushes.push_whole(cluster, target, cache.cache_id, layers)
+            engine.pushes.push_whole(cluster, target, cache.cache_id, layers, limit)
         else:
             assert isinstance(target, ById)
-            engine.pushes.push_cache(cluster, target, cache.cache_id, slot, layers)
+            engine.pushes.push_cache(cluster, target, cache.cache_id, slot, layers, limit)
 
     return move
 
 
 def _fetch_move(
-    engine: Engine, cache: Cache, config: TransferConfig, blocks: LayerBlocks
+    engine: Engine,
+    cache: Cache,
+    config: TransferConfig,
+    blocks: LayerBlocks,
+    seconds: float | None,
 ) -> Callable[[int], None]:
     """Has the destination read one layer to the addresses of the config (two-sided mode)."""
     assert config.src_layer_range is not None
@@ -170,7 +186,7 @@ def _fetch_move(
         )
 
     def move(layer: int) -> None:
-        deadline = time.monotonic() + engine.transfers.timeout
+        limit = CallLimit(seconds)
         at = PER_LAYER * (layer - first)
 
         def send(own: OwnCache) -> None:
@@ -178,7 +194,7 @@ def _fetch_move(
             theirs = addresses[at : at + PER_LAYER]
             with as_param_invalid():
                 segments = _fetched(own.layout, slot, blocks, mine, theirs)
-            engine.fetches.send(cluster, segments, own.layout.data_type, deadline)
+            engine.fetches.send(cluster, segments, own.layout.data_type, limit)
 
         engine.owned.using(cache.cache_id, send)
 

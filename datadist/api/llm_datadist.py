@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from datadist.api.cluster_messages import ClusterMessages
 from datadist.base import checks
 from datadist.base.at_exit import expect_daemon_threads_to_fail
 from datadist.base.callers import pass_on
@@ -48,7 +49,7 @@ _changing = threading.RLock()
 
 @named_keywords
 @entries
-class LLMDataDist:
+class LLMDataDist(ClusterMessages):
     """The engine of this process: prompt, decoder or both (a label, which restricts nothing).
 
     ``cluster_id`` (uint64) must be unique among the engines that are linked together. One object per

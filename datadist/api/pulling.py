@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from datadist.api.arguments import (
@@ -16,16 +17,23 @@ from datadist.api.arguments import (
     source_of,
 )
 from datadist.api.cache import Cache, own_cache_id
-from datadist.api.granting import Granting
+from datadist.api.call_options import PreparedTransfer, notice_of, seconds_of
+from datadist.api.granting import Granting, token_of
 from datadist.base import checks
 from datadist.base.calls import begin, entries
 from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
+from datadist.base.lazy_module import LazyModule
 from datadist.status import param_invalid
+from datadist.transfers.granted_pull import GrantedRead
+from datadist.transfers.limits import CallLimit
 from datadist.transfers.plan import Blocks
 from datadist.types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 
 if TYPE_CHECKING:
+    import typing_extensions as extensions
     from typing_extensions import Unpack
+else:
+    extensions = LazyModule("typing_extensions")
 
 PER_LAYER = 2
 """Tensors of a layer where the caller names no number: K and V."""
@@ -46,6 +54,8 @@ class Pulling(Granting):
         src_layer_range: range | None = None,
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = PER_LAYER,
+        timeout_in_millis: int | None = None,
+        notify: extensions.Buffer | None = None,
         **unknown: Unpack[NoKeywords],
     ) -> None:
         """Pull the slot that a key names on its cluster into slot ``batch_index`` of ``cache``.
@@ -60,12 +70,30 @@ class Pulling(Granting):
         Bytes are not converted: element types that differ are a warning, once for each peer, and
         with ``datadist.check_types`` LLM_PARAM_INVALID before anything is moved or consumed.
 
+        ``timeout_in_millis`` (1 to 2^31-1) is the time limit of this call in place of
+        ``sync_kv_timeout``. ``notify`` (at most 8 KiB) is sent to the owner as a message once the data
+        is here, see :meth:`LLMDataDist.send_message`.
+
         Raises LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST (unknown cache or key),
-        LLM_NOT_YET_LINK (no usable link), LLM_TIMEOUT (``sync_kv_timeout``), LLM_FAILED.
+        LLM_NOT_YET_LINK (no usable link), LLM_TIMEOUT (the time limit; where the text says that the
+        data is in place, of the message alone), LLM_FAILED.
         """
         begin("pull_cache")
         if unknown:
             raise unknown_keyword("pull_cache", keywords_of(Pulling.pull_cache), unknown)
+        limit, notice = CallLimit(seconds_of(timeout_in_millis)), notice_of(notify)
+        prepared = self._prepare_pull_cache(
+            cache_key, cache, batch_index, size, src_layer_range, dst_layer_range,
+            tensor_num_per_layer,
+        )  # fmt: skip
+        prepared.move(limit)
+        if notice is not None:
+            self._engine().notices.notify(notice, limit)
+
+    def _prepare_pull_cache(
+        self, cache_key: CacheKey | CacheKeyByIdAndIndex, cache: Cache, batch_index: int, size: int,
+        src_layer_range: range | None, dst_layer_range: range | None, tensor_num_per_layer: int,
+    ) -> PreparedTransfer:  # fmt: skip
         if self._one_sided and isinstance(cache_key, CacheKey):
             raise TypeError(
                 f"cache_key is a CacheKey ({cache_key!r}): with enable_remote_cache_accessible "
@@ -84,8 +112,13 @@ class Pulling(Granting):
             check_one_id(cache_key)
         layers = layers_of(src_layer_range, dst_layer_range, tensor_num_per_layer)
         cluster, source = cluster_of(cache_key), source_of(cache_key)
-        self._engine().pulls.pull_cache(
-            cluster, source, own_cache_id(cache, self), batch_index, size, layers
+        pulls, cache_id = self._engine().pulls, own_cache_id(cache, self)
+        return PreparedTransfer(
+            cluster,
+            lambda: pulls.check_cache(cluster, cache_id, batch_index, size, layers),
+            lambda limit: pulls.pull_cache(
+                cluster, source, cache_id, batch_index, size, layers, limit
+            ),
         )
 
     def pull_blocks(
@@ -100,6 +133,8 @@ class Pulling(Granting):
         tensor_num_per_layer: int = PER_LAYER,
         token: bytes | None = None,
         release: bool = False,
+        timeout_in_millis: int | None = None,
+        notify: extensions.Buffer | None = None,
         **unknown: Unpack[NoKeywords],
     ) -> None:
         """Pull into blocks of ``dst_cache``.
@@ -107,16 +142,21 @@ class Pulling(Granting):
         With a :class:`BlocksCacheKey` ``src_blocks[i]`` of the owner goes to ``dst_blocks[i]``.
         With the other keys ``src_blocks`` is empty and the contiguous slot is spread over
         ``dst_blocks`` in order. No destination is listed twice. Lists of blocks may be NumPy arrays
-        of integers, which saves time for long ones, or hold NumPy's integers. Layers and errors as
-        :meth:`pull_cache`.
+        of integers, which saves time for long ones, or hold NumPy's integers. Layers,
+        ``timeout_in_millis``, ``notify`` and errors as :meth:`pull_cache`.
 
         A :class:`CacheKey` may also name a grant (`grant_blocks`). Then ``src_blocks`` are positions in
         the granted list, and none means all of them, in order. ``token`` is that of the grant, which
         saves a question to its owner. The pull that reads all blocks and layers, and any pull with
         ``release=True``, finishes with the grant. LLM_KV_CACHE_NOT_EXIST says that the grant has ended;
-        what was read then must not be used.
+        what was read then must not be used. The time limit is that of the read and of all questions to
+        the owner together; a message of ``notify`` arrives after the owner knows that this reader has
+        finished.
         """
         engine = self._bound
+        limit = notice = None
+        if not (timeout_in_millis is None is notify or unknown):
+            limit, notice = CallLimit(seconds_of(timeout_in_millis)), notice_of(notify)
         if (
             type(src_cache_key) is BlocksCacheKey
             and type(dst_cache) is Cache
@@ -132,12 +172,29 @@ class Pulling(Granting):
             if (
                 engine is not None
                 and dst_cache._owner is self
-                and engine.route_cache.pull(name, src_blocks, dst_blocks)
+                and engine.route_cache.pull(name, src_blocks, dst_blocks, limit)
             ):
+                if limit is not None and notice is not None:
+                    engine.notices.notify(notice, limit)
                 return
         begin("pull_blocks")
         if unknown:
             raise unknown_keyword("pull_blocks", keywords_of(Pulling.pull_blocks), unknown)
+        limit = CallLimit() if limit is None else limit
+        prepared = self._prepare_pull_blocks(
+            src_cache_key, dst_cache, src_blocks, dst_blocks, src_layer_range, dst_layer_range,
+            tensor_num_per_layer, token, release, notice is not None,
+        )  # fmt: skip
+        prepared.move(limit)
+        if notice is not None:
+            self._engine().notices.notify(notice, limit)
+
+    def _prepare_pull_blocks(
+        self, src_cache_key: CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey, dst_cache: Cache,
+        src_blocks: Blocks, dst_blocks: Blocks, src_layer_range: range | None,
+        dst_layer_range: range | None, tensor_num_per_layer: int, token: bytes | None, release: bool,
+        notifies: bool,
+    ) -> PreparedTransfer:  # fmt: skip
         kinds = (CacheKey, CacheKeyByIdAndIndex, BlocksCacheKey)
         checks.check_isinstance("src_cache_key", src_cache_key, kinds)
         checks.check_isinstance("dst_cache", dst_cache, Cache)
@@ -148,19 +205,35 @@ class Pulling(Granting):
             raise param_invalid("dst_blocks is empty: list the blocks to pull into")
         check_per_layer(tensor_num_per_layer)
         check_not_none("src_cache_key", src_cache_key)
-        granted = self._pull_granted(src_cache_key, token, release)
-        if granted is False:
+        granted = self._may_be_granted(src_cache_key, token, release)
+        if not granted:
             check_source_blocks(src_cache_key, src_blocks)
         layers = layers_of(src_layer_range, dst_layer_range, tensor_num_per_layer)
         cluster, source = cluster_of(src_cache_key), source_of(src_cache_key)
-        if granted is not False and isinstance(src_cache_key, CacheKey):
-            check_one_id(src_cache_key)
-            if self._engine().granted_pulls.pull(
-                cluster, name_of(src_cache_key), own_cache_id(dst_cache, self), src_blocks, dst_blocks,
-                layers, None if granted is True else granted, release,
-            ):  # fmt: skip
-                return
-            check_source_blocks(src_cache_key, src_blocks)
-        self._engine().pulls.pull_blocks(
-            cluster, source, own_cache_id(dst_cache, self), src_blocks, dst_blocks, layers
+        pulls, cache_id = self._engine().pulls, own_cache_id(dst_cache, self)
+        prepared = PreparedTransfer(
+            cluster,
+            lambda: pulls.check_blocks(cluster, cache_id, src_blocks, dst_blocks, layers),
+            lambda limit: pulls.pull_blocks(
+                cluster, source, cache_id, src_blocks, dst_blocks, layers, limit
+            ),
         )
+        if not granted or not isinstance(src_cache_key, CacheKey):
+            return prepared
+        read = GrantedRead(
+            cluster, name_of(src_cache_key), cache_id, src_blocks, dst_blocks, layers,
+            token_of(src_cache_key, token), release, notifies,
+        )  # fmt: skip
+        return self._prepare_granted(src_cache_key, read, prepared.move)
+
+    def _prepare_granted(
+        self, key: CacheKey, read: GrantedRead, otherwise: Callable[[CallLimit], None]
+    ) -> PreparedTransfer:
+        pulls = self._engine().granted_pulls
+
+        def move(limit: CallLimit) -> None:
+            if not pulls.pull(read, limit):
+                check_source_blocks(key, read.positions)
+                otherwise(limit)
+
+        return PreparedTransfer(read.cluster, lambda: pulls.check(read), move)

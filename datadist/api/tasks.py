@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from datadist.api.transfer_task import TransferTask
 from datadist.base import checks
 from datadist.base.calls import begin, entries
 from datadist.base.hints import ADDRESSES
@@ -194,11 +195,17 @@ class TransferWithCacheKeyConfig(CheckedAttributes):
 
 @named_keywords
 @entries
-class CacheTask:
-    """A transfer that runs; from :meth:`CacheManager.transfer_cache_async`."""
+class CacheTask(TransferTask):
+    """A transfer that runs; from :meth:`CacheManager.transfer_cache_async`.
+
+    As a :class:`TransferTask` it fails with the first failure of a destination, and a cancelled one ends
+    before its next layer, which is its next piece.
+    """
+
+    _job: LayerJob
 
     def __init__(self, job: LayerJob) -> None:
-        self._job = job
+        super().__init__(job)
 
     def synchronize(self, timeout_in_millis: int | None = None) -> LLMStatusCode:
         """Wait for the end: the first failure, else LLM_SUCCESS; LLM_TIMEOUT while it still runs.

@@ -7,9 +7,13 @@ from collections import deque
 from contextlib import suppress
 from typing import Generic, TypeVar
 
+from datadist.base.callers import pass_on
+
 __all__ = ["EventQueue"]
 
 Event = TypeVar("Event")
+_NONE = object()
+"""What no queue holds."""
 
 
 class EventQueue(Generic[Event]):
@@ -42,16 +46,28 @@ class EventQueue(Generic[Event]):
                 os.eventfd_write(fd, 1)
 
     def take(self) -> list[Event]:
-        """All events that wait, oldest first; none are left."""
+        """All events that wait, oldest first; none are left. Where it is interrupted, all are."""
         fd = self._fd
         if fd is not None and not self._closed:
             with suppress(OSError):  # it was not readable
                 os.eventfd_read(fd)
         taken: list[Event] = []
-        while self._events:
-            with suppress(IndexError):  # another thread took it
-                taken.append(self._events.popleft())
-        return taken
+        try:
+            try:
+                taken += iter(
+                    self._events.popleft, _NONE
+                )  # in C: no handler of a signal comes between
+            except IndexError as error:
+                pass_on(error)
+            return taken
+        except BaseException:
+            self._events.extendleft(reversed(taken))
+            self._signal()
+            raise
+
+    def waiting(self) -> list[Event]:
+        """A copy of all events that wait."""
+        return list(self._events)
 
     def fileno(self) -> int:
         """The descriptor, which is made by the first call. Raises ``OSError`` where none can be made.

@@ -6,6 +6,8 @@ import json
 import logging
 import multiprocessing
 import os
+import select
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +34,7 @@ from datadist.transfers.plan import Blocks
 from datadist.transport import Link, Transport
 
 SECONDS = 300.0
+STAMP = struct.Struct("d")
 
 
 class BenchError(Exception):
@@ -231,6 +234,26 @@ class MeasuredEngine:
     def move_many(self, label: str, shape: Shape, peer: int, cache_id: int, times: int) -> float:
         """Several transfers; the seconds of all."""
         return sum(self.move(label, shape, peer, cache_id, shape.lists(n)) for n in range(times))
+
+    # -- messages ----------------------------------------------------------------------------
+
+    def send_paced(self, peer: int, count: int, nbytes: int, pause: float) -> None:
+        """Messages that say when they were sent, with pauses of some seconds."""
+        rest = bytes(nbytes - STAMP.size)
+        for _ in range(count):
+            if pause:
+                time.sleep(pause)
+            self.engine.send_message(peer, STAMP.pack(time.monotonic()) + rest)
+
+    def receive(self, count: int) -> list[float]:
+        """Take so many; the seconds since each was sent, by the clock of the machine."""
+        seconds: list[float] = []
+        while len(seconds) < count:
+            if not select.select([self.engine.messages_fileno()], [], [], SECONDS)[0]:
+                raise BenchError(f"no message came within {in_seconds(SECONDS)}")
+            messages, now = self.engine.messages(), time.monotonic()
+            seconds += [now - STAMP.unpack_from(message.data)[0] for message in messages]
+        return seconds
 
     def problems(self, label: str, shape: Shape, lists: tuple[list[int], list[int]]) -> list[str]:
         """What is wrong in a cache that was zeroed before one transfer."""

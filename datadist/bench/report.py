@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from datadist.bench.results import (
+    BesideLarge,
     Grants,
     Latency,
     LinkTime,
@@ -30,6 +32,7 @@ def report(results: Sequence[Result]) -> str:
         _besides([r for r in results if isinstance(r, ThreadSpeed)]),
         _parallels([r for r in results if isinstance(r, Parallel)]),
         _grants([r for r in results if isinstance(r, Grants)]),
+        _besides_large([r for r in results if isinstance(r, BesideLarge)]),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -164,6 +167,29 @@ def _grants(results: list[Grants]) -> str:
     header = (
         "WORKLOAD", "MIB", "GRANT", "OPEN PULL", "PULL BY TOKEN", "BY KEY", "UNTIL CONSUMED", "REVOKE",
         "LIVE", "GRANT EACH", "REVOKE EACH", "KIB EACH",
+    )  # fmt: skip
+    return render(header, rows) if rows else ""
+
+
+def _besides_large(results: list[BesideLarge]) -> str:
+    rows = []
+    for result in results:
+        kinds = {
+            "pull of 4 KiB": result.pulls,
+            "message from the pulling process": result.out,
+            "message to the pulling process": result.inward,
+        }
+        for kind, (alone, beside) in kinds.items():
+            marks = [percentiles(each) for each in (alone, beside)]
+            rows.append([
+                result.workload, kind,
+                *(_time(each[mark]) for each in marks for mark in ("p50", "p99", "max")),
+                f"{result.nbytes / MIB:.0f}", _time(statistics.median(result.large)),
+                f"{result.messages_per_second:.0f}",
+            ])  # fmt: skip
+    header = (
+        "WORKLOAD", "WHAT", "ALONE P50", "P99", "MAX", "BESIDE P50", "P99", "MAX", "LARGE, MIB",
+        "TOOK", "MESSAGES/S ALONE",
     )  # fmt: skip
     return render(header, rows) if rows else ""
 

@@ -247,4 +247,30 @@ class Grants:
         return {**asdict(self), "kind": "grants", **medians}
 
 
-Result = Throughput | Latency | LinkTime | ScalePoint | ThreadSpeed | Parallel | Grants
+@dataclass
+class BesideLarge:
+    """Small pulls and messages, first alone and then beside large pulls of the same pair."""
+
+    workload: str
+    nbytes: int
+    """Of one large pull."""
+    messages_per_second: float = 0.0
+    pulls: list[list[float]] = field(default_factory=list)
+    """Seconds of pulls of one block."""
+    out: list[list[float]] = field(default_factory=list)
+    """Seconds that messages took to the process that does not copy."""
+    inward: list[list[float]] = field(default_factory=list)
+    """The same, to the process that copies."""
+    large: list[float] = field(default_factory=list)
+    """Seconds of the large pulls beside them."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with percentiles."""
+        kinds = {"pulls": self.pulls, "out": self.out, "inward": self.inward}
+        marks = {name: [percentiles(each) for each in both] for name, both in kinds.items()}
+        return {**asdict(self), "kind": "small", "percentiles": marks}
+
+
+Result = (
+    Throughput | Latency | LinkTime | ScalePoint | ThreadSpeed | Parallel | Grants | BesideLarge
+)

@@ -79,6 +79,9 @@ SHAPES = {
 }  # fmt: skip
 """Workloads that are measured by throughput."""
 
+GIB_PULL = Shape("gib", "64 tensors, 512 of 512 blocks of 32 KiB: 1 GiB", 64, 512, 32768, 512)
+"""The large transfer of the workload that looks at what is small beside it."""
+
 ONE_BLOCK = Shape("latency", "one block of 4 KiB", 1, 1024, 4096, 1)
 
 

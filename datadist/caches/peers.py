@@ -35,6 +35,10 @@ def domain_key(message: Announce) -> DomainKey:
     return message.name, tuple(sorted(message.ranks)), message.table
 
 
+def do_nothing() -> None:
+    """For those who need a call."""
+
+
 T = TypeVar("T")
 
 MAX_WITHDRAWN = 3
@@ -127,6 +131,8 @@ class PeerView:
         self.subscribed = False
         self.gone = False
         """Whether the peer certainly does not access our memory any more."""
+        self.on_linked: Callable[[], None] = do_nothing
+        """Called when a link to it is OK."""
         self.seq_sent = 0
         self.seq_acked = 0
         self.lock = threading.RLock()
@@ -199,6 +205,7 @@ class PeerView:
         """Invalidate cached routes, since a newer link may be used now."""
         with self.lock:
             self.version += 1
+        self.on_linked()
 
     def acknowledge(self, seq: int) -> None:
         """Send the acknowledgement now, or when the pulls in flight have ended."""

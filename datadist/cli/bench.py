@@ -21,6 +21,7 @@ from datadist.base.digits import number_argument
 from datadist.base.quiet import quiet
 from datadist.base.version import own_version
 from datadist.bench import measure
+from datadist.bench.beside_large import beside_large
 from datadist.bench.grants import grants
 from datadist.bench.limits import threads_of_machine
 from datadist.bench.measured_engine import BenchError, Settings
@@ -29,12 +30,12 @@ from datadist.bench.plot import plot
 from datadist.bench.report import problems, report
 from datadist.bench.results import Result
 from datadist.bench.scale import scale
-from datadist.bench.shapes import MIB, SHAPES
+from datadist.bench.shapes import GIB_PULL, MIB, SHAPES
 from datadist.transports.loader import BackendError, choose_backend
 
-WORKLOADS = [*SHAPES, "latency", "link", "beside", "parallel", "grants", "scale"]
+WORKLOADS = [*SHAPES, "latency", "link", "beside", "parallel", "grants", "small", "scale"]
 RUNTIME_DIR = "DATADIST_RUNTIME_DIR"
-DEFAULT = [*SHAPES, "latency", "link", "beside", "parallel", "grants"]
+DEFAULT = [*SHAPES, "latency", "link", "beside", "parallel", "grants", "small"]
 POOLS = [64 * MIB, 256 * MIB, 1024 * MIB]
 
 
@@ -140,6 +141,9 @@ def _measure(name: str, settings: Settings, args: argparse.Namespace) -> Iterato
         yield parallel(settings, shape, repeat, progress)
     elif name == "grants":
         yield grants(settings, repeat, args.quick, progress)
+    elif name == "small":
+        shape = GIB_PULL.quick() if args.quick else GIB_PULL
+        yield beside_large(settings, shape, 100 if args.quick else 2000, progress)
     else:
         yield from scale(settings, min(5, repeat), args.threads, args.quick, progress)
 

@@ -47,6 +47,9 @@ class Item(Enum):
     OFFER_BYTES = "bytes of offers that are not taken yet", 256 << 20
     ENDING = "links that are not closed yet", 64
     REQUESTS = "requests that are not answered yet", 4096
+    NOTICES = "messages that the program has not taken", 128
+    """An honest peer has 64, and one more for each thread whose call was interrupted."""
+    NOTICES_WITHOUT_CREDIT = "messages sent without a credit", 0
     REQUEST_BYTES = "bytes of requests that are not answered yet", 128 << 20
 
     def __init__(self, words: str, limit: int) -> None:

@@ -12,6 +12,7 @@ from datadist.control.discovery import Discovery
 from datadist.control.messages import (
     Ack,
     Announce,
+    AskRoom,
     Attached,
     Consume,
     Dial,
@@ -25,9 +26,11 @@ from datadist.control.messages import (
     Left,
     Message,
     Mismatch,
+    Notice,
     OfferMessage,
     Ready,
     Refused,
+    Room,
     Sync,
     Synced,
     Verified,
@@ -42,6 +45,7 @@ from datadist.links.duplicates import Duplicates
 from datadist.links.links import Links
 from datadist.links.lost_peers import LostPeers
 from datadist.transfers.fetch import Fetches
+from datadist.transfers.notices import Notices
 from datadist.transfers.verify import Verification
 
 log = logging.getLogger("datadist.control")
@@ -63,6 +67,7 @@ class Dispatcher:
         lost_peers: LostPeers,
         duplicates: Duplicates,
         grants: GrantMessages,
+        notices: Notices,
     ) -> None:
         self._discovery = discovery
         self._views = views
@@ -75,12 +80,14 @@ class Dispatcher:
         self._lost_peers = lost_peers
         self._duplicates = duplicates
         self._grants = grants
+        self._notices = notices
         discovery.on_session = self._on_session
         discovery.on_message = self._on_message
         discovery.on_lost = self._on_lost
 
     def _on_session(self, session: Session) -> None:
         view = self._views[session.incarnation] = PeerView(session)
+        self._notices.on_session(view)
         self._duplicates.on_session(view)
         self._links.on_session(view)
         self._clusters.on_session(view)
@@ -101,6 +108,7 @@ class Dispatcher:
                 lambda: self._fetches.on_gone(view),
                 lambda: self._verification.on_gone(view),
                 lambda: self._grants.on_gone(view),
+                lambda: self._notices.on_lost(view),
             ]
             with ExitStack() as stack:  # each runs, whatever another one raises
                 for step in reversed(steps):
@@ -115,7 +123,11 @@ class Dispatcher:
             self._builder.on_offer(view, message, fds)
         elif isinstance(message, Duplicate):
             self._duplicates.on_report(view, message)
-        elif not (self._on_matching(view, message) or self._on_directory(view, message)):
+        elif not (
+            self._on_matching(view, message)
+            or self._on_directory(view, message)
+            or self._on_notices(view, message)
+        ):
             session.close(f"it sent {message.kind} where that has no meaning")
 
     def _on_matching(self, view: PeerView, message: Message) -> bool:
@@ -143,6 +155,18 @@ class Dispatcher:
                 self._builder.on_ready(view, message.domain)
             case Left():
                 self._builder.on_left(view, message)
+            case _:
+                return False
+        return True
+
+    def _on_notices(self, view: PeerView, message: Message) -> bool:
+        match message:
+            case Notice():
+                self._notices.on_notice(view, message)
+            case AskRoom():
+                self._notices.on_ask(view, message)
+            case Room():
+                self._notices.on_room(view, message)
             case _:
                 return False
         return True

@@ -60,9 +60,11 @@ from datadist.links.rendezvous import Rendezvous
 from datadist.links.steps import Steps
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
 from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.transfers.background import Background
 from datadist.transfers.copies import Copies
 from datadist.transfers.fetch import Fetches
 from datadist.transfers.granted_pull import GrantedPulls
+from datadist.transfers.notices import Notices
 from datadist.transfers.pull import Pulls
 from datadist.transfers.push import Pushes
 from datadist.transfers.route_cache import RouteCache
@@ -164,6 +166,7 @@ class Engine:
             lost_peers,
             self._duplicates,
             self._grant_messages,
+            self.notices,
         )
         self._call(self._discovery.start)
         self.listen(self.options.listen_ip, self.options.listen_port)
@@ -176,7 +179,7 @@ class Engine:
         self.owned.hand_over_to(self._reactor.post)
         self._workers = Workers(max(3, min(4, cgroups.cpus())), "datadist-worker")
         stack.callback(self._workers.stop)  # before the reactor, since they post to it
-        self._services: list[Fetches | Verification] = []
+        self._services: list[Fetches | Verification | Notices | Background] = []
         self._after_sessions: list[Callable[[], None]] = []
         """Run at the end, on the reactor, once all sessions are closed."""
         stack.callback(self._stop_services)
@@ -300,6 +303,9 @@ class Engine:
         self.pushes = Pushes(self.transfers, self.owned, self.route_cache, types)
         self.fetches = Fetches(self.transfers, self.owned, types)
         self._services.append(self.fetches)
+        self.notices = Notices(self.transfers, self._reactor, self.cluster_id, lambda: self.over)
+        self.background = Background(self.options.background_threads, self._was_finalized)
+        self._services += self.notices, self.background
         self.copies = Copies(self.transport, self.owned, types)
         self._start_grants(types)
 
@@ -642,6 +648,7 @@ class Engine:
         try:
             with self._closing:
                 self.grants.close()  # while peers still reach the words
+                self.background.tell()
                 self._discovery.claims.close()  # an engine that follows need not wait for our end
                 self._wait_for_calls()
                 self._leave_all()

@@ -25,6 +25,8 @@ DEFAULT_LINK_SECONDS = 120.0
 CONNECT_RANGE = (120, 7200)
 DEFAULT_PEER_SECONDS = 10.0
 PEER_RANGE = (2, 600)
+DEFAULT_BACKGROUND_THREADS = 8
+BACKGROUND_RANGE = (2, 64)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class EngineOptions:
     """Whether both ends compare checksums after each transfer that this engine begins."""
     check_types: bool = False
     """Whether transfers between caches of different element types are errors."""
+    background_threads: int = DEFAULT_BACKGROUND_THREADS
+    """Threads for transfers in the background, at most."""
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Options ``datadist.<backend>.<name>``, by backend and name."""
 
@@ -106,6 +110,8 @@ class EngineOptions:
             peer_timeout=_peer_timeout(environ),
             checksum=_flag(given, "datadist.checksum"),
             check_types=_flag(given, "datadist.check_types"),
+            background_threads=_number(given, "datadist.background_threads", *BACKGROUND_RANGE)
+            or DEFAULT_BACKGROUND_THREADS,
             extra=_extra(given),
         )
 

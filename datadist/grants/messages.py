@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from datadist.caches.directory import KeyName
 from datadist.caches.owned import describe
@@ -31,6 +31,13 @@ __all__ = ["GrantMessages"]
 
 MAX_KNOWN = 1 << 12
 """Grants of peers that are kept; the oldest ones are asked for again."""
+
+
+class TimeLimit(Protocol):
+    """The time that a call has, and its name as text."""
+
+    deadline: float
+    """By time.monotonic."""
 
 
 class GrantMessages:
@@ -59,7 +66,7 @@ class GrantMessages:
         """It has ended, or is of no use any more."""
         self._known.pop((view.incarnation, name), None)
 
-    def ask(self, view: PeerView, name: KeyName, deadline: float) -> Granted | None:
+    def ask(self, view: PeerView, name: KeyName, limit: TimeLimit) -> Granted | None:
         """The grant of a key, from its owner; None where the key names none.
 
         What the owner published before has arrived by then. Raises LLM_TIMEOUT when it does not
@@ -68,7 +75,7 @@ class GrantMessages:
         assert name.space != "blocks"
         space = name.space
         answer = self._ask(
-            view, deadline, f"whether it grants {describe(name)}",
+            view, limit, f"whether it grants {describe(name)}",
             lambda number: AskGrant(id=number, space=space, key=name.key, model=name.model),
         )  # fmt: skip
         if not answer.live:
@@ -95,21 +102,21 @@ class GrantMessages:
             ) from error
         return granted
 
-    def is_live(self, view: PeerView, generation: int, deadline: float) -> bool:
+    def is_live(self, view: PeerView, generation: int, limit: TimeLimit) -> bool:
         """Whether a grant lives at its owner, after all that was read before. Raises as :meth:`ask`."""
         answer = self._ask(
-            view, deadline, "whether the grant lives",
+            view, limit, "whether the grant lives",
             lambda number: CheckGrant(id=number, generation=generation),
         )  # fmt: skip
         return answer.live
 
     def _ask(
-        self, view: PeerView, deadline: float, what: str, make: Callable[[int], Message]
+        self, view: PeerView, limit: TimeLimit, what: str, make: Callable[[int], Message]
     ) -> GrantAnswer:
         cluster = view.session.cluster_id
 
         def wait(request: Request[GrantAnswer]) -> GrantAnswer:
-            answer = request.wait(deadline)
+            answer = request.wait(limit.deadline)
             if answer is not None:
                 return answer
             if request.over.is_set():
@@ -118,7 +125,7 @@ class GrantMessages:
                     status_code=LLMStatusCode.LLM_NOT_YET_LINK,
                 )
             raise LLMException(
-                f"cluster {cluster} did not say within sync_kv_timeout {what} (is it stopped?)",
+                f"cluster {cluster} did not say within {limit} {what} (is it stopped?)",
                 status_code=LLMStatusCode.LLM_TIMEOUT,
             )
 
@@ -126,8 +133,14 @@ class GrantMessages:
 
     # -- releasing ---------------------------------------------------------------------------
 
-    def release(self, view: PeerView, grant: int | KeyName) -> None:
-        """Tell the owner soon that we have finished with a grant: its generation, or its key."""
+    def release(self, view: PeerView, grant: int | KeyName, at_once: bool = False) -> None:
+        """Tell the owner soon that we have finished with a grant: its generation, or its key.
+
+        ``at_once``: before whatever the caller sends it next.
+        """
+        if at_once:
+            _send(view, [grant])
+            return
         self._finished.append((view, grant))
         try:
             if not self._sending:
@@ -145,9 +158,7 @@ class GrantMessages:
             by_view.setdefault(view, []).append(grant)
         for view, grants in by_view.items():
             for part in _parts(grants):
-                numbers = [number for number in part if not isinstance(number, tuple)]
-                names: list[Any] = [name for name in part if isinstance(name, tuple)]
-                view.send(ReleaseGrants.model_construct(generations=numbers, keys=names))
+                _send(view, part)
 
     # -- messages of peers -------------------------------------------------------------------
 
@@ -191,6 +202,12 @@ class GrantMessages:
         for key in [key for key in list(self._known) if key[0] == view.incarnation]:
             self._known.pop(key, None)
         self._requests.on_gone(view)
+
+
+def _send(view: PeerView, grants: list[int | KeyName]) -> None:
+    numbers = [grant for grant in grants if not isinstance(grant, tuple)]
+    names: list[Any] = [grant for grant in grants if isinstance(grant, tuple)]
+    view.send(ReleaseGrants.model_construct(generations=numbers, keys=names))
 
 
 def _parts(grants: Iterable[int | KeyName]) -> Iterable[list[int | KeyName]]:

@@ -27,6 +27,8 @@ from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.link")
 
+PIECES_LOOK_SECONDS = 0.002
+
 
 @dataclass(eq=False)
 class Attempt:
@@ -54,6 +56,8 @@ class Attempt:
     parallel: int = 1
     """Transfers that may be in flight with each peer."""
     permits: dict[int, Permits] = field(default_factory=dict)
+    between_pieces: set[int] = field(default_factory=set)
+    """Transfers, by token, that have given their permit to others and wait for it again."""
     counters: dict[int, Counters] = field(default_factory=dict)
     dead: bool = False
     """Whether it was given up."""
@@ -151,7 +155,10 @@ class Attempt:
         """
         self.dead = True
         held: dict[int, list[bool]] = {rank: [] for rank in self.permits}
-        self._take_all(held, time.monotonic() + grace_seconds)
+        grace_ends = time.monotonic() + grace_seconds
+        while self.between_pieces and time.monotonic() < grace_ends:
+            time.sleep(PIECES_LOOK_SECONDS)
+        self._take_all(held, grace_ends)
         self.abort(self.others)
         deadline = time.monotonic() + limit
         if not self.joining:  # which ends when the link is closed

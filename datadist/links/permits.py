@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from queue import Empty, SimpleQueue
 from time import monotonic
 
@@ -50,6 +52,11 @@ class Permits:
         """Give one back. Written in C."""
 
     @property
+    def free(self) -> int:
+        """How many can be taken now."""
+        return self._free.qsize()
+
+    @property
     def taken(self) -> int:
         """How many are not free."""
         return self.count - self._free.qsize()
@@ -63,6 +70,10 @@ class Permits:
             except NOT_FREE as error:
                 pass_on(error)
         self._wait(taken, monotonic() + timeout)
+
+    def give_back(self, taken: list[bool]) -> None:
+        """Give back the last one of ``taken``, which is not in there any more then; in one step of C."""
+        deque(map(self._free.put, islice(iter(taken.pop, None), 1)), maxlen=0)
 
     def take_all(self, taken: list[bool], deadline: float) -> None:
         """Take those that are not in ``taken`` yet, as far as they are free by ``deadline``."""

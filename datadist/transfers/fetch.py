@@ -13,7 +13,6 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from datadist.base.texts import in_seconds
 from datadist.caches.element_types import ElementTypes
 from datadist.caches.owned import OwnCache, OwnDirectory
 from datadist.caches.peers import TOKENS, PeerView
@@ -27,6 +26,7 @@ from datadist.status import (
     text_without_code,
 )
 from datadist.transfers import resolve
+from datadist.transfers.limits import CallLimit
 from datadist.transfers.plan import Segments
 from datadist.transfers.transfer import Transfers
 
@@ -51,7 +51,7 @@ class Fetches:
 
     # -- sending -----------------------------------------------------------------------------
 
-    def send(self, cluster: int, segments: Segments, data_type: int, deadline: float) -> None:
+    def send(self, cluster: int, segments: Segments, data_type: int, limit: CallLimit) -> None:
         """Have a cluster take ``segments`` of a cache of ours; ``remote`` are addresses in its caches.
 
         ``data_type`` is that of our cache, whose memory the caller keeps valid. Raises LLMException:
@@ -62,7 +62,8 @@ class Fetches:
             raise param_invalid(
                 f"a layer of {len(segments)} segments is more than {MAX_SEGMENTS}: send fewer blocks"
             )
-        route = self._transfers.routes(cluster, deadline)[0]
+        limit.begin(self._transfers.timeout)
+        route = self._transfers.routes(cluster, limit.deadline)[0]
         started, failed = time.monotonic(), True
 
         def message(number: int) -> Fetch:
@@ -74,23 +75,22 @@ class Fetches:
                 length=_packed(segments.length),
                 data_type=data_type,
                 same_type=self._types.required,
-                seconds=seconds_until(deadline),
+                seconds=seconds_until(limit.deadline),
             )
 
         try:
             self._requests.ask(
-                route.view, message, lambda request: self._await(cluster, request, deadline)
+                route.view, message, lambda request: self._await(cluster, request, limit)
             )
             failed = False
         finally:
             self._transfers.count(route, True, segments.nbytes, started, failed)
 
-    def _await(self, cluster: int, request: Request[Fetched], deadline: float) -> None:
-        request.wait(deadline)
+    def _await(self, cluster: int, request: Request[Fetched], limit: CallLimit) -> None:
+        request.wait(limit.deadline)
         if not request.over.is_set():
             raise LLMException(
-                f"cluster {cluster} did not take the layer within sync_kv_timeout "
-                f"({in_seconds(self._transfers.timeout)})",
+                f"cluster {cluster} did not take the layer within {limit}",
                 status_code=LLMStatusCode.LLM_TIMEOUT,
             )
         answer = request.answer
@@ -165,7 +165,8 @@ class Fetches:
             for cache in caches:
                 self._types.check_fetch(view, message, cache)
             segments = Segments(vectors[0], vectors[1], length, int(length.sum()))
-            self._transfers.move(route, segments, deadline)
+            limit = CallLimit(max(0.001, deadline - time.monotonic())).begin(0)
+            self._transfers.move(route, segments, limit)
 
         self._owned.using_all(self._targets(message, vectors[0], length), take)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from time import monotonic
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from datadist.grants.messages import GrantMessages
 from datadist.grants.words import WORD, Words
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transfers import resolve
+from datadist.transfers.limits import CallLimit
 from datadist.transfers.plan import Blocks, Segments, check_blocks, check_distinct
 from datadist.transfers.pull import plan_pairs
 from datadist.transfers.resolve import Found, Layers, Route
@@ -34,15 +35,31 @@ from datadist.transfers.transfer import (
     check_accessible,
     check_entry_accessible,
 )
+from datadist.transport import TransferTimeout
 
-__all__ = ["GrantedPulls"]
-
-CHECK_SECONDS = 1.0
-"""Least time for the owner to say whether a grant lives, after a read that took all there was."""
+__all__ = ["GrantedPulls", "GrantedRead"]
 
 
 class GrantEnded(LLMException):
     """The grant has ended; the key may name another one."""
+
+
+@dataclass(frozen=True, eq=False)
+class GrantedRead:
+    """What one call reads of a grant, and into which blocks of ours."""
+
+    cluster: int
+    name: KeyName
+    cache_id: int
+    positions: Blocks
+    """In the granted list; none for all of it."""
+    dst_blocks: Blocks
+    layers: Layers
+    token: Granted | None = None
+    release: bool = False
+    """Whether it finishes with the grant also where it does not read all."""
+    notifies: bool = False
+    """Whether a message to the owner follows, which must come after what finishes with the grant."""
 
 
 class GrantedPulls:
@@ -66,68 +83,57 @@ class GrantedPulls:
         """Whether a link names the cluster, so that a key may be one of its grants."""
         return self._transfers.names(cluster)
 
-    def pull(
-        self,
-        cluster: int,
-        name: KeyName,
-        cache_id: int,
-        positions: Blocks,
-        dst_blocks: Blocks,
-        layers: Layers,
-        token: Granted | None = None,
-        release: bool = False,
-    ) -> bool:
-        """Pull granted blocks at ``positions``, or all, into ``dst_blocks``; False if the key names none.
+    def pull(self, read: GrantedRead, limit: CallLimit) -> bool:
+        """Pull granted blocks within the time of ``limit``; False if the key names no grant.
 
         Raises LLMException with the status codes of ``CacheManager.pull_blocks``.
         """
-        self._transfers.check_cluster(cluster)
+        self._transfers.check_cluster(read.cluster)
+        return self._owned.using(read.cache_id, lambda cache: _Pull(self, cache, read, limit).run())
 
-        def pull(cache: OwnCache) -> bool:
-            return _Pull(self, cache, cluster, name, positions, dst_blocks, layers, release).run(
-                token
-            )
-
-        return self._owned.using(cache_id, pull)
+    def check(self, read: GrantedRead) -> None:
+        """Raise what :meth:`pull` raises for what this engine alone can tell."""
+        self._transfers.check_cluster(read.cluster)
+        self._owned.using(
+            read.cache_id, lambda cache: _Pull(self, cache, read, CallLimit()).check_own()
+        )
 
     def release(self, cluster: int, name: KeyName, token: Granted | None) -> None:
         """Finish with a grant without reading. Raises LLM_NOT_YET_LINK."""
         self._transfers.check_cluster(cluster)
-        deadline = monotonic() + self._transfers.timeout
-        view = self._transfers.routes(cluster, deadline)[0].view
+        limit = CallLimit().begin(self._transfers.timeout)
+        view = self._transfers.routes(cluster, limit.deadline)[0].view
         granted = token or self._grants.known(view, name)
         if token is not None and token.incarnation != view.incarnation:
             return  # of an engine that has ended, and its grants with it
         self._finish(view, name, None if granted is None else granted.generation)
 
-    def _finish(self, view: PeerView, name: KeyName, generation: int | None) -> None:
+    def _finish(
+        self, view: PeerView, name: KeyName, generation: int | None, at_once: bool = False
+    ) -> None:
         self._grants.forget(view, name)
-        self._grants.release(view, name if generation is None else generation)
+        self._grants.release(view, name if generation is None else generation, at_once)
 
 
 class _Pull:
     """One pull into a cache of ours."""
 
     def __init__(
-        self, pulls: GrantedPulls, cache: OwnCache, cluster: int, name: KeyName, positions: Blocks,
-        dst_blocks: Blocks, layers: Layers, release: bool,
-    ) -> None:  # fmt: skip
+        self, pulls: GrantedPulls, cache: OwnCache, read: GrantedRead, limit: CallLimit
+    ) -> None:
         self._pulls = pulls
         self._transfers = pulls._transfers
         self._cache = cache
-        self._cluster = cluster
-        self._name = name
-        self._positions = positions
-        self._dst_blocks = dst_blocks
-        self._layers = layers
-        self._release = release
-        self._deadline = monotonic() + self._transfers.timeout
+        self._wanted = read
+        self._cluster, self._name = read.cluster, read.name
+        self._limit = limit
 
-    def run(self, token: Granted | None) -> bool:
+    def run(self) -> bool:
         """False where the key names no grant."""
-        self._check_own()
-        routes = self._transfers.routes(self._cluster, self._deadline)
-        view = routes[0].view
+        self._limit.begin(self._transfers.timeout)
+        self.check_own()
+        routes = self._transfers.routes(self._cluster, self._limit.deadline)
+        view, token = routes[0].view, self._wanted.token
         granted = self._check_token(view, token) if token else self._known(view)
         fresh = granted is None
         if granted is None:
@@ -149,14 +155,17 @@ class _Pull:
             self._attempt(routes, view, granted)
         return True
 
-    def _check_own(self) -> None:
-        layout = self._cache.layout
+    def check_own(self) -> None:
+        """Raise for what this engine alone can tell; note the destination blocks."""
+        layout, wanted = self._cache.layout, self._wanted
         if self._pulls._one_sided:
             check_accessible(self._cache)
-        resolve.check_local(self._layers, len(layout.bases))
+        resolve.check_local(wanted.layers, len(layout.bases))
         with as_param_invalid():
-            self._targets = check_blocks("dst_blocks", self._dst_blocks, layout.count)
+            self._targets = check_blocks("dst_blocks", wanted.dst_blocks, layout.count)
             check_distinct("dst_blocks", self._targets, layout.count)
+        if wanted.token is not None:
+            self._places(wanted.token)
 
     # -- which grant -------------------------------------------------------------------------
 
@@ -169,12 +178,12 @@ class _Pull:
         return self._pulls._grants.known(view, self._name)
 
     def _ask(self, view: PeerView) -> Granted | None:
-        return self._pulls._grants.ask(view, self._name, self._deadline)
+        return self._pulls._grants.ask(view, self._name, self._limit)
 
     def _is_of_cache(self, view: PeerView) -> bool:
         with view.lock:
             found = resolve.find(view.directory, self._name, view.consumed)
-        if found is not None and self._release:
+        if found is not None and self._wanted.release:
             raise param_invalid(
                 f"release is True, but {describe(self._name)} names a cache of cluster {self._cluster} "
                 "and no grant"
@@ -183,7 +192,7 @@ class _Pull:
 
     def _refuse(self, view: PeerView) -> bool:
         """The owner has no such grant: a cache of that key has been heard of by now, if there is one."""
-        if self._is_of_cache(view) or not (len(self._positions) or self._release):
+        if self._is_of_cache(view) or not (len(self._wanted.positions) or self._wanted.release):
             return False
         raise self._ended("no grant of that key lives there")
 
@@ -207,13 +216,13 @@ class _Pull:
             if self._is_over(view, granted, error):
                 raise self._ended(f"it ended during the read, which failed ({error})") from error
             raise
-        if whole or self._release:
-            self._pulls._finish(view, self._name, granted.generation)
+        if whole or self._wanted.release:
+            self._pulls._finish(view, self._name, granted.generation, self._wanted.notifies)
 
     def _is_over(self, view: PeerView, granted: Granted, error: LLMException) -> bool:
         """Whether a read that failed was one of a grant that has ended, as far as the owner says."""
         unsaid = LLMStatusCode.LLM_NOT_YET_LINK, LLMStatusCode.LLM_ENGINE_FINALIZED
-        if view.session.closed or error.status_code in unsaid:
+        if view.session.closed or self._limit.cancelled or error.status_code in unsaid:
             return False
         try:
             return not self._is_live(view, granted)
@@ -222,37 +231,37 @@ class _Pull:
             return False
 
     def _is_live(self, view: PeerView, granted: Granted) -> bool:
-        deadline = max(self._deadline, monotonic() + CHECK_SECONDS)
-        return self._pulls._grants.is_live(view, granted.generation, deadline)
+        return self._pulls._grants.is_live(view, granted.generation, self._limit)
 
     def _move(self, routes: list[Route], view: PeerView, granted: Granted, pin: int) -> bool:
         """Whether all of the grant was read."""
         found = self._find(view, granted, pin)
         local, remote = len(self._cache.layout.bases), len(found.entry.bases)
-        mine, theirs = resolve.tensors_of(self._layers, local, remote)
+        mine, theirs = resolve.tensors_of(self._wanted.layers, local, remote)
         blocks = self._blocks(granted, found.entry)
         segments = plan_pairs(self._cache, found, mine, theirs, self._targets, blocks)
         self._pulls._types.check_pull(view, found.entry, self._cache)
 
         def move(route: Route) -> None:
-            reader = _WordReader(self._pulls, route, granted, self._deadline)
+            reader = _WordReader(self._pulls, route, granted, self._limit)
             try:
                 reader.take()
                 self._transfers.move(
-                    route, reader.segments(segments), self._deadline, found.entry,
+                    route, reader.segments(segments), self._limit, found.entry,
                     after=lambda: self._check(view, granted, reader),
                 )  # fmt: skip
             finally:
                 reader.close()
 
         self._transfers.move_over(resolve.reaching(routes, routes[0], found.entry), move)
-        every = len(self._positions) == 0 or len(set(self._positions)) == len(granted.blocks)
+        positions = self._wanted.positions
+        every = len(positions) == 0 or len(set(positions)) == len(granted.blocks)
         return every and theirs == slice(0, remote)
 
     def _find(self, view: PeerView, granted: Granted, pin: int) -> Found:
         entry = self._entry(view, granted.cache_id, pin)
         if entry is None:  # its news may be on the way, behind the token
-            view.synchronize(max(0.0, self._deadline - monotonic()))
+            view.synchronize(self._limit.left)
             entry = self._entry(view, granted.cache_id, pin)
         if entry is None or not entry.blocks:
             raise self._ended("its cache was freed")
@@ -271,22 +280,25 @@ class _Pull:
 
     def _blocks(self, granted: Granted, entry: Entry) -> Sequence[int]:
         """The owner's blocks that are to be read. Raises LLM_PARAM_INVALID."""
-        count = len(granted.blocks)
-        with as_param_invalid():
-            places = range(count)
-            if len(self._positions):
-                places = check_blocks("src_blocks", self._positions, count)  # type: ignore[assignment]
-        if len(places) != len(self._targets):
-            raise param_invalid(
-                f"dst_blocks has {len(self._targets)} entries, and {len(places)} of the {count} granted "
-                "blocks are to be pulled: each goes to the destination block at the same place"
-            )
+        places = self._places(granted)
         blocks: Sequence[int] = granted.blocks[np.asarray(places, np.int64)].tolist()
         if max(blocks) >= entry.count:
             raise self._ended(
                 f"the token names block {max(blocks)}, and the cache has {entry.count}"
             )
         return blocks
+
+    def _places(self, granted: Granted) -> Blocks:
+        """The positions in the granted list that are to be read. Raises LLM_PARAM_INVALID."""
+        count, places = len(granted.blocks), self._wanted.positions
+        with as_param_invalid():
+            places = check_blocks("src_blocks", places, count) if len(places) else range(count)
+        if len(places) != len(self._targets):
+            raise param_invalid(
+                f"dst_blocks has {len(self._targets)} entries, and {len(places)} of the {count} granted "
+                "blocks are to be pulled: each goes to the destination block at the same place"
+            )
+        return places
 
     def _check(self, view: PeerView, granted: Granted, reader: _WordReader) -> None:
         """The data has been read by now. Raises :class:`GrantEnded`."""
@@ -300,12 +312,12 @@ class _WordReader:
     """The word of a grant, read over a route; with the data, where reads are ordered."""
 
     def __init__(
-        self, pulls: GrantedPulls, route: Route, granted: Granted, deadline: float
+        self, pulls: GrantedPulls, route: Route, granted: Granted, limit: CallLimit
     ) -> None:
         self._pulls = pulls
         self._route = route
         self._granted = granted
-        self._deadline = deadline
+        self._limit = limit
         self._with_data = False
         self._scratch: list[int] = []
         """The number of the word that is read into; none where the owner is asked instead."""
@@ -346,9 +358,12 @@ class _WordReader:
         route, link = self._route, self._route.attempt.link
         if link is None:
             raise resolve.no_route([], route.attempt.members[route.rank].cluster_id, resolve.Ended)
-        seconds = max(CHECK_SECONDS, self._deadline - monotonic())
+        if not self._limit.left:
+            raise TransferTimeout(
+                "the data was read, but no time is left to read whether the grant lives"
+            )
         try:
-            link.read(route.rank, local, remote, length, seconds)
+            link.read(route.rank, local, remote, length, self._limit.left)
         except BaseException as error:
             self._pulls._transfers.keep(route, error, local, length, write=False)
             raise

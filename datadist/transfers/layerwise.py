@@ -7,7 +7,6 @@ was not reached keeps no result.
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 import time
@@ -15,9 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from datadist.base.calls import apart
+from datadist.base.completion import Completion
 from datadist.base.flag import Flag
 from datadist.base.threads import start
-from datadist.status import LLMException, LLMStatusCode
+from datadist.status import LLMException, LLMStatusCode, param_invalid
 
 log = logging.getLogger("datadist.transfer")
 
@@ -38,7 +38,7 @@ class LayerSend:
 @dataclass(frozen=True)
 class _Step:
     layer: int
-    failure: LLMStatusCode | None
+    failure: LLMException | None
 
 
 class LayerJob:
@@ -50,8 +50,12 @@ class LayerJob:
         self._results: list[LLMStatusCode | None] = [None] * len(sends)
         self._steps: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
         self._stopped = Flag()
-        self._done = Flag()
-        self._pid = os.getpid()
+        self._cancelled = False
+        self._first: list[str] = []
+        """Whether it was cancelled before a layer was moved."""
+        self._failure: LLMException | None = None
+        """The first one."""
+        self.completion = Completion()
 
     def start(self) -> None:
         """Begin. Raises ``RuntimeError`` where no thread can be started."""
@@ -73,19 +77,44 @@ class LayerJob:
 
     def wait(self, timeout: float | None) -> bool:
         """Whether the job has ended, within ``timeout`` seconds; in a forked child nothing goes on."""
-        return self._forked or self._done.wait(timeout)
+        return self.completion.wait(timeout)
+
+    def cancel(self) -> bool:
+        """End before the next layer; whether none was moved, nor ever will be."""
+        if self.completion.has_come():
+            return False
+        self._cancelled = True
+        self._stopped.set()
+        if self._began_first("cancelled"):
+            self.completion.come()
+            return True
+        return False
+
+    def _began_first(self, what: str) -> bool:
+        self._first.append(what)  # in C: no lock
+        return self._first[0] == what
+
+    def error(self) -> LLMException | None:
+        """Why it failed, after its end."""
+        if self._failure is None and self._cancelled and None in self._results:
+            return LLMException(
+                "the transfer was cancelled before its last layer",
+                status_code=LLMStatusCode.LLM_FAILED,
+            )
+        return self._failure
 
     @property
     def results(self) -> list[LLMStatusCode | None]:
-        """A status per destination; None for one whose last layer was not reached."""
-        if self._forked and not self._done.is_set():
+        """A status per destination; None for one whose last layer was not reached.
+
+        LLM_FAILED instead of None where it was cancelled.
+        """
+        if self.completion.forked:
             ended = LLMStatusCode.LLM_ENGINE_FINALIZED
             return [ended if code is None else code for code in self._results]
+        if self._cancelled and self.completion.has_come():
+            return [LLMStatusCode.LLM_FAILED if code is None else code for code in self._results]
         return list(self._results)
-
-    @property
-    def _forked(self) -> bool:
-        return os.getpid() != self._pid
 
     # -- waiting -----------------------------------------------------------------------------
 
@@ -101,26 +130,28 @@ class LayerJob:
         finally:
             self._steps.put(None)
 
-    def _wait_for(self, layer: int) -> LLMStatusCode | None:
+    def _wait_for(self, layer: int) -> LLMException | None:
         try:
             final = self._synchronize(layer)
         except BaseException:  # SystemExit, too, ends the thread: the task must not look complete
             log.exception("synchronize_layer(%d) raised: the task ends with LLM_FAILED", layer)
-            return LLMStatusCode.LLM_FAILED
+            return LLMException(
+                f"synchronize_layer({layer}) raised", status_code=LLMStatusCode.LLM_FAILED
+            )
         if final:
             return None
         log.error("synchronize_layer(%d) returned a false value: the task ends", layer)
-        return LLMStatusCode.LLM_PARAM_INVALID
+        return param_invalid(f"synchronize_layer({layer}) returned a false value")
 
     # -- moving ------------------------------------------------------------------------------
 
     def _move_all(self) -> None:
         try:
             while (step := self._steps.get()) is not None:
-                if not self._stopped.is_set():
+                if not self._stopped.is_set() and self._began_first("moved"):
                     self._take(step)
         finally:
-            self._done.set()
+            self.completion.come()
 
     def _take(self, step: _Step) -> None:
         for index, send in enumerate(self._sends):
@@ -128,7 +159,8 @@ class LayerJob:
                 continue
             failure = step.failure or self._move(send, step.layer)
             if failure is not None:
-                self._results[index] = failure
+                self._results[index] = failure.status_code
+                self._failure = self._failure or failure
                 self._stopped.set()
                 if step.failure is None:
                     return
@@ -136,15 +168,18 @@ class LayerJob:
                 self._results[index] = LLMStatusCode.LLM_SUCCESS
 
     @staticmethod
-    def _move(send: LayerSend, layer: int) -> LLMStatusCode | None:
+    def _move(send: LayerSend, layer: int) -> LLMException | None:
         started = time.monotonic()
         try:
             send.move(layer)
         except LLMException as error:
             log.error("layer %d to %s: %s", layer, send.where, error)
-            return error.status_code
-        except Exception:
+            return error
+        except Exception as error:
             log.exception("layer %d to %s failed unexpectedly; please report it", layer, send.where)
-            return LLMStatusCode.LLM_FAILED
+            return LLMException(
+                f"layer {layer} to {send.where} failed: {error!r}",
+                status_code=LLMStatusCode.LLM_FAILED,
+            )
         log.debug("layer %d to %s: %.3g s", layer, send.where, time.monotonic() - started)
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
 
 from datadist.base.range_set import RangeSet
 from datadist.caches.directory import KeyName
@@ -13,6 +12,7 @@ from datadist.caches.peers import PeerView
 from datadist.control.messages import Consume
 from datadist.status import param_invalid
 from datadist.transfers import resolve
+from datadist.transfers.limits import CallLimit
 from datadist.transfers.plan import (
     Blocks,
     Segments,
@@ -48,8 +48,9 @@ class Pulls:
         self._one_sided = one_sided
 
     def pull_cache(
-        self, cluster: int, source: Source, cache_id: int, slot: int, size: int, layers: Layers
-    ) -> None:
+        self, cluster: int, source: Source, cache_id: int, slot: int, size: int, layers: Layers,
+        limit: CallLimit,
+    ) -> None:  # fmt: skip
         """Pull a slot of a contiguous cache into slot ``slot`` of ours; size -1 is our stride.
 
         Raises LLMException with the status codes of ``CacheManager.pull_cache``.
@@ -57,22 +58,13 @@ class Pulls:
         self._transfers.check_cluster(cluster)
 
         def pull(cache: OwnCache) -> None:
-            layout = cache.layout
-            if layout.blocks:
-                raise param_invalid(f"cache {cache_id} is a blocks cache: use pull_blocks")
-            if slot >= layout.count:
-                has = resolve.slots_of(cache_id, layout.count)
-                raise param_invalid(f"batch_index is {slot}: {has}")
-            if size > layout.stride:
-                raise param_invalid(
-                    f"size is {size}: a slot of cache {cache_id} holds {layout.stride} bytes"
-                )
-            nbytes = layout.stride if size == -1 else size
+            _check_slot(cache, slot, size)
+            nbytes = cache.layout.stride if size == -1 else size
 
             def plan(local: OwnCache, found: Found, mine: slice, theirs: slice) -> Segments:
                 return _plan_slot(local, found, mine, theirs, slot, nbytes)
 
-            self._pull(cluster, source, cache, layers, plan)
+            self._pull(cluster, source, cache, layers, plan, limit)
 
         self._owned.using(cache_id, pull)
 
@@ -84,6 +76,7 @@ class Pulls:
         src_blocks: Blocks,
         dst_blocks: Blocks,
         layers: Layers,
+        limit: CallLimit,
     ) -> None:
         """Pull into blocks of our blocks cache, from blocks or (no ``src_blocks``) from a slot.
 
@@ -92,43 +85,64 @@ class Pulls:
         self._transfers.check_cluster(cluster)
 
         def pull(cache: OwnCache) -> None:
-            if not cache.layout.blocks:
-                raise param_invalid(f"cache {cache_id} is not a blocks cache: use pull_cache")
-            if len(src_blocks) not in (0, len(dst_blocks)):
-                raise param_invalid(
-                    f"src_blocks has {len(src_blocks)} entries and dst_blocks {len(dst_blocks)}: "
-                    "each source block goes to the destination block at the same place"
-                )
-            with as_param_invalid():
-                targets = check_blocks("dst_blocks", dst_blocks, cache.layout.count)
-                check_distinct("dst_blocks", targets, cache.layout.count)
+            targets = _check_blocks(cache, src_blocks, dst_blocks)
 
             def plan(local: OwnCache, found: Found, mine: slice, theirs: slice) -> Segments:
                 if found.entry.blocks:
                     return plan_pairs(local, found, mine, theirs, targets, src_blocks)
                 return _plan_scatter(local, found, mine, theirs, targets, src_blocks)
 
-            route, found, version = self._pull(cluster, source, cache, layers, plan)
+            route, found, version = self._pull(cluster, source, cache, layers, plan, limit)
             if isinstance(source, KeyName) and source.space == "blocks" and layers.all:
                 name = cluster, source.model, cache_id
                 self._route_cache.remember(name, cache, found.entry, route, version)
 
         self._owned.using(cache_id, pull)
 
-    def _pull(
-        self, cluster: int, source: Source, cache: OwnCache, layers: Layers, plan: Planner
-    ) -> tuple[Route, Found, int]:
-        """Returns what it found, and the version of the peer's directory that says so."""
-        deadline = monotonic() + self._transfers.timeout
+    def check_cache(
+        self, cluster: int, cache_id: int, slot: int, size: int, layers: Layers
+    ) -> None:
+        """Raise what :meth:`pull_cache` raises for what this engine alone can tell."""
+
+        def check(cache: OwnCache) -> None:
+            _check_slot(cache, slot, size)
+            self._check_local(cache, layers)
+
+        self._transfers.check_cluster(cluster)
+        self._owned.using(cache_id, check)
+
+    def check_blocks(
+        self, cluster: int, cache_id: int, src_blocks: Blocks, dst_blocks: Blocks, layers: Layers
+    ) -> None:
+        """Raise what :meth:`pull_blocks` raises for what this engine alone can tell."""
+
+        def check(cache: OwnCache) -> None:
+            _check_blocks(cache, src_blocks, dst_blocks)
+            self._check_local(cache, layers)
+
+        self._transfers.check_cluster(cluster)
+        self._owned.using(cache_id, check)
+
+    def _check_local(self, cache: OwnCache, layers: Layers) -> None:
         resolve.check_local(layers, len(cache.layout.bases))
-        routes = self._transfers.routes(cluster, deadline)
+        if self._one_sided:
+            check_accessible(cache)
+
+    def _pull(
+        self, cluster: int, source: Source, cache: OwnCache, layers: Layers, plan: Planner,
+        limit: CallLimit,
+    ) -> tuple[Route, Found, int]:  # fmt: skip
+        """Returns what it found, and the version of the peer's directory that says so."""
+        limit.begin(self._transfers.timeout)
+        resolve.check_local(layers, len(cache.layout.bases))
+        routes = self._transfers.routes(cluster, limit.deadline)
         if self._one_sided:
             check_accessible(cache)
         view = routes[0].view
         version = view.version
 
         def pull(token: int) -> tuple[Route, Found]:
-            found = resolve.look_up(view, source, deadline, token)
+            found = resolve.look_up(view, source, limit, token)
             if self._one_sided:
                 check_entry_accessible(found)
             mine, theirs = resolve.tensors_of(
@@ -143,7 +157,7 @@ class Pulls:
                 self._transfers.move(
                     route,
                     segments,
-                    deadline,
+                    limit,
                     found.entry,
                     before=lambda: pulled.append(self._pulled_so_far(view, found, source)),
                     after=lambda: self._consume(view, found, theirs, source, pulled[-1]),
@@ -197,6 +211,34 @@ class Pulls:
                 cache_id=entry.cache_id, binding=binding.id, start=theirs.start, stop=theirs.stop
             )
         )
+
+
+def _check_slot(cache: OwnCache, slot: int, size: int) -> None:
+    layout = cache.layout
+    if layout.blocks:
+        raise param_invalid(f"cache {cache.cache_id} is a blocks cache: use pull_blocks")
+    if slot >= layout.count:
+        has = resolve.slots_of(cache.cache_id, layout.count)
+        raise param_invalid(f"batch_index is {slot}: {has}")
+    if size > layout.stride:
+        raise param_invalid(
+            f"size is {size}: a slot of cache {cache.cache_id} holds {layout.stride} bytes"
+        )
+
+
+def _check_blocks(cache: OwnCache, src_blocks: Blocks, dst_blocks: Blocks) -> Blocks:
+    """The destinations, within the cache and each once."""
+    if not cache.layout.blocks:
+        raise param_invalid(f"cache {cache.cache_id} is not a blocks cache: use pull_cache")
+    if len(src_blocks) not in (0, len(dst_blocks)):
+        raise param_invalid(
+            f"src_blocks has {len(src_blocks)} entries and dst_blocks {len(dst_blocks)}: "
+            "each source block goes to the destination block at the same place"
+        )
+    with as_param_invalid():
+        targets = check_blocks("dst_blocks", dst_blocks, cache.layout.count)
+        check_distinct("dst_blocks", targets, cache.layout.count)
+    return targets
 
 
 def _plan_slot(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from datadist.caches.element_types import ElementTypes
 from datadist.caches.owned import OwnCache, OwnDirectory
 from datadist.status import param_invalid
 from datadist.transfers import resolve
+from datadist.transfers.limits import CallLimit
 from datadist.transfers.plan import (
     Blocks,
     Segments,
@@ -41,7 +41,8 @@ class PushLayers:
 class Pushes:
     """Writes into caches of linked clusters; every method works from any thread.
 
-    One call moves all layers; it may take ``sync_kv_timeout`` per layer.
+    One call moves all layers; it may take ``sync_kv_timeout`` per layer, or what ``limit`` says of the
+    whole call.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class Pushes:
         self._types = types
 
     def push_cache(
-        self, cluster: int, target: ById, cache_id: int, slot: int, layers: PushLayers
-    ) -> None:
+        self, cluster: int, target: ById, cache_id: int, slot: int, layers: PushLayers,
+        limit: CallLimit,
+    ) -> None:  # fmt: skip
         """Write slot ``slot`` of our contiguous cache into the slot that ``target`` names.
 
         Raises LLMException with the status codes of ``CacheManager.push_cache``.
@@ -75,9 +77,7 @@ class Pushes:
                 has = resolve.slots_of(entry.cache_id, entry.count, cluster)
                 raise param_invalid(f"batch_index is {target.slot}: {has}")
             mine = pushing.mine()
-            if slot >= local.layout.count:
-                has = resolve.slots_of(cache_id, local.layout.count)
-                raise param_invalid(f"src_batch_index is {slot}: {has}")
+            _check_slot(local, slot)
             stride = local.layout.stride
             if stride > entry.stride:
                 raise param_invalid(
@@ -94,7 +94,7 @@ class Pushes:
                 )
             )
 
-        self._with_target(cluster, ById(target.cache_id, 0), cache_id, layers, push)
+        self._with_target(cluster, ById(target.cache_id, 0), cache_id, layers, limit, push)
 
     def push_blocks(
         self,
@@ -104,6 +104,7 @@ class Pushes:
         src_blocks: Blocks,
         dst_blocks: Blocks,
         layers: PushLayers,
+        limit: CallLimit,
     ) -> None:
         """Write ``src_blocks[i]`` of our blocks cache into ``dst_blocks[i]`` of the target's.
 
@@ -140,11 +141,36 @@ class Pushes:
                 name = cluster, target.model, cache_id, layers.per_layer
                 self._route_cache.remember(name, local, entry, route, pushing.version)
 
-        self._with_target(cluster, target, cache_id, layers, push)
+        self._with_target(cluster, target, cache_id, layers, limit, push)
+
+    def check_cache(self, cluster: int, cache_id: int, slot: int, layers: PushLayers) -> None:
+        """Raise what :meth:`push_cache` raises for what this engine alone can tell."""
+
+        def check(cache: OwnCache) -> None:
+            check_accessible(cache)
+            _tensors_of(cache, layers)
+            _check_slot(cache, slot)
+
+        self._transfers.check_cluster(cluster)
+        self._owned.using(cache_id, check)
+
+    def check_blocks(
+        self, cluster: int, cache_id: int, src_blocks: Blocks, layers: PushLayers
+    ) -> None:
+        """Raise what :meth:`push_blocks` raises for what this engine alone can tell."""
+
+        def check(cache: OwnCache) -> None:
+            check_accessible(cache)
+            _tensors_of(cache, layers)
+            with as_param_invalid():
+                check_blocks("src_blocks", src_blocks, cache.layout.count)
+
+        self._transfers.check_cluster(cluster)
+        self._owned.using(cache_id, check)
 
     def push_slot_to_blocks(
         self, cluster: int, target: Source, cache_id: int, slot: int, dst_blocks: Blocks,
-        block_bytes: int, layers: PushLayers,
+        block_bytes: int, layers: PushLayers, limit: CallLimit,
     ) -> None:  # fmt: skip
         """Spread a slot of our contiguous cache over blocks of ``block_bytes`` of the target."""
 
@@ -173,9 +199,11 @@ class Pushes:
                 Segments(segments.remote, segments.local, segments.length, segments.nbytes)
             )
 
-        self._with_target(cluster, target, cache_id, layers, push)
+        self._with_target(cluster, target, cache_id, layers, limit, push)
 
-    def push_whole(self, cluster: int, target: Source, cache_id: int, layers: PushLayers) -> None:
+    def push_whole(
+        self, cluster: int, target: Source, cache_id: int, layers: PushLayers, limit: CallLimit
+    ) -> None:
         """Write whole tensors of our cache over those of the target, which are equally large."""
 
         def push(pushing: _Pushing) -> None:
@@ -191,7 +219,7 @@ class Pushes:
             bases = pushing.local.layout.bases[mine]
             pushing.move(plan_slots(bases, entry.bases[theirs], 0, 0, size))
 
-        self._with_target(cluster, target, cache_id, layers, push)
+        self._with_target(cluster, target, cache_id, layers, limit, push)
 
     def _with_target(
         self,
@@ -199,19 +227,20 @@ class Pushes:
         target: Source,
         cache_id: int,
         layers: PushLayers,
+        limit: CallLimit,
         push: Callable[[_Pushing], None],
     ) -> None:
         self._transfers.check_cluster(cluster)
 
         def from_cache(cache: OwnCache) -> None:
-            deadline = time.monotonic() + self._transfers.timeout * max(1, len(layers.source))
-            routes = self._transfers.routes(cluster, deadline)
+            limit.begin(self._transfers.timeout * max(1, len(layers.source)))
+            routes = self._transfers.routes(cluster, limit.deadline)
             check_accessible(cache)
             view = routes[0].view
             version = view.version
 
             def begun(token: int) -> None:
-                found = resolve.look_up(view, target, deadline, token)
+                found = resolve.look_up(view, target, limit, token)
                 check_entry_accessible(found)
                 ways = resolve.reaching(routes, routes[0], found.entry)
 
@@ -219,7 +248,7 @@ class Pushes:
                     self._types.check_push(view, cache, found.entry)
                     return self._transfers.move_over(
                         ways,
-                        lambda cached: self._transfers.move(cached, segments, deadline, write=True),
+                        lambda cached: self._transfers.move(cached, segments, limit, write=True),
                     )
 
                 push(_Pushing(cache, found, layers, version, move))
@@ -250,12 +279,22 @@ class _Pushing:
 
     def mine(self) -> slice:
         """Our tensors."""
-        count, per = len(self.local.layout.bases), self.layers.per_layer
-        if count % per:
-            raise param_invalid(
-                f"the local cache has {count} tensors, not a multiple of tensor_num_per_layer {per}"
-            )
-        return tensor_range(self.layers.source, per, count, "src_layer_range", "local")
+        return _tensors_of(self.local, self.layers)
+
+
+def _tensors_of(cache: OwnCache, layers: PushLayers) -> slice:
+    count, per = len(cache.layout.bases), layers.per_layer
+    if count % per:
+        raise param_invalid(
+            f"the local cache has {count} tensors, not a multiple of tensor_num_per_layer {per}"
+        )
+    return tensor_range(layers.source, per, count, "src_layer_range", "local")
+
+
+def _check_slot(cache: OwnCache, slot: int) -> None:
+    if slot >= cache.layout.count:
+        has = resolve.slots_of(cache.cache_id, cache.layout.count)
+        raise param_invalid(f"src_batch_index is {slot}: {has}")
 
 
 def layers_to_push(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -13,6 +12,7 @@ from datadist.caches.peers import PeerView
 from datadist.control.messages import Binding, Entry
 from datadist.links.domain import Attempt, Domain
 from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.transfers.limits import CallLimit
 from datadist.types import RegisterMemStatus
 
 
@@ -153,7 +153,7 @@ def reaching(routes: list[Route], first: Route, entry: Entry) -> list[Route]:
     )
 
 
-def look_up(view: PeerView, source: Source, deadline: float, token: int) -> Found:
+def look_up(view: PeerView, source: Source, limit: CallLimit, token: int) -> Found:
     """The source in the peer's directory; a pull of that ``token`` has begun when it is found.
 
     Asks the peer when it is not there. Raises LLM_KV_CACHE_NOT_EXIST, LLM_TIMEOUT when the peer did
@@ -162,7 +162,7 @@ def look_up(view: PeerView, source: Source, deadline: float, token: int) -> Foun
     found = _attempt_look_up(view, source, token)
     if found is not None:
         return found
-    answered = view.synchronize(max(0.0, deadline - time.monotonic()))
+    answered = view.synchronize(limit.left)
     found = _attempt_look_up(view, source, token)
     if found is not None:
         return found
@@ -175,7 +175,7 @@ def look_up(view: PeerView, source: Source, deadline: float, token: int) -> Foun
             status_code=LLMStatusCode.LLM_NOT_YET_LINK,
         )
     raise LLMException(
-        f"cluster {cluster} did not say within sync_kv_timeout whether it has a cache for "
+        f"cluster {cluster} did not say within {limit} whether it has a cache for "
         f"{text_of(source)} (is it stopped?)",
         status_code=LLMStatusCode.LLM_TIMEOUT,
     )

@@ -23,6 +23,7 @@ from datadist.caches.peers import TOKENS
 from datadist.control.messages import Entry
 from datadist.links.permits import NON_BLOCKING, NOT_FREE
 from datadist.transfers import resolve
+from datadist.transfers.limits import CallLimit
 from datadist.transfers.plan import (
     SCALAR_SEGMENTS,
     Blocks,
@@ -64,7 +65,8 @@ class CachedRoute:
         self.attempt = route.attempt
         self.rank = route.rank
         self.permits = route.attempt.permits[route.rank]
-        self.take_permit = self.permits.take_now
+        self.line, self.take_permit = self.permits.line, self.permits.take_now
+        self.release_permit = self.permits.release
         self.gone = route.attempt.gone
         self.tensors = len(layout.bases)
         self.tallies = transfers.tallies(route, push=False)
@@ -170,10 +172,12 @@ class RouteCache:
         """Forget all routes."""
         self._routes.clear()
 
-    def pull(self, key: RouteKey, src_blocks: Blocks, dst_blocks: Blocks) -> bool:
+    def pull(
+        self, key: RouteKey, src_blocks: Blocks, dst_blocks: Blocks, limit: CallLimit | None = None
+    ) -> bool:
         """Pull over a cached route; False if the pull must be repeated on the slow path.
 
-        It may have written to the destination blocks then.
+        It may have written to the destination blocks then. Without a ``limit`` that of the engine counts.
 
         Raises LLMException as the slow path does.
         """
@@ -183,14 +187,19 @@ class RouteCache:
             return False
         if cached.read_reports_control and type(src_blocks) is list and type(dst_blocks) is list:
             small = cached.small_plan(src_blocks, dst_blocks)
-            done = None if small is None else self._pull_small(cached, small, started)
+            done = None if small is None else self._pull_small(cached, small, started, limit)
+            if done:
+                if limit is not None:
+                    limit.peer = cached.view
+                return True
             if done is False:
                 self._routes.pop(key, None)
-            if done is not None:
-                return done
-        return self._move(key, cached, cached.plan(src_blocks, dst_blocks, False), started, False)
+                return False
+        return self._move(key, cached, cached.plan(src_blocks, dst_blocks, False), limit, False)
 
-    def push(self, key: RouteKey, src_blocks: Blocks, dst_blocks: Blocks) -> bool:
+    def push(
+        self, key: RouteKey, src_blocks: Blocks, dst_blocks: Blocks, limit: CallLimit | None = None
+    ) -> bool:
         """Push over a cached route; False if nothing was written and the push must take the slow
         path.
 
@@ -199,21 +208,21 @@ class RouteCache:
         cached = self._routes.get(key)
         if cached is None:
             return False
-        started = monotonic()
-        return self._move(key, cached, cached.plan(dst_blocks, src_blocks, True), started, True)
+        return self._move(key, cached, cached.plan(dst_blocks, src_blocks, True), limit, True)
 
     def _move(
         self,
         key: RouteKey,
         cached: CachedRoute,
         segments: Segments | None,
-        started: float,
+        limit: CallLimit | None,
         write: bool,
     ) -> bool:
         if segments is None:
             return False
         layers = cached.tensors // key[-1] if write else 1
-        deadline = started + self._transfers.timeout * layers
+        limit = CallLimit() if limit is None else limit
+        limit.begin(self._transfers.timeout * layers)
         token, done = next(TOKENS), False
         try:
             if (
@@ -221,7 +230,7 @@ class RouteCache:
                 and cached.session.settled()
                 and cached.view.begin_pull_at(cached.version, token)
             ):
-                self._transfers.move(cached.route, segments, deadline, cached.entry, write)
+                self._transfers.move(cached.route, segments, limit, cached.entry, write)
                 done = True
             cached.view.end_pull(token)  # as _end, without the call
             self._owned.unpin(cached.cache, token)
@@ -235,7 +244,9 @@ class RouteCache:
             self._routes.pop(key, None)
         return done
 
-    def _pull_small(self, cached: CachedRoute, small: SmallPlan, started: float) -> bool | None:
+    def _pull_small(
+        self, cached: CachedRoute, small: SmallPlan, started: float, limit: CallLimit | None
+    ) -> bool | None:
         """Read and then check that the route was still valid; None if the link has no free permit."""
         view, transfers = cached.view, self._transfers
         local, remote, length = small
@@ -243,7 +254,7 @@ class RouteCache:
         control_readable: bool | None = None
         acquired: list[bool] = []
         try:
-            if cached.permits.line:
+            if cached.line:
                 return None
             try:
                 acquired += map(cached.take_permit, NON_BLOCKING)  # noted in C, see Permits
@@ -255,7 +266,10 @@ class RouteCache:
                 and view.begin_pull_at(cached.version, token)
                 and not (link is None or cached.attempt.dead or rank in cached.gone)
             ):
-                control_readable = link.read(rank, local, remote, length, transfers.timeout)
+                control_readable = link.read(
+                    rank, local, remote, length,
+                    transfers.timeout if limit is None else limit.begin(transfers.timeout).seconds,
+                )  # fmt: skip
             view.end_pull(token)  # as _end, without the call
             self._owned.unpin(cached.cache, token)
         except BaseException as error:
@@ -274,7 +288,7 @@ class RouteCache:
             raise transfers.failure(cached.route, error, "pull from") from error
         finally:
             if True in acquired:
-                cached.permits.release()
+                cached.release_permit()
         seconds = monotonic() - started
         if control_readable is not False:
             return False

@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from time import monotonic
 
 from datadist.base.callers import pass_on
-from datadist.base.texts import in_seconds
 from datadist.caches.owned import OwnCache
 from datadist.caches.peers import TOKENS, PeerView
 from datadist.caches.quarantine import Kept, Quarantine
@@ -21,6 +20,8 @@ from datadist.links.domain import Domain
 from datadist.links.permits import Permits
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transfers import resolve
+from datadist.transfers.limits import CallLimit
+from datadist.transfers.pieces import MIN_PIECE, move_pieces
 from datadist.transfers.plan import Segments
 from datadist.transfers.resolve import Found, Route
 from datadist.transport import (
@@ -40,6 +41,10 @@ STATUS_OF: tuple[tuple[type[TransportError], LLMStatusCode], ...] = (
     (Unsupported, LLMStatusCode.LLM_FEATURE_NOT_ENABLED),
 )
 """Status of a transport's errors; what is not listed is LLM_FAILED."""
+TURN_SECONDS = 0.005
+"""A piece of a transfer that holds the last permit of its link takes about so long."""
+CANCEL_SECONDS = 0.1
+"""The same for a transfer that can be cancelled, while the link has more permits."""
 MIN_REUSE_SECONDS = 0.5
 """An owner never reuses memory sooner than this after it has told a reader, which may be stopped."""
 
@@ -125,7 +130,7 @@ class Transfers:
         self,
         route: Route,
         segments: Segments,
-        deadline: float,
+        limit: CallLimit,
         source: Entry | None = None,
         write: bool = False,
         before: Callable[[], None] | None = None,
@@ -147,40 +152,90 @@ class Transfers:
         acquired: list[bool] = []
         try:
             try:
-                self._take(permits, acquired, route, deadline)
-                link = attempt.link
-                if attempt.dead or rank in attempt.gone or link is None:
+                self._take(permits, acquired, route, limit)
+                if attempt.dead or rank in attempt.gone or attempt.link is None:
                     failed = None
                     cluster = attempt.members[rank].cluster_id
                     raise resolve.no_route(self._domains(), cluster, resolve.Ended)
                 if before is not None:
                     before()
-                seconds = max(0.0, deadline - monotonic())
-                operate = link.write if write else link.read
-                try:
-                    operate(rank, segments.local, segments.remote, segments.length, seconds)
-                except BaseException as error:  # the caller's own may come with one as well
-                    self.keep(route, error, segments.local, segments.length, write)
-                    raise
+                self._move_turns(route, segments, limit, write, acquired)
                 if not write:
-                    self._check_kept(route, source, deadline)
+                    self._check_kept(route, source, limit)
                 if self._verify is not None:
-                    self._verify(route, segments, deadline)
+                    self._verify(route, segments, limit.deadline)
                 if after is not None:
                     after()
             finally:
                 if True in acquired:
                     permits.release()
             failed = False
+            limit.peer = route.view
         except LLMException:
             raise
         except Exception as error:
-            raise self.failure(route, error, "push to" if write else "pull from") from error
+            what = "push to" if write else "pull from"
+            raise self.failure(route, error, what, limit) from error
         finally:
             if failed is not None:
                 self.count(route, write, segments.nbytes, started, failed)
 
-    def _check_kept(self, route: Route, source: Entry | None, deadline: float) -> None:
+    def _move_turns(
+        self, route: Route, segments: Segments, limit: CallLimit, write: bool, acquired: list[bool]
+    ) -> None:
+        """Move the segments, in pieces where others may wait for our permit or the user may cancel."""
+        _check_cancelled(limit, 0, segments.nbytes)
+        permits = route.attempt.permits[route.rank]
+        shared = not permits.free
+        if segments.nbytes <= MIN_PIECE or not (shared or limit.in_pieces):
+            self._operate(route, segments, limit, write)
+            return
+
+        def turn(moved: int) -> None:
+            _check_cancelled(limit, moved, segments.nbytes)
+            if permits.line:
+                self._let_others_go(route, acquired, limit)
+            if not limit.left:
+                raise LLMException(
+                    f"{moved} of {segments.nbytes} bytes were moved over {route.domain} within {limit}",
+                    status_code=LLMStatusCode.LLM_TIMEOUT,
+                )
+
+        seconds = TURN_SECONDS if shared else CANCEL_SECONDS
+        move_pieces(
+            segments, seconds, lambda piece: self._operate(route, piece, limit, write), turn
+        )
+
+    def _operate(self, route: Route, segments: Segments, limit: CallLimit, write: bool) -> None:
+        link = route.attempt.link
+        assert link is not None
+        operate = link.write if write else link.read
+        local, length = segments.local, segments.length
+        try:
+            operate(route.rank, local, segments.remote, length, limit.left)
+        except BaseException as error:  # the caller's own may come with one as well
+            self.keep(route, error, local, length, write)
+            raise
+
+    def _let_others_go(self, route: Route, acquired: list[bool], limit: CallLimit) -> None:
+        """Give the permit to those who wait, and wait for it behind them.
+
+        A link that is being closed waits for who does this as for who holds a permit.
+        """
+        attempt, token = route.attempt, next(TOKENS)
+        permits = attempt.permits[route.rank]
+        try:
+            attempt.between_pieces.add(token)
+            if attempt.dead:
+                return
+            permits.give_back(acquired)
+            self._take(permits, acquired, route, limit)
+            if attempt.closed:
+                raise TransferError("the link was closed meanwhile")
+        finally:
+            attempt.between_pieces.discard(token)
+
+    def _check_kept(self, route: Route, source: Entry | None, limit: CallLimit) -> None:
         """Raise if the owner may have reused the memory during the read.
 
         An owner waits for a limited time for a reader that does not answer, and not at all for a
@@ -192,9 +247,8 @@ class Transfers:
         that is registered no more. Memory of a pool is kept for as long as a pull goes on.
         """
         session = route.view.session
-        left = deadline - monotonic()
-        late = left < self.timeout - MIN_REUSE_SECONDS
-        left = max(1.0, left)
+        late = limit.elapsed > MIN_REUSE_SECONDS
+        left = max(1.0, limit.left)
         confirmed = session.settled() or self._drain(session, left)
         _check_unrevoked(route, source)
         if late and source is not None and not source.pooled:
@@ -205,16 +259,15 @@ class Transfers:
                 route, "the owner did not confirm that the data is still valid (is it stopped?)"
             )
 
-    def _take(self, permits: Permits, acquired: list[bool], route: Route, deadline: float) -> None:
+    def _take(self, permits: Permits, acquired: list[bool], route: Route, limit: CallLimit) -> None:
         """Take a permit of a link and rank; True is in ``acquired`` once that is done."""
-        permits.take(acquired, max(0.0, deadline - monotonic()))
+        permits.take(acquired, limit.left)
         if True not in acquired:
             others = (
                 "another transfer" if permits.count == 1 else f"{permits.count} other transfers"
             )
             raise LLMException(
-                f"{others} over {route.domain} took longer than sync_kv_timeout "
-                f"({in_seconds(self.timeout)})",
+                f"{others} over {route.domain} took longer than {limit}",
                 status_code=LLMStatusCode.LLM_TIMEOUT,
             )
 
@@ -269,13 +322,22 @@ class Transfers:
             one.add(nbytes, seconds)
             every.add(nbytes, seconds)
 
-    def failure(self, route: Route, error: Exception, what: str) -> LLMException:
+    def leads_to(self, view: PeerView) -> bool:
+        """Whether a usable link leads to that engine."""
+        routes = resolve.routes_to(self._domains(), self._views, view.session.cluster_id)
+        return any(route.view is view for route in routes)
+
+    def failure(
+        self, route: Route, error: Exception, what: str, limit: CallLimit | None = None
+    ) -> LLMException:
         """Convert an exception of the transport to the exception for the user."""
         cluster = route.attempt.members[route.rank].cluster_id
         text = text_of(error, route.attempt.link)
         if isinstance(error, TransferError) and not error.link_usable:
             text = route.attempt.gone.setdefault(route.rank, f"cluster {cluster}: {text}")
             text += "; unlink and link again"
+        if isinstance(error, TransferTimeout) and limit is not None:
+            text += f"; the call has {limit}"
         if getattr(error, "in_flight", None) is not None:
             text += (
                 "; the transport cannot stop it (the peer is stopped, or a page of either end does not "
@@ -285,6 +347,15 @@ class Transfers:
         status = next((s for t, s in STATUS_OF if isinstance(error, t)), LLMStatusCode.LLM_FAILED)
         return LLMException(
             f"the {what} cluster {cluster} over {route.domain} failed: {text}", status_code=status
+        )
+
+
+def _check_cancelled(limit: CallLimit, moved: int, nbytes: int) -> None:
+    """Raise LLM_FAILED for a transfer that its user has cancelled."""
+    if limit.cancelled:
+        raise LLMException(
+            f"the transfer was cancelled after {moved} of {nbytes} bytes",
+            status_code=LLMStatusCode.LLM_FAILED,
         )
 
 

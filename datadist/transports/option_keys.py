@@ -51,6 +51,7 @@ DOCUMENTED = {
     "llm.TransferBackend": Option('the name of a transport, or "auto"', "transfer_backend"),
     "llm.deployResPath": Option(attribute="deploy_res_path"),
     "llm.listenIpInfo": Option("IPv4:port such as 10.0.0.1:26000", "listen_ip_info"),
+    "datadist.background_threads": Option("a number in [2, 64]"),
     "datadist.check_types": Option('"0" or "1"'),
     "datadist.checksum": Option('"0" or "1"'),
 }

@@ -6,6 +6,7 @@ import select
 import threading
 
 from datadist.base.event_queue import EventQueue
+from tests import interrupts
 
 
 def _readable(queue: EventQueue[int]) -> bool:
@@ -43,12 +44,13 @@ def test_a_watcher_is_woken_and_loses_nothing() -> None:
             assert select.select([queue], [], [], 60)[0]
             taken.extend(queue.take())
 
+    def put_from(base: int) -> None:
+        for number in range(base, base + 1000):
+            queue.put(number)
+
     watcher = threading.Thread(target=watch)
     watcher.start()
-    putters = [
-        threading.Thread(target=lambda base=base: [*map(queue.put, range(base, base + 1000))])
-        for base in (0, 1000, 2000)
-    ]
+    putters = [threading.Thread(target=put_from, args=(base,)) for base in (0, 1000, 2000)]
     for each in putters:
         each.start()
     for each in (*putters, watcher):
@@ -65,3 +67,23 @@ def test_a_closed_queue_gives_what_was_there_and_can_be_closed_again() -> None:
     queue.close()
     queue.put(8)
     assert queue.take() == [7, 8]
+
+
+def test_an_exception_of_a_handler_at_any_moment_loses_no_event() -> None:
+    queue: EventQueue[int] = EventQueue()
+    expected = list(range(5))
+    for number in expected:
+        queue.put(number)
+    taken: list[int] = []
+
+    def call() -> None:
+        taken.extend(queue.take())
+
+    rounds = 0
+    for where in interrupts.raising(call, interrupts.Interrupt):
+        rounds += 1
+        assert sorted([*taken, *queue.waiting()]) == expected, where
+        for number in taken:
+            queue.put(number)
+        taken.clear()
+    assert rounds > 2

@@ -14,6 +14,7 @@ from datadist.bench.measured_engine import BenchError
 from datadist.bench.plot import plot
 from datadist.bench.report import problems, report
 from datadist.bench.results import (
+    BesideLarge,
     Grants,
     Latency,
     LinkTime,
@@ -52,6 +53,7 @@ RESULTS: list[Result] = [
              Series([0.1]), []),
     Grants("grants", 1 << 20, 1000, Series([2e-5]), Series([3e-5]), Series([4e-5]), Series([5e-5]),
            Series([6e-5]), Series([7e-5]), 2e-5, 1e-5, 2048.0),
+    BesideLarge("small", 1 << 30, 5000.0, [[1e-5], [2e-5]], [[1e-4], [3e-4]], [[1e-4], [0.004]], [0.2]),
 ]  # fmt: skip
 
 
@@ -116,7 +118,17 @@ def test_percentiles() -> None:
 
 def test_the_report_has_every_result() -> None:
     text = report(RESULTS)
-    for part in ("paged", "8.00", "5.00-10.00", "0.80", "whole call", "64", "segment-bytes", "92%"):
+    for part in (
+        "paged",
+        "8.00",
+        "5.00-10.00",
+        "0.80",
+        "whole call",
+        "64",
+        "segment-bytes",
+        "92%",
+        "4 ms",
+    ):
         assert part in text
     assert problems(RESULTS) == []
     assert problems([_throughput(["tensor 1: ..."])]) == ["paged: tensor 1: ..."]
@@ -134,6 +146,7 @@ def test_results_are_json() -> None:
         "beside",
         "parallel",
         "grants",
+        "small",
     ]
 
 

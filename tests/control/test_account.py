@@ -16,6 +16,7 @@ from datadist.caches import owned
 from datadist.control import account as accounts
 from datadist.control.account import SLACK, Account, Item, LimitExceeded
 from datadist.control.discovery import MAX_SESSIONS
+from datadist.control.messages import Message, Notice
 from tests import nodes
 from tests.fuzz.templates import TOKEN
 from tests.in_process_engine import PAIR, TABLE, Engine, entry_of, offer_of
@@ -122,7 +123,7 @@ def _dial() -> dict[str, Any]:
     return {"kind": "dial", "link": 9, "backend": "shm", "one_sided": False, "seconds": 1.0}
 
 
-MORE: dict[Item, Callable[[], dict[str, Any]]] = {
+MORE: dict[Item, Callable[[], dict[str, Any] | Message]] = {
     Item.CACHES: lambda: _caches(1),
     Item.KEYS: lambda: _entries(bindings=[_binding(1)]),
     Item.TENSORS: lambda: _caches(1),
@@ -131,6 +132,8 @@ MORE: dict[Item, Callable[[], dict[str, Any]]] = {
     Item.OFFERS: lambda: _offer(9),
     Item.OFFER_BYTES: lambda: _offer(9, 100),
     Item.ENDING: _dial,
+    Item.NOTICES: lambda: Notice(data=b"x"),
+    Item.NOTICES_WITHOUT_CREDIT: lambda: Notice(data=b"x"),
     Item.REQUESTS: _verify,
     Item.REQUEST_BYTES: _verify,
 }

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from datadist.control.messages import MAX_SECONDS, decode, seconds_until
+from datadist.control.messages import (
+    MAX_NOTICE,
+    MAX_SECONDS,
+    Notice,
+    decode,
+    encode,
+    seconds_until,
+)
 
 TIMED: dict[str, dict[str, Any]] = {
     "dial": {"link": 1, "backend": "shm", "one_sided": False},
@@ -42,3 +49,15 @@ def test_what_is_said_of_a_deadline_can_be_said() -> None:
     assert seconds_until(now - 5) == 0.001
     assert 9 < seconds_until(now + 10) <= 10
     assert seconds_until(now + 2 * MAX_SECONDS) == MAX_SECONDS
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\0" * 3, bytes(MAX_NOTICE)])
+def test_a_message_of_the_program_travels_as_it_is(data: bytes) -> None:
+    frame = encode(Notice(data=data))
+    assert decode(frame[4:]) == Notice(data=data)
+    assert len(frame) == 5 + len(data)
+
+
+def test_a_message_of_the_program_that_is_too_large_is_none() -> None:
+    with pytest.raises(ValueError, match=f"{MAX_NOTICE + 1} bytes is larger than {MAX_NOTICE}"):
+        decode(b"\0" * (2 + MAX_NOTICE))

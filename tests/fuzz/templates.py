@@ -53,6 +53,8 @@ def _messages() -> list[bytes]:
         messages.CheckGrant(id=1, generation=2),
         messages.GrantAnswer.model_construct(id=1, live=True, token=b"ddg1" * 30),
         messages.ReleaseGrants(generations=[2], keys=[("request", 1, 0)]),
+        messages.AskRoom(used=0),
+        messages.Room(limit=64),
         messages.Idle(),
         messages.Goodbye(),
     ]  # fmt: skip

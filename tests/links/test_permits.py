@@ -137,3 +137,16 @@ def test_all_can_be_taken_as_far_as_they_come_in_time() -> None:
     permits.release()
     permits.take_all(taken, time.monotonic() + SECONDS)
     assert taken == [True] * 4
+
+
+def test_what_is_given_back_is_there_once_wherever_a_handler_raises() -> None:
+    permits, taken = Permits(2), list[bool]()
+    permits.take(taken, 0)
+
+    rounds = 0
+    for where in interrupts.raising(lambda: permits.give_back(taken), interrupts.Interrupt):
+        rounds += 1
+        assert permits.free == 2 - len(taken), where
+        if not taken:
+            permits.take(taken, 0)
+    assert rounds > 1
