@@ -32,6 +32,7 @@ __all__ = [
     "Memtype",
     "Placement",
     "RegisterMemStatus",
+    "check_block_stride",
     "element_size",
     "fixed",
     "ipv4_number",
@@ -113,8 +114,13 @@ class CacheDesc(CheckedAttributes):
     ``batch_dim_index``, ``seq_len_dim_index`` and ``kv_tensor_format`` are kept but mean nothing in
     cache-manager mode.
 
+    ``tensors_per_layer`` and ``block_stride`` are extensions. A layer is so many tensors that follow
+    each other: 2 for K and V, 1 where a tensor holds both. ``block_stride`` is the distance in bytes
+    from the begin of a block (or slot) to that of the next one, for layers that are interleaved in one
+    buffer; None means that blocks lie side by side. It is a multiple of the element size.
+
     Raises ``TypeError``, ``ValueError``, and LLMException (LLM_PARAM_INVALID) for a dimension index
-    outside of ``shape``.
+    outside of ``shape``, 0 tensors per layer, and a stride that is no multiple or below a block.
     """
 
     def __init__(
@@ -126,6 +132,9 @@ class CacheDesc(CheckedAttributes):
         batch_dim_index: int = 0,
         seq_len_dim_index: int = -1,
         kv_tensor_format: str | None = None,
+        *,
+        tensors_per_layer: int = 2,
+        block_stride: int | None = None,
     ) -> None:
         checks.check_uint32("num_tensors", num_tensors)
         if shape is not None:
@@ -139,6 +148,9 @@ class CacheDesc(CheckedAttributes):
         checks.check_isinstance("shape", shape, (list, tuple), allow_none=False)
         checks.check_isinstance("batch_dim_index", batch_dim_index, int, allow_none=False)
         _check_dims(shape, batch_dim_index, seq_len_dim_index)
+        _check_per_layer(tensors_per_layer)
+        if block_stride is not None:
+            checks.check_int64("block_stride", block_stride)
         self._num_tensors = num_tensors
         self._shape = shape
         self._data_type = data_type
@@ -147,7 +159,11 @@ class CacheDesc(CheckedAttributes):
         self._batch_size = shape[batch_dim_index]
         self._seq_len_dim_index = seq_len_dim_index
         self._kv_tensor_format = kv_tensor_format
+        self._tensors_per_layer = tensors_per_layer
+        self._block_stride = block_stride
         self._size: int | None = None
+        if min(shape) > 0:  # other ones are refused where a cache is made
+            check_block_stride(self)
 
     @property
     def num_tensors(self) -> int:
@@ -190,8 +206,18 @@ class CacheDesc(CheckedAttributes):
         return self._kv_tensor_format
 
     @property
+    def tensors_per_layer(self) -> int:
+        """As given: the tensors of one layer, in layer ranges and layer-wise transfers."""
+        return self._tensors_per_layer
+
+    @property
+    def block_stride(self) -> int | None:
+        """As given: bytes from one block to the next, or None where they lie side by side."""
+        return self._block_stride
+
+    @property
     def size(self) -> int:
-        """Bytes of one tensor.
+        """Bytes of the elements of one tensor, without what lies between blocks.
 
         Raises LLMException (without a status code, as upstream) when a dimension is not positive or
         the size exceeds int64.
@@ -217,12 +243,44 @@ class CacheDesc(CheckedAttributes):
         self._size = None
 
     def __repr__(self) -> str:
-        # Upstream's text, in which a blank is missing, too.
+        # Upstream's text, in which a blank is missing, too; what it does not know only where it counts.
         return (
             f"CacheDesc(num_tensors={self._num_tensors}, shape={self._shape}, "
             f"data_type={self._data_type}, placement={self._placement}, "
             f"batch_dim_index={self._batch_dim}, seq_len_dim_index={self._seq_len_dim_index},"
-            f"kv_tensor_format={self._kv_tensor_format})"
+            f"kv_tensor_format={self._kv_tensor_format}{self._extensions()})"
+        )
+
+    def _extensions(self) -> str:
+        text = ""
+        if self._tensors_per_layer != 2:
+            text += f", tensors_per_layer={self._tensors_per_layer}"
+        if self._block_stride is not None:
+            text += f", block_stride={self._block_stride}"
+        return text
+
+
+def _check_per_layer(value: int) -> None:
+    checks.check_uint32("tensors_per_layer", value)
+    if value == 0:
+        raise param_invalid("tensors_per_layer is 0: a layer has at least one tensor")
+
+
+def check_block_stride(desc: CacheDesc) -> None:
+    """Whether blocks of the current shape lie apart by ``block_stride``. Raises LLM_PARAM_INVALID."""
+    stride = desc.block_stride
+    if stride is None:
+        return
+    element = element_size(desc.data_type)
+    block = math.prod(desc.shape[1:]) * element
+    if stride < block:
+        raise param_invalid(
+            f"block_stride is {stride}: a block of shape {list(desc.shape[1:])} has {block} bytes, and "
+            "the next one begins behind it; give bytes, not elements"
+        )
+    if stride % element:
+        raise param_invalid(
+            f"block_stride is {stride}: it must be a multiple of the {element} bytes of an element"
         )
 
 

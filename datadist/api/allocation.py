@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from datadist.api.arguments import (
@@ -12,6 +13,7 @@ from datadist.api.arguments import (
     check_key_count,
     check_kind,
     check_not_none,
+    check_pieces,
     check_unique,
     layout_of,
     name_of,
@@ -25,6 +27,7 @@ from datadist.base import checks
 from datadist.base.calls import begin, entries, inside_call
 from datadist.base.hints import ADDRESSES
 from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
+from datadist.caches.by_address import cuts
 from datadist.caches.directory import KeyName
 from datadist.caches.owned import OwnCache
 from datadist.engine.engine import Engine
@@ -198,12 +201,15 @@ class Allocation(ManagerMixin):
     ) -> Cache:
         """A contiguous cache over memory of the caller: one address per tensor, ``size`` bytes each.
 
+        With ``block_stride`` the slots lie so far apart, and the last one needs its own bytes only.
+        Several caches may share memory, also in part.
+
         Peers reach it through links made afterwards. ``remote_accessible`` matters in one-sided
         mode; None means True for DEVICE and False for HOST, and False for both after `link`.
 
         Raises LLMException: LLM_PARAM_INVALID for ``remote_accessible=True`` after `link`, a wrong
-        number of addresses, address 0, or a range that overlaps another in part; LLM_FAILED where
-        the transport refuses the memory.
+        number of addresses, address 0, or a range that overlaps in part what is unregistered, but
+        exposed by a live link; LLM_FAILED where the transport refuses the memory.
         """
         begin("register_cache")
         if unknown:
@@ -282,6 +288,8 @@ class Allocation(ManagerMixin):
             if accessible or not self._one_sided:
                 regions = engine.memory.register(addrs, size, desc.placement, birth.cache_id)
             layout = layout_of(desc, addrs, size, blocks)
+            layout = replace(layout, cuts=cuts(layout, engine.memory.begins(regions)))
+            check_pieces(layout, regions)
             cache = OwnCache(birth.cache_id, layout, False, accessible, tuple(regions))
             engine.owned.add(cache, without_placeholders(keys), unique=False)
             handle = Cache(

@@ -49,26 +49,32 @@ class _Memory:
 
 
 def _raw_view(
-    address: int, shape: Sequence[int], data_type: DataType, keeper: object | None
-) -> NDArray[Any]:
+    address: int, shape: Sequence[int], data_type: DataType, keeper: object | None,
+    stride: int | None = None,
+) -> NDArray[Any]:  # fmt: skip
     if data_type not in _NUMPY_TYPES:
         raise TypeError(f"{data_type.name} has no array type: use the addresses (tensor_addrs)")
     dtype = np.dtype(_NUMPY_TYPES[data_type])
-    count = int(np.prod(shape, dtype=np.int64))
-    raw = np.asarray(_Memory(address, count * dtype.itemsize, keeper))
-    return raw.view(dtype).reshape(shape)
+    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if stride is None:
+        raw = np.asarray(_Memory(address, nbytes, keeper))
+        return raw.view(dtype).reshape(shape)
+    raw = np.asarray(_Memory(address, (shape[0] - 1) * stride + nbytes // shape[0], keeper))
+    inner = np.empty([1, *shape[1:]], dtype).strides[1:]
+    return np.ndarray(shape, dtype, raw.data, strides=(stride, *inner))
 
 
 def tensor_view(
-    address: int, shape: Sequence[int], data_type: DataType, keeper: object | None = None
-) -> NDArray[Any]:
+    address: int, shape: Sequence[int], data_type: DataType, keeper: object | None = None,
+    stride: int | None = None,
+) -> NDArray[Any]:  # fmt: skip
     """An array over memory at ``address``; it references ``keeper`` as long as any view of it
-    lives.
+    lives. ``stride`` is bytes from one block to the next, where they do not lie side by side.
 
     bfloat16 is ``ml_dtypes.bfloat16`` where that package is installed, else ``uint16``. Raises
     ``TypeError`` for DT_STRING.
     """
-    view = _raw_view(address, shape, data_type, keeper)
+    view = _raw_view(address, shape, data_type, keeper, stride)
     if data_type is DataType.DT_BF16:
         try:
             from ml_dtypes import bfloat16
@@ -84,12 +90,14 @@ class CacheTensor:
     """One tensor of a cache: :meth:`numpy`, and DLPack for torch and others."""
 
     def __init__(
-        self, address: int, shape: Sequence[int], data_type: DataType, keeper: object | None
-    ) -> None:
+        self, address: int, shape: Sequence[int], data_type: DataType, keeper: object | None,
+        stride: int | None = None,
+    ) -> None:  # fmt: skip
         self._address = address
         self._shape = tuple(shape)
         self._data_type = data_type
         self._keeper = keeper
+        self._stride = stride
 
     @property
     def address(self) -> int:
@@ -108,7 +116,9 @@ class CacheTensor:
 
     def numpy(self) -> NDArray[Any]:
         """An array that shares the memory; see :func:`tensor_view`."""
-        return tensor_view(self._address, self._shape, self._data_type, self._keeper)
+        return tensor_view(
+            self._address, self._shape, self._data_type, self._keeper, self._stride
+        )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         array = self.numpy()
@@ -123,7 +133,7 @@ class CacheTensor:
 
     def __dlpack__(self, **options: Any) -> Any:
         """A capsule over the shared memory, in the protocol's form that the caller asks for."""
-        view = _raw_view(self._address, self._shape, self._data_type, self._keeper)
+        view = _raw_view(self._address, self._shape, self._data_type, self._keeper, self._stride)
         options = {name: value for name, value in options.items() if value is not None}
         try:
             capsule = view.__dlpack__(**options)

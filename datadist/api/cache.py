@@ -92,7 +92,8 @@ class Cache:
         """The tensors for other libraries, without a copy: each speaks DLPack and NumPy.
 
         ``torch.from_dlpack(cache.tensors[0])`` and ``numpy.from_dlpack`` share the memory; bfloat16
-        arrives as bfloat16. A view keeps pool memory mapped, but not reserved: once the cache is
+        arrives as bfloat16. Blocks that lie apart (``block_stride``) are a stride of dimension 0. A
+        view keeps pool memory mapped, but not reserved: once the cache is
         deallocated another cache may use it. Memory that was registered must outlive its views.
 
         Raises LLMException (LLM_PARAM_INVALID) after deallocation, and for memory that the CPU
@@ -106,7 +107,7 @@ class Cache:
             raise param_invalid(f"{self!r} lies in memory of the device, which has no views here")
         desc, view = self._made, arrays.CacheTensor
         return [
-            view(address, desc.shape, desc.data_type, self._keeper)
+            view(address, desc.shape, desc.data_type, self._keeper, desc.block_stride)
             for address in self._tensor_addrs
         ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from datadist.api.arguments import (
+    PER_LAYER,
     check_kind,
     check_not_none,
     check_one_id,
@@ -26,8 +27,7 @@ from datadist.types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-PER_LAYER = 2
-"""Tensors of a layer where the caller names no number: K and V."""
+TWO = 2
 
 
 @named_keywords
@@ -51,7 +51,8 @@ class Pulling(ManagerMixin):
 
         ``size`` is bytes from the start of the slot in each tensor; -1 means all of the local slot.
         Layer ranges have step 1; None or an empty one means all layers. A layer has
-        ``tensor_num_per_layer`` tensors.
+        ``tensor_num_per_layer`` tensors: unless that is given, as many as both caches say, which must
+        agree.
 
         In two-sided mode a request key, also one found by id and slot, is consumed once all tensors
         were pulled. In one-sided mode only :class:`CacheKeyByIdAndIndex` is accepted.
@@ -81,7 +82,7 @@ class Pulling(ManagerMixin):
         check_not_none("cache_key", cache_key)
         if isinstance(cache_key, CacheKey):
             check_one_id(cache_key)
-        layers = layers_of(src_layer_range, dst_layer_range, tensor_num_per_layer)
+        layers = layers_of(cache, src_layer_range, dst_layer_range, tensor_num_per_layer)
         cluster, source = cluster_of(cache_key), source_of(cache_key)
         self._engine().pulls.pull_cache(
             cluster, source, own_cache_id(cache, self), batch_index, size, layers
@@ -113,7 +114,7 @@ class Pulling(ManagerMixin):
             and type(dst_cache) is Cache
             and src_layer_range is None
             and dst_layer_range is None
-            and tensor_num_per_layer is PER_LAYER
+            and (tensor_num_per_layer is PER_LAYER or tensor_num_per_layer is TWO)
             and not unknown
         ):
             # Fields instead of properties and calls, since every small pull runs this code.
@@ -138,7 +139,7 @@ class Pulling(ManagerMixin):
         check_per_layer(tensor_num_per_layer)
         check_not_none("src_cache_key", src_cache_key)
         check_source_blocks(src_cache_key, src_blocks)
-        layers = layers_of(src_layer_range, dst_layer_range, tensor_num_per_layer)
+        layers = layers_of(dst_cache, src_layer_range, dst_layer_range, tensor_num_per_layer)
         cluster, source = cluster_of(src_cache_key), source_of(src_cache_key)
         self._engine().pulls.pull_blocks(
             cluster, source, own_cache_id(dst_cache, self), src_blocks, dst_blocks, layers

@@ -162,7 +162,7 @@ class OwnDirectory:
             raise
 
     def _check_room(self, cache: OwnCache, keys: int) -> None:
-        tensors = len(cache.layout.bases)
+        tensors = max(len(cache.layout.bases), len(cache.regions))
         for held, more, most, words in (
             (len(self._caches), 1, MAX_CACHES, "caches"),
             (self._index.tensors, tensors, MAX_TENSORS, "tensors of caches"),
@@ -340,7 +340,7 @@ class OwnDirectory:
         self._leaving.pop(cache.cache_id, None)
 
     def _check_settled(self, cache: OwnCache) -> None:
-        kept = self._memory.quarantine.touching(cache.layout.bases, cache.layout.tensor_size)
+        kept = self._memory.quarantine.touching(cache.layout.ranges)
         if kept is not None:
             raise LLMException(
                 f"cache {cache.cache_id} stays registered: {kept} (the peer is stopped, or a page does "
@@ -452,9 +452,8 @@ class OwnDirectory:
         leaving.idle.set()
         cache, cache_id = leaving.cache, leaving.cache.cache_id
         if leaving.released_by_peers.is_set() and not leaving.waited_for:
-            layout = cache.layout
             again = partial(self._state.post, partial(self._free_if_unused, cache_id))
-            if self._memory.quarantine.defers(layout.bases, layout.tensor_size, again):
+            if self._memory.quarantine.defers(cache.layout.ranges, again):
                 return
             if cache.pooled:
                 self._memory.give_back(cache.layout.placement, cache_id, cache.runs)
