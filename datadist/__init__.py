@@ -4,6 +4,7 @@ import os
 
 from datadist.api.cache import Cache
 from datadist.api.config import LLMConfig, LlmConfig
+from datadist.api.dtypes import data_type_of, numpy_dtype_of, torch_dtype_of
 from datadist.api.kv_cache import KvCache
 from datadist.api.llm_datadist import LLMDataDist
 from datadist.api.tasks import (
@@ -52,7 +53,10 @@ __all__ = [
     "Status",
     "TransferConfig",
     "TransferWithCacheKeyConfig",
+    "data_type_of",
     "install_as_llm_datadist",
+    "numpy_dtype_of",
+    "torch_dtype_of",
 ]
 
 os.environ.setdefault("AUTO_USE_UC_MEMORY", "0")

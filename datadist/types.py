@@ -7,6 +7,7 @@ import math
 import socket
 from collections.abc import Sequence
 from enum import Enum
+from typing import Any
 
 from datadist.base import checks
 from datadist.base.addresses import parse_ipv4
@@ -17,9 +18,11 @@ from datadist.base.keywords import named_keywords
 from datadist.base.names import CheckedAttributes, NamedMembers
 from datadist.keys import INVALID_ID, BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from datadist.status import LLMException, param_invalid
+from datadist.tensors import TensorMemory, is_tensor, memory_of, stride_of_all
 from datadist.transport import Placement
 
 __all__ = [
+    "ARRAY_TYPES",
     "INVALID_ID",
     "BlocksCacheKey",
     "CacheDesc",
@@ -37,6 +40,7 @@ __all__ = [
     "fixed",
     "ipv4_number",
     "ipv4_text",
+    "with_block_stride",
 ]
 
 
@@ -81,6 +85,23 @@ class DataType(Enum, metaclass=NamedMembers):
     DT_STRING = 13
     DT_BF16 = 27
 
+
+ARRAY_TYPES = {
+    DataType.DT_FLOAT: "float32",
+    DataType.DT_FLOAT16: "float16",
+    DataType.DT_INT8: "int8",
+    DataType.DT_INT32: "int32",
+    DataType.DT_UINT8: "uint8",
+    DataType.DT_INT16: "int16",
+    DataType.DT_UINT16: "uint16",
+    DataType.DT_UINT32: "uint32",
+    DataType.DT_INT64: "int64",
+    DataType.DT_UINT64: "uint64",
+    DataType.DT_DOUBLE: "float64",
+    DataType.DT_BOOL: "bool",
+    DataType.DT_BF16: "bfloat16",
+}
+"""What NumPy (for bfloat16: ml_dtypes) and torch call them; DT_STRING has no such name."""
 
 _SIZES = {
     DataType.DT_FLOAT: 4,
@@ -233,6 +254,37 @@ class CacheDesc(CheckedAttributes):
             self._size = size
         return self._size
 
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Sequence[Any],
+        placement: Placement = Placement.DEVICE,
+        *,
+        tensors_per_layer: int = 2,
+    ) -> CacheDesc:
+        """The description of a cache over tensors of one shape, type and stride (an extension).
+
+        Tensors are those of NumPy, torch, and others with DLPack or an array interface; only their
+        first dimension, which counts slots or blocks, may lie apart (``block_stride``).
+
+        Raises ``TypeError``, LLMException (LLM_PARAM_INVALID) for tensors that make no cache.
+        """
+        checks.check_isinstance("tensors", tensors, (list, tuple), allow_none=False)
+        if not tensors:
+            raise param_invalid("tensors is empty: give one per tensor of the cache")
+        found = [_memory_of(f"tensors[{place}]", value) for place, value in enumerate(tensors)]
+        first = found[0]
+        for tensor in found:
+            if (tensor.shape, tensor.type_name) != (first.shape, first.type_name):
+                raise param_invalid(
+                    f"{tensor.name} has shape {list(tensor.shape)} of {tensor.type_name}, and "
+                    f"{first.name} {list(first.shape)} of {first.type_name}: all must be alike"
+                )
+        return cls(
+            len(found), list(first.shape), _data_type_of(first), placement,
+            tensors_per_layer=tensors_per_layer, block_stride=stride_of_all(found),
+        )  # fmt: skip
+
     def update_dim(self, dim_index: int, dim_value: int) -> None:
         """Change a dimension of a list shape. Raises ``TypeError`` for a tuple and for no integers."""
         checks.check_isinstance("dim_index", dim_index, int, allow_none=False)
@@ -294,6 +346,33 @@ def _check_dims(shape: Sequence[int], batch_dim: int, seq_len_dim: int) -> None:
         )
     for index, dim in enumerate(shape):
         checks.check_int64(f"shape[{index}]", dim)
+
+
+def _memory_of(name: str, value: object) -> TensorMemory:
+    if not is_tensor(value):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}, only support arrays and tensors with dimensions "
+            "(NumPy, torch, DLPack)"
+        )
+    return memory_of(name, value)
+
+
+def _data_type_of(tensor: TensorMemory) -> DataType:
+    for data_type, name in ARRAY_TYPES.items():
+        if name == tensor.type_name:
+            return data_type
+    raise param_invalid(
+        f"{tensor.name} has elements of type {tensor.type_name}, which has no DataType: view it as one "
+        "of its size, such as uint8"
+    )
+
+
+def with_block_stride(desc: CacheDesc, stride: int | None) -> CacheDesc:
+    """A copy with another stride. Raises LLM_PARAM_INVALID for one that no blocks have."""
+    same = copy.copy(desc)
+    same._block_stride = stride
+    check_block_stride(same)
+    return same
 
 
 def fixed(desc: CacheDesc) -> CacheDesc:

@@ -82,6 +82,10 @@ SIGNATURES = {
 _LAYERS = "*, src_layer_range=None, dst_layer_range=None, tensor_num_per_layer=2"
 
 DIFFERENT = {
+    "CacheDesc": (
+        33,
+        SIGNATURES["CacheDesc"] + ", *, tensors_per_layer=2, block_stride=None",
+    ),
     "CacheManager.pull_cache": (26, f"cache_key, cache, batch_index=0, size=-1, {_LAYERS}"),
     "CacheManager.pull_blocks": (
         26,
@@ -91,7 +95,7 @@ DIFFERENT = {
     "Cache": (
         27,
         "cache_id, cache_desc, tensor_addrs, is_blocks_cache, *, pooled=False, keeper=None, "
-        "addressable=True, owner=None, release=None, made=None",
+        "addressable=True, owner=None, release=None, made=None, memory=None",
     ),
     "KvCache": (27, "cache_id, cache_desc, per_device_tensor_addrs, is_blocks_cache=False"),
     "CacheTask": (27, "job"),

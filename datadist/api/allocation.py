@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datadist.api.arguments import (
     blocks_name,
     check_addresses,
+    check_count,
     check_key_count,
     check_kind,
     check_not_none,
@@ -23,9 +24,9 @@ from datadist.api.arguments import (
 )
 from datadist.api.cache import Cache, is_of_other_engine
 from datadist.api.manager_mixin import ManagerMixin
+from datadist.api.tensors import check_memory, take
 from datadist.base import checks
 from datadist.base.calls import begin, entries, inside_call
-from datadist.base.hints import ADDRESSES
 from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
 from datadist.caches.by_address import cuts
 from datadist.caches.directory import KeyName
@@ -194,14 +195,17 @@ class Allocation(ManagerMixin):
     def register_cache(
         self,
         cache_desc: CacheDesc,
-        addrs: list[int],
+        addrs: list[Any],
         cache_keys: Sequence[CacheKey] = (),
         remote_accessible: bool | None = None,
         **unknown: Unpack[NoKeywords],
     ) -> Cache:
         """A contiguous cache over memory of the caller: one address per tensor, ``size`` bytes each.
 
-        With ``block_stride`` the slots lie so far apart, and the last one needs its own bytes only.
+        Instead of an address a tensor of NumPy, torch or another library may be given, which must
+        agree with the description, and is kept until the cache is unregistered; where its slots lie
+        apart, ``block_stride`` need not be given. With ``block_stride`` the slots lie so far apart,
+        and the last one needs its own bytes only.
         Several caches may share memory, also in part.
 
         Peers reach it through links made afterwards. ``remote_accessible`` matters in one-sided
@@ -224,7 +228,7 @@ class Allocation(ManagerMixin):
     def register_blocks_cache(
         self,
         cache_desc: CacheDesc,
-        addrs: list[int],
+        addrs: list[Any],
         blocks_cache_key: BlocksCacheKey | None = None,
         remote_accessible: bool | None = None,
         **unknown: Unpack[NoKeywords],
@@ -265,16 +269,20 @@ class Allocation(ManagerMixin):
                 "register before link (finalize and init to start over)"
             )
 
+    def _host_addressable(self) -> frozenset[Placement]:
+        return self._engine().transport.capabilities.host_addressable
+
     def _register(
         self,
         given: CacheDesc,
-        addrs: list[int],
+        addrs: list[Any],
         names: Names,
         remote_accessible: bool | None,
         blocks: bool,
     ) -> Cache:
-        check_addresses(given, addrs)
-        desc = fixed(given)
+        check_count(given, addrs)
+        desc, addresses, tensors = take(given, addrs, self._host_addressable)
+        check_addresses(addresses)
         engine = self._engine()
         keys = names()
         size = tensor_size(desc)
@@ -286,14 +294,17 @@ class Allocation(ManagerMixin):
         try:
             regions: list[int] = []
             if accessible or not self._one_sided:
-                regions = engine.memory.register(addrs, size, desc.placement, birth.cache_id)
-            layout = layout_of(desc, addrs, size, blocks)
+                regions = engine.memory.register(addresses, size, desc.placement, birth.cache_id)
+            layout = layout_of(desc, addresses, size, blocks)
             layout = replace(layout, cuts=cuts(layout, engine.memory.begins(regions)))
             check_pieces(layout, regions)
-            cache = OwnCache(birth.cache_id, layout, False, accessible, tuple(regions))
+            cache = OwnCache(
+                birth.cache_id, layout, False, accessible, tuple(regions), tensors=tensors
+            )
             engine.owned.add(cache, without_placeholders(keys), unique=False)
             handle = Cache(
-                birth.cache_id, given, list(addrs), blocks,
+                birth.cache_id, given, addresses, blocks,
+                memory=tensors,
                 addressable=desc.placement in engine.transport.capabilities.host_addressable,
                 owner=self, made=desc,
                 release=self._ending(lambda handle: self.unregister_cache(handle.cache_id)),
@@ -307,7 +318,7 @@ class Allocation(ManagerMixin):
             raise
 
 
-def _check_memory(desc: CacheDesc, addrs: list[int]) -> None:
+def _check_memory(desc: CacheDesc, addrs: list[Any]) -> None:
     checks.check_isinstance("cache_desc", desc, CacheDesc)
     if addrs is not None:  # None fails where the addresses are used
-        checks.check_list_of_int("addrs", addrs, ADDRESSES)
+        check_memory(addrs)

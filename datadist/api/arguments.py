@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from datadist.api.cache import Cache, desc_at_creation
 from datadist.base import checks
@@ -52,7 +53,7 @@ def check_kind(name: str, cache: Cache, blocks: bool, hint: str) -> None:
         raise param_invalid(f"{name} {state} a blocks cache ({cache!r}): {hint}")
 
 
-def check_addresses(desc: CacheDesc, addrs: list[int]) -> None:
+def check_count(desc: CacheDesc, addrs: list[Any]) -> None:
     """One address per tensor. Raises ``TypeError`` for None, LLM_PARAM_INVALID."""
     checks.check_isinstance("addrs", addrs, list, allow_none=False, use=ADDRESSES)
     if not addrs:
@@ -60,6 +61,10 @@ def check_addresses(desc: CacheDesc, addrs: list[int]) -> None:
     check_not_none("cache_desc", desc)
     if len(addrs) != desc.num_tensors:
         raise param_invalid(f"{desc.num_tensors} tensors need as many addrs, not {len(addrs)}")
+
+
+def check_addresses(addrs: list[int]) -> None:
+    """Addresses of memory. Raises LLM_PARAM_INVALID."""
     for index, address in enumerate(addrs):
         if not 0 < address < 1 << 63:
             raise param_invalid(f"addrs[{index}] is {address:#x}, which is not a valid address")
@@ -93,7 +98,11 @@ def tensor_size(desc: CacheDesc) -> int:
 def check_pieces(layout: Layout, regions: Sequence[int]) -> None:
     """No more places where registered ranges meet than peers take. Raises LLM_PARAM_INVALID."""
     for count, most, what in (
-        (len(layout.cuts), MAX_CUTS, "places inside of its blocks where ranges registered before end"),
+        (
+            len(layout.cuts),
+            MAX_CUTS,
+            "places inside of its blocks where ranges registered before end",
+        ),
         (len(regions), MAX_REGIONS, "ranges registered before"),
     ):
         if count > most:

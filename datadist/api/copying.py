@@ -127,9 +127,11 @@ class Copying(ManagerMixin):
                 raise param_invalid(f"{cache!r} was freed: its memory may be another cache's")
         source, target = (
             SwapSide(
-                cache.cache_id, desc_at_creation(cache).data_type.value, cache.tensor_addrs,
+                cache.cache_id,
+                desc_at_creation(cache).data_type.value,
+                cache.tensor_addrs,
                 stride_of(desc_at_creation(cache)),
-            )  # fmt: skip
+            )
             for cache in (src_cache, dst_cache)
         )
         engine.copies.swap_blocks(source, target, block_bytes, src_to_dst, sorted(owned))

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from datadist.api.arguments import cluster_of, name_of
 from datadist.api.cache import Cache, desc_at_creation
-from datadist.api.layerwise_checks import Config, LayerBlocks, Strides, bytes_of_block
+from datadist.api.layerwise_checks import (
+    DENSE,
+    Config,
+    LayerBlocks,
+    Strides,
+    bytes_of_block,
+)
 from datadist.api.tasks import TransferConfig
 from datadist.keys import BlocksCacheKey, CacheKeyByIdAndIndex
 from datadist.status import LLMException, param_invalid
@@ -50,7 +56,7 @@ class BaseAddress:
 
 
 def check_no_overlap(
-    cache: Cache, configs: Sequence[Config], blocks: LayerBlocks, strides: Strides
+    cache: Cache, configs: Sequence[Config], blocks: LayerBlocks, strides: Strides = DENSE
 ) -> None:
     """Refuse destinations that overlap; each was checked by itself. Raises LLM_PARAM_INVALID."""
     _check_addresses(cache, configs, blocks, strides)

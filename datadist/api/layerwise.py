@@ -124,7 +124,11 @@ class LayerWise(ManagerMixin):
     def _strides(self, cache: Cache, configs: Sequence[Config], blocks: LayerBlocks) -> Strides:
         """How far apart blocks at the addresses of configs lie, where that is more than they hold."""
         engine = self._bound
-        if engine is None or engine.over or not (cache.is_blocks_cache or blocks.target is not None):
+        if (
+            engine is None
+            or engine.over
+            or not (cache.is_blocks_cache or blocks.target is not None)
+        ):
             return {}
         nbytes = bytes_of_block(cache, blocks)
         wanted: dict[int, set[int]] = {}
@@ -195,7 +199,10 @@ def _push_move(
 
 
 def _fetch_move(
-    engine: Engine, cache: Cache, config: TransferConfig, blocks: LayerBlocks,
+    engine: Engine,
+    cache: Cache,
+    config: TransferConfig,
+    blocks: LayerBlocks,
     apart: Mapping[int, int],
 ) -> Callable[[int], None]:
     """Has the destination read one layer to the addresses of the config (two-sided mode)."""
@@ -249,9 +256,7 @@ def _fetched(
     """The segments that the destination reads: from our tensors to its addresses."""
     stride, nbytes = layout.stride, layout.block_bytes
     if blocks.source is not None and blocks.target is not None:
-        return plan_blocks(
-            mine, theirs, blocks.source, blocks.target, stride, their_stride, nbytes
-        )
+        return plan_blocks(mine, theirs, blocks.source, blocks.target, stride, their_stride, nbytes)
     if blocks.target is not None:
         spread = plan_scatter(
             theirs, mine, blocks.target, their_stride, blocks.nbytes, slot * stride, nbytes

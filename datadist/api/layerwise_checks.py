@@ -23,6 +23,7 @@ ADDRESS_END = 1 << 63
 Config = TransferConfig | TransferWithCacheKeyConfig
 Strides: TypeAlias = "Mapping[int, Mapping[int, int]]"
 """By cluster and address where blocks of a destination lie apart: bytes from one to the next."""
+DENSE: Strides = {}
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def per_layer(cache: Cache) -> int:
 
 
 def check_fit(
-    cache: Cache, configs: Sequence[Config], blocks: LayerBlocks, strides: Strides
+    cache: Cache, configs: Sequence[Config], blocks: LayerBlocks, strides: Strides = DENSE
 ) -> None:
     """Whether the source, the destinations and the lists fit together. Raises LLM_PARAM_INVALID."""
     if blocks.target is None and blocks.nbytes:
@@ -81,8 +82,10 @@ def check_fit(
     tensors = desc_at_creation(cache).num_tensors
     if tensors % per_layer(cache):
         raise param_invalid(
-            f"{cache!r} has {tensors} tensors, "
-            + ("an odd number: a layer has 2" if per_layer(cache) == 2 else _not_whole(cache))
+            f"{cache!r} has an odd number of tensors: a layer has 2"
+            if per_layer(cache) == 2
+            else f"{cache!r} has {tensors} tensors, not a multiple of the {per_layer(cache)} of a layer "
+            "(CacheDesc.tensors_per_layer)"
         )
     for config in configs:
         _check_config(cache, config, blocks)
@@ -93,10 +96,6 @@ def check_fit(
     for config in configs:
         _check_slot(cache, config)
         _check_destination(cache, config, blocks, strides)
-
-
-def _not_whole(cache: Cache) -> str:
-    return f"not a multiple of the {per_layer(cache)} of a layer (CacheDesc.tensors_per_layer)"
 
 
 def _check_config(cache: Cache, config: Config, blocks: LayerBlocks) -> None:
@@ -161,9 +160,7 @@ def _check_slot(cache: Cache, config: Config) -> None:
         raise param_invalid(f"src_batch_index is {slot}: {slots_of(cache.cache_id, count)}")
 
 
-def _check_destination(
-    cache: Cache, config: Config, blocks: LayerBlocks, strides: Strides
-) -> None:
+def _check_destination(cache: Cache, config: Config, blocks: LayerBlocks, strides: Strides) -> None:
     if isinstance(config, TransferConfig):
         _check_addresses(cache, config, blocks, strides)
         return

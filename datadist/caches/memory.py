@@ -75,7 +75,7 @@ class _ToldLink:
         self._told.pop(region_id, None)
 
 
-_left: list[Region] = []
+_left: list[object] = []
 """Of engines that ended, kept since transfers may still touch them."""
 
 
@@ -113,6 +113,8 @@ class Memory:
         self._pools: dict[Placement, tuple[int, PagePool]] = {}
         self._coming: dict[Placement, dict[Hashable, int]] = {p: {} for p in Placement}
         """Allocations per placement and owner that peers have yet to let go."""
+        self._tensors: list[tuple[BlockRanges, list[object]]] = []
+        """Of caches that were not unregistered when the engine ended."""
         self._bells: dict[Flag, None] = {}
         """Of allocations that wait for them."""
         self._closed = False
@@ -281,9 +283,15 @@ class Memory:
         if failed:
             raise failed[0]
 
-    def unregister_later(self, region_ids: Sequence[int], user: Hashable) -> None:
-        """:meth:`unregister` with the next call that registers or lets go; never waits."""
-        self._registering.leave(lambda: self._let_go(region_ids, user))
+    def unregister_later(
+        self, region_ids: Sequence[int], user: Hashable, then: Callable[[], object] = lambda: None
+    ) -> None:
+        """:meth:`unregister` with the next call that registers or lets go, and ``then``; never waits."""
+        self._registering.leave(lambda: (self._let_go(region_ids, user), then()))
+
+    def keep(self, ranges: BlockRanges, tensors: list[object]) -> None:
+        """Keep tensors that lie in these ranges until :meth:`close`; the list is empty after that."""
+        self._tensors.append((ranges, tensors))
 
     def settle(self) -> None:
         """Complete what was left for later."""
@@ -341,9 +349,7 @@ class Memory:
         try:
             with self._transport.registering():
                 # noted in C: none is lost between its registration and that
-                self._fresh += map(
-                    self._transport.register, addresses, sizes, repeat(placement)
-                )
+                self._fresh += map(self._transport.register, addresses, sizes, repeat(placement))
         except Exception as error:
             why = text_of(error, self._transport)
             raise LLMException(
@@ -530,6 +536,11 @@ class Memory:
         self._state.run(lambda: self._drop(list(self._held), lambda held: None))
         for error in self._release_all():
             log.warning("%s", error)
+        for ranges, tensors in self._tensors:
+            if self.quarantine.touching(ranges) is not None:
+                _left.append(tuple(tensors))
+            tensors.clear()
+        self._tensors.clear()
 
 
 def _finalized() -> LLMException:

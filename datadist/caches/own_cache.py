@@ -75,6 +75,8 @@ class OwnCache:
     """Of the local transfers that use the memory, by token: adding and discarding need no lock."""
     runs: list[Run] = field(default_factory=list)
     """What it has of the pool."""
+    tensors: list[object] = field(default_factory=list)
+    """Of the program, whose memory is registered: kept until that is let go. The handle has this list."""
 
     @property
     def unreferenced(self) -> bool:

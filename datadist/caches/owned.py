@@ -338,6 +338,7 @@ class OwnDirectory:
             raise
         self._memory.unregister(cache.regions, cache.cache_id)
         self._leaving.pop(cache.cache_id, None)
+        cache.tensors.clear()
 
     def _check_settled(self, cache: OwnCache) -> None:
         kept = self._memory.quarantine.touching(cache.layout.ranges)
@@ -362,6 +363,9 @@ class OwnDirectory:
         self._state.do(self._clear)
 
     def _clear(self) -> None:
+        for cache in [*self._caches.values(), *(each.cache for each in self._leaving.values())]:
+            if cache.tensors:
+                self._memory.keep(cache.layout.ranges, cache.tensors)
         self._births.clear()
         self._untold.clear()
         self._leaving.clear()
@@ -458,7 +462,7 @@ class OwnDirectory:
             if cache.pooled:
                 self._memory.give_back(cache.layout.placement, cache_id, cache.runs)
             else:
-                self._memory.unregister_later(cache.regions, cache_id)
+                self._memory.unregister_later(cache.regions, cache_id, cache.tensors.clear)
             self._leaving.pop(cache_id, None)
 
 

@@ -20,7 +20,12 @@ class StridedTensors:
     """Tensors of one ``stride`` and one length of blocks; ``size`` is from the base to the last end."""
 
     def __init__(
-        self, stride: int, block_bytes: int, base: Int64Array, size: Int64Array, cache_id: Int64Array
+        self,
+        stride: int,
+        block_bytes: int,
+        base: Int64Array,
+        size: Int64Array,
+        cache_id: Int64Array,
     ) -> None:
         self._stride, self._block_bytes = stride, block_bytes
         order = np.lexsort((base, base % stride))
@@ -36,6 +41,7 @@ class StridedTensors:
         left = np.flatnonzero((lengths > 0) & (lengths <= self._block_bytes))
         number = np.searchsorted(self._phases, addresses[left] % self._stride, side="right") - 1
         for _ in range(len(self._phases)):
+            number[number < 0] += len(self._phases)
             # of the blocks that may begin before a range the nearest ones come first
             nearest = self._phases[number]
             offset = (addresses[left] - nearest) % self._stride
@@ -47,7 +53,6 @@ class StridedTensors:
             self._take(found, left[fits], number[fits], addresses, lengths)
             missing = found[left] < 0
             left, number = left[missing], number[missing] - 1
-            number[number < 0] += len(self._phases)
         return found
 
     def _take(

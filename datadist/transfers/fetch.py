@@ -61,7 +61,9 @@ class Fetches:
         none. Raises LLM_PARAM_INVALID for an address where caches differ in that.
         """
         try:
-            view = self._transfers.routes(cluster, time.monotonic() + self._transfers.timeout)[0].view
+            view = self._transfers.routes(cluster, time.monotonic() + self._transfers.timeout)[
+                0
+            ].view
         except LLMException as error:
             pass_on(error)
             return {}
