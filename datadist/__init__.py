@@ -14,6 +14,7 @@ from datadist.api.tasks import (
     TransferWithCacheKeyConfig,
 )
 from datadist.drop_in import install_as_llm_datadist
+from datadist.links.events import LinkEvent, LinkEventKind
 from datadist.status import LLMException, LLMStatusCode, Status
 from datadist.types import (
     BlocksCacheKey,
@@ -45,6 +46,8 @@ __all__ = [
     "LLMRole",
     "LLMStatusCode",
     "LayerSynchronizer",
+    "LinkEvent",
+    "LinkEventKind",
     "LlmConfig",
     "MemInfo",
     "Memtype",

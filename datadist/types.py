@@ -423,6 +423,12 @@ class LLMClusterInfo(CheckedAttributes):
         self._remote_role_type: LLMRole | int | None = None
         self._local_ip_info_list: list[tuple[int, int]] = []
         self._remote_ip_info_list: list[tuple[int, int]] = []
+        self._link_error: str | None = None
+
+    @property
+    def link_error(self) -> str | None:
+        """Why the last `link_clusters` with this object failed for it; None when it did not."""
+        return self._link_error
 
     @property
     def remote_cluster_id(self) -> int | None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from datadist.api.link_information import LinkInformation, check_metadata
 from datadist.base import checks
 from datadist.base.at_exit import expect_daemon_threads_to_fail
 from datadist.base.callers import pass_on
@@ -48,7 +49,7 @@ _changing = threading.RLock()
 
 @named_keywords
 @entries
-class LLMDataDist:
+class LLMDataDist(LinkInformation):
     """The engine of this process: prompt, decoder or both (a label, which restricts nothing).
 
     ``cluster_id`` (uint64) must be unique among the engines that are linked together. One object per
@@ -253,6 +254,8 @@ class LLMDataDist:
         comm_name: str,
         cluster_rank_info: dict[int, int],
         rank_table: str,
+        *,
+        metadata: bytes | None = None,
         **unknown: Unpack[NoKeywords],
     ) -> int:
         """Begin to form a communication domain and return its comm id (>= 1) at once.
@@ -262,7 +265,8 @@ class LLMDataDist:
         text, version 1.0 or 1.2; trailing commas are accepted). The members meet in the background:
         poll :meth:`query_register_mem_status` or call :meth:`wait_link`. At most 512 domains are
         possible and 16 recommended. A pool must be configured or memory registered first. An exception
-        that interrupts this call leaves no domain.
+        that interrupts this call leaves no domain. The members can read ``metadata`` (up to 8192 bytes;
+        None: those of the configuration) with :meth:`link_metadata` once it is OK.
 
         Raises ``RuntimeError`` before `init`, ``TypeError``, ``ValueError``, and
         :class:`LLMException`: LLM_PARAM_INVALID for wrong arguments and broken constraints,
@@ -275,6 +279,7 @@ class LLMDataDist:
         _check_name(comm_name)
         _check_mapping(cluster_rank_info)
         checks.check_json("rank_table", rank_table)
+        check_metadata(metadata)
         _check_ranks(cluster_rank_info)
         checks.check_json("rank_table", rank_table, allow_none=False)
         _check_name_bytes(comm_name)
@@ -282,7 +287,7 @@ class LLMDataDist:
         check_interpreter("link")
         comm_ids: list[int] = []
         try:
-            engine.link(comm_name, cluster_rank_info, rank_table, comm_ids)
+            engine.link(comm_name, cluster_rank_info, rank_table, comm_ids, metadata)
             self.cache_manager.set_is_call_linked()
             return comm_ids[0]
         except BaseException:
@@ -320,16 +325,7 @@ class LLMDataDist:
             checks.check_uint32("timeout_in_millis", timeout_in_millis)
         engine.wait_link(comm_id, None if timeout_in_millis is None else timeout_in_millis / 1000)
 
-    def link_error(self, comm_id: int) -> str | None:
-        """Why a domain FAILED, or which members an OK one has lost; None when all is well.
-
-        Also which of its transfers go on although their calls have ended, since a page does not come.
-
-        Raises as :meth:`query_register_mem_status`.
-        """
-        return self._check_comm_id(comm_id, "link_error").link_error(comm_id)
-
-    def _check_comm_id(self, comm_id: int, method: str) -> Engine:
+    def _check_comm_id(self, comm_id: int | None, method: str) -> Engine:
         engine = self._initialised()
         checks.check_isinstance("comm_id", comm_id, int)
         checks.check_uint64("comm_id", comm_id)
@@ -347,7 +343,11 @@ class LLMDataDist:
     # -- links by address --------------------------------------------------------------------
 
     def link_clusters(
-        self, clusters: Sequence[LLMClusterInfo], timeout: int = 3000
+        self,
+        clusters: Sequence[LLMClusterInfo],
+        timeout: int = 3000,
+        *,
+        metadata: bytes | None = None,
     ) -> tuple[LLMStatusCode, list[LLMStatusCode]]:
         """Link with engines that listen (``listen_ip_info``), all at once, within ``timeout`` ms.
 
@@ -357,7 +357,8 @@ class LLMDataDist:
 
         Returns the last failure, or LLM_SUCCESS, and one status per cluster in order:
         LLM_LINK_FAILED (nobody listens there), LLM_ALREADY_LINK, LLM_TIMEOUT, LLM_PARAM_INVALID.
-        The reasons are logged. Raises ``RuntimeError`` before `init`, ``TypeError``,
+        The reasons are logged, and ``link_error`` of each cluster info has its reason. ``metadata`` as
+        in :meth:`link`. Raises ``RuntimeError`` before `init`, ``TypeError``,
         ``ValueError``, LLMException (LLM_PARAM_INVALID) for arguments.
         """
         begin("link_clusters")
@@ -372,11 +373,16 @@ class LLMDataDist:
                     "local_comm_res"
                 )
             checks.check_uint64("remote_cluster_id", cluster.remote_cluster_id)
+        check_metadata(metadata)
         if not clusters:
             return LLMStatusCode.LLM_PARAM_INVALID, []
         check_interpreter("link_clusters")
         check_proc_for_addresses("link_clusters")
-        results = engine.clusters.link([_target(c) for c in clusters], timeout / 1000)
+        linked = engine.clusters.link([_target(c) for c in clusters], timeout / 1000, metadata)
+        for cluster, (_, reason) in zip(clusters, linked, strict=True):
+            cluster._link_error = reason
+            engine.links_known.note(cluster.remote_cluster_id, reason)
+        results = [code for code, _ in linked]
         return _last_failure(results), results
 
     def unlink_clusters(

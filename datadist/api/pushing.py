@@ -50,7 +50,8 @@ class Pushing(ManagerMixin):
 
         Layer ``src_layer_range[i]`` goes to ``dst_layer_range[i]`` (step 1, equal lengths; None
         means all layers of the source; ``tensor_num_per_layer`` as in pulls). ``size`` must be -1: the
-        whole local slot, which must not be larger than the remote one. Consumes no key. Element types as in :meth:`pull_cache`.
+        whole local slot, which must not be larger than the remote one. Consumes no key. Element types
+        as in :meth:`pull_cache`.
 
         Raises LLMException: LLM_PARAM_INVALID (also in two-sided mode), LLM_KV_CACHE_NOT_EXIST
         (unknown local or remote cache), LLM_NOT_YET_LINK, LLM_TIMEOUT (``sync_kv_timeout`` per

@@ -11,6 +11,7 @@ import time
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     Base64Bytes,
     BaseModel,
     ConfigDict,
@@ -45,6 +46,9 @@ MAX_TENSORS = 1 << 16
 MAX_KEYS = 1 << 16
 """Keys of one cache, which is told to peers in one message: with the most tensors 12 MiB."""
 
+MAX_METADATA = 8 << 10
+"""Bytes that a program gives the peers of a link."""
+
 MAX_CUTS = 1 << 10
 """Places inside of the blocks of one cache where registered ranges meet."""
 
@@ -67,6 +71,12 @@ Name = Annotated[str, Field(max_length=80)]
 Token = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Endpoints = Annotated[list[Text], Field(max_length=16, fail_fast=True)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+
+
+def _short_metadata(metadata: bytes) -> bytes:
+    if len(metadata) > MAX_METADATA:
+        raise ValueError(f"{len(metadata)} bytes of metadata are more than {MAX_METADATA}")
+    return metadata
 
 
 class _Message(BaseModel):
@@ -182,10 +192,14 @@ class Attached(_Message):
 
 
 class Ready(_Message):
-    """The sender has attached every offer of the domain."""
+    """The sender has attached every offer of the domain; ``metadata`` is its program's.
+
+    It comes again where the program gives metadata to a link that the other end has formed.
+    """
 
     kind: Literal["ready"] = "ready"
     domain: Token
+    metadata: Annotated[Base64Bytes, AfterValidator(_short_metadata)] = b""
 
 
 class Left(_Message):

@@ -53,6 +53,7 @@ DOCUMENTED = {
     "llm.listenIpInfo": Option("IPv4:port such as 10.0.0.1:26000", "listen_ip_info"),
     "datadist.check_types": Option('"0" or "1"'),
     "datadist.checksum": Option('"0" or "1"'),
+    "datadist.link_metadata": Option("base64 of at most 8192 bytes", "link_metadata"),
 }
 """Documented options (LLM-DataDist API, initialisation options), including those without effect here."""
 
