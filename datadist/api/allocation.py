@@ -209,7 +209,8 @@ class Allocation(ManagerMixin):
         Several caches may share memory, also in part.
 
         Peers reach it through links made afterwards. ``remote_accessible`` matters in one-sided
-        mode; None means True for DEVICE and False for HOST, and False for both after `link`.
+        mode; None means True for DEVICE and False for HOST, and False for both after `link`. Memory of
+        a pool (:meth:`allocate_tensor`) is reached through all links; None means True for it.
 
         Raises LLMException: LLM_PARAM_INVALID for ``remote_accessible=True`` after `link`, a wrong
         number of addresses, address 0, or a range that overlaps in part what is unregistered, but
@@ -220,7 +221,7 @@ class Allocation(ManagerMixin):
             raise unknown_keyword("register_cache", keywords_of(Allocation.register_cache), unknown)
         _check_memory(cache_desc, addrs)
         checks.check_sequence_of("cache_keys", cache_keys, CacheKey)
-        self._check_accessible(remote_accessible)
+        self._check_accessible(remote_accessible, cache_desc, addrs)
         return self._register(
             cache_desc, addrs, lambda: slot_names(cache_keys), remote_accessible, False
         )
@@ -241,7 +242,7 @@ class Allocation(ManagerMixin):
             )
         _check_memory(cache_desc, addrs)
         checks.check_isinstance("blocks_cache_key", blocks_cache_key, BlocksCacheKey)
-        self._check_accessible(remote_accessible)
+        self._check_accessible(remote_accessible, cache_desc, addrs)
         return self._register(
             cache_desc, addrs, lambda: blocks_name(blocks_cache_key), remote_accessible, True
         )
@@ -260,14 +261,22 @@ class Allocation(ManagerMixin):
             waits=not inside_call(sys._getframe(1)),
         )
 
-    def _check_accessible(self, remote_accessible: bool | None) -> None:
+    def _check_accessible(
+        self, remote_accessible: bool | None, desc: CacheDesc, addrs: list[Any]
+    ) -> None:
         checks.check_isinstance("remote_accessible", remote_accessible, bool)
-        if remote_accessible and self._linked:
-            self._engine()
+        if remote_accessible and self._linked and not self._in_pool(desc, addrs):
             raise param_invalid(
                 "remote_accessible=True after link: the links that exist do not reach this memory; "
                 "register before link (finalize and init to start over)"
             )
+
+    def _in_pool(self, desc: CacheDesc, addrs: list[Any]) -> bool:
+        """Whether the memory of a cache is that of pools, which links reach that were made before."""
+        engine = self._engine()
+        check_count(desc, addrs)
+        made, addresses, _ = take(desc, addrs, self._host_addressable)
+        return engine.memory.pool_holds(addresses, tensor_size(made))
 
     def _host_addressable(self) -> frozenset[Placement]:
         return self._engine().transport.capabilities.host_addressable
@@ -289,7 +298,8 @@ class Allocation(ManagerMixin):
         check_key_count(keys, desc)
         accessible = remote_accessible
         if accessible is None:
-            accessible = desc.placement is Placement.DEVICE and not self._linked
+            pooled = engine.memory.pool_holds(addresses, size)
+            accessible = pooled or (desc.placement is Placement.DEVICE and not self._linked)
         birth = engine.owned.begin(None)
         try:
             regions: list[int] = []

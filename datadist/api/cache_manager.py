@@ -6,6 +6,7 @@ from datadist.api.allocation import Allocation
 from datadist.api.arguments import check_not_none, check_one_id
 from datadist.api.copying import Copying
 from datadist.api.layerwise import LayerWise
+from datadist.api.pool_tensors import PoolTensors
 from datadist.api.pulling import Pulling
 from datadist.api.pushing import Pushing
 from datadist.base import checks
@@ -16,7 +17,7 @@ __all__ = ["CacheManager"]
 
 
 @named_keywords
-class CacheManager(Allocation, Pulling, Pushing, LayerWise, Copying):
+class CacheManager(Allocation, PoolTensors, Pulling, Pushing, LayerWise, Copying):
     """Caches of one engine; from :attr:`LLMDataDist.cache_manager`. Methods may run in any thread.
 
     Checks and their order, exceptions and status codes follow the LLM-DataDist API reference

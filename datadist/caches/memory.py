@@ -269,6 +269,13 @@ class Memory:
         begins = [*shared.values(), *(address for address, _ in fresh)]
         return [i for _, i in sorted(zip(begins, [*shared, *taken], strict=True))]
 
+    def pool_holds(self, addresses: Sequence[int], size: int) -> bool:
+        """Whether pools, which every link exposes, hold ``size`` bytes at each address."""
+        pools = [self.pool_region(placement)[1] for placement in list(self._pools)]
+        return all(
+            any(p.address <= a and a + size <= p.address + p.size for p in pools) for a in addresses
+        )
+
     def begins(self, region_ids: Sequence[int]) -> list[int]:
         """Addresses of regions that a user keeps."""
         return [self._held[region_id].region.address for region_id in region_ids]
