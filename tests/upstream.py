@@ -97,6 +97,11 @@ DIFFERENT = {
         "cache_id, cache_desc, tensor_addrs, is_blocks_cache, *, pooled=False, keeper=None, "
         "addressable=True, owner=None, release=None, made=None, memory=None",
     ),
+    "LLMDataDist.link": (33, SIGNATURES["LLMDataDist.link"] + ", *, metadata=None"),
+    "LLMDataDist.link_clusters": (
+        33,
+        SIGNATURES["LLMDataDist.link_clusters"] + ", *, metadata=None",
+    ),
     "KvCache": (27, "cache_id, cache_desc, per_device_tensor_addrs, is_blocks_cache=False"),
     "CacheTask": (27, "job"),
 }

@@ -20,14 +20,14 @@ class Shape(NamedTuple):
     """A cache of a small world of addresses."""
 
     bases: tuple[int, ...]
-    count: int
+    blocks: int
     block: int
     gap: int
 
     def layout(self) -> Layout:
         stride = self.block + self.gap
-        size = (self.count - 1) * stride + self.block
-        return Layout(True, self.bases, stride, self.count, size, Placement.DEVICE, 2)
+        size = (self.blocks - 1) * stride + self.block
+        return Layout(True, self.bases, stride, self.blocks, size, Placement.DEVICE, 2)
 
     def holders(self) -> list[set[int]]:
         """Sets of bytes; a range is held where one has all of it."""
@@ -35,11 +35,11 @@ class Shape(NamedTuple):
         blocks = [
             {base + number * stride + n for n in range(self.block)}
             for base in self.bases
-            for number in range(self.count)
+            for number in range(self.blocks)
         ]
         if self.gap:
             return blocks
-        size = self.count * self.block
+        size = self.blocks * self.block
         return [set(range(base, base + size)) for base in self.bases]
 
 

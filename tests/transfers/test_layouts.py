@@ -41,18 +41,19 @@ def _make(
 ) -> list[int]:  # fmt: skip
     """A cache that is "dense", or "apart": layers interleaved in one buffer; its addresses."""
     stride = LAYERS * BYTES + 4 * extra
+    shared: int | None
     if layout == "apart":
         # the last block of the last layer ends the memory, and the gaps are watched
         buffer = np.full(BLOCKS * stride // 4 - extra, nodes.EDGE, np.int32)
         addresses = [int(buffer.ctypes.data) + n * BYTES for n in range(LAYERS)]
-        shared = {"block_stride": stride}
+        shared = stride
         here.any.setdefault("gaps", []).append((buffer, stride // 4, LAYERS * WIDTH))
     else:
         arrays = [np.zeros((BLOCKS, WIDTH), np.int32) for _ in range(LAYERS)]
         here.any.setdefault("kept", []).append(arrays)
-        addresses, shared = [int(each.ctypes.data) for each in arrays], {}
+        addresses, shared = [int(each.ctypes.data) for each in arrays], None
     desc = CacheDesc(
-        LAYERS, [BLOCKS, WIDTH], DataType.DT_INT32, tensors_per_layer=per_layer, **shared
+        LAYERS, [BLOCKS, WIDTH], DataType.DT_INT32, tensors_per_layer=per_layer, block_stride=shared
     )
     manager = here.live.cache_manager
     make = manager.register_blocks_cache if kind == "blocks" else manager.register_cache
@@ -122,7 +123,7 @@ def test_blocks_are_pulled_and_pushed_between_all_layouts(
             user.do(nodes.pull_blocks, key, mine, every, every[::-1])
             _check(user, mine, _moved(1 + number, every, every[::-1], range(LAYERS)))
             user.do(nodes.clear, mine)
-            some = {"src_layer_range": range(1, 3), "dst_layer_range": range(1, 3)}
+            some: Any = {"src_layer_range": range(1, 3), "dst_layer_range": range(1, 3)}
             user.do(nodes.pull_blocks, key, mine, [2, 3], [3, 4], **some)
             _check(user, mine, _moved(1 + number, [2, 3], [3, 4], range(1, 3)))
     if one_sided:
@@ -139,7 +140,7 @@ def _push_everywhere(owner: Node, user: Node) -> None:
                 user.do(nodes.push_blocks, key, mine, [0, 5], [5, 1])
                 _check(owner, theirs, _moved(seed, [0, 5], [5, 1], range(LAYERS)))
             owner.do(nodes.clear, theirs)
-            some = {"src_layer_range": range(1, 2), "dst_layer_range": range(1, 2)}
+            some: Any = {"src_layer_range": range(1, 2), "dst_layer_range": range(1, 2)}
             user.do(nodes.push_blocks, key, mine, [2, 3], [3, 4], **some)
             _check(owner, theirs, _moved(seed, [2, 3], [3, 4], range(1, 2)))
 
@@ -209,6 +210,30 @@ def test_a_slot_is_sent_over_blocks_that_lie_apart(start_node: Start, one_sided:
     )
     assert user.do(_send, "slots", [config], None, [3], BYTES) == "LLM_SUCCESS"
     _check(owner, "apart", _moved(50, [0], [3], range(LAYERS)))
+
+
+def _same_begin(here: Here) -> int:
+    """Two caches that begin at one address, whose blocks lie differently far apart."""
+    memory = here.any.setdefault("memory", np.zeros(4096, np.int32))
+    for stride in (2 * BYTES, 3 * BYTES):
+        desc = CacheDesc(2, [BLOCKS, WIDTH], DataType.DT_INT32, block_stride=stride)
+        address = int(memory.ctypes.data)
+        here.live.cache_manager.register_blocks_cache(desc, [address, address + BYTES])
+    return int(memory.ctypes.data)
+
+
+def test_addresses_that_do_not_tell_how_far_apart_blocks_lie(start_node: Start) -> None:
+    owner, user = _pair(start_node, False)
+    apart = owner.do(_make, "apart", "apart")
+    both = owner.do(_same_begin)
+    user.do(_make, "mine", "dense", "blocks", None, 1)
+    nodes.link_pair(owner, user)
+    text = user.do(_error, _send, "mine", [TransferConfig(1, [both], range(1))], [0], [1])
+    assert f"lie {2 * BYTES} and {3 * BYTES} bytes apart" in text
+    second_block = [apart[0] + LAYERS * BYTES]
+    config = TransferConfig(1, second_block, range(1))
+    assert user.do(_send, "mine", [config], [0], [1]) == "LLM_PARAM_INVALID"
+    _check(owner, "apart", _moved(0, [], [], range(0)))
 
 
 def _error(here: Here, function: Any, *args: Any) -> str:
