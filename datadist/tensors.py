@@ -157,7 +157,8 @@ def stride_of_all(tensors: Sequence[TensorMemory]) -> int | None:
     Raises LLM_PARAM_INVALID where tensors differ, and for blocks that are not contiguous.
     """
     for tensor in tensors:
-        if tensor.block_stride != tensors[0].block_stride or not tensor.block_bytes:
+        _ = tensor.block_bytes  # raises
+        if tensor.block_stride != tensors[0].block_stride:
             raise param_invalid(
                 f"{tensor.name} has strides {list(tensor.strides)} (bytes), and {tensors[0].name} "
                 f"{list(tensors[0].strides)}: blocks must lie equally far apart in all tensors of a cache"

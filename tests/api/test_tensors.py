@@ -108,6 +108,7 @@ def test_strides_give_the_stride_of_blocks(engine: Engine) -> None:
 
 WRONG: list[tuple[Any, str]] = [
     (np.zeros((4, 3), np.float16), r"addrs\[0\] has shape \[4, 3\], and the description says \[3, 4\]"),
+    (np.zeros((0, 4), np.float16), r"has shape \[0, 4\]"),
     (np.zeros((3, 4), np.float32), r"type float32 \(4 bytes\), and the description says DT_FLOAT16"),
     (np.zeros((3, 4), np.int16), "type int16"),
     (np.zeros((3, 4), ">f2"), "byte order"),
@@ -150,6 +151,15 @@ def test_descriptions_of_tensors_that_differ() -> None:
         CacheDesc.from_tensors([4096])
     with pytest.raises(TypeError, match="tensors is a ndarray"):
         CacheDesc.from_tensors(first)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
+def test_tensors_without_elements(engine: Engine, shape: tuple[int, ...]) -> None:
+    arrays = [np.zeros(shape, np.float16)]
+    text = _refused(
+        lambda: engine.api.cache_manager.register_cache(CacheDesc.from_tensors(arrays), arrays)
+    )
+    assert "every dimension must be positive" in text
 
 
 class _Array(np.ndarray[Any, Any]):
