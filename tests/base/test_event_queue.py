@@ -45,10 +45,12 @@ def test_a_watcher_is_woken_and_loses_nothing() -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    putters = [
-        threading.Thread(target=lambda base=base: [queue.put(base + n) for n in range(1000)])
-        for base in (0, 1000, 2000)
-    ]
+
+    def put(base: int) -> None:
+        for n in range(1000):
+            queue.put(base + n)
+
+    putters = [threading.Thread(target=put, args=(base,)) for base in (0, 1000, 2000)]
     for each in putters:
         each.start()
     for each in (*putters, watcher):
