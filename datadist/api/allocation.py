@@ -26,6 +26,7 @@ from datadist.api.cache import Cache, is_of_other_engine
 from datadist.api.manager_mixin import ManagerMixin
 from datadist.api.tensors import check_memory, take
 from datadist.base import checks
+from datadist.base.callers import pass_on
 from datadist.base.calls import begin, entries, inside_call
 from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
 from datadist.caches.by_address import cuts
@@ -272,11 +273,18 @@ class Allocation(ManagerMixin):
             )
 
     def _in_pool(self, desc: CacheDesc, addrs: list[Any]) -> bool:
-        """Whether the memory of a cache is that of pools, which links reach that were made before."""
+        """Whether the memory of a cache is that of pools, which links reach that were made before.
+
+        Not where something is wrong with it: that is said later, in the documented order of checks.
+        """
         engine = self._engine()
-        check_count(desc, addrs)
-        made, addresses, _ = take(desc, addrs, self._host_addressable)
-        return engine.memory.pool_holds(addresses, tensor_size(made))
+        try:
+            check_count(desc, addrs)
+            made, addresses, _ = take(desc, addrs, self._host_addressable)
+            return engine.memory.pool_holds(addresses, tensor_size(made))
+        except (AttributeError, TypeError, LLMException) as error:
+            pass_on(error)
+            return False
 
     def _host_addressable(self) -> frozenset[Placement]:
         return self._engine().transport.capabilities.host_addressable
