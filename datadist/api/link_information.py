@@ -53,8 +53,8 @@ class LinkInformation:
     def link_events(self) -> list[LinkEvent]:
         """What became of links since the last call, oldest first.
 
-        Up to 4096 events wait; where there are more the oldest ones are dropped, and the first event
-        is one of kind DROPPED that says how many.
+        Up to 4096 events wait, 64 before the first call; where there are more the oldest ones are
+        dropped, and the first event is one of kind DROPPED that says how many.
 
         Raises ``RuntimeError`` before `init`.
         """

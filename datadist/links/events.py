@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+import itertools
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -14,6 +15,8 @@ __all__ = ["MAX_EVENTS", "LinkEvent", "LinkEventKind", "LinkEvents"]
 
 MAX_EVENTS = 4096
 """Events that wait for a program; the oldest ones go when there are more."""
+MAX_UNASKED = 64
+"""Events that wait for a program that has not asked for any yet, and may never do."""
 
 
 class LinkEventKind(Enum, metaclass=NamedMembers):
@@ -48,12 +51,13 @@ class LinkEvent:
 class LinkEvents(EventQueue[LinkEvent]):
     """The events of one engine; any thread puts and takes, and nothing is locked."""
 
-    __slots__ = ("_dropped",)
+    __slots__ = ("_dropped", "_most")
 
     def __init__(self) -> None:
         super().__init__()
-        self._dropped: deque[None] = deque()
-        """An item for each event that was dropped since the last :meth:`take`."""
+        self._most = MAX_UNASKED
+        self._dropped = itertools.count()
+        """Counts the events that were dropped since the last :meth:`take`."""
 
     def note(
         self,
@@ -69,18 +73,24 @@ class LinkEvents(EventQueue[LinkEvent]):
 
     def put(self, event: LinkEvent) -> None:
         """Add an event; the oldest one goes where there are too many."""
-        while len(self._events) >= MAX_EVENTS:
-            self._events.popleft()
-            self._dropped.append(None)
+        while len(self._events) >= self._most:
+            with suppress(IndexError):  # another thread took it
+                self._events.popleft()
+                next(self._dropped)
         super().put(event)
 
     def take(self) -> list[LinkEvent]:
         """All events, oldest first; before them one that tells how many were dropped, if any were."""
-        lost = len(self._dropped)
-        for _ in range(lost):
-            self._dropped.popleft()
+        self._most = MAX_EVENTS
+        dropped, self._dropped = self._dropped, itertools.count()
+        lost = next(dropped)
         taken = super().take()
         if lost:
             text = f"{lost} older events were dropped: link_events was not called in time"
             taken.insert(0, LinkEvent(LinkEventKind.DROPPED, None, "", (), text))
         return taken
+
+    def fileno(self) -> int:
+        """As that of the base class; the program has asked for events with that."""
+        self._most = MAX_EVENTS
+        return super().fileno()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import select
 from types import SimpleNamespace
 
+import pytest
+
 from datadist import LinkEvent, LinkEventKind
 from datadist.links import events
 from datadist.links.events import LinkEvents
@@ -31,12 +33,13 @@ def test_events_come_in_order_and_the_descriptor_tells_of_them() -> None:
     queue.close()
 
 
-def test_the_oldest_are_dropped_and_the_loss_is_told() -> None:
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_oldest_are_dropped_and_the_loss_is_told(asked: bool) -> None:
     queue = LinkEvents()
-    many = [
-        LinkEvent(LinkEventKind.OK, number, "x", (), None)
-        for number in range(events.MAX_EVENTS + 3)
-    ]
+    if asked:
+        assert queue.take() == []
+    most = events.MAX_EVENTS if asked else events.MAX_UNASKED
+    many = [LinkEvent(LinkEventKind.OK, number, "x", (), None) for number in range(most + 3)]
     for event in many:
         queue.put(event)
     first, *rest = queue.take()
