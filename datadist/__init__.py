@@ -4,6 +4,7 @@ import os
 
 from datadist.api.cache import Cache
 from datadist.api.config import LLMConfig, LlmConfig
+from datadist.api.dtypes import data_type_of, numpy_dtype_of, torch_dtype_of
 from datadist.api.grant import Grant
 from datadist.api.kv_cache import KvCache
 from datadist.api.llm_datadist import LLMDataDist
@@ -16,6 +17,7 @@ from datadist.api.tasks import (
 from datadist.api.transfer_task import TransferTask
 from datadist.drop_in import install_as_llm_datadist
 from datadist.grants.state import GrantState
+from datadist.links.events import LinkEvent, LinkEventKind
 from datadist.status import LLMException, LLMStatusCode, Status
 from datadist.types import (
     BlocksCacheKey,
@@ -50,6 +52,8 @@ __all__ = [
     "LLMRole",
     "LLMStatusCode",
     "LayerSynchronizer",
+    "LinkEvent",
+    "LinkEventKind",
     "LlmConfig",
     "MemInfo",
     "Memtype",
@@ -60,7 +64,10 @@ __all__ = [
     "TransferConfig",
     "TransferTask",
     "TransferWithCacheKeyConfig",
+    "data_type_of",
     "install_as_llm_datadist",
+    "numpy_dtype_of",
+    "torch_dtype_of",
 ]
 
 os.environ.setdefault("AUTO_USE_UC_MEMORY", "0")

@@ -19,9 +19,11 @@ from datadist.base.keywords import named_keywords
 from datadist.base.names import CheckedAttributes, NamedMembers
 from datadist.keys import INVALID_ID, BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from datadist.status import LLMException, param_invalid
+from datadist.tensors import TensorMemory, is_tensor, memory_of, stride_of_all
 from datadist.transport import Placement
 
 __all__ = [
+    "ARRAY_TYPES",
     "INVALID_ID",
     "BlocksCacheKey",
     "CacheDesc",
@@ -35,10 +37,12 @@ __all__ = [
     "Placement",
     "ReceivedMessage",
     "RegisterMemStatus",
+    "check_block_stride",
     "element_size",
     "fixed",
     "ipv4_number",
     "ipv4_text",
+    "with_block_stride",
 ]
 
 
@@ -100,6 +104,23 @@ class DataType(Enum, metaclass=NamedMembers):
     DT_BF16 = 27
 
 
+ARRAY_TYPES = {
+    DataType.DT_FLOAT: "float32",
+    DataType.DT_FLOAT16: "float16",
+    DataType.DT_INT8: "int8",
+    DataType.DT_INT32: "int32",
+    DataType.DT_UINT8: "uint8",
+    DataType.DT_INT16: "int16",
+    DataType.DT_UINT16: "uint16",
+    DataType.DT_UINT32: "uint32",
+    DataType.DT_INT64: "int64",
+    DataType.DT_UINT64: "uint64",
+    DataType.DT_DOUBLE: "float64",
+    DataType.DT_BOOL: "bool",
+    DataType.DT_BF16: "bfloat16",
+}
+"""What NumPy (for bfloat16: ml_dtypes) and torch call them; DT_STRING has no such name."""
+
 _SIZES = {
     DataType.DT_FLOAT: 4,
     DataType.DT_FLOAT16: 2,
@@ -132,8 +153,13 @@ class CacheDesc(CheckedAttributes):
     ``batch_dim_index``, ``seq_len_dim_index`` and ``kv_tensor_format`` are kept but mean nothing in
     cache-manager mode.
 
+    ``tensors_per_layer`` and ``block_stride`` are extensions. A layer is so many tensors that follow
+    each other: 2 for K and V, 1 where a tensor holds both. ``block_stride`` is the distance in bytes
+    from the begin of a block (or slot) to that of the next one, for layers that are interleaved in one
+    buffer; None means that blocks lie side by side. It is a multiple of the element size.
+
     Raises ``TypeError``, ``ValueError``, and LLMException (LLM_PARAM_INVALID) for a dimension index
-    outside of ``shape``.
+    outside of ``shape``, 0 tensors per layer, and a stride that is no multiple or below a block.
     """
 
     def __init__(
@@ -145,6 +171,9 @@ class CacheDesc(CheckedAttributes):
         batch_dim_index: int = 0,
         seq_len_dim_index: int = -1,
         kv_tensor_format: str | None = None,
+        *,
+        tensors_per_layer: int = 2,
+        block_stride: int | None = None,
     ) -> None:
         checks.check_uint32("num_tensors", num_tensors)
         if shape is not None:
@@ -158,6 +187,9 @@ class CacheDesc(CheckedAttributes):
         checks.check_isinstance("shape", shape, (list, tuple), allow_none=False)
         checks.check_isinstance("batch_dim_index", batch_dim_index, int, allow_none=False)
         _check_dims(shape, batch_dim_index, seq_len_dim_index)
+        _check_per_layer(tensors_per_layer)
+        if block_stride is not None:
+            checks.check_int64("block_stride", block_stride)
         self._num_tensors = num_tensors
         self._shape = shape
         self._data_type = data_type
@@ -166,7 +198,11 @@ class CacheDesc(CheckedAttributes):
         self._batch_size = shape[batch_dim_index]
         self._seq_len_dim_index = seq_len_dim_index
         self._kv_tensor_format = kv_tensor_format
+        self._tensors_per_layer = tensors_per_layer
+        self._block_stride = block_stride
         self._size: int | None = None
+        if min(shape) > 0:  # other ones are refused where a cache is made
+            check_block_stride(self)
 
     @property
     def num_tensors(self) -> int:
@@ -209,8 +245,18 @@ class CacheDesc(CheckedAttributes):
         return self._kv_tensor_format
 
     @property
+    def tensors_per_layer(self) -> int:
+        """As given: the tensors of one layer, in layer ranges and layer-wise transfers."""
+        return self._tensors_per_layer
+
+    @property
+    def block_stride(self) -> int | None:
+        """As given: bytes from one block to the next, or None where they lie side by side."""
+        return self._block_stride
+
+    @property
     def size(self) -> int:
-        """Bytes of one tensor.
+        """Bytes of the elements of one tensor, without what lies between blocks.
 
         Raises LLMException (without a status code, as upstream) when a dimension is not positive or
         the size exceeds int64.
@@ -226,6 +272,37 @@ class CacheDesc(CheckedAttributes):
             self._size = size
         return self._size
 
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Sequence[Any],
+        placement: Placement = Placement.DEVICE,
+        *,
+        tensors_per_layer: int = 2,
+    ) -> CacheDesc:
+        """The description of a cache over tensors of one shape, type and stride (an extension).
+
+        Tensors are those of NumPy, torch, and others with DLPack or an array interface; only their
+        first dimension, which counts slots or blocks, may lie apart (``block_stride``).
+
+        Raises ``TypeError``, LLMException (LLM_PARAM_INVALID) for tensors that make no cache.
+        """
+        checks.check_isinstance("tensors", tensors, (list, tuple), allow_none=False)
+        if not tensors:
+            raise param_invalid("tensors is empty: give one per tensor of the cache")
+        found = [_memory_of(f"tensors[{place}]", value) for place, value in enumerate(tensors)]
+        first = found[0]
+        for tensor in found:
+            if (tensor.shape, tensor.type_name) != (first.shape, first.type_name):
+                raise param_invalid(
+                    f"{tensor.name} has shape {list(tensor.shape)} of {tensor.type_name}, and "
+                    f"{first.name} {list(first.shape)} of {first.type_name}: all must be alike"
+                )
+        return cls(
+            len(found), list(first.shape), _data_type_of(first), placement,
+            tensors_per_layer=tensors_per_layer, block_stride=stride_of_all(found),
+        )  # fmt: skip
+
     def update_dim(self, dim_index: int, dim_value: int) -> None:
         """Change a dimension of a list shape. Raises ``TypeError`` for a tuple and for no integers."""
         checks.check_isinstance("dim_index", dim_index, int, allow_none=False)
@@ -236,12 +313,44 @@ class CacheDesc(CheckedAttributes):
         self._size = None
 
     def __repr__(self) -> str:
-        # Upstream's text, in which a blank is missing, too.
+        # Upstream's text, in which a blank is missing, too; what it does not know only where it counts.
         return (
             f"CacheDesc(num_tensors={self._num_tensors}, shape={self._shape}, "
             f"data_type={self._data_type}, placement={self._placement}, "
             f"batch_dim_index={self._batch_dim}, seq_len_dim_index={self._seq_len_dim_index},"
-            f"kv_tensor_format={self._kv_tensor_format})"
+            f"kv_tensor_format={self._kv_tensor_format}{self._extensions()})"
+        )
+
+    def _extensions(self) -> str:
+        text = ""
+        if self._tensors_per_layer != 2:
+            text += f", tensors_per_layer={self._tensors_per_layer}"
+        if self._block_stride is not None:
+            text += f", block_stride={self._block_stride}"
+        return text
+
+
+def _check_per_layer(value: int) -> None:
+    checks.check_uint32("tensors_per_layer", value)
+    if value == 0:
+        raise param_invalid("tensors_per_layer is 0: a layer has at least one tensor")
+
+
+def check_block_stride(desc: CacheDesc) -> None:
+    """Whether blocks of the current shape lie apart by ``block_stride``. Raises LLM_PARAM_INVALID."""
+    stride = desc.block_stride
+    if stride is None:
+        return
+    element = element_size(desc.data_type)
+    block = math.prod(desc.shape[1:]) * element
+    if stride < block:
+        raise param_invalid(
+            f"block_stride is {stride}: a block of shape {list(desc.shape[1:])} has {block} bytes, and "
+            "the next one begins behind it; give bytes, not elements"
+        )
+    if stride % element:
+        raise param_invalid(
+            f"block_stride is {stride}: it must be a multiple of the {element} bytes of an element"
         )
 
 
@@ -255,6 +364,33 @@ def _check_dims(shape: Sequence[int], batch_dim: int, seq_len_dim: int) -> None:
         )
     for index, dim in enumerate(shape):
         checks.check_int64(f"shape[{index}]", dim)
+
+
+def _memory_of(name: str, value: object) -> TensorMemory:
+    if not is_tensor(value):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}, only support arrays and tensors with dimensions "
+            "(NumPy, torch, DLPack)"
+        )
+    return memory_of(name, value)
+
+
+def _data_type_of(tensor: TensorMemory) -> DataType:
+    for data_type, name in ARRAY_TYPES.items():
+        if name == tensor.type_name:
+            return data_type
+    raise param_invalid(
+        f"{tensor.name} has elements of type {tensor.type_name}, which has no DataType: view it as one "
+        "of its size, such as uint8"
+    )
+
+
+def with_block_stride(desc: CacheDesc, stride: int | None) -> CacheDesc:
+    """A copy with another stride. Raises LLM_PARAM_INVALID for one that no blocks have."""
+    same = copy.copy(desc)
+    same._block_stride = stride
+    check_block_stride(same)
+    return same
 
 
 def fixed(desc: CacheDesc) -> CacheDesc:
@@ -305,6 +441,12 @@ class LLMClusterInfo(CheckedAttributes):
         self._remote_role_type: LLMRole | int | None = None
         self._local_ip_info_list: list[tuple[int, int]] = []
         self._remote_ip_info_list: list[tuple[int, int]] = []
+        self._link_error: str | None = None
+
+    @property
+    def link_error(self) -> str | None:
+        """Why the last `link_clusters` with this object failed for it; None when it did not."""
+        return self._link_error
 
     @property
     def remote_cluster_id(self) -> int | None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from datadist.caches.peers import Announcements, PeerView
 from datadist.caches.requests import Requests
 from datadist.control.channel import Handshake, HandshakeError, Seal, _mac
-from datadist.control.messages import Message
+from datadist.control.messages import Message, Ready
 from datadist.control.network_discovery import NetworkDiscovery
 from datadist.control.session import Session
 from datadist.engine.dispatcher import Dispatcher
@@ -106,8 +106,8 @@ def test_inputs_reach_every_handler_and_every_end(monkeypatch: pytest.MonkeyPatc
 # -- defects that are put in -----------------------------------------------------------------
 
 
-def _unknown_domain(self: Builder, view: PeerView, token: str) -> None:
-    attempt = self._active[token].attempt
+def _unknown_domain(self: Builder, view: PeerView, message: Ready) -> None:
+    attempt = self._active[message.domain].attempt
     assert attempt is not None
 
 

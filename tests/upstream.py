@@ -83,8 +83,12 @@ _LAYERS = "*, src_layer_range=None, dst_layer_range=None, tensor_num_per_layer=2
 _MORE = "timeout_in_millis=None, notify=None"
 
 DIFFERENT = {
+    "CacheDesc": (
+        35,
+        SIGNATURES["CacheDesc"] + ", *, tensors_per_layer=2, block_stride=None",
+    ),
     "CacheManager.pull_cache": (
-        33,
+        34,
         f"cache_key, cache, batch_index=0, size=-1, {_LAYERS}, {_MORE}",
     ),
     "CacheManager.pull_blocks": (
@@ -93,18 +97,23 @@ DIFFERENT = {
         f"release=False, {_MORE}",
     ),
     **{
-        f"CacheManager.{name}": (33, f"{SIGNATURES[f'CacheManager.{name}']}, *, {_MORE}")
+        f"CacheManager.{name}": (34, f"{SIGNATURES[f'CacheManager.{name}']}, *, {_MORE}")
         for name in ("push_cache", "push_blocks")
     },
     "CacheManager.transfer_cache_async": (
-        33,
+        34,
         f"{SIGNATURES['CacheManager.transfer_cache_async']}, *, timeout_in_millis=None",
     ),
     "CacheManager": (27, "engine, refusal, one_sided"),
     "Cache": (
         27,
         "cache_id, cache_desc, tensor_addrs, is_blocks_cache, *, pooled=False, keeper=None, "
-        "addressable=True, owner=None, release=None, made=None",
+        "addressable=True, owner=None, release=None, made=None, memory=None",
+    ),
+    "LLMDataDist.link": (35, SIGNATURES["LLMDataDist.link"] + ", *, metadata=None"),
+    "LLMDataDist.link_clusters": (
+        35,
+        SIGNATURES["LLMDataDist.link_clusters"] + ", *, metadata=None",
     ),
     "KvCache": (27, "cache_id, cache_desc, per_device_tensor_addrs, is_blocks_cache=False"),
     "CacheTask": (27, "job"),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from datadist.api.arguments import (
     blocks_name,
     check_addresses,
+    check_count,
     check_key_count,
     check_kind,
     check_not_none,
+    check_pieces,
     check_unique,
     layout_of,
     name_of,
@@ -21,10 +24,12 @@ from datadist.api.arguments import (
 )
 from datadist.api.cache import Cache, is_of_other_engine
 from datadist.api.manager_mixin import ManagerMixin
+from datadist.api.tensors import check_memory, take
 from datadist.base import checks
+from datadist.base.callers import pass_on
 from datadist.base.calls import begin, entries, inside_call
-from datadist.base.hints import ADDRESSES
 from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
+from datadist.caches.by_address import cuts
 from datadist.caches.directory import KeyName
 from datadist.caches.owned import OwnCache
 from datadist.engine.engine import Engine
@@ -193,26 +198,33 @@ class Allocation(ManagerMixin):
     def register_cache(
         self,
         cache_desc: CacheDesc,
-        addrs: list[int],
+        addrs: list[Any],
         cache_keys: Sequence[CacheKey] = (),
         remote_accessible: bool | None = None,
         **unknown: Unpack[NoKeywords],
     ) -> Cache:
         """A contiguous cache over memory of the caller: one address per tensor, ``size`` bytes each.
 
+        Instead of an address a tensor of NumPy, torch or another library may be given, which must
+        agree with the description, and is kept until the cache is unregistered; where its slots lie
+        apart, ``block_stride`` need not be given. With ``block_stride`` the slots lie so far apart,
+        and the last one needs its own bytes only.
+        Several caches may share memory, also in part.
+
         Peers reach it through links made afterwards. ``remote_accessible`` matters in one-sided
-        mode; None means True for DEVICE and False for HOST, and False for both after `link`.
+        mode; None means True for DEVICE and False for HOST, and False for both after `link`. Memory of
+        a pool (:meth:`allocate_tensor`) is reached through all links; None means True for it.
 
         Raises LLMException: LLM_PARAM_INVALID for ``remote_accessible=True`` after `link`, a wrong
-        number of addresses, address 0, or a range that overlaps another in part; LLM_FAILED where
-        the transport refuses the memory.
+        number of addresses, address 0, or a range that overlaps in part what is unregistered, but
+        exposed by a live link; LLM_FAILED where the transport refuses the memory.
         """
         begin("register_cache")
         if unknown:
             raise unknown_keyword("register_cache", keywords_of(Allocation.register_cache), unknown)
         _check_memory(cache_desc, addrs)
         checks.check_sequence_of("cache_keys", cache_keys, CacheKey)
-        self._check_accessible(remote_accessible)
+        self._check_accessible(remote_accessible, cache_desc, addrs)
         return self._register(
             cache_desc, addrs, lambda: slot_names(cache_keys), remote_accessible, False
         )
@@ -220,7 +232,7 @@ class Allocation(ManagerMixin):
     def register_blocks_cache(
         self,
         cache_desc: CacheDesc,
-        addrs: list[int],
+        addrs: list[Any],
         blocks_cache_key: BlocksCacheKey | None = None,
         remote_accessible: bool | None = None,
         **unknown: Unpack[NoKeywords],
@@ -233,7 +245,7 @@ class Allocation(ManagerMixin):
             )
         _check_memory(cache_desc, addrs)
         checks.check_isinstance("blocks_cache_key", blocks_cache_key, BlocksCacheKey)
-        self._check_accessible(remote_accessible)
+        self._check_accessible(remote_accessible, cache_desc, addrs)
         return self._register(
             cache_desc, addrs, lambda: blocks_name(blocks_cache_key), remote_accessible, True
         )
@@ -252,44 +264,69 @@ class Allocation(ManagerMixin):
             waits=not inside_call(sys._getframe(1)),
         )
 
-    def _check_accessible(self, remote_accessible: bool | None) -> None:
+    def _check_accessible(
+        self, remote_accessible: bool | None, desc: CacheDesc, addrs: list[Any]
+    ) -> None:
         checks.check_isinstance("remote_accessible", remote_accessible, bool)
-        if remote_accessible and self._linked:
-            self._engine()
+        if remote_accessible and self._linked and not self._in_pool(desc, addrs):
             raise param_invalid(
                 "remote_accessible=True after link: the links that exist do not reach this memory; "
                 "register before link (finalize and init to start over)"
             )
 
+    def _in_pool(self, desc: CacheDesc, addrs: list[Any]) -> bool:
+        """Whether the memory of a cache is that of pools, which links reach that were made before.
+
+        Not where something is wrong with it: that is said later, in the documented order of checks.
+        """
+        engine = self._engine()
+        try:
+            check_count(desc, addrs)
+            made, addresses, _ = take(desc, addrs, self._host_addressable)
+            return engine.memory.pool_holds(addresses, tensor_size(made))
+        except (AttributeError, TypeError, LLMException) as error:
+            pass_on(error)
+            return False
+
+    def _host_addressable(self) -> frozenset[Placement]:
+        return self._engine().transport.capabilities.host_addressable
+
     def _register(
         self,
         given: CacheDesc,
-        addrs: list[int],
+        addrs: list[Any],
         names: Names,
         remote_accessible: bool | None,
         blocks: bool,
     ) -> Cache:
-        check_addresses(given, addrs)
-        desc = fixed(given)
+        check_count(given, addrs)
+        desc, addresses, tensors = take(given, addrs, self._host_addressable)
+        check_addresses(addresses)
         engine = self._engine()
         keys = names()
         size = tensor_size(desc)
         check_key_count(keys, desc)
         accessible = remote_accessible
         if accessible is None:
-            accessible = desc.placement is Placement.DEVICE and not self._linked
+            pooled = engine.memory.pool_holds(addresses, size)
+            accessible = pooled or (desc.placement is Placement.DEVICE and not self._linked)
         if blocks:
             engine.words.prepare()
         birth = engine.owned.begin(None)
         try:
             regions: list[int] = []
             if accessible or not self._one_sided:
-                regions = engine.memory.register(addrs, size, desc.placement, birth.cache_id)
-            layout = layout_of(desc, addrs, size, blocks)
-            cache = OwnCache(birth.cache_id, layout, False, accessible, tuple(regions))
+                regions = engine.memory.register(addresses, size, desc.placement, birth.cache_id)
+            layout = layout_of(desc, addresses, size, blocks)
+            layout = replace(layout, cuts=cuts(layout, engine.memory.begins(regions)))
+            check_pieces(layout, regions)
+            cache = OwnCache(
+                birth.cache_id, layout, False, accessible, tuple(regions), tensors=tensors
+            )
             engine.owned.add(cache, without_placeholders(keys), unique=False)
             handle = Cache(
-                birth.cache_id, given, list(addrs), blocks,
+                birth.cache_id, given, addresses, blocks,
+                memory=tensors,
                 addressable=desc.placement in engine.transport.capabilities.host_addressable,
                 owner=self, made=desc,
                 release=self._ending(lambda handle: self.unregister_cache(handle.cache_id)),
@@ -303,7 +340,7 @@ class Allocation(ManagerMixin):
             raise
 
 
-def _check_memory(desc: CacheDesc, addrs: list[int]) -> None:
+def _check_memory(desc: CacheDesc, addrs: list[Any]) -> None:
     checks.check_isinstance("cache_desc", desc, CacheDesc)
     if addrs is not None:  # None fails where the addresses are used
-        checks.check_list_of_int("addrs", addrs, ADDRESSES)
+        check_memory(addrs)

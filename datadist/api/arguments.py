@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from datadist.api.cache import Cache
+from datadist.api.cache import Cache, desc_at_creation
 from datadist.base import checks
 from datadist.base.hints import ADDRESSES
 from datadist.caches.directory import KeyName
 from datadist.caches.owned import Layout, describe
+from datadist.control.messages import MAX_CUTS
+from datadist.control.messages import MAX_TENSORS as MAX_REGIONS
 from datadist.engine.engine import Engine
 from datadist.status import param_invalid
 from datadist.transfers.plan import Blocks
@@ -20,10 +23,19 @@ from datadist.types import (
     CacheDesc,
     CacheKey,
     CacheKeyByIdAndIndex,
+    check_block_stride,
     element_size,
 )
 
 MAX_DIMS = 31
+
+
+class _Unnamed(int):
+    """A default number, told from the same number given by the caller."""
+
+
+PER_LAYER = _Unnamed(2)
+"""Tensors of a layer where the caller of a transfer names no number: then it is that of the caches."""
 MAX_TENSORS = 1 << 16
 
 
@@ -41,7 +53,7 @@ def check_kind(name: str, cache: Cache, blocks: bool, hint: str) -> None:
         raise param_invalid(f"{name} {state} a blocks cache ({cache!r}): {hint}")
 
 
-def check_addresses(desc: CacheDesc, addrs: list[int]) -> None:
+def check_count(desc: CacheDesc, addrs: list[Any]) -> None:
     """One address per tensor. Raises ``TypeError`` for None, LLM_PARAM_INVALID."""
     checks.check_isinstance("addrs", addrs, list, allow_none=False, use=ADDRESSES)
     if not addrs:
@@ -49,13 +61,20 @@ def check_addresses(desc: CacheDesc, addrs: list[int]) -> None:
     check_not_none("cache_desc", desc)
     if len(addrs) != desc.num_tensors:
         raise param_invalid(f"{desc.num_tensors} tensors need as many addrs, not {len(addrs)}")
+
+
+def check_addresses(addrs: list[int]) -> None:
+    """Addresses of memory. Raises LLM_PARAM_INVALID."""
     for index, address in enumerate(addrs):
         if not 0 < address < 1 << 63:
             raise param_invalid(f"addrs[{index}] is {address:#x}, which is not a valid address")
 
 
 def tensor_size(desc: CacheDesc) -> int:
-    """Bytes of one tensor. Raises LLM_PARAM_INVALID for dimensions that make no tensor."""
+    """Bytes of one tensor, from its first to its last one.
+
+    Raises LLM_PARAM_INVALID for dimensions that make no tensor, and blocks that overlap.
+    """
     shape = desc.shape
     if desc.num_tensors > MAX_TENSORS:
         raise param_invalid(f"num_tensors is {desc.num_tensors}, more than {MAX_TENSORS}")
@@ -66,15 +85,45 @@ def tensor_size(desc: CacheDesc) -> int:
     size = math.prod(shape) * element_size(desc.data_type)
     if size >= 1 << 63:
         raise param_invalid(f"a tensor of shape {list(shape)} would hold {size} bytes, over int64")
+    check_block_stride(desc)
+    block = size // shape[0]
+    size = (shape[0] - 1) * stride_of(desc) + block
+    if size >= 1 << 63:
+        raise param_invalid(
+            f"{shape[0]} blocks that begin {desc.block_stride} bytes apart take {size} bytes, over int64"
+        )
     return size
 
 
+def check_pieces(layout: Layout, regions: Sequence[int]) -> None:
+    """No more places where registered ranges meet than peers take. Raises LLM_PARAM_INVALID."""
+    for count, most, what in (
+        (
+            len(layout.cuts),
+            MAX_CUTS,
+            "places inside of its blocks where ranges registered before end",
+        ),
+        (len(regions), MAX_REGIONS, "ranges registered before"),
+    ):
+        if count > most:
+            raise param_invalid(
+                f"the cache would have {count} {what}, at most {most} are possible: register the "
+                "larger range first"
+            )
+
+
+def stride_of(desc: CacheDesc) -> int:
+    """Bytes from one block or slot to the next."""
+    dense = math.prod(desc.shape[1:]) * element_size(desc.data_type)
+    return dense if desc.block_stride is None else desc.block_stride
+
+
 def layout_of(desc: CacheDesc, addresses: Sequence[int], size: int, blocks: bool) -> Layout:
-    """The layout of a new cache: addresses, count and stride."""
-    count = desc.shape[0]
+    """The layout of a new cache: addresses, count and stride; ``size`` as :func:`tensor_size`."""
     return Layout(
-        blocks, tuple(addresses), size // count, count, size, desc.placement, desc.data_type.value
-    )
+        blocks, tuple(addresses), stride_of(desc), desc.shape[0], size, desc.placement,
+        desc.data_type.value, desc.tensors_per_layer,
+    )  # fmt: skip
 
 
 def name_of(key: CacheKey | BlocksCacheKey) -> KeyName:
@@ -182,13 +231,22 @@ def check_per_layer(value: int) -> None:
         raise param_invalid("tensor_num_per_layer is 0: it must be positive")
 
 
-def layers_of(source: range | None, target: range | None, per_layer: int) -> Layers:
-    """The layers of a pull. Raises ``TypeError``, ``ValueError``, LLM_PARAM_INVALID."""
+def layers_of(cache: Cache, source: range | None, target: range | None, per_layer: int) -> Layers:
+    """The layers of a pull into a cache.
+
+    Raises ``TypeError``, ``ValueError``, LLM_PARAM_INVALID.
+    """
     return Layers(
         _layer_range("src_layer_range", source),
         _layer_range("dst_layer_range", target),
-        int(per_layer),
+        *per_layer_of(cache, per_layer),
     )
+
+
+def per_layer_of(cache: Cache, given: int) -> tuple[int, bool]:
+    """The tensors of a layer, and whether the caller named the number."""
+    named = given is not PER_LAYER
+    return (int(given) if named else desc_at_creation(cache).tensors_per_layer), named
 
 
 def _layer_range(name: str, value: range | None) -> range | None:

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datadist.api.dtypes import numpy_dtype_of
 from datadist.base.callers import pass_on
 from datadist.base.keywords import named_keywords
+from datadist.dlpack import BFLOAT, tensor_in
 from datadist.types import DataType
 
 __all__ = ["CacheTensor", "tensor_view"]
-
-_NUMPY_TYPES = {
-    DataType.DT_FLOAT: "float32",
-    DataType.DT_FLOAT16: "float16",
-    DataType.DT_INT8: "int8",
-    DataType.DT_INT32: "int32",
-    DataType.DT_UINT8: "uint8",
-    DataType.DT_INT16: "int16",
-    DataType.DT_UINT16: "uint16",
-    DataType.DT_UINT32: "uint32",
-    DataType.DT_INT64: "int64",
-    DataType.DT_UINT64: "uint64",
-    DataType.DT_DOUBLE: "float64",
-    DataType.DT_BOOL: "bool",
-    DataType.DT_BF16: "uint16",
-}
-
-_DL_BFLOAT = 4
-"""Type code of bfloat16 in DLPack."""
 
 
 class _Memory:
@@ -49,34 +31,31 @@ class _Memory:
 
 
 def _raw_view(
-    address: int, shape: Sequence[int], data_type: DataType, keeper: object | None
-) -> NDArray[Any]:
-    if data_type not in _NUMPY_TYPES:
-        raise TypeError(f"{data_type.name} has no array type: use the addresses (tensor_addrs)")
-    dtype = np.dtype(_NUMPY_TYPES[data_type])
-    count = int(np.prod(shape, dtype=np.int64))
-    raw = np.asarray(_Memory(address, count * dtype.itemsize, keeper))
-    return raw.view(dtype).reshape(shape)
+    address: int, shape: Sequence[int], data_type: DataType, keeper: object | None,
+    stride: int | None = None,
+) -> NDArray[Any]:  # fmt: skip
+    dtype = np.dtype("uint16") if data_type is DataType.DT_BF16 else numpy_dtype_of(data_type)
+    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if stride is None:
+        raw = np.asarray(_Memory(address, nbytes, keeper))
+        return raw.view(dtype).reshape(shape)
+    raw = np.asarray(_Memory(address, (shape[0] - 1) * stride + nbytes // shape[0], keeper))
+    inner = np.empty([1, *shape[1:]], dtype).strides[1:]
+    return np.ndarray(shape, dtype, raw.data, strides=(stride, *inner))
 
 
 def tensor_view(
-    address: int, shape: Sequence[int], data_type: DataType, keeper: object | None = None
-) -> NDArray[Any]:
+    address: int, shape: Sequence[int], data_type: DataType, keeper: object | None = None,
+    stride: int | None = None,
+) -> NDArray[Any]:  # fmt: skip
     """An array over memory at ``address``; it references ``keeper`` as long as any view of it
-    lives.
+    lives. ``stride`` is bytes from one block to the next, where they do not lie side by side.
 
     bfloat16 is ``ml_dtypes.bfloat16`` where that package is installed, else ``uint16``. Raises
     ``TypeError`` for DT_STRING.
     """
-    view = _raw_view(address, shape, data_type, keeper)
-    if data_type is DataType.DT_BF16:
-        try:
-            from ml_dtypes import bfloat16
-        except ModuleNotFoundError as error:
-            pass_on(error)
-            return view
-        return view.view(bfloat16)
-    return view
+    view = _raw_view(address, shape, data_type, keeper, stride)
+    return view.view(numpy_dtype_of(data_type)) if data_type is DataType.DT_BF16 else view
 
 
 @named_keywords
@@ -84,12 +63,14 @@ class CacheTensor:
     """One tensor of a cache: :meth:`numpy`, and DLPack for torch and others."""
 
     def __init__(
-        self, address: int, shape: Sequence[int], data_type: DataType, keeper: object | None
-    ) -> None:
+        self, address: int, shape: Sequence[int], data_type: DataType, keeper: object | None,
+        stride: int | None = None,
+    ) -> None:  # fmt: skip
         self._address = address
         self._shape = tuple(shape)
         self._data_type = data_type
         self._keeper = keeper
+        self._stride = stride
 
     @property
     def address(self) -> int:
@@ -108,7 +89,7 @@ class CacheTensor:
 
     def numpy(self) -> NDArray[Any]:
         """An array that shares the memory; see :func:`tensor_view`."""
-        return tensor_view(self._address, self._shape, self._data_type, self._keeper)
+        return tensor_view(self._address, self._shape, self._data_type, self._keeper, self._stride)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         array = self.numpy()
@@ -123,7 +104,7 @@ class CacheTensor:
 
     def __dlpack__(self, **options: Any) -> Any:
         """A capsule over the shared memory, in the protocol's form that the caller asks for."""
-        view = _raw_view(self._address, self._shape, self._data_type, self._keeper)
+        view = _raw_view(self._address, self._shape, self._data_type, self._keeper, self._stride)
         options = {name: value for name, value in options.items() if value is not None}
         try:
             capsule = view.__dlpack__(**options)
@@ -138,49 +119,6 @@ class CacheTensor:
         return f"CacheTensor({self._address:#x}, {list(self._shape)}, {self._data_type.name})"
 
 
-class _DLDataType(ctypes.Structure):
-    _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
-
-
-class _DLTensor(ctypes.Structure):
-    """The head of DLTensor (dlpack.h)."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("dtype", _DLDataType),
-    )
-
-
-class _DLManagedTensorVersioned(ctypes.Structure):
-    """The head of DLManagedTensorVersioned (dlpack.h); the unversioned one begins with the tensor."""
-
-    _fields_ = (
-        ("major", ctypes.c_uint32),
-        ("minor", ctypes.c_uint32),
-        ("manager_ctx", ctypes.c_void_p),
-        ("deleter", ctypes.c_void_p),
-        ("flags", ctypes.c_uint64),
-        ("tensor", _DLTensor),
-    )
-
-
-_get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_get_pointer.restype = ctypes.c_void_p
-_get_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
-_is_valid = ctypes.pythonapi.PyCapsule_IsValid
-_is_valid.restype = ctypes.c_int
-_is_valid.argtypes = (ctypes.py_object, ctypes.c_char_p)
-
-
 def _mark_bfloat16(capsule: object) -> None:
     """NumPy exports 16-bit words; say in the capsule that they are bfloat16."""
-    versioned = b"dltensor_versioned"
-    if _is_valid(capsule, versioned):
-        pointer = _get_pointer(capsule, versioned)
-        tensor = _DLManagedTensorVersioned.from_address(pointer).tensor
-    else:
-        tensor = _DLTensor.from_address(_get_pointer(capsule, b"dltensor"))
-    tensor.dtype.code = _DL_BFLOAT
+    tensor_in(capsule).dtype.code = BFLOAT

@@ -50,6 +50,7 @@ class Cache:
         owner: object | None = None,
         release: Callable[[Cache], None] | None = None,
         made: CacheDesc | None = None,
+        memory: list[object] | None = None,
     ) -> None:
         self._cache_id = cache_id
         self._cache_desc = cache_desc
@@ -61,6 +62,8 @@ class Cache:
         self._addressable = addressable
         self._owner = owner
         self._release = release
+        self._memory = [] if memory is None else memory
+        """Tensors that it lies in; empty once it was unregistered."""
         if keeper is not None:
             _with_memory.add(self)
 
@@ -92,8 +95,10 @@ class Cache:
         """The tensors for other libraries, without a copy: each speaks DLPack and NumPy.
 
         ``torch.from_dlpack(cache.tensors[0])`` and ``numpy.from_dlpack`` share the memory; bfloat16
-        arrives as bfloat16. A view keeps pool memory mapped, but not reserved: once the cache is
-        deallocated another cache may use it. Memory that was registered must outlive its views.
+        arrives as bfloat16. Blocks that lie apart (``block_stride``) are a stride of dimension 0. A
+        view keeps pool memory mapped, but not reserved: once the cache is
+        deallocated another cache may use it. Memory that was registered by its address must outlive its
+        views; tensors that were registered are kept by them.
 
         Raises LLMException (LLM_PARAM_INVALID) after deallocation, and for memory that the CPU
         cannot address.
@@ -105,8 +110,9 @@ class Cache:
         if not self._addressable:
             raise param_invalid(f"{self!r} lies in memory of the device, which has no views here")
         desc, view = self._made, arrays.CacheTensor
+        keeper = self._keeper if self._keeper is not None else tuple(self._memory)
         return [
-            view(address, desc.shape, desc.data_type, self._keeper)
+            view(address, desc.shape, desc.data_type, keeper, desc.block_stride)
             for address in self._tensor_addrs
         ]
 

@@ -7,6 +7,7 @@ from datadist.api.arguments import check_not_none, check_one_id
 from datadist.api.copying import Copying
 from datadist.api.in_background import InBackground
 from datadist.api.layerwise import LayerWise
+from datadist.api.pool_tensors import PoolTensors
 from datadist.base import checks
 from datadist.base.keywords import named_keywords
 from datadist.types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
@@ -15,7 +16,7 @@ __all__ = ["CacheManager"]
 
 
 @named_keywords
-class CacheManager(Allocation, InBackground, LayerWise, Copying):
+class CacheManager(Allocation, PoolTensors, InBackground, LayerWise, Copying):
     """Caches of one engine; from :attr:`LLMDataDist.cache_manager`. Methods may run in any thread.
 
     Checks and their order, exceptions and status codes follow the LLM-DataDist API reference

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,9 @@ from datadist.status import param_invalid
 from datadist.types import ipv4_number
 
 __all__ = ["LLMConfig", "LlmConfig"]
+
+MAX_METADATA = 8 << 10
+"""Bytes that the peers of a link are given."""
 
 
 @named_keywords
@@ -216,6 +220,20 @@ class LLMConfig(CheckedAttributes):
         self._set["link_retry_count"] = value
 
     @property
+    def link_metadata(self) -> bytes:
+        """What the peers of every link are given (an extension); at most 8192 bytes."""
+        return self._get("link_metadata", b"") or b""
+
+    @link_metadata.setter
+    def link_metadata(self, value: bytes | None) -> None:
+        checks.check_isinstance("link_metadata", value, bytes)
+        if value is not None and len(value) > MAX_METADATA:
+            raise param_invalid(
+                f"link_metadata has {len(value)} bytes, at most {MAX_METADATA} are possible"
+            )
+        self._set["link_metadata"] = value
+
+    @property
     def enable_switch_role(self) -> bool:
         """Without effect here: roles can always be switched."""
         return bool(self._get("enable_switch_role", False))
@@ -308,6 +326,11 @@ def _device(options: dict[str, str], value: Any, present: bool) -> None:
         options["ge.session_device_id"] = str(ids[0])
 
 
+def _metadata(options: dict[str, str], value: Any, _present: bool) -> None:
+    if value is not None:
+        options["datadist.link_metadata"] = base64.b64encode(value).decode()
+
+
 class _Emit:
     """Writes one property under ``key``; ``when`` is "set" (even if empty) or "truthy"."""
 
@@ -340,6 +363,7 @@ _EMITTERS: dict[str, Callable[[dict[str, str], Any, bool], None]] = {
     "global_resource_config": _Emit("llm.GlobalResourceConfig"),
     "link_total_time": _Emit("llm.LinkTotalTime"),
     "link_retry_count": _Emit("llm.LinkRetryCount"),
+    "link_metadata": _metadata,
     "enable_switch_role": _Emit("llm.EnableSwitchRole", "truthy"),
     "deploy_res_path": _Emit("llm.deployResPath", "truthy"),
     "buf_pool_cfg": _Emit("llm.BufPoolCfg", "truthy"),

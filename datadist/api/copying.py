@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datadist.api.arguments import check_kind
+from datadist.api.arguments import check_kind, stride_of
 from datadist.api.cache import Cache, desc_at_creation, is_of_other_engine, is_pooled, own_cache_id
 from datadist.api.manager_mixin import ManagerMixin
 from datadist.base import checks
@@ -107,7 +107,7 @@ class Copying(ManagerMixin):
         check_kind("dst_cache", dst_cache, True, "use copy_cache")
         checks.check_isinstance("src_to_dst", src_to_dst, dict, allow_none=False)
         checks.check_dict("src_to_dst", src_to_dst, int, int)
-        stride = _check_alike(src_cache, dst_cache)
+        block_bytes = _check_alike(src_cache, dst_cache)
         _check_in_range(src_cache, dst_cache, src_to_dst)
         with as_param_invalid():
             names = (f"src_to_dst[{block}]" for block in src_to_dst)
@@ -126,10 +126,15 @@ class Copying(ManagerMixin):
             if is_pooled(cache) and cache.cache_id not in owned:  # by unregister_cache
                 raise param_invalid(f"{cache!r} was freed: its memory may be another cache's")
         source, target = (
-            SwapSide(cache.cache_id, desc_at_creation(cache).data_type.value, cache.tensor_addrs)
+            SwapSide(
+                cache.cache_id,
+                desc_at_creation(cache).data_type.value,
+                cache.tensor_addrs,
+                stride_of(desc_at_creation(cache)),
+            )
             for cache in (src_cache, dst_cache)
         )
-        engine.copies.swap_blocks(source, target, stride, src_to_dst, sorted(owned))
+        engine.copies.swap_blocks(source, target, block_bytes, src_to_dst, sorted(owned))
 
     def remap_registered_memory(self, mem_infos: MemInfo | list[MemInfo]) -> None:
         """Have the transport make registered DEVICE memory reachable again after a device fault.

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from datadist.api.arguments import PER_LAYER
 from datadist.api.cache import Cache
 from datadist.api.call_options import PreparedTransfer, notice_of, seconds_of
-from datadist.api.pulling import PER_LAYER, Pulling
+from datadist.api.pulling import Pulling
 from datadist.api.pushing import Pushing
 from datadist.api.transfer_task import TransferTask
 from datadist.base.calls import begin, entries
@@ -86,7 +87,11 @@ class InBackground(Pulling, Pushing):
             src_cache_key, dst_cache, source, target, src_layer_range, dst_layer_range,
             tensor_num_per_layer, token, release, notify is not None,
         )  # fmt: skip
-        whole = src_layer_range is None and dst_layer_range is None
+        whole = (
+            src_layer_range is None
+            and dst_layer_range is None
+            and tensor_num_per_layer == PER_LAYER
+        )
         if isinstance(src_cache_key, BlocksCacheKey) and whole:
             routes, full = self._engine().route_cache, prepared.move
             name = prepared.cluster, src_cache_key.model_id, dst_cache.cache_id
@@ -106,7 +111,7 @@ class InBackground(Pulling, Pushing):
         src_layer_range: range | None = None,
         dst_layer_range: range | None = None,
         size: int = -1,
-        tensor_num_per_layer: int = 2,
+        tensor_num_per_layer: int = PER_LAYER,
         *,
         timeout_in_millis: int | None = None,
         notify: extensions.Buffer | None = None,
@@ -127,7 +132,7 @@ class InBackground(Pulling, Pushing):
         dst_blocks: Blocks = (),
         src_layer_range: range | None = None,
         dst_layer_range: range | None = None,
-        tensor_num_per_layer: int = 2,
+        tensor_num_per_layer: int = PER_LAYER,
         *,
         timeout_in_millis: int | None = None,
         notify: extensions.Buffer | None = None,

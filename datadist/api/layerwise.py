@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from datadist.api.arguments import cluster_of, source_of
 from datadist.api.cache import Cache, desc_at_creation, own_cache_id
 from datadist.api.call_options import seconds_of
 from datadist.api.destinations import check_no_overlap
-from datadist.api.layerwise_checks import PER_LAYER, LayerBlocks, check_fit, take_blocks
+from datadist.api.layerwise_checks import (
+    Config,
+    LayerBlocks,
+    Strides,
+    bytes_of_block,
+    check_fit,
+    per_layer,
+    take_blocks,
+)
 from datadist.api.manager_mixin import ManagerMixin
 from datadist.api.tasks import (
     CacheTask,
@@ -22,9 +30,18 @@ from datadist.base.keywords import named_keywords
 from datadist.caches.owned import Layout, OwnCache
 from datadist.engine.engine import Engine
 from datadist.status import LLMException, param_invalid, system_errors
+from datadist.transfers.cuts import cut
 from datadist.transfers.layerwise import LayerJob, LayerSend
 from datadist.transfers.limits import CallLimit
-from datadist.transfers.plan import Bases, Blocks, Segments, plan_blocks, plan_scatter, plan_slots
+from datadist.transfers.plan import (
+    Bases,
+    Blocks,
+    Segments,
+    joined,
+    plan_blocks,
+    plan_scatter,
+    plan_slots,
+)
 from datadist.transfers.push import PushLayers
 from datadist.transfers.resolve import ById
 from datadist.transfers.transfer import as_param_invalid, check_accessible
@@ -47,7 +64,9 @@ class LayerWise(ManagerMixin):
         *,
         timeout_in_millis: int | None = None,
     ) -> CacheTask:
-        """Send layers (2 tensors each) of a DEVICE cache to every destination, as they are final.
+        """Send layers of a DEVICE cache to every destination, as they are final.
+
+        A layer has as many tensors as ``tensors_per_layer`` of the cache says, at both ends.
 
         Returns at once. Per layer, in ascending order: ``synchronize_layer(layer, milliseconds)``,
         then the transfer, which overlaps with the next layer's ``synchronize_layer``. Each transfer
@@ -80,12 +99,14 @@ class LayerWise(ManagerMixin):
         kind = TransferWithCacheKeyConfig if self._one_sided else TransferConfig
         _check_mode(transfer_configs, self._one_sided)
         checks.check_sequence_of("transfer_configs", transfer_configs, kind)
-        check_fit(src_cache, transfer_configs, blocks)
-        check_no_overlap(src_cache, transfer_configs, blocks)
+        strides = self._strides(src_cache, transfer_configs, blocks)
+        check_fit(src_cache, transfer_configs, blocks, strides)
+        check_no_overlap(src_cache, transfer_configs, blocks, strides)
         engine = self._engine()
         self._check_source(engine, src_cache)
         sends = [
-            self._send(engine, src_cache, config, blocks, seconds) for config in transfer_configs
+            self._send(engine, src_cache, config, blocks, strides, seconds)
+            for config in transfer_configs
         ]
         limit = max(1, round((seconds or engine.transfers.timeout) * 1000))
         job = LayerJob(sends, lambda layer: layer_synchronizer.synchronize_layer(layer, limit))
@@ -106,18 +127,39 @@ class LayerWise(ManagerMixin):
 
         engine.owned.using(own_cache_id(cache, self), check)
 
+    def _strides(self, cache: Cache, configs: Sequence[Config], blocks: LayerBlocks) -> Strides:
+        """How far apart blocks at the addresses of configs lie, where that is more than they hold."""
+        engine = self._bound
+        if (
+            engine is None
+            or engine.over
+            or not (cache.is_blocks_cache or blocks.target is not None)
+        ):
+            return {}
+        nbytes = bytes_of_block(cache, blocks)
+        wanted: dict[int, set[int]] = {}
+        for config in configs:
+            if isinstance(config, TransferConfig):
+                wanted.setdefault(config.dst_cluster_id, set()).update(config.dst_addrs)
+        return {
+            cluster: engine.fetches.strides(cluster, addresses, nbytes)
+            for cluster, addresses in wanted.items()
+        }
+
     def _send(
         self,
         engine: Engine,
         cache: Cache,
         config: TransferConfig | TransferWithCacheKeyConfig,
         blocks: LayerBlocks,
+        strides: Strides,
         seconds: float | None,
     ) -> LayerSend:
         layers = config.src_layer_range
         assert layers is not None
         if isinstance(config, TransferConfig):
-            inner = _fetch_move(engine, cache, config, blocks, seconds)
+            apart = strides.get(config.dst_cluster_id, {})
+            inner = _fetch_move(engine, cache, config, blocks, apart, seconds)
         else:
             inner = _push_move(engine, cache, config, blocks, seconds)
 
@@ -149,7 +191,7 @@ def _push_move(
 
     def move(layer: int) -> None:
         at, limit = layer + shift, CallLimit(seconds)
-        layers = PushLayers(range(layer, layer + 1), range(at, at + 1), PER_LAYER)
+        layers = PushLayers(range(layer, layer + 1), range(at, at + 1), per_layer(cache), False)
         if blocks.source is not None and blocks.target is not None:
             engine.pushes.push_blocks(
                 cluster, target, cache.cache_id, blocks.source, blocks.target, layers, limit
@@ -172,6 +214,7 @@ def _fetch_move(
     cache: Cache,
     config: TransferConfig,
     blocks: LayerBlocks,
+    apart: Mapping[int, int],
     seconds: float | None,
 ) -> Callable[[int], None]:
     """Has the destination read one layer to the addresses of the config (two-sided mode)."""
@@ -186,34 +229,54 @@ def _fetch_move(
         )
 
     def move(layer: int) -> None:
-        limit = CallLimit(seconds)
-        at = PER_LAYER * (layer - first)
+        limit, per = CallLimit(seconds), per_layer(cache)
+        at = per * (layer - first)
+        nbytes = bytes_of_block(cache, blocks)
 
         def send(own: OwnCache) -> None:
-            mine = own.layout.bases[PER_LAYER * layer : PER_LAYER * (layer + 1)]
-            theirs = addresses[at : at + PER_LAYER]
+            mine = own.layout.bases[per * layer : per * (layer + 1)]
+            theirs = addresses[at : at + per]
+            strides = [apart.get(address, nbytes) for address in theirs]
             with as_param_invalid():
-                segments = _fetched(own.layout, slot, blocks, mine, theirs)
-            engine.fetches.send(cluster, segments, own.layout.data_type, limit)
+                segments = [
+                    _fetched(own.layout, slot, blocks, each, there, stride)
+                    for each, there, stride in _alike(mine, theirs, strides)
+                ]
+            by_block = own.layout.blocks or blocks.target is not None
+            cut_segments = cut(joined(segments), own.layout.cuts, ())
+            known = sorted(set(strides)) if by_block else []
+            engine.fetches.send(cluster, cut_segments, own.layout.data_type, known, limit)
 
         engine.owned.using(cache.cache_id, send)
 
     return move
 
 
+def _alike(
+    mine: Sequence[int], theirs: Sequence[int], strides: Sequence[int]
+) -> Iterator[tuple[list[int], list[int], int]]:
+    """The tensors of a layer, by the stride of their blocks at the destination."""
+    for stride in dict.fromkeys(strides):
+        places = [place for place, each in enumerate(strides) if each == stride]
+        yield [mine[place] for place in places], [theirs[place] for place in places], stride
+
+
 def _fetched(
-    layout: Layout, slot: int, blocks: LayerBlocks, mine: Bases, theirs: Bases
+    layout: Layout, slot: int, blocks: LayerBlocks, mine: Bases, theirs: Bases, their_stride: int
 ) -> Segments:
     """The segments that the destination reads: from our tensors to its addresses."""
-    stride = layout.stride
+    stride, nbytes = layout.stride, layout.block_bytes
     if blocks.source is not None and blocks.target is not None:
-        return plan_blocks(mine, theirs, blocks.source, blocks.target, stride, stride, stride)
+        return plan_blocks(mine, theirs, blocks.source, blocks.target, stride, their_stride, nbytes)
     if blocks.target is not None:
-        spread = plan_scatter(theirs, mine, blocks.target, blocks.nbytes, slot * stride, stride)
+        spread = plan_scatter(
+            theirs, mine, blocks.target, their_stride, blocks.nbytes, slot * stride, nbytes
+        )
         return Segments(spread.remote, spread.local, spread.length, spread.nbytes)
-    return plan_slots(
-        mine, theirs, slot * stride, 0, layout.tensor_size if layout.blocks else stride
-    )
+    if not layout.blocks:
+        return plan_slots(mine, theirs, slot * stride, 0, nbytes)
+    every = range(layout.count)
+    return plan_blocks(mine, theirs, every, every, stride, their_stride, nbytes)
 
 
 def _check_mode(configs: object, one_sided: bool) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import index as as_index
+from typing import TypeAlias
 
 import numpy as np
 
@@ -17,11 +18,12 @@ from datadist.transfers.resolve import slots_of
 from datadist.transfers.transfer import as_param_invalid
 from datadist.types import BlocksCacheKey
 
-PER_LAYER = 2
-"""Tensors of a layer here, always (LLM-DataDist API, transfer_cache_async)."""
 ADDRESS_END = 1 << 63
 
 Config = TransferConfig | TransferWithCacheKeyConfig
+Strides: TypeAlias = "Mapping[int, Mapping[int, int]]"
+"""By cluster and address where blocks of a destination lie apart: bytes from one to the next."""
+DENSE: Strides = {}
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,25 @@ def _kept(name: str, blocks: Blocks | None) -> Blocks | None:
     return blocks.copy()
 
 
-def check_fit(cache: Cache, configs: Sequence[Config], blocks: LayerBlocks) -> None:
+def per_layer(cache: Cache) -> int:
+    """Tensors of a layer of the source."""
+    return desc_at_creation(cache).tensors_per_layer
+
+
+def check_fit(
+    cache: Cache, configs: Sequence[Config], blocks: LayerBlocks, strides: Strides = DENSE
+) -> None:
     """Whether the source, the destinations and the lists fit together. Raises LLM_PARAM_INVALID."""
     if blocks.target is None and blocks.nbytes:
         raise param_invalid(f"dst_block_memory_size is {blocks.nbytes} without dst_block_indices")
-    if desc_at_creation(cache).num_tensors % PER_LAYER:
-        raise param_invalid(f"{cache!r} has an odd number of tensors: a layer has 2")
+    tensors = desc_at_creation(cache).num_tensors
+    if tensors % per_layer(cache):
+        raise param_invalid(
+            f"{cache!r} has an odd number of tensors: a layer has 2"
+            if per_layer(cache) == 2
+            else f"{cache!r} has {tensors} tensors, not a multiple of the {per_layer(cache)} of a layer "
+            "(CacheDesc.tensors_per_layer)"
+        )
     for config in configs:
         _check_config(cache, config, blocks)
     _check_source_blocks(cache, blocks)
@@ -80,11 +95,11 @@ def check_fit(cache: Cache, configs: Sequence[Config], blocks: LayerBlocks) -> N
         check_distinct("dst_block_indices", () if blocks.target is None else blocks.target)
     for config in configs:
         _check_slot(cache, config)
-        _check_destination(cache, config, blocks)
+        _check_destination(cache, config, blocks, strides)
 
 
 def _check_config(cache: Cache, config: Config, blocks: LayerBlocks) -> None:
-    layers = desc_at_creation(cache).num_tensors // PER_LAYER
+    layers = desc_at_creation(cache).num_tensors // per_layer(cache)
     if config.src_layer_range is None:
         config.src_layer_range = range(layers)
     if blocks.source is not None and config.src_batch_index != 0:
@@ -96,7 +111,7 @@ def _check_config(cache: Cache, config: Config, blocks: LayerBlocks) -> None:
             f"src_layer_range is {config.src_layer_range}: there are {layers} layers"
         )
     if isinstance(config, TransferConfig):
-        expected = PER_LAYER * len(config.src_layer_range)
+        expected = per_layer(cache) * len(config.src_layer_range)
         if len(config.dst_addrs) != expected:
             raise param_invalid(
                 f"dst_addrs has {len(config.dst_addrs)} entries: {len(config.src_layer_range)} layers "
@@ -109,10 +124,10 @@ def _check_source_blocks(cache: Cache, blocks: LayerBlocks) -> None:
         return
     if not cache.is_blocks_cache:
         raise param_invalid(f"src_block_indices needs a blocks cache, not {cache!r}")
-    stride = _stride(cache)
-    if blocks.nbytes and blocks.nbytes != stride:
+    block = _block_bytes(cache)
+    if blocks.nbytes and blocks.nbytes != block:
         raise param_invalid(
-            f"dst_block_memory_size is {blocks.nbytes}: blocks of {cache!r} hold {stride} bytes"
+            f"dst_block_memory_size is {blocks.nbytes}: blocks of {cache!r} hold {block} bytes"
         )
     with as_param_invalid():
         check_blocks("src_block_indices", blocks.source, desc_at_creation(cache).shape[0])
@@ -124,15 +139,15 @@ def _check_spread(cache: Cache, blocks: LayerBlocks) -> None:
         return
     if cache.is_blocks_cache:
         raise param_invalid(f"dst_block_indices needs src_block_indices with {cache!r}")
-    size, stride = desc_at_creation(cache).size, _stride(cache)
+    size, slot = desc_at_creation(cache).size, _block_bytes(cache)
     if not 0 < blocks.nbytes < size:
         raise param_invalid(
             f"dst_block_memory_size is {blocks.nbytes}, it must be in [1, {size - 1}] for {cache!r}"
         )
-    most = -(-stride // blocks.nbytes)
+    most = -(-slot // blocks.nbytes)
     if len(blocks.target) > most:
         raise param_invalid(
-            f"dst_block_indices has {len(blocks.target)} entries: a slot of {cache!r} holds {stride} "
+            f"dst_block_indices has {len(blocks.target)} entries: a slot of {cache!r} holds {slot} "
             f"bytes, which fill {most} blocks of {blocks.nbytes}"
         )
 
@@ -145,9 +160,9 @@ def _check_slot(cache: Cache, config: Config) -> None:
         raise param_invalid(f"src_batch_index is {slot}: {slots_of(cache.cache_id, count)}")
 
 
-def _check_destination(cache: Cache, config: Config, blocks: LayerBlocks) -> None:
+def _check_destination(cache: Cache, config: Config, blocks: LayerBlocks, strides: Strides) -> None:
     if isinstance(config, TransferConfig):
-        _check_addresses(cache, config, blocks)
+        _check_addresses(cache, config, blocks, strides)
         return
     source, target = config.src_layer_range, config.dst_layer_range
     if len(source) != len(target):  # they can be set one after the other
@@ -162,19 +177,30 @@ def _check_destination(cache: Cache, config: Config, blocks: LayerBlocks) -> Non
         )
 
 
-def _check_addresses(cache: Cache, config: TransferConfig, blocks: LayerBlocks) -> None:
+def _check_addresses(
+    cache: Cache, config: TransferConfig, blocks: LayerBlocks, strides: Strides
+) -> None:
     """Written ranges must end below 2**63, as all addresses do."""
-    size = desc_at_creation(cache).size if cache.is_blocks_cache else _stride(cache)
+    last = desc_at_creation(cache).shape[0] - 1 if cache.is_blocks_cache else 0
     if blocks.target is not None and len(blocks.target):
-        last = blocks.target.max() if isinstance(blocks.target, np.ndarray) else max(blocks.target)
-        size = (int(last) + 1) * (blocks.nbytes or _stride(cache))
+        most = blocks.target.max() if isinstance(blocks.target, np.ndarray) else max(blocks.target)
+        last = int(most)
+    nbytes = bytes_of_block(cache, blocks)
+    apart = strides.get(config.dst_cluster_id, {})
     for place, address in enumerate(config.dst_addrs):
+        size = last * apart.get(address, nbytes) + nbytes
         if not 0 < address <= ADDRESS_END - size:
             raise param_invalid(
                 f"dst_addrs[{place}] is {address:#x}: {size} bytes from there on are no memory"
             )
 
 
-def _stride(cache: Cache) -> int:
+def bytes_of_block(cache: Cache, blocks: LayerBlocks) -> int:
+    """Bytes of a block of the destinations, or of a slot."""
+    spread = blocks.target is not None and blocks.source is None
+    return blocks.nbytes if spread else _block_bytes(cache)
+
+
+def _block_bytes(cache: Cache) -> int:
     desc = desc_at_creation(cache)
     return desc.size // desc.shape[0]

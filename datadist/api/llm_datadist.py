@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadist.api.cluster_messages import ClusterMessages
+from datadist.api.link_information import LinkInformation, check_metadata
 from datadist.base import checks
 from datadist.base.at_exit import expect_daemon_threads_to_fail
 from datadist.base.callers import pass_on
@@ -49,7 +50,7 @@ _changing = threading.RLock()
 
 @named_keywords
 @entries
-class LLMDataDist(ClusterMessages):
+class LLMDataDist(ClusterMessages, LinkInformation):
     """The engine of this process: prompt, decoder or both (a label, which restricts nothing).
 
     ``cluster_id`` (uint64) must be unique among the engines that are linked together. One object per
@@ -254,6 +255,8 @@ class LLMDataDist(ClusterMessages):
         comm_name: str,
         cluster_rank_info: dict[int, int],
         rank_table: str,
+        *,
+        metadata: bytes | None = None,
         **unknown: Unpack[NoKeywords],
     ) -> int:
         """Begin to form a communication domain and return its comm id (>= 1) at once.
@@ -263,7 +266,8 @@ class LLMDataDist(ClusterMessages):
         text, version 1.0 or 1.2; trailing commas are accepted). The members meet in the background:
         poll :meth:`query_register_mem_status` or call :meth:`wait_link`. At most 512 domains are
         possible and 16 recommended. A pool must be configured or memory registered first. An exception
-        that interrupts this call leaves no domain.
+        that interrupts this call leaves no domain. The members can read ``metadata`` (up to 8192 bytes;
+        None: those of the configuration) with :meth:`link_metadata` once it is OK.
 
         Raises ``RuntimeError`` before `init`, ``TypeError``, ``ValueError``, and
         :class:`LLMException`: LLM_PARAM_INVALID for wrong arguments and broken constraints,
@@ -276,6 +280,7 @@ class LLMDataDist(ClusterMessages):
         _check_name(comm_name)
         _check_mapping(cluster_rank_info)
         checks.check_json("rank_table", rank_table)
+        check_metadata(metadata)
         _check_ranks(cluster_rank_info)
         checks.check_json("rank_table", rank_table, allow_none=False)
         _check_name_bytes(comm_name)
@@ -283,7 +288,7 @@ class LLMDataDist(ClusterMessages):
         check_interpreter("link")
         comm_ids: list[int] = []
         try:
-            engine.link(comm_name, cluster_rank_info, rank_table, comm_ids)
+            engine.link(comm_name, cluster_rank_info, rank_table, comm_ids, metadata)
             self.cache_manager.set_is_call_linked()
             return comm_ids[0]
         except BaseException:
@@ -321,16 +326,7 @@ class LLMDataDist(ClusterMessages):
             checks.check_uint32("timeout_in_millis", timeout_in_millis)
         engine.wait_link(comm_id, None if timeout_in_millis is None else timeout_in_millis / 1000)
 
-    def link_error(self, comm_id: int) -> str | None:
-        """Why a domain FAILED, or which members an OK one has lost; None when all is well.
-
-        Also which of its transfers go on although their calls have ended, since a page does not come.
-
-        Raises as :meth:`query_register_mem_status`.
-        """
-        return self._check_comm_id(comm_id, "link_error").link_error(comm_id)
-
-    def _check_comm_id(self, comm_id: int, method: str) -> Engine:
+    def _check_comm_id(self, comm_id: int | None, method: str) -> Engine:
         engine = self._initialised()
         checks.check_isinstance("comm_id", comm_id, int)
         checks.check_uint64("comm_id", comm_id)
@@ -348,7 +344,11 @@ class LLMDataDist(ClusterMessages):
     # -- links by address --------------------------------------------------------------------
 
     def link_clusters(
-        self, clusters: Sequence[LLMClusterInfo], timeout: int = 3000
+        self,
+        clusters: Sequence[LLMClusterInfo],
+        timeout: int = 3000,
+        *,
+        metadata: bytes | None = None,
     ) -> tuple[LLMStatusCode, list[LLMStatusCode]]:
         """Link with engines that listen (``listen_ip_info``), all at once, within ``timeout`` ms.
 
@@ -358,7 +358,8 @@ class LLMDataDist(ClusterMessages):
 
         Returns the last failure, or LLM_SUCCESS, and one status per cluster in order:
         LLM_LINK_FAILED (nobody listens there), LLM_ALREADY_LINK, LLM_TIMEOUT, LLM_PARAM_INVALID.
-        The reasons are logged. Raises ``RuntimeError`` before `init`, ``TypeError``,
+        The reasons are logged, and ``link_error`` of each cluster info has its reason. ``metadata`` as
+        in :meth:`link`. Raises ``RuntimeError`` before `init`, ``TypeError``,
         ``ValueError``, LLMException (LLM_PARAM_INVALID) for arguments.
         """
         begin("link_clusters")
@@ -373,11 +374,16 @@ class LLMDataDist(ClusterMessages):
                     "local_comm_res"
                 )
             checks.check_uint64("remote_cluster_id", cluster.remote_cluster_id)
+        check_metadata(metadata)
         if not clusters:
             return LLMStatusCode.LLM_PARAM_INVALID, []
         check_interpreter("link_clusters")
         check_proc_for_addresses("link_clusters")
-        results = engine.clusters.link([_target(c) for c in clusters], timeout / 1000)
+        linked = engine.clusters.link([_target(c) for c in clusters], timeout / 1000, metadata)
+        for cluster, (_, reason) in zip(clusters, linked, strict=True):
+            cluster._link_error = reason
+            engine.links_known.note(cluster.remote_cluster_id, reason)
+        results = [code for code, _ in linked]
         return _last_failure(results), results
 
     def unlink_clusters(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from datadist.api.arguments import (
+    PER_LAYER,
     check_kind,
     check_not_none,
     check_one_id,
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
 else:
     extensions = LazyModule("typing_extensions")
 
-PER_LAYER = 2
-"""Tensors of a layer where the caller names no number: K and V."""
+TWO = 2
 
 
 @named_keywords
@@ -62,7 +62,8 @@ class Pulling(Granting):
 
         ``size`` is bytes from the start of the slot in each tensor; -1 means all of the local slot.
         Layer ranges have step 1; None or an empty one means all layers. A layer has
-        ``tensor_num_per_layer`` tensors.
+        ``tensor_num_per_layer`` tensors: unless that is given, as many as both caches say, which must
+        agree.
 
         In two-sided mode a request key, also one found by id and slot, is consumed once all tensors
         were pulled. In one-sided mode only :class:`CacheKeyByIdAndIndex` is accepted.
@@ -110,7 +111,7 @@ class Pulling(Granting):
         check_not_none("cache_key", cache_key)
         if isinstance(cache_key, CacheKey):
             check_one_id(cache_key)
-        layers = layers_of(src_layer_range, dst_layer_range, tensor_num_per_layer)
+        layers = layers_of(cache, src_layer_range, dst_layer_range, tensor_num_per_layer)
         cluster, source = cluster_of(cache_key), source_of(cache_key)
         pulls, cache_id = self._engine().pulls, own_cache_id(cache, self)
         return PreparedTransfer(
@@ -162,7 +163,7 @@ class Pulling(Granting):
             and type(dst_cache) is Cache
             and src_layer_range is None
             and dst_layer_range is None
-            and tensor_num_per_layer is PER_LAYER
+            and (tensor_num_per_layer is PER_LAYER or tensor_num_per_layer is TWO)
             and token is None
             and release is False
             and not unknown
@@ -208,7 +209,7 @@ class Pulling(Granting):
         granted = self._may_be_granted(src_cache_key, token, release)
         if not granted:
             check_source_blocks(src_cache_key, src_blocks)
-        layers = layers_of(src_layer_range, dst_layer_range, tensor_num_per_layer)
+        layers = layers_of(dst_cache, src_layer_range, dst_layer_range, tensor_num_per_layer)
         cluster, source = cluster_of(src_cache_key), source_of(src_cache_key)
         pulls, cache_id = self._engine().pulls, own_cache_id(dst_cache, self)
         prepared = PreparedTransfer(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from datadist.api.arguments import (
+    PER_LAYER,
     check_kind,
     check_not_none,
     check_per_layer,
     cluster_of,
     name_of,
+    per_layer_of,
 )
 from datadist.api.cache import Cache, desc_at_creation, own_cache_id
 from datadist.api.call_options import PreparedTransfer, notice_of, seconds_of
@@ -47,7 +49,7 @@ class Pushing(ManagerMixin):
         src_layer_range: range | None = None,
         dst_layer_range: range | None = None,
         size: int = -1,
-        tensor_num_per_layer: int = 2,
+        tensor_num_per_layer: int = PER_LAYER,
         *,
         timeout_in_millis: int | None = None,
         notify: extensions.Buffer | None = None,
@@ -56,8 +58,9 @@ class Pushing(ManagerMixin):
         """Push slot ``src_batch_index`` of ``src_cache`` into the slot that the key names.
 
         Layer ``src_layer_range[i]`` goes to ``dst_layer_range[i]`` (step 1, equal lengths; None
-        means all layers of the source). ``size`` must be -1: the whole local slot, which must not
-        be larger than the remote one. Consumes no key. Element types as in :meth:`pull_cache`.
+        means all layers of the source; ``tensor_num_per_layer`` as in pulls). ``size`` must be -1: the
+        whole local slot, which must not be larger than the remote one. Consumes no key. Element types
+        as in :meth:`pull_cache`.
 
         ``timeout_in_millis`` (1 to 2^31-1) limits the whole call, in place of ``sync_kv_timeout`` for
         each layer. ``notify`` (at most 8 KiB) is sent to the target as a message once the data is in
@@ -112,7 +115,7 @@ class Pushing(ManagerMixin):
         dst_blocks: Blocks = (),
         src_layer_range: range | None = None,
         dst_layer_range: range | None = None,
-        tensor_num_per_layer: int = 2,
+        tensor_num_per_layer: int = PER_LAYER,
         *,
         timeout_in_millis: int | None = None,
         notify: extensions.Buffer | None = None,
@@ -135,14 +138,16 @@ class Pushing(ManagerMixin):
             and type(src_cache) is Cache
             and src_layer_range is None
             and dst_layer_range is None
-            and type(tensor_num_per_layer) is int
+            and (tensor_num_per_layer is PER_LAYER or type(tensor_num_per_layer) is int)
             and engine is not None
             and src_cache._owner is self
         ):
             # Fields instead of properties, as in small pulls.
             name = (
                 dst_cache_key._cluster_id, dst_cache_key._model_id, src_cache._cache_id,
-                tensor_num_per_layer,
+                src_cache._made._tensors_per_layer
+                if tensor_num_per_layer is PER_LAYER
+                else tensor_num_per_layer,
             )  # fmt: skip
             if engine.route_cache.push(name, src_blocks, dst_blocks, limit):
                 if limit is not None and notice is not None:
@@ -202,4 +207,5 @@ def _layers(cache: Cache, source: range | None, target: range | None, per_layer:
     for name, layers in (("src_layer_range", source), ("dst_layer_range", target)):
         if layers is not None:
             check_layer_range(name, layers)
-    return layers_to_push(source, target, desc_at_creation(cache).num_tensors, per_layer)
+    number, named = per_layer_of(cache, per_layer)
+    return layers_to_push(source, target, desc_at_creation(cache).num_tensors, number, named)

@@ -1,8 +1,10 @@
 """The memory of one engine: pools per placement, and regions that the user registered.
 
-Registration (transport interface): equal or contained ranges share one region, so a transport never
-gets overlapping regions. After `unregister` a region stays registered with the transport until the
-last link that exposes it is closed.
+Registration (transport interface): ranges that overlap share the regions of what they have in common,
+and only the rest is registered, so a transport never gets overlapping regions, and a region never
+changes while links and transfers use it. A range may so lie in several regions: :meth:`Memory.begins`
+says where these begin. After `unregister` a region stays registered with the transport until the last
+link that exposes it is closed.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ import time
 from bisect import bisect_right, insort
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, repeat
+from itertools import repeat
+from operator import itemgetter
+from typing import TypeAlias
 
 from datadist.base.exclusive import Exclusive
 from datadist.base.flag import Flag
+from datadist.caches.block_ranges import BlockRanges
 from datadist.caches.pool import PagePool, PoolExhausted, Run
 from datadist.caches.pool_config import PoolConfig
 from datadist.caches.quarantine import Quarantine
@@ -34,6 +39,8 @@ RETURN_SECONDS = 1.0
 
 MAX_SINGLE_INSERTS = 64
 """Up to this number of new regions, inserting each is cheaper than sorting all."""
+Range: TypeAlias = "tuple[int, int]"
+"""Address and bytes."""
 POOL = "pool"
 """The user of a pool's region, for good."""
 
@@ -70,7 +77,7 @@ class _ToldLink:
         self._told.pop(region_id, None)
 
 
-_left: list[Region] = []
+_left: list[object] = []
 """Of engines that ended, kept since transfers may still touch them."""
 
 
@@ -112,6 +119,8 @@ class Memory:
         self._pools: dict[Placement, tuple[int, PagePool]] = {}
         self._coming: dict[Placement, dict[Hashable, int]] = {p: {} for p in Placement}
         """Allocations per placement and owner that peers have yet to let go."""
+        self._tensors: list[tuple[BlockRanges, list[object]]] = []
+        """Of caches that were not unregistered when the engine ended."""
         self._bells: dict[Flag, None] = {}
         """Of allocations that wait for them."""
         self._closed = False
@@ -178,7 +187,7 @@ class Memory:
             else:
                 buffer = (ctypes.c_char * size).from_buffer(mmap.mmap(-1, size))
                 self._buffers.append(buffer)
-                self._register_fresh([ctypes.addressof(buffer)], size, placement)
+                self._register_fresh([(ctypes.addressof(buffer), size)], placement)
             (region_id,) = self._state.run(lambda: self._take(user))
             self.core.add(user)
             self._tell_links([region_id])
@@ -275,14 +284,14 @@ class Memory:
     def register(
         self, addresses: Sequence[int], size: int, placement: Placement, user: Hashable
     ) -> list[int]:
-        """Ids of the regions, one per address, that hold ``size`` bytes each; all or none.
+        """Ids of the regions that hold ``size`` bytes at each address, in their order; all or none.
 
         They are kept for ``user`` until :meth:`unregister`; each registration has one of its own.
 
-        Raises LLM_PARAM_INVALID for a range that partly overlaps another, for too many ranges, or
-        above the transport's limit, LLM_FAILED where the transport refuses the memory,
-        LLM_ENGINE_FINALIZED after :meth:`close`, ``RuntimeError`` inside of another call of the same
-        thread.
+        Raises LLM_PARAM_INVALID for a range that overlaps in part what a link still exposes, for too
+        many ranges, or above the transport's limit, LLM_FAILED where the transport refuses the
+        memory, LLM_ENGINE_FINALIZED after :meth:`close`, ``RuntimeError`` inside of another call of
+        the same thread.
         """
         return self._registering.run(lambda: self._register(addresses, size, placement, user))
 
@@ -293,14 +302,25 @@ class Memory:
         self._check_open()
         try:
             shared, fresh = self._state.run(lambda: self._plan(addresses, size, placement, user))
-            self._register_fresh(fresh, size, placement)
+            self._register_fresh(fresh, placement)
             taken = self._state.run(lambda: self._take(user))
-            self._tell_links([*shared.values(), *taken])
+            self._tell_links([*shared, *taken])
         except BaseException:
             self._let_go(self.regions_of(user), user)
             raise
-        ids = shared | dict(zip(fresh, taken, strict=True))
-        return [ids[address] for address in addresses]
+        begins = [*shared.values(), *(address for address, _ in fresh)]
+        return [i for _, i in sorted(zip(begins, [*shared, *taken], strict=True))]
+
+    def pool_holds(self, addresses: Sequence[int], size: int) -> bool:
+        """Whether pools, which every link exposes, hold ``size`` bytes at each address."""
+        pools = [self.pool_region(placement)[1] for placement in list(self._pools)]
+        return all(
+            any(p.address <= a and a + size <= p.address + p.size for p in pools) for a in addresses
+        )
+
+    def begins(self, region_ids: Sequence[int]) -> list[int]:
+        """Addresses of regions that a user keeps."""
+        return [self._held[region_id].region.address for region_id in region_ids]
 
     def unregister(self, region_ids: Sequence[int], user: Hashable) -> None:
         """Undo :meth:`register`; inside of another call of the same thread after that.
@@ -312,9 +332,15 @@ class Memory:
         if failed:
             raise failed[0]
 
-    def unregister_later(self, region_ids: Sequence[int], user: Hashable) -> None:
-        """:meth:`unregister` with the next call that registers or lets go; never waits."""
-        self._registering.leave(lambda: self._let_go(region_ids, user))
+    def unregister_later(
+        self, region_ids: Sequence[int], user: Hashable, then: Callable[[], object] = lambda: None
+    ) -> None:
+        """:meth:`unregister` with the next call that registers or lets go, and ``then``; never waits."""
+        self._registering.leave(lambda: (self._let_go(region_ids, user), then()))
+
+    def keep(self, ranges: BlockRanges, tensors: list[object]) -> None:
+        """Keep tensors that lie in these ranges until :meth:`close`; the list is empty after that."""
+        self._tensors.append((ranges, tensors))
 
     def settle(self) -> None:
         """Complete what was left for later."""
@@ -326,53 +352,58 @@ class Memory:
 
     def _plan(
         self, addresses: Sequence[int], size: int, placement: Placement, user: Hashable
-    ) -> tuple[dict[int, int], list[int]]:
-        """Regions by the addresses that they hold, kept for the user, and the other addresses."""
+    ) -> tuple[dict[int, int], list[Range]]:
+        """Begins of the regions by id that hold a part, kept for the user, and what none holds."""
         self._mend()
-        places = {a: self._region_at(a, size) for a in dict.fromkeys(addresses)}
-        shared = {address: region for address, region in places.items() if region is not None}
-        fresh = [address for address, region in places.items() if region is None]
-        for first, second in pairwise(sorted(fresh)):
-            if second < first + size:
-                raise _overlap(second, size, first, size, "given as well")
+        shared: dict[int, int] = {}
+        fresh: list[Range] = []
+        for address, nbytes in _unions(addresses, size):
+            self._split(address, address + nbytes, shared, fresh)
         if len(self._held) + len(fresh) > Offer.MAX_REGIONS:
             raise param_invalid(
                 f"{len(fresh)} ranges beside {len(self._held)} are more than the {Offer.MAX_REGIONS} "
                 "that can be registered: register larger ranges that hold several tensors, first"
             )
-        self._check_limit(placement, size * len(fresh))
-        for region_id in shared.values():
+        self._check_limit(placement, sum(map(itemgetter(1), fresh)))
+        for region_id in shared:
             self._held[region_id].users.add(user)
             self._held[region_id].exposed = True
         return shared, fresh
 
-    def _region_at(self, address: int, size: int) -> int | None:
-        """The region that holds a range; None where none has a part of it. Regions are disjoint."""
-        place = bisect_right(self._begins, address)
-        for begin in self._begins[max(0, place - 1) : place + 1]:
-            held = self._held[self._by_begin[begin]]
+    def _split(self, start: int, stop: int, shared: dict[int, int], fresh: list[Range]) -> None:
+        """Add the regions that hold parts of a range, by id, and the parts between them."""
+        free = start
+        for place in range(max(0, bisect_right(self._begins, start) - 1), len(self._begins)):
+            begin = self._begins[place]
+            if begin >= stop:
+                break
+            region_id = self._by_begin[begin]
+            held = self._held[region_id]
             end = begin + held.region.size
-            if begin <= address and address + size <= end:
-                return self._by_begin[begin]
-            if address < end and begin < address + size:
-                live = "unregistered, but exposed by a live link (unlink)"
-                known = "registered" if held.users else live
-                raise _overlap(address, size, begin, held.region.size, known)
-        return None
+            if end <= start:
+                continue
+            if not held.users and not begin <= start < stop <= end:
+                raise _overlap(start, stop - start, held.region)
+            shared[region_id] = begin
+            if free < begin:
+                fresh.append((free, begin - free))
+            free = end
+        if free < stop:
+            fresh.append((free, stop - free))
 
-    def _register_fresh(self, addresses: Sequence[int], size: int, placement: Placement) -> None:
-        if not addresses:
+    def _register_fresh(self, ranges: Sequence[Range], placement: Placement) -> None:
+        if not ranges:
             return
+        addresses, sizes = zip(*ranges, strict=True)
         try:
             with self._transport.registering():
                 # noted in C: none is lost between its registration and that
-                self._fresh += map(
-                    self._transport.register, addresses, repeat(size), repeat(placement)
-                )
+                self._fresh += map(self._transport.register, addresses, sizes, repeat(placement))
         except Exception as error:
             why = text_of(error, self._transport)
             raise LLMException(
-                f"cannot register {size} bytes at {addresses[len(self._fresh)]:#x} as "
+                f"cannot register {sizes[len(self._fresh)]} bytes at "
+                f"{addresses[len(self._fresh)]:#x} as "
                 f"{placement.name} memory: {why}",
                 status_code=LLMStatusCode.LLM_FAILED,
             ) from error
@@ -544,7 +575,8 @@ class Memory:
         """
         self._closed = True
         for region_id, held in list(self._held.items()):
-            if self.quarantine.touching([held.region.address], held.region.size) is not None:
+            region = held.region
+            if self.quarantine.touching(BlockRanges((region.address,), region.size)) is not None:
                 _left.append(held.region)
                 del self._held[region_id]
                 continue
@@ -554,6 +586,11 @@ class Memory:
         self._state.run(lambda: self._drop(list(self._held), lambda held: None))
         for error in self._release_all():
             log.warning("%s", error)
+        for ranges, tensors in self._tensors:
+            if self.quarantine.touching(ranges) is not None:
+                _left.append(tuple(tensors))
+            tensors.clear()
+        self._tensors.clear()
 
 
 def _finalized() -> LLMException:
@@ -562,8 +599,20 @@ def _finalized() -> LLMException:
     )
 
 
-def _overlap(address: int, size: int, other: int, other_size: int, known: str) -> LLMException:
+def _unions(addresses: Sequence[int], size: int) -> list[Range]:
+    """Ranges of ``size`` bytes by address, as one where they overlap; not where they only meet."""
+    unions: list[Range] = []
+    for address in sorted(set(addresses)):
+        if unions and address < sum(unions[-1]):
+            unions[-1] = (unions[-1][0], address + size - unions[-1][0])
+        else:
+            unions.append((address, size))
+    return unions
+
+
+def _overlap(address: int, size: int, region: Region) -> LLMException:
     return param_invalid(
-        f"the {size} bytes at {address:#x} overlap in part the {other_size} bytes at {other:#x}, "
-        f"which are {known}: register equal or contained ranges, or the larger range first"
+        f"the {size} bytes at {address:#x} overlap in part the {region.size} bytes at "
+        f"{region.address:#x}, which are unregistered, but exposed by a live link: unlink first, since "
+        "that memory may have been freed"
     )

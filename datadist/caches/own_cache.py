@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from datadist.base.flag import Flag
 from datadist.base.range_set import RangeSet
+from datadist.caches.block_ranges import BlockRanges
 from datadist.caches.peers import PeerView
 from datadist.caches.pool import Run
 from datadist.control.messages import Binding, Entry
@@ -17,7 +18,10 @@ __all__ = ["Birth", "Layout", "Leaving", "OwnCache", "Waiter"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a cache lies: one base address per tensor, ``count`` slots or blocks of ``stride`` bytes."""
+    """Where a cache lies: one base address per tensor, ``count`` slots or blocks in each.
+
+    They begin ``stride`` bytes apart; the last one ends the ``tensor_size`` bytes.
+    """
 
     blocks: bool
     bases: tuple[int, ...]
@@ -27,6 +31,24 @@ class Layout:
     placement: Placement
     data_type: int
     """Number of a :class:`~datadist.types.DataType`."""
+    tensors_per_layer: int = 2
+    cuts: tuple[int, ...] = ()
+    """Where two regions of the transport meet inside of a block: no segment of a transfer crosses it."""
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a slot or block."""
+        return self.tensor_size - (self.count - 1) * self.stride
+
+    @property
+    def dense(self) -> bool:
+        """Whether slots or blocks lie side by side."""
+        return self.tensor_size == self.count * self.stride
+
+    @property
+    def ranges(self) -> BlockRanges:
+        """The bytes that belong to it."""
+        return BlockRanges(self.bases, self.tensor_size, self.stride, self.block_bytes)
 
     def __post_init__(self) -> None:
         """Raises LLM_PARAM_INVALID for memory that no address reaches."""
@@ -53,6 +75,8 @@ class OwnCache:
     """Of the local transfers that use the memory, by token: adding and discarding need no lock."""
     runs: list[Run] = field(default_factory=list)
     """What it has of the pool."""
+    tensors: list[object] = field(default_factory=list)
+    """Of the program, whose memory is registered: kept until that is let go. The handle has this list."""
 
     @property
     def unreferenced(self) -> bool:
@@ -70,10 +94,12 @@ class OwnCache:
             count=layout.count,
             tensor_size=layout.tensor_size,
             data_type=layout.data_type,
+            tensors_per_layer=layout.tensors_per_layer,
             placement=layout.placement,
             pooled=self.pooled,
             accessible=self.accessible,
             regions=sorted(set(self.regions)),
+            cuts=list(layout.cuts),
             bindings=list(self.bindings.values()),
         )
 

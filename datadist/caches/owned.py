@@ -174,7 +174,7 @@ class OwnDirectory:
             raise
 
     def _check_room(self, cache: OwnCache, keys: int) -> None:
-        tensors = len(cache.layout.bases)
+        tensors = max(len(cache.layout.bases), len(cache.regions))
         for held, more, most, words in (
             (len(self._caches), 1, MAX_CACHES, "caches"),
             (self._index.tensors, tensors, MAX_TENSORS, "tensors of caches"),
@@ -362,9 +362,10 @@ class OwnDirectory:
             raise
         self._memory.unregister(cache.regions, cache.cache_id)
         self._leaving.pop(cache.cache_id, None)
+        cache.tensors.clear()
 
     def _check_settled(self, cache: OwnCache) -> None:
-        kept = self._memory.quarantine.touching(cache.layout.bases, cache.layout.tensor_size)
+        kept = self._memory.quarantine.touching(cache.layout.ranges)
         if kept is not None:
             raise LLMException(
                 f"cache {cache.cache_id} stays registered: {kept} (the peer is stopped, or a page does "
@@ -386,6 +387,9 @@ class OwnDirectory:
         self._state.do(self._clear)
 
     def _clear(self) -> None:
+        for cache in [*self._caches.values(), *(each.cache for each in self._leaving.values())]:
+            if cache.tensors:
+                self._memory.keep(cache.layout.ranges, cache.tensors)
         self._births.clear()
         self._untold.clear()
         self._leaving.clear()
@@ -477,14 +481,13 @@ class OwnDirectory:
         leaving.idle.set()
         cache, cache_id = leaving.cache, leaving.cache.cache_id
         if leaving.released_by_peers.is_set() and not leaving.waited_for:
-            layout = cache.layout
             again = partial(self._state.post, partial(self._free_if_unused, cache_id))
-            if self._memory.quarantine.defers(layout.bases, layout.tensor_size, again):
+            if self._memory.quarantine.defers(cache.layout.ranges, again):
                 return
             if cache.pooled:
                 self._memory.give_back(cache.layout.placement, cache_id, cache.runs)
             else:
-                self._memory.unregister_later(cache.regions, cache_id)
+                self._memory.unregister_later(cache.regions, cache_id, cache.tensors.clear)
             self._leaving.pop(cache_id, None)
 
 

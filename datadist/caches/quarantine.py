@@ -11,9 +11,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from datadist.caches.block_ranges import BlockRanges
 from datadist.transport import InFlight
 from datadist.transports.defects import text_of
 
@@ -46,13 +47,9 @@ class Kept:
             text_of(error, self.flight)
             return False
 
-    def touches(self, bases: Iterable[int], size: int) -> bool:
-        """Whether it may touch one of the ranges of ``size`` bytes at ``bases``."""
-        return any(
-            address < base + size and base < address + length
-            for base in bases
-            for address, length in zip(self.addresses, self.lengths, strict=True)
-        )
+    def touches(self, ranges: BlockRanges) -> bool:
+        """Whether it may touch one of these ranges."""
+        return ranges.touch_any(self.addresses, self.lengths)
 
     def __str__(self) -> str:
         first, nbytes = min(self.addresses), sum(self.lengths)
@@ -99,19 +96,19 @@ class Quarantine:
         """What has not settled of one link."""
         return [kept for kept in self._kept if kept.owner is owner and not kept.settled()]
 
-    def touching(self, bases: Sequence[int], size: int) -> Kept | None:
-        """What may still touch one of the ranges of ``size`` bytes at ``bases``."""
+    def touching(self, ranges: BlockRanges) -> Kept | None:
+        """What may still touch one of these ranges."""
         return next(
-            (kept for kept in self._kept if kept.touches(bases, size) and not kept.settled()), None
+            (kept for kept in self._kept if kept.touches(ranges) and not kept.settled()), None
         )
 
-    def defers(self, bases: Sequence[int], size: int, call: Callable[[], None]) -> bool:
+    def defers(self, ranges: BlockRanges, call: Callable[[], None]) -> bool:
         """Whether these ranges are kept: then ``call`` is made once they may be free."""
         if not self._kept:
             return False
         with self._lock:
             for kept in self._kept:
-                if kept.touches(bases, size):
+                if kept.touches(ranges):
                     kept.calls.append(call)
                     return True
         return False

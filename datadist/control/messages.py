@@ -12,6 +12,7 @@ import time
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     Base64Bytes,
     BaseModel,
     ConfigDict,
@@ -49,6 +50,12 @@ MAX_TENSORS = 1 << 16
 MAX_KEYS = 1 << 16
 """Keys of one cache, which is told to peers in one message: with the most tensors 12 MiB."""
 
+MAX_METADATA = 8 << 10
+"""Bytes that a program gives the peers of a link."""
+
+MAX_CUTS = 1 << 10
+"""Places inside of the blocks of one cache where registered ranges meet."""
+
 MAX_CHANGES = 1 << 16
 """Caches that one message of a directory adds, or removes, and keys that it takes away."""
 
@@ -71,6 +78,12 @@ Name = Annotated[str, Field(max_length=80)]
 Token = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Endpoints = Annotated[list[Text], Field(max_length=16, fail_fast=True)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+
+
+def _short_metadata(metadata: bytes) -> bytes:
+    if len(metadata) > MAX_METADATA:
+        raise ValueError(f"{len(metadata)} bytes of metadata are more than {MAX_METADATA}")
+    return metadata
 
 
 class _Message(BaseModel):
@@ -186,10 +199,14 @@ class Attached(_Message):
 
 
 class Ready(_Message):
-    """The sender has attached every offer of the domain."""
+    """The sender has attached every offer of the domain; ``metadata`` is its program's.
+
+    It comes again where the program gives metadata to a link that the other end has formed.
+    """
 
     kind: Literal["ready"] = "ready"
     domain: Token
+    metadata: Annotated[Base64Bytes, AfterValidator(_short_metadata)] = b""
 
 
 class Left(_Message):
@@ -253,20 +270,36 @@ class Entry(_Message):
     count: Address
     tensor_size: Address
     data_type: ElementType
+    tensors_per_layer: Annotated[int, Field(ge=1, lt=1 << 32)] = 2
     placement: Annotated[int, Field(ge=0, le=1)]
     pooled: bool
     """Whether pulls consume its keys (in two-sided mode)."""
     accessible: bool
     regions: Annotated[list[UInt64], Field(max_length=MAX_TENSORS, fail_fast=True)]
     bindings: Annotated[list[Binding], Field(max_length=MAX_KEYS, fail_fast=True)]
+    cuts: Annotated[list[Address], Field(max_length=MAX_CUTS, fail_fast=True)] = []
+    """Where two regions meet inside of a block, ascending."""
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a slot or block; they begin ``stride`` bytes apart, and the last ends the tensor."""
+        return self.tensor_size - (self.count - 1) * self.stride
+
+    @property
+    def dense(self) -> bool:
+        """Whether slots or blocks lie side by side."""
+        return self.tensor_size == self.count * self.stride
 
     @model_validator(mode="after")
     def _check_layout(self) -> Entry:
-        """No slot may lie outside of its tensor, and no address overflow."""
-        if self.stride * self.count > self.tensor_size:
+        """No slot may lie outside of its tensor or in another one, and no address overflow."""
+        if not 0 < self.block_bytes <= self.stride:
             raise ValueError(
-                f"{self.count} slots of {self.stride} bytes do not fit {self.tensor_size} bytes"
+                f"{self.count} slots that begin {self.stride} bytes apart do not fill "
+                f"{self.tensor_size} bytes"
             )
+        if len(self.cuts) > len(self.regions) or self.cuts != sorted(self.cuts):
+            raise ValueError(f"{len(self.cuts)} cuts of {len(self.regions)} regions are no cuts")
         if max(self.bases) + self.tensor_size >= 1 << 63:
             raise ValueError(f"{self.tensor_size} bytes at {max(self.bases):#x} are no memory")
         return self
@@ -335,6 +368,9 @@ class Fetch(_Message):
     length: Base64Bytes
     data_type: ElementType
     same_type: bool
+    strides: Annotated[list[Address], Field(max_length=64, fail_fast=True)] = []
+    """Bytes from one block of the receiver to the next, as the sender knows; none where no blocks are
+    written."""
     seconds: Seconds
 
 

@@ -152,7 +152,7 @@ class Dispatcher:
             case Attached():
                 view.offer_taken()
             case Ready():
-                self._builder.on_ready(view, message.domain)
+                self._builder.on_ready(view, message)
             case Left():
                 self._builder.on_left(view, message)
             case _:

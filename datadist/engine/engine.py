@@ -52,6 +52,8 @@ from datadist.links.cluster_calls import ClusterCalls, Removed
 from datadist.links.clusters import Clusters
 from datadist.links.domain import Attempt, Domain, TableDomain
 from datadist.links.duplicates import REMEDY, Duplicates
+from datadist.links.events import LinkEventKind
+from datadist.links.known_links import KnownLinks
 from datadist.links.links import Links
 from datadist.links.lost_peers import LostPeers
 from datadist.links.missing_members import MissingMembers
@@ -270,6 +272,11 @@ class Engine:
             self._far,
             self._duplicates,
             self.options.link_total_time,
+            self.options.link_metadata,
+        )
+        stack.callback(self._builder.events.close)
+        self.links_known = KnownLinks(
+            self.domain, self._all_domains, self.memory.quarantine, self._builder.events
         )
         self.clusters = ClusterCalls(
             self._call,
@@ -295,6 +302,9 @@ class Engine:
             self.transport.capabilities.watches_control,
             self.memory.quarantine,
         )
+        self.transfers.on_broken = lambda route, reason: self._builder.events.note(
+            LinkEventKind.BROKEN, route.domain, reason, route.view.session.cluster_id
+        )
         self.route_cache = RouteCache(self.transfers, self.owned)
         types = ElementTypes(self.cluster_id, self.options.check_types)
         self.pulls = Pulls(
@@ -318,18 +328,6 @@ class Engine:
             self.transfers, self.owned, self._grant_messages, self.words, types,
             self.memory.quarantine, self.options.remote_accessible, ordered,
         )  # fmt: skip
-
-    def link_error(self, comm_id: int) -> str | None:
-        """Why a domain FAILED, whom an OK one has lost, and what of it does not end.
-
-        Raises LLM_NOT_YET_LINK for an unknown id.
-        """
-        domain = self.domain(comm_id)
-        if domain.reason is not None or domain.attempt is None:
-            return domain.reason
-        gone = domain.attempt.gone
-        texts = [gone[rank] for rank in sorted(gone)]
-        return "; ".join(texts + self.memory.quarantine.texts(domain.attempt)) or None
 
     def _all_domains(self) -> list[Domain]:
         return [*list(self._links.domains.values()), *list(self._clusters.pairs.values())]
@@ -400,8 +398,9 @@ class Engine:
     # -- links -------------------------------------------------------------------------------
 
     def link(
-        self, name: str, ranks: Mapping[int, int], table_text: str, comm_ids: list[int]
-    ) -> None:
+        self, name: str, ranks: Mapping[int, int], table_text: str, comm_ids: list[int],
+        metadata: bytes | None = None,
+    ) -> None:  # fmt: skip
         """Begin to form a domain and append its comm id to ``comm_ids`` (LLM-DataDist API, link).
 
         A caller that is interrupted hands ``comm_ids`` to :meth:`not_delivered`.
@@ -410,9 +409,10 @@ class Engine:
         LLM_LINK_FAILED for a rank table that cannot be used.
         """
         self._end_undelivered()
-        self._act(lambda: comm_ids.append(self._link(name, ranks, table_text)))
+        given = self.options.link_metadata if metadata is None else metadata
+        self._act(lambda: comm_ids.append(self._link(name, ranks, table_text, given)))
 
-    def _link(self, name: str, ranks: Mapping[int, int], table_text: str) -> int:
+    def _link(self, name: str, ranks: Mapping[int, int], table_text: str, metadata: bytes) -> int:
         self._check_link(ranks)
         table = self._read_table(ranks, table_text)
         self._check_tables(table)
@@ -436,6 +436,7 @@ class Engine:
             job=self.options.job,
             by_library=self._joined_by_library(table, ranks.values()),
             deadline=time.monotonic() + self.options.link_total_time,
+            metadata=metadata,
         )
         self._call(lambda: self._links.add(domain))
         return comm_id

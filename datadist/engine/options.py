@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from datadist.base.texts import in_seconds, short_repr
 from datadist.caches.pool_config import PoolConfig, parse_pool
 from datadist.control.hostport import HostPort
 from datadist.control.job import job_name
+from datadist.control.messages import MAX_METADATA
 from datadist.status import param_invalid
 from datadist.transports.option_keys import check_keys, meant_by, not_text, where, wrong
 from datadist.types import LLMRole
@@ -68,6 +70,8 @@ class EngineOptions:
     """Whether transfers between caches of different element types are errors."""
     background_threads: int = DEFAULT_BACKGROUND_THREADS
     """Threads for transfers in the background, at most."""
+    link_metadata: bytes = b""
+    """What peers are given where a call that links names nothing else."""
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Options ``datadist.<backend>.<name>``, by backend and name."""
 
@@ -112,6 +116,7 @@ class EngineOptions:
             check_types=_flag(given, "datadist.check_types"),
             background_threads=_number(given, "datadist.background_threads", *BACKGROUND_RANGE)
             or DEFAULT_BACKGROUND_THREADS,
+            link_metadata=_metadata(given),
             extra=_extra(given),
         )
 
@@ -274,6 +279,19 @@ def _flag(given: dict[str, str], key: str) -> bool:
     if value not in ("0", "1"):
         raise wrong(key, value)
     return value == "1"
+
+
+def _metadata(given: dict[str, str]) -> bytes:
+    key = "datadist.link_metadata"
+    text = given.get(key, "")
+    try:
+        metadata = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        pass_on(error)
+        raise wrong(key, text) from None
+    if len(metadata) > MAX_METADATA:
+        raise wrong(key, text, f"it has {len(metadata)} bytes")
+    return metadata
 
 
 def _device_id(given: dict[str, str]) -> int:

@@ -27,10 +27,12 @@ from datadist.control.messages import (
     Left,
     Member,
     OfferMessage,
+    Ready,
 )
 from datadist.control.reactor import Reactor
 from datadist.control.runtime_dir import Address
 from datadist.links.domain import Attempt, Domain
+from datadist.links.events import LinkEventKind, LinkEvents
 from datadist.links.in_flight import TransfersInFlight
 from datadist.links.steps import Steps, answer, weight
 from datadist.transport import Link, LinkError, Peer
@@ -63,6 +65,8 @@ class Builder:
     ) -> None:
         self._in_flight = TransfersInFlight(reactor, workers, memory.quarantine)
         self._steps = steps
+        self.events = LinkEvents()
+        """What the program is told of links."""
         steps.on_idle = self._close_when_idle
         self._reactor = reactor
         self._discovery = discovery
@@ -372,15 +376,23 @@ class Builder:
 
         self._reactor.later(EARLY_SECONDS, forget)
 
-    def on_ready(self, view: PeerView, token: str) -> None:
+    def on_ready(self, view: PeerView, message: Ready) -> None:
         """A member has attached everybody."""
-        domain = self._active.get(token)
+        domain = self._active.get(message.domain)
         attempt = domain.attempt if domain else None
         if domain is not None and attempt is not None:
             rank = attempt.rank_of(view.incarnation)
             if rank is not None:
+                attempt.metadata[rank] = message.metadata
                 attempt.ready.add(rank)
                 self._steps.check_ok(domain, attempt)
+
+    def give_metadata(self, domain: Domain, metadata: bytes) -> None:
+        """Give the peers of a domain these bytes, also where they have had others."""
+        attempt, known = domain.attempt, domain.metadata == metadata
+        domain.metadata = metadata
+        if attempt is not None and attempt.told_ready and not attempt.dead and not known:
+            self._steps.tell_metadata(domain, attempt)
 
     def on_fail(self, view: PeerView, message: Fail) -> None:
         """A member failed: so do we."""
@@ -436,10 +448,15 @@ class Builder:
         if domain.waiting and not (attempt.told_ready and rank in attempt.ready):
             self._dissolve(domain, reason)
             return
+        known = rank in attempt.gone
         attempt.gone.setdefault(rank, reason)
         attempt.abort([rank])
         if domain.status is RegisterMemStatus.OK:
             log.log(level, "%s: %s", domain, reason)
+            if not known:
+                orderly = unlinked or level == logging.INFO
+                kind = LinkEventKind.GONE if orderly else LinkEventKind.BROKEN
+                self.events.note(kind, domain, reason, view.session.cluster_id)
         domain.owner.on_member_gone(domain, unlinked)
 
     def _dissolve(self, domain: Domain, reason: str) -> None:

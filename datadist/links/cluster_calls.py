@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from datadist.base.flag import Flag
 from datadist.caches.revocations import Revocations
@@ -15,13 +15,22 @@ from datadist.control.hostport import HostPort
 from datadist.links.building import Builder
 from datadist.links.clusters import Call, Clusters
 from datadist.links.domain import Attempt, PairDomain
-from datadist.status import LLMStatusCode
+from datadist.status import LLMException, LLMStatusCode
 from datadist.transports.defects import text_of
 
 log = logging.getLogger("datadist.link")
 
 GRACE_SECONDS = 1.0
 """How much later than its deadline a pair may be settled; never reached unless we are stopped."""
+
+
+class Linked(NamedTuple):
+    """What came of linking with one cluster."""
+
+    code: LLMStatusCode
+    reason: str | None
+    """Why it failed."""
+
 
 Removed: TypeAlias = "list[tuple[PairDomain, Attempt | None]]"
 """Pairs that were taken out, and what of them has yet to be closed."""
@@ -61,10 +70,12 @@ class ClusterCalls:
 
     # -- link --------------------------------------------------------------------------------
 
-    def link(self, targets: Sequence[Target], seconds: float) -> list[LLMStatusCode]:
-        """Link with every target, all at once; a status each, within ``seconds``."""
+    def link(
+        self, targets: Sequence[Target], seconds: float, metadata: bytes | None = None
+    ) -> list[Linked]:
+        """Link with every target, all at once; a status and a reason each, within ``seconds``."""
         self._catch_up()
-        calls = [_call_to(target, seconds) for target in targets]
+        calls = [_call_to(target, seconds, metadata) for target in targets]
         try:
             for call in calls:
                 if call is not None:
@@ -73,6 +84,20 @@ class ClusterCalls:
         except BaseException:
             self._clusters.forget([call for call in calls if call is not None])
             raise
+
+    def cluster_at(self, ip: str, port: int, seconds: float) -> int:
+        """The cluster id of who listens there. Raises LLM_LINK_FAILED, LLM_TIMEOUT."""
+        self._catch_up()
+        call = Call(HostPort(ip, port), time.monotonic() + seconds, asks=True)
+        self._call(partial(self._clusters.dial, call))
+        call.met.wait(_left(call.deadline))
+        if call.error is not None:
+            raise LLMException(str(call.error), status_code=call.error.code)
+        if call.found is None:
+            raise LLMException(
+                f"{call.place} did not answer in time", status_code=LLMStatusCode.LLM_TIMEOUT
+            )
+        return call.found.cluster_id
 
     # -- unlink ------------------------------------------------------------------------------
 
@@ -141,28 +166,37 @@ class ClusterCalls:
             self._shut_down(pair, attempt, 0.0)
 
 
-def _call_to(target: Target, seconds: float) -> Call | None:
+def _call_to(target: Target, seconds: float, metadata: bytes | None) -> Call | None:
     if len(target.addresses) != 1:
         return None
-    return Call(HostPort(*target.addresses[0]), time.monotonic() + seconds)
+    place = HostPort(*target.addresses[0])
+    return Call(place, time.monotonic() + seconds, metadata=metadata)
 
 
-def _settle(target: Target, call: Call | None) -> LLMStatusCode:
+def _settle(target: Target, call: Call | None) -> Linked:
     """Wait for what comes of a call."""
     if call is None:
-        return _refuse(target, "link", LLMStatusCode.LLM_PARAM_INVALID, _needs_one_address(target))
+        return _not_linked(target, LLMStatusCode.LLM_PARAM_INVALID, _needs_one_address(target))
     call.met.wait(_left(call.deadline))
     if call.error is not None:
-        return _refuse(target, "link", call.error.code, str(call.error))
+        return _not_linked(target, call.error.code, str(call.error))
     pair = call.pair
     if pair is None:
-        return LLMStatusCode.LLM_TIMEOUT
+        return Linked(LLMStatusCode.LLM_TIMEOUT, f"{call.place} did not answer in time")
     if pair.cluster != target.cluster:
         log.warning(
             "remote_cluster_id is %d, but at %s listens cluster %d: linking with that",
             target.cluster, call.place, pair.cluster,
         )  # fmt: skip
-    return pair.code if pair.settled.wait(_left(pair.deadline)) else LLMStatusCode.LLM_TIMEOUT
+    if not pair.settled.wait(_left(pair.deadline)):
+        return Linked(LLMStatusCode.LLM_TIMEOUT, f"{pair} was not complete in time")
+    failed = pair.code is not LLMStatusCode.LLM_SUCCESS
+    reason = pair.reason or "it was unlinked, or this engine ended, meanwhile"
+    return Linked(pair.code, reason if failed else None)
+
+
+def _not_linked(target: Target, code: LLMStatusCode, reason: str) -> Linked:
+    return Linked(_refuse(target, "link", code, reason), reason)
 
 
 def _left(deadline: float) -> float:

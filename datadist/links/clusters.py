@@ -25,6 +25,7 @@ from datadist.control.runtime_dir import Address
 from datadist.links.building import Builder
 from datadist.links.domain import Attempt, PairDomain, invalidate_routes
 from datadist.links.duplicates import Duplicates
+from datadist.links.events import LinkEventKind
 from datadist.links.rendezvous import NO_KEY
 from datadist.status import LLMStatusCode, code_of
 from datadist.types import RegisterMemStatus
@@ -50,6 +51,11 @@ class Call:
     met: Flag = field(default_factory=Flag)
     pair: PairDomain | None = None
     error: DialError | None = None
+    metadata: bytes | None = None
+    """What the peer is given; None: what all peers are."""
+    asks: bool = False
+    """Whether only who listens there is asked; then ``found`` is the answer."""
+    found: Address | None = None
     forgotten: bool = False
     """Whether the caller was interrupted, and never heard what came of it."""
 
@@ -73,6 +79,7 @@ class Clusters:
         far: bool,
         duplicates: Duplicates,
         longest: float,
+        metadata: bytes = b"",
     ) -> None:
         self._reactor = reactor
         self._discovery = discovery
@@ -84,6 +91,8 @@ class Clusters:
         self._duplicates = duplicates
         self._longest = longest
         """Seconds that a peer may have us wait for it."""
+        self._metadata = metadata
+        """What peers are given where the caller says nothing else, or has not linked himself."""
         self.pairs: dict[int, PairDomain] = {}
         self._calls: dict[Call, Timer] = {}
         """Calls without an answer from the network yet."""
@@ -156,7 +165,10 @@ class Clusters:
 
     def _on_met(self, call: Call, address: Address, place: HostPort | None) -> None:
         try:
-            call.pair = self._link(address, call, place)
+            if call.asks:
+                call.found = address
+            else:
+                call.pair = self._link(address, call, place)
         except DialError as error:
             call.error = error
         call.met.set()
@@ -179,6 +191,8 @@ class Clusters:
             )
         if present is not None and self._formed_by_peer(present, address, call):
             present.claimed = not call.forgotten
+            if call.metadata is not None:
+                self._builder.give_metadata(present, call.metadata)
             return present
         if present is not None and present.usable:
             other = "" if present.incarnation == address.incarnation else ", to another engine"
@@ -189,6 +203,8 @@ class Clusters:
         left = max(0.0, call.deadline - time.monotonic())
         pair = self._new_pair(address.cluster_id, address.incarnation, left)
         pair.asked, pair.claimed, pair.place = True, not call.forgotten, place
+        if call.metadata is not None:
+            pair.metadata = call.metadata
         view = self._views.get(address.incarnation)
         if view is not None:
             self._ask(pair, view)
@@ -223,6 +239,7 @@ class Clusters:
             deadline=time.monotonic() + seconds,
             cluster=cluster,
             incarnation=incarnation,
+            metadata=self._metadata,
         )
         self.pairs[cluster] = pair
         pair.expiry = self._reactor.later(seconds, lambda: self._expire(pair))
@@ -350,6 +367,7 @@ class Clusters:
         log.info("linked with cluster %d", pair.cluster)
         invalidate_routes(self._views, pair)
         self._duplicates.on_linked(pair)
+        self._builder.events.note(LinkEventKind.OK, pair)
         pair.settled.set()
 
     def on_failed(self, pair: PairDomain, reason: str) -> None:
@@ -402,6 +420,7 @@ class Clusters:
         if not pair.waiting:
             return
         log.error("%s: %s: %s", pair, code.name, reason)
+        self._builder.events.note(LinkEventKind.FAILED, pair, reason)
         pair.code = code
         if self.pairs.get(pair.cluster) is pair:
             del self.pairs[pair.cluster]

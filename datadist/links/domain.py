@@ -53,6 +53,8 @@ class Attempt:
     """Ranks that can not be reached any more, and why."""
     exposed: dict[int, frozenset[int]] = field(default_factory=dict)
     """Region ids of each peer that this link reaches."""
+    metadata: dict[int, bytes] = field(default_factory=dict)
+    """What the program of each peer gave."""
     parallel: int = 1
     """Transfers that may be in flight with each peer."""
     permits: dict[int, Permits] = field(default_factory=dict)
@@ -221,6 +223,8 @@ class Domain:
     attempt: Attempt | None = None
     last_failure: str | None = None
     """Why the last attempt was given up."""
+    metadata: bytes = b""
+    """What our program gives the peers."""
 
     @property
     def rank(self) -> int:

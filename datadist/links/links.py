@@ -21,6 +21,7 @@ from datadist.links import member_record
 from datadist.links.building import Builder
 from datadist.links.domain import Attempt, TableDomain, invalidate_routes
 from datadist.links.duplicates import Duplicates
+from datadist.links.events import LinkEventKind
 from datadist.links.matching import differences, disagreement, mutual
 from datadist.links.missing_members import MissingMembers
 from datadist.links.rendezvous import Rendezvous
@@ -340,6 +341,7 @@ class Links:
         )  # fmt: skip
         invalidate_routes(self._views, domain)
         self._duplicates.on_linked(domain)
+        self._builder.events.note(LinkEventKind.OK, domain)
         domain.settled.set()
 
     def on_dissolved(self, domain: TableDomain) -> None:
@@ -385,6 +387,7 @@ class Links:
     def _end(self, domain: TableDomain, reason: str) -> None:
         domain.status, domain.reason = RegisterMemStatus.FAILED, reason
         log.error("%s: FAILED: %s", domain, reason)
+        self._builder.events.note(LinkEventKind.FAILED, domain, reason)
         if domain.attempt is not None:
             self._builder.fail(domain.attempt, reason)
             self._builder.drop(domain)

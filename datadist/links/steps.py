@@ -264,8 +264,12 @@ class Steps:
     def _tell_ready(self, domain: Domain, attempt: Attempt) -> None:
         if not attempt.dead:
             attempt.told_ready = True
-            self.tell(attempt, Ready(domain=attempt.token))
+            self.tell_metadata(domain, attempt)
             self.check_ok(domain, attempt)
+
+    def tell_metadata(self, domain: Domain, attempt: Attempt) -> None:
+        """Tell the members that we are ready, and what our program gives them."""
+        self.tell(attempt, Ready.model_construct(domain=attempt.token, metadata=domain.metadata))
 
     def check_ok(self, domain: Domain, attempt: Attempt) -> None:
         """OK once every member has said that it is ready."""

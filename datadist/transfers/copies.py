@@ -24,6 +24,8 @@ class SwapSide(NamedTuple):
     data_type: int
     """Number of a :class:`~datadist.types.DataType`."""
     bases: Bases
+    stride: int
+    """Bytes from one block to the next."""
 
 
 class Copies:
@@ -51,7 +53,9 @@ class Copies:
                 )
             _check_slot("src_batch_index", src_slot, src_id, source)
             _check_slot("dst_batch_index", dst_slot, dst_id, target)
-            nbytes = _bytes_to_copy({src_id: source, dst_id: target}, source.stride, offset, size)
+            nbytes = _bytes_to_copy(
+                {src_id: source, dst_id: target}, source.block_bytes, offset, size
+            )
             segments = plan_slots(
                 target.bases,
                 source.bases,
@@ -88,16 +92,16 @@ class Copies:
                 self._copy(
                     _addresses(layout.bases, index[:, 1] * stride),
                     _addresses(layout.bases, index[:, 0] * stride),
-                    np.full(len(layout.bases) * len(pairs), stride, np.int64),
+                    np.full(len(layout.bases) * len(pairs), layout.block_bytes, np.int64),
                 )
 
         self._owned.using(cache_id, copy)
 
     def swap_blocks(
-        self, source: SwapSide, target: SwapSide, stride: int, src_to_dst: Mapping[int, int],
+        self, source: SwapSide, target: SwapSide, block_bytes: int, src_to_dst: Mapping[int, int],
         cache_ids: Sequence[int],
     ) -> None:  # fmt: skip
-        """Copy blocks of ``stride`` bytes between the tensors of two caches.
+        """Copy blocks of ``block_bytes`` between the tensors of two caches.
 
         ``cache_ids`` are caches of this engine among the two, kept alive meanwhile.
         """
@@ -110,9 +114,9 @@ class Copies:
                 source.bases,
                 list(src_to_dst.values()),
                 list(src_to_dst),
-                stride,
-                stride,
-                stride,
+                target.stride,
+                source.stride,
+                block_bytes,
             )
             self._types.check_copy("swap_blocks", source[:2], target[:2])
             self._copy(segments.local, segments.remote, segments.length)
@@ -134,19 +138,19 @@ def _check_slot(name: str, slot: int, cache_id: int, layout: Layout) -> None:
         raise param_invalid(f"{name} is {slot}: {slots_of(cache_id, layout.count)}")
 
 
-def _bytes_to_copy(layouts: dict[int, Layout], stride: int, offset: int, size: int) -> int:
-    """``size`` bytes, or -1 for the rest of ``stride``, which must fit a slot of both caches."""
+def _bytes_to_copy(layouts: dict[int, Layout], slot: int, offset: int, size: int) -> int:
+    """``size`` bytes, or -1 for the rest of ``slot`` bytes, which must fit a slot of both caches."""
     for cache_id, layout in layouts.items():
-        if offset >= layout.stride:
+        if offset >= layout.block_bytes:
             raise param_invalid(
-                f"offset is {offset}: a slot of cache {cache_id} holds {layout.stride} bytes"
+                f"offset is {offset}: a slot of cache {cache_id} holds {layout.block_bytes} bytes"
             )
-    nbytes = stride - offset if size == -1 else size
+    nbytes = slot - offset if size == -1 else size
     for cache_id, layout in layouts.items():
-        if nbytes > layout.stride - offset:
+        if nbytes > layout.block_bytes - offset:
             raise param_invalid(
                 f"{nbytes} bytes at offset {offset} do not fit a slot of cache {cache_id}, "
-                f"which holds {layout.stride}"
+                f"which holds {layout.block_bytes}"
             )
     return nbytes
 

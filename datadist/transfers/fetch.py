@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datadist.base.callers import pass_on
 from datadist.caches.element_types import ElementTypes
 from datadist.caches.owned import OwnCache, OwnDirectory
 from datadist.caches.peers import TOKENS, PeerView
@@ -26,6 +28,7 @@ from datadist.status import (
     text_without_code,
 )
 from datadist.transfers import resolve
+from datadist.transfers.cuts import cut
 from datadist.transfers.limits import CallLimit
 from datadist.transfers.plan import Segments
 from datadist.transfers.transfer import Transfers
@@ -51,10 +54,45 @@ class Fetches:
 
     # -- sending -----------------------------------------------------------------------------
 
-    def send(self, cluster: int, segments: Segments, data_type: int, limit: CallLimit) -> None:
+    def strides(self, cluster: int, addresses: AbstractSet[int], nbytes: int) -> dict[int, int]:
+        """Bytes from one block to the next where these addresses begin tensors of a cluster's caches.
+
+        Only of blocks of ``nbytes`` that lie further apart. Where the cluster is not linked there are
+        none. Raises LLM_PARAM_INVALID for an address where caches differ in that.
+        """
+        try:
+            view = self._transfers.routes(cluster, time.monotonic() + self._transfers.timeout)[
+                0
+            ].view
+        except LLMException as error:
+            pass_on(error)
+            return {}
+        with view.lock:
+            entries = [
+                entry
+                for entry in view.directory.entries.values()
+                if entry.blocks and entry.block_bytes == nbytes
+            ]
+        if all(entry.dense for entry in entries):
+            return {}
+        found: dict[int, int] = {}
+        for entry in entries:
+            for base in addresses & set(entry.bases):
+                if found.setdefault(base, entry.stride) != entry.stride:
+                    raise param_invalid(
+                        f"at {base:#x} caches of cluster {cluster} begin with blocks of {nbytes} bytes "
+                        f"that lie {found[base]} and {entry.stride} bytes apart: which of them is meant "
+                        "is not known; register one of them at another address, or not at all"
+                    )
+        return {base: stride for base, stride in found.items() if stride != nbytes}
+
+    def send(
+        self, cluster: int, segments: Segments, data_type: int, strides: list[int], limit: CallLimit
+    ) -> None:
         """Have a cluster take ``segments`` of a cache of ours; ``remote`` are addresses in its caches.
 
-        ``data_type`` is that of our cache, whose memory the caller keeps valid. Raises LLMException:
+        ``data_type`` is that of our cache, whose memory the caller keeps valid. ``strides`` are those
+        of the cluster's blocks, if it is blocks that are written. Raises LLMException:
         LLM_NOT_YET_LINK, LLM_PARAM_INVALID for addresses outside of the peer's caches and for types
         that differ where they must not, LLM_TIMEOUT, LLM_FAILED.
         """
@@ -75,6 +113,7 @@ class Fetches:
                 length=_packed(segments.length),
                 data_type=data_type,
                 same_type=self._types.required,
+                strides=strides,
                 seconds=seconds_until(limit.deadline),
             )
 
@@ -163,10 +202,12 @@ class Fetches:
 
         def take(caches: list[OwnCache]) -> None:
             for cache in caches:
+                _check_stride(cache, message)
                 self._types.check_fetch(view, message, cache)
             segments = Segments(vectors[0], vectors[1], length, int(length.sum()))
+            places = sorted({place for cache in caches for place in cache.layout.cuts})
             limit = CallLimit(max(0.001, deadline - time.monotonic())).begin(0)
-            self._transfers.move(route, segments, limit)
+            self._transfers.move(route, cut(segments, places, ()), limit)
 
         self._owned.using_all(self._targets(message, vectors[0], length), take)
 
@@ -185,6 +226,17 @@ class Fetches:
     def close(self) -> None:
         """End the threads."""
         self._service.close()
+
+
+def _check_stride(cache: OwnCache, message: Fetch) -> None:
+    """Whether the sender knew how far apart blocks lie. Raises LLM_PARAM_INVALID."""
+    stride = cache.layout.stride
+    if not cache.layout.dense and message.strides and stride not in message.strides:
+        raise param_invalid(
+            f"blocks of cache {cache.cache_id} lie {stride} bytes apart (CacheDesc.block_stride), and "
+            f"the sender took them to lie {', '.join(map(str, message.strides))} bytes apart: give "
+            "addresses at which its tensors begin, and link before transfer_cache_async"
+        )
 
 
 def _packed(vector: object) -> bytes:

@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 
 from datadist.base.callers import pass_on
+from datadist.caches.block_ranges import BlockRanges
 from datadist.caches.directory import KeyName
 from datadist.caches.element_types import ElementTypes
 from datadist.caches.owned import OwnCache, OwnDirectory, describe
@@ -25,6 +26,7 @@ from datadist.grants.messages import GrantMessages
 from datadist.grants.words import WORD, Words
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transfers import resolve
+from datadist.transfers.cuts import cut
 from datadist.transfers.limits import CallLimit
 from datadist.transfers.plan import Blocks, Segments, check_blocks, check_distinct
 from datadist.transfers.pull import plan_pairs
@@ -236,10 +238,13 @@ class _Pull:
     def _move(self, routes: list[Route], view: PeerView, granted: Granted, pin: int) -> bool:
         """Whether all of the grant was read."""
         found = self._find(view, granted, pin)
+        layers = self._wanted.layers
+        resolve.check_agreed(self._cache, found.entry, layers.named, self._cluster)
         local, remote = len(self._cache.layout.bases), len(found.entry.bases)
-        mine, theirs = resolve.tensors_of(self._wanted.layers, local, remote)
+        mine, theirs = resolve.tensors_of(layers, local, remote)
         blocks = self._blocks(granted, found.entry)
-        segments = plan_pairs(self._cache, found, mine, theirs, self._targets, blocks)
+        planned = plan_pairs(self._cache, found, mine, theirs, self._targets, blocks)
+        segments = cut(planned, self._cache.layout.cuts, found.entry.cuts)
         self._pulls._types.check_pull(view, found.entry, self._cache)
 
         def move(route: Route) -> None:
@@ -374,5 +379,5 @@ class _WordReader:
         for number in self._scratch:
             address = words.scratch_address(number)
             give_back = partial(words.give_back, number)
-            if not self._pulls._quarantine.defers([address], WORD, give_back):
+            if not self._pulls._quarantine.defers(BlockRanges((address,), WORD), give_back):
                 give_back()

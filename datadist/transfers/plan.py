@@ -26,6 +26,7 @@ __all__ = [
     "check_blocks",
     "check_distinct",
     "check_named_distinct",
+    "joined",
     "plan_blocks",
     "plan_scatter",
     "plan_slots",
@@ -136,22 +137,24 @@ def plan_scatter(
     remote_bases: Bases,
     local_blocks: Blocks,
     local_stride: int,
+    block_bytes: int,
     remote_offset: int,
     total: int,
 ) -> Segments:
     """Spread a contiguous slot over blocks: block i gets bytes ``[i*b, (i+1)*b)`` of the slot.
 
-    ``b`` is ``local_stride``; the slot begins ``remote_offset`` bytes into each remote tensor and
-    holds ``total`` bytes, so the last listed block may get less than ``b``. Bytes beyond the listed
-    blocks stay behind. Consecutive local blocks become one segment.
+    ``b`` is ``block_bytes``; blocks begin ``local_stride`` bytes apart. The slot begins
+    ``remote_offset`` bytes into each remote tensor and holds ``total`` bytes, so the last listed block
+    may get less than ``b``. Bytes beyond the listed blocks stay behind. Consecutive local blocks
+    become one segment where they are dense.
 
     Raises :class:`ValueError` when some block would get nothing.
     """
     tensors, count = _tensors(local_bases, remote_bases), len(local_blocks)
-    if (count - 1) * local_stride >= total:
+    if (count - 1) * block_bytes >= total:
         raise ValueError(
-            f"{count} blocks of {local_stride} bytes are more than {total} bytes fill: "
-            f"list at most {-(-total // local_stride)}"
+            f"{count} blocks of {block_bytes} bytes are more than {total} bytes fill: "
+            f"list at most {-(-total // block_bytes)}"
         )
     segments = plan_blocks(
         local_bases,
@@ -159,15 +162,26 @@ def plan_scatter(
         local_blocks,
         range(count),
         local_stride,
-        local_stride,
-        local_stride,
+        block_bytes,
+        block_bytes,
     )
-    short = max(0, count * local_stride - total)
+    short = max(0, count * block_bytes - total)
     if short:
         each = len(segments) // tensors
         np.frombuffer(segments.length, np.int64)[each - 1 :: each] -= short
         segments.nbytes -= tensors * short
     return segments
+
+
+def joined(parts: Sequence[Segments]) -> Segments:
+    """The segments of several plans as one."""
+    if len(parts) == 1:
+        return parts[0]
+    local, remote, length = (
+        np.concatenate([np.asarray(getattr(part, name), np.int64) for part in parts])
+        for name in ("local", "remote", "length")
+    )
+    return Segments(local, remote, length, sum(part.nbytes for part in parts))
 
 
 def check_blocks(name: str, blocks: Blocks, count: int) -> Blocks:

@@ -12,6 +12,7 @@ from datadist.caches.peers import PeerView
 from datadist.control.messages import Consume
 from datadist.status import param_invalid
 from datadist.transfers import resolve
+from datadist.transfers.cuts import cut
 from datadist.transfers.limits import CallLimit
 from datadist.transfers.plan import (
     Blocks,
@@ -59,7 +60,7 @@ class Pulls:
 
         def pull(cache: OwnCache) -> None:
             _check_slot(cache, slot, size)
-            nbytes = cache.layout.stride if size == -1 else size
+            nbytes = cache.layout.block_bytes if size == -1 else size
 
             def plan(local: OwnCache, found: Found, mine: slice, theirs: slice) -> Segments:
                 return _plan_slot(local, found, mine, theirs, slot, nbytes)
@@ -145,10 +146,12 @@ class Pulls:
             found = resolve.look_up(view, source, limit, token)
             if self._one_sided:
                 check_entry_accessible(found)
+            resolve.check_agreed(cache, found.entry, layers.named, cluster)
             mine, theirs = resolve.tensors_of(
                 layers, len(cache.layout.bases), len(found.entry.bases)
             )
-            segments = plan(cache, found, mine, theirs)
+            planned = plan(cache, found, mine, theirs)
+            segments = cut(planned, cache.layout.cuts, found.entry.cuts)
             self._types.check_pull(view, found.entry, cache)
 
             pulled: list[RangeSet] = []
@@ -220,9 +223,9 @@ def _check_slot(cache: OwnCache, slot: int, size: int) -> None:
     if slot >= layout.count:
         has = resolve.slots_of(cache.cache_id, layout.count)
         raise param_invalid(f"batch_index is {slot}: {has}")
-    if size > layout.stride:
+    if size > layout.block_bytes:
         raise param_invalid(
-            f"size is {size}: a slot of cache {cache.cache_id} holds {layout.stride} bytes"
+            f"size is {size}: a slot of cache {cache.cache_id} holds {layout.block_bytes} bytes"
         )
 
 
@@ -250,10 +253,10 @@ def _plan_slot(
             f"the owner's cache {entry.cache_id} is a blocks cache, which cannot be pulled into a "
             "contiguous one: use pull_blocks with a blocks cache"
         )
-    if nbytes > entry.stride:
+    if nbytes > entry.block_bytes:
         raise param_invalid(
             f"{nbytes} bytes were asked for, a slot of the owner's cache {entry.cache_id} holds "
-            f"{entry.stride}: give size"
+            f"{entry.block_bytes}: give size"
         )
     return plan_slots(
         cache.layout.bases[mine],
@@ -273,16 +276,16 @@ def plan_pairs(
     src_blocks: Blocks,
 ) -> Segments:
     """``src_blocks[i]`` of a blocks cache to ``dst_blocks[i]``. Raises LLM_PARAM_INVALID."""
-    entry, stride = found.entry, cache.layout.stride
+    entry, block_bytes = found.entry, cache.layout.block_bytes
     if len(src_blocks) == 0:
         raise param_invalid(
             f"the owner's cache {entry.cache_id} is a blocks cache: src_blocks must list one block "
             "per entry of dst_blocks"
         )
-    if entry.stride != stride:
+    if entry.block_bytes != block_bytes:
         raise param_invalid(
-            f"a block of the owner's cache {entry.cache_id} holds {entry.stride} bytes and one of "
-            f"cache {cache.cache_id} {stride}: they must be equal"
+            f"a block of the owner's cache {entry.cache_id} holds {entry.block_bytes} bytes and one of "
+            f"cache {cache.cache_id} {block_bytes}: they must be equal"
         )
     with as_param_invalid():
         sources = check_blocks("src_blocks", src_blocks, entry.count)
@@ -291,9 +294,9 @@ def plan_pairs(
         entry.bases[theirs],
         dst_blocks,
         sources,
-        stride,
-        stride,
-        stride,
+        cache.layout.stride,
+        entry.stride,
+        block_bytes,
     )
 
 
@@ -316,6 +319,7 @@ def _plan_scatter(
             entry.bases[theirs],
             dst_blocks,
             cache.layout.stride,
+            cache.layout.block_bytes,
             found.slot * entry.stride,
-            entry.stride,
+            entry.block_bytes,
         )

@@ -10,6 +10,7 @@ from datadist.caches.element_types import ElementTypes
 from datadist.caches.owned import OwnCache, OwnDirectory
 from datadist.status import param_invalid
 from datadist.transfers import resolve
+from datadist.transfers.cuts import cut
 from datadist.transfers.limits import CallLimit
 from datadist.transfers.plan import (
     Blocks,
@@ -36,6 +37,8 @@ class PushLayers:
     source: range
     target: range
     per_layer: int
+    named: bool = True
+    """Whether the caller named the number: else it is our cache's, and the peer's must be equal."""
 
 
 class Pushes:
@@ -78,19 +81,19 @@ class Pushes:
                 raise param_invalid(f"batch_index is {target.slot}: {has}")
             mine = pushing.mine()
             _check_slot(local, slot)
-            stride = local.layout.stride
-            if stride > entry.stride:
+            nbytes = local.layout.block_bytes
+            if nbytes > entry.block_bytes:
                 raise param_invalid(
-                    f"a slot of cache {cache_id} holds {stride} bytes and one of cache "
-                    f"{entry.cache_id} of cluster {cluster} {entry.stride}: it does not fit"
+                    f"a slot of cache {cache_id} holds {nbytes} bytes and one of cache "
+                    f"{entry.cache_id} of cluster {cluster} {entry.block_bytes}: it does not fit"
                 )
             pushing.move(
                 plan_slots(
                     local.layout.bases[mine],
                     entry.bases[theirs],
-                    slot * stride,
+                    slot * local.layout.stride,
                     target.slot * entry.stride,
-                    stride,
+                    nbytes,
                 )
             )
 
@@ -118,12 +121,7 @@ class Pushes:
             with as_param_invalid():
                 targets = check_blocks("dst_blocks", dst_blocks, entry.count)
             mine = pushing.mine()
-            stride = local.layout.stride
-            if stride != entry.stride:
-                raise param_invalid(
-                    f"a block of cache {cache_id} holds {stride} bytes and one of cache "
-                    f"{entry.cache_id} of cluster {cluster} {entry.stride}: they must be equal"
-                )
+            _check_equal_blocks(pushing, cluster)
             with as_param_invalid():
                 sources = check_blocks("src_blocks", src_blocks, local.layout.count)
                 segments = plan_blocks(
@@ -131,9 +129,9 @@ class Pushes:
                     entry.bases[theirs],
                     sources,
                     targets,
-                    stride,
-                    stride,
-                    stride,
+                    local.layout.stride,
+                    entry.stride,
+                    entry.block_bytes,
                 )
             route = pushing.move(segments)
             whole = len(local.layout.bases) == len(entry.bases) == mine.stop - mine.start
@@ -176,10 +174,10 @@ class Pushes:
 
         def push(pushing: _Pushing) -> None:
             local, entry = pushing.local, pushing.found.entry
-            if not entry.blocks or entry.stride != block_bytes:
+            if not entry.blocks or entry.block_bytes != block_bytes:
                 raise param_invalid(
                     f"dst_block_memory_size is {block_bytes}, but cache {entry.cache_id} of cluster "
-                    f"{cluster} has {'blocks' if entry.blocks else 'slots'} of {entry.stride} bytes"
+                    f"{cluster} has {'blocks' if entry.blocks else 'slots'} of {entry.block_bytes} bytes"
                 )
             if not 0 <= slot < local.layout.count:
                 has = resolve.slots_of(cache_id, local.layout.count)
@@ -192,8 +190,9 @@ class Pushes:
                     local.layout.bases[mine],
                     targets,
                     entry.stride,
+                    block_bytes,
                     slot * local.layout.stride,
-                    local.layout.stride,
+                    local.layout.block_bytes,
                 )
             pushing.move(
                 Segments(segments.remote, segments.local, segments.length, segments.nbytes)
@@ -208,16 +207,27 @@ class Pushes:
 
         def push(pushing: _Pushing) -> None:
             _check_blocks_lead_to_blocks(pushing)
-            size, entry = pushing.local.layout.tensor_size, pushing.found.entry
+            layout, entry = pushing.local.layout, pushing.found.entry
             theirs, mine = pushing.theirs(), pushing.mine()
-            if size != entry.tensor_size:
+            size, their_size = layout.block_bytes * layout.count, entry.block_bytes * entry.count
+            if size != their_size:
                 raise param_invalid(
                     f"a tensor of cache {cache_id} holds {size} bytes and one of cache "
-                    f"{entry.cache_id} of cluster {cluster} {entry.tensor_size}: without block "
+                    f"{entry.cache_id} of cluster {cluster} {their_size}: without block "
                     "indices whole tensors move, and they must be equal"
                 )
-            bases = pushing.local.layout.bases[mine]
-            pushing.move(plan_slots(bases, entry.bases[theirs], 0, 0, size))
+            bases = layout.bases[mine]
+            if layout.dense and entry.dense:
+                pushing.move(plan_slots(bases, entry.bases[theirs], 0, 0, size))
+                return
+            _check_equal_blocks(pushing, cluster)
+            every = range(layout.count)
+            pushing.move(
+                plan_blocks(
+                    bases, entry.bases[theirs], every, every,
+                    layout.stride, entry.stride, layout.block_bytes,
+                )
+            )  # fmt: skip
 
         self._with_target(cluster, target, cache_id, layers, limit, push)
 
@@ -242,10 +252,12 @@ class Pushes:
             def begun(token: int) -> None:
                 found = resolve.look_up(view, target, limit, token)
                 check_entry_accessible(found)
+                resolve.check_agreed(cache, found.entry, layers.named, cluster)
                 ways = resolve.reaching(routes, routes[0], found.entry)
 
-                def move(segments: Segments) -> Route:
+                def move(planned: Segments) -> Route:
                     self._types.check_push(view, cache, found.entry)
+                    segments = cut(planned, cache.layout.cuts, found.entry.cuts)
                     return self._transfers.move_over(
                         ways,
                         lambda cached: self._transfers.move(cached, segments, limit, write=True),
@@ -298,7 +310,7 @@ def _check_slot(cache: OwnCache, slot: int) -> None:
 
 
 def layers_to_push(
-    source: range | None, target: range | None, tensors: int, per_layer: int
+    source: range | None, target: range | None, tensors: int, per_layer: int, named: bool = True
 ) -> PushLayers:
     """Ranges as given; None means all layers of the source. Raises LLM_PARAM_INVALID."""
     everything = range(tensors // per_layer)
@@ -313,7 +325,16 @@ def layers_to_push(
         raise param_invalid(
             f"src_layer_range {source} and dst_layer_range {target} differ in length"
         )
-    return PushLayers(source, target, per_layer)
+    return PushLayers(source, target, per_layer, named)
+
+
+def _check_equal_blocks(pushing: _Pushing, cluster: int) -> None:
+    mine, entry = pushing.local.layout.block_bytes, pushing.found.entry
+    if mine != entry.block_bytes:
+        raise param_invalid(
+            f"a block of cache {pushing.local.cache_id} holds {mine} bytes and one of cache "
+            f"{entry.cache_id} of cluster {cluster} {entry.block_bytes}: they must be equal"
+        )
 
 
 def _check_blocks_lead_to_blocks(pushing: _Pushing) -> None:

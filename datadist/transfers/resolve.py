@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from datadist.caches.directory import KeyDirectory, KeyName
-from datadist.caches.owned import describe
+from datadist.caches.owned import OwnCache, describe
 from datadist.caches.peers import PeerView
 from datadist.control.messages import Binding, Entry
 from datadist.links.domain import Attempt, Domain
@@ -43,6 +43,8 @@ class Layers:
     source: range | None = None
     target: range | None = None
     per_layer: int = 2
+    named: bool = True
+    """Whether the caller named the number: else it is our cache's, and the peer's must be equal."""
 
     @property
     def all(self) -> bool:
@@ -213,6 +215,20 @@ def _attempt_look_up(view: PeerView, source: Source, token: int) -> Found | None
         if found is not None:
             view.begin_pull(token)
         return found
+
+
+def check_agreed(own: OwnCache, entry: Entry, named: bool, cluster: int) -> None:
+    """Whether both caches have equally many tensors per layer, unless the caller named the number.
+
+    Raises LLM_PARAM_INVALID.
+    """
+    mine, theirs = own.layout.tensors_per_layer, entry.tensors_per_layer
+    if not named and mine != theirs:
+        raise param_invalid(
+            f"cache {own.cache_id} has {mine} tensors per layer and cache {entry.cache_id} of cluster "
+            f"{cluster} {theirs} (CacheDesc.tensors_per_layer): they must be equal, or give "
+            "tensor_num_per_layer"
+        )
 
 
 def tensors_of(layers: Layers, local: int, remote: int) -> tuple[slice, slice]:

@@ -75,10 +75,11 @@ class CachedRoute:
         self.local_bases, self.local_count = layout.bases, layout.count
         self.remote_bases, self.remote_count = tuple(entry.bases), entry.count
         self.local_base, self.remote_base = self.local_bases[0], self.remote_bases[0]
-        self.stride = layout.stride
-        self.small = min(SCALAR_SEGMENTS, SMALL_BYTES // layout.stride)
-        self.lengths = [array("q", (layout.stride,) * n) for n in range(self.small + 1)]
-        """Vectors of ``stride``, by their number."""
+        self.local_stride, self.remote_stride = layout.stride, entry.stride
+        self.block_bytes = layout.block_bytes
+        self.small = min(SCALAR_SEGMENTS, SMALL_BYTES // layout.block_bytes)
+        self.lengths = [array("q", (layout.block_bytes,) * n) for n in range(self.small + 1)]
+        """Vectors of ``block_bytes``, by their number."""
 
     def is_current(self) -> bool:
         """Whether the peer is still linked and its directory has not changed."""
@@ -94,7 +95,7 @@ class CachedRoute:
         segments = count * self.tensors
         if count != len(src_blocks) or not 0 < segments <= self.small:
             return None
-        length, stride = self.lengths[segments], self.stride
+        length = self.lengths[segments]
         local, remote = length[:], length[:]  # in half the time of making new ones
         if segments == 1:  # a third of the time of the loops
             (mine,), (theirs,) = dst_blocks, src_blocks
@@ -102,12 +103,13 @@ class CachedRoute:
                 return None
             if not (0 <= mine < self.local_count and 0 <= theirs < self.remote_count):
                 return None
-            local[0] = self.local_base + mine * stride
-            remote[0] = self.remote_base + theirs * stride
+            local[0] = self.local_base + mine * self.local_stride
+            remote[0] = self.remote_base + theirs * self.remote_stride
             return local, remote, length
         if count > 1 and len(set(dst_blocks)) != count:
             return None
         place, bases, limit = 0, self.local_bases, self.local_count
+        stride = self.local_stride
         for block in dst_blocks:
             if type(block) is not int or not 0 <= block < limit:
                 return None
@@ -115,6 +117,7 @@ class CachedRoute:
                 local[place] = base + block * stride
                 place += 1
         place, bases, limit = 0, self.remote_bases, self.remote_count
+        stride = self.remote_stride
         for block in src_blocks:
             if type(block) is not int or not 0 <= block < limit:
                 return None
@@ -138,10 +141,10 @@ class CachedRoute:
                 check_distinct("theirs", remote, self.remote_count)
             else:
                 check_distinct("mine", local, self.local_count)
-            stride = self.stride
             return plan_blocks(
-                self.local_bases, self.remote_bases, local, remote, stride, stride, stride
-            )
+                self.local_bases, self.remote_bases, local, remote,
+                self.local_stride, self.remote_stride, self.block_bytes,
+            )  # fmt: skip
         except (TypeError, ValueError) as error:
             pass_on(error)
             return None
@@ -160,9 +163,13 @@ class RouteCache:
     ) -> None:
         """Keep what a full transfer of all layers found; ``version`` is that of the look-up.
 
-        Unless a newer link serves by now: one that comes later changes the version.
+        Unless a newer link serves by now: one that comes later changes the version; unless segments
+        have to be cut; and unless the caches agree on the tensors of a layer only since the caller
+        named a number.
         """
-        if not self._transfers.serves(route):
+        layout = cache.layout
+        agreed = layout.tensors_per_layer == entry.tensors_per_layer
+        if not agreed or layout.cuts or entry.cuts or not self._transfers.serves(route):
             return
         if len(self._routes) >= MAX_ROUTES:
             self._routes.clear()
@@ -304,7 +311,7 @@ class RouteCache:
             return False
         if seconds > MIN_REUSE_SECONDS and not cached.entry.pooled:
             return False
-        transfers.count_done(cached.tallies, cached.stride * len(length), seconds)
+        transfers.count_done(cached.tallies, cached.block_bytes * len(length), seconds)
         return True
 
     def _end(self, cached: CachedRoute, token: int) -> None:

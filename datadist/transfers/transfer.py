@@ -73,6 +73,8 @@ class Transfers:
         self.watches_control = watches_control and verify is None
         """Whether a read says what arrived meanwhile; not where more than the read has to be done."""
         self._quarantine = Quarantine() if quarantine is None else quarantine
+        self.on_broken: Callable[[Route, str], None] = lambda _route, _reason: None
+        """Called when the transport can no longer reach a peer over a link."""
         self.counters = Counters()
         """Of all links there were."""
         self.counting = threading.RLock()
@@ -334,7 +336,10 @@ class Transfers:
         cluster = route.attempt.members[route.rank].cluster_id
         text = text_of(error, route.attempt.link)
         if isinstance(error, TransferError) and not error.link_usable:
+            known = route.rank in route.attempt.gone
             text = route.attempt.gone.setdefault(route.rank, f"cluster {cluster}: {text}")
+            if not known:
+                self.on_broken(route, text)
             text += "; unlink and link again"
         if isinstance(error, TransferTimeout) and limit is not None:
             text += f"; the call has {limit}"

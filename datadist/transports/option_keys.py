@@ -54,6 +54,7 @@ DOCUMENTED = {
     "datadist.background_threads": Option("a number in [2, 64]"),
     "datadist.check_types": Option('"0" or "1"'),
     "datadist.checksum": Option('"0" or "1"'),
+    "datadist.link_metadata": Option("base64 of at most 8192 bytes", "link_metadata"),
 }
 """Documented options (LLM-DataDist API, initialisation options), including those without effect here."""
 

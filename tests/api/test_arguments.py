@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from datadist import BlocksCacheKey, CacheDesc, CacheKey, DataType, LLMException, LLMStatusCode
+from datadist.api import arguments
 from tests.in_process_engine import Engine
 
 INVALID = 2**64 - 1
@@ -21,3 +23,22 @@ def test_a_placeholder_and_a_blocks_key_of_one_model_are_not_had_together(engine
     manager.allocate_cache(DESC, [free])
     manager.deallocate_blocks_cache(blocks)
     manager.allocate_cache(DESC, [taken])
+
+
+def test_more_registrations_than_a_cache_can_lie_in(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arguments, "MAX_CUTS", 3)
+    manager = engine.api.cache_manager
+    memory = np.zeros(1024, np.uint8)
+    address = int(memory.ctypes.data)
+    parts = [
+        manager.register_cache(CacheDesc(1, [1, 16], DataType.DT_UINT8), [address + 16 + 32 * n])
+        for n in range(2)
+    ]
+    with pytest.raises(LLMException, match="would have 4 places inside of its blocks") as caught:
+        manager.register_cache(CacheDesc(1, [4, 32], DataType.DT_UINT8), [address])
+    assert caught.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
+    manager.register_cache(CacheDesc(1, [2, 24], DataType.DT_UINT8), [address])
+    for part in parts:
+        manager.unregister_cache(part.cache_id)

@@ -28,7 +28,6 @@ from datadist import (
     TransferConfig,
 )
 from datadist.api.allocation import _check_memory
-from datadist.api.arguments import check_addresses
 from datadist.base.checks import check_blocks, check_list_of_blocks
 from datadist.base.hints import for_json_text
 
@@ -36,13 +35,7 @@ DESC = CacheDesc(1, [2, 4], DataType.DT_FLOAT16, Placement.HOST)
 Call = Callable[[Any], Any]
 
 
-def check_memory(value: Any) -> None:
-    _check_memory(DESC, value)
-    check_addresses(DESC, value)
-
-
 ADDRESSES: list[tuple[str, Call]] = [
-    ("register", check_memory),
     ("cpu cache", lambda value: Cache.create_cpu_cache(DESC, value)),
     ("kv cache", lambda value: KvCache.create_cpu_cache(DESC, value)),
     ("config", lambda value: TransferConfig(1, value)),

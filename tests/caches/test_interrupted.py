@@ -46,13 +46,13 @@ MAKING: dict[str, Callable[[World], object]] = {
     "blocks": lambda world: world.allocate_blocks(),
     "blocks with a key": lambda world: world.allocate_blocks(8),
     "register": lambda world: world.register(BASE + 8192, BASE + 16384, keys=(13,)),
+    "register overlapping": lambda world: world.register(BASE + 8192, BASE + 10, BASE + 8200),
     "register shared": lambda world: world.register(BASE, BASE + 8192, BASE + 4096),
 }
 REFUSED: dict[str, Callable[[World], object]] = {
     "too many keys": lambda world: world.allocate(11, 12, 13),
     "a key that is bound": lambda world: world.allocate(11, 1),
     "too large": lambda world: world.allocate(11, tensors=3, slots=20),
-    "an overlap": lambda world: world.register(BASE + 8192, BASE + 10),
 }
 FREEING: dict[str, Callable[[World], object]] = {
     "a key left": lambda world: world.free(world.caches[0]),

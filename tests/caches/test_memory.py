@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from datadist.caches import memory as memories
 from datadist.caches.memory import Memory
@@ -73,10 +75,6 @@ def test_of_addresses_of_which_one_is_refused_none_stays() -> None:
         LLMStatusCode.LLM_FAILED
     )
     assert transport.live == [(1000, 100)]
-    assert _status(lambda: memory.register([1000, 2000, 1050], 100, DEVICE, 2)) is (
-        LLMStatusCode.LLM_PARAM_INVALID
-    )
-    assert transport.live == [(1000, 100)]
     memory.unregister(kept, 1)
     assert transport.live == []
 
@@ -109,6 +107,57 @@ def test_equal_and_contained_ranges_are_registered_once() -> None:
         for _ in range(2):
             memory.unregister(region_ids, user)
     assert transport.live == []
+
+
+def test_ranges_that_overlap_in_part_share_what_they_have_in_common() -> None:
+    transport = FakeTransport()
+    memory = _memory(transport)
+    first = memory.register([1000, 3000], 100, DEVICE, 1)
+    second = memory.register([950], 2100, DEVICE, 2)
+    assert sorted(transport.live) == [(950, 50), (1000, 100), (1100, 1900), (3000, 100)]
+    assert memory.begins(second) == [950, 1000, 1100, 3000]
+    memory.unregister(second, 2)
+    assert sorted(transport.live) == [(1000, 100), (3000, 100)]
+    second = memory.register([950], 2100, DEVICE, 3)
+    memory.unregister(first, 1)
+    assert len(transport.live) == 4, "the other cache reaches its memory"
+    memory.unregister(second, 3)
+    assert transport.live == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20), st.booleans()), max_size=12))
+def test_regions_never_overlap_and_hold_all_that_is_registered(
+    steps: list[tuple[int, int, bool]],
+) -> None:
+    transport = FakeTransport()
+    memory = _memory(transport)
+    kept: dict[int, tuple[set[int], list[int]]] = {}
+    for user, (first, size, drop) in enumerate(steps):
+        pair = [1000 + first, 1000 + (first * 7) % 61]
+        ids = memory.register(pair, size, DEVICE, user)
+        kept[user] = {a + n for a in pair for n in range(size)}, ids
+        if drop:
+            gone = min(kept)
+            memory.unregister(kept.pop(gone)[1], gone)
+        covered = [byte for begin, count in transport.live for byte in range(begin, begin + count)]
+        assert len(covered) == len(set(covered))
+        for wanted, ids in kept.values():
+            regions = [memory._held[i].region for i in ids]
+            assert wanted <= {r.address + n for r in regions for n in range(r.size)}
+    for user, (_, ids) in kept.items():
+        memory.unregister(ids, user)
+    assert transport.live == []
+
+
+def test_a_part_of_what_only_a_link_still_exposes_is_refused() -> None:
+    memory = _memory(FakeTransport())
+    ids = memory.register([1000], 100, DEVICE, 1)
+    memory.expose("link")
+    memory.unregister(ids, 1)
+    assert _status(lambda: memory.register([1050], 100, DEVICE, 2)) is (
+        LLMStatusCode.LLM_PARAM_INVALID
+    )
+    memory.register([1050], 50, DEVICE, 3)
 
 
 def test_a_limit_can_be_reached_and_not_passed() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from datadist.caches.block_ranges import BlockRanges
 from datadist.caches.pool_config import PoolConfig
 from datadist.caches.quarantine import Kept, Quarantine
 from datadist.transport import Placement
@@ -33,11 +34,11 @@ def test_a_transport_that_cannot_say_whether_it_has_settled_has_not(
     flight = Flight(lambda: 1 / 0 > 1)
     quarantine.keep(_kept(flight))
     assert quarantine.release_settled()
-    assert quarantine.touching([4000], 200) is not None
+    assert quarantine.touching(BlockRanges((4000,), 200)) is not None
     assert "defect of transport" in caplog.text
     flight.settled = lambda: True
     assert not quarantine.release_settled()
-    assert quarantine.touching([4000], 200) is None
+    assert quarantine.touching(BlockRanges((4000,), 200)) is None
 
 
 def test_what_waits_is_told_once_also_when_others_ask_first() -> None:
@@ -45,11 +46,11 @@ def test_what_waits_is_told_once_also_when_others_ask_first() -> None:
     kept = _kept(flight)
     kept.release = lambda: told.append("released")
     quarantine.keep(kept)
-    assert quarantine.defers([4000], 200, lambda: told.append("freed"))
-    assert not quarantine.defers([8000], 200, lambda: told.append("never"))
+    assert quarantine.defers(BlockRanges((4000,), 200), lambda: told.append("freed"))
+    assert not quarantine.defers(BlockRanges((8000,), 200), lambda: told.append("never"))
     flight.settled = lambda: True
     assert quarantine.texts() == []
-    assert quarantine.touching([4000], 200) is None
+    assert quarantine.touching(BlockRanges((4000,), 200)) is None
     assert told == [], "only who releases tells, where no handler of a signal runs"
     assert not quarantine.release_settled()
     quarantine.release_settled()
@@ -62,7 +63,7 @@ def test_an_exception_of_a_handler_while_it_is_asked_about_loses_nothing() -> No
     kept.release = lambda: told.append("released")
 
     def ask() -> None:
-        quarantine.touching([4000], 200)
+        quarantine.touching(BlockRanges((4000,), 200))
         quarantine.texts()
 
     quarantine.keep(kept)

@@ -184,6 +184,6 @@ def test_registered_ranges_beside_and_inside_others(start_node: Start) -> None:
     for first, size in inside:
         node.do(_register, first, size)
     for first, size in ((1, PAGE), (3 * PAGE - 1, PAGE), (PAGE - 1, 2 * PAGE + 2)):
-        assert "overlap in part" in _refused(node, _register, first, size)
+        node.do(_register, first, size)
     for first, size in ((0, PAGE), (3 * PAGE, PAGE)):
         node.do(_register, first, size)

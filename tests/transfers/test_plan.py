@@ -82,7 +82,7 @@ def test_a_slot_is_spread_over_blocks_in_order(
 ) -> None:
     remote = [base + (1 << 50) for base in bases]
     total = count * BLOCK - short
-    segments = plan_scatter(bases, remote, _as(kind, blocks[:count]), BLOCK, 8, total)
+    segments = plan_scatter(bases, remote, _as(kind, blocks[:count]), BLOCK, BLOCK, 8, total)
     expected = [
         (base + block * BLOCK, far + 8 + place * BLOCK, min(BLOCK, total - place * BLOCK))
         for base, far in zip(bases, remote, strict=True)
@@ -119,12 +119,12 @@ def test_tensors_that_differ_in_number_are_refused(tensors: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 8, 9, 40])
 def test_blocks_that_fill_a_slot_exactly(count: int) -> None:
-    fits = plan_scatter([BLOCK], [1 << 50], list(range(count)), BLOCK, 0, count * BLOCK)
+    fits = plan_scatter([BLOCK], [1 << 50], list(range(count)), BLOCK, BLOCK, 0, count * BLOCK)
     assert sum(memoryview(fits.length)) == fits.nbytes == count * BLOCK
     more = list(range(count + 1))
     with pytest.raises(ValueError, match=f"list at most {count}$"):
-        plan_scatter([BLOCK], [1 << 50], more, BLOCK, 0, count * BLOCK)
-    one_byte = plan_scatter([BLOCK], [1 << 50], more, BLOCK, 0, count * BLOCK + 1)
+        plan_scatter([BLOCK], [1 << 50], more, BLOCK, BLOCK, 0, count * BLOCK)
+    one_byte = plan_scatter([BLOCK], [1 << 50], more, BLOCK, BLOCK, 0, count * BLOCK + 1)
     assert one_byte.nbytes == count * BLOCK + 1
 
 

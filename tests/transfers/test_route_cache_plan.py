@@ -32,8 +32,13 @@ def _cached_parts(tensors: int, stride: int = 64) -> Any:
     def bases(first: int) -> tuple[int, ...]:
         return tuple(first + number * (1 << 30) for number in range(tensors))
 
-    layout = SimpleNamespace(bases=bases(MINE), count=OURS, stride=stride)
-    entry = SimpleNamespace(bases=list(bases(THEIRS)), count=OWNERS)
+    layout = SimpleNamespace(
+        bases=bases(MINE), count=OURS, stride=stride, block_bytes=stride, cuts=(),
+        tensors_per_layer=2,
+    )  # fmt: skip
+    entry = SimpleNamespace(
+        bases=list(bases(THEIRS)), count=OWNERS, stride=stride, cuts=[], tensors_per_layer=2
+    )
     attempt = SimpleNamespace(permits=[Permits()], gone={})
     route = SimpleNamespace(view=SimpleNamespace(session=None), attempt=attempt, rank=0)
     transfers = SimpleNamespace(tallies=lambda _route, push: push, watches_control=True)

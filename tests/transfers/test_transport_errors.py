@@ -119,6 +119,14 @@ def test_a_link_that_is_not_usable_any_more_says_so(
     with pytest.raises(RemoteError, match="injected") as caught:
         caller.do(nodes.pull_cache, KEY, "cache")
     assert caught.value.status == "LLM_NOT_YET_LINK"
+    ok, broken = caller.do(_events)
+    assert (ok[0], broken[0], broken[1]) == ("OK", "BROKEN", (2,))
+    assert "injected" in broken[2]
+
+
+def _events(here: Here) -> list[Any]:
+    events = here.live.link_events()
+    return [(event.kind.name, event.cluster_ids, event.reason) for event in events]
 
 
 def test_a_link_that_does_not_close_is_unlinked_all_the_same(start_node: Start) -> None:
