@@ -495,13 +495,15 @@ class Memory:
             raise _finalized()
 
     def close(self) -> None:
-        """Release everything; no link is open any more. What was in pools may still be freed.
+        """Release everything. What was in pools may still be freed.
 
-        What a transfer may still touch stays mapped and registered for the life of the process.
+        What a transfer may still touch, or a link that the transport has not closed, stays mapped and
+        registered for the life of the process.
         """
         self._closed = True
         for region_id, held in list(self._held.items()):
-            if self.quarantine.touching([held.region.address], held.region.size) is not None:
+            used = held.links or self.quarantine.touching([held.region.address], held.region.size)
+            if used:
                 _left.append(held.region)
                 del self._held[region_id]
                 continue

@@ -11,13 +11,47 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from datadist.transport import InFlight
 from datadist.transports.defects import text_of
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 log = logging.getLogger("datadist.transfer")
+
+
+class Ranges:
+    """Ranges of memory, merged: a question takes the logarithm of their number."""
+
+    def __init__(self, addresses: Buffer, lengths: Buffer) -> None:
+        """Int64 vectors of equal item count n >= 1, as :meth:`Link.read` gets them."""
+        begins, sizes = np.array(addresses, np.int64), np.array(lengths, np.int64)
+        order = np.argsort(begins)
+        begins = begins[order]
+        ends = np.maximum.accumulate(begins + sizes[order])
+        apart = begins[1:] > ends[:-1]
+        self._begins = begins[np.concatenate(([True], apart))]
+        self._ends = ends[np.concatenate((apart, [True]))]
+        self.nbytes = int(sizes.sum())
+
+    @property
+    def first(self) -> int:
+        """The lowest address."""
+        return int(self._begins[0])
+
+    def meet(self, bases: Sequence[int], size: int) -> bool:
+        """Whether one of them overlaps one of the ranges of ``size`` bytes at ``bases``."""
+        where: npt.NDArray[np.int64] = np.array(bases, np.int64)
+        next_ones = np.searchsorted(self._ends, where, side="right")
+        known = next_ones < len(self._ends)
+        return bool((self._begins[next_ones[known]] < where[known] + size).any())
 
 
 @dataclass(eq=False)
@@ -25,8 +59,7 @@ class Kept:
     """What one transfer may still touch."""
 
     flight: InFlight
-    addresses: Sequence[int]
-    lengths: Sequence[int]
+    ranges: Ranges
     owner: object
     """The attempt over whose link it goes."""
     rank: int
@@ -46,17 +79,12 @@ class Kept:
             text_of(error, self.flight)
             return False
 
-    def touches(self, bases: Iterable[int], size: int) -> bool:
-        """Whether it may touch one of the ranges of ``size`` bytes at ``bases``."""
-        return any(
-            address < base + size and base < address + length
-            for base in bases
-            for address, length in zip(self.addresses, self.lengths, strict=True)
-        )
-
     def __str__(self) -> str:
-        first, nbytes = min(self.addresses), sum(self.lengths)
-        return f"{self.text} has not let go of {nbytes} bytes of our memory, from {first:#x} on"
+        ranges = self.ranges
+        return (
+            f"{self.text} has not let go of {ranges.nbytes} bytes of our memory, "
+            f"from {ranges.first:#x} on"
+        )
 
 
 class Quarantine:
@@ -69,10 +97,11 @@ class Quarantine:
         """Called when something is kept: it has :meth:`release_settled` called until that is False."""
 
     def keep(self, kept: Kept) -> None:
-        """Take in what has just been left; before anybody can free the memory."""
+        """Take in what has just been left, once; before anybody can free the memory."""
         with self._lock:
-            if kept not in self._kept:
-                self._kept = (*self._kept, kept)
+            if any(kept.flight is each.flight for each in self._kept):
+                return
+            self._kept = (*self._kept, kept)
         log.warning("%s: it is kept until then", kept)
         self.on_kept(kept)
 
@@ -86,9 +115,8 @@ class Quarantine:
             self._kept = tuple(kept for kept in self._kept if kept not in settled)
         for kept in settled:
             log.info("%s has settled", kept.text)
-            kept.release()
-            for call in kept.calls:
-                call()
+            for call in (kept.release, *kept.calls):
+                _guarded(call)
         return bool(self._kept)
 
     def holds(self, kept: Kept) -> bool:
@@ -102,7 +130,8 @@ class Quarantine:
     def touching(self, bases: Sequence[int], size: int) -> Kept | None:
         """What may still touch one of the ranges of ``size`` bytes at ``bases``."""
         return next(
-            (kept for kept in self._kept if kept.touches(bases, size) and not kept.settled()), None
+            (kept for kept in self._kept if kept.ranges.meet(bases, size) and not kept.settled()),
+            None,
         )
 
     def defers(self, bases: Sequence[int], size: int, call: Callable[[], None]) -> bool:
@@ -111,7 +140,7 @@ class Quarantine:
             return False
         with self._lock:
             for kept in self._kept:
-                if kept.touches(bases, size):
+                if kept.ranges.meet(bases, size):
                     kept.calls.append(call)
                     return True
         return False
@@ -123,3 +152,11 @@ class Quarantine:
             for kept in self._kept
             if (owner is None or kept.owner is owner) and not kept.settled()
         ]
+
+
+def _guarded(call: Callable[[], None]) -> None:
+    """Others wait for their calls too, whatever this one raises."""
+    try:
+        call()
+    except Exception:
+        log.exception("unexpected error after a transfer had settled; please report it")

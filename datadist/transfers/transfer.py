@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from datadist.base.callers import pass_on
 from datadist.base.texts import in_seconds
 from datadist.caches.owned import OwnCache
-from datadist.caches.peers import TOKENS, PeerView
-from datadist.caches.quarantine import Kept, Quarantine
+from datadist.caches.peers import PeerView
+from datadist.caches.quarantine import Kept, Quarantine, Ranges
 from datadist.control.messages import Entry
 from datadist.control.session import Session
 from datadist.links.counters import Counters, Tally
@@ -25,12 +26,17 @@ from datadist.transfers.plan import Segments
 from datadist.transfers.resolve import Found, Route
 from datadist.transport import (
     AddressError,
+    InFlight,
+    Link,
     TransferError,
     TransferTimeout,
     TransportError,
     Unsupported,
 )
 from datadist.transports.defects import text_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 log = logging.getLogger("datadist.transfer")
 
@@ -151,13 +157,7 @@ class Transfers:
                     raise resolve.no_route(self._domains(), cluster, resolve.Ended)
                 if before is not None:
                     before()
-                seconds = max(0.0, deadline - monotonic())
-                operate = link.write if write else link.read
-                try:
-                    operate(rank, segments.local, segments.remote, segments.length, seconds)
-                except BaseException as error:  # the caller's own may come with one as well
-                    self.keep(route, error, segments.local, segments.length, write)
-                    raise
+                self._operate(link, route, segments, max(0.0, deadline - monotonic()), write)
                 if not write:
                     self._check_kept(route, source, deadline)
                 if self._verify is not None:
@@ -175,6 +175,21 @@ class Transfers:
         finally:
             if failed is not None:
                 self.count(route, write, segments.nbytes, started, failed)
+
+    def _operate(
+        self, link: Link, route: Route, segments: Segments, seconds: float, write: bool
+    ) -> None:
+        operate = link.write if write else link.read
+        try:
+            operate(route.rank, segments.local, segments.remote, segments.length, seconds)
+        except BaseException as error:  # the caller's own may come with a transfer that goes on, too
+            kept = route, error, segments.local, segments.length, write
+            try:
+                self.keep(*kept)
+            except BaseException:  # a handler of a signal: once more, which does no harm
+                self.keep(*kept)
+                raise
+            raise
 
     def _check_kept(self, route: Route, source: Entry | None, deadline: float) -> None:
         """Raise if the owner may have reused the memory during the read.
@@ -215,33 +230,29 @@ class Transfers:
             )
 
     def keep(
-        self, route: Route, error: BaseException, local: Iterable[int], length: Iterable[int],
-        write: bool,
-    ) -> None:  # fmt: skip
+        self, route: Route, error: BaseException, local: Buffer, length: Buffer, write: bool
+    ) -> None:
         """Keep the local ranges of a transfer that goes on; while the call still holds its tokens.
 
-        The peer of a write is told that we have stopped only when it has settled.
+        Called again where a handler of a signal raises in it. The handler may also have raised after the
+        transport did: then the transport's error is the context of its own.
         """
-        flight = getattr(error, "in_flight", None)
-        if flight is None:
+        flights = _in_flight(error)
+        if not flights:
             return
         cluster = route.attempt.members[route.rank].cluster_id
         what = "push to" if write else "pull from"
         text = f"a {what} cluster {cluster} over {route.domain}"
-        kept = Kept(flight, array("q", local), array("q", length), route.attempt, route.rank, text)
-        token = next(TOKENS)
-        if write:
-            kept.release = lambda: route.view.end_pull(token)
-        try:
-            self._keep(kept, route, token, write)
-        except BaseException:  # a handler of a signal: once more, which does no harm
-            self._keep(kept, route, token, write)
-            raise
-
-    def _keep(self, kept: Kept, route: Route, token: int, write: bool) -> None:
-        if write:
-            route.view.prolong(token)
-        self._quarantine.keep(kept)
+        ranges = Ranges(local, length)
+        for flight in flights:
+            kept = Kept(flight, ranges, route.attempt, route.rank, text)
+            if kept.settled():  # also what an earlier call had left, whose error was being handled
+                continue
+            if write:  # its peer is told that we have stopped only when it has settled
+                token = -id(flight)  # not in TOKENS, and the same when this is called again
+                kept.release = partial(route.view.end_pull, token)
+                route.view.prolong(token)
+            self._quarantine.keep(kept)
 
     def tallies(self, route: Route, push: bool) -> tuple[Tally, Tally]:
         """Where operations over a link are counted: for that link, and for all."""
@@ -282,6 +293,17 @@ class Transfers:
         return LLMException(
             f"the {what} cluster {cluster} over {route.domain} failed: {text}", status_code=status
         )
+
+
+def _in_flight(error: BaseException | None) -> list[InFlight]:
+    """What goes on, as an exception says, or one that was being handled when it was raised."""
+    flights = []
+    while error is not None:
+        flight = getattr(error, "in_flight", None)
+        if flight is not None:
+            flights.append(flight)
+        error = error.__context__
+    return flights
 
 
 def _check_unrevoked(route: Route, source: Entry | None) -> None:
