@@ -11,6 +11,7 @@ import pytest
 
 from datadist.links import peer_connections
 from datadist.links.peer_connections import PeerConnections
+from datadist.links.steps import Steps
 from datadist.transport import Group, Peer
 
 
@@ -122,3 +123,25 @@ def test_who_comes_while_the_last_one_leaves_keeps_or_renews_the_connection() ->
     assert not connections._all
     assert not connections._current
 
+
+
+def test_a_link_that_came_just_before_its_attempt_was_closed_is_closed_first() -> None:
+    """Opening ended on one thread while another closed the attempt, which had no link then."""
+    transport = _Told()
+    steps = Steps.__new__(Steps)
+    steps.connections = _connections(transport)
+    concealed: list[list[int]] = []
+    steps._memory = cast(
+        "Any", SimpleNamespace(conceal=lambda regions, _attempt: concealed.append(regions))
+    )
+    for name in ("link", "late"):
+        transport.events.clear()
+        attempt = _attempt()
+        attempt.link = attempt.late = None
+        attempt.regions = [3]
+        steps.connections.connect(attempt, _group())
+        setattr(attempt, name, SimpleNamespace(close=lambda: transport.events.append("close")))
+        steps._end_late(attempt)
+        assert transport.events == ["connect", "close", "disconnect"]
+        assert attempt.regions == []
+    assert concealed == [[3], [3]]
