@@ -218,12 +218,20 @@ class TransportOptions:
     """Typed options, from the user's configuration and the environment."""
 
     device_id: int = 0
+    """``LLMConfig.device_id``."""
     listen_address: str | None = None
+    """The address of ``LLMConfig.listen_ip_info``, by which peers on other hosts reach this one. Core
+    listens there itself, on a port that is not told: a transport listens on another one."""
     traffic_class: int | None = None
+    """``LLMConfig.rdma_traffic_class``."""
     service_level: int | None = None
+    """``LLMConfig.rdma_service_level``."""
     retry_count: int = 1
+    """``LLMConfig.link_retry_count``."""
     link_timeout: float = 120.0
+    """Seconds that linking may take in all."""
     auth_key: bytes | None = field(default=None, repr=False)
+    """``DATADIST_AUTH_KEY``; without it nothing may listen beyond loopback."""
     local_comm_res: str | None = None
     """JSON from the user that describes this engine's device (``llm.LocalCommRes``), for links
     without a rank table; if it is None or empty, the transport determines that itself.

@@ -133,6 +133,12 @@ class _TrustingLink(SocketLink):
         return GOOD
 
 
+class _CheckingLink(_TrustingLink):
+    """Both check."""
+
+    _check_request = SocketLink._check_request
+
+
 class TrustsTheAsker(_FaultyTransport):
     """An owner moves whatever it is asked for."""
 
@@ -152,6 +158,18 @@ class TrustingSettings(TransportConformance):
     """Has the kit do without the asker's checks."""
 
     trusting_asker = "tests.faulty_socket_transports:skip_checks"
+
+
+class CheckingSettings(TransportConformance):
+    """Says that the asker checks nothing, which is not true."""
+
+    trusting_asker = "tests.faulty_socket_transports:check_nothing"
+
+
+class ChecksTwice(_FaultyTransport):
+    """No fault: the owner refuses, and the asker too, which hides that from the kit."""
+
+    link_class = _CheckingLink
 
 
 class _DyingLink(SocketLink):
@@ -196,11 +214,16 @@ FAULTY_SOCKET_TRANSPORTS = (
     FaultyTransport(GoesOnServing, "nothing_is_written_after_the_owner_closed"),
     FaultyTransport(CallsItselfPassive, "a_stopped_peer_is_reached[read]"),
     FaultyTransport(TrustsTheAsker, "the_owner_itself_refuses[hidden-read]"),
-    FaultyTransport(TrustsTheAsker, "the_owner_itself_refuses[nowhere-write]"),
+    FaultyTransport(TrustsTheAsker, "the_owner_itself_refuses[hidden-write]"),
     FaultyTransport(
         TrustsTheAsker,
         "the_owner_itself_refuses[granted-write]",
         "tests.faulty_socket_transports:TrustingSettings",
+    ),
+    FaultyTransport(
+        ChecksTwice,
+        "the_owner_itself_refuses[nowhere-read]",
+        "tests.faulty_socket_transports:CheckingSettings",
     ),
     FaultyTransport(DiesWithItsReader, "an_owner_outlives_its_peers[moving-read]"),
     FaultyTransport(DiesWithItsReader, "an_owner_outlives_its_peers[idle-read]"),

@@ -182,7 +182,9 @@ class Transfers:
         operate = link.write if write else link.read
         try:
             operate(route.rank, segments.local, segments.remote, segments.length, seconds)
-        except BaseException as error:  # the caller's own may come with a transfer that goes on, too
+        except (
+            BaseException
+        ) as error:  # the caller's own may come with a transfer that goes on, too
             kept = route, error, segments.local, segments.length, write
             try:
                 self.keep(*kept)
@@ -283,6 +285,8 @@ class Transfers:
         if isinstance(error, TransferError) and not error.link_usable:
             text = route.attempt.gone.setdefault(route.rank, f"cluster {cluster}: {text}")
             text += "; unlink and link again"
+        elif isinstance(error, TransferTimeout):
+            text += f"; sync_kv_timeout is {in_seconds(self.timeout)}"
         if getattr(error, "in_flight", None) is not None:
             text += (
                 "; the transport cannot stop it (the peer is stopped, or a page of either end does not "

@@ -13,7 +13,7 @@ from datadist.testing.offers import widened
 from datadist.testing.processes import Process
 from datadist.testing.rules import rule
 from datadist.testing.testbed import MIB, Linked, Memory, Testbed
-from datadist.transport import Access, LinkError, TransportError
+from datadist.transport import Access, AddressError, LinkError, TransportError
 
 BIG = 8 * MIB
 NOWHERE = 1 << 46
@@ -52,6 +52,10 @@ class Owners(Kit):
         for memory in (mine, shown, hidden):
             memory.check()
         _check_serves(linked, third, shown)
+        if testbed.settings.trusting_asker is not None:
+            order = linked.order(0, 1, mine, shown, [(0, 0, 1000)], timeout=0.3)
+            order.remote[0] = NOWHERE
+            _check_asks(members, order)
         linked.close_all()
 
     @rule("Link.read", "Link.write", "PeerLost")
@@ -116,19 +120,33 @@ def _link_without_checks(
         pytest.skip("trusting_asker names no function")
     low = min(shown.address, hidden.address)
     high = max(shown.address + shown.size, hidden.address + hidden.size) + MIB
-    to = (low, NOWHERE + MIB) if place == "nowhere" else (low, high)
+    if place == "nowhere":
+        low, high = min(low, NOWHERE), max(high, NOWHERE + MIB)
     linked = testbed.open(members, exposed, access)
-    refusal = _attach_widened(testbed, linked, shown, to)
+    refusal = _attach_widened(testbed, linked, shown, (low, high))
     if refusal:
         linked.close_all()
         pytest.skip(f"{refusal}, and trusting_asker names no function")
     return linked
 
 
+def _check_asks(members: dict[int, Process], order: operations.Move) -> None:
+    """While the owner is stopped, only the asker itself can refuse; the link may be lost by that."""
+    members[1].pause()
+    try:
+        outcome = members[0].do(operations.move, order)
+    finally:
+        members[1].resume()
+    assert not outcome.is_a(AddressError), (
+        "trusting_asker has to switch off the checks of the link, but the asker itself refused a "
+        f"range while the owner was stopped: {outcome.text}"
+    )
+
+
 def _attach_widened(
     testbed: Testbed, linked: Linked, shown: Memory, to: tuple[int, int]
 ) -> str | None:
-    """Attach all offers, with larger ranges in those of rank 1; why that cannot be done."""
+    """Attach all offers, for rank 0 with larger ranges of rank 1; why that cannot be done."""
     changed: list[bool] = []
 
     def change(data: bytes) -> bytes:
@@ -137,7 +155,7 @@ def _attach_widened(
         return new
 
     for rank, owner in itertools.permutations(linked.members, 2):
-        if owner == 1:
+        if (rank, owner) == (0, 1):
             outcome = testbed.attach(linked, rank, owner, change)
             if outcome.is_a(LinkError) and changed[-1]:
                 return f"attach refuses an offer whose ranges were changed ({outcome.text})"
