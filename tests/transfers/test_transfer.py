@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from array import array
 from functools import partial
 from types import SimpleNamespace
@@ -99,3 +101,11 @@ def test_what_an_earlier_call_left_is_not_kept_again_for_another() -> None:
     except TransferTimeout:
         other.move(write=False)
     assert other.quarantine.touching([4096], 1) is None
+
+
+def test_interrupted_calls_leave_no_lock_of_a_log_taken() -> None:
+    for _ in raising_anew(World, partial(World.move, write=False)):
+        logged = threading.Thread(target=logging.getLogger("datadist.transfer").warning, args=("",))
+        logged.start()
+        logged.join(60)
+        assert not logged.is_alive()
