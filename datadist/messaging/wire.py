@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from datadist.messaging.pieces import MAX_SEGMENTS
+from datadist.messaging.pieces import MAX_SEGMENTS, MIN_PIECE
+from datadist.transport import Offer
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -213,13 +214,29 @@ def parse_offer(data: bytes) -> OfferFields:
     at = len(_OFFER_MAGIC) + _OFFER.size
     if len(content) != at + address_bytes + 16 * count or address_bytes > MAX_ADDRESS:
         raise WireError(f"it has {len(content)} bytes, which its numbers do not match")
-    if piece < 1 or window < 1:
-        raise WireError(f"its pieces have {piece} bytes, {window} at a time; expected 1 or more")
+    if piece < MIN_PIECE or window < 1:
+        raise WireError(
+            f"its pieces have {piece} bytes, {window} at a time; at least {MIN_PIECE}, and 1, are needed"
+        )
+    if count > Offer.MAX_REGIONS:
+        raise WireError(f"it has {count} ranges, at most {Offer.MAX_REGIONS} are possible")
     edges = _numbers(memoryview(content), at + address_bytes, 2 * count)
     return OfferFields(
-        content[at : at + address_bytes], secret, writable, piece, window,
-        list(zip(edges[::2], edges[1::2], strict=True)),
-    )  # fmt: skip
+        content[at : at + address_bytes], secret, writable, piece, window, _ranges(edges)
+    )
+
+
+def _ranges(edges: array[int]) -> list[tuple[int, int]]:
+    """Pairs of edges, which must rise from 0 on: in order, without overlap, within 63 bits."""
+    ranges, before = list(zip(edges[::2], edges[1::2], strict=True)), 0
+    for begin, end in ranges:
+        if not before <= begin < end:
+            raise WireError(
+                f"its range from {begin:#x} to {end:#x} is empty, not in order, or overlaps the one "
+                f"before, which ends at {before:#x}"
+            )
+        before = end
+    return ranges
 
 
 def _bytes(values: array[int]) -> bytes:

@@ -30,7 +30,7 @@ from datadist.messaging.wire import (
 SECRET, REPLY = b"s" * 16, b"r" * 16
 int64 = st.integers(-(1 << 63), (1 << 63) - 1)
 MOST = 1 << 20
-OFFER = OfferFields(b"address", SECRET, True, 1 << 20, 4, [(4096, 8192), (-5, 7)])
+OFFER = OfferFields(b"address", SECRET, True, 1 << 20, 4, [(4096, 8192), (8192, (1 << 63) - 1)])
 
 
 def _request(lengths: list[int], kind: Kind = Kind.READ, target: bytes = b"") -> bytearray:
