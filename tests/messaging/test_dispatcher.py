@@ -73,35 +73,24 @@ def test_a_buffer_that_is_not_withdrawn_is_kept(fault: Break) -> None:
         assert _dispatcher(mine)._kept
 
 
-METHODS = ("problem", "send", "close")
-
-
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("fault", [_raise, _defect], ids=["error", "defect"])
-def test_an_endpoint_that_raises_costs_its_session(
-    fault: Break, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever it raises, and when; the process's descriptor is given back."""
-    monkeypatch.setattr(dispatcher, "UNUSED_SECONDS", 0.0)
-    with nodes(3) as (mine, first, second), _Sleeping() as process:
+def test_a_session_whose_end_fails_leaves_nothing(fault: Break) -> None:
+    """Its process has ended: the descriptor of that is readable, and would be for ever."""
+    with nodes(kinds=[PuttingTransport]) as (mine, theirs), _Sleeping() as process:
         pidfd = os.pidfd_open(process.pid)
-        links = open_links([mine, first])
-        peers = {0: Peer(0, mine.name), 1: Peer(1, first.name, pidfd=pidfd)}
+        links = open_links([mine, theirs])
+        peers = {0: Peer(0, mine.name), 1: Peer(1, theirs.name, pidfd=pidfd)}
         object.__setattr__(links[0]._group, "peers", peers)
         attach_links(links)
-        with linked([mine, second]) as (other, _):
-            links[0].read(1, *whole(mine, first, 64), FAR)
-            other.read(1, *whole(mine, second, 64), FAR)
-            endpoint = _dispatcher(mine)._of_side[links[0]._sides[1]].endpoint
-            mine.on_thread(partial(setattr, endpoint, method, fault))
-            process.kill()
-            until(lambda: links[0]._sides[1].ended)
-            other.read(1, *whole(mine, second), FAR)
-            mine.on_thread(lambda: None)
-            assert list(_dispatcher(mine)._by_incarnation) == [second.name]
-            assert not _dispatcher(mine)._pidfds
-            assert not _dispatcher(mine).loop._watched
-            mine.on_thread(partial(delattr, endpoint, method))
+        links[0].read(1, *whole(mine, theirs, 64), FAR)
+        mine.on_thread(partial(setattr, mine.transport.engine, "withdraw", fault))
+        process.kill()
+        until(lambda: links[0]._sides[1].ended)
+        mine.on_thread(lambda: None)
+        found = _dispatcher(mine)
+        assert not found._by_secret
+        assert not found._pidfds
+        assert not found.loop._watched
         for link in links:
             link.close()
         os.close(pidfd)
