@@ -231,6 +231,7 @@ class Session:
             asked.transfer.answered(asked.piece)
         elif kind is Kind.DATA and not asked.transfer.write and len(body) == asked.piece.size:
             self._answered(number, asked)
+            self.advance()  # the peer works on the next piece while this one is copied
             asked.transfer.answered(asked.piece, message, HEADER_BYTES)
         elif kind is Kind.DONE and not body and (asked.transfer.write or asked.landing is not None):
             asked.transfer.answered(asked.piece, asked.landing[0] if asked.landing else None)

@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import pytest
 
@@ -108,7 +109,7 @@ class _Sleeping:
 
 def test_what_a_call_or_an_event_raises_does_not_end_the_thread() -> None:
     with nodes() as (mine, theirs), linked([mine, theirs]) as (link, _):
-        _dispatcher(mine).loop.call(lambda: _defect() and None)
+        _dispatcher(mine).loop.call(cast("Callable[[], None]", _defect))
         mine.on_thread(lambda: setattr(_dispatcher(mine), "tick", _defect))
         mine.on_thread(lambda: _dispatcher(mine).loop.expect_tick(0.0))
         link.read(1, *whole(mine, theirs), FAR)

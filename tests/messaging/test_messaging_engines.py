@@ -24,11 +24,14 @@ def _stick(here: Here, stick: bool) -> None:
         return
     go_on = here.any["go on"] = threading.Event()
     for loop in [each for each in gc.get_objects() if isinstance(each, Loop)]:
-        loop.call(partial(_wait, go_on))
+        reached = threading.Event()
+        loop.call(partial(_wait, reached, go_on))
+        assert reached.wait(FAR)
 
 
-def _wait(event: threading.Event) -> None:
-    event.wait(FAR)
+def _wait(reached: threading.Event, go_on: threading.Event) -> None:
+    reached.set()
+    go_on.wait(FAR)
 
 
 def _is_made(node: Node, label: str) -> bool:
