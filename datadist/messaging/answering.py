@@ -56,7 +56,10 @@ class _Waiting:
 class Answering:
     """See the text of this module."""
 
-    def __init__(self, sender: Sender, engine: Engine, window: int) -> None:
+    def __init__(
+        self, sender: Sender, engine: Engine, window: int, make: Callable[[int], bytearray]
+    ) -> None:
+        self._make = make
         self._sender = sender
         self._engine = engine
         self._window = window
@@ -95,7 +98,9 @@ class Answering:
         elif request.target and self._engine.puts:
             self._put(waiting)
         else:
-            message = pack(Kind.DATA, request.reply, waiting.number, room=request.size)
+            message = pack(
+                Kind.DATA, request.reply, waiting.number, room=request.size, make=self._make
+            )
             if side.copy_out(request, message, HEADER_BYTES):
                 self._sender.send(message, self._sent_answer)
             else:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from datadist.base.texts import short_repr
+from datadist.messaging.ending import End
 from datadist.messaging.engine import (
     Arrived,
     Completed,
@@ -21,8 +22,9 @@ from datadist.messaging.engine import (
 )
 from datadist.messaging.loop import Loop
 from datadist.messaging.pieces import Spans
-from datadist.messaging.session import TICK_SECONDS, End, Session, Token
+from datadist.messaging.session import TICK_SECONDS, Session, Token
 from datadist.messaging.side import Side
+from datadist.messaging.spare import SpareMessages
 from datadist.messaging.transfer import Transfer
 from datadist.messaging.unconfirmed import Unconfirmed, has_ended
 from datadist.messaging.wire import (
@@ -70,6 +72,7 @@ class Dispatcher:
         self._pidfds: dict[Session, int] = {}
         self._closing: dict[Session, float] = {}
         """Ended sessions that still send, until this time."""
+        self.spare = SpareMessages(engine.window)
         self._kept: list[object] = []
         """What the engine may use until it is closed."""
         self._warned: set[str] = set()
@@ -278,8 +281,7 @@ class Dispatcher:
                 self._close_endpoint(session)
         watched = any(each.watched for each in self._by_secret.values())
         unused = any(each.unused_since is not None for each in self._by_incarnation.values())
-        again = watched or unused or self._closing
-        return TICK_SECONDS if again else None
+        return TICK_SECONDS if watched or unused or self._closing else None
 
     def _retire(self, session: Session) -> None:
         del self._by_incarnation[session.incarnation]
@@ -303,8 +305,7 @@ class Dispatcher:
 
     def is_idle(self) -> bool:
         """Whether everything was sent."""
-        sessions = [*self._by_secret.values(), *self._closing]
-        return not any(session.unsent for session in sessions)
+        return not any(each.unsent for each in (*self._by_secret.values(), *self._closing))
 
     # -- messages ----------------------------------------------------------------------------------
 

@@ -51,9 +51,10 @@ class Endpoint(ABC):
     def send(self, message: bytearray, token: object) -> None:
         """Begin to send; at most :attr:`Engine.max_message` bytes.
 
-        The base does not touch ``message`` again; the engine refers to it as long as it needs it.
-        :class:`Completed` with this token must follow when the engine has handed the message on to
-        the network, and not before: that is how the base notices a peer that does not take its data.
+        The base does not touch ``message`` until :class:`Completed` with this token has come; then it
+        may fill it again. That must follow when the engine has handed the message on to the network
+        and does not need it any more, and not before: so the base also notices a peer that does not
+        take its data.
         """
 
     def put(self, data: bytearray, target: bytes, token: object) -> None:

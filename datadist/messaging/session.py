@@ -18,14 +18,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from datadist.base.texts import in_seconds
 from datadist.messaging.answering import Answering
+from datadist.messaging.ending import End
 from datadist.messaging.engine import Endpoint, Engine, EngineError
 from datadist.messaging.pieces import Piece
 from datadist.messaging.side import Side
+from datadist.messaging.spare import SpareMessages
 from datadist.messaging.transfer import Transfer
 from datadist.messaging.wire import (
     HEADER_BYTES,
@@ -48,7 +49,7 @@ from datadist.transport import (
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["ANSWER_SECONDS", "End", "Keeper", "Session", "Token"]
+__all__ = ["ANSWER_SECONDS", "Keeper", "Session", "Token"]
 
 log = logging.getLogger("datadist.messaging")
 
@@ -60,21 +61,10 @@ TICK_SECONDS = 0.5
 """Between two looks at a peer to which something is under way."""
 
 
-class End(Enum):
-    """How a session ends: what the peer learns, and what is known of it."""
-
-    TOLD = "told"
-    """We end it, and tell the peer."""
-    UNHEARD = "unheard"
-    """The peer does not answer, or core has lost it; it is told, and may hear that when it goes on."""
-    CUT = "cut"
-    """The connection is lost; the peer may live, and may have messages of ours before it."""
-    GONE = "gone"
-    """The peer's process or engine has ended: it touches no memory any more."""
-
-
 class Keeper(Protocol):
     """What a session needs of the one that keeps it."""
+
+    spare: SpareMessages
 
     def expect_tick(self, seconds: float) -> None:
         """Call :meth:`Session.check` after so many seconds."""
@@ -92,6 +82,8 @@ class Token:
 
     session: Session
     then: Callable[[], None] | None
+    message: bytearray | None = None
+    """Of a send."""
     completed: bool = False
 
 
@@ -140,7 +132,7 @@ class Session:
         self._number = 0
         self._landings: list[tuple[bytearray, bytes]] = []
         """Buffers that nobody puts into now."""
-        self._answering = Answering(self, engine, window)
+        self._answering = Answering(self, engine, window, keeper.spare.take)
         self.take_request = self._answering.take_request
 
     @property
@@ -200,6 +192,7 @@ class Session:
             Kind.WRITE if transfer.write else Kind.READ, offer.secret, number, self.secret,
             transfer.seconds_left, piece.remote, piece.length,
             b"" if landing is None else landing[1], piece.size if transfer.write else 0,
+            self._keeper.spare.take,
         )  # fmt: skip
         if transfer.write and not transfer.read_local(piece, message, len(message) - piece.size):
             return False
@@ -297,7 +290,7 @@ class Session:
 
     def send(self, message: bytearray, then: Callable[[], None] | None = None) -> None:
         """See :class:`~datadist.messaging.answering.Sender`."""
-        token = Token(self, then)
+        token = Token(self, then, message)
         self._engine_call(token, lambda: self.endpoint.send(message, token))
 
     def put(self, data: bytearray, target: bytes, then: Callable[[], None]) -> None:
@@ -324,7 +317,10 @@ class Session:
         self.unsent -= 1
         if error is not None:
             self.end(error, End.CUT)
-        elif self.ended is None and token.then is not None:
+            return
+        if token.message is not None:
+            self._keeper.spare.give(token.message)
+        if self.ended is None and token.then is not None:
             token.then()
 
     # -- the end ---------------------------------------------------------------------------------

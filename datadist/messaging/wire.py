@@ -12,7 +12,7 @@ import hashlib
 import struct
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -100,9 +100,12 @@ class Header:
     """Of a request and its answer."""
 
 
-def pack(kind: Kind, secret: bytes, number: int = 0, body: bytes = b"", room: int = 0) -> bytearray:
-    """A message, with ``room`` more bytes at its end."""
-    message = bytearray(_HEADER.size + len(body) + room)
+def pack(
+    kind: Kind, secret: bytes, number: int = 0, body: bytes = b"", room: int = 0,
+    make: Callable[[int], bytearray] = bytearray,
+) -> bytearray:  # fmt: skip
+    """A message made by ``make``, with ``room`` more bytes at its end."""
+    message = make(_HEADER.size + len(body) + room)
     _HEADER.pack_into(message, 0, MAGIC, kind, secret, number)
     message[_HEADER.size : _HEADER.size + len(body)] = body
     return message
@@ -143,11 +146,13 @@ class Request:
 def pack_request(
     kind: Kind, secret: bytes, number: int, reply: bytes, seconds: float,
     addresses: array[int], lengths: array[int], target: bytes = b"", room: int = 0,
+    make: Callable[[int], bytearray] = bytearray,
 ) -> bytearray:  # fmt: skip
     """A READ, or a WRITE with ``room`` for the data."""
     milliseconds = min(max(0, int(seconds * 1000)), MAX_MILLISECONDS)
     fixed = _REQUEST.pack(reply, milliseconds, len(addresses), len(target))
-    return pack(kind, secret, number, fixed + target + _bytes(addresses) + _bytes(lengths), room)
+    body = fixed + target + _bytes(addresses) + _bytes(lengths)
+    return pack(kind, secret, number, body, room, make)
 
 
 def parse_request(message: Buffer, kind: Kind, most: int) -> Request:

@@ -15,6 +15,7 @@ from functools import partial
 import pytest
 
 from datadist.messaging import dispatcher, session, side, transfer
+from datadist.messaging.ending import End
 from datadist.messaging.link import MessagingLink
 from datadist.messaging.pieces import gather, scatter
 from datadist.messaging.wire import Kind
@@ -121,12 +122,12 @@ def _violation(mine: Node, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _cut(mine: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     for each in _sessions(mine):
-        mine.on_thread(partial(each.end, "a cut cable", session.End.CUT))
+        mine.on_thread(partial(each.end, "a cut cable", End.CUT))
 
 
 def _relink(mine: Node, theirs: Node, owners: MessagingLink) -> None:
     for each in _sessions(theirs):
-        theirs.on_thread(partial(each.end, "a cut cable", session.End.CUT))
+        theirs.on_thread(partial(each.end, "a cut cable", End.CUT))
     with linked([mine, theirs]) as (again, _):
         again.read(1, *whole(mine, theirs, 64), FAR)
 

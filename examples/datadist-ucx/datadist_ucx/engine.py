@@ -28,7 +28,7 @@ from datadist.messaging import (
 
 ANY = 0
 """As a tag and as a mask: the tag of any sender."""
-MAX_RECEIVING = 2
+MAX_RECEIVING = 3
 """Messages of one sender that are received at a time; others wait in UCX, large ones at the sender."""
 LARGE = 64 << 10
 """Messages from so many bytes on are received into buffers that are used again."""
@@ -87,12 +87,11 @@ class _Incoming:
 class UcxEngine(Engine):
     """See :class:`datadist.messaging.Engine`.
 
-    Few large pieces: each one costs a round trip of UCX's rendezvous, and more of them at a time slow
-    each other down.
+    Few large pieces: each one costs a round trip of UCX's rendezvous.
     """
 
     piece = 2 << 20
-    window = 2
+    window = 3
 
     def __init__(self, context: Any) -> None:
         from ucxx._lib import libucxx
