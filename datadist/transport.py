@@ -420,8 +420,8 @@ class Link(ABC):
         Returns when the bytes are in place there, so that the peer sees them at once. Raises
         :class:`Unsupported` if the peer granted READ only. Where the owner moves the bytes, it checks
         the ranges and the access itself: it must not trust who asks. After a failure nothing that this
-        call started writes the peer's memory any more. One exception: if ``passive_target`` is
-        False, bytes in flight may still arrive there until the peer closes its side.
+        call started writes the peer's memory any more, unless its :attr:`~TransportError.in_flight`
+        says otherwise: also where the owner moves the bytes, and takes them later.
         """
 
     @abstractmethod
@@ -468,7 +468,7 @@ class Link(ABC):
         """Give up the link: local, idempotent, bounded to seconds even with dead peers.
 
         It also ends operations in flight, and works on a link that is not complete. After it
-        returns, nothing that was started here accesses memory (but see :meth:`write`). Returns the
+        returns, nothing that was started here accesses memory, but for what is in flight. Returns the
         ranks that may still write *our* memory, but no rank that was granted READ only. Core keeps
         that memory until they answer or are gone.
         """

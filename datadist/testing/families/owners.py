@@ -64,7 +64,10 @@ class Owners(Kit):
     def test_an_owner_outlives_its_peers(
         self, testbed: Testbed, moment: str, direction: str
     ) -> None:
-        """A peer is killed after transfers, in one, or in one and stopped; the owner serves others."""
+        """A peer is killed after transfers, in one, or in one and stopped; the owner serves others.
+
+        Also before that, while the peer is stopped in the middle of what it sends or takes.
+        """
         if direction == "write":
             need_write(testbed)
         for attempt in range(1 if moment == "idle" else ATTEMPTS):
@@ -89,6 +92,7 @@ class Owners(Kit):
         if moment == "stopped":
             members[0].pause()
             time.sleep(0.05)
+            _check_serves(linked, third, quiet)
         members[0].kill()
         linked.forget(0)
         for _ in range(3):
