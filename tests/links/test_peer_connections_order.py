@@ -124,7 +124,6 @@ def test_who_comes_while_the_last_one_leaves_keeps_or_renews_the_connection() ->
     assert not connections._current
 
 
-
 def test_a_link_that_came_just_before_its_attempt_was_closed_is_closed_first() -> None:
     """Opening ended on one thread while another closed the attempt, which had no link then."""
     transport = _Told()
