@@ -328,7 +328,12 @@ class Dispatcher:
         if side is not None and header.kind in (Kind.HELLO, Kind.CLOSED):
             self._guarded(session, lambda: self._take_state(side, header, event))
         elif session is None:
-            self._warn(f"a {header.kind.name} is for nobody here; this may be a late message")
+            if header.kind not in (
+                Kind.HELLO,
+                Kind.CLOSED,
+                Kind.BYE,
+            ):  # usual where both ends close
+                self._warn(f"a {header.kind.name} is for nobody here; this may be a late message")
         elif header.kind is Kind.BYE:
             self._guarded(session, partial(session.take_bye, event.message))
         elif side is None:

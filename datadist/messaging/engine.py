@@ -85,12 +85,17 @@ class Arrived:
     message: Buffer
     source: Endpoint | None = None
     """Our endpoint of the sender, where the engine knows it: then messages that make no sense end the
-    session with that peer. Otherwise they are dropped, with a warning."""
+    session with that peer. None is right too: such messages are dropped then, with a warning."""
 
 
 @dataclass(frozen=True)
 class Completed:
-    """A send or put has ended: with success, or with an error that ends the session."""
+    """A send or put has ended: with success, or with an error that ends the session.
+
+    It may come late, such as on an acknowledgement of the peer: until then what was sent counts in the
+    window, and transfers end by their own deadlines. After :class:`Lost` or :meth:`Endpoint.close` it
+    need not come; one that comes for the second time is nothing.
+    """
 
     token: object
     error: str | None = None
@@ -98,7 +103,7 @@ class Completed:
 
 @dataclass(frozen=True)
 class Lost:
-    """The engine has noticed that a peer cannot be reached any more."""
+    """The engine has noticed that a peer cannot be reached any more. :meth:`Endpoint.close` follows."""
 
     endpoint: Endpoint
     reason: str

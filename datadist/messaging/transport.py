@@ -60,11 +60,12 @@ class MessagingTransport(Transport):
     """
 
     same_host_only: bool = False
-    """Whether the engine reaches processes of the same host only."""
+    """Whether the engine reaches processes of the same host only; :meth:`make_engine` may set it, as its
+    options say."""
 
     @abstractmethod
     def make_engine(self, options: TransportOptions) -> Engine:
-        """Open the engine; called once, by the constructor.
+        """Open the engine; called once, by the constructor and so on the user's thread.
 
         Raises :class:`~datadist.transport.OptionError`,
         :class:`~datadist.transport.TransportError` or
