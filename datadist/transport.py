@@ -218,12 +218,20 @@ class TransportOptions:
     """Typed options, from the user's configuration and the environment."""
 
     device_id: int = 0
+    """``LLMConfig.device_id``."""
     listen_address: str | None = None
+    """The address of ``LLMConfig.listen_ip_info``, by which peers on other hosts reach this one. Core
+    listens there itself, on a port that is not told: a transport listens on another one."""
     traffic_class: int | None = None
+    """``LLMConfig.rdma_traffic_class``."""
     service_level: int | None = None
+    """``LLMConfig.rdma_service_level``."""
     retry_count: int = 1
+    """``LLMConfig.link_retry_count``."""
     link_timeout: float = 120.0
+    """Seconds that linking may take in all."""
     auth_key: bytes | None = field(default=None, repr=False)
+    """``DATADIST_AUTH_KEY``; without it nothing may listen beyond loopback."""
     local_comm_res: str | None = None
     """JSON from the user that describes this engine's device (``llm.LocalCommRes``), for links
     without a rank table; if it is None or empty, the transport determines that itself.
@@ -412,8 +420,8 @@ class Link(ABC):
         Returns when the bytes are in place there, so that the peer sees them at once. Raises
         :class:`Unsupported` if the peer granted READ only. Where the owner moves the bytes, it checks
         the ranges and the access itself: it must not trust who asks. After a failure nothing that this
-        call started writes the peer's memory any more. One exception: if ``passive_target`` is
-        False, bytes in flight may still arrive there until the peer closes its side.
+        call started writes the peer's memory any more, unless its :attr:`~TransportError.in_flight`
+        says otherwise: also where the owner moves the bytes, and takes them later.
         """
 
     @abstractmethod
@@ -460,7 +468,7 @@ class Link(ABC):
         """Give up the link: local, idempotent, bounded to seconds even with dead peers.
 
         It also ends operations in flight, and works on a link that is not complete. After it
-        returns, nothing that was started here accesses memory (but see :meth:`write`). Returns the
+        returns, nothing that was started here accesses memory, but for what is in flight. Returns the
         ranks that may still write *our* memory, but no rank that was granted READ only. Core keeps
         that memory until they answer or are gone.
         """

@@ -21,9 +21,19 @@ from datadist.transport import (
     Group,
     Offer,
     Region,
+    TransportError,
     Unsupported,
 )
-from tests.socket_transport import GOOD, MAGIC, WRITE, SocketLink, SocketTransport, Wire, _numbers
+from tests.socket_transport import (
+    GOOD,
+    HEADER,
+    MAGIC,
+    WRITE,
+    SocketLink,
+    SocketTransport,
+    Wire,
+    _numbers,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -133,6 +143,12 @@ class _TrustingLink(SocketLink):
         return GOOD
 
 
+class _CheckingLink(_TrustingLink):
+    """Both check."""
+
+    _check_request = SocketLink._check_request
+
+
 class TrustsTheAsker(_FaultyTransport):
     """An owner moves whatever it is asked for."""
 
@@ -152,6 +168,18 @@ class TrustingSettings(TransportConformance):
     """Has the kit do without the asker's checks."""
 
     trusting_asker = "tests.faulty_socket_transports:skip_checks"
+
+
+class CheckingSettings(TransportConformance):
+    """Says that the asker checks nothing, which is not true."""
+
+    trusting_asker = "tests.faulty_socket_transports:check_nothing"
+
+
+class ChecksTwice(_FaultyTransport):
+    """No fault: the owner refuses, and the asker too, which hides that from the kit."""
+
+    link_class = _CheckingLink
 
 
 class _DyingLink(SocketLink):
@@ -188,6 +216,40 @@ class NamesAllWriters(_FaultyTransport):
     link_class = _NamesAllLink
 
 
+class _EagerLink(SocketLink):
+    """The bytes of a write follow the request at once, and nothing says that they are under way."""
+
+    def _request(
+        self, kind: bytes, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        try:
+            super()._request(kind, rank, local, remote, length, timeout)
+        except TransportError as error:
+            error.in_flight = None
+            raise
+
+    def _ask(self, wire: Wire, kind: bytes, local: Buffer, remote: Buffer, length: Buffer) -> bytes:
+        if kind != WRITE:
+            return super()._ask(wire, kind, local, remote, length)
+        sizes = _numbers(length)
+        wire.send(HEADER.pack(kind, len(sizes)) + bytes(remote) + bytes(length))
+        wire.send_memory(_numbers(local), sizes)
+        return wire.receive(1)
+
+    def _answer(self, wire: Wire, kind: bytes, addresses: list[int], sizes: list[int]) -> None:
+        if kind != WRITE:
+            super()._answer(wire, kind, addresses, sizes)
+        else:
+            wire.receive_memory(addresses, sizes)
+            wire.send(GOOD)
+
+
+class WritesArriveWhenTheOwnerGoesOn(_FaultyTransport):
+    """An owner that was stopped takes bytes of a write that is over, as if it had never ended."""
+
+    link_class = _EagerLink
+
+
 FAULTY_SOCKET_TRANSPORTS = (
     FaultyTransport(WaitsTooLong, "a_stopped_peer_is_a_timeout[read]"),
     FaultyTransport(WaitsTooLong, "a_stopped_peer_is_a_timeout[write]"),
@@ -196,13 +258,22 @@ FAULTY_SOCKET_TRANSPORTS = (
     FaultyTransport(GoesOnServing, "nothing_is_written_after_the_owner_closed"),
     FaultyTransport(CallsItselfPassive, "a_stopped_peer_is_reached[read]"),
     FaultyTransport(TrustsTheAsker, "the_owner_itself_refuses[hidden-read]"),
-    FaultyTransport(TrustsTheAsker, "the_owner_itself_refuses[nowhere-write]"),
+    FaultyTransport(TrustsTheAsker, "the_owner_itself_refuses[hidden-write]"),
     FaultyTransport(
         TrustsTheAsker,
         "the_owner_itself_refuses[granted-write]",
         "tests.faulty_socket_transports:TrustingSettings",
     ),
+    FaultyTransport(
+        ChecksTwice,
+        "the_owner_itself_refuses[nowhere-read]",
+        "tests.faulty_socket_transports:CheckingSettings",
+    ),
     FaultyTransport(DiesWithItsReader, "an_owner_outlives_its_peers[moving-read]"),
     FaultyTransport(DiesWithItsReader, "an_owner_outlives_its_peers[idle-read]"),
     FaultyTransport(NamesAllWriters, "close_names_no_rank_that_is_idle"),
+    FaultyTransport(
+        WritesArriveWhenTheOwnerGoesOn, "a_write_that_timed_out_lands_nowhere_later[wait]"
+    ),
+    FaultyTransport(WritesArriveWhenTheOwnerGoesOn, "a_write_that_was_aborted_lands_nowhere_later"),
 )

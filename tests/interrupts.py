@@ -9,6 +9,7 @@ anywhere: :func:`meanwhile` takes every instruction.
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from functools import partial
 from inspect import CO_GENERATOR
 from types import CodeType, FrameType
 from typing import Any, TypeVar
+
+from datadist.base.log_locks import give_back_locks
 
 T = TypeVar("T")
 State = TypeVar("State")
@@ -172,6 +175,9 @@ def raising_anew(
     step: int = 1,
 ) -> Iterator[tuple[str, State]]:
     """:func:`raising`, each time with a state of its own, which is yielded too."""
+    for name in list(logging.root.manager.loggerDict):  # as engines do, which may not run here
+        if name.startswith("datadist"):
+            give_back_locks(logging.getLogger(name))
     number = 1
     while True:
         state = prepare()

@@ -38,8 +38,9 @@ class Rest:
             self._error = error
 
     def settled(self) -> bool:
-        """Whether the thread has ended."""
-        return not self._thread.is_alive()
+        """Whether the thread has ended, and what it has left has settled, too."""
+        left = getattr(self._error, "in_flight", None)
+        return not self._thread.is_alive() and (left is None or left.settled())
 
     def wait(self, timeout: float) -> None:
         """Raise what the transfer raised, or that it goes on."""

@@ -164,3 +164,21 @@ class RawPeer:
 def offer_of(link: MessagingLink, rank: int) -> OfferFields:
     """What a link offers a rank."""
     return parse_offer(bytes(link.offer(rank).data))
+
+
+@contextmanager
+def stuck(node: Node) -> Iterator[None]:
+    """The thread of this engine does nothing."""
+    go_on = threading.Event()
+    reached = threading.Event()
+
+    def wait() -> None:
+        reached.set()
+        go_on.wait(2 * FAR)
+
+    node.transport._dispatcher.loop.call(wait)
+    assert reached.wait(FAR)
+    try:
+        yield
+    finally:
+        go_on.set()

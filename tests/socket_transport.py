@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import mmap
 import socket
 import struct
+import termios
 import threading
 import time
 from collections.abc import Sequence
@@ -101,18 +103,24 @@ class SocketLink(Link):
             wire = Wire(self._paths[rank], time.monotonic() + timeout)
             try:
                 answer = self._ask(wire, kind, local, remote, length)
-            except TimeoutError:
-                self._end(rank, f"a request to rank {rank} took too long before")
-                raise TransferTimeout(f"not complete after {timeout:g} s") from None
             except OSError as error:
-                if rank in self._ended:
-                    raise TransferError(self._ended[rank]) from None
-                self._end(rank, f"rank {rank} is gone: {error}")
-                raise PeerLost(self._ended[rank], rank) from None
+                failure = self._failure(rank, error, timeout)
+                if wire.is_sending_memory:
+                    failure.in_flight = Unread(self._paths[rank])
+                raise failure from None
         if answer == OUTSIDE:
             raise AddressError(f"a segment is not within the memory that rank {rank} offered")
         if answer == FORBIDDEN:
             raise Unsupported(f"rank {rank} granted read access only")
+
+    def _failure(self, rank: int, error: OSError, timeout: float) -> TransportError:
+        if isinstance(error, TimeoutError):
+            self._end(rank, f"a request to rank {rank} took too long before")
+            return TransferTimeout(f"not complete after {timeout:g} s")
+        if rank in self._ended:
+            return TransferError(self._ended[rank])
+        self._end(rank, f"rank {rank} is gone: {error}")
+        return PeerLost(self._ended[rank], rank)
 
     def _ask(self, wire: Wire, kind: bytes, local: Buffer, remote: Buffer, length: Buffer) -> bytes:
         sizes = _numbers(length)
@@ -121,6 +129,7 @@ class SocketLink(Link):
         if answer == GOOD and kind == READ:
             wire.receive_memory(_numbers(local), sizes)
         elif answer == GOOD:
+            wire.is_sending_memory = True
             wire.send_memory(_numbers(local), sizes)
             wire.receive(1)
         return answer
@@ -132,15 +141,18 @@ class SocketLink(Link):
             while True:
                 kind, count = HEADER.unpack(wire.receive(HEADER.size))
                 addresses, sizes = (_numbers(wire.receive(8 * count)) for _ in range(2))
-                answer = self._check_request(kind, addresses, sizes)
-                wire.send(answer)
-                if answer == GOOD and kind == READ:
-                    wire.send_memory(addresses, sizes)
-                elif answer == GOOD:
-                    wire.receive_memory(addresses, sizes)
-                    wire.send(GOOD)
+                self._answer(wire, kind, addresses, sizes)
         except OSError:
             _shut(sock)
+
+    def _answer(self, wire: Wire, kind: bytes, addresses: list[int], sizes: list[int]) -> None:
+        answer = self._check_request(kind, addresses, sizes)
+        wire.send(answer)
+        if answer == GOOD and kind == READ:
+            wire.send_memory(addresses, sizes)
+        elif answer == GOOD:
+            wire.receive_memory(addresses, sizes)
+            wire.send(GOOD)
 
     def _check_request(self, kind: bytes, addresses: list[int], sizes: list[int]) -> bytes:
         if kind == WRITE and self._access is Access.READ:
@@ -235,6 +247,7 @@ class Wire:
     def __init__(self, sock: socket.socket, deadline: float | None) -> None:
         self._sock = sock
         self._deadline = deadline
+        self.is_sending_memory = False
 
     def _arm(self) -> None:
         if self._deadline is not None:
@@ -277,6 +290,25 @@ class Wire:
             if count == 0:
                 raise ConnectionError("it has closed the connection")
             rest = rest[count:]
+
+
+class Unread:
+    """What the owner has not read of a failed write (:class:`datadist.transport.InFlight`)."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock: socket.socket | None = sock.dup()
+
+    def settled(self) -> bool:
+        """Whether the owner has put all that was sent into its memory, or has closed its end."""
+        if self._sock is not None and not _unread(self._sock):
+            self._sock.close()
+            self._sock = None
+        return self._sock is None
+
+
+def _unread(sock: socket.socket) -> int:
+    count: int = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
+    return count
 
 
 def _shut(sock: socket.socket) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["BlockRanges"]
+
+Int64Array: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -20,20 +25,13 @@ class BlockRanges:
     stride: int = 0
     block_bytes: int = 0
 
-    def touch(self, address: int, length: int) -> bool:
-        """Whether a byte of a range is one of a block."""
-        return any(self._touches(base, address, length) for base in self.bases)
+    @property
+    def dense(self) -> bool:
+        """Whether every byte of ``size`` is one of a block."""
+        return self.stride == self.block_bytes
 
-    def touch_any(self, addresses: Iterable[int], lengths: Iterable[int]) -> bool:
-        """Whether a byte of one of these ranges is one of a block."""
-        return any(map(self.touch, addresses, lengths))
-
-    def _touches(self, base: int, address: int, length: int) -> bool:
-        end = address + length
-        if end <= base or base + self.size <= address:
-            return False
-        if self.stride == self.block_bytes:
-            return True
+    def touch(self, base: int, begins: Int64Array, ends: Int64Array) -> bool:
+        """Whether a byte of ranges is one of a block at ``base``; each has one of the ``size`` bytes."""
         # the first block that ends behind the begin of the range
-        block = max(0, (address - base - self.block_bytes) // self.stride + 1)
-        return base + block * self.stride < end
+        block = np.maximum(0, (begins - base - self.block_bytes) // self.stride + 1)
+        return bool((base + block * self.stride < ends).any())

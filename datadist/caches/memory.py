@@ -569,14 +569,16 @@ class Memory:
             raise _finalized()
 
     def close(self) -> None:
-        """Release everything; no link is open any more. What was in pools may still be freed.
+        """Release everything. What was in pools may still be freed.
 
-        What a transfer may still touch stays mapped and registered for the life of the process.
+        What a transfer may still touch, or a link that the transport has not closed, stays mapped and
+        registered for the life of the process.
         """
         self._closed = True
         for region_id, held in list(self._held.items()):
             region = held.region
-            if self.quarantine.touching(BlockRanges((region.address,), region.size)) is not None:
+            touched = self.quarantine.touching(BlockRanges((region.address,), region.size))
+            if held.links or touched is not None:
                 _left.append(held.region)
                 del self._held[region_id]
                 continue

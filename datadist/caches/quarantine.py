@@ -11,14 +11,54 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from datadist.caches.block_ranges import BlockRanges
 from datadist.transport import InFlight
 from datadist.transports.defects import text_of
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 log = logging.getLogger("datadist.transfer")
+
+
+class Ranges:
+    """Ranges of memory, merged: a question takes the logarithm of their number."""
+
+    def __init__(self, addresses: Buffer, lengths: Buffer) -> None:
+        """Int64 vectors of equal item count n >= 1, as :meth:`Link.read` gets them."""
+        begins, sizes = np.array(addresses, np.int64), np.array(lengths, np.int64)
+        order = np.argsort(begins)
+        begins = begins[order]
+        ends = np.maximum.accumulate(begins + sizes[order])
+        apart = begins[1:] > ends[:-1]
+        self._begins = begins[np.concatenate(([True], apart))]
+        self._ends = ends[np.concatenate((apart, [True]))]
+        self.nbytes = int(sizes.sum())
+
+    @property
+    def first(self) -> int:
+        """The lowest address."""
+        return int(self._begins[0])
+
+    def meet(self, blocks: BlockRanges) -> bool:
+        """Whether one of them has a byte of a block."""
+        where: npt.NDArray[np.int64] = np.array(blocks.bases, np.int64)
+        firsts = np.searchsorted(self._ends, where, side="right")
+        stops = np.searchsorted(self._begins, where + blocks.size, side="left")
+        if blocks.dense:
+            return bool((firsts < stops).any())
+        return any(
+            blocks.touch(int(base), self._begins[first:stop], self._ends[first:stop])
+            for base, first, stop in zip(where, firsts, stops, strict=True)
+            if first < stop
+        )
 
 
 @dataclass(eq=False)
@@ -26,8 +66,7 @@ class Kept:
     """What one transfer may still touch."""
 
     flight: InFlight
-    addresses: Sequence[int]
-    lengths: Sequence[int]
+    ranges: Ranges
     owner: object
     """The attempt over whose link it goes."""
     rank: int
@@ -47,13 +86,12 @@ class Kept:
             text_of(error, self.flight)
             return False
 
-    def touches(self, ranges: BlockRanges) -> bool:
-        """Whether it may touch one of these ranges."""
-        return ranges.touch_any(self.addresses, self.lengths)
-
     def __str__(self) -> str:
-        first, nbytes = min(self.addresses), sum(self.lengths)
-        return f"{self.text} has not let go of {nbytes} bytes of our memory, from {first:#x} on"
+        ranges = self.ranges
+        return (
+            f"{self.text} has not let go of {ranges.nbytes} bytes of our memory, "
+            f"from {ranges.first:#x} on"
+        )
 
 
 class Quarantine:
@@ -66,10 +104,11 @@ class Quarantine:
         """Called when something is kept: it has :meth:`release_settled` called until that is False."""
 
     def keep(self, kept: Kept) -> None:
-        """Take in what has just been left; before anybody can free the memory."""
+        """Take in what has just been left, once; before anybody can free the memory."""
         with self._lock:
-            if kept not in self._kept:
-                self._kept = (*self._kept, kept)
+            if any(kept.flight is each.flight for each in self._kept):
+                return
+            self._kept = (*self._kept, kept)
         log.warning("%s: it is kept until then", kept)
         self.on_kept(kept)
 
@@ -83,9 +122,8 @@ class Quarantine:
             self._kept = tuple(kept for kept in self._kept if kept not in settled)
         for kept in settled:
             log.info("%s has settled", kept.text)
-            kept.release()
-            for call in kept.calls:
-                call()
+            for call in (kept.release, *kept.calls):
+                _guarded(call)
         return bool(self._kept)
 
     def holds(self, kept: Kept) -> bool:
@@ -99,7 +137,7 @@ class Quarantine:
     def touching(self, ranges: BlockRanges) -> Kept | None:
         """What may still touch one of these ranges."""
         return next(
-            (kept for kept in self._kept if kept.touches(ranges) and not kept.settled()), None
+            (kept for kept in self._kept if kept.ranges.meet(ranges) and not kept.settled()), None
         )
 
     def defers(self, ranges: BlockRanges, call: Callable[[], None]) -> bool:
@@ -108,7 +146,7 @@ class Quarantine:
             return False
         with self._lock:
             for kept in self._kept:
-                if kept.touches(ranges):
+                if kept.ranges.meet(ranges):
                     kept.calls.append(call)
                     return True
         return False
@@ -120,3 +158,11 @@ class Quarantine:
             for kept in self._kept
             if (owner is None or kept.owner is owner) and not kept.settled()
         ]
+
+
+def _guarded(call: Callable[[], None]) -> None:
+    """Others wait for their calls too, whatever this one raises."""
+    try:
+        call()
+    except Exception:
+        log.exception("unexpected error after a transfer had settled; please report it")

@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"{choice.backend}: {choice.why.partition('; ')[2]}", flush=True)
     report = _Report(args.verbose)
     command = ["--pyargs", "datadist.testing.selected", "-c", os.devnull, "--noconftest",
-               "-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:xdist"]  # fmt: skip
+               "-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:xdist",
+               "-p", "no:randomly"]  # fmt: skip
     pytest.main([*command, *(["-k", args.select] if args.select else [])], plugins=[report])
     return report.verdict(str(choice.backend), args.select)
 

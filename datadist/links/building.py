@@ -273,14 +273,12 @@ class Builder:
                 grace_seconds, CLOSE_SECONDS, lambda: self._begin_to_close(attempt)
             )
         finally:
-            if attempt.idle.is_set():  # else when that job has ended
-                self._steps.connections.disconnect(attempt)
             attempt.processes.clear()
             self._dropped.pop(attempt, None)
             self._unclosed.discard(attempt)
             self._reactor.post(lambda: self._release(attempt))
-            self._memory.conceal(attempt.regions, attempt)
-            attempt.regions = []
+            if attempt.idle.is_set():  # else when that job has ended
+                self._steps.give_back(attempt)
         self.writers |= {attempt.members[rank].incarnation for rank in possible_writers}
         self.on_closed(attempt, possible_writers)
         if possible_writers:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +18,10 @@ from datadist.transport import Group, LinkError, Peer, Transport
 from datadist.transports.defects import text_of
 
 log = logging.getLogger("datadist.link")
+
+CLOSE_SECONDS = 2.0
+"""So long the end of the engine waits for calls of the transport that connect or disconnect."""
+LOOK_SECONDS = 0.1
 
 
 @dataclass(eq=False)
@@ -77,13 +82,22 @@ class PeerConnections:
             self._tell_lost(connection)
 
     def close(self) -> None:
-        """Disconnect what is left, since the engine ends."""
+        """Disconnect what is left, since the engine ends; what still connects is left as it is."""
         with self._lock:
             self._closed = True
             left = list(self._all)
+        deadline = time.monotonic() + CLOSE_SECONDS
         for connection in left:
-            with connection.lock:
+            if not connection.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                log.error(
+                    "the transport has not come back from connecting to rank %d: what it has taken "
+                    "for that stays until the process ends", connection.peer.rank,
+                )  # fmt: skip
+                continue
+            try:
                 self._disconnect(connection)
+            finally:
+                connection.lock.release()
 
     def _take(self, attempt: Attempt, peer: Peer) -> _Connection:
         """Count the attempt as a user of its peer's connection."""
@@ -123,18 +137,28 @@ class PeerConnections:
             connection.lock.release()
 
     def _give_back(self, connection: _Connection) -> None:
-        """Count one user less; the last one disconnects. Newcomers wait until that is done."""
-        with connection.lock:
-            with self._lock:
-                connection.users -= 1
-                last = connection.users == 0
-            if last:
-                self._disconnect(connection)
+        """Count one user less; the last one disconnects. Newcomers wait until that is done.
+
+        Nobody connects who is not a user. So this does not wait for a call that connects: either it
+        gave back the last use, or there are users again.
+        """
+        with self._lock:
+            connection.users -= 1
+        while connection.users == 0:
+            if connection.lock.acquire(timeout=LOOK_SECONDS):
+                try:
+                    if connection.users == 0:
+                        self._disconnect(connection)
+                finally:
+                    connection.lock.release()
+                break
         with self._lock:
             if connection.users == 0:
                 self._all.discard(connection)
                 if self._current.get(connection.peer.incarnation) is connection:
                     del self._current[connection.peer.incarnation]
+        if connection.lost:  # meanwhile: who noticed it did not wait for the lock
+            self._post(lambda: self._tell_lost(connection))
 
     def _disconnect(self, connection: _Connection) -> None:
         if connection.connected:

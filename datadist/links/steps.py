@@ -157,15 +157,22 @@ class Steps:
         return link
 
     def _end_late(self, attempt: Attempt) -> None:
-        """What closing the attempt did not wait for."""
-        link, attempt.late = attempt.late, None
+        """What closing the attempt did not wait for: its link may have come just then, or after it."""
+        links, attempt.late = (attempt.link, attempt.late), None
         try:
-            if link is not None:
-                link.close()
+            for link in links:
+                if link is not None:
+                    link.close()
         except Exception as error:
             log.error("closing a link that took too long to open failed: %s", text_of(error, link))
         finally:
-            self.connections.disconnect(attempt)
+            self.give_back(attempt)
+
+    def give_back(self, attempt: Attempt) -> None:
+        """What a link has used, which is closed: connections, and the exposure of our memory."""
+        self.connections.disconnect(attempt)
+        regions, attempt.regions = attempt.regions, []
+        self._memory.conceal(regions, attempt)
 
     @staticmethod
     def group(domain: Domain, attempt: Attempt, peers: dict[int, Peer], suffix: str) -> Group:

@@ -10,11 +10,23 @@ from collections.abc import Callable
 from functools import partial
 
 from datadist.base.texts import short_repr
-from datadist.messaging.engine import Arrived, Completed, Endpoint, Engine, EngineEvent, Lost
+from datadist.messaging.ending import End
+from datadist.messaging.engine import (
+    Arrived,
+    Completed,
+    Endpoint,
+    Engine,
+    EngineError,
+    EngineEvent,
+    Lost,
+)
 from datadist.messaging.loop import Loop
+from datadist.messaging.pieces import Spans
 from datadist.messaging.session import TICK_SECONDS, Session, Token
 from datadist.messaging.side import Side
+from datadist.messaging.spare import SpareMessages
 from datadist.messaging.transfer import Transfer
+from datadist.messaging.unconfirmed import Unconfirmed, has_ended
 from datadist.messaging.wire import (
     HEADER_BYTES,
     MAX_REASON,
@@ -35,6 +47,10 @@ UNUSED_SECONDS = 5.0
 """An endpoint is kept so long after its last link, since the peer may be about to link again."""
 CLOSE_SECONDS = 1.0
 """So long an endpoint may take to send what tells the peer of the end."""
+CONFIRM_SECONDS = 30.0
+"""So long an endpoint is kept to hear that the peer takes no bytes of writes any more."""
+MAX_RETIRED = 2
+"""Sessions with one peer that are not used any more, and wait for the end of the peer's."""
 
 
 class Dispatcher:
@@ -56,8 +72,12 @@ class Dispatcher:
         self._pidfds: dict[Session, int] = {}
         self._closing: dict[Session, float] = {}
         """Ended sessions that still send, until this time."""
+        self.spare = SpareMessages(engine.window)
+        self._kept: list[object] = []
+        """What the engine may use until it is closed."""
         self._warned: set[str] = set()
         self.loop = Loop(engine, self)
+        self._unconfirmed = Unconfirmed(self.loop, self._confirmed)
 
     # -- links -----------------------------------------------------------------------------------
 
@@ -65,24 +85,28 @@ class Dispatcher:
         """The side may be offered from now on. From any thread."""
         self._sides[side.secret] = side
 
-    def attach(self, side: Side, peer: Peer, offer: OfferFields) -> None:
+    def attach(self, side: Side, peer: Peer, offer: OfferFields, theirs: Spans) -> None:
         """Connect a side to its peer, whose session it shares. Raises :class:`LinkError`."""
         if side.ended is not None:
             raise LinkError(side.ended, peer.rank)
         session = self._by_incarnation.get(peer.incarnation)
         if session is not None and session.address != offer.address:
-            session.end("its engine was closed, and it has another one now", lost=True)
+            session.end("its engine was closed, and it has another one now", End.GONE)
             session = None
         if session is None:
             session = self._connect(peer, offer)
         self.hold(peer.incarnation)
-        side.attached(offer, peer.incarnation)
+        side.attached(offer, theirs, peer.incarnation)
         self._of_side[side] = session
         session.sides.add(side)
-        session.meet(side.peer_session)
-        session.greet(side)
+        self._guarded(session, partial(self._greet, session, side))
         if session.ended is not None:
             raise LinkError(f"rank {peer.rank} cannot be reached: {session.ended}", peer.rank)
+
+    def _greet(self, session: Session, side: Side) -> None:
+        self._unconfirmed.greeted(session.incarnation, side.peer_session)
+        session.meet(side.peer_session)
+        session.greet(side)
 
     def _connect(self, peer: Peer, offer: OfferFields) -> Session:
         try:
@@ -94,14 +118,20 @@ class Dispatcher:
         self._by_incarnation[peer.incarnation] = self._by_secret[session.secret] = session
         if peer.pidfd is not None:
             try:
-                self._pidfds[session] = os.dup(peer.pidfd)
+                self._watch_process(session, peer.pidfd)
             except OSError as error:
-                session.end(f"no descriptor for its process: {error}", lost=True)
-                raise LinkError(f"rank {peer.rank}: {error}", peer.rank) from error
-            self.loop.watch(
-                self._pidfds[session], lambda: session.end("its process has ended", lost=True)
-            )
+                session.end(f"its process cannot be watched: {error}", End.TOLD)
+                raise LinkError(f"rank {peer.rank}: {session.ended}", peer.rank) from error
         return session
+
+    def _watch_process(self, session: Session, pidfd: int) -> None:
+        own = os.dup(pidfd)
+        try:
+            self.loop.watch(own, lambda: session.end("its process has ended", End.GONE))
+        except BaseException:
+            os.close(own)
+            raise
+        self._pidfds[session] = own
 
     def start(self, side: Side, transfer: Transfer) -> None:
         """Begin a transfer over an attached side."""
@@ -109,27 +139,31 @@ class Dispatcher:
         if session is None:
             transfer.end(side.error() or TransferError("the link is closed"))
         else:
-            session.start(transfer)
+            self._guarded(session, partial(session.start, transfer))
 
     def end_side(self, side: Side, reason: str) -> None:
         """Nothing is moved over this side any more, in both directions."""
         side.end(reason)
         session = self._of_side.get(side)
         if session is not None:
-            session.tell_closed(side)
+            self._guarded(session, partial(session.tell_closed, side))
 
     def remove_side(self, side: Side) -> None:
         """The link was closed. Requests of the peer are refused until it has closed its side, too."""
+        if side.removed:
+            return
+        side.removed = True
         session = self._of_side.get(side)
         if session is not None:
-            session.tell_closed(side)
-        if session is None or side.peer_closed:
+            self._guarded(session, partial(session.tell_closed, side))
+        if side not in self._of_side or side.peer_closed:
             self._forget(side)
         if side.incarnation is not None:
             self.release(side.incarnation)
 
     def _forget(self, side: Side) -> None:
-        self._sides.pop(side.secret, None)
+        if side not in self._unconfirmed:
+            self._sides.pop(side.secret, None)
         session = self._of_side.pop(side, None)
         if session is not None:
             session.sides.discard(side)
@@ -155,10 +189,13 @@ class Dispatcher:
             self.loop.expect_tick(TICK_SECONDS)
 
     def lose(self, incarnation: str) -> None:
-        """Core has lost the peer."""
+        """Core has lost the peer. It hears of that, if its process is there."""
+        self._unconfirmed.lost(incarnation)
         for session in list(self._by_secret.values()):
             if session.incarnation == incarnation:
-                session.end("the connection of the engines was lost", lost=True)
+                pidfd = self._pidfds.get(session)
+                how = End.GONE if pidfd is None or has_ended(pidfd) else End.UNHEARD
+                session.end("the connection of the engines was lost", how)
 
     # -- what sessions need ------------------------------------------------------------------------
 
@@ -166,21 +203,42 @@ class Dispatcher:
         """See :class:`~datadist.messaging.session.Keeper`."""
         self.loop.expect_tick(seconds)
 
-    def session_ended(self, session: Session, lost: bool) -> None:
+    def keep(self, buffer: object) -> None:
+        """See :class:`~datadist.messaging.session.Keeper`."""
+        self._kept.append(buffer)
+
+    def session_ended(self, session: Session, how: End) -> None:
         """See :class:`~datadist.messaging.session.Keeper`."""
         self._by_secret.pop(session.secret, None)
         if self._by_incarnation.get(session.incarnation) is session:
             del self._by_incarnation[session.incarnation]
-        for side in list(session.sides):
-            self._forget(side)
         pidfd = self._pidfds.pop(session, None)
         if pidfd is not None:
             self.loop.unwatch(pidfd)
+        if session.unconfirmed:
+            self._unconfirmed.add(session, pidfd)
+        elif pidfd is not None:
             os.close(pidfd)
-        if lost or not session.unsent:
-            self._close_endpoint(session)
+        for side in list(session.sides):
+            self._forget(side)
+        told = how in (End.TOLD, End.UNHEARD)
+        if told and (session.unsent or session.unconfirmed):
+            seconds = CONFIRM_SECONDS if session.unconfirmed else CLOSE_SECONDS
+            self._closing[session] = time.monotonic() + seconds
+            self.loop.expect_tick(TICK_SECONDS)
         else:
-            self._closing[session] = time.monotonic() + CLOSE_SECONDS
+            self._close_endpoint(session)
+
+    def _confirmed(self, side: Side) -> None:
+        if side.removed or side not in self._of_side:
+            self._sides.pop(side.secret, None)
+        for session in list(self._closing):
+            self._close_if_done(session)
+
+    def _close_if_done(self, session: Session) -> None:
+        waits = session.unconfirmed and self._unconfirmed.waits_for(session.incarnation)
+        if session in self._closing and not session.unsent and not waits:
+            self._close_endpoint(session)
 
     def _close_endpoint(self, session: Session) -> None:
         self._closing.pop(session, None)
@@ -196,46 +254,58 @@ class Dispatcher:
         if isinstance(event, Arrived):
             self._arrived(event)
         elif isinstance(event, Lost):
-            session = self._session_of(event.endpoint)
-            if session is not None:
-                session.end(event.reason, lost=True)
+            self._lost(event)
         elif isinstance(event, Completed) and isinstance(event.token, Token):
             token, session = event.token, event.token.session
             self._guarded(session, lambda: session.completed(token, event.error))
-            if session in self._closing and not session.unsent:
-                self._close_endpoint(session)
+            self._close_if_done(session)
+
+    def _lost(self, event: Lost) -> None:
+        session = self._session_of(event.endpoint)
+        if session is not None:
+            session.end(event.reason, End.CUT)
+        for each in [each for each in self._closing if each.endpoint is event.endpoint]:
+            self._close_endpoint(each)
 
     def tick(self) -> float | None:
         """See :class:`~datadist.messaging.loop.Handler`."""
         now = time.monotonic()
         for session in list(self._by_secret.values()):
-            if session.busy:
+            if session.watched:
                 self._guarded(session, partial(session.check, now))
         for session in list(self._by_incarnation.values()):
             if session.unused_since is not None and now - session.unused_since >= UNUSED_SECONDS:
-                del self._by_incarnation[session.incarnation]
-                session.retire()
+                self._retire(session)
         for session, until in list(self._closing.items()):
             if now >= until:
                 self._close_endpoint(session)
-        busy = any(each.busy for each in self._by_secret.values())
+        watched = any(each.watched for each in self._by_secret.values())
         unused = any(each.unused_since is not None for each in self._by_incarnation.values())
-        again = busy or unused or self._closing
-        return TICK_SECONDS if again else None
+        return TICK_SECONDS if watched or unused or self._closing else None
+
+    def _retire(self, session: Session) -> None:
+        del self._by_incarnation[session.incarnation]
+        self._guarded(session, session.retire)
+        retired = [
+            each for each in self._by_secret.values()
+            if each.retired and each.incarnation == session.incarnation
+        ]  # fmt: skip
+        for each in retired[:-MAX_RETIRED]:
+            each.end("it is not used any more", End.TOLD)
 
     def fail(self, reason: str) -> None:
         """See :class:`~datadist.messaging.loop.Handler`."""
         for session in list(self._by_secret.values()):
-            session.end(reason, lost=True)
+            self._guarded(session, partial(session.end, reason, End.CUT))
         for session in list(self._closing):
             self._close_endpoint(session)
+        self._unconfirmed.close()
         for side in list(self._sides.values()):
             side.end(reason)
 
     def is_idle(self) -> bool:
         """Whether everything was sent."""
-        sessions = [*self._by_secret.values(), *self._closing]
-        return not any(session.unsent for session in sessions)
+        return not any(each.unsent for each in (*self._by_secret.values(), *self._closing))
 
     # -- messages ----------------------------------------------------------------------------------
 
@@ -258,7 +328,12 @@ class Dispatcher:
         if side is not None and header.kind in (Kind.HELLO, Kind.CLOSED):
             self._guarded(session, lambda: self._take_state(side, header, event))
         elif session is None:
-            self._warn(f"a {header.kind.name} is for nobody here; this may be a late message")
+            if header.kind not in (
+                Kind.HELLO,
+                Kind.CLOSED,
+                Kind.BYE,
+            ):  # usual where both ends close
+                self._warn(f"a {header.kind.name} is for nobody here; this may be a late message")
         elif header.kind is Kind.BYE:
             self._guarded(session, partial(session.take_bye, event.message))
         elif side is None:
@@ -281,14 +356,19 @@ class Dispatcher:
             side.peer_attached, side.peer_session = True, bytes(body)
             session = self._of_side.get(side)
             if session is not None:
+                self._unconfirmed.greeted(session.incarnation, side.peer_session)
                 session.meet(side.peer_session)
                 session.advance()
             return
-        side.peer_closed = True
+        told_before = side.peer_told
+        side.peer_closed = side.fenced = True
         told = short_repr(bytes(body).decode(errors="replace"))
-        closed_here = side.ended is not None and side.peer_told
         side.end(f"rank {side.rank} has ended its side of the link: {told}")
-        if closed_here:
+        self._unconfirmed.confirm(side)
+        session = self._of_side.get(side)
+        if session is not None:
+            session.tell_closed(side)  # which confirms it: nothing of the peer lands here any more
+        if told_before:
             self._forget(side)
 
     def _guarded(self, session: Session | None, call: Callable[[], None]) -> None:
@@ -300,16 +380,19 @@ class Dispatcher:
                 self._warn(str(error))
             else:
                 self._violated(session, str(error))
+        except EngineError as error:
+            if session is not None:
+                session.end(str(error), End.CUT)
         except Exception as error:
             log.exception("unexpected error in a session; please report it")
             if session is not None:
-                session.end(f"{type(error).__name__}: {error}", lost=False)
+                session.end(f"{type(error).__name__}: {error}", End.TOLD)
 
     def _violated(self, session: Session, what: str) -> None:
         if session.ended is None:
             ranks = ", ".join(str(side.rank) for side in session.sides) or "no link"
             log.warning("the session with a peer (rank %s) was ended: %s", ranks, what)
-            session.end(f"the peer broke the protocol: {what}", lost=False)
+            session.end(f"the peer broke the protocol: {what}", End.TOLD)
 
     def _warn(self, what: str) -> None:
         """Once per text: whoever reaches the engine can send as many as it likes."""

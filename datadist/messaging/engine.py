@@ -7,8 +7,9 @@ Rules. The base makes all calls to an engine and its endpoints on one thread of 
 time; only the constructor, :attr:`Engine.address` and :meth:`Engine.close` may be used from others,
 before and after that thread runs. So an engine needs no locks. No call may wait for a peer: each
 begins something, and :meth:`Engine.poll` says later that it has completed. Errors are raised as
-:class:`EngineError`; they end the session with that peer. Any other exception is logged as a defect
-of the engine.
+:class:`EngineError`; they end the session with that peer. Any other exception does so too, and is
+logged as a defect of the engine. Only what :meth:`Engine.poll` raises ends the thread, and with it
+all links: it concerns no peer.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ class Endpoint(ABC):
     def send(self, message: bytearray, token: object) -> None:
         """Begin to send; at most :attr:`Engine.max_message` bytes.
 
-        The base does not touch ``message`` again; the engine refers to it as long as it needs it.
-        :class:`Completed` with this token must follow when the engine has handed the message on to
-        the network, and not before: that is how the base notices a peer that does not take its data.
+        The base does not touch ``message`` until :class:`Completed` with this token has come; then it
+        may fill it again. That must follow when the engine has handed the message on to the network
+        and does not need it any more, and not before: so the base also notices a peer that does not
+        take its data.
         """
 
     def put(self, data: bytearray, target: bytes, token: object) -> None:
@@ -83,12 +85,17 @@ class Arrived:
     message: Buffer
     source: Endpoint | None = None
     """Our endpoint of the sender, where the engine knows it: then messages that make no sense end the
-    session with that peer. Otherwise they are dropped, with a warning."""
+    session with that peer. None is right too: such messages are dropped then, with a warning."""
 
 
 @dataclass(frozen=True)
 class Completed:
-    """A send or put has ended: with success, or with an error that ends the session."""
+    """A send or put has ended: with success, or with an error that ends the session.
+
+    It may come late, such as on an acknowledgement of the peer: until then what was sent counts in the
+    window, and transfers end by their own deadlines. After :class:`Lost` or :meth:`Endpoint.close` it
+    need not come; one that comes for the second time is nothing.
+    """
 
     token: object
     error: str | None = None
@@ -96,7 +103,7 @@ class Completed:
 
 @dataclass(frozen=True)
 class Lost:
-    """The engine has noticed that a peer cannot be reached any more."""
+    """The engine has noticed that a peer cannot be reached any more. :meth:`Endpoint.close` follows."""
 
     endpoint: Endpoint
     reason: str
@@ -109,7 +116,7 @@ class Engine(ABC):
     """One per transport; it listens, and makes endpoints."""
 
     piece: ClassVar[int] = 1 << 20
-    """Most bytes of memory per message. Both ends use the smaller value of the two."""
+    """Most bytes of memory per message, 4096 or more. Both ends use the smaller value of the two."""
     window: ClassVar[int] = 4
     """Most pieces that one process has asked of another and not received. Both ends use the smaller
     value. A peer can make us hold ``window`` pieces, and no more."""
@@ -137,23 +144,31 @@ class Engine(ABC):
 
         Called until it returns nothing. Then the base waits until :meth:`fileno` is readable, or calls
         again soon where there is none. So an engine whose descriptor must be armed arms it before it
-        returns nothing.
+        returns nothing. A peer that is lost is an event: an exception ends the thread of the base, and
+        all links.
         """
 
     def fileno(self) -> int | None:
         """A descriptor that is readable when :meth:`poll` has something to do; asked once.
 
-        With None the base polls: at once while transfers run, and some hundred times a second else,
-        which costs processor time. The descriptor must notice messages, completions and lost peers.
+        With None the base polls, which costs processor time: without a pause until 2 ms after the last
+        event, then every millisecond while something is under way, and every 5 ms else. The descriptor
+        must notice messages, completions and lost peers.
         """
         return None
 
     def expose(self, buffer: bytearray) -> bytes:
-        """Let peers put into ``buffer``; the name for that, at most 1 KiB, for :meth:`Endpoint.put`."""
+        """Let peers put into ``buffer``; the name for that, at most 1 KiB, for :meth:`Endpoint.put`.
+
+        What it raises ends the session with the peer that was to put.
+        """
         raise EngineError("this engine does not put")
 
     def withdraw(self, target: bytes) -> None:
-        """After this call nothing is written into the buffer exposed under ``target``."""
+        """After this call nothing is written into the buffer exposed under ``target``.
+
+        Called when a session ends. If it raises, the buffer is kept until the engine is closed.
+        """
         raise EngineError("this engine does not put")
 
     @abstractmethod

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import threading
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from datadist.base import threads
+from datadist.base.texts import in_seconds
 from datadist.messaging.dispatcher import Dispatcher
 from datadist.messaging.engine import Engine
 from datadist.messaging.loop import LoopEnded
@@ -31,6 +37,12 @@ if TYPE_CHECKING:
 
 __all__ = ["MessagingLink"]
 
+log = logging.getLogger("datadist.messaging")
+
+CLOSE_SECONDS = 2.0
+"""So long `close` waits for a copy whose memory does not come."""
+FORCE_SECONDS = 2.0
+
 
 class MessagingLink(Link):
     """See :class:`datadist.transport.Link`."""
@@ -47,8 +59,7 @@ class MessagingLink(Link):
         self._sides = {
             rank: Side(rank, self._spans, access) for rank in group.peers if rank != group.rank
         }
-        self._to_remove = tuple(self._sides.values())
-        for side in self._to_remove:
+        for side in self._sides.values():
             dispatcher.add_side(side)
 
     def offer(self, rank: int) -> Offer:
@@ -61,19 +72,21 @@ class MessagingLink(Link):
 
     def attach(self, rank: int, offer: Offer) -> None:
         """Share the session with the peer's process, or begin one."""
-        for fd in offer.fds:  # our offers have none
-            os.close(fd)
         side, peer = self._sides[rank], self._group.peers[rank]
+        if offer.fds:
+            _close_elsewhere(offer.fds)
+            text = f"it has {len(offer.fds)} descriptors, expected none"
+            raise LinkError(f"the offer of rank {rank} is of no use: {text}", rank)
         try:
             fields = parse_offer(bytes(offer.data))
         except WireError as error:
             raise LinkError(f"the offer of rank {rank} is of no use: {error}", rank) from None
         if side.offer is not None:
             raise LinkError(f"rank {rank} was attached before", rank)
-        dispatcher = self._dispatcher
+        dispatcher, theirs = self._dispatcher, Spans(fields.ranges)
         try:
             dispatcher.loop.ask(
-                lambda: dispatcher.attach(side, peer, fields), self._group.remaining()
+                lambda: dispatcher.attach(side, peer, fields, theirs), self._group.remaining()
             )
         except LoopEnded as error:
             raise LinkError(f"rank {rank} was not attached: {error}", rank) from None
@@ -108,12 +121,18 @@ class MessagingLink(Link):
         segments = zip(numbers(local), remotes, lengths, strict=True)
         pieces = cut(segments, min(self._engine.piece, offer.piece))
         transfer = Transfer(side, write, pieces, timeout)
-        side.begin(transfer)
         try:
-            dispatcher.loop.call(lambda: dispatcher.start(side, transfer))
+            side.begin(transfer)
+            dispatcher.loop.call(partial(dispatcher.start, side, transfer))
             transfer.wait()
-        finally:
             side.finish(transfer)
+        except BaseException as error:
+            try:
+                _leave(side, transfer, error)
+            except BaseException as second:  # of a signal handler; it takes the place of the first
+                _leave(side, transfer, second)
+                raise
+            raise
 
     def _side(self, rank: int) -> Side:
         side = self._sides.get(rank)
@@ -124,18 +143,59 @@ class MessagingLink(Link):
     # -- the end ---------------------------------------------------------------------------------
 
     def abort(self, rank: int) -> None:
-        """The thread of the engine ends the side; the peer's requests are refused from then on."""
+        """End the side here and now; the thread of the engine tells the peer."""
         side = self._sides.get(rank)
         if side is not None:
-            self._dispatcher.loop.call(
-                lambda: self._dispatcher.end_side(side, "the link was aborted")
-            )
+            reason = "the link was aborted"
+            side.end(reason)
+            self._dispatcher.loop.call(partial(self._dispatcher.end_side, side, reason))
+
+    def force(self, rank: int) -> None:
+        """End the side, and wait until the peer has confirmed that it takes nothing any more.
+
+        Raises :class:`Unsupported` where that does not come: the peer is stopped, or a page of its
+        memory or of ours does not come.
+        """
+        self.abort(rank)
+        side, until = self._side(rank), time.monotonic() + FORCE_SECONDS
+        while not side.settled():
+            if time.monotonic() >= until:
+                raise Unsupported(
+                    f"rank {rank} has not confirmed within {in_seconds(FORCE_SECONDS)} that it takes "
+                    "no bytes any more (is it stopped?), or a page of our memory does not come"
+                )
+            time.sleep(0.005)
 
     def close(self) -> frozenset[int]:
-        """End all sides here and now. Nobody writes our memory but our own thread: nobody is named."""
+        """End all sides here and now. Nobody writes our memory but our own thread.
+
+        A rank is named only where that thread has begun to copy its bytes, and waits for a page.
+        """
         for side in self._sides.values():
             side.end("the link is closed")
-        sides, self._to_remove = self._to_remove, ()
-        for side in sides:
+        until = time.monotonic() + CLOSE_SECONDS
+        stuck = [rank for rank, side in self._sides.items() if not side.wait_for_copies(until)]
+        for side in self._sides.values():
             self._dispatcher.loop.call(partial(self._dispatcher.remove_side, side))
-        return frozenset()
+        if stuck:
+            log.warning("a page of memory does not come, which ranks %s read or write", stuck)
+        return frozenset(stuck if self._access is Access.READ_WRITE else ())
+
+
+def _leave(side: Side, transfer: Transfer, error: BaseException) -> None:
+    transfer.leave(error)
+    side.finish(transfer)
+
+
+def _close_elsewhere(fds: Sequence[int]) -> None:
+    """Close what a peer has made, on a thread of its own: that may hang."""
+
+    def close() -> None:
+        for fd in fds:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    try:
+        threads.start(threading.Thread(target=close, name="datadist-closer", daemon=True))
+    except RuntimeError as error:
+        raise LinkError(f"descriptors of an offer stay open: {error}") from None

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from datadist.base import threads
@@ -123,8 +124,9 @@ class Loop:
 
     def unwatch(self, fd: int) -> None:
         """The descriptor is about to be closed."""
-        del self._watched[fd]
-        self._poller.unregister(fd)
+        self._watched.pop(fd, None)
+        with contextlib.suppress(OSError):  # it is not registered
+            self._poller.unregister(fd)
 
     def expect_tick(self, seconds: float) -> None:
         """Call the handler's tick after so many seconds at the latest."""
@@ -152,7 +154,7 @@ class Loop:
         while not self._stopping:
             happened = False
             for event in self._engine.poll():
-                self._handler.event(event)
+                self._guarded(partial(self._handler.event, event))
                 happened = True
             # What was called may have begun to send: the engine must be polled before the thread sleeps.
             happened = self._run_calls(MAX_CALLS) or happened
@@ -166,10 +168,13 @@ class Loop:
         if self._tick_at is None or now < self._tick_at:
             return False
         self._tick_at = None
+        self._guarded(self._handle_tick)
+        return True
+
+    def _handle_tick(self) -> None:
         seconds = self._handler.tick()
         if seconds is not None:
             self.expect_tick(seconds)
-        return True
 
     def _pause(self, now: float, fd: int | None) -> float:
         """Seconds to sleep at most; negative: until something happens."""
@@ -189,13 +194,20 @@ class Loop:
                 with contextlib.suppress(BlockingIOError):
                     self._woken.recv(4096)
             elif fd in self._watched:
-                self._watched[fd]()
+                self._guarded(self._watched[fd])
+
+    def _guarded(self, function: Callable[[], None]) -> None:
+        """What goes wrong in one call does not end the thread, which all links need."""
+        try:
+            function()
+        except Exception:
+            log.exception("unexpected error of a messaging transport; please report it")
 
     def _run_calls(self, most: int) -> bool:
         """Run what other threads have left, and tell whether there was something."""
         count = min(most, len(self._calls))
         for _ in range(count):
-            self._calls.popleft()()
+            self._guarded(self._calls.popleft())
         return count > 0
 
     # -- the end ---------------------------------------------------------------------------------

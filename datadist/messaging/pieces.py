@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["MAX_SEGMENTS", "Piece", "Spans", "cut", "gather", "numbers", "scatter"]
+__all__ = ["MAX_SEGMENTS", "MIN_PIECE", "Piece", "Spans", "cut", "gather", "numbers", "scatter"]
 
 MAX_SEGMENTS = 4096
 """Most segments of one piece."""
+MIN_PIECE = 4096
+"""Least bytes of a full piece: smaller ones would cost the engine's thread more than their bytes."""
 LARGE = 64 << 10
 """From so many bytes on the GIL is released for a copy."""
 

@@ -2,8 +2,8 @@
 
 Everything here runs on the thread of the engine. Each piece is one request and one answer. The asker
 has ``window`` requests without an answer at most, for all links and transfers with that peer, which
-take turns. The owner has ``window`` answers at most that the engine has not sent, and as many requests
-that wait for that: so a peer that takes nothing, or asks too much, fills no memory.
+take turns. The owner has as many at most (:mod:`datadist.messaging.answering`). So a peer that takes
+nothing, or asks too much, fills no memory.
 
 A request whose transfer has ended keeps its place in the window until it is answered, because the
 owner may still work on it. Its data is dropped then. Messages keep their order, so late bytes of a write
@@ -21,9 +21,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from datadist.base.texts import in_seconds
+from datadist.messaging.answering import Answering
+from datadist.messaging.ending import End
 from datadist.messaging.engine import Endpoint, Engine, EngineError
 from datadist.messaging.pieces import Piece
 from datadist.messaging.side import Side
+from datadist.messaging.spare import SpareMessages
 from datadist.messaging.transfer import Transfer
 from datadist.messaging.wire import (
     HEADER_BYTES,
@@ -31,11 +34,9 @@ from datadist.messaging.wire import (
     SECRET_BYTES,
     Kind,
     Refusal,
-    Request,
     WireError,
     pack,
     pack_request,
-    parse_request,
 )
 from datadist.transport import (
     AddressError,
@@ -54,6 +55,8 @@ log = logging.getLogger("datadist.messaging")
 
 ANSWER_SECONDS = 60.0
 """A request whose transfer has ended is answered within this time, or the session ends."""
+RETIRED_SECONDS = 10.0
+"""A session that is not used any more ends so long after that, if the peer goes on using its own."""
 TICK_SECONDS = 0.5
 """Between two looks at a peer to which something is under way."""
 
@@ -61,11 +64,16 @@ TICK_SECONDS = 0.5
 class Keeper(Protocol):
     """What a session needs of the one that keeps it."""
 
+    spare: SpareMessages
+
     def expect_tick(self, seconds: float) -> None:
         """Call :meth:`Session.check` after so many seconds."""
 
-    def session_ended(self, session: Session, lost: bool) -> None:
-        """Forget the session and its sides, and close the endpoint: at once where the peer is lost."""
+    def session_ended(self, session: Session, how: End) -> None:
+        """Forget the session and its sides, and close the endpoint when all was sent that can be."""
+
+    def keep(self, buffer: object) -> None:
+        """Refer to what the engine may still use until it is closed."""
 
 
 @dataclass(eq=False)
@@ -74,6 +82,8 @@ class Token:
 
     session: Session
     then: Callable[[], None] | None
+    message: bytearray | None = None
+    """Of a send."""
     completed: bool = False
 
 
@@ -86,18 +96,6 @@ class _Asked:
     landing: tuple[bytearray, bytes] | None
     """The buffer that the peer may put into, and its name."""
     late_since: float | None = None
-
-
-@dataclass
-class _Waiting:
-    """A request of the peer's; the message has the data of a write."""
-
-    side: Side
-    kind: Kind
-    number: int
-    request: Request
-    message: Buffer
-    expires: float
 
 
 class Session:
@@ -121,6 +119,9 @@ class Session:
         """Messages that the engine has not sent."""
         self.retired = False
         """Not used any more, here; see :meth:`retire`."""
+        self.unconfirmed: frozenset[Side] = frozenset()
+        """Once it has ended: sides over which the peer may still take bytes of writes."""
+        self._retired_at = 0.0
         self._peers: dict[bytes, bool] = {}
         """Sessions of the peer that use ours, by secret; whether they are retired."""
         self._keeper = keeper
@@ -131,24 +132,30 @@ class Session:
         self._number = 0
         self._landings: list[tuple[bytearray, bytes]] = []
         """Buffers that nobody puts into now."""
-        self._waiting: deque[_Waiting] = deque()
-        self._answering = 0
+        self._answering = Answering(self, engine, window, keeper.spare.take)
+        self.take_request = self._answering.take_request
 
     @property
     def busy(self) -> bool:
         """Whether something is under way."""
         return bool(self._queue or self._asked or self.unsent)
 
+    @property
+    def watched(self) -> bool:
+        """Whether it is looked at now and then (:meth:`check`)."""
+        return self.busy or self.retired
+
     # -- asking ----------------------------------------------------------------------------------
 
     def start(self, transfer: Transfer) -> None:
-        """Begin a transfer; it is ended if the session has ended."""
+        """Begin a transfer, unless its caller has left; it is ended if the session has ended."""
         if self.ended is not None:
             transfer.end(transfer.side.error() or TransferError(self.ended))
             return
-        self._keeper.expect_tick(TICK_SECONDS)
-        self._queue.append(transfer)
-        self.advance()
+        if transfer.more:
+            self._keeper.expect_tick(TICK_SECONDS)
+            self._queue.append(transfer)
+            self.advance()
 
     def advance(self) -> None:
         """Ask for as many pieces as the window permits, of each transfer in turn."""
@@ -170,20 +177,29 @@ class Session:
         return None
 
     def _ask(self, transfer: Transfer) -> None:
-        piece, number = transfer.take_piece(), self._number
-        offer = transfer.side.offer
+        piece, sent = transfer.take_piece(), False
+        try:
+            sent = self._ask_for(transfer, piece)
+        finally:
+            if not sent:
+                transfer.not_asked()
+
+    def _ask_for(self, transfer: Transfer, piece: Piece) -> bool:
+        number, offer = self._number, transfer.side.offer
         assert offer is not None
         landing = None if transfer.write else self._landing()
         message = pack_request(
             Kind.WRITE if transfer.write else Kind.READ, offer.secret, number, self.secret,
             transfer.seconds_left, piece.remote, piece.length,
             b"" if landing is None else landing[1], piece.size if transfer.write else 0,
+            self._keeper.spare.take,
         )  # fmt: skip
         if transfer.write and not transfer.read_local(piece, message, len(message) - piece.size):
-            return
+            return False
         self._number += 1
         self._asked[number] = _Asked(transfer, piece, landing)
-        self._send(message)
+        self.send(message)
+        return True
 
     def _landing(self) -> tuple[bytearray, bytes] | None:
         if not self._engine.puts:
@@ -205,8 +221,10 @@ class Session:
             error = _refused(asked.transfer.side.rank, bytes(body))
             self._answered(number, asked)
             asked.transfer.end(error)
+            asked.transfer.answered(asked.piece)
         elif kind is Kind.DATA and not asked.transfer.write and len(body) == asked.piece.size:
             self._answered(number, asked)
+            self.advance()  # the peer works on the next piece while this one is copied
             asked.transfer.answered(asked.piece, message, HEADER_BYTES)
         elif kind is Kind.DONE and not body and (asked.transfer.write or asked.landing is not None):
             asked.transfer.answered(asked.piece, asked.landing[0] if asked.landing else None)
@@ -223,84 +241,32 @@ class Session:
         if asked.landing is not None:
             self._landings.append(asked.landing)
 
-    # -- answering -------------------------------------------------------------------------------
-
-    def take_request(self, side: Side, kind: Kind, number: int, message: Buffer) -> None:
-        """A request of the peer has arrived. Raises :class:`WireError` if it makes no sense."""
-        if side.peer_closed:
-            raise WireError(f"it sent a {kind.name} after it had closed its side")
-        if len(self._waiting) >= self._window:
-            raise WireError(f"it has more than {2 * self._window} requests at a time")
-        request = parse_request(message, kind, self._engine.piece)
-        if self._waiting or self._answering >= self._window:
-            message = bytearray(memoryview(message).cast("B")) if kind is Kind.WRITE else b""
-        expires = time.monotonic() + request.milliseconds / 1000
-        self._waiting.append(_Waiting(side, kind, number, request, message, expires))
-        self._answer_waiting()
-
-    def _answer_waiting(self) -> None:
-        while self._waiting and self._answering < self._window and self.ended is None:
-            self._answer(self._waiting.popleft())
-
-    def _answer(self, waiting: _Waiting) -> None:
-        """Each request gets exactly one answer."""
-        self._answering += 1
-        side, request, write = waiting.side, waiting.request, waiting.kind is Kind.WRITE
-        refusal = side.refusal(write, request)
-        if refusal is None and time.monotonic() > waiting.expires:
-            refusal = Refusal.EXPIRED
-        if refusal is not None:
-            self._reply(waiting, Kind.REFUSED, bytes([refusal]))
-        elif write:
-            done = side.copy_in(request, waiting.message)
-            self._reply(waiting, *((Kind.DONE, b"") if done else _CLOSED))
-        elif request.target and self._engine.puts:
-            self._put(waiting)
-        else:
-            message = pack(Kind.DATA, request.reply, waiting.number, room=request.size)
-            if side.copy_out(request, message, HEADER_BYTES):
-                self._send(message, self._sent_answer)
-            else:
-                self._reply(waiting, *_CLOSED)
-
-    def _put(self, waiting: _Waiting) -> None:
-        data = bytearray(waiting.request.size)
-        if not waiting.side.copy_out(waiting.request, data, 0):
-            self._reply(waiting, *_CLOSED)
-            return
-        token = Token(self, lambda: self._reply(waiting, Kind.DONE))
-        self._engine_call(token, lambda: self.endpoint.put(data, waiting.request.target, token))
-
-    def _reply(self, waiting: _Waiting, kind: Kind, body: bytes = b"") -> None:
-        self._send(pack(kind, waiting.request.reply, waiting.number, body), self._sent_answer)
-
-    def _sent_answer(self) -> None:
-        self._answering -= 1
-        self._answer_waiting()
-
     # -- sending ---------------------------------------------------------------------------------
 
     def greet(self, side: Side) -> None:
         """Tell the peer that its offer was attached."""
         assert side.offer is not None
-        self._send(pack(Kind.HELLO, side.offer.secret, body=self.secret))
+        self.send(pack(Kind.HELLO, side.offer.secret, body=self.secret))
 
     def meet(self, secret: bytes) -> None:
         """A side of this session was attached by that session of the peer."""
         if secret and secret not in self._peers:
             self._peers[secret] = False
             if self.retired:
-                self._send(pack(Kind.BYE, secret, body=self.secret))
+                self.send(pack(Kind.BYE, secret, body=self.secret))
 
     def retire(self) -> None:
         """It is not used any more: new links get another one.
 
-        The endpoint is closed when the peer's sessions are retired, too. In some engines both endpoints
-        are one connection, and the peer may be using it for a new link.
+        The endpoint is closed when the peer's sessions are retired, too, or after
+        :data:`RETIRED_SECONDS`. In some engines both endpoints are one connection, and the peer may be
+        using it for a new link.
         """
         self.retired = True
+        self._keeper.expect_tick(TICK_SECONDS)
+        self._retired_at = time.monotonic()
         for secret in self._peers:
-            self._send(pack(Kind.BYE, secret, body=self.secret))
+            self.send(pack(Kind.BYE, secret, body=self.secret))
         self._end_if_unused()
 
     def take_bye(self, message: Buffer) -> None:
@@ -313,18 +279,24 @@ class Session:
 
     def _end_if_unused(self) -> None:
         if self.retired and all(self._peers.values()):
-            self.end("it is not used any more", lost=False)
+            self.end("it is not used any more", End.TOLD)
 
     def tell_closed(self, side: Side) -> None:
         """Tell the peer, once, that our side has ended and asks for nothing any more."""
         if side.offer is not None and not side.peer_told:
             side.peer_told = True
             reason = (side.ended or "").encode()[:MAX_REASON]
-            self._send(pack(Kind.CLOSED, side.offer.secret, body=reason))
+            self.send(pack(Kind.CLOSED, side.offer.secret, body=reason))
 
-    def _send(self, message: bytearray, then: Callable[[], None] | None = None) -> None:
-        token = Token(self, then)
+    def send(self, message: bytearray, then: Callable[[], None] | None = None) -> None:
+        """See :class:`~datadist.messaging.answering.Sender`."""
+        token = Token(self, then, message)
         self._engine_call(token, lambda: self.endpoint.send(message, token))
+
+    def put(self, data: bytearray, target: bytes, then: Callable[[], None]) -> None:
+        """See :class:`~datadist.messaging.answering.Sender`."""
+        token = Token(self, then)
+        self._engine_call(token, lambda: self.endpoint.put(data, target, token))
 
     def _engine_call(self, token: Token, begin: Callable[[], None]) -> None:
         self.unsent += 1
@@ -344,43 +316,70 @@ class Session:
         token.completed = True
         self.unsent -= 1
         if error is not None:
-            self.end(error, lost=True)
-        elif self.ended is None and token.then is not None:
+            self.end(error, End.CUT)
+            return
+        if token.message is not None:
+            self._keeper.spare.give(token.message)
+        if self.ended is None and token.then is not None:
             token.then()
 
     # -- the end ---------------------------------------------------------------------------------
 
     def check(self, now: float) -> None:
-        """Whether the peer lives and answers; called now and then while :attr:`busy`."""
+        """Whether the peer lives and answers; called now and then while :attr:`watched`."""
         problem = self.endpoint.problem()
         if problem is not None:
-            self.end(problem, lost=True)
+            self.end(problem, End.CUT)
+        elif self.retired and now - self._retired_at >= RETIRED_SECONDS:
+            self.end("it is not used any more", End.TOLD)
+        elif self._is_late(now):
+            limit = in_seconds(ANSWER_SECONDS)
+            text = f"it did not answer within {limit} after a transfer had ended"
+            self.end(text, End.UNHEARD)
+        else:
+            self._queue = deque(transfer for transfer in self._queue if transfer.more)
+            self.advance()
+
+    def _is_late(self, now: float) -> bool:
         for asked in self._asked.values():
             if asked.transfer.ended and asked.late_since is None:
                 asked.late_since = now
-            if asked.late_since is not None and now - asked.late_since > ANSWER_SECONDS:
-                limit = in_seconds(ANSWER_SECONDS)
-                self.end(f"it did not answer within {limit} after a transfer had ended", lost=True)
-                return
-        self.advance()
+        times = [each.late_since for each in self._asked.values() if each.late_since is not None]
+        return bool(times) and now - min(times) > ANSWER_SECONDS
 
-    def end(self, reason: str, lost: bool) -> None:
+    def knows(self, secret: bytes) -> bool:
+        """Whether that session of the peer has met this one."""
+        return secret in self._peers
+
+    def end(self, reason: str, how: End) -> None:
         """End all sides, and the transfers with them."""
         if self.ended is not None:
             return
         self.ended = reason
-        for side in self.sides:
-            side.end(reason, lost)
-            if not lost:
-                self.tell_closed(side)
-        for _, target in [*self._landings, *(a.landing for a in self._asked.values() if a.landing)]:
-            self._engine.withdraw(target)
-        for each in (self._queue, self._asked, self._waiting, self._landings):
-            each.clear()
-        self._keeper.session_ended(self, lost)
+        asked, self._asked = self._asked, {}
+        landings, self._landings = self._landings, []
+        if how is not End.GONE:
+            sides = {each.transfer.side for each in asked.values() if each.transfer.write}
+            self.unconfirmed = frozenset(side for side in sides if not side.fenced)
+        try:
+            for side in self.sides:
+                side.fenced = side.fenced or how is End.GONE
+                side.end(reason, how is not End.TOLD)
+                if how in (End.TOLD, End.UNHEARD):
+                    self.tell_closed(side)
+            self._withdraw([*landings, *(each.landing for each in asked.values() if each.landing)])
+            self._queue.clear()
+            self._answering.clear()
+        finally:
+            self._keeper.session_ended(self, how)
 
-
-_CLOSED = Kind.REFUSED, bytes([Refusal.CLOSED])
+    def _withdraw(self, landings: list[tuple[bytearray, bytes]]) -> None:
+        for landing in landings:
+            try:
+                self._engine.withdraw(landing[1])
+            except Exception as error:  # the peer may put into it: it must stay
+                log.error("a buffer is kept, since the engine does not withdraw it: %s", error)
+                self._keeper.keep(landing)
 
 
 def _refused(rank: int, body: bytes) -> TransportError:

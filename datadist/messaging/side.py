@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
-import threading
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from datadist.messaging.copying import Copying
 from datadist.messaging.pieces import Spans, gather, scatter
 from datadist.messaging.wire import SECRET_BYTES, OfferFields, Refusal, Request
 from datadist.transport import Access, PeerLost, TransferError, TransportError
@@ -20,14 +21,20 @@ class Ending(Protocol):
     """What ends with a side: transfers."""
 
     def end(self, error: TransportError | None) -> None:
-        """Fail; from any thread."""
+        """Fail; from any thread, never blocks."""
+
+    def settled(self) -> bool:
+        """Whether nothing of it goes on, once its caller has left."""
+
+    def wait_for_copy(self, until: float) -> bool:
+        """Whether it leaves our memory alone, at ``until`` at the latest."""
 
 
 class Side:
     """What a peer may do with our memory over one link, and what we know of its memory.
 
-    ``lock`` is held while a peer's data is copied into our memory or from it, and while the side ends:
-    after :meth:`end` nothing of the peer touches our memory.
+    It ends in one step, from any thread: after :meth:`end` no copy begins between our memory and
+    messages of the peer. A copy that runs is waited for by :meth:`wait_for_copies`.
     """
 
     def __init__(self, rank: int, spans: Spans, access: Access) -> None:
@@ -47,25 +54,32 @@ class Side:
         """The peer asks for nothing any more."""
         self.peer_told = False
         """We have told the peer that this side has ended."""
+        self.fenced = False
+        """Nothing of ours touches the peer's memory any more: it has ended its side, or is gone."""
+        self.removed = False
+        """The link is closed, and our part of the table of sides is settled."""
         self._spans = spans
         self._access = access
-        self._lock = threading.RLock()
-        self._ended: tuple[str, bool] | None = None
+        self._copying = Copying()
+        self._ends: list[tuple[str, bool]] = []
+        """Reasons, and whether the peer is lost; the first one counts."""
         self._transfers: set[Ending] = set()
+        self._left: set[Ending] = set()
+        """Those that went on when their callers left."""
 
     # -- asking ----------------------------------------------------------------------------------
 
-    def attached(self, offer: OfferFields, incarnation: str) -> None:
-        """The offer of this peer was taken."""
-        self.theirs = Spans(offer.ranges)
+    def attached(self, offer: OfferFields, theirs: Spans, incarnation: str) -> None:
+        """The offer of this peer was taken; ``theirs`` are its ranges."""
+        self.theirs = theirs
         self.incarnation = incarnation
         self.offer = offer
 
     def error(self) -> TransferError | None:
         """Why nothing can be moved any more; None as long as it can."""
-        if self._ended is None:
+        if not self._ends:
             return None
-        reason, lost = self._ended
+        reason, lost = self._ends[0]
         return (
             PeerLost(f"rank {self.rank} is lost: {reason}", self.rank)
             if lost
@@ -74,22 +88,30 @@ class Side:
 
     def begin(self, transfer: Ending) -> None:
         """A transfer is about to start; it is ended with the side. Raises :meth:`error`."""
-        with self._lock:
-            error = self.error()
-            if error is None:
-                self._transfers.add(transfer)
+        self._transfers.add(transfer)  # before the look: see `end`
+        error = self.error()
         if error is not None:
             raise error
 
     def finish(self, transfer: Ending) -> None:
-        """The transfer has ended."""
+        """The caller of the transfer has left, or did not begin it."""
+        self.settled()
+        if not transfer.settled():
+            self._left.add(transfer)
         self._transfers.discard(transfer)
+
+    def settled(self) -> bool:
+        """Whether nothing goes on of the transfers whose callers have left."""
+        for transfer in self._left.copy():
+            if transfer.settled():
+                self._left.discard(transfer)
+        return not self._left
 
     # -- answering, on the thread of the engine ----------------------------------------------------
 
     def refusal(self, write: bool, request: Request) -> Refusal | None:
         """Why the peer may not have what it asks for; None where it may."""
-        if self._ended is not None:
+        if self._ends:
             return Refusal.CLOSED
         if write and self._access is Access.READ:
             return Refusal.FORBIDDEN
@@ -98,29 +120,33 @@ class Side:
 
     def copy_out(self, request: Request, into: bytearray, at: int) -> bool:
         """Copy from our memory; False where the side has ended."""
-        with self._lock:
-            if self._ended is None:
-                gather(into, at, request.addresses, request.lengths)
-            return self._ended is None
+        return self._copying.run(partial(gather, into, at, request.addresses, request.lengths))
 
     def copy_in(self, request: Request, message: Buffer) -> bool:
         """Copy the request's data into our memory; False where the side has ended."""
-        with self._lock:
-            if self._ended is None:
-                scatter(message, request.data_at, request.addresses, request.lengths)
-            return self._ended is None
+        return self._copying.run(
+            partial(scatter, message, request.data_at, request.addresses, request.lengths)
+        )
 
     # -- the end ---------------------------------------------------------------------------------
 
     @property
     def ended(self) -> str | None:
         """Why it has ended."""
-        return None if self._ended is None else self._ended[0]
+        return self._ends[0][0] if self._ends else None
 
     def end(self, reason: str, lost: bool = False) -> None:
-        """Fail transfers, now and later, and refuse requests. From any thread; waits for one copy."""
-        with self._lock:
-            self._ended = self._ended or (reason, lost)
-            transfers = list(self._transfers)
-        for transfer in transfers:
+        """Fail transfers, now and later, and refuse requests. From any thread, never blocks."""
+        self._copying.forbid()
+        self._ends.append((reason, lost))
+        for transfer in self._transfers.copy():
             transfer.end(self.error())
+
+    def wait_for_copies(self, until: float) -> bool:
+        """After :meth:`end`: whether no copy for the peer runs, at ``until`` (monotonic) at the latest.
+
+        Those of our own transfers are waited for as well; who called them says if they go on.
+        """
+        for transfer in self._transfers.copy():
+            transfer.wait_for_copy(until)
+        return self._copying.wait(until)

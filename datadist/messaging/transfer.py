@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from datadist.base.texts import in_seconds
+from datadist.messaging.copying import Copying
 from datadist.messaging.pieces import Piece, gather, scatter
 from datadist.transport import TransferError, TransferTimeout, TransportError
 
@@ -18,49 +20,70 @@ if TYPE_CHECKING:
 
 __all__ = ["Transfer"]
 
+COPY_SECONDS = 0.25
+"""So long a caller whose transfer has failed waits for the copy of a piece."""
+
 
 class Transfer:
-    """Nothing of it touches local memory after :meth:`wait` has ended, however that ended.
+    """It is its own :class:`~datadist.transport.InFlight`, for what goes on after :meth:`leave`.
 
-    ``lock`` is held while a piece is copied, and while the transfer ends.
+    That is a copy of the engine's thread that waits for a page, and pieces of a write that were sent:
+    the owner may take them at any time, until it has answered or ended its side.
     """
 
     def __init__(self, side: Side, write: bool, pieces: Iterator[Piece], timeout: float) -> None:
         self.side = side
         self.write = write
-        self.ended = False
+        self._copying = Copying()
+        self._outcomes: list[tuple[TransportError | None]] = []
+        """The first one counts."""
         self._pieces = pieces
         self._next = next(pieces, None)
         self._unanswered = 0
         self._timeout = timeout
         self._deadline = time.monotonic() + timeout
-        self._lock = threading.RLock()
         self._done = threading.Lock()
         self._done.acquire()
-        self._error: TransportError | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the outcome is known: nothing is asked or copied any more."""
+        return bool(self._outcomes)
 
     def wait(self) -> None:
         """Wait until every piece has arrived. Raises what :meth:`end` was given."""
-        try:
-            left = max(0.0, self._deadline - time.monotonic())
-            if not self._done.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
-                text = (
-                    f"rank {self.side.rank} did not send or take all in {in_seconds(self._timeout)}"
-                )
-                self.end(TransferTimeout(text, link_usable=True))
-        except BaseException:
-            self.end(TransferError("the call was interrupted", link_usable=True))
-            raise
-        if self._error is not None:
-            raise self._error
+        left = max(0.0, self._deadline - time.monotonic())
+        if not self._done.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
+            text = f"rank {self.side.rank} did not send or take all in {in_seconds(self._timeout)}"
+            self.end(TransferTimeout(text, link_usable=True))
+        error = self._outcomes[0][0]
+        if error is not None:
+            raise error
 
     def end(self, error: TransportError | None) -> None:
-        """Wake the caller, if this is the first time. From any thread."""
-        with self._lock:
-            if not self.ended:
-                self._error = error
-                self.ended = True
-                self._done.release()
+        """Wake the caller, if this is the first time. From any thread, never blocks."""
+        outcome = (error,)
+        self._copying.forbid()
+        self._outcomes.append(outcome)
+        if self._outcomes[0] is outcome:
+            self._done.release()
+
+    def leave(self, error: BaseException) -> None:
+        """The caller leaves with this error, which says whether something goes on without it."""
+        self.end(TransferError("the call was interrupted", link_usable=True))
+        self._copying.wait(time.monotonic() + COPY_SECONDS)
+        if not self.settled():
+            error.in_flight = self  # type: ignore[attr-defined]
+
+    def settled(self) -> bool:
+        """See :class:`datadist.transport.InFlight`."""
+        if self._copying.running:
+            return False
+        return not (self.write and self._unanswered) or self.side.fenced
+
+    def wait_for_copy(self, until: float) -> bool:
+        """After :meth:`end`: whether our memory is left alone, at ``until`` at the latest."""
+        return self._copying.wait(until)
 
     # -- on the thread of the engine -------------------------------------------------------------
 
@@ -75,26 +98,24 @@ class Transfer:
         return not self.ended and self._next is not None
 
     def take_piece(self) -> Piece:
-        """The next piece to ask for; there must be :attr:`more`."""
+        """The next piece to ask for; there must be :attr:`more`. It counts as asked from now on."""
         assert self._next is not None
-        piece, self._next = self._next, next(self._pieces, None)
         self._unanswered += 1
+        piece, self._next = self._next, next(self._pieces, None)
         return piece
+
+    def not_asked(self) -> None:
+        """The piece that was taken last was not sent."""
+        self._unanswered -= 1
 
     def read_local(self, piece: Piece, message: bytearray, at: int) -> bool:
         """Copy the piece's bytes from local memory; False where the transfer has ended."""
-        with self._lock:
-            if not self.ended:
-                gather(message, at, piece.local, piece.length)
-            return not self.ended
+        return self._copying.run(partial(gather, message, at, piece.local, piece.length))
 
     def answered(self, piece: Piece, data: Buffer | None = None, at: int = 0) -> None:
         """A piece was answered; ``data`` of a read goes to local memory unless the transfer has ended."""
-        with self._lock:
-            if self.ended:
-                return
-            if data is not None:
-                scatter(data, at, piece.local, piece.length)
-            self._unanswered -= 1
-            if self._next is None and not self._unanswered:
-                self.end(None)
+        if data is not None:
+            self._copying.run(partial(scatter, data, at, piece.local, piece.length))
+        self._unanswered -= 1
+        if self._next is None and not self._unanswered:
+            self.end(None)

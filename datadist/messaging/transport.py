@@ -15,6 +15,7 @@ from datadist.messaging.dispatcher import Dispatcher
 from datadist.messaging.engine import Engine, EngineError
 from datadist.messaging.link import MessagingLink
 from datadist.messaging.loop import LoopEnded
+from datadist.messaging.pieces import MIN_PIECE
 from datadist.transport import (
     Access,
     Capabilities,
@@ -59,11 +60,12 @@ class MessagingTransport(Transport):
     """
 
     same_host_only: bool = False
-    """Whether the engine reaches processes of the same host only."""
+    """Whether the engine reaches processes of the same host only; :meth:`make_engine` may set it, as its
+    options say."""
 
     @abstractmethod
     def make_engine(self, options: TransportOptions) -> Engine:
-        """Open the engine; called once, by the constructor.
+        """Open the engine; called once, by the constructor and so on the user's thread.
 
         Raises :class:`~datadist.transport.OptionError`,
         :class:`~datadist.transport.TransportError` or
@@ -77,10 +79,13 @@ class MessagingTransport(Transport):
         except EngineError as error:
             raise TransportError(str(error)) from error
         try:
+            _check_engine(self._engine)
             self._dispatcher = Dispatcher(self._engine)
             self._dispatcher.loop.start()
         except BaseException as error:
             self._engine.close()
+            if isinstance(error, EngineError):
+                raise TransportError(str(error)) from error
             if isinstance(error, (OSError, RuntimeError)):
                 raise TransportError(f"no thread for the engine: {explain(error)}") from error
             raise
@@ -152,6 +157,17 @@ class MessagingTransport(Transport):
         except LoopEnded as error:
             log.debug("nothing more was sent: %s", error)
         if loop.stop():
-            self._engine.close()
+            try:
+                self._engine.close()
+            except Exception:
+                log.exception("unexpected error of an engine; please report it")
         else:
             log.warning("the engine is left open: a call of it did not end")
+
+
+def _check_engine(engine: Engine) -> None:
+    if engine.piece < MIN_PIECE or engine.window < 1:
+        raise TransportError(
+            f"{type(engine).__name__} has pieces of {engine.piece} bytes and a window of "
+            f"{engine.window}; at least {MIN_PIECE} bytes and 1 are needed"
+        )

@@ -12,12 +12,13 @@ import hashlib
 import struct
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from datadist.messaging.pieces import MAX_SEGMENTS
+from datadist.messaging.pieces import MAX_SEGMENTS, MIN_PIECE
+from datadist.transport import Offer
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -99,9 +100,12 @@ class Header:
     """Of a request and its answer."""
 
 
-def pack(kind: Kind, secret: bytes, number: int = 0, body: bytes = b"", room: int = 0) -> bytearray:
-    """A message, with ``room`` more bytes at its end."""
-    message = bytearray(_HEADER.size + len(body) + room)
+def pack(
+    kind: Kind, secret: bytes, number: int = 0, body: bytes = b"", room: int = 0,
+    make: Callable[[int], bytearray] = bytearray,
+) -> bytearray:  # fmt: skip
+    """A message made by ``make``, with ``room`` more bytes at its end."""
+    message = make(_HEADER.size + len(body) + room)
     _HEADER.pack_into(message, 0, MAGIC, kind, secret, number)
     message[_HEADER.size : _HEADER.size + len(body)] = body
     return message
@@ -142,11 +146,13 @@ class Request:
 def pack_request(
     kind: Kind, secret: bytes, number: int, reply: bytes, seconds: float,
     addresses: array[int], lengths: array[int], target: bytes = b"", room: int = 0,
+    make: Callable[[int], bytearray] = bytearray,
 ) -> bytearray:  # fmt: skip
     """A READ, or a WRITE with ``room`` for the data."""
     milliseconds = min(max(0, int(seconds * 1000)), MAX_MILLISECONDS)
     fixed = _REQUEST.pack(reply, milliseconds, len(addresses), len(target))
-    return pack(kind, secret, number, fixed + target + _bytes(addresses) + _bytes(lengths), room)
+    body = fixed + target + _bytes(addresses) + _bytes(lengths)
+    return pack(kind, secret, number, body, room, make)
 
 
 def parse_request(message: Buffer, kind: Kind, most: int) -> Request:
@@ -213,13 +219,29 @@ def parse_offer(data: bytes) -> OfferFields:
     at = len(_OFFER_MAGIC) + _OFFER.size
     if len(content) != at + address_bytes + 16 * count or address_bytes > MAX_ADDRESS:
         raise WireError(f"it has {len(content)} bytes, which its numbers do not match")
-    if piece < 1 or window < 1:
-        raise WireError(f"its pieces have {piece} bytes, {window} at a time; expected 1 or more")
+    if piece < MIN_PIECE or window < 1:
+        raise WireError(
+            f"its pieces have {piece} bytes, {window} at a time; at least {MIN_PIECE}, and 1, are needed"
+        )
+    if count > Offer.MAX_REGIONS:
+        raise WireError(f"it has {count} ranges, at most {Offer.MAX_REGIONS} are possible")
     edges = _numbers(memoryview(content), at + address_bytes, 2 * count)
     return OfferFields(
-        content[at : at + address_bytes], secret, writable, piece, window,
-        list(zip(edges[::2], edges[1::2], strict=True)),
-    )  # fmt: skip
+        content[at : at + address_bytes], secret, writable, piece, window, _ranges(edges)
+    )
+
+
+def _ranges(edges: array[int]) -> list[tuple[int, int]]:
+    """Pairs of edges, which must rise from 0 on: in order, without overlap, within 63 bits."""
+    ranges, before = list(zip(edges[::2], edges[1::2], strict=True)), 0
+    for begin, end in ranges:
+        if not before <= begin < end:
+            raise WireError(
+                f"its range from {begin:#x} to {end:#x} is empty, not in order, or overlaps the one "
+                f"before, which ends at {before:#x}"
+            )
+        before = end
+    return ranges
 
 
 def _bytes(values: array[int]) -> bytes:

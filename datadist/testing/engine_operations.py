@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,8 @@ def start_engine(state: State, cluster: int, settings: EngineSettings) -> None:
     options = config.generate_options()
     for name, value in settings.options.extra.items():
         options[f"datadist.{settings.backend}.{name}"] = value
+    if settings.options.auth_key is not None:
+        os.environ["DATADIST_AUTH_KEY"] = os.fsdecode(settings.options.auth_key)
     state.engine = LLMDataDist(LLMRole.MIX, cluster)
     state.engine.init(options)
 

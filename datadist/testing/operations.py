@@ -210,12 +210,15 @@ def move(state: State, order: Move) -> Outcome:
     """Read or write."""
     link = state.links[order.link]
     vectors = order.local, order.remote, order.length
+    return outcome_of(lambda: _run(link, order, vectors), _keep(state, order))
 
+
+def _keep(state: State, order: Move) -> Callable[[TransportError], None]:
     def keep(error: TransportError) -> None:
         if error.in_flight is not None:
             state.in_flight.append((order.link, order.rank, error.in_flight))
 
-    return outcome_of(lambda: _run(link, order, vectors), keep)
+    return keep
 
 
 def all_settled(state: State) -> bool:
@@ -284,7 +287,7 @@ def move_until_failure(state: State, order: Move, seconds: float) -> Outcome:
     vectors = order.local, order.remote, order.length
     outcome = Outcome()
     while outcome.ok and time.monotonic() < end:
-        outcome = outcome_of(lambda: _run(link, order, vectors))
+        outcome = outcome_of(lambda: _run(link, order, vectors), _keep(state, order))
     return outcome
 
 

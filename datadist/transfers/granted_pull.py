@@ -360,18 +360,16 @@ class _WordReader:
 
     def _read(self) -> None:
         local, remote, length = self._vectors()
-        route, link = self._route, self._route.attempt.link
-        if link is None:
+        route = self._route
+        if route.attempt.link is None:
             raise resolve.no_route([], route.attempt.members[route.rank].cluster_id, resolve.Ended)
         if not self._limit.left:
             raise TransferTimeout(
                 "the data was read, but no time is left to read whether the grant lives"
             )
-        try:
-            link.read(route.rank, local, remote, length, self._limit.left)
-        except BaseException as error:
-            self._pulls._transfers.keep(route, error, local, length, write=False)
-            raise
+        self._pulls._transfers.operate(
+            route, Segments(local, remote, length, WORD), self._limit, write=False
+        )
 
     def close(self) -> None:
         """Give the scratch word back, once nothing is read into it."""

@@ -281,7 +281,11 @@ class RouteCache:
             self._owned.unpin(cached.cache, token)
         except BaseException as error:
             try:
-                transfers.keep(cached.route, error, local, length, write=False)
+                try:
+                    transfers.keep(cached.route, error, local, length, write=False)
+                except BaseException:  # a handler of a signal: once more, which does no harm
+                    transfers.keep(cached.route, error, local, length, write=False)
+                    raise
             finally:
                 cached.view.pulls.discard(token)  # in C: no handler of a signal comes before these
                 cached.cache.pins.discard(token)
@@ -307,9 +311,8 @@ class RouteCache:
             or view.version != cached.version
             or session.closed
             or rank in cached.gone
+            or (seconds > MIN_REUSE_SECONDS and not cached.entry.pooled)
         ):
-            return False
-        if seconds > MIN_REUSE_SECONDS and not cached.entry.pooled:
             return False
         transfers.count_done(cached.tallies, cached.block_bytes * len(length), seconds)
         return True

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from datadist.base.callers import pass_on
 from datadist.caches.owned import OwnCache
 from datadist.caches.peers import TOKENS, PeerView
-from datadist.caches.quarantine import Kept, Quarantine
+from datadist.caches.quarantine import Kept, Quarantine, Ranges
 from datadist.control.messages import Entry
 from datadist.control.session import Session
 from datadist.links.counters import Counters, Tally
@@ -26,12 +27,16 @@ from datadist.transfers.plan import Segments
 from datadist.transfers.resolve import Found, Route
 from datadist.transport import (
     AddressError,
+    InFlight,
     TransferError,
     TransferTimeout,
     TransportError,
     Unsupported,
 )
 from datadist.transports.defects import text_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 log = logging.getLogger("datadist.transfer")
 
@@ -190,7 +195,7 @@ class Transfers:
         permits = route.attempt.permits[route.rank]
         shared = not permits.free
         if segments.nbytes <= MIN_PIECE or not (shared or limit.in_pieces):
-            self._operate(route, segments, limit, write)
+            self.operate(route, segments, limit, write)
             return
 
         def turn(moved: int) -> None:
@@ -204,19 +209,24 @@ class Transfers:
                 )
 
         seconds = TURN_SECONDS if shared else CANCEL_SECONDS
-        move_pieces(
-            segments, seconds, lambda piece: self._operate(route, piece, limit, write), turn
-        )
+        move_pieces(segments, seconds, lambda piece: self.operate(route, piece, limit, write), turn)
 
-    def _operate(self, route: Route, segments: Segments, limit: CallLimit, write: bool) -> None:
+    def operate(self, route: Route, segments: Segments, limit: CallLimit, write: bool) -> None:
+        """One read or write of the link, with a permit. Raises what the transport raises."""
         link = route.attempt.link
         assert link is not None
         operate = link.write if write else link.read
-        local, length = segments.local, segments.length
         try:
-            operate(route.rank, local, segments.remote, length, limit.left)
-        except BaseException as error:  # the caller's own may come with one as well
-            self.keep(route, error, local, length, write)
+            operate(route.rank, segments.local, segments.remote, segments.length, limit.left)
+        except (
+            BaseException
+        ) as error:  # the caller's own may come with a transfer that goes on, too
+            kept = route, error, segments.local, segments.length, write
+            try:
+                self.keep(*kept)
+            except BaseException:  # a handler of a signal: once more, which does no harm
+                self.keep(*kept)
+                raise
             raise
 
     def _let_others_go(self, route: Route, acquired: list[bool], limit: CallLimit) -> None:
@@ -274,33 +284,29 @@ class Transfers:
             )
 
     def keep(
-        self, route: Route, error: BaseException, local: Iterable[int], length: Iterable[int],
-        write: bool,
-    ) -> None:  # fmt: skip
+        self, route: Route, error: BaseException, local: Buffer, length: Buffer, write: bool
+    ) -> None:
         """Keep the local ranges of a transfer that goes on; while the call still holds its tokens.
 
-        The peer of a write is told that we have stopped only when it has settled.
+        Called again where a handler of a signal raises in it. The handler may also have raised after the
+        transport did: then the transport's error is the context of its own.
         """
-        flight = getattr(error, "in_flight", None)
-        if flight is None:
+        flights = _in_flight(error)
+        if not flights:
             return
         cluster = route.attempt.members[route.rank].cluster_id
         what = "push to" if write else "pull from"
         text = f"a {what} cluster {cluster} over {route.domain}"
-        kept = Kept(flight, array("q", local), array("q", length), route.attempt, route.rank, text)
-        token = next(TOKENS)
-        if write:
-            kept.release = lambda: route.view.end_pull(token)
-        try:
-            self._keep(kept, route, token, write)
-        except BaseException:  # a handler of a signal: once more, which does no harm
-            self._keep(kept, route, token, write)
-            raise
-
-    def _keep(self, kept: Kept, route: Route, token: int, write: bool) -> None:
-        if write:
-            route.view.prolong(token)
-        self._quarantine.keep(kept)
+        ranges = Ranges(local, length)
+        for flight in flights:
+            kept = Kept(flight, ranges, route.attempt, route.rank, text)
+            if kept.settled():  # also what an earlier call had left, whose error was being handled
+                continue
+            if write:  # its peer is told that we have stopped only when it has settled
+                token = -id(flight)  # not in TOKENS, and the same when this is called again
+                kept.release = partial(route.view.end_pull, token)
+                route.view.prolong(token)
+            self._quarantine.keep(kept)
 
     def tallies(self, route: Route, push: bool) -> tuple[Tally, Tally]:
         """Where operations over a link are counted: for that link, and for all."""
@@ -341,8 +347,8 @@ class Transfers:
             if not known:
                 self.on_broken(route, text)
             text += "; unlink and link again"
-        if isinstance(error, TransferTimeout) and limit is not None:
-            text += f"; the call has {limit}"
+        elif isinstance(error, TransferTimeout):
+            text += f"; the call has {limit or CallLimit().begin(self.timeout)}"
         if getattr(error, "in_flight", None) is not None:
             text += (
                 "; the transport cannot stop it (the peer is stopped, or a page of either end does not "
@@ -362,6 +368,17 @@ def _check_cancelled(limit: CallLimit, moved: int, nbytes: int) -> None:
             f"the transfer was cancelled after {moved} of {nbytes} bytes",
             status_code=LLMStatusCode.LLM_FAILED,
         )
+
+
+def _in_flight(error: BaseException | None) -> list[InFlight]:
+    """What goes on, as an exception says, or one that was being handled when it was raised."""
+    flights = []
+    while error is not None:
+        flight = getattr(error, "in_flight", None)
+        if flight is not None:
+            flights.append(flight)
+        error = error.__context__
+    return flights
 
 
 def _check_unrevoked(route: Route, source: Entry | None) -> None:

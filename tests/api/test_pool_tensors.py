@@ -22,7 +22,7 @@ from datadist import (
     LLMStatusCode,
     Placement,
 )
-from datadist.caches.quarantine import Kept
+from datadist.caches.quarantine import Kept, Ranges
 from tests import nodes
 from tests.in_process_engine import Engine
 from tests.nodes import Here, Node
@@ -76,8 +76,8 @@ def test_memory_that_a_transfer_may_touch_does_not_return(engine: Engine) -> Non
     live: Any = engine.api._engine
     quarantine = live.memory.quarantine
     quarantine.on_kept = lambda _: None
-    address = array("q", [tensor.address + 100])
-    quarantine.keep(Kept(Flight(), address, array("q", [8]), "link", 1, "a pull"))
+    ranges = Ranges(array("q", [tensor.address + 100]), array("q", [8]))
+    quarantine.keep(Kept(Flight(), ranges, "link", 1, "a pull"))
     del tensor
     assert _used(engine) == before + 1
     settled.append(True)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from datadist.caches.by_address import TensorsByAddress, cuts
 from datadist.caches.own_cache import Layout
+from datadist.caches.quarantine import Ranges
 from datadist.status import LLMException
 from datadist.transport import Placement
 
@@ -100,7 +101,8 @@ def test_ranges_touch_blocks_and_not_what_lies_between_them(
 ) -> None:
     bytes_ = set(range(address, address + length))
     expected = any(bytes_ & held for held in shape.holders())
-    assert shape.layout().ranges.touch(address, length) == expected
+    asked = Ranges(np.array([address]), np.array([length]))
+    assert asked.meet(shape.layout().ranges) == expected
 
 
 def test_the_first_range_that_no_cache_holds_is_named() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from datadist.caches.block_ranges import BlockRanges
 from datadist.caches.pool_config import PoolConfig
-from datadist.caches.quarantine import Kept, Quarantine
+from datadist.caches.quarantine import Kept, Quarantine, Ranges
 from datadist.transport import Placement
 from tests import interrupts
 from tests.caches.test_memory import FakeTransport, _memory
@@ -24,7 +27,7 @@ class Flight:
 
 
 def _kept(flight: Flight, address: int = 4096, size: int = 100) -> Kept:
-    return Kept(flight, array("q", [address]), array("q", [size]), "link", 1, "a pull")
+    return Kept(flight, Ranges(array("q", [address]), array("q", [size])), "link", 1, "a pull")
 
 
 def test_a_transport_that_cannot_say_whether_it_has_settled_has_not(
@@ -84,3 +87,64 @@ def test_what_a_transfer_may_touch_when_the_engine_ends_is_not_released(in_pool:
     memory.quarantine.keep(_kept(Flight(), address))
     memory.close()
     assert transport.live == ([pool] if in_pool else [(4096, 1024)])
+
+
+_RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), min_size=1, max_size=8)
+
+
+@given(
+    _RANGES,
+    st.lists(st.integers(0, 70), min_size=1, max_size=4),
+    st.integers(1, 6),
+    st.integers(1, 4),
+    st.integers(0, 9),
+)
+@example([(10, 5)], [15], 5, 1, 0)
+@example([(10, 5)], [5], 5, 1, 0)
+@example([(10, 5)], [14], 1, 1, 0)
+@example([(0, 12), (1, 1)], [11], 1, 1, 0)
+@example([(2, 3)], [0], 2, 2, 3)
+@example([(2, 4)], [0], 2, 2, 3)
+def test_ranges_meet_the_blocks_that_one_of_them_overlaps(
+    ranges: list[tuple[int, int]], bases: list[int], size: int, count: int, gap: int
+) -> None:
+    merged = Ranges(array("q", [a for a, _ in ranges]), array("q", [n for _, n in ranges]))
+    touched = {byte for address, length in ranges for byte in range(address, address + length)}
+    starts = [base + number * (size + gap) for base in bases for number in range(count)]
+    asked = {byte for start in starts for byte in range(start, start + size)}
+    nbytes = (count - 1) * (size + gap) + size
+    assert merged.meet(BlockRanges(tuple(bases), nbytes, size + gap, size)) == bool(touched & asked)
+    if not gap:
+        assert merged.meet(BlockRanges(tuple(bases), nbytes)) == bool(touched & asked)
+    assert merged.first == min(touched)
+    assert merged.nbytes == sum(length for _, length in ranges)
+
+
+def test_one_transfer_is_kept_once() -> None:
+    quarantine, flight, told = Quarantine(), Flight(), list[int]()
+    for number in range(2):
+        kept = _kept(flight)
+        kept.release = partial(told.append, number)
+        quarantine.keep(kept)
+    flight.settled = lambda: True
+    assert not quarantine.release_settled()
+    assert told == [0]
+
+
+def test_whoever_waits_for_a_transfer_is_told_also_when_another_raises(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    quarantine, told, flight = Quarantine(), list[str](), Flight()
+    kept = _kept(flight)
+    kept.release = lambda: told.append("released")
+    quarantine.keep(kept)
+
+    def fails() -> None:
+        raise RuntimeError("a defect")
+
+    quarantine.defers(BlockRanges((4000,), 200), fails)
+    quarantine.defers(BlockRanges((4000,), 200), lambda: told.append("freed"))
+    flight.settled = lambda: True
+    assert not quarantine.release_settled()
+    assert told == ["released", "freed"]
+    assert "a defect" in caplog.text

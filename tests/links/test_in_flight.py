@@ -208,6 +208,7 @@ def test_what_is_left_after_the_connection_was_forced_is_forced_again(start_node
     reader.do(_hold, True)
     assert "LLM_TIMEOUT" in reader.do(_move, "mine", "pull")
     until(lambda: reader.do(_forced) == [[0]])
+    nodes.said(reader, "WARNING", "did not settle", "the connection is given up")
     reader.do(_revive)  # as if that one had been inside its call meanwhile
     assert "LLM_TIMEOUT" in reader.do(_move, "mine", "pull")
     until(lambda: reader.do(_forced) == [[0, 0]])

@@ -26,11 +26,12 @@ from datadist.messaging.wire import (
     parse_request,
     seal_offer,
 )
+from datadist.transport import Offer
 
 SECRET, REPLY = b"s" * 16, b"r" * 16
 int64 = st.integers(-(1 << 63), (1 << 63) - 1)
 MOST = 1 << 20
-OFFER = OfferFields(b"address", SECRET, True, 1 << 20, 4, [(4096, 8192), (-5, 7)])
+OFFER = OfferFields(b"address", SECRET, True, 1 << 20, 4, [(4096, 8192), (8192, (1 << 63) - 1)])
 
 
 def _request(lengths: list[int], kind: Kind = Kind.READ, target: bytes = b"") -> bytearray:
@@ -126,10 +127,46 @@ def test_damaged_offers_are_refused() -> None:
             parse_offer(whole[:end])
 
 
-@pytest.mark.parametrize("change", [{"piece": 0}, {"window": 0}, {"address": b"a" * 70_000}])
+@pytest.mark.parametrize(
+    "change",
+    [{"piece": 0}, {"piece": 1}, {"piece": 4095}, {"window": 0}, {"address": b"a" * 70_000}],
+)
 def test_offers_of_impossible_values_are_refused(change: dict[str, int | bytes]) -> None:
     with pytest.raises(WireError):
         parse_offer(seal_offer(replace(OFFER, **change)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        [(0, 0)], [(8, 4)], [(-8, 8)], [(0, 16), (8, 24)], [(16, 24), (0, 8)], [(0, 16), (0, 16)],
+        [(0, 32), (8, 16)], [((1 << 63) - 4096, -(1 << 63))],
+    ],
+)  # fmt: skip
+def test_ranges_out_of_order_are_refused(ranges: list[tuple[int, int]]) -> None:
+    with pytest.raises(WireError, match="its range from"):
+        parse_offer(seal_offer(replace(OFFER, ranges=ranges)))
+
+
+def test_as_many_ranges_are_taken_as_an_engine_may_have() -> None:
+    ranges = [(8 * n, 8 * n + 8) for n in range(Offer.MAX_REGIONS + 1)]
+    assert parse_offer(seal_offer(replace(OFFER, ranges=ranges[1:]))).ranges == ranges[1:]
+    with pytest.raises(WireError, match=f"{len(ranges)} ranges, at most {len(ranges) - 1}"):
+        parse_offer(seal_offer(replace(OFFER, ranges=ranges)))
+
+
+edges = st.lists(st.integers(0, (1 << 63) - 1), min_size=2, max_size=20, unique=True)
+
+
+@settings(deadline=None, max_examples=50)
+@given(edges.map(sorted), st.randoms(use_true_random=False))
+def test_ranges_come_back_in_their_order_only(found: list[int], rng: random.Random) -> None:
+    ranges = list(zip(found[::2], found[1::2], strict=False))
+    assert parse_offer(seal_offer(replace(OFFER, ranges=ranges))).ranges == ranges
+    mixed = rng.sample(ranges, len(ranges))
+    if mixed != ranges:
+        with pytest.raises(WireError):
+            parse_offer(seal_offer(replace(OFFER, ranges=mixed)))
 
 
 @settings(deadline=None, max_examples=50)

@@ -69,7 +69,7 @@ class Fence(Kit):
         linked.close(0)
         outcome = process.do(operations.finish, "write", 5.0 * testbed.scale)
         outcome.must_be(TransportError, "the link was closed")
-        time.sleep(0.1)  # bytes under way to an owner that writes by itself
+        linked.settle(0, 1)  # bytes under way to an owner that writes by itself
         theirs.check_torn([theirs.expected_write(mine, [(0, 0, BIG)], into_remote=True)])
         mine.check()
         theirs.refill(3002)

@@ -82,7 +82,7 @@ class InFlight(Kit):
     @rule("Link.write", "TransportError.in_flight", "InFlight.settled", "Link.force")
     @pytest.mark.parametrize("how", ["wait", "force"])
     def test_a_write_that_timed_out_lands_nowhere_later(self, testbed: Testbed, how: str) -> None:
-        """Once nothing is in flight; where owners move the bytes, once the owner has closed."""
+        """Once nothing is in flight: also where the owner was stopped, and takes the bytes by itself."""
         need_write(testbed)
         linked, (mine, theirs, _) = _three(testbed, Access.READ_WRITE)
         stopped = not testbed.capabilities.passive_target
@@ -94,15 +94,31 @@ class InFlight(Kit):
                 assert not forced or linked.settled(0, SETTLE_SECONDS), (
                     "in_flight.settled() is False although force has returned"
                 )
-        if outcome.in_flight:
-            linked.settle(0, 1)
-        elif not testbed.capabilities.passive_target and 0 in linked.close(1):
-            linked.close(0)
-        theirs.refill(7002)
-        for _ in range(LOOKS):
-            time.sleep(PAUSE)
-            theirs.check()
+            settled = not outcome.in_flight or linked.settled(0, 0.1)
+        _check_nothing_lands(linked, theirs, settled, stopped)
         mine.check()
+        linked.close_all()
+
+    @rule("Link.write", "Link.abort", "TransportError.in_flight")
+    def test_a_write_that_was_aborted_lands_nowhere_later(self, testbed: Testbed) -> None:
+        """As after a timeout: to give up the connection does not stop an owner that takes the bytes."""
+        need_write(testbed)
+        linked, (mine, theirs, _) = _three(testbed, Access.READ_WRITE)
+        stopped = not testbed.capabilities.passive_target
+        process, wait = linked.members[0], 30.0 * testbed.scale
+        order = linked.order(0, 1, mine, theirs, [(0, 0, BIG)] * 16, write=True, timeout=30)
+        if stopped:
+            linked.members[1].pause()
+        try:
+            process.do(operations.start, "write", operations.move_until_failure, order, wait)
+            time.sleep(0.1)
+            linked.abort(0, 1)
+            outcome = process.do(operations.finish, "write", wait, timeout=60)
+            settled = not outcome.in_flight or linked.settled(0, 0.1)
+        finally:
+            linked.members[1].resume()
+        outcome.must_be(TransferError, "a write that was aborted")
+        _check_nothing_lands(linked, theirs, settled, stopped)
         linked.close_all()
 
     @rule("Link.force")
@@ -133,6 +149,17 @@ def _three(testbed: Testbed, access: Access) -> tuple[Linked, list[Memory]]:
         outcome.must_succeed(f"a first read from rank {other}")
     memory[0].refill(7000)
     return linked, memory
+
+
+def _check_nothing_lands(linked: Linked, theirs: Memory, settled: bool, stopped: bool) -> None:
+    """Of a write of rank 0, which was settled before its owner went on if that was ``stopped``."""
+    if not settled:
+        linked.settle(0, 1)
+    if not (settled and stopped):  # else nothing of it has landed, and nothing may
+        theirs.refill(7002)
+    for _ in range(LOOKS):
+        time.sleep(PAUSE)
+        theirs.check()
 
 
 def _read_from_third(linked: Linked, mine: Memory, third: Memory) -> None:

@@ -1,14 +1,19 @@
 """UCX as an engine of messages: one worker, which listens, and an endpoint per peer process.
 
-Messages are UCX's tagged ones. Who receives looks for the next message of any size (a probe), and
-takes it from the queue by its handle. The data of large ones follows later: they are reported in the
-order in which they were found, which is the order of each sender.
+Messages are UCX's tagged ones. Each endpoint sends with a tag that it has drawn. So who receives knows
+which messages are of one sender, and no other process can send in its name. It looks for messages of any
+size (a probe), and takes them from UCX's queue by their handles. The data of large ones follows later, or
+not at all while the sender is stopped: the messages of each sender are reported in their order, and those
+of one sender do not wait for those of another.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from datadist.messaging import (
@@ -21,9 +26,13 @@ from datadist.messaging import (
     Lost,
 )
 
-TAG = 1
-MAX_RECEIVING = 16
-"""Messages that are being received at a time; the others wait in UCX, large ones at the sender."""
+ANY = 0
+"""As a tag and as a mask: the tag of any sender."""
+MAX_RECEIVING = 3
+"""Messages of one sender that are received at a time; others wait in UCX, large ones at the sender."""
+LARGE = 64 << 10
+"""Messages from so many bytes on are received into buffers that are used again."""
+MAX_SPARE = 8
 CLOSE_NANOSECONDS = 1_000_000
 CLOSE_STEPS = 50
 
@@ -37,13 +46,14 @@ class UcxEndpoint(Endpoint):
         self._ucx: Any = ucx.UCXEndpoint.create_from_worker_address(
             engine.worker, ucx.UCXAddress.create_from_buffer(address), True
         )
+        self._tag = ucx.UCXXTag(secrets.randbits(64))
         self._ucx.set_close_callback(engine.lost.append, (Lost(self, "the connection is gone"),))
 
     def send(self, message: bytearray, token: object) -> None:
         """Begin to send; the request keeps the message."""
         engine = self._engine
         try:
-            request = self._ucx.tag_send(engine.array(message), engine.tag)
+            request = self._ucx.tag_send(engine.array(message), self._tag)
         except engine.ucx.UCXError as error:
             raise EngineError(str(error)) from None
         engine.sending.append((request, message, token))
@@ -65,14 +75,30 @@ class UcxEndpoint(Endpoint):
         self._engine.endpoints.discard(self)
 
 
+@dataclass(eq=False)
+class _Incoming:
+    """A message that was found; its data is received once there is a request."""
+
+    probe: Any
+    buffer: bytearray | None = None
+    request: Any = None
+
+
 class UcxEngine(Engine):
-    """See :class:`datadist.messaging.Engine`."""
+    """See :class:`datadist.messaging.Engine`.
+
+    Few large pieces: each one costs a round trip of UCX's rendezvous.
+    """
+
+    piece = 2 << 20
+    window = 3
 
     def __init__(self, context: Any) -> None:
         from ucxx._lib import libucxx
         from ucxx._lib.arr import Array
 
-        self.ucx, self.array, self.tag = libucxx, Array, libucxx.UCXXTag(TAG)
+        self.ucx, self.array = libucxx, Array
+        self._any = libucxx.UCXXTag(ANY), libucxx.UCXXTagMask(ANY)
         self.worker = libucxx.UCXWorker(context, False, False)
         self.worker.init_blocking_progress_mode()
         self._address: bytes = self.worker.address.tobytes()
@@ -80,7 +106,11 @@ class UcxEngine(Engine):
         """Also those that are being closed."""
         self.lost: list[EngineEvent] = []
         self.sending: list[tuple[Any, bytearray, object]] = []
-        self._receiving: deque[tuple[Any, bytearray]] = deque()
+        self._incoming: dict[int, deque[_Incoming]] = {}
+        """By the sender's tag."""
+        self._spare: list[bytearray] = []
+        self._reported: list[bytearray] = []
+        """Buffers of messages that the base has, until it polls again."""
 
     @property
     def address(self) -> bytes:
@@ -104,9 +134,10 @@ class UcxEngine(Engine):
 
     def poll(self) -> list[EngineEvent]:
         """Make progress; arm the descriptor before nothing is returned."""
+        self._spare = [*self._spare, *self._reported][:MAX_SPARE]
+        self._reported = []
         while True:
-            while self.worker.progress_once():
-                pass
+            self.worker.progress()
             found = self._find()
             lost, self.lost = self.lost, []
             events = [*lost, *self._completed(), *self._arrived()]
@@ -125,22 +156,41 @@ class UcxEngine(Engine):
     def _find(self) -> bool:
         """Take messages from UCX's queue, and whether there was one."""
         found = False
-        while len(self._receiving) < MAX_RECEIVING:
-            probe = self.worker.tag_probe(self.tag, remove=True)
-            if not probe.matched:
-                break
+        while (probe := self.worker.tag_probe(*self._any, remove=True)).matched:
             found = True
-            # Nobody sends more than that in good faith; UCX ends the receive with an error.
-            buffer = bytearray(min(probe.length, self.max_message))
-            request = self.worker.tag_recv_with_handle(self.array(buffer), probe)
-            self._receiving.append((request, buffer))
+            queue = self._incoming.setdefault(probe.sender_tag, deque())
+            queue.append(_Incoming(probe))
+            self._receive(queue)
         return found
 
+    def _receive(self, queue: deque[_Incoming]) -> None:
+        """Receive the first messages of a sender."""
+        for incoming in islice(queue, MAX_RECEIVING):
+            if incoming.request is None:
+                # Nobody sends more than that in good faith; UCX ends the receive with an error.
+                size = min(incoming.probe.length, self.max_message)
+                incoming.buffer = self._buffer(size)
+                target = self.array(memoryview(incoming.buffer)[:size])
+                incoming.request = self.worker.tag_recv_with_handle(target, incoming.probe)
+
+    def _buffer(self, size: int) -> bytearray:
+        if size < LARGE:
+            return bytearray(size)
+        return self._spare.pop() if self._spare else bytearray(self.max_message)
+
     def _arrived(self) -> Iterator[EngineEvent]:
-        while self._receiving and self._receiving[0][0].completed:
-            request, buffer = self._receiving.popleft()
-            if self._error(request) is None:
-                yield Arrived(buffer)
+        for tag, queue in list(self._incoming.items()):
+            while queue and queue[0].request.completed:
+                incoming = queue.popleft()
+                self._receive(queue)
+                assert incoming.buffer is not None
+                size = min(incoming.probe.length, self.max_message)
+                if size >= LARGE:
+                    self._reported.append(incoming.buffer)
+                if self._error(incoming.request) is None:
+                    yield Arrived(memoryview(incoming.buffer)[:size])
+            if not queue:
+                del self._incoming[tag]
 
     def _error(self, request: Any) -> str | None:
         try:
@@ -155,6 +205,6 @@ class UcxEngine(Engine):
         for endpoint in list(self.endpoints):
             endpoint.close_now()
         self.sending.clear()
-        self._receiving.clear()
+        self._incoming.clear()
         self.lost.clear()
         self.worker = None

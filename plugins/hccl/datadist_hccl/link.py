@@ -222,6 +222,7 @@ class HcclLink(Link):
         if not staged:
             self._run(request, lambda handle: self._move(request, handle, segments))
             return
+        self._wait_settled(request)  # before the buffer is taken, which others need
         self._staging.use(
             deadline,
             lambda: self._run(request, lambda handle: self._move_staged(request, handle, segments)),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 from hccl_sim import ranks
 from hccl_sim.ranks import MIB, Ranks
 
-from datadist.transport import Placement
+from datadist.transport import InFlight, Placement
 from tests.nodes import Here
 
 Start = Callable[..., Ranks]
@@ -147,6 +149,62 @@ def test_a_stuck_transfer_by_the_staging_buffer_is_ended(start_ranks: Start, ser
     group[0].do(ranks.sim, "clear")
     assert group[0].do(ranks.get, "late") == OLD
     group.finish()
+
+
+def test_who_waits_for_what_goes_on_does_not_hold_the_staging_buffer(start_ranks: Start) -> None:
+    group = start_ranks(3, 3).start()
+    group.link()
+    group[0].do(_allocate_late)
+    group[2].do(ranks.put, "device", NEW)
+    _time_out_stuck(group, "link")
+    group[0].do(ranks.sim, "clear")
+    group[0].do(_never_settles, True)
+    group[0].do(_wait_in_background)
+    group[0].do(partial(ranks.move, local="late", timeout=SOON), "link", 2, ONE)
+    assert group[0].do(ranks.get, "late") == NEW[:MIB] + OLD[MIB:]
+    group[0].do(_never_settles, False)
+    assert group[0].do(_end_of_background)
+    group.finish()
+
+
+def _never_settles(here: Here, stays: bool) -> None:
+    path = _path(here)
+    if stays:
+        path.flight = Stays(path.flight)
+    else:
+        path.flight.stays = False
+
+
+class Stays:
+    """What goes on until the test says otherwise."""
+
+    def __init__(self, flight: InFlight) -> None:
+        self.stays, self.asked = True, threading.Event()
+        self._flight = flight
+
+    def settled(self) -> bool:
+        self.asked.set()
+        return not self.stays and self._flight.settled()
+
+
+def _wait_in_background(here: Here) -> None:
+    done = here.any["done"] = threading.Event()
+
+    def move() -> None:
+        ranks.move(here, "link", 1, ONE, local="late", timeout=10 * SOON)
+        done.set()
+
+    threading.Thread(target=move).start()
+    assert _path(here).flight.asked.wait(SOON)
+
+
+def _path(here: Here) -> Any:
+    return ranks.of(here).links["link"]._paths[1]  # type: ignore[attr-defined]
+
+
+def _end_of_background(here: Here) -> bool:
+    ended: threading.Event = here.any["done"]
+    return ended.wait(SOON)
 
 
 def _allocate_late(here: Here) -> None:

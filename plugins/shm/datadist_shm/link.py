@@ -75,6 +75,12 @@ class Unsettled:
         self._all.add(self)
         let_go_in_children(self)
 
+    @classmethod
+    def of(cls, flight: object, keepers: list[object]) -> Unsettled:
+        """The one for this transfer, which is made at most once."""
+        known = (each for each in tuple(cls._all) if each._flight is flight)
+        return next(known, None) or cls(flight, keepers)
+
     def leave(self) -> None:
         """See :mod:`datadist_shm.forking`."""
         self._keepers = []
@@ -300,7 +306,12 @@ class ShmLink(Link):
                 raise _error(path, answer, remote, length, timeout, write=False)
             return answer  # type: ignore[return-value]
         except BaseException as error:
-            _note_flight(error, flights, path)
+            if flights:
+                try:
+                    _note_flight(error, flights[0], path)
+                except BaseException:  # a handler of a signal: once more, which does no harm
+                    _note_flight(error, flights[0], path)
+                    raise
             raise
         finally:
             path.inside.discard(token)
@@ -322,7 +333,12 @@ class ShmLink(Link):
             if isinstance(answer, tuple):
                 raise _error(path, answer, remote, length, timeout, write=True)
         except BaseException as error:
-            _note_flight(error, flights, path)
+            if flights:
+                try:
+                    _note_flight(error, flights[0], path)
+                except BaseException:  # a handler of a signal: once more, which does no harm
+                    _note_flight(error, flights[0], path)
+                    raise
             raise
         finally:
             path.inside.discard(token)
@@ -416,10 +432,9 @@ def _stop_new_transfers(path: _Path, deadline: float) -> bool:
         path.lock.release()
 
 
-def _note_flight(error: BaseException, flights: list[object], path: _Path) -> None:
+def _note_flight(error: BaseException, flight: object, path: _Path) -> None:
     """Let an exception say what goes on, also one of the caller's; while the path is not closed."""
-    if flights:
-        error.in_flight = Unsettled(flights[0], [*path.keepers, path.fence])  # type: ignore[attr-defined]
+    error.in_flight = Unsettled.of(flight, [*path.keepers, path.fence])  # type: ignore[attr-defined]
 
 
 def _gone(peer: Peer) -> bool:

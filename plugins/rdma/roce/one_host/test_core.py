@@ -19,6 +19,10 @@ from tests.transfers.test_layerwise import (
     test_one_sided_slots,
     test_two_sided_slot_to_blocks,
 )
+from tests.transfers.test_parallel import (
+    test_no_more_are_in_the_transport_than_it_permits,
+    test_small_transfers_over_one_link_end_beside_one_that_goes_on,
+)
 from tests.transfers.test_pull import (
     test_all_ordered_pairs_of_four_clusters_and_two_domains,
     test_blocks_to_blocks,

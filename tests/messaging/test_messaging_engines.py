@@ -1,0 +1,63 @@
+"""What memory of an owner holds that core has given to another cache, over links of the base class."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from datadist.messaging.loop import Loop
+from tests.links.test_in_flight import KEY, POOL, _drop, _link, _make, _move, _values
+from tests.nodes import Here, Node, RemoteError
+from tests.waiting import until
+
+PAIR = "tests.pair_engine:PairTransport"
+FAR = 60.0
+
+
+def _stick(here: Here, stick: bool) -> None:
+    """Let the thread of the engine of a node do nothing, or go on."""
+    if not stick:
+        here.any["go on"].set()
+        return
+    go_on = here.any["go on"] = threading.Event()
+    for loop in [each for each in gc.get_objects() if isinstance(each, Loop)]:
+        reached = threading.Event()
+        loop.call(partial(_wait, reached, go_on))
+        assert reached.wait(FAR)
+
+
+def _wait(reached: threading.Event, go_on: threading.Event) -> None:
+    reached.set()
+    go_on.wait(FAR)
+
+
+def _is_made(node: Node, label: str) -> bool:
+    try:
+        node.do(_make, label, "pool", 5)
+    except RemoteError:
+        return False
+    return True
+
+
+def test_late_bytes_of_a_push_are_in_no_other_cache(start_node: Callable[..., Node]) -> None:
+    """The owner takes them when its engine goes on: until then it keeps the pages."""
+    settings: dict[str, Any] = {
+        "pool": POOL, "transfer_backend": PAIR, "enable_remote_cache_accessible": True
+    }  # fmt: skip
+    owner = start_node(1, **settings)
+    pusher = start_node(2, sync_kv_timeout=200, **settings)
+    owner.do(_make, "theirs", "pool", 1, KEY)
+    pusher.do(_make, "mine", "pool", 2)
+    _link("link", {1: owner, 2: pusher})
+    assert pusher.do(_move, "mine", "push") == "done"
+    owner.do(_stick, True)
+    assert "the transfer goes on" in pusher.do(_move, "mine", "push")
+    owner.do(_drop, "theirs")
+    made = [label for label in ("first", "second", "third") if _is_made(owner, label)]
+    assert made == ["first", "second"]
+    owner.do(_stick, False)
+    until(lambda: _is_made(owner, "third"))
+    assert [owner.do(_values, label) for label in (*made, "third")] == [[5]] * 3
