@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from datadist.api.descriptors import descriptor_of
 from datadist.base import checks
 from datadist.base.calls import begin, entries
 from datadist.base.keywords import named_keywords
 from datadist.base.lazy_module import LazyModule
-from datadist.status import system_errors
 from datadist.types import ReceivedMessage
 
 if TYPE_CHECKING:  # loaded by init, since their imports are slow
@@ -61,15 +61,13 @@ class ClusterMessages:
         return self._initialised().notices.take()
 
     def messages_fileno(self) -> int:
-        """A descriptor that is readable while messages may wait; the engine's, which closes it.
+        """A descriptor that is readable while :meth:`messages` may have some, for `select` and the like.
 
-        For `select`, `asyncio` and the like; now and then it is readable for nothing.
-
+        Now and then it is readable for nothing. It belongs to the engine: do not read or close it.
         Raises ``RuntimeError`` before `init`, LLMException (LLM_FAILED) where no descriptor is left.
         """
-        engine = self._initialised()
-        with system_errors("there is no descriptor for messages"):
-            return engine.notices.inbox.fileno()
+        begin("messages_fileno")
+        return descriptor_of(self._initialised().notices.inbox, "messages")
 
     def _initialised(self) -> Engine:
         raise NotImplementedError

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from datadist.api.arguments import check_kind, check_one_id, cluster_of, name_of
 from datadist.api.cache import Cache, own_cache_id
+from datadist.api.descriptors import descriptor_of
 from datadist.api.grant import Grant, check_lease
 from datadist.api.manager_mixin import ManagerMixin
 from datadist.base import checks
@@ -112,23 +113,17 @@ class Granting(ManagerMixin):
         A program that does not call this loses nothing but the list: at most 65536 wait. Raises
         LLMException (LLM_ENGINE_FINALIZED).
         """
+        begin("ended_grants")
         return [record.handle for record in self._engine().grants.take_ended()]
 
     def ended_grants_fileno(self) -> int:
-        """A descriptor that is readable while `ended_grants` has something, for `select` and the like.
+        """A descriptor that is readable while `ended_grants` may have some, for `select` and the like.
 
-        It belongs to the engine: do not read or close it. Raises LLMException: LLM_ENGINE_FINALIZED,
-        LLM_FAILED where no descriptor is left.
+        Now and then it is readable for nothing. It belongs to the engine: do not read or close it.
+        Raises LLMException: LLM_ENGINE_FINALIZED, LLM_FAILED where no descriptor is left.
         """
         begin("ended_grants_fileno")
-        try:
-            return self._engine().grants.ended.fileno()
-        except OSError as error:
-            pass_on(error)
-            raise LLMException(
-                f"there is no descriptor for ended grants: {error}",
-                status_code=LLMStatusCode.LLM_FAILED,
-            ) from error
+        return descriptor_of(self._engine().grants.ended, "ended grants")
 
     def _may_be_granted(
         self,

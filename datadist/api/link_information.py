@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from datadist.api.config import MAX_METADATA
+from datadist.api.descriptors import descriptor_of
 from datadist.base import checks
 from datadist.base.calls import begin, entries
 from datadist.base.keywords import named_keywords
@@ -58,15 +59,17 @@ class LinkInformation:
 
         Raises ``RuntimeError`` before `init`.
         """
+        begin("link_events")
         return self._initialised().links_known.events.take()
 
     def link_events_fileno(self) -> int:
-        """A descriptor that is readable while :meth:`link_events` has something; it stays the engine's.
+        """A descriptor that is readable while `link_events` may have some, for `select` and the like.
 
-        It is valid until `finalize`. Raises ``RuntimeError`` before `init`, ``OSError`` where the
-        process can have no more descriptors.
+        Now and then it is readable for nothing. It belongs to the engine: do not read or close it.
+        Raises ``RuntimeError`` before `init`, LLMException (LLM_FAILED) where no descriptor is left.
         """
-        return self._initialised().links_known.events.fileno()
+        begin("link_events_fileno")
+        return descriptor_of(self._initialised().links_known.events, "events of links")
 
     def cluster_at(self, ip: str | int, port: int, timeout: int = 3000) -> int:
         """The cluster id of the engine that listens at an address (``listen_ip_info``); links nothing.

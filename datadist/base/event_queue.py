@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from contextlib import suppress
@@ -23,12 +24,14 @@ class EventQueue(Generic[Event]):
     readable, and finds nothing now and then.
     """
 
-    __slots__ = ("_closed", "_events", "_fd")
+    __slots__ = ("_events", "_fds", "closed")
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
-        self._fd: int | None = None
-        self._closed = False
+        self._fds: list[int] = []
+        """The descriptor is the first one; threads that ask for it at the same time may make more."""
+        self.closed = False
+        """Whether :meth:`close` was called."""
 
     def __len__(self) -> int:
         """How many wait."""
@@ -40,15 +43,13 @@ class EventQueue(Generic[Event]):
         self._signal()
 
     def _signal(self) -> None:
-        fd = self._fd
-        if fd is not None and not self._closed:
+        for fd in self._fds[:1]:
             with suppress(OSError):  # its counter is full: it is readable
                 os.eventfd_write(fd, 1)
 
     def take(self) -> list[Event]:
         """All events that wait, oldest first; none are left. Where it is interrupted, all are."""
-        fd = self._fd
-        if fd is not None and not self._closed:
+        for fd in self._fds[:1]:
             with suppress(OSError):  # it was not readable
                 os.eventfd_read(fd)
         taken: list[Event] = []
@@ -70,19 +71,24 @@ class EventQueue(Generic[Event]):
         return list(self._events)
 
     def fileno(self) -> int:
-        """The descriptor, which is made by the first call. Raises ``OSError`` where none can be made.
+        """The descriptor, which is made by the first call.
+
+        Raises ``OSError`` where none can be made, and after :meth:`close`.
 
         It belongs to the queue: the program must not close it.
         """
-        if self._fd is None:
-            self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        if self.closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if not self._fds:
+            # in C: what was made is noted
+            self._fds += map(os.eventfd, (0,), (os.EFD_NONBLOCK | os.EFD_CLOEXEC,))
             if self._events:
                 self._signal()
-        return self._fd
+        return self._fds[0]
 
     def close(self) -> None:
         """Close the descriptor; events that wait can still be taken. Idempotent."""
-        self._closed = True
-        fd, self._fd = self._fd, None
-        if fd is not None:
+        self.closed = True
+        fds, self._fds = self._fds, []
+        for fd in fds:
             os.close(fd)

@@ -37,7 +37,6 @@ from datadist.transfers.transfer import (
     check_accessible,
     check_entry_accessible,
 )
-from datadist.transport import TransferTimeout
 
 __all__ = ["GrantedPulls", "GrantedRead"]
 
@@ -224,7 +223,8 @@ class _Pull:
     def _is_over(self, view: PeerView, granted: Granted, error: LLMException) -> bool:
         """Whether a read that failed was one of a grant that has ended, as far as the owner says."""
         unsaid = LLMStatusCode.LLM_NOT_YET_LINK, LLMStatusCode.LLM_ENGINE_FINALIZED
-        if view.session.closed or self._limit.cancelled or error.status_code in unsaid:
+        cancelled, spent = self._limit.cancelled, not self._limit.left
+        if view.session.closed or cancelled or spent or error.status_code in unsaid:
             return False
         try:
             return not self._is_live(view, granted)
@@ -266,8 +266,10 @@ class _Pull:
     def _find(self, view: PeerView, granted: Granted, pin: int) -> Found:
         entry = self._entry(view, granted.cache_id, pin)
         if entry is None:  # its news may be on the way, behind the token
-            view.synchronize(self._limit.left)
+            answered = view.synchronize(self._limit.left)
             entry = self._entry(view, granted.cache_id, pin)
+            if entry is None and not answered:
+                raise resolve.no_answer(view, self._limit, "whether the cache of the grant lives")
         if entry is None or not entry.blocks:
             raise self._ended("its cache was freed")
         found = Found(entry, 0, None)
@@ -363,9 +365,12 @@ class _WordReader:
         route = self._route
         if route.attempt.link is None:
             raise resolve.no_route([], route.attempt.members[route.rank].cluster_id, resolve.Ended)
-        if not self._limit.left:
-            raise TransferTimeout(
-                "the data was read, but no time is left to read whether the grant lives"
+        if not self._limit.left:  # of no read, so that the link is not given up
+            cluster = route.attempt.members[route.rank].cluster_id
+            raise LLMException(
+                f"the data of cluster {cluster} was read, but no time is left to read whether the grant "
+                f"lives: the call has {self._limit}",
+                status_code=LLMStatusCode.LLM_TIMEOUT,
             )
         self._pulls._transfers.operate(
             route, Segments(local, remote, length, WORD), self._limit, write=False

@@ -168,17 +168,21 @@ def look_up(view: PeerView, source: Source, limit: CallLimit, token: int) -> Fou
     found = _attempt_look_up(view, source, token)
     if found is not None:
         return found
-    cluster = view.session.cluster_id
     if answered:
         raise not_there(view, source)
+    raise no_answer(view, limit, f"whether it has a cache for {text_of(source)}")
+
+
+def no_answer(view: PeerView, limit: CallLimit, what: str) -> LLMException:
+    """LLM_NOT_YET_LINK for a peer that is gone, LLM_TIMEOUT for one that did not say something."""
+    cluster = view.session.cluster_id
     if view.session.closed:
-        raise LLMException(
+        return LLMException(
             f"cluster {cluster} is gone; unlink and link again",
             status_code=LLMStatusCode.LLM_NOT_YET_LINK,
         )
-    raise LLMException(
-        f"cluster {cluster} did not say within {limit} whether it has a cache for "
-        f"{text_of(source)} (is it stopped?)",
+    return LLMException(
+        f"cluster {cluster} did not say within {limit} {what} (is it stopped?)",
         status_code=LLMStatusCode.LLM_TIMEOUT,
     )
 
