@@ -57,11 +57,22 @@ LIES: dict[str, tuple[dict[str, Any], LLMStatusCode, str]] = {
     "a slot that is not there": (
         {"bases": [BASE, BASE], "stride": 1 << 62, "count": 5},
         BROKEN,
-        f"{FRAME}: Value error, 5 slots of {1 << 62} bytes do not fit 64 bytes",
+        f"{FRAME}: Value error, 5 slots that begin {1 << 62} bytes apart do not fill 64 bytes",
     ),
     "many tensors": ({"bases": [BASE] * 50}, INVALID, "50 of the owner's 50 tensors to 2"),
     "one tensor": ({"bases": [BASE]}, INVALID, "1 of the owner's 1 tensors to 2"),
-    "no bytes": ({"stride": 0}, INVALID, "a slot of the owner's cache 1 holds 0"),
+    "no bytes": ({"stride": 0}, BROKEN, f"{FRAME}: Value error, 1 slots that begin 0 bytes apart"),
+    "blocks of no bytes": (
+        {"stride": 64, "count": 2},
+        BROKEN,
+        "64 bytes apart do not fill 64 bytes",
+    ),
+    "blocks that overlap": (
+        {"stride": 16, "count": 2},
+        BROKEN,
+        "16 bytes apart do not fill 64 bytes",
+    ),
+    "cuts without regions": ({"cuts": [BASE + 8] * 3}, BROKEN, "are no cuts"),
 }
 
 
@@ -151,7 +162,7 @@ LEAVES = st.one_of(
     st.lists(st.integers(0, 1 << 64), max_size=4),
     st.sampled_from([TOKEN, "0" * 32, "pair", "AAAAAAAAAAA=", "AAAAAAAAAAAAAAAAAAAAAA=="]),
 )
-MESSAGES = st.sampled_from([json.loads(body) for body in SEEDS["message"]])
+MESSAGES = st.sampled_from([json.loads(body) for body in SEEDS["message"] if body[:1] != b"\0"])
 
 
 @st.composite

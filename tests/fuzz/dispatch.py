@@ -24,12 +24,13 @@ import numpy as np
 
 from datadist import CacheKeyByIdAndIndex, LLMException, LLMStatusCode
 from datadist.control.hostport import HostPort
+from datadist.control.messages import HEADER
 from datadist.control.runtime_dir import Address
 from datadist.links.clusters import Call
 from datadist.rank_table import parse_rank_table
 from tests import nodes
 from tests.fuzz.choices import Choices, changed
-from tests.fuzz.templates import TEMPLATES
+from tests.fuzz.templates import NOTICE, TEMPLATES
 from tests.in_process_engine import BASE, GUARD, PAIR, SIZE, TABLE, Engine, entry_of, offer_of
 from tests.raw_peer import RawPeer, link, memory
 
@@ -189,7 +190,7 @@ class Dispatch:
         self._settle()
 
     def _message(self, actor: Actor, choices: Choices) -> dict[str, Any]:
-        message = dict(choices.pick(TEMPLATES))
+        message = dict(choices.pick([*TEMPLATES, NOTICE]))
         raw_peer, kind = self._at(actor), message["kind"]
         if "domain" in message:
             message["domain"] = actor.token
@@ -223,6 +224,10 @@ class Dispatch:
 
     def _send(self, actor: Actor, message: dict[str, Any]) -> None:
         data, count = message.get("data"), message.get("fds")
+        if message["kind"] == "notice":
+            text = str(data).encode(errors="replace")
+            self._at(actor).send(HEADER.pack(1 + len(text)) + b"\0" + text)
+            return
         if message["kind"] == "offer" and not isinstance(data, str):
             message = {**message, "data": b64encode(json.dumps(data).encode()).decode()}
         fds = [memory(SIZE) for _ in range(count if count in range(MAX_MEMORIES) else 0)]  # type: ignore[arg-type]

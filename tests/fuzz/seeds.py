@@ -68,6 +68,8 @@ def _programs() -> list[bytes]:
         program(*formed, *used, "dial", "settle", *built, *used, "left", "unlink"),
         program(*dialled, "dial 1", "settle", "offer 1", "ready 1", "hang_up", "pull 1", b"\0"),
         program(*known),
+        program(*formed, "ask_room", "settle", "notice", "notice", "settle", "left"),
+        program(*formed, "notice", "settle"),  # without a credit
         program("come_silently", "hello", "settle", "sync", "idle", "settle"),
     ]
 

@@ -16,6 +16,7 @@ def _messages() -> list[bytes]:
     entry = messages.Entry(
         cache_id=1, blocks=False, bases=[4096, 8192], stride=64, count=2, tensor_size=128,
         data_type=1, placement=1, pooled=True, accessible=False, regions=[1], bindings=[binding],
+        tensors_per_layer=1, cuts=[4104],
     )  # fmt: skip
     member = messages.Member(rank=0, cluster_id=1, incarnation=TOKEN, link=1)
     made: list[messages.Message] = [
@@ -32,7 +33,7 @@ def _messages() -> list[bytes]:
         messages.Fail(domain=TOKEN, reason="why"),
         messages.OfferMessage.model_construct(domain=TOKEN, data=b"{}", fds=0, regions=[1]),
         messages.Attached(domain=TOKEN),
-        messages.Ready(domain=TOKEN),
+        messages.Ready.model_construct(domain=TOKEN, metadata=b"told"),
         messages.Left(domain=TOKEN, seq=1),
         messages.Dial(link=1, backend="shm", one_sided=False, seconds=1.0),
         messages.Refused(link=1, status=1, reason="why"),
@@ -44,7 +45,7 @@ def _messages() -> list[bytes]:
         messages.Consume(cache_id=1, binding=1, start=0, stop=2),
         messages.Fetch.model_construct(
             id=1, domain=TOKEN, source=b"8" * 8, target=b"9" * 8, length=b"\1" + b"\0" * 7,
-            data_type=1, same_type=False, seconds=1.0,
+            data_type=1, same_type=False, strides=[64], seconds=1.0,
         ),
         messages.Fetched(id=1, status=0, reason=""),
         messages.Verify.model_construct(id=1, address=b"8" * 8, length=b"\1" * 8, seconds=1.0),
@@ -64,4 +65,7 @@ def _messages() -> list[bytes]:
 FRAMES = _messages()
 TEMPLATES: list[dict[str, Any]] = [json.loads(frame[4:]) for frame in FRAMES]
 """As objects of JSON."""
-KINDS = [template["kind"] for template in TEMPLATES]
+FRAMES.append(messages.encode(messages.Notice(data=b"to the program")))
+NOTICE: dict[str, Any] = {"kind": "notice", "data": "to the program"}
+"""The one message that is no JSON; the text stands for its bytes."""
+KINDS = [template["kind"] for template in (*TEMPLATES, NOTICE)]
