@@ -68,8 +68,7 @@ def _programs() -> list[bytes]:
         program(*formed, *used, "dial", "settle", *built, *used, "left", "unlink"),
         program(*dialled, "dial 1", "settle", "offer 1", "ready 1", "hang_up", "pull 1", b"\0"),
         program(*known),
-        program(*formed, "ask_room", "settle", "notice", "notice", "settle", "left"),
-        program(*formed, "notice", "settle"),  # without a credit
+        program(*dialled, "ask_room", "settle", "notice", "notice", "settle", "left"),
         program("come_silently", "hello", "settle", "sync", "idle", "settle"),
     ]
 
@@ -238,6 +237,7 @@ REFUSED = {
         program("come_silently", "sync", "settle", "come", b"\0", "welcome", "settle"),
         program("wait_for_pair", "announce", "settle", "babble", b"\x08nonsense"),
         program("hello", "settle"),
+        program("dial", "settle", "offer", "ready", "attached", "settle", "notice", "settle"),
         *(program("come_silently", kind, "settle") for kind in KINDS if kind != "hello"),
     ],
 }
