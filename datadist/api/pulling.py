@@ -156,7 +156,7 @@ class Pulling(Granting):
         """
         engine = self._bound
         limit = notice = None
-        if not (timeout_in_millis is None is notify or unknown):
+        if (timeout_in_millis is not None or notify is not None) and not unknown:
             limit, notice = CallLimit(seconds_of(timeout_in_millis)), notice_of(notify)
         if (
             type(src_cache_key) is BlocksCacheKey

@@ -314,7 +314,10 @@ class RouteCache:
             or (seconds > MIN_REUSE_SECONDS and not cached.entry.pooled)
         ):
             return False
-        transfers.count_done(cached.tallies, cached.block_bytes * len(length), seconds)
+        nbytes, (one, every) = cached.block_bytes * len(length), cached.tallies
+        with transfers.counting:  # as count_done, without the call
+            one.add(nbytes, seconds)
+            every.add(nbytes, seconds)
         return True
 
     def _end(self, cached: CachedRoute, token: int) -> None:
