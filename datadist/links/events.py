@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 from datadist.base.event_queue import EventQueue
+from datadist.base.keywords import named_keywords
 from datadist.base.names import NamedMembers
 
 __all__ = ["MAX_EVENTS", "LinkEvent", "LinkEventKind", "LinkEvents"]
@@ -34,6 +35,7 @@ class LinkEventKind(Enum, metaclass=NamedMembers):
     """No event of a link: the program has not taken events in time, and the oldest ones are lost."""
 
 
+@named_keywords
 @dataclass(frozen=True)
 class LinkEvent:
     """One event of one link."""

@@ -126,13 +126,14 @@ def test_a_traceback_has_one_more_line() -> None:
 
 
 def test_tools_see_the_parameters_of_the_method_itself() -> None:
-    for name in ("pull_cache", "pull_blocks"):
-        parameters = inspect.signature(getattr(CacheManager, name)).parameters
-        last = list(parameters.values())[-5:]
-        names = ["src_layer_range", "dst_layer_range", "tensor_num_per_layer"]
-        assert [p.name for p in last] == [*names, "timeout_in_millis", "notify"]
+    layers = {"src_layer_range": None, "dst_layer_range": None, "tensor_num_per_layer": 2}
+    of_all = {"timeout_in_millis": None, "notify": None}
+    for name, more in (("pull_cache", {}), ("pull_blocks", {"token": None, "release": False})):
+        parameters = inspect.signature(getattr(CacheManager, name)).parameters.values()
+        expected: dict[str, Any] = {**layers, **more, **of_all}
+        last = list(parameters)[-len(expected) :]
+        assert {p.name: p.default for p in last} == expected
         assert {p.kind for p in last} == {inspect.Parameter.KEYWORD_ONLY}
-        assert [p.default for p in last] == [None, None, 2, None, None]
     assert "self" not in inspect.signature(LLMDataDist).parameters
     assert LLMDataDist.link.__qualname__ == "LLMDataDist.link"
     assert LLMDataDist.link.__doc__
