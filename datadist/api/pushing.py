@@ -183,8 +183,9 @@ class Pushing(ManagerMixin):
             )
         with as_param_invalid():
             check_distinct("dst_blocks", dst_blocks)
+        pushes = self._engine().pushes
         cluster, target = cluster_of(dst_cache_key), name_of(dst_cache_key)
-        pushes, cache_id = self._engine().pushes, own_cache_id(src_cache, self)
+        cache_id = own_cache_id(src_cache, self)
         return PreparedTransfer(
             cluster,
             lambda: pushes.check_blocks(cluster, cache_id, src_blocks, layers),
