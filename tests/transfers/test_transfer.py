@@ -121,10 +121,21 @@ def test_a_failure_while_an_earlier_one_is_handled_keeps_nothing_at_another_peer
     assert not first.prolonged
 
 
+class SettlesSoon(Flight):
+    """Goes on when it is asked for the first time, and no more at the second time."""
+
+    def settled(self) -> bool:
+        over, self.over = self.over, True
+        return over
+
+
 def test_what_settles_while_a_handler_raises_is_told_to_the_peer() -> None:
-    for where, world in raising_anew(World, partial(World.move, write=True)):
-        world.flight.over = True
-        world.transfers.keep(world.route, world.error, *_VECTORS, write=True)
+    def prepare() -> World:
+        world = World()
+        world.flight = world.error.in_flight = SettlesSoon()
+        return world
+
+    for where, world in raising_anew(prepare, partial(World.move, write=True)):
         world.quarantine.release_settled()
         assert not world.prolonged, where
 
