@@ -144,7 +144,7 @@ class Side:
 
     @property
     def is_copying(self) -> bool:
-        """Whether bytes of the peer, or for it, are being copied; after :meth:`end` that begins no more."""
+        """Whether bytes of the peer, or for it, are copied now; after :meth:`end` that begins no more."""
         return self._copying.running
 
     def wait_for_copies(self, until: float) -> bool:
