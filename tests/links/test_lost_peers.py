@@ -73,7 +73,9 @@ class World:
 
     def end(self, name: str) -> None:
         """It finalizes, and so touches nothing any more."""
-        self._lose(SimpleNamespace(name=name, incarnation=PEER, seq_sent=1, seq_acked=0), None, False)
+        self._lose(
+            SimpleNamespace(name=name, incarnation=PEER, seq_sent=1, seq_acked=0), None, False
+        )
 
     def close_link(self, possible_writers: frozenset[int] = frozenset()) -> None:
         """A link to it is closed here."""
