@@ -27,6 +27,7 @@ from datadist import (
     Placement,
     RegisterMemStatus,
 )
+from tests.skips import REQUIRED
 
 MIB = 1 << 20
 SECONDS = 60.0
@@ -70,7 +71,8 @@ class Node:
     """The test's side of a process.
 
     Nodes are forked from a process that has imported what they need and has done nothing else: it
-    has one thread and no engine. A node has the environment and the working directory of the test.
+    has one thread and no engine. A node has the environment and the working directory of the test, but
+    for :data:`~tests.skips.REQUIRED`: it reads like an option of a transport that is called "tests".
     ``modules`` are imported beforehand too; those of the first node of a test run count. ``serve_by``
     is a function that calls :func:`serve` in the process, and further arguments of it.
     """
@@ -85,7 +87,8 @@ class Node:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*PRELOADED, *modules])
         self._pipe, theirs = context.Pipe()
-        surroundings = {**os.environ, **environ}, os.getcwd()
+        inherited = {name: value for name, value in os.environ.items() if name != REQUIRED}
+        surroundings = {**inherited, **environ}, os.getcwd()
         function, *more = serve_by or (serve,)
         self._process = context.Process(
             target=function, args=(theirs, *surroundings, *more), daemon=True
