@@ -72,8 +72,8 @@ class World:
         return SimpleNamespace(local=local, remote=array("q", [0, 0]), length=length, nbytes=16)
 
     def move(self, write: bool) -> None:
+        limit = CallLimit(FAR).begin(0)
         with pytest.raises(LLMException) as raised:
-            limit = CallLimit(FAR).begin(0)
             self.transfers.move(self.route, self.segments(), limit, write=write)
         assert raised.value.status_code is LLMStatusCode.LLM_TIMEOUT
 
