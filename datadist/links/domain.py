@@ -75,8 +75,6 @@ class Attempt:
     """When it was to end that, by rank (time.monotonic); infinite where it cannot."""
     closed: bool = False
     """Whether the link is being closed, or was."""
-    late: Link | None = None
-    """One that was opened after the attempt was closed."""
     connections: list[Any] = field(default_factory=list)
     """What it uses together with other links; only :mod:`datadist.links.peer_connections` knows more."""
     jobs: int = 0
