@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from datadist.base.flag import Flag
 from datadist.base.shortage import explain
 from datadist.base.threads import start
 from datadist.base.workers import Workers
@@ -288,8 +289,9 @@ class Steps:
         own_thread: bool = False,
         owner: str | None = None,
     ) -> None:
+        if attempt.jobs == 0:
+            attempt.idle = Flag()
         attempt.jobs += 1
-        attempt.idle.clear()
 
         def run() -> None:
             try:
