@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
+from datadist.base.pidfds import has_ended
 from datadist.base.texts import short_repr
 from datadist.messaging.ending import End
 from datadist.messaging.engine import (
@@ -26,7 +27,7 @@ from datadist.messaging.session import TICK_SECONDS, Session, Token
 from datadist.messaging.side import Side
 from datadist.messaging.spare import SpareMessages
 from datadist.messaging.transfer import Transfer
-from datadist.messaging.unconfirmed import Unconfirmed, has_ended
+from datadist.messaging.unconfirmed import Unconfirmed
 from datadist.messaging.wire import (
     HEADER_BYTES,
     MAX_REASON,
@@ -43,6 +44,8 @@ __all__ = ["Dispatcher"]
 
 log = logging.getLogger("datadist.messaging")
 
+USUAL_WHERE_BOTH_CLOSE = Kind.HELLO, Kind.CLOSED, Kind.BYE
+"""Messages that may come when nobody here expects them any more."""
 UNUSED_SECONDS = 5.0
 """An endpoint is kept so long after its last link, since the peer may be about to link again."""
 CLOSE_SECONDS = 1.0
@@ -328,11 +331,7 @@ class Dispatcher:
         if side is not None and header.kind in (Kind.HELLO, Kind.CLOSED):
             self._guarded(session, lambda: self._take_state(side, header, event))
         elif session is None:
-            if header.kind not in (
-                Kind.HELLO,
-                Kind.CLOSED,
-                Kind.BYE,
-            ):  # usual where both ends close
+            if header.kind not in USUAL_WHERE_BOTH_CLOSE:
                 self._warn(f"a {header.kind.name} is for nobody here; this may be a late message")
         elif header.kind is Kind.BYE:
             self._guarded(session, partial(session.take_bye, event.message))
