@@ -14,7 +14,7 @@ from datadist.caches.memory import Memory
 from datadist.caches.pool import Run
 from datadist.engine.engine import Engine
 from datadist.status import param_invalid
-from datadist.types import ARRAY_TYPES, CacheDesc, DataType, Placement
+from datadist.types import ARRAY_TYPES, CacheDesc, DataType, Placement, fixed
 
 
 class _Pages:
@@ -68,7 +68,7 @@ class PoolTensors(ManagerMixin):
         dimensions, types without arrays and memory that the CPU cannot address; LLM_OUT_OF_MEMORY.
         """
         begin("allocate_tensor")
-        desc = CacheDesc(1, shape, data_type, placement)
+        desc = fixed(CacheDesc(1, shape, data_type, placement))
         if data_type not in ARRAY_TYPES:
             raise param_invalid(f"data_type is {data_type}, which has no array type")
         engine = self._engine()
