@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from datadist.api.arguments import tensor_size
@@ -27,9 +28,10 @@ class _Pages:
         """Of the mapping, for views that outlive the engine."""
         self.runs: list[Run] = []
         self.ranges: BlockRanges | None = None
+        self._pid = os.getpid()
 
     def __del__(self) -> None:
-        if self.runs:
+        if self.runs and os.getpid() == self._pid:  # a forked child has no part in the pool
             _give_back(self._memory, self._placement, self.runs, self.ranges)
 
 

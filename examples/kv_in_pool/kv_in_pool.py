@@ -20,6 +20,8 @@ from datadist import BlocksCacheKey, CacheDesc, DataType, LLMConfig, LLMDataDist
 
 LAYERS, BLOCKS, HEADS, TOKENS, HEAD_DIM = 4, 32, 2, 16, 64
 PROMPT, DECODER = 1, 2
+SECONDS = 60.0
+"""How long one waits for the other, which may have failed."""
 TABLE = json.dumps(
     {
         "version": "1.0",
@@ -68,7 +70,7 @@ def serve(cluster: int, barrier: Barrier) -> None:
             assert (kv[20] == 4).all()
             assert kv[:10].count_nonzero() == kv[11:20].count_nonzero() == 0
             print("blocks 3 and 4 of all layers are here")
-        barrier.wait()
+        barrier.wait(SECONDS)  # the prompt waits until the decoder has pulled
         manager.unregister_cache(cache.cache_id)
 
 

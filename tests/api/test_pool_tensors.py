@@ -23,6 +23,7 @@ from datadist import (
     Placement,
 )
 from datadist.caches.quarantine import Kept, Ranges
+from datadist.dlpack import BFLOAT, tensor_in
 from tests import nodes
 from tests.in_process_engine import Engine
 from tests.nodes import Here, Node
@@ -92,6 +93,18 @@ def test_a_view_outlives_the_engine(engine: Engine) -> None:
     assert view.tolist() == [9] * 8
     del view
     gc.collect()
+
+
+def test_what_dlpack_is_asked_for(engine: Engine) -> None:
+    tensor: Any = engine.api.cache_manager.allocate_tensor([8], DataType.DT_BF16)
+    for wrong in ({"bogus": 1}, {"strem": None}):
+        with pytest.raises(TypeError):
+            tensor.__dlpack__(**wrong)
+    for options, shared in (({}, True), ({"copy": True}, False), ({"stream": None}, True)):
+        capsule = tensor.__dlpack__(**options)
+        found = tensor_in(capsule)
+        assert (found.data == tensor.address) is shared
+        assert found.dtype.code == BFLOAT
 
 
 def test_what_cannot_be_allocated(engine: Engine) -> None:

@@ -166,8 +166,8 @@ WRONG: list[tuple[Any, str]] = [
     (OnDevice(np.zeros((3, 4), np.float16)), r"memory of a device \(DLPack type 2\)"),
     (_read_only(np.zeros((3, 4), np.float16)), r"addrs\[0\] is read-only, and caches are written"),
     (np.frombuffer(bytes(24), np.float16).reshape(3, 4), "is read-only"),
-    (Passed(_read_only(np.zeros((3, 4), np.float16))), "is read-only"),
-    (Honest(np.zeros((3, 4), np.float16)), "a Honest that gives a copy of its memory only"),
+    (Passed(_read_only(np.zeros((3, 4), np.float16))), "read-?only"),
+    (Honest(np.zeros((3, 4), np.float16)), "a Honest that gives (a copy|.*'copy')"),
     (Shapeless(), "a Shapeless that gives no memory: RuntimeError: not yet made"),
     (np.zeros((3, 4), object), "objects of Python"),
 ]  # fmt: skip
