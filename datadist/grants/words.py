@@ -14,6 +14,7 @@ from array import array
 from collections import deque
 from contextlib import suppress
 
+from datadist.base.exclusive import Exclusive
 from datadist.caches.memory import Memory
 from datadist.status import LLMException
 from datadist.transport import Capabilities, Placement, Region, Transport
@@ -37,6 +38,7 @@ class Words:
         self._memory = memory
         self._transport = transport
         self._direct = True
+        self._preparing = Exclusive()
         self._prepared = False
         self._page: Region | None = None
         self._host: Region | None = None
@@ -47,7 +49,15 @@ class Words:
         self._fences = threading.Lock(), threading.Lock()
 
     def prepare(self) -> None:
-        """Make the page, if there is none. Without memory for it readers ask the owner instead."""
+        """Make the page, if there is none. Without memory for it readers ask the owner instead.
+
+        Threads that come meanwhile wait for the one that makes it.
+        """
+        if not self._prepared:
+            self._preparing.run(self._prepare)
+
+    def _prepare(self) -> None:
+        """What is interrupted is done again: nobody uses the page before the last step."""
         if self._prepared:
             return
         placement, direct = _place(self._transport.capabilities)
@@ -67,8 +77,7 @@ class Words:
             self._prepared = True
             return
         self._host, self._direct, self._page = host, direct, page
-        self._scratch.extend(range(SCRATCH))
-        self.region_id = region_id
+        self.region_id, self._scratch = region_id, deque(range(SCRATCH))
         self._prepared = True
 
     def address(self, slot: int) -> int:
