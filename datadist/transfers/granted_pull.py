@@ -100,14 +100,16 @@ class GrantedPulls:
         )
 
     def release(self, cluster: int, name: KeyName, token: Granted | None) -> None:
-        """Finish with a grant without reading. Raises LLM_NOT_YET_LINK."""
+        """Finish with a grant without reading; without a token with that which the key names there.
+
+        What we know of the key may be an earlier grant. Raises LLM_NOT_YET_LINK.
+        """
         self._transfers.check_cluster(cluster)
         limit = CallLimit().begin(self._transfers.timeout)
         view = self._transfers.routes(cluster, limit.deadline)[0].view
-        granted = token or self._grants.known(view, name)
         if token is not None and token.incarnation != view.incarnation:
             return  # of an engine that has ended, and its grants with it
-        self._finish(view, name, None if granted is None else granted.generation)
+        self._finish(view, name, None if token is None else token.generation)
 
     def _finish(
         self, view: PeerView, name: KeyName, generation: int | None, at_once: bool = False
