@@ -38,6 +38,8 @@ MAX_ENDED = 1 << 16
 """Ended grants that wait for the program; it has to take them."""
 LAPSES = 256
 """Leases that end in one turn of the control thread."""
+MANY_LEASES = 64
+"""So many of grants that have ended are kept at least."""
 RETRY_SECONDS = 1.0
 """From one attempt to the next to end a grant whose word the device does not take."""
 
@@ -110,7 +112,7 @@ class OwnGrants:
         self._take_slot(grant)
         self._by_cache.setdefault(grant.cache_id, {})[grant] = None
         grant.deadline = time.monotonic() + grant.lease
-        heapq.heappush(self._leases, (grant.deadline, grant.generation))
+        self._note_lease(grant.deadline, grant.generation)
         self._by_name[grant.name] = grant
 
     def _check(self, grant: OwnGrant) -> None:
@@ -167,8 +169,15 @@ class OwnGrants:
             )
         deadline = time.monotonic() + lease
         if deadline < grant.deadline:
-            heapq.heappush(self._leases, (deadline, grant.generation))
+            self._note_lease(deadline, grant.generation)
         grant.lease, grant.deadline = lease, deadline
+
+    def _note_lease(self, deadline: float, generation: int) -> None:
+        """Also forgets grants that have ended, whose leases may have been long, once they are most."""
+        if len(self._leases) > MANY_LEASES + 2 * len(self._live):
+            live = list(self._live.values())
+            self._leases = sorted((grant.deadline, grant.generation) for grant in live)
+        heapq.heappush(self._leases, (deadline, generation))
 
     # -- ending ------------------------------------------------------------------------------
 
@@ -315,9 +324,6 @@ class OwnGrants:
                 self._end(grant, GrantState.LAPSED)
             if leases and leases[0][1] == generation:
                 heapq.heappop(leases)
-        if len(leases) > 64 + 2 * len(self._live):  # most of these have ended
-            self._leases = [(g.deadline, g.generation) for g in list(self._live.values())]
-            heapq.heapify(self._leases)
         self._reactor.post(self._arm)
 
     # -- readers -----------------------------------------------------------------------------

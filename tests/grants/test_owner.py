@@ -276,11 +276,17 @@ def test_one_timer_is_enough_for_any_number() -> None:
 
 
 def test_leases_that_ended_early_are_forgotten() -> None:
+    """No timer comes before the end of the first one."""
     made = _Owner()
     for req in range(1000):
         made.grants.revoke(made.grant(req))
-    made.grants._on_timer()
-    assert not made.grants._leases
+        made.reactor.run()
+    assert len(made.grants._leases) <= owner.MANY_LEASES + 3
+    kept = [made.grant(req, lease=100.0 - req) for req in range(5)]
+    for number in range(1000):  # each one is earlier
+        made.grants.renew(kept[number % 5], 50.0 - number / 100)
+    assert len(made.grants._leases) <= owner.MANY_LEASES + 13
+    assert made.grants._leases[0] == (kept[4].deadline, kept[4].generation)
 
 
 # -- readers ---------------------------------------------------------------------------------------
