@@ -52,10 +52,11 @@ class Granting(ManagerMixin):
 
         Raises ``TypeError``, ``ValueError``, and LLMException: LLM_PARAM_INVALID for a key that names a
         cache, no or too many blocks, blocks out of range, and a cache that peers do not reach;
-        LLM_KV_CACHE_NOT_EXIST for a cache that was freed.
+        LLM_KV_CACHE_NOT_EXIST for a cache that was freed; LLM_FAILED where the device does not take
+        the grant; LLM_ENGINE_FINALIZED. An earlier grant of the key lives on then.
         """
         begin("grant_blocks")
-        checks.check_isinstance("cache", cache, Cache)
+        checks.check_isinstance("cache", cache, Cache, allow_none=False)
         checks.check_isinstance("key", key, CacheKey, allow_none=False)
         checks.check_blocks("blocks", blocks)
         checks.check_uint32("readers", readers)
@@ -98,7 +99,7 @@ class Granting(ManagerMixin):
         has for this key by then. One that has ended is left alone.
 
         Raises ``TypeError``, and LLMException: LLM_PARAM_INVALID for a key without exactly one id, a
-        damaged token, and this engine's own cluster; LLM_NOT_YET_LINK.
+        damaged token, and this engine's own cluster; LLM_NOT_YET_LINK; LLM_ENGINE_FINALIZED.
         """
         begin("release_grant")
         checks.check_isinstance("key", key, CacheKey, allow_none=False)

@@ -87,7 +87,8 @@ class OwnGrants:
         """Open the blocks; an earlier grant of the key is revoked. What is interrupted grants nothing.
 
         Raises LLM_PARAM_INVALID for a key of a cache and for too many grants, LLM_KV_CACHE_NOT_EXIST,
-        LLM_ENGINE_FINALIZED.
+        LLM_ENGINE_FINALIZED, LLM_FAILED where the device does not take the word; an earlier grant lives
+        on then.
         """
         try:
             self._run(lambda: self._add(grant))
@@ -101,8 +102,6 @@ class OwnGrants:
     def _add(self, grant: OwnGrant) -> None:
         self._check(grant)
         earlier = self._by_name.get(grant.name)
-        if earlier is not None:
-            self._end(earlier, GrantState.REVOKED)
         if earlier is None and len(self._live) >= MAX_GRANTS:
             raise param_invalid(
                 f"{len(self._live)} grants live, and an engine has at most {MAX_GRANTS}: end some first"
@@ -110,6 +109,8 @@ class OwnGrants:
         grant.generation = next(self._generations)
         self._live[grant.generation] = grant
         self._take_slot(grant)
+        if earlier is not None:
+            self._end(earlier, GrantState.REVOKED)
         self._by_cache.setdefault(grant.cache_id, {})[grant] = None
         grant.deadline = time.monotonic() + grant.lease
         self._note_lease(grant.deadline, grant.generation)
@@ -142,7 +143,12 @@ class OwnGrants:
             grant.slot = self._slots - 1
         else:
             return
-        self._words.write(grant.slot, grant.generation)
+        try:
+            self._words.write(grant.slot, grant.generation)
+        except LLMException:
+            self._free[grant.slot] = None
+            grant.slot = None
+            raise
 
     def token(self, grant: OwnGrant) -> bytes:
         """What a reader needs to know of it."""
@@ -235,7 +241,7 @@ class OwnGrants:
             return True
         try:
             self._words.write(grant.slot, grant.generation + 1)
-        except Exception as error:
+        except LLMException as error:
             why = text_of(error, self._words)
             log.error("the grant of %s cannot be ended yet: %s", describe(grant.name), why)
             grant.deadline = time.monotonic() + RETRY_SECONDS

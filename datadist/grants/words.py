@@ -16,8 +16,9 @@ from contextlib import suppress
 
 from datadist.base.exclusive import Exclusive
 from datadist.caches.memory import Memory
-from datadist.status import LLMException
+from datadist.status import LLMException, LLMStatusCode
 from datadist.transport import Capabilities, Placement, Region, Transport
+from datadist.transports.defects import text_of
 
 __all__ = ["SCRATCH", "SLOTS", "Words"]
 
@@ -96,7 +97,13 @@ class Words:
         else:
             assert self._host is not None
             ctypes.c_uint64.from_address(self._host.address).value = value
-            self._copy(address, self._host.address)
+            try:
+                self._copy(address, self._host.address)
+            except Exception as error:
+                raise LLMException(
+                    f"a generation word cannot be written: {text_of(error, self._transport)}",
+                    status_code=LLMStatusCode.LLM_FAILED,
+                ) from error
         self._fence()
 
     def _fence(self) -> None:

@@ -22,7 +22,7 @@ from datadist.grants import owner
 from datadist.grants.own_grant import OwnGrant
 from datadist.grants.owner import OwnGrants
 from datadist.grants.state import GrantState
-from datadist.status import LLMException
+from datadist.status import LLMException, LLMStatusCode
 from tests.caches.world import World
 from tests.interrupts import Interrupt, Watchdog, meanwhile_anew, raising_anew
 
@@ -44,7 +44,7 @@ class _Words:
 
     def write(self, slot: int, value: int) -> None:
         if self.broken:
-            raise OSError("the device is gone")
+            raise LLMException("the device is gone", status_code=LLMStatusCode.LLM_FAILED)
         self.values[slot] = value
 
 
@@ -222,6 +222,24 @@ def test_a_word_that_the_device_does_not_take_keeps_the_grant() -> None:
     made.grants._leases[:] = [(0.0, grant.generation)]
     made.grants._on_timer()
     assert grant.state.name == "LAPSED"
+    made.check()
+
+
+def test_a_grant_that_the_device_does_not_take_grants_nothing() -> None:
+    made = _Owner()
+    earlier = made.grant()
+    made.words.broken = True
+    for req in (1, 2):
+        refused = made.record(req)
+        with pytest.raises(LLMException, match="the device is gone"):
+            made.grants.add(refused)
+        assert refused not in made.grants._live.values()
+    made.words.broken = False
+    assert earlier.state.name == "GRANTED"
+    made.check()
+    made.grant()
+    assert earlier.state.name == "REVOKED"
+    assert made.grant(2).slot == 0  # no slot is lost: there were two at one time
     made.check()
 
 
