@@ -41,6 +41,9 @@ from datadist.transfers.transfer import (
 __all__ = ["GrantedPulls", "GrantedRead"]
 
 
+UNUSABLE = "; what was read must not be used"
+
+
 class GrantEnded(LLMException):
     """The grant has ended; the key may name another one."""
 
@@ -201,8 +204,7 @@ class _Pull:
 
     def _ended(self, why: str) -> GrantEnded:
         return GrantEnded(
-            f"the grant of {describe(self._name)} by cluster {self._cluster} does not exist: {why}; what "
-            "was read must not be used",
+            f"the grant of {describe(self._name)} by cluster {self._cluster} does not exist: {why}",
             status_code=LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
         )
 
@@ -217,16 +219,22 @@ class _Pull:
         except LLMException as error:
             pass_on(error)
             if self._is_over(view, granted, error):
-                raise self._ended(f"it ended during the read, which failed ({error})") from error
+                why = f"it ended during the read, which failed ({error})"
+                raise self._ended(why + UNUSABLE) from error
             raise
         if whole or self._wanted.release:
             self._pulls._finish(view, self._name, granted.generation, self._wanted.notifies)
 
     def _is_over(self, view: PeerView, granted: Granted, error: LLMException) -> bool:
-        """Whether a read that failed was one of a grant that has ended, as far as the owner says."""
+        """Whether a read that failed was one of a grant that has ended, as far as the owner says.
+
+        An owner to which no link leads any more says of no grant that it lives.
+        """
         unsaid = LLMStatusCode.LLM_NOT_YET_LINK, LLMStatusCode.LLM_ENGINE_FINALIZED
         cancelled, spent = self._limit.cancelled, not self._limit.left
         if view.session.closed or cancelled or spent or error.status_code in unsaid:
+            return False
+        if not self._transfers.leads_to(view):
             return False
         try:
             return not self._is_live(view, granted)
@@ -314,7 +322,7 @@ class _Pull:
         value = reader.value()
         live = self._is_live(view, granted) if value is None else value == granted.generation
         if not live:
-            raise self._ended("it was consumed, revoked, or has lapsed meanwhile")
+            raise self._ended("it was consumed, revoked, or has lapsed meanwhile" + UNUSABLE)
 
 
 class _WordReader:
