@@ -111,11 +111,12 @@ class Granting(ManagerMixin):
     def ended_grants(self) -> list[Grant]:
         """The grants of this engine that have ended since the last call, in that order.
 
-        A program that does not call this loses nothing but the list: at most 65536 wait. Raises
-        LLMException (LLM_ENGINE_FINALIZED).
+        A program that does not call this loses nothing but the list: at most 65536 wait. Where an
+        exception of a signal handler ends the call, the next one returns them. Raises LLMException
+        (LLM_ENGINE_FINALIZED).
         """
         begin("ended_grants")
-        return [record.handle for record in self._engine().grants.take_ended()]
+        return self._engine().grants.take_ended()
 
     def ended_grants_fileno(self) -> int:
         """A descriptor that is readable while `ended_grants` may have some, for `select` and the like.

@@ -64,6 +64,8 @@ class OwnGrants:
         self._ending: dict[int, tuple[OwnGrant, GrantState]] = {}
         """Ends that were begun, by generation."""
         self._generations = itertools.count(2, 2)
+        self._calls = itertools.count(1)
+        """Numbers of those of :meth:`take_ended`."""
         self._slots = 0
         """So many were ever used."""
         self._free: dict[int, None] = {}
@@ -273,12 +275,25 @@ class OwnGrants:
             )
         grant.told = True
 
-    def take_ended(self) -> list[OwnGrant]:
-        """Those that have ended since the last call, each once."""
-        taken = [grant for grant in dict.fromkeys(self.ended.take()) if not grant.taken]
-        for grant in taken:
-            grant.taken = True
-        return taken
+    def take_ended(self) -> list[Any]:
+        """What the program has of the grants that have ended since the last call, each once.
+
+        Where it is interrupted, the next call returns them all.
+        """
+        call, queued = next(self._calls), list[OwnGrant]()
+        try:
+            self.ended.take_into(queued)
+            fresh = [grant for grant in dict.fromkeys(queued) if not grant.taken]
+            handles = [grant.handle for grant in fresh]
+            for grant in fresh:
+                grant.taken = call
+            return handles
+        except BaseException:
+            for grant in queued:
+                if grant.taken == call:
+                    grant.taken = 0
+            self.ended.put_back(queued)
+            raise
 
     def _on_removed(self, cache_id: int) -> None:
         """A cache goes; called by who holds the state."""

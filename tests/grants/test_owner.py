@@ -155,6 +155,25 @@ def test_a_revocation_that_is_interrupted_has_happened_or_not(
         assert made.grants.take_ended() == [made.made[0]], where
 
 
+@pytest.mark.parametrize("kind", [Interrupt, Watchdog])
+def test_ends_are_left_for_the_next_call_where_one_is_interrupted(
+    kind: type[BaseException],
+) -> None:
+    def prepare() -> _Owner:
+        made = _Owner()
+        for req in range(4):
+            made.grants.revoke(made.grant(req))
+        taken = made.grants.take_ended()
+        made.grants.ended.put(taken[0])  # queued twice, as an interrupt may do
+        for req in range(4, 7):
+            made.grants.revoke(made.grant(req))
+        return made
+
+    for where, made in raising_anew(prepare, lambda each: each.grants.take_ended(), kind):
+        assert made.grants.take_ended() == made.made[4:], where
+        assert made.grants.take_ended() == [], where
+
+
 def test_a_cache_that_is_freed_inside_of_another_call() -> None:
     def prepare() -> _Owner:
         made = _Owner()
