@@ -49,22 +49,29 @@ class EventQueue(Generic[Event]):
 
     def take(self) -> list[Event]:
         """All events that wait, oldest first; none are left. Where it is interrupted, all are."""
+        taken: list[Event] = []
+        try:
+            self.take_into(taken)
+            return taken
+        except BaseException:
+            self.put_back(taken)
+            raise
+
+    def take_into(self, taken: list[Event]) -> None:
+        """:meth:`take` into an empty list of the caller, who puts back what it has got if interrupted."""
         for fd in self._fds[:1]:
             with suppress(OSError):  # it was not readable
                 os.eventfd_read(fd)
-        taken: list[Event] = []
         try:
-            try:
-                taken += iter(
-                    self._events.popleft, _NONE
-                )  # in C: no handler of a signal comes between
-            except IndexError as error:
-                pass_on(error)
-            return taken
-        except BaseException:
-            self._events.extendleft(reversed(taken))
-            self._signal()
-            raise
+            taken += iter(self._events.popleft, _NONE)  # in C: no handler of a signal comes between
+        except IndexError as error:
+            pass_on(error)
+
+    def put_back(self, taken: list[Event]) -> None:
+        """Undo :meth:`take_into`, before what came meanwhile; the list is empty then."""
+        self._events.extendleft(reversed(taken))
+        taken.clear()
+        self._signal()
 
     def waiting(self) -> list[Event]:
         """A copy of all events that wait."""
