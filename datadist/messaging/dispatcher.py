@@ -20,6 +20,7 @@ from datadist.messaging.engine import (
     EngineEvent,
     Lost,
 )
+from datadist.messaging.farewells import SESSION_ENDED, Farewells, FarewellToken
 from datadist.messaging.loop import Loop
 from datadist.messaging.pieces import Spans
 from datadist.messaging.session import TICK_SECONDS, Session, Token
@@ -78,6 +79,7 @@ class Dispatcher:
         self._warned: set[str] = set()
         self.loop = Loop(engine, self)
         self._unconfirmed = Unconfirmed(self.loop, self._confirmed)
+        self._farewells = Farewells(engine, self.loop.expect_tick)
 
     # -- links -----------------------------------------------------------------------------------
 
@@ -215,6 +217,8 @@ class Dispatcher:
         pidfd = self._pidfds.pop(session, None)
         if pidfd is not None:
             self.loop.unwatch(pidfd)
+        if how is End.GONE or (pidfd is not None and has_ended(pidfd)):
+            session.told.clear()
         if session.unconfirmed:
             self._unconfirmed.add(session, pidfd)
         elif pidfd is not None:
@@ -246,6 +250,8 @@ class Dispatcher:
             session.endpoint.close()
         except Exception:
             log.exception("unexpected error of an engine; please report it")
+        if session.undelivered or session.unsent:
+            self._farewells.add(session.address, session.told)
 
     # -- what the loop calls -----------------------------------------------------------------------
 
@@ -259,13 +265,17 @@ class Dispatcher:
             token, session = event.token, event.token.session
             self._guarded(session, lambda: session.completed(token, event.error))
             self._close_if_done(session)
+        elif isinstance(event, Completed) and isinstance(event.token, FarewellToken):
+            self._farewells.completed(event.token, event.error)
 
     def _lost(self, event: Lost) -> None:
         session = self._session_of(event.endpoint)
         if session is not None:
             session.end(event.reason, End.CUT)
         for each in [each for each in self._closing if each.endpoint is event.endpoint]:
+            each.undelivered = True
             self._close_endpoint(each)
+        self._farewells.lost(event.endpoint)
 
     def tick(self) -> float | None:
         """See :class:`~datadist.messaging.loop.Handler`."""
@@ -279,7 +289,8 @@ class Dispatcher:
         for session, until in list(self._closing.items()):
             if now >= until:
                 self._close_endpoint(session)
-        watched = any(each.watched for each in self._by_secret.values())
+        self._farewells.tick(now)
+        watched = self._farewells.waiting or any(each.watched for each in self._by_secret.values())
         unused = any(each.unused_since is not None for each in self._by_incarnation.values())
         return TICK_SECONDS if watched or unused or self._closing else None
 
@@ -295,6 +306,7 @@ class Dispatcher:
 
     def fail(self, reason: str) -> None:
         """See :class:`~datadist.messaging.loop.Handler`."""
+        self._farewells.close()
         for session in list(self._by_secret.values()):
             self._guarded(session, partial(session.end, reason, End.CUT))
         for session in list(self._closing):
@@ -305,7 +317,8 @@ class Dispatcher:
 
     def is_idle(self) -> bool:
         """Whether everything was sent."""
-        return not any(each.unsent for each in (*self._by_secret.values(), *self._closing))
+        sessions = *self._by_secret.values(), *self._closing
+        return not self._farewells.sending and not any(each.unsent for each in sessions)
 
     # -- messages ----------------------------------------------------------------------------------
 
@@ -327,6 +340,8 @@ class Dispatcher:
             session = None if side is None else self._of_side.get(side)
         if side is not None and header.kind in (Kind.HELLO, Kind.CLOSED):
             self._guarded(session, lambda: self._take_state(side, header, event))
+        elif side is not None and side.peer_left:
+            return
         elif session is None:
             if header.kind not in (
                 Kind.HELLO,
@@ -348,6 +363,10 @@ class Dispatcher:
 
     def _take_state(self, side: Side, header: Header, event: Arrived) -> None:
         body = memoryview(event.message).cast("B")[HEADER_BYTES:]
+        apart = header.kind is Kind.CLOSED and header.number == SESSION_ENDED
+        late, side.peer_left = side.peer_left, side.peer_left or apart
+        if late or (apart and side.peer_closed):
+            return
         if side.peer_closed or len(body) > MAX_REASON:
             raise WireError(f"it sent a {header.kind.name} of {len(body)} bytes, or after the end")
         if header.kind is Kind.HELLO:

@@ -59,6 +59,8 @@ RETIRED_SECONDS = 10.0
 """A session that is not used any more ends so long after that, if the peer goes on using its own."""
 TICK_SECONDS = 0.5
 """Between two looks at a peer to which something is under way."""
+MAX_TOLD = 64
+"""So many of the sides that both ends have closed are named again if the connection is cut."""
 
 
 class Keeper(Protocol):
@@ -121,6 +123,11 @@ class Session:
         """Not used any more, here; see :meth:`retire`."""
         self.unconfirmed: frozenset[Side] = frozenset()
         """Once it has ended: sides over which the peer may still take bytes of writes."""
+        self.undelivered = False
+        """Once it has ended: what was sent may not have reached the peer."""
+        self.told: dict[bytes, bytes] = {}
+        """Sides that have ended, by the peer's secret, with the reasons; of those that both have closed the
+        latest only."""
         self._retired_at = 0.0
         self._peers: dict[bytes, bool] = {}
         """Sessions of the peer that use ours, by secret; whether they are retired."""
@@ -285,8 +292,15 @@ class Session:
         """Tell the peer, once, that our side has ended and asks for nothing any more."""
         if side.offer is not None and not side.peer_told:
             side.peer_told = True
-            reason = (side.ended or "").encode()[:MAX_REASON]
-            self.send(pack(Kind.CLOSED, side.offer.secret, body=reason))
+            self._note_told(side)
+            self.send(pack(Kind.CLOSED, side.offer.secret, body=self.told[side.offer.secret]))
+
+    def _note_told(self, side: Side) -> None:
+        if side.offer is not None:
+            self.told.pop(side.offer.secret, None)  # it becomes the latest
+            self.told[side.offer.secret] = (side.ended or "").encode()[:MAX_REASON]
+        if len(self.told) > MAX_TOLD + len(self.sides):
+            del self.told[next(iter(self.told))]
 
     def send(self, message: bytearray, then: Callable[[], None] | None = None) -> None:
         """See :class:`~datadist.messaging.answering.Sender`."""
@@ -316,6 +330,7 @@ class Session:
         token.completed = True
         self.unsent -= 1
         if error is not None:
+            self.undelivered = True
             self.end(error, End.CUT)
             return
         if token.message is not None:
@@ -356,6 +371,7 @@ class Session:
         if self.ended is not None:
             return
         self.ended = reason
+        self.undelivered = how is End.CUT
         asked, self._asked = self._asked, {}
         landings, self._landings = self._landings, []
         if how is not End.GONE:
@@ -367,6 +383,8 @@ class Session:
                 side.end(reason, how is not End.TOLD)
                 if how in (End.TOLD, End.UNHEARD):
                     self.tell_closed(side)
+                else:
+                    self._note_told(side)
             self._withdraw([*landings, *(each.landing for each in asked.values() if each.landing)])
             self._queue.clear()
             self._answering.clear()

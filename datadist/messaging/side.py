@@ -52,6 +52,8 @@ class Side:
         """Secret of the session over which the peer attached our offer."""
         self.peer_closed = False
         """The peer asks for nothing any more."""
+        self.peer_left = False
+        """The peer's session has ended as well: messages of it may come later, and are dropped."""
         self.peer_told = False
         """We have told the peer that this side has ended."""
         self.fenced = False

@@ -76,7 +76,8 @@ class Kind(IntEnum):
     REFUSED = 6
     """Answer to READ and WRITE, with a :class:`Refusal`."""
     CLOSED = 7
-    """The sender has ended its side, and asks for nothing any more; with the reason as text."""
+    """The sender has ended its side, and asks for nothing any more; with the reason as text. Its number is 1
+    where that is said apart from its session, which has ended as well."""
     BYE = 8
     """To a session: the sender's session, whose secret it has, is not used any more."""
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import socket
 import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from datadist.messaging.loop import Loop
+from tests import nodes
 from tests.links.test_in_flight import KEY, POOL, _drop, _link, _make, _move, _values
 from tests.nodes import Here, Node, RemoteError
+from tests.pair_engine import PairEndpoint
 from tests.waiting import until
 
 PAIR = "tests.pair_engine:PairTransport"
@@ -61,3 +65,36 @@ def test_late_bytes_of_a_push_are_in_no_other_cache(start_node: Callable[..., No
     owner.do(_stick, False)
     until(lambda: _is_made(owner, "third"))
     assert [owner.do(_values, label) for label in (*made, "third")] == [[5]] * 3
+
+
+def _cut(here: Here) -> None:
+    """The connections that the engine of a node has made."""
+    for endpoint in [each for each in gc.get_objects() if isinstance(each, PairEndpoint)]:
+        with contextlib.suppress(OSError):
+            endpoint.sock.shutdown(socket.SHUT_RDWR)
+
+
+def test_memory_is_free_again_after_the_connections_were_cut_in_a_push(
+    start_node: Callable[..., Node],
+) -> None:
+    """At both ends, while both processes live: the pages of the pools can be given to other caches."""
+    settings: dict[str, Any] = {
+        "pool": POOL, "transfer_backend": PAIR, "enable_remote_cache_accessible": True
+    }  # fmt: skip
+    owner = start_node(1, **settings)
+    pusher = start_node(2, sync_kv_timeout=200, **settings)
+    owner.do(_make, "theirs", "pool", 1, KEY)
+    pusher.do(_make, "mine", "pool", 2)
+    link = _link("link", {1: owner, 2: pusher})
+    assert pusher.do(_move, "mine", "push") == "done"
+    owner.do(_stick, True)
+    assert "the transfer goes on" in pusher.do(_move, "mine", "push")
+    pusher.do(_cut)
+    owner.do(_cut)
+    owner.do(_stick, False)
+    pusher.do(nodes.unlink, link)
+    owner.do(nodes.unlink, 1)
+    for node, label in ((pusher, "mine"), (owner, "theirs")):
+        node.do(_drop, label)
+        for other in ("first", "second", "third"):
+            until(partial(_is_made, node, other))
