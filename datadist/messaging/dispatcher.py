@@ -106,9 +106,13 @@ class Dispatcher:
             raise LinkError(f"rank {peer.rank} cannot be reached: {session.ended}", peer.rank)
 
     def _greet(self, session: Session, side: Side) -> None:
-        self._unconfirmed.greeted(session.incarnation, side.peer_session)
-        session.meet(side.peer_session)
+        self._meet(session, side)
         session.greet(side)
+
+    def _meet(self, session: Session, side: Side) -> None:
+        if side.peer_attached:
+            self._unconfirmed.greeted(session.incarnation, side.peer_begun)
+            session.meet(side)
 
     def _connect(self, peer: Peer, offer: OfferFields) -> Session:
         try:
@@ -372,11 +376,11 @@ class Dispatcher:
         if header.kind is Kind.HELLO:
             if side.peer_attached or len(body) != SECRET_BYTES:
                 raise WireError("it sent a HELLO twice, or without the secret of its session")
-            side.peer_attached, side.peer_session = True, bytes(body)
+            side.peer_session, side.peer_begun = bytes(body), header.number
+            side.peer_attached = True
             session = self._of_side.get(side)
             if session is not None:
-                self._unconfirmed.greeted(session.incarnation, side.peer_session)
-                session.meet(side.peer_session)
+                self._meet(session, side)
                 session.advance()
             return
         told_before = side.peer_told
@@ -387,6 +391,8 @@ class Dispatcher:
         session = self._of_side.get(side)
         if session is not None:
             session.tell_closed(side)  # which confirms it: nothing of the peer lands here any more
+            if apart:
+                session.drop_requests(lambda each: each is side)
         if told_before:
             self._forget(side)
 

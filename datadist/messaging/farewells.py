@@ -1,6 +1,6 @@
 """CLOSED for sides whose session ended by a cut connection, sent once more over a connection of its own.
 
-The peer may have writes in flight to such a side, and settles them when it learns that the side has ended.
+The peer may have writes in flight to such a side. It settles them when it hears that the side has ended.
 """
 
 from __future__ import annotations

@@ -59,6 +59,7 @@ RETIRED_SECONDS = 10.0
 """A session that is not used any more ends so long after that, if the peer goes on using its own."""
 TICK_SECONDS = 0.5
 """Between two looks at a peer to which something is under way."""
+MAX_DROPPED = 1024
 MAX_TOLD = 64
 """So many of the sides that both ends have closed are named again if the connection is cut."""
 
@@ -110,6 +111,7 @@ class Session:
         self.incarnation = incarnation
         self.address = address
         """Of the peer's engine."""
+        self.begun = time.monotonic_ns()
         self.secret = secrets.token_bytes(SECRET_BYTES)
         """The peer's answers carry it."""
         self.endpoint = endpoint
@@ -126,8 +128,7 @@ class Session:
         self.undelivered = False
         """Once it has ended: what was sent may not have reached the peer."""
         self.told: dict[bytes, bytes] = {}
-        """Sides that have ended, by the peer's secret, with the reasons; of those that both have closed the
-        latest only."""
+        """Reasons of sides that have ended, by the peer's secret; the latest of those that both have closed."""
         self._retired_at = 0.0
         self._peers: dict[bytes, bool] = {}
         """Sessions of the peer that use ours, by secret; whether they are retired."""
@@ -136,6 +137,10 @@ class Session:
         self._window = window
         self._queue: deque[Transfer] = deque()
         self._asked: dict[int, _Asked] = {}
+        self._dropped: dict[int, None] = {}
+        """Requests that are not waited for, although an answer may come."""
+        self._newest = 0
+        """When the latest session of the peer began."""
         self._number = 0
         self._landings: list[tuple[bytearray, bytes]] = []
         """Buffers that nobody puts into now."""
@@ -219,6 +224,9 @@ class Session:
     def take_answer(self, kind: Kind, number: int, message: Buffer) -> None:
         """An answer has arrived. Raises :class:`WireError` if it answers nothing that was asked."""
         asked = self._asked.get(number)
+        if asked is None and number in self._dropped:
+            del self._dropped[number]
+            return
         if asked is None:
             raise WireError(
                 f"it answered request {number}, which was not asked or was answered before"
@@ -253,14 +261,33 @@ class Session:
     def greet(self, side: Side) -> None:
         """Tell the peer that its offer was attached."""
         assert side.offer is not None
-        self.send(pack(Kind.HELLO, side.offer.secret, body=self.secret))
+        self.send(pack(Kind.HELLO, side.offer.secret, self.begun, self.secret))
 
-    def meet(self, secret: bytes) -> None:
-        """A side of this session was attached by that session of the peer."""
-        if secret and secret not in self._peers:
+    def meet(self, side: Side) -> None:
+        """A session of the peer has attached this side. What belonged to its earlier ones is over."""
+        secret = side.peer_session
+        if secret not in self._peers:
             self._peers[secret] = False
             if self.retired:
                 self.send(pack(Kind.BYE, secret, body=self.secret))
+        newest = self._newest = max(self._newest, side.peer_begun)
+        for each in self.sides:
+            if each.peer_attached and each.peer_begun < newest:
+                each.fenced = True
+                each.end("its session has ended, and it has begun another one", lost=True)
+        self.drop_requests(lambda each: each.peer_begun < newest)
+
+    def drop_requests(self, is_over: Callable[[Side], bool]) -> None:
+        """Wait no more for answers over these sides, whose session has ended at the peer."""
+        over = {n: asked for n, asked in self._asked.items() if is_over(asked.transfer.side)}
+        for number in over:
+            del self._asked[number]
+            self._dropped[number] = None
+        while len(self._dropped) > MAX_DROPPED:
+            del self._dropped[next(iter(self._dropped))]
+        self._withdraw([asked.landing for asked in over.values() if asked.landing])
+        if over:
+            self.advance()
 
     def retire(self) -> None:
         """It is not used any more: new links get another one.
@@ -362,10 +389,6 @@ class Session:
         times = [each.late_since for each in self._asked.values() if each.late_since is not None]
         return bool(times) and now - min(times) > ANSWER_SECONDS
 
-    def knows(self, secret: bytes) -> bool:
-        """Whether that session of the peer has met this one."""
-        return secret in self._peers
-
     def end(self, reason: str, how: End) -> None:
         """End all sides, and the transfers with them."""
         if self.ended is not None:
@@ -386,6 +409,7 @@ class Session:
                 else:
                     self._note_told(side)
             self._withdraw([*landings, *(each.landing for each in asked.values() if each.landing)])
+            self._dropped.clear()
             self._queue.clear()
             self._answering.clear()
         finally:

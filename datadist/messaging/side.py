@@ -50,6 +50,8 @@ class Side:
         """The peer has our offer, and can answer: nothing is asked before."""
         self.peer_session = b""
         """Secret of the session over which the peer attached our offer."""
+        self.peer_begun = 0
+        """When that session began, by the peer's clock; a later one begins when it is over."""
         self.peer_closed = False
         """The peer asks for nothing any more."""
         self.peer_left = False

@@ -78,12 +78,10 @@ class Unconfirmed:
         for side in list(self._sides.get(incarnation, ())):
             self.confirm(side)
 
-    def greeted(self, incarnation: str, secret: bytes) -> None:
+    def greeted(self, incarnation: str, begun: int) -> None:
         """A session of the peer greets us: what belonged to earlier ones has ended there."""
-        if not secret:
-            return
-        for side, session in list(self._sides.get(incarnation, {}).items()):
-            if not session.knows(secret):
+        for side in list(self._sides.get(incarnation, ())):
+            if side.peer_begun < begun:
                 self.confirm(side)
 
     def lost(self, incarnation: str) -> None:

@@ -13,7 +13,7 @@ from datadist.messaging import EngineError, dispatcher, farewells
 from datadist.messaging.dispatcher import Dispatcher
 from datadist.messaging.ending import End
 from datadist.messaging.link import MessagingLink
-from datadist.messaging.wire import Kind
+from datadist.messaging.wire import Kind, pack
 from datadist.transport import TransferTimeout
 from tests.messaging_links import (
     FAR,
@@ -93,7 +93,7 @@ def test_a_write_settles_although_the_connections_were_cut(who: str) -> None:
 @pytest.mark.parametrize("closes", ["both", "owner"])
 def test_a_write_settles_although_the_answer_to_the_end_of_a_link_was_cut_off(closes: str) -> None:
     """The owner has closed its side, said so, and forgotten it, before the connection is lost."""
-    with _in_flight() as (mine, owner, links, error):
+    with _in_flight() as (_, owner, links, error):
         _drop(owner, Kind.CLOSED)
         links[1].close()
         if closes == "both":
@@ -110,7 +110,7 @@ def test_what_an_ended_session_could_not_send_is_sent_again(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatcher, "CLOSE_SECONDS", 0.1)
-    with _in_flight() as (mine, owner, _, error):
+    with _in_flight() as (_, owner, _, error):
         hold = partial(setattr, owner.transport.engine.faults, "hold")
         owner.on_thread(lambda: hold(True))
         for each in list(_dispatcher(owner)._by_secret.values()):
@@ -184,8 +184,8 @@ def test_what_comes_late_of_a_session_that_was_cut_costs_no_other_link(late: Kin
         attach_links(other)
         other[0].read(1, *whole(mine, owner, 64), FAR)
         offer = offer_of(other[1], 0)
-        closed = farewells.pack(Kind.CLOSED, offer.secret, farewells.SESSION_ENDED)
-        raw.send(offer.address, closed, farewells.pack(late, offer.secret, body=b"x" * 16))
+        closed = pack(Kind.CLOSED, offer.secret, farewells.SESSION_ENDED)
+        raw.send(offer.address, closed, pack(late, offer.secret, body=b"x" * 16))
         until(lambda: other[1]._sides[0].ended)
         owner.on_thread(lambda: None)
         link.write(1, *whole(mine, owner, SIZE), FAR)
