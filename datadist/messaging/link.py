@@ -153,14 +153,16 @@ class MessagingLink(Link):
     def force(self, rank: int) -> None:
         """End the side, and wait until the peer has confirmed that it takes nothing any more.
 
-        Raises :class:`Unsupported` where that does not come: the peer is stopped, or a page of its
-        memory or of ours does not come.
+        The time for that begins with the end of the side: ranks that were aborted at once are waited
+        for together. Raises :class:`TransferError` where it does not come: the peer is stopped, or a
+        page of its memory or of ours does not come. The side has ended then, too.
         """
+        side = self._side(rank)
         self.abort(rank)
-        side, until = self._side(rank), time.monotonic() + FORCE_SECONDS
+        until = (side.ended_at or time.monotonic()) + FORCE_SECONDS
         while not side.settled():
             if time.monotonic() >= until:
-                raise Unsupported(
+                raise TransferError(
                     f"rank {rank} has not confirmed within {in_seconds(FORCE_SECONDS)} that it takes "
                     "no bytes any more (is it stopped?), or a page of our memory does not come"
                 )

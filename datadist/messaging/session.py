@@ -128,7 +128,7 @@ class Session:
         self.undelivered = False
         """Once it has ended: what was sent may not have reached the peer."""
         self.told: dict[bytes, bytes] = {}
-        """Reasons of sides that have ended, by the peer's secret; the latest of those that both have closed."""
+        """Reasons of sides that have ended, by the peer's secret. Of closed ones it has the latest."""
         self._retired_at = 0.0
         self._peers: dict[bytes, bool] = {}
         """Sessions of the peer that use ours, by secret; whether they are retired."""

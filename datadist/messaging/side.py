@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -65,8 +66,8 @@ class Side:
         self._spans = spans
         self._access = access
         self._copying = Copying()
-        self._ends: list[tuple[str, bool]] = []
-        """Reasons, and whether the peer is lost; the first one counts."""
+        self._ends: list[tuple[str, bool, float]] = []
+        """Reasons, whether the peer is lost, and when it was; the first one counts."""
         self._transfers: set[Ending] = set()
         self._left: set[Ending] = set()
         """Those that went on when their callers left."""
@@ -83,7 +84,7 @@ class Side:
         """Why nothing can be moved any more; None as long as it can."""
         if not self._ends:
             return None
-        reason, lost = self._ends[0]
+        reason, lost, _ = self._ends[0]
         return (
             PeerLost(f"rank {self.rank} is lost: {reason}", self.rank)
             if lost
@@ -139,10 +140,15 @@ class Side:
         """Why it has ended."""
         return self._ends[0][0] if self._ends else None
 
+    @property
+    def ended_at(self) -> float | None:
+        """When it has ended (monotonic)."""
+        return self._ends[0][2] if self._ends else None
+
     def end(self, reason: str, lost: bool = False) -> None:
         """Fail transfers, now and later, and refuse requests. From any thread, never blocks."""
         self._copying.forbid()
-        self._ends.append((reason, lost))
+        self._ends.append((reason, lost, time.monotonic()))
         for transfer in self._transfers.copy():
             transfer.end(self.error())
 

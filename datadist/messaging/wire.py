@@ -77,8 +77,8 @@ class Kind(IntEnum):
     REFUSED = 6
     """Answer to READ and WRITE, with a :class:`Refusal`."""
     CLOSED = 7
-    """The sender has ended its side, and asks for nothing any more; with the reason as text. The number is 1
-    where its session has ended as well, and this comes over another connection."""
+    """The sender has ended its side, and asks for nothing any more; with the reason as text. The number
+    is 1 where its session has ended as well, and this comes over another connection."""
     BYE = 8
     """To a session: the sender's session, whose secret it has, is not used any more."""
 

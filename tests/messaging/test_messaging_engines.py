@@ -12,7 +12,7 @@ from typing import Any
 
 from datadist.messaging.loop import Loop
 from tests import nodes
-from tests.links.test_in_flight import KEY, POOL, _drop, _link, _make, _move, _values
+from tests.links.test_in_flight import KEY, POOL, _drop, _link, _make, _move, _set, _values
 from tests.nodes import Here, Node, RemoteError
 from tests.pair_engine import PairEndpoint
 from tests.waiting import until
@@ -98,3 +98,26 @@ def test_memory_is_free_again_after_the_connections_were_cut_in_a_push(
         node.do(_drop, label)
         for other in ("first", "second", "third"):
             until(partial(_is_made, node, other))
+
+
+def test_a_link_whose_owner_did_not_confirm_is_given_up(start_node: Callable[..., Node]) -> None:
+    """Core knows that it moves nothing any more; the memory comes back when the owner goes on."""
+    settings: dict[str, Any] = {
+        "pool": POOL, "transfer_backend": PAIR, "enable_remote_cache_accessible": True
+    }  # fmt: skip
+    owner = start_node(1, **settings)
+    pusher = start_node(2, sync_kv_timeout=200, **settings)
+    owner.do(_make, "theirs", "pool", 1, KEY)
+    pusher.do(_make, "mine", "pool", 2)
+    link = _link("link", {1: owner, 2: pusher})
+    assert pusher.do(_move, "mine", "push") == "done"
+    pusher.do(_set, "FORCE_SECONDS", 0.1)
+    owner.do(_stick, True)
+    assert "the transfer goes on" in pusher.do(_move, "mine", "push")
+    nodes.said(pusher, "WARNING", "did not settle", "has not confirmed")
+    until(lambda: "given up" in (pusher.do(nodes.link_error, link) or ""))
+    assert "LLM_NOT_YET_LINK" in pusher.do(_move, "mine", "push")
+    owner.do(_stick, False)
+    pusher.do(_drop, "mine")
+    for other in ("first", "second", "third"):
+        until(partial(_is_made, pusher, other))
