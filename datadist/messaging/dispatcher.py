@@ -36,6 +36,7 @@ from datadist.messaging.wire import (
     Kind,
     OfferFields,
     WireError,
+    pack,
     parse_header,
 )
 from datadist.transport import LinkError, Peer, TransferError
@@ -50,6 +51,10 @@ CLOSE_SECONDS = 1.0
 """So long an endpoint may take to send what tells the peer of the end."""
 CONFIRM_SECONDS = 30.0
 """So long an endpoint is kept to hear that the peer takes no bytes of writes any more."""
+MAX_REMOVED = 64
+"""Sides of closed links per session whose peer has not closed its own."""
+MAX_UNSENT = 64
+"""Messages of a session that are not sent; over that, who greets a side that is gone gets no answer."""
 MAX_RETIRED = 2
 """Sessions with one peer that are not used any more, and wait for the end of the peer's."""
 
@@ -162,10 +167,33 @@ class Dispatcher:
         session = self._of_side.get(side)
         if session is not None:
             self._guarded(session, partial(session.tell_closed, side))
-        if side not in self._of_side or side.peer_closed:
+        elif side.peer_attached:
+            self._decline(side.peer_session, side.peer_secret)
+        if session is None or side.peer_closed:
             self._forget(side)
+        else:
+            side.forget_ranges()
+            self._limit_removed(session, side)
         if side.incarnation is not None:
             self.release(side.incarnation)
+
+    def _limit_removed(self, session: Session, side: Side) -> None:
+        """Keep a side until the peer has closed its own, which it may never do."""
+        if side not in session.sides:
+            return  # the session has ended
+        session.removed[side] = None
+        if len(session.removed) > MAX_REMOVED:
+            oldest = next((each for each in session.removed if not session.asks(each)), None)
+            if oldest is not None:
+                self._forget(oldest)
+
+    def _decline(self, peer_session: bytes, peer_secret: bytes) -> None:
+        """Tell a peer that our side has ended, which has never attached its offer."""
+        sessions = self._by_secret.values()
+        session = next((each for each in sessions if each.knows(peer_session)), None)
+        if session is not None and session.unsent < MAX_UNSENT:
+            message = pack(Kind.CLOSED, peer_secret, body=b"the link is closed")
+            self._guarded(session, partial(session.send, message))
 
     def _forget(self, side: Side) -> None:
         if side not in self._unconfirmed:
@@ -173,6 +201,7 @@ class Dispatcher:
         session = self._of_side.pop(side, None)
         if session is not None:
             session.sides.discard(side)
+            session.removed.pop(side, None)
 
     # -- peers -----------------------------------------------------------------------------------
 
@@ -347,12 +376,7 @@ class Dispatcher:
         elif side is not None and side.peer_left:
             return
         elif session is None:
-            if header.kind not in (
-                Kind.HELLO,
-                Kind.CLOSED,
-                Kind.BYE,
-            ):  # usual where both ends close
-                self._warn(f"a {header.kind.name} is for nobody here; this may be a late message")
+            self._for_nobody(header, event)
         elif header.kind is Kind.BYE:
             self._guarded(session, partial(session.take_bye, event.message))
         elif side is None:
@@ -365,6 +389,12 @@ class Dispatcher:
                 lambda: session.take_request(side, header.kind, header.number, event.message),
             )
 
+    def _for_nobody(self, header: Header, event: Arrived) -> None:
+        if header.kind is Kind.HELLO:
+            self._decline(*_secrets(memoryview(event.message).cast("B")[HEADER_BYTES:]))
+        elif header.kind not in (Kind.CLOSED, Kind.BYE):  # usual where both ends close
+            self._warn(f"a {header.kind.name} is for nobody here; this may be a late message")
+
     def _take_state(self, side: Side, header: Header, event: Arrived) -> None:
         body = memoryview(event.message).cast("B")[HEADER_BYTES:]
         apart = header.kind is Kind.CLOSED and header.number == SESSION_ENDED
@@ -374,9 +404,10 @@ class Dispatcher:
         if side.peer_closed or len(body) > MAX_REASON:
             raise WireError(f"it sent a {header.kind.name} of {len(body)} bytes, or after the end")
         if header.kind is Kind.HELLO:
-            if side.peer_attached or len(body) != SECRET_BYTES:
-                raise WireError("it sent a HELLO twice, or without the secret of its session")
-            side.peer_session, side.peer_begun = bytes(body), header.number
+            if side.peer_attached or len(body) != 2 * SECRET_BYTES:
+                raise WireError("it sent a HELLO twice, or without the secrets of session and side")
+            side.peer_session, side.peer_secret = _secrets(body)
+            side.peer_begun = header.number
             side.peer_attached = True
             session = self._of_side.get(side)
             if session is not None:
@@ -428,3 +459,8 @@ class Dispatcher:
     def _session_of(self, endpoint: Endpoint) -> Session | None:
         sessions = self._by_secret.values()
         return next((each for each in sessions if each.endpoint is endpoint), None)
+
+
+def _secrets(body: memoryview) -> tuple[bytes, bytes]:
+    """Of the session and the side in a HELLO."""
+    return bytes(body[:SECRET_BYTES]), bytes(body[SECRET_BYTES : 2 * SECRET_BYTES])

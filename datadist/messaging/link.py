@@ -117,7 +117,8 @@ class MessagingLink(Link):
         remotes, lengths = numbers(remote), numbers(length)
         for address, size in zip(remotes, lengths, strict=True):
             if not side.theirs.contain(address, size):
-                raise AddressError(f"rank {rank} did not offer {size} bytes at {address:#x}")
+                text = f"rank {rank} did not offer {size} bytes at {address:#x}"
+                raise side.error() or AddressError(text)
         segments = zip(numbers(local), remotes, lengths, strict=True)
         pieces = cut(segments, min(self._engine.piece, offer.piece))
         transfer = Transfer(side, write, pieces, timeout)

@@ -119,6 +119,8 @@ class Session:
         self.unused_since: float | None = None
         self.sides: set[Side] = set()
         """Those that were attached, until both processes have closed them."""
+        self.removed: dict[Side, None] = {}
+        """Those whose link is closed here, the oldest first."""
         self.unsent = 0
         """Messages that the engine has not sent."""
         self.retired = False
@@ -261,7 +263,7 @@ class Session:
     def greet(self, side: Side) -> None:
         """Tell the peer that its offer was attached."""
         assert side.offer is not None
-        self.send(pack(Kind.HELLO, side.offer.secret, self.begun, self.secret))
+        self.send(pack(Kind.HELLO, side.offer.secret, self.begun, self.secret + side.secret))
 
     def meet(self, side: Side) -> None:
         """A session of the peer has attached this side. What belonged to its earlier ones is over."""
@@ -364,6 +366,15 @@ class Session:
             self._keeper.spare.give(token.message)
         if self.ended is None and token.then is not None:
             token.then()
+
+    def asks(self, side: Side) -> bool:
+        """Whether a write over this side was not answered."""
+        asked = self._asked.values()
+        return any(each.transfer.side is side and each.transfer.write for each in asked)
+
+    def knows(self, secret: bytes) -> bool:
+        """Whether that session of the peer has met this one."""
+        return secret in self._peers
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -51,6 +52,8 @@ class Side:
         """The peer has our offer, and can answer: nothing is asked before."""
         self.peer_session = b""
         """Secret of the session over which the peer attached our offer."""
+        self.peer_secret = b""
+        """Of the peer's side, as it said when it attached our offer."""
         self.peer_begun = 0
         """When that session began, by the peer's clock; a later one begins when it is over."""
         self.peer_closed = False
@@ -79,6 +82,12 @@ class Side:
         self.theirs = theirs
         self.incarnation = incarnation
         self.offer = offer
+
+    def forget_ranges(self) -> None:
+        """The link is closed. The side may be kept for long: until the peer has closed its own."""
+        self.theirs = self._spans = Spans(())
+        if self.offer is not None:
+            self.offer = replace(self.offer, ranges=())
 
     def error(self) -> TransferError | None:
         """Why nothing can be moved any more; None as long as it can."""

@@ -66,8 +66,8 @@ class Kind(IntEnum):
     """What a message is."""
 
     HELLO = 1
-    """The sender has attached our offer, and can answer; with the secret of its session. The number says
-    when that began, by the sender's clock."""
+    """The sender has attached our offer, and can answer; with the secrets of its session and its side.
+    The number says when the session began, by the sender's clock."""
     READ = 2
     WRITE = 3
     DATA = 4

@@ -13,7 +13,7 @@ import pytest
 from datadist.messaging import EngineError, dispatcher, session
 from datadist.messaging.dispatcher import Dispatcher
 from datadist.messaging.wire import Kind
-from datadist.transport import LinkError, Offer, Peer, PeerLost, TransferError
+from datadist.transport import LinkError, Offer, Peer, PeerLost, TransferError, TransferTimeout
 from tests.messaging_links import (
     FAR,
     Node,
@@ -21,6 +21,7 @@ from tests.messaging_links import (
     linked,
     nodes,
     open_links,
+    stuck,
     until,
     whole,
 )
@@ -186,6 +187,62 @@ def test_a_peer_that_dies_when_it_is_not_used_is_noticed(quick: None) -> None:
         until(lambda: not _dispatcher(mine)._by_incarnation)
         mine.on_thread(partial(setattr, endpoint, "problem", lambda: "it is gone"))
         until(lambda: not _dispatcher(mine)._by_secret)
+
+
+# -- links that only one end has attached ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["who attached closes first", "the other"])
+@pytest.mark.parametrize("soon", [False, True])
+def test_a_link_that_one_end_attached_leaves_nothing(first: int, soon: bool) -> None:
+    """Beside another one, whose session stays; ``soon``: the other end closes before it is greeted."""
+    with nodes() as (mine, theirs), linked([mine, theirs]) as (link, _):
+        link.read(1, *whole(mine, theirs, 64), FAR)
+        for _ in range(5):
+            links = open_links([mine, theirs])
+            if soon:
+                offer = links[1].offer(0)
+                links[1].close()
+                links[0].attach(1, offer)
+            else:
+                links[0].attach(1, links[1].offer(0))
+                until(lambda links=links: links[1]._sides[0].peer_attached)
+            links[first].close()
+            links[1 - first].close()
+        until(lambda: len(_dispatcher(mine)._sides) == len(_dispatcher(theirs)._sides) == 1)
+        link.write(1, *whole(mine, theirs), FAR)
+
+
+def _silent(message: bytearray) -> tuple[bytearray, ...]:
+    return () if message[4] == Kind.CLOSED else (message,)
+
+
+def test_sides_that_a_peer_never_closes_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their ranges are dropped at once; a write in flight is not forgotten."""
+    monkeypatch.setattr(dispatcher, "MAX_REMOVED", 5)
+    with nodes() as (mine, bad), linked([mine, bad]) as (link, _):
+        link.read(1, *whole(mine, bad, 64), FAR)
+        bad.on_thread(lambda: setattr(bad.transport.engine.faults, "on_send", _silent))
+        held = open_links([mine, bad])
+        attach_links(held)
+        held[0].read(1, *whole(mine, bad, 64), FAR)
+        with stuck(bad):
+            with pytest.raises(TransferTimeout) as caught:
+                held[0].write(1, *whole(mine, bad, 64), 0.1)
+            held[0].close()
+            for _ in range(20):
+                links = open_links([mine, bad])
+                links[0].attach(1, links[1].offer(0))
+                links[0].close()
+            kept = mine.on_thread(lambda: list(_dispatcher(mine)._sides.values()))
+            assert len(kept) <= 1 + dispatcher.MAX_REMOVED
+            assert held[0]._sides[1] in kept
+            assert all(not side.offer.ranges for side in kept if side.removed and side.offer)
+            flight = caught.value.in_flight
+            assert flight is not None
+            assert not flight.settled()
+        until(flight.settled)
+        held[1].close()
 
 
 # -- offers ----------------------------------------------------------------------------------------
