@@ -100,6 +100,12 @@ class Dispatcher:
         if session is not None and session.address != offer.address:
             session.end("its engine was closed, and it has another one now", End.GONE)
             session = None
+        if session is not None and session.connection is not peer.connection:
+            if all(each.removed for each in session.sides):
+                session.connection = peer.connection
+            else:  # core is about to say that it has lost the connection of those
+                self._lose(session)
+                session = None
         if session is None:
             session = self._connect(peer, offer)
         self.hold(peer.incarnation)
@@ -126,6 +132,7 @@ class Dispatcher:
             raise LinkError(f"rank {peer.rank} cannot be reached: {error}", peer.rank) from error
         window = min(self._engine.window, offer.window)
         session = Session(self, self._engine, endpoint, peer.incarnation, offer.address, window)
+        session.connection = peer.connection
         self._by_incarnation[peer.incarnation] = self._by_secret[session.secret] = session
         if peer.pidfd is not None:
             try:
@@ -223,14 +230,17 @@ class Dispatcher:
             session.unused_since = time.monotonic()
             self.loop.expect_tick(TICK_SECONDS)
 
-    def lose(self, incarnation: str) -> None:
-        """Core has lost the peer. It hears of that, if its process is there."""
-        self._unconfirmed.lost(incarnation)
+    def lose(self, peer: Peer) -> None:
+        """Core has lost the peer's connection. The peer hears of that, if its process is there."""
+        self._unconfirmed.lost(peer)
         for session in list(self._by_secret.values()):
-            if session.incarnation == incarnation:
-                pidfd = self._pidfds.get(session)
-                how = End.GONE if pidfd is None or has_ended(pidfd) else End.UNHEARD
-                session.end("the connection of the engines was lost", how)
+            if session.incarnation == peer.incarnation and session.connection is peer.connection:
+                self._lose(session)
+
+    def _lose(self, session: Session) -> None:
+        pidfd = self._pidfds.get(session)
+        how = End.GONE if pidfd is None or has_ended(pidfd) else End.UNHEARD
+        session.end("the connection of the engines was lost", how)
 
     # -- what sessions need ------------------------------------------------------------------------
 

@@ -42,6 +42,8 @@ log = logging.getLogger("datadist.messaging")
 CLOSE_SECONDS = 2.0
 """So long `close` waits for a copy whose memory does not come."""
 FORCE_SECONDS = 2.0
+LEAVE_TRIES = 100
+"""So often handlers of signals may raise while a caller leaves its transfer."""
 
 
 class MessagingLink(Link):
@@ -129,11 +131,12 @@ class MessagingLink(Link):
             side.finish(transfer)
         except BaseException as error:
             try:
-                _leave(side, transfer, error)
-            except BaseException as second:  # of a signal handler; it takes the place of the first
-                _leave(side, transfer, second)
+                last = _leave(side, transfer, error)
+            except BaseException as other:  # of a signal handler; it takes the place of the first
+                last = _leave(side, transfer, other)
+            if last is error:
                 raise
-            raise
+            raise last  # noqa: B904 - unchanged: it has been raised while `error` was handled
 
     def _side(self, rank: int) -> Side:
         side = self._sides.get(rank)
@@ -185,9 +188,16 @@ class MessagingLink(Link):
         return frozenset(stuck if self._access is Access.READ_WRITE else ())
 
 
-def _leave(side: Side, transfer: Transfer, error: BaseException) -> None:
-    transfer.leave(error)
-    side.finish(transfer)
+def _leave(side: Side, transfer: Transfer, error: BaseException) -> BaseException:
+    """The error with which the caller leaves: the last one that handlers of signals raised meanwhile."""
+    for _ in range(LEAVE_TRIES):
+        try:
+            transfer.leave(error)
+            side.finish(transfer)
+            break
+        except BaseException as other:
+            error = other
+    return error
 
 
 def _close_elsewhere(fds: Sequence[int]) -> None:

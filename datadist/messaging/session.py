@@ -111,6 +111,8 @@ class Session:
         self.incarnation = incarnation
         self.address = address
         """Of the peer's engine."""
+        self.connection: object = None
+        """What core keeps for the peer (:attr:`~datadist.transport.Peer.connection`)."""
         self.begun = time.monotonic_ns()
         self.secret = secrets.token_bytes(SECRET_BYTES)
         """The peer's answers carry it."""

@@ -16,6 +16,7 @@ from functools import partial
 from datadist.messaging.loop import Loop
 from datadist.messaging.session import Session
 from datadist.messaging.side import Side
+from datadist.transport import Peer
 
 __all__ = ["Unconfirmed", "has_ended"]
 
@@ -84,11 +85,13 @@ class Unconfirmed:
             if side.peer_begun < begun:
                 self.confirm(side)
 
-    def lost(self, incarnation: str) -> None:
+    def lost(self, peer: Peer) -> None:
         """Core has lost the peer. Where its process can be watched, that one's end is waited for."""
-        pidfd = self._pidfds.get(incarnation)
+        pidfd = self._pidfds.get(peer.incarnation)
         if pidfd is None or has_ended(pidfd):
-            self.confirm_all(incarnation)
+            for side, session in list(self._sides.get(peer.incarnation, {}).items()):
+                if session.connection is peer.connection:
+                    self.confirm(side)
 
     def close(self) -> None:
         """Give the descriptors back; nothing is confirmed any more."""

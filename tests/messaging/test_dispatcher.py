@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
 import pytest
 
-from datadist.messaging import EngineError, dispatcher, session
+from datadist.messaging import EngineError, dispatcher, loop, session
 from datadist.messaging.dispatcher import Dispatcher
+from datadist.messaging.link import MessagingLink
 from datadist.messaging.wire import Kind
 from datadist.transport import LinkError, Offer, Peer, PeerLost, TransferError, TransferTimeout
 from tests.messaging_links import (
@@ -115,6 +117,58 @@ def test_what_a_call_or_an_event_raises_does_not_end_the_thread() -> None:
         mine.on_thread(lambda: _dispatcher(mine).loop.expect_tick(0.0))
         link.read(1, *whole(mine, theirs), FAR)
         assert _dispatcher(mine).loop.ended is None
+
+
+def test_a_tick_that_failed_is_followed_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "RETRY_SECONDS", 0.01)
+    ticks: list[int] = []
+
+    def fail() -> None:
+        ticks.append(1)
+        raise ValueError("a defect")
+
+    with nodes(1) as (mine,):
+        mine.on_thread(lambda: setattr(_dispatcher(mine), "tick", fail))
+        mine.on_thread(lambda: _dispatcher(mine).loop.expect_tick(0.0))
+        until(lambda: len(ticks) > 2)
+
+
+def test_a_loss_that_is_told_late_ends_no_later_connection() -> None:
+    with nodes() as (mine, theirs):
+        (first, one), (second, two) = [_connected(mine, theirs) for _ in range(2)]
+        links, connections = [one, two], [first, second]
+        mine.transport.peer_lost(connections[0])
+        until(lambda: links[0][0]._sides[1].ended)
+        mine.on_thread(lambda: None)
+        links[1][0].write(1, *whole(mine, theirs), FAR)
+        mine.transport.peer_lost(connections[1])
+        until(lambda: links[1][0]._sides[1].ended)
+        for connection in connections:
+            mine.transport.disconnect(connection)
+        for link in (*links[0], *links[1]):
+            link.close()
+
+
+def _connected(mine: Node, theirs: Node) -> tuple[Peer, list[MessagingLink]]:
+    peer = Peer(1, theirs.name)
+    peer = replace(peer, connection=mine.transport.connect(peer))
+    links = open_links([mine, theirs])
+    links[0]._group = replace(links[0]._group, peers={0: Peer(0, mine.name), 1: peer})
+    attach_links(links)
+    links[0].read(1, *whole(mine, theirs, 64), FAR)
+    return peer, links
+
+
+def test_a_session_that_is_not_used_serves_the_next_connection() -> None:
+    with nodes() as (mine, theirs):
+        sessions = []
+        for _ in range(3):
+            peer, links = _connected(mine, theirs)
+            sessions += _dispatcher(mine)._by_secret.values()
+            for link in links:
+                link.close()
+            mine.transport.disconnect(peer)
+        assert len(set(sessions)) == 1
 
 
 def test_a_process_that_cannot_be_watched_leaves_no_session(

@@ -280,6 +280,29 @@ def test_nothing_lands_unannounced_after_an_exception_of_a_handler(write: bool) 
             moment += 1
 
 
+@pytest.mark.parametrize("times", [3, 20])
+def test_handlers_that_raise_again_and_again_hide_nothing(
+    times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time while the caller leaves: the error with which it does so at last tells of the write."""
+    left, leave = [], transfer.Transfer.leave
+
+    def interrupted(self: transfer.Transfer, error: BaseException) -> None:
+        if len(left) < times:
+            left.append(error)
+            raise interrupts.Interrupt
+        leave(self, error)
+
+    monkeypatch.setattr(transfer.Transfer, "leave", interrupted)
+    with _pair() as (mine, theirs, link, _):
+        with stuck(theirs):
+            with pytest.raises(interrupts.Interrupt) as caught:
+                link.write(1, *whole(mine, theirs, SIZE), 0.1)
+            assert not _settled(caught.value)
+            assert not link._sides[1]._transfers
+        until(lambda: _settled(caught.value))
+
+
 def _raise_at(moment: int, call: Callable[[], object]) -> tuple[str, BaseException | None]:
     try:
         return interrupts._raised_at(moment, call, interrupts.Interrupt)
