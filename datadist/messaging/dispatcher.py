@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from datadist.base.texts import short_repr
@@ -84,7 +84,7 @@ class Dispatcher:
         self._warned: set[str] = set()
         self.loop = Loop(engine, self)
         self._unconfirmed = Unconfirmed(self.loop, self._confirmed)
-        self._farewells = Farewells(engine, self.loop.expect_tick)
+        self._farewells = Farewells(engine, self.loop.expect_tick, self._send_closed)
 
     # -- links -----------------------------------------------------------------------------------
 
@@ -260,7 +260,8 @@ class Dispatcher:
         pidfd = self._pidfds.pop(session, None)
         if pidfd is not None:
             self.loop.unwatch(pidfd)
-        if how is End.GONE or (pidfd is not None and has_ended(pidfd)):
+        gone = how is End.GONE or (pidfd is not None and has_ended(pidfd))
+        if gone or session.all_retired:  # or both ends have closed all links
             session.told.clear()
         if session.unconfirmed:
             self._unconfirmed.add(session, pidfd)
@@ -295,6 +296,16 @@ class Dispatcher:
             log.exception("unexpected error of an engine; please report it")
         if session.undelivered or session.unsent:
             self._farewells.add(session.address, session.told)
+
+    def _send_closed(self, address: bytes, closed: Mapping[bytes, bytes]) -> bool:
+        """Over the session with this engine; False if there is none."""
+        sessions = self._by_incarnation.values()
+        session = next((each for each in sessions if each.address == address), None)
+        if session is None:
+            return False
+        for secret, reason in closed.items():
+            session.send(pack(Kind.CLOSED, secret, SESSION_ENDED, reason))
+        return session.ended is None
 
     # -- what the loop calls -----------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ SESSION_ENDED = 1
 TRIES = 5
 TRY_SECONDS = 0.5
 """From the first try to the second one; each later one waits twice as long."""
+TIMES = 2
+"""It is sent again, since what an engine has sent may be lost with the connection."""
 MAX_CLOSED = 1024
 """Sides of one peer; the oldest are dropped."""
 
@@ -37,6 +39,8 @@ class Farewell:
     tries: int = 0
     next_at: float = 0.0
     unsent: int = 0
+    said: int = 0
+    """So often all was sent."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +54,13 @@ class FarewellToken:
 class Farewells:
     """By the address of the peer's engine. On the engine's thread."""
 
-    def __init__(self, engine: Engine, expect_tick: Callable[[float], None]) -> None:
+    def __init__(
+        self, engine: Engine, expect_tick: Callable[[float], None],
+        send_over_session: Callable[[bytes, Mapping[bytes, bytes]], bool],
+    ) -> None:  # fmt: skip
         self._engine = engine
         self._expect_tick = expect_tick
+        self._send_over_session = send_over_session
         self._farewells: dict[bytes, Farewell] = {}
         self._closed = False
 
@@ -83,6 +91,9 @@ class Farewells:
         farewell.tries += 1
         farewell.next_at = time.monotonic() + pause
         self._expect_tick(pause)
+        if self._send_over_session(farewell.address, farewell.closed):
+            self._said(farewell)
+            return
         try:
             endpoint = farewell.endpoint = self._engine.connect(farewell.address)
             farewell.unsent = len(farewell.closed)
@@ -105,7 +116,14 @@ class Farewells:
             return
         farewell.unsent -= 1
         if not farewell.unsent:
+            self._said(farewell)
+
+    def _said(self, farewell: Farewell) -> None:
+        farewell.said += 1
+        if farewell.said == TIMES:
             self._end(farewell)
+        else:
+            self._close_endpoint(farewell)
 
     def lost(self, endpoint: Endpoint) -> None:
         """The engine has lost a connection."""
@@ -117,7 +135,8 @@ class Farewells:
         """Try again what has failed, or was not sent in time."""
         for farewell in list(self._farewells.values()):
             if now >= farewell.next_at:
-                self._failed(farewell, "the engine did not send it in time")
+                if farewell.endpoint is not None:
+                    self._failed(farewell, "the engine did not send it in time")
                 if farewell.tries < TRIES:
                     self._try(farewell)
                 else:

@@ -157,6 +157,11 @@ class Session:
         return bool(self._queue or self._asked or self.unsent)
 
     @property
+    def all_retired(self) -> bool:
+        """Whether neither end uses it any more."""
+        return self.retired and all(self._peers.values())
+
+    @property
     def watched(self) -> bool:
         """Whether it is looked at now and then (:meth:`check`)."""
         return self.busy or self.retired
@@ -316,7 +321,7 @@ class Session:
         self._end_if_unused()
 
     def _end_if_unused(self) -> None:
-        if self.retired and all(self._peers.values()):
+        if self.all_retired:
             self.end("it is not used any more", End.TOLD)
 
     def tell_closed(self, side: Side) -> None:

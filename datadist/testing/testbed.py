@@ -151,7 +151,7 @@ class Linked:
 
     def force_path(self, rank: int, other: int) -> Outcome:
         """As :meth:`force`: TransferError where the path has ended, and a transfer goes on. Bounded."""
-        outcome = self.members[rank].do(operations.force, self.name, other)
+        outcome: Outcome = self.members[rank].do(operations.force, self.name, other)
         limit = 5 * self._testbed.scale
         if not (outcome.ok or outcome.is_a(TransferError)):
             outcome.must_be(Unsupported, "force, which does not end what is in flight")

@@ -161,7 +161,7 @@ def _connected(mine: Node, theirs: Node) -> tuple[Peer, list[MessagingLink]]:
 
 def test_a_session_that_is_not_used_serves_the_next_connection() -> None:
     with nodes() as (mine, theirs):
-        sessions = []
+        sessions: list[session.Session] = []
         for _ in range(3):
             peer, links = _connected(mine, theirs)
             sessions += _dispatcher(mine)._by_secret.values()
@@ -260,11 +260,15 @@ def test_a_link_that_one_end_attached_leaves_nothing(first: int, soon: bool) -> 
                 links[0].attach(1, offer)
             else:
                 links[0].attach(1, links[1].offer(0))
-                until(lambda links=links: links[1]._sides[0].peer_attached)
+                until(partial(_is_greeted, links[1]))
             links[first].close()
             links[1 - first].close()
         until(lambda: len(_dispatcher(mine)._sides) == len(_dispatcher(theirs)._sides) == 1)
         link.write(1, *whole(mine, theirs), FAR)
+
+
+def _is_greeted(link: MessagingLink) -> bool:
+    return link._sides[0].peer_attached
 
 
 def _silent(message: bytearray) -> tuple[bytearray, ...]:

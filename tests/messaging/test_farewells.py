@@ -58,6 +58,11 @@ def _settled(error: BaseException) -> bool:
     return flight is None or flight.settled()
 
 
+def _is_empty(node: Node) -> bool:
+    found = _dispatcher(node)
+    return not found._sides and not node.on_thread(lambda: found._farewells.waiting)
+
+
 @contextmanager
 def _in_flight() -> Iterator[tuple[Node, Node, list[MessagingLink], TransferTimeout]]:
     """A write whose answer was lost; the links are closed by the test, or here."""
@@ -74,10 +79,7 @@ def _in_flight() -> Iterator[tuple[Node, Node, list[MessagingLink], TransferTime
         for link in links:
             link.close()
         for node in (mine, owner):
-            until(lambda node=node: not _dispatcher(node)._sides)
-            until(
-                lambda node=node: not node.on_thread(lambda: _dispatcher(node)._farewells.waiting)
-            )
+            until(partial(_is_empty, node))
 
 
 @pytest.mark.parametrize("who", ["both", "asker", "owner"])

@@ -285,7 +285,8 @@ def test_handlers_that_raise_again_and_again_hide_nothing(
     times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each time while the caller leaves: the error with which it does so at last tells of the write."""
-    left, leave = [], transfer.Transfer.leave
+    left: list[BaseException] = []
+    leave = transfer.Transfer.leave
 
     def interrupted(self: transfer.Transfer, error: BaseException) -> None:
         if len(left) < times:
