@@ -425,12 +425,16 @@ class Link(ABC):
         """
 
     @abstractmethod
-    def abort(self, rank: int) -> None:
+    def abort(self, rank: int) -> bool | None:
         """End operations with ``rank``, for good: those in flight fail within milliseconds.
 
         From any thread, never blocks, idempotent. Used for unlink, finalize and a peer's death. If
         it can, a transport also revokes the peer's access to our memory: a peer whose connection is
         lost may be alive and writing.
+
+        Returns None; True where this process itself is still writing bytes of ``rank`` into our memory
+        at this moment. Core then calls again, a little later, before it reuses memory of a peer that
+        has ended.
         """
 
     def force(self, rank: int) -> None:

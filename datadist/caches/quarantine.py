@@ -99,11 +99,15 @@ class Quarantine:
     def keep(self, kept: Kept) -> None:
         """Take in what has just been left, once; before anybody can free the memory."""
         with self._lock:
-            if any(kept.flight is each.flight for each in self._kept):
+            if self.knows(kept.flight):
                 return
             self._kept = (*self._kept, kept)
         log.warning("%s: it is kept until then", kept)
         self.on_kept(kept)
+
+    def knows(self, flight: InFlight) -> bool:
+        """Whether something is kept for this transfer."""
+        return any(flight is kept.flight for kept in self._kept)
 
     def release_settled(self) -> bool:
         """Let go of what has settled; whether anything is left.

@@ -89,9 +89,11 @@ class Dispatcher:
             del self._views[session.incarnation]
             steps: list[Callable[[], None]] = [
                 lambda: self._lost_peers.on_lost(
-                    view, None if orderly else session.process, not orderly and session.unseen
+                    view,
+                    None if orderly else session.process,
+                    not orderly and session.unseen,
+                    lambda: self._builder.on_lost(view, reason, orderly),
                 ),
-                lambda: self._builder.on_lost(view, reason, orderly),
                 view.end_all_syncs,  # waiting threads then see that the peer is gone
                 lambda: self._links.on_lost(view, orderly),
                 lambda: self._clusters.on_lost(view, reason, orderly),

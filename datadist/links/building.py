@@ -183,6 +183,11 @@ class Builder:
             for attempt in list(self._unclosed)
         )
 
+    def is_writing(self, incarnation: str) -> bool:
+        """Whether this process itself still writes bytes of an engine that has ended into our memory."""
+        attempts = [(each, each.rank_of(incarnation)) for each in list(self._unclosed)]
+        return any(each.abort([rank]) for each, rank in attempts if rank is not None)
+
     def _adopt(self, attempt: Attempt, view: PeerView) -> None:
         self._discovery.hold(view.session, attempt)
         early = view.early.pop(attempt.token, None)

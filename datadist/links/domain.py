@@ -132,14 +132,19 @@ class Attempt:
         who = "" if member is None else f" (cluster {member.cluster_id}; is it stopped or busy?)"
         return f"rank {rank}{who}"
 
-    def abort(self, ranks: Iterable[int]) -> None:
-        """Stop what moves between us and these ranks, and all that would follow."""
+    def abort(self, ranks: Iterable[int]) -> bool:
+        """Stop what moves between us and these ranks, and all that would follow.
+
+        Whether bytes of one of them are still being written into our memory, by this process.
+        """
+        writing = False
         for rank in ranks:
             try:
-                if self.link is not None:
-                    self.link.abort(rank)
+                if self.link is not None and self.link.abort(rank):
+                    writing = True
             except Exception:
                 log.exception("defect of the transport: aborting raised; please report it")
+        return writing
 
     def shut_down(
         self, grace_seconds: float, limit: float, before: Callable[[], None]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import select
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from datadist.caches.owned import OwnDirectory
@@ -21,6 +22,9 @@ from datadist.links.building import Builder
 from datadist.links.domain import Attempt
 
 log = logging.getLogger("datadist.link")
+
+LOOK_SECONDS = 0.01
+"""From one look to the next whether this process has written all that a peer had sent."""
 
 
 @dataclass
@@ -45,10 +49,13 @@ class LostPeers:
         """By incarnation: one for each of its sessions that was lost."""
         builder.on_closed = self._on_closed
 
-    def on_lost(self, view: PeerView, process: Descriptor | None, unseen: bool = False) -> None:
+    def on_lost(
+        self, view: PeerView, process: Descriptor | None, unseen: bool, abort: Callable[[], None]
+    ) -> None:
         """A session ended; ``process`` is its peer's, where it is on this host.
 
-        ``unseen``: it is on this host, and the kernel gives no descriptor of it.
+        ``unseen``: it is on this host, and the kernel gives no descriptor of it. ``abort`` ends what its
+        links do, which must be before memory is used again.
         """
         incarnation = view.incarnation
         if unseen:
@@ -57,13 +64,40 @@ class LostPeers:
         else:
             inside = False
             may_write = self._may_write(view) and process is not None and not _ended(process)
-        if not may_write:
+        try:
+            abort()
+        finally:
+            if may_write:
+                self._watch(_LostPeer(view, process, inside))
+            else:
+                self._on_gone(view)
+
+    def _watch(self, lost_peer: _LostPeer) -> None:
+        view, process = lost_peer.view, lost_peer.process
+        self._owned.publication.on_connection_lost(view)
+        self._lost_peers.setdefault(view.incarnation, []).append(lost_peer)
+        if process is not None:
+            self._reactor.watch(process.fd, READ, lambda _: self._clear(view.incarnation))
+
+    def _on_gone(self, view: PeerView) -> None:
+        """The peer touches nothing any more; this process itself may still write what it had sent."""
+        if not self._is_writing(view):
             self._owned.publication.on_gone(view)
             return
         self._owned.publication.on_connection_lost(view)
-        self._lost_peers.setdefault(incarnation, []).append(_LostPeer(view, process, inside))
-        if process is not None:
-            self._reactor.watch(process.fd, READ, lambda _: self._clear(incarnation))
+        self._look_later(view)
+
+    def _look_later(self, view: PeerView) -> None:
+        def look() -> None:
+            if self._is_writing(view):
+                self._look_later(view)
+            else:
+                self._owned.publication.on_gone(view)
+
+        self._reactor.later(LOOK_SECONDS, look)
+
+    def _is_writing(self, view: PeerView) -> bool:
+        return self._one_sided and self._builder.is_writing(view.incarnation)
 
     def _may_write(self, view: PeerView) -> bool:
         unanswered = view.seq_acked < view.seq_sent
@@ -86,7 +120,7 @@ class LostPeers:
     def _clear(self, incarnation: str) -> None:
         for lost_peer in self._lost_peers.pop(incarnation, []):
             self._unwatch(lost_peer)
-            self._owned.publication.on_gone(lost_peer.view)
+            self._on_gone(lost_peer.view)
 
     def _unwatch(self, lost_peer: _LostPeer) -> None:
         if lost_peer.process is not None:

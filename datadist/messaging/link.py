@@ -146,13 +146,18 @@ class MessagingLink(Link):
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def abort(self, rank: int) -> None:
-        """End the side here and now; the thread of the engine tells the peer."""
+    def abort(self, rank: int) -> bool:
+        """End the side here and now; the thread of the engine tells the peer.
+
+        Returns whether that thread is copying bytes of the peer.
+        """
         side = self._sides.get(rank)
-        if side is not None:
-            reason = "the link was aborted"
-            side.end(reason)
-            self._dispatcher.loop.call(partial(self._dispatcher.end_side, side, reason))
+        if side is None:
+            return False
+        reason = "the link was aborted"
+        side.end(reason)
+        self._dispatcher.loop.call(partial(self._dispatcher.end_side, side, reason))
+        return side.is_copying
 
     def force(self, rank: int) -> None:
         """End the side, and wait until the peer has confirmed that it takes nothing any more.

@@ -161,6 +161,11 @@ class Side:
         for transfer in self._transfers.copy():
             transfer.end(self.error())
 
+    @property
+    def is_copying(self) -> bool:
+        """Whether bytes of the peer, or for it, are copied now; after :meth:`end` that begins no more."""
+        return self._copying.running
+
     def wait_for_copies(self, until: float) -> bool:
         """After :meth:`end`: whether no copy for the peer runs, at ``until`` (monotonic) at the latest.
 

@@ -247,11 +247,16 @@ class Transfers:
         text = f"a {what} cluster {cluster} over {route.domain}"
         ranges = Ranges(local, length)
         for flight in flights:
+            if self._quarantine.knows(
+                flight
+            ):  # also of an earlier call, whose error is being handled
+                continue
             kept = Kept(flight, ranges, route.attempt, route.rank, text)
-            if kept.settled():  # also what an earlier call had left, whose error was being handled
+            token = -id(flight)  # not in TOKENS, and the same when this is called again
+            if kept.settled():
+                route.view.end_pull(token)
                 continue
             if write:  # its peer is told that we have stopped only when it has settled
-                token = -id(flight)  # not in TOKENS, and the same when this is called again
                 kept.release = partial(route.view.end_pull, token)
                 route.view.prolong(token)
             self._quarantine.keep(kept)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,12 +15,12 @@ from typing import Any, cast
 import pytest
 
 from datadist.caches.owned import OwnDirectory
-from datadist.caches.peers import PeerView
 from datadist.control.reactor import Reactor
 from datadist.control.session import Descriptor
 from datadist.links.building import Builder
 from datadist.links.domain import Attempt
 from datadist.links.lost_peers import LostPeers
+from tests.waiting import until
 
 PEER = "0" * 32
 
@@ -34,7 +35,11 @@ class World:
         self.gone: list[str] = []
         self.all_gone = threading.Event()
         self.writers: set[str] = set()
-        builder = SimpleNamespace(reaches=lambda _: self.linked, writers=self.writers)
+        self.writing, self.aborted = False, 0
+        builder = SimpleNamespace(
+            reaches=lambda _: self.linked, writers=self.writers,
+            is_writing=lambda _: self.aborted > 0 and self.writing,
+        )  # fmt: skip
         publication = SimpleNamespace(on_connection_lost=lambda _: None, on_gone=self._on_gone)
         owned = SimpleNamespace(publication=publication)
         self.descriptors: list[weakref.ref[Descriptor]] = []
@@ -53,13 +58,23 @@ class World:
         view = SimpleNamespace(name=name, incarnation=PEER, seq_sent=1, seq_acked=0)
         process = Descriptor(os.pidfd_open(self.process.pid))
         self.descriptors.append(weakref.ref(process))
-        self.reactor.call(lambda: self.lost_peers.on_lost(cast("PeerView", view), process), 10)
+        self._lose(view, process, unseen=False)
+
+    def _lose(self, view: Any, process: Descriptor | None, unseen: bool) -> None:
+        def abort() -> None:
+            self.aborted += 1
+
+        self.reactor.call(lambda: self.lost_peers.on_lost(view, process, unseen, abort), 10)
 
     def lose_unseen(self, name: str) -> None:
         """The same, where the kernel gives no descriptor of the process."""
         view = SimpleNamespace(name=name, incarnation=PEER, seq_sent=1, seq_acked=0)
-        self.reactor.call(
-            lambda: self.lost_peers.on_lost(cast("PeerView", view), None, unseen=True), 10
+        self._lose(view, None, unseen=True)
+
+    def end(self, name: str) -> None:
+        """It finalizes, and so touches nothing any more."""
+        self._lose(
+            SimpleNamespace(name=name, incarnation=PEER, seq_sent=1, seq_acked=0), None, False
         )
 
     def close_link(self, possible_writers: frozenset[int] = frozenset()) -> None:
@@ -101,6 +116,25 @@ def test_a_peer_that_was_inside_is_gone_with_its_process(world: World) -> None:
     assert world.all_gone.wait(60)
     world.reactor.call(lambda: None, 10)
     assert sorted(world.gone) == ["first", "second"]
+
+
+@pytest.mark.parametrize("how", ["ended", "killed"])
+def test_a_peer_is_gone_once_this_process_has_written_what_it_had_sent(
+    world: World, how: str
+) -> None:
+    world.writing = True
+    if how == "ended":
+        world.end("first")
+    else:
+        world.lose("first")
+        world.process.kill()
+        world.process.wait(60)
+    for _ in range(5):
+        time.sleep(0.02)
+        world.reactor.call(lambda: None, 10)
+    assert world.gone == []
+    world.writing = False
+    until(lambda: world.gone == ["first"])
 
 
 def test_the_end_of_the_engine_closes_the_descriptors_of_lost_peers(world: World) -> None:

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
+
+from datadist.messaging import pieces
 from datadist.messaging.loop import Loop
 from tests import nodes
 from tests.links.test_in_flight import KEY, POOL, _drop, _link, _make, _move, _set, _values
@@ -44,6 +47,61 @@ def _is_made(node: Node, label: str) -> bool:
     except RemoteError:
         return False
     return True
+
+
+def _hold_copies(here: Here, hold: bool) -> None:
+    """Large copies of the base stop in the middle, as for a page that does not come, or go on."""
+    if not hold:
+        here.any["go on"].set()
+        return
+    go_on = here.any["go on"] = threading.Event()
+    inside = here.any["inside"] = threading.Event()
+    copy = pieces._copy
+
+    def held(length: int) -> Any:
+        def in_parts(to: int, source: int, size: int) -> None:
+            copy(size)(to, source, size // 2)
+            inside.set()
+            go_on.wait(FAR)
+            copy(size)(to + size // 2, source + size // 2, size - size // 2)
+
+        return in_parts if length >= 4096 else copy(length)
+
+    pieces._copy = held
+
+
+def _is_inside(here: Here) -> bool:
+    return bool(here.any["inside"].wait(FAR))
+
+
+@pytest.mark.parametrize("end", ["kill", "finalize"])
+def test_what_a_pusher_that_has_ended_had_sent_is_in_no_other_cache(
+    start_node: Callable[..., Node], end: str
+) -> None:
+    """The owner's own thread is in the middle of the copy when the pusher ends."""
+    settings: dict[str, Any] = {
+        "pool": POOL, "transfer_backend": PAIR, "enable_remote_cache_accessible": True
+    }  # fmt: skip
+    owner = start_node(1, **settings)
+    pusher = start_node(2, sync_kv_timeout=200, **settings)
+    owner.do(_make, "theirs", "pool", 1, KEY)
+    pusher.do(_make, "mine", "pool", 2)
+    _link("link", {1: owner, 2: pusher})
+    assert pusher.do(_move, "mine", "push") == "done"
+    owner.do(_hold_copies, True)
+    pusher.do(_move, "mine", "push")
+    assert owner.do(_is_inside)
+    if end == "kill":
+        pusher.kill()
+    else:
+        pusher.do(nodes.finalize)
+    nodes.said(owner, "", "cluster 2 is gone")
+    owner.do(_drop, "theirs")
+    made = [label for label in ("first", "second", "third") if _is_made(owner, label)]
+    assert made == ["first", "second"]
+    owner.do(_hold_copies, False)
+    until(lambda: _is_made(owner, "third"))
+    assert [owner.do(_values, label) for label in (*made, "third")] == [[5]] * 3
 
 
 def test_late_bytes_of_a_push_are_in_no_other_cache(start_node: Callable[..., Node]) -> None:

@@ -21,6 +21,7 @@ from datadist.transport import TransferTimeout
 from tests.interrupts import raising_anew
 
 FAR = 1e9
+_VECTORS = array("q", [4096, 64]), array("q", [8, 8])
 
 
 class Flight:
@@ -36,13 +37,13 @@ class Flight:
 class World:
     """One link to one rank, whose transfers time out and go on."""
 
-    def __init__(self) -> None:
+    def __init__(self, like: World | None = None) -> None:
         self.flight = Flight()
         self.begun = False
         """Whether the transport has left a transfer."""
         self.error = TransferTimeout("it takes too long", link_usable=True)
         self.error.in_flight = self.flight
-        self.quarantine = Quarantine()
+        self.quarantine: Quarantine = Quarantine() if like is None else like.quarantine
         self.prolonged: set[int] = set()
         view = SimpleNamespace(prolong=self.prolonged.add, end_pull=self.prolonged.discard)
         self.attempt = SimpleNamespace(
@@ -63,13 +64,14 @@ class World:
         self.begun = True
         raise self.error
 
+    @staticmethod
+    def segments() -> Any:
+        local, length = _VECTORS
+        return SimpleNamespace(local=local, remote=array("q", [0, 0]), length=length, nbytes=16)
+
     def move(self, write: bool) -> None:
-        segments: Any = SimpleNamespace(
-            local=array("q", [4096, 64]), remote=array("q", [0, 0]), length=array("q", [8, 8]),
-            nbytes=16,
-        )  # fmt: skip
         with pytest.raises(LLMException) as raised:
-            self.transfers.move(self.route, segments, FAR, write=write)
+            self.transfers.move(self.route, self.segments(), FAR, write=write)
         assert raised.value.status_code is LLMStatusCode.LLM_TIMEOUT
 
     def is_kept(self) -> bool:
@@ -101,6 +103,41 @@ def test_what_an_earlier_call_left_is_not_kept_again_for_another() -> None:
     except TransferTimeout:
         other.move(write=False)
     assert other.quarantine.touching([4096], 1) is None
+
+
+def test_a_failure_while_an_earlier_one_is_handled_keeps_nothing_at_another_peer() -> None:
+    """The second call's error has the first one's as its context."""
+    first = World()
+    other = World(first)
+    other.error = TransferTimeout("it was not even begun", link_usable=True)
+    try:
+        first.transfers.move(first.route, first.segments(), FAR, write=True)
+    except LLMException:
+        other.move(write=True)
+    assert first.prolonged
+    assert not other.prolonged
+    first.flight.over = True
+    first.quarantine.release_settled()
+    assert not first.prolonged
+
+
+class SettlesSoon(Flight):
+    """Goes on when it is asked for the first time, and no more at the second time."""
+
+    def settled(self) -> bool:
+        over, self.over = self.over, True
+        return over
+
+
+def test_what_settles_while_a_handler_raises_is_told_to_the_peer() -> None:
+    def prepare() -> World:
+        world = World()
+        world.flight = world.error.in_flight = SettlesSoon()
+        return world
+
+    for where, world in raising_anew(prepare, partial(World.move, write=True)):
+        world.quarantine.release_settled()
+        assert not world.prolonged, where
 
 
 def test_interrupted_calls_leave_no_lock_of_a_log_taken() -> None:
