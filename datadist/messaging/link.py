@@ -130,9 +130,11 @@ class MessagingLink(Link):
             transfer.wait()
             side.finish(transfer)
         except BaseException as error:
+            error.in_flight = transfer  # type: ignore[attr-defined]  # at once: see `Transfer.settled`
             try:
                 last = _leave(side, transfer, error)
             except BaseException as other:  # of a signal handler; it takes the place of the first
+                other.in_flight = transfer  # type: ignore[attr-defined]
                 last = _leave(side, transfer, other)
             if last is error:
                 raise
@@ -202,6 +204,7 @@ def _leave(side: Side, transfer: Transfer, error: BaseException) -> BaseExceptio
             break
         except BaseException as other:
             error = other
+            error.in_flight = transfer  # type: ignore[attr-defined]
     return error
 
 
