@@ -27,7 +27,6 @@ from datadist import (
     Placement,
     RegisterMemStatus,
 )
-from tests.skips import REQUIRED
 
 MIB = 1 << 20
 SECONDS = 60.0
@@ -38,6 +37,8 @@ PRELOADED = [
     "stevedore.driver", "tests.nodes",
 ]  # fmt: skip
 """What nodes need not import each for themselves."""
+OF_THE_TESTS = "DATADIST_TESTS_"
+"""Begins variables for the tests themselves. A transport called "tests" would read them as options."""
 
 
 class RemoteError(Exception):
@@ -72,7 +73,7 @@ class Node:
 
     Nodes are forked from a process that has imported what they need and has done nothing else: it
     has one thread and no engine. A node has the environment and the working directory of the test, but
-    for :data:`~tests.skips.REQUIRED`: it reads like an option of a transport that is called "tests".
+    for :data:`OF_THE_TESTS`.
     ``modules`` are imported beforehand too; those of the first node of a test run count. ``serve_by``
     is a function that calls :func:`serve` in the process, and further arguments of it.
     """
@@ -87,7 +88,9 @@ class Node:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*PRELOADED, *modules])
         self._pipe, theirs = context.Pipe()
-        inherited = {name: value for name, value in os.environ.items() if name != REQUIRED}
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(OF_THE_TESTS)
+        }
         surroundings = {**inherited, **environ}, os.getcwd()
         function, *more = serve_by or (serve,)
         self._process = context.Process(

@@ -75,13 +75,11 @@ class Attempt:
     """When it was to end that, by rank (time.monotonic); infinite where it cannot."""
     closed: bool = False
     """Whether the link is being closed, or was."""
-    late: Link | None = None
-    """One that was opened after the attempt was closed."""
     connections: list[Any] = field(default_factory=list)
     """What it uses together with other links; only :mod:`datadist.links.peer_connections` knows more."""
     jobs: int = 0
-    idle: threading.Event = field(default_factory=threading.Event)
-    """Set while no worker is busy with this attempt."""
+    idle: Flag = field(default_factory=Flag)
+    """Set while no worker is busy with this attempt; each time that one is has a flag of its own."""
 
     def __post_init__(self) -> None:
         self.idle.set()

@@ -6,9 +6,9 @@ Everything here runs on the reactor's thread.
 from __future__ import annotations
 
 import logging
-import select
 from collections.abc import Callable
 
+from datadist.base.pidfds import has_ended
 from datadist.base.seen_cases import SeenCases
 from datadist.caches.peers import PeerView
 from datadist.control.discovery import Discovery
@@ -143,6 +143,4 @@ def is_live(view: PeerView) -> bool:
     process = view.session.process
     if view.session.closed or process is None:
         return not view.session.closed
-    poll = select.poll()
-    poll.register(process.fd, select.POLLIN)
-    return not poll.poll(0)
+    return not has_ended(process.fd)

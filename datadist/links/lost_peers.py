@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-import select
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from datadist.base.pidfds import has_ended
 from datadist.caches.owned import OwnDirectory
 from datadist.caches.peers import PeerView
 from datadist.control.reactor import READ, Reactor
@@ -63,7 +63,7 @@ class LostPeers:
             may_write = self._one_sided and (inside or self._builder.reaches(incarnation))
         else:
             inside = False
-            may_write = self._may_write(view) and process is not None and not _ended(process)
+            may_write = self._may_write(view) and process is not None and not has_ended(process.fd)
         try:
             abort()
         finally:
@@ -81,23 +81,11 @@ class LostPeers:
 
     def _on_gone(self, view: PeerView) -> None:
         """The peer touches nothing any more; this process itself may still write what it had sent."""
-        if not self._is_writing(view):
+        if self._one_sided and self._builder.is_writing(view.incarnation):
+            self._owned.publication.on_connection_lost(view)
+            self._reactor.later(LOOK_SECONDS, lambda: self._on_gone(view))
+        else:
             self._owned.publication.on_gone(view)
-            return
-        self._owned.publication.on_connection_lost(view)
-        self._look_later(view)
-
-    def _look_later(self, view: PeerView) -> None:
-        def look() -> None:
-            if self._is_writing(view):
-                self._look_later(view)
-            else:
-                self._owned.publication.on_gone(view)
-
-        self._reactor.later(LOOK_SECONDS, look)
-
-    def _is_writing(self, view: PeerView) -> bool:
-        return self._one_sided and self._builder.is_writing(view.incarnation)
 
     def _may_write(self, view: PeerView) -> bool:
         unanswered = view.seq_acked < view.seq_sent
@@ -131,9 +119,3 @@ class LostPeers:
         for lost_peer in itertools.chain(*self._lost_peers.values()):
             self._unwatch(lost_peer)
         self._lost_peers.clear()
-
-
-def _ended(process: Descriptor) -> bool:
-    poller = select.poll()
-    poller.register(process.fd, select.POLLIN)
-    return bool(poller.poll(0))

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from datadist.base.flag import Flag
 from datadist.base.shortage import explain
 from datadist.base.threads import start
 from datadist.base.workers import Workers
@@ -136,8 +137,8 @@ class Steps:
         attempt.regions = sorted(exposed)
 
         def finished(link: Link) -> None:
-            if attempt.closed:  # without this link, which took too long
-                attempt.late = link
+            if attempt.closed:  # without this link, which took too long: see `_end_late`
+                attempt.link = link
             else:
                 opened(link)
 
@@ -158,11 +159,10 @@ class Steps:
 
     def _end_late(self, attempt: Attempt) -> None:
         """What closing the attempt did not wait for: its link may have come just then, or after it."""
-        links, attempt.late = (attempt.link, attempt.late), None
+        link = attempt.link
         try:
-            for link in links:
-                if link is not None:
-                    link.close()
+            if link is not None:
+                link.close()
         except Exception as error:
             log.error("closing a link that took too long to open failed: %s", text_of(error, link))
         finally:
@@ -289,8 +289,9 @@ class Steps:
         own_thread: bool = False,
         owner: str | None = None,
     ) -> None:
+        if attempt.jobs == 0:
+            attempt.idle = Flag()
         attempt.jobs += 1
-        attempt.idle.clear()
 
         def run() -> None:
             try:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from datadist.base.pidfds import has_ended
 from datadist.base.texts import short_repr
 from datadist.messaging.ending import End
 from datadist.messaging.engine import (
@@ -27,7 +28,7 @@ from datadist.messaging.session import TICK_SECONDS, Session, Token
 from datadist.messaging.side import Side
 from datadist.messaging.spare import SpareMessages
 from datadist.messaging.transfer import Transfer
-from datadist.messaging.unconfirmed import Unconfirmed, has_ended
+from datadist.messaging.unconfirmed import Unconfirmed
 from datadist.messaging.wire import (
     HEADER_BYTES,
     MAX_REASON,
@@ -45,6 +46,8 @@ __all__ = ["Dispatcher"]
 
 log = logging.getLogger("datadist.messaging")
 
+USUAL_WHERE_BOTH_CLOSE = Kind.CLOSED, Kind.BYE
+"""Messages that may come when nobody here expects them any more."""
 UNUSED_SECONDS = 5.0
 """An endpoint is kept so long after its last link, since the peer may be about to link again."""
 CLOSE_SECONDS = 1.0
@@ -413,7 +416,7 @@ class Dispatcher:
     def _for_nobody(self, header: Header, event: Arrived) -> None:
         if header.kind is Kind.HELLO:
             self._decline(*_secrets(memoryview(event.message).cast("B")[HEADER_BYTES:]))
-        elif header.kind not in (Kind.CLOSED, Kind.BYE):  # usual where both ends close
+        elif header.kind not in USUAL_WHERE_BOTH_CLOSE:
             self._warn(f"a {header.kind.name} is for nobody here; this may be a late message")
 
     def _take_state(self, side: Side, header: Header, event: Arrived) -> None:

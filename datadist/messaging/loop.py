@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from datadist.base import threads
 from datadist.base.calls import entry
+from datadist.base.flag import Flag
 from datadist.messaging.engine import Engine, EngineEvent
 
 __all__ = ["Handler", "Loop", "LoopEnded"]
@@ -97,7 +98,7 @@ class Loop:
 
         Raises :class:`LoopEnded`.
         """
-        done = threading.Event()
+        done = Flag()
         outcome: list[tuple[bool, Any]] = []
 
         def run() -> None:

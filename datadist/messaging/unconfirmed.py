@@ -9,25 +9,18 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 from collections.abc import Callable
 from functools import partial
 
+from datadist.base.pidfds import has_ended
 from datadist.messaging.loop import Loop
 from datadist.messaging.session import Session
 from datadist.messaging.side import Side
 from datadist.transport import Peer
 
-__all__ = ["Unconfirmed", "has_ended"]
+__all__ = ["Unconfirmed"]
 
 log = logging.getLogger("datadist.messaging")
-
-
-def has_ended(pidfd: int) -> bool:
-    """Whether the process of this descriptor has ended."""
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(0))
 
 
 class Unconfirmed:

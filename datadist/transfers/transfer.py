@@ -182,9 +182,8 @@ class Transfers:
         operate = link.write if write else link.read
         try:
             operate(route.rank, segments.local, segments.remote, segments.length, seconds)
-        except (
-            BaseException
-        ) as error:  # the caller's own may come with a transfer that goes on, too
+        except BaseException as error:
+            # Also one of the caller's own may come with a transfer that goes on.
             kept = route, error, segments.local, segments.length, write
             try:
                 self.keep(*kept)
@@ -247,9 +246,7 @@ class Transfers:
         text = f"a {what} cluster {cluster} over {route.domain}"
         ranges = Ranges(local, length)
         for flight in flights:
-            if self._quarantine.knows(
-                flight
-            ):  # also of an earlier call, whose error is being handled
+            if self._quarantine.knows(flight):  # also of a call whose error is being handled
                 continue
             kept = Kept(flight, ranges, route.attempt, route.rank, text)
             token = -id(flight)  # not in TOKENS, and the same when this is called again

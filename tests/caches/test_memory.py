@@ -185,6 +185,18 @@ def test_pages_that_do_not_come_back_in_time_are_named(monkeypatch: pytest.Monke
         memory.allocate(DEVICE, [PAGE])
 
 
+def test_memory_of_a_link_that_the_transport_still_opens_is_not_released_at_the_end() -> None:
+    transport = FakeTransport()
+    memory = _memory(transport)
+    memory.register([4096], 1024, DEVICE, "user")
+    exposed = memory.expose("a link")
+    memory.register([16384], 1024, DEVICE, "another user")
+    memory.close()
+    assert transport.live == [(4096, 1024)]
+    memory.conceal(list(exposed), "a link")
+    assert transport.live == [(4096, 1024)]
+
+
 def test_what_comes_after_the_end_is_refused_and_frees_are_harmless() -> None:
     world = World()
     cache = world.allocate()

@@ -74,11 +74,8 @@ def _is_inside(here: Here) -> bool:
     return bool(here.any["inside"].wait(FAR))
 
 
-@pytest.mark.parametrize("end", ["kill", "finalize"])
-def test_what_a_pusher_that_has_ended_had_sent_is_in_no_other_cache(
-    start_node: Callable[..., Node], end: str
-) -> None:
-    """The owner's own thread is in the middle of the copy when the pusher ends."""
+def _linked(start_node: Callable[..., Node]) -> tuple[Node, Node, int]:
+    """An owner, one that has pushed into its cache, which fills a third of its pool, and their link."""
     settings: dict[str, Any] = {
         "pool": POOL, "transfer_backend": PAIR, "enable_remote_cache_accessible": True
     }  # fmt: skip
@@ -86,8 +83,27 @@ def test_what_a_pusher_that_has_ended_had_sent_is_in_no_other_cache(
     pusher = start_node(2, sync_kv_timeout=200, **settings)
     owner.do(_make, "theirs", "pool", 1, KEY)
     pusher.do(_make, "mine", "pool", 2)
-    _link("link", {1: owner, 2: pusher})
+    link = _link("link", {1: owner, 2: pusher})
     assert pusher.do(_move, "mine", "push") == "done"
+    return owner, pusher, link
+
+
+def _check_pages(owner: Node, go_on: Callable[[], object]) -> None:
+    """The freed pages are in no other cache before the engine goes on, and unchanged afterwards."""
+    owner.do(_drop, "theirs")
+    made = [label for label in ("first", "second", "third") if _is_made(owner, label)]
+    assert made == ["first", "second"]
+    go_on()
+    until(lambda: _is_made(owner, "third"))
+    assert [owner.do(_values, label) for label in (*made, "third")] == [[5]] * 3
+
+
+@pytest.mark.parametrize("end", ["kill", "finalize"])
+def test_what_a_pusher_that_has_ended_had_sent_is_in_no_other_cache(
+    start_node: Callable[..., Node], end: str
+) -> None:
+    """The owner's own thread is in the middle of the copy when the pusher ends."""
+    owner, pusher, _ = _linked(start_node)
     owner.do(_hold_copies, True)
     pusher.do(_move, "mine", "push")
     assert owner.do(_is_inside)
@@ -96,33 +112,15 @@ def test_what_a_pusher_that_has_ended_had_sent_is_in_no_other_cache(
     else:
         pusher.do(nodes.finalize)
     nodes.said(owner, "", "cluster 2 is gone")
-    owner.do(_drop, "theirs")
-    made = [label for label in ("first", "second", "third") if _is_made(owner, label)]
-    assert made == ["first", "second"]
-    owner.do(_hold_copies, False)
-    until(lambda: _is_made(owner, "third"))
-    assert [owner.do(_values, label) for label in (*made, "third")] == [[5]] * 3
+    _check_pages(owner, lambda: owner.do(_hold_copies, False))
 
 
 def test_late_bytes_of_a_push_are_in_no_other_cache(start_node: Callable[..., Node]) -> None:
     """The owner takes them when its engine goes on: until then it keeps the pages."""
-    settings: dict[str, Any] = {
-        "pool": POOL, "transfer_backend": PAIR, "enable_remote_cache_accessible": True
-    }  # fmt: skip
-    owner = start_node(1, **settings)
-    pusher = start_node(2, sync_kv_timeout=200, **settings)
-    owner.do(_make, "theirs", "pool", 1, KEY)
-    pusher.do(_make, "mine", "pool", 2)
-    _link("link", {1: owner, 2: pusher})
-    assert pusher.do(_move, "mine", "push") == "done"
+    owner, pusher, _ = _linked(start_node)
     owner.do(_stick, True)
     assert "the transfer goes on" in pusher.do(_move, "mine", "push")
-    owner.do(_drop, "theirs")
-    made = [label for label in ("first", "second", "third") if _is_made(owner, label)]
-    assert made == ["first", "second"]
-    owner.do(_stick, False)
-    until(lambda: _is_made(owner, "third"))
-    assert [owner.do(_values, label) for label in (*made, "third")] == [[5]] * 3
+    _check_pages(owner, lambda: owner.do(_stick, False))
 
 
 def _cut(here: Here) -> None:
@@ -136,15 +134,7 @@ def test_memory_is_free_again_after_the_connections_were_cut_in_a_push(
     start_node: Callable[..., Node],
 ) -> None:
     """At both ends, while both processes live: the pages of the pools can be given to other caches."""
-    settings: dict[str, Any] = {
-        "pool": POOL, "transfer_backend": PAIR, "enable_remote_cache_accessible": True
-    }  # fmt: skip
-    owner = start_node(1, **settings)
-    pusher = start_node(2, sync_kv_timeout=200, **settings)
-    owner.do(_make, "theirs", "pool", 1, KEY)
-    pusher.do(_make, "mine", "pool", 2)
-    link = _link("link", {1: owner, 2: pusher})
-    assert pusher.do(_move, "mine", "push") == "done"
+    owner, pusher, link = _linked(start_node)
     owner.do(_stick, True)
     assert "the transfer goes on" in pusher.do(_move, "mine", "push")
     pusher.do(_cut)
@@ -160,15 +150,7 @@ def test_memory_is_free_again_after_the_connections_were_cut_in_a_push(
 
 def test_a_link_whose_owner_did_not_confirm_is_given_up(start_node: Callable[..., Node]) -> None:
     """Core knows that it moves nothing any more; the memory comes back when the owner goes on."""
-    settings: dict[str, Any] = {
-        "pool": POOL, "transfer_backend": PAIR, "enable_remote_cache_accessible": True
-    }  # fmt: skip
-    owner = start_node(1, **settings)
-    pusher = start_node(2, sync_kv_timeout=200, **settings)
-    owner.do(_make, "theirs", "pool", 1, KEY)
-    pusher.do(_make, "mine", "pool", 2)
-    link = _link("link", {1: owner, 2: pusher})
-    assert pusher.do(_move, "mine", "push") == "done"
+    owner, pusher, link = _linked(start_node)
     pusher.do(_set, "FORCE_SECONDS", 0.1)
     owner.do(_stick, True)
     assert "the transfer goes on" in pusher.do(_move, "mine", "push")

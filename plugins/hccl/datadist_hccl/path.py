@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import select
 import threading
 
+from datadist.base.pidfds import has_ended
 from datadist.transport import Peer, Placement
 from datadist_hccl.flight import Flight
 from datadist_hccl.offer import OfferData
@@ -59,8 +59,4 @@ def explain(path: Path, rank: int, error: Outside) -> str:
 
 def gone(peer: Peer) -> bool:
     """Whether the peer's process has ended; False where that cannot be known."""
-    if peer.pidfd is None:
-        return False
-    poller = select.poll()
-    poller.register(peer.pidfd, select.POLLIN)
-    return any(events & (select.POLLIN | select.POLLNVAL) for _, events in poller.poll(0))
+    return peer.pidfd is not None and has_ended(peer.pidfd)

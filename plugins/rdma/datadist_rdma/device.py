@@ -16,6 +16,7 @@ from typing import Any
 from datadist.base.threads import start
 from datadist.transport import RegistrationError, TransportError
 from datadist_rdma import verbs
+from datadist_rdma.notification import Notification
 
 log = logging.getLogger("datadist.rdma")
 
@@ -95,7 +96,7 @@ class Events:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._tokens = itertools.count(1)
-        self._waiters: dict[int, threading.Event] = {}
+        self._waiters: dict[int, Notification] = {}
         self._pipe = os.pipe()
         self._async_fd = verbs.async_fd(device.context)
         os.set_blocking(device.channel.contents.fd, False)
@@ -110,9 +111,9 @@ class Events:
                 raise
             raise TransportError(f"{device.name} cannot be used: {error}") from error
 
-    def add(self) -> tuple[int, threading.Event]:
+    def add(self) -> tuple[int, Notification]:
         """A token for a completion queue, and what its notifications set."""
-        token, event = next(self._tokens), threading.Event()
+        token, event = next(self._tokens), Notification()
         self._waiters[token] = event
         return token, event
 

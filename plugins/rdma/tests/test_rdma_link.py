@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import threading
 import time
 from array import array
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from datadist_rdma.chains import MAX_SHORT_CHAIN
 from datadist_rdma.link import RdmaLink
 from datadist_rdma.memory import Ranges
+from datadist_rdma.notification import Notification
 from datadist_rdma.offer import RegionOffer, make_offer
 from datadist_rdma.options import parse
 from datadist_rdma.path import Path
@@ -47,7 +47,7 @@ class FakeQueuePair:
         self.tried: list[tuple[End, ConnectionSettings]] = []
         self.path: Path | None = None
         """Aborted by the first attempt, if it is set."""
-        self.notified = threading.Event()
+        self.notified = Notification()
         self.max_message = 1 << 30
         self.closed = False
 

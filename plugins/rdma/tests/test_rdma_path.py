@@ -17,12 +17,14 @@ from datadist_rdma import link as link_module
 from datadist_rdma import transfer, verbs
 from datadist_rdma.link import RdmaLink
 from datadist_rdma.memory import Ranges
+from datadist_rdma.notification import Notification
 from datadist_rdma.offer import RegionOffer, make_offer
 from datadist_rdma.options import parse
 from datadist_rdma.path import Call, Path
 from datadist_rdma.ports import Gid
 from datadist_rdma.queue_pair import End
 
+from datadist.base.flag import Flag
 from datadist.transport import (
     Access,
     Group,
@@ -48,10 +50,10 @@ class FakePair:
 
     def __init__(self, number: int) -> None:
         self.end = End(number, 5, ADDRESS, 5, 16)
-        self.notified = threading.Event()
+        self.notified = Notification()
         self.flows = True
         self.status = verbs.WC_SUCCESS
-        self.asleep = threading.Event()
+        self.asleep = Flag()
         """Its transfer has posted what it may, and waits."""
         self.queue: deque[int] = deque()
         self.failed = self.closed = False

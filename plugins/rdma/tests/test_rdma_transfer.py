@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from datadist_rdma import chains, link, transfer, verbs
 from datadist_rdma.chains import Segments
+from datadist_rdma.notification import Notification
 from datadist_rdma.path import Path
 from datadist_rdma.queue_pair import QueuePair
 from datadist_rdma.transfer import Transfer
@@ -36,7 +37,7 @@ class FakePair:
         self.stuck_from: int = rules.get("stuck_from", 1 << 60)
         self.refuses: int = rules.get("refuses", 1 << 60)
         self.flushes: bool = rules.get("flushes", True)
-        self.notified = threading.Event()
+        self.notified = Notification()
         self.queue: deque[tuple[int, int]] = deque()
         self.armed = False
         self.most = 0
@@ -199,7 +200,7 @@ def test_an_abort_wakes_the_waiter() -> None:
     timer.join()
 
 
-class Idle(threading.Event):
+class Idle(Notification):
     """What a transfer sleeps on; ``asleep`` stands for what the device does meanwhile."""
 
     def __init__(self) -> None:
@@ -207,8 +208,7 @@ class Idle(threading.Event):
         self.asleep: Callable[[], object] = lambda: None
         self.sleeps = 0
 
-    def wait(self, timeout: float | None = None) -> bool:
-        assert timeout is not None
+    def wait(self, timeout: float) -> bool:
         assert timeout > 0
         self.sleeps += 1
         if not self.is_set():
@@ -297,7 +297,7 @@ def test_an_abort_just_before_the_channel_is_armed_is_seen() -> None:
 def test_arming_keeps_a_notification_that_comes_at_once() -> None:
     """The event is cleared before the device is asked: its thread may set it before that returns."""
     pair = QueuePair.__new__(QueuePair)
-    pair.notified, pair._cq = threading.Event(), 7
+    pair.notified, pair._cq = Notification(), 7
     asked: list[tuple[int, int]] = []
 
     def request(queue: int, solicited: int) -> None:

@@ -7,13 +7,13 @@ import errno
 import itertools
 import logging
 import os
-import select
 import threading
 import time
 from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
+from datadist.base.pidfds import has_ended
 from datadist.base.process_access import REFUSALS, refusal, shows_our_pids, why_refused
 from datadist.base.shortage import explain
 from datadist.base.texts import in_seconds
@@ -438,11 +438,7 @@ def _note_flight(error: BaseException, flight: object, path: _Path) -> None:
 
 
 def _gone(peer: Peer) -> bool:
-    if peer.pidfd is None:
-        return False
-    poller = select.poll()
-    poller.register(peer.pidfd, select.POLLIN)
-    return any(events & (select.POLLIN | select.POLLNVAL) for _, events in poller.poll(0))
+    return peer.pidfd is not None and has_ended(peer.pidfd)
 
 
 def _error(

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Protocol
 
+from datadist.base.flag import Flag
 from datadist.base.threads import start
 from datadist.transport import RegistrationError
 
@@ -76,7 +77,7 @@ class Filling:
     """Populates the pages of a new pool in the background; the pool can be used meanwhile."""
 
     def __init__(self, pages: Pages, threads: int) -> None:
-        self._done = threading.Event()
+        self._done = Flag()
         self._stop = False
         self._error: int | None = None
         """The number; the exception would keep the pages mapped by its frames."""
