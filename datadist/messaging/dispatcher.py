@@ -177,7 +177,7 @@ class Dispatcher:
         session = self._of_side.get(side)
         if session is not None:
             self._guarded(session, partial(session.tell_closed, side))
-        elif side.peer_attached:
+        elif side.offer is None and side.peer_attached:
             self._decline(side.peer_session, side.peer_secret)
         if session is None or side.peer_closed:
             self._forget(side)
@@ -423,8 +423,8 @@ class Dispatcher:
         body = memoryview(event.message).cast("B")[HEADER_BYTES:]
         apart = header.kind is Kind.CLOSED and header.number == SESSION_ENDED
         late, side.peer_left = side.peer_left, side.peer_left or apart
-        if late or (apart and side.peer_closed):
-            return
+        if late or (header.kind is Kind.CLOSED and side.peer_closed):
+            return  # a repeat: who is greeted late may have forgotten that it has said so
         if side.peer_closed or len(body) > MAX_REASON:
             raise WireError(f"it sent a {header.kind.name} of {len(body)} bytes, or after the end")
         if header.kind is Kind.HELLO:

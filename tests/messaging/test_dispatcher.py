@@ -267,6 +267,37 @@ def test_a_link_that_one_end_attached_leaves_nothing(first: int, soon: bool) -> 
         link.write(1, *whole(mine, theirs), FAR)
 
 
+def test_a_link_that_both_ends_attached_is_closed_by_one_message(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also after an abort, which both ends have told each other before one of them closes."""
+    with nodes() as (mine, theirs), linked([mine, theirs]) as (link, _):
+        sent = [_closed_messages(node) for node in (mine, theirs)]
+        links = open_links([mine, theirs])
+        attach_links(links)
+        links[0].read(1, *whole(mine, theirs, 64), FAR)
+        links[0].abort(1)
+        until(lambda: links[0]._sides[1] not in _dispatcher(mine)._of_side)
+        for each in links:
+            each.close()
+        link.write(1, *whole(mine, theirs), FAR)
+        assert [len(messages) for messages in sent] == [1, 1]
+    assert "protocol" not in caplog.text
+
+
+def _closed_messages(node: Node) -> list[bytearray]:
+    """Those that the engine of this node sends from now on."""
+    found: list[bytearray] = []
+
+    def note(message: bytearray) -> tuple[bytearray]:
+        if message[4] == Kind.CLOSED:
+            found.append(message)
+        return (message,)
+
+    node.on_thread(lambda: setattr(node.transport.engine.faults, "on_send", note))
+    return found
+
+
 def _is_greeted(link: MessagingLink) -> bool:
     return link._sides[0].peer_attached
 

@@ -146,6 +146,20 @@ def test_messages_of_nobody_are_dropped(
         assert set(bytes(owner.memory)) == {1}
 
 
+def test_a_peer_may_say_twice_that_it_has_closed(
+    raw: RawPeer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once when it closes, and once when it is greeted after it has forgotten the link."""
+    with nodes() as (mine, owner), linked([mine, owner]) as (link, owners):
+        link.read(1, *whole(mine, owner, 64), FAR)
+        (session,) = owner.transport._dispatcher._by_secret.values()
+        offer = offer_of(owners, 0)
+        raw.send(offer.address, *[pack(Kind.CLOSED, offer.secret)] * 2, b"the last one")
+        until(lambda: "dropped a message" in caplog.text)
+        assert owners._sides[0].ended
+        assert session.ended is None
+
+
 @pytest.mark.parametrize("message", [b"", b"garbage" * 9, b"ddm1\x63" + bytes(27)])
 def test_garbage_of_a_peer_that_the_engine_knows_ends_its_session(message: bytes) -> None:
     with (
