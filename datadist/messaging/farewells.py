@@ -94,6 +94,8 @@ class Farewells:
         if self._send_over_session(farewell.address, farewell.closed):
             self._said(farewell)
             return
+        if self._farewells.get(farewell.address) is not farewell:
+            return  # that session has ended by it, and its sides are told with these
         try:
             endpoint = farewell.endpoint = self._engine.connect(farewell.address)
             farewell.unsent = len(farewell.closed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -12,6 +12,7 @@ import pytest
 from datadist.messaging import EngineError, dispatcher, farewells
 from datadist.messaging.dispatcher import Dispatcher
 from datadist.messaging.ending import End
+from datadist.messaging.farewells import Farewells
 from datadist.messaging.link import MessagingLink
 from datadist.messaging.wire import Kind, pack
 from datadist.transport import TransferTimeout
@@ -195,3 +196,21 @@ def test_what_comes_late_of_a_session_that_was_cut_costs_no_other_link(late: Kin
         for each in other:
             each.close()
     raw.close()
+
+
+def test_a_session_that_ends_while_it_tells_of_others_leaves_no_endpoint() -> None:
+    """What it has to tell itself goes along with them, over one endpoint."""
+    with nodes(1) as (mine,):
+        engine, added = mine.transport.engine, list[bytes]()
+
+        def end(address: bytes, _: Mapping[bytes, bytes]) -> bool:
+            if not added:
+                added.append(address)
+                found.add(address, {b"b" * 16: b"its session was cut"})
+            return False
+
+        found = Farewells(engine, lambda _: None, end)
+        mine.on_thread(lambda: found.add(engine.address, {b"a" * 16: b"closed"}))
+        assert len(engine.endpoints) == 1
+        mine.on_thread(found.close)
+        assert not engine.endpoints
