@@ -425,6 +425,8 @@ class Dispatcher:
         late, side.peer_left = side.peer_left, side.peer_left or apart
         if late or (header.kind is Kind.CLOSED and side.peer_closed):
             return  # a repeat: who is greeted late may have forgotten that it has said so
+        if header.kind is Kind.HELLO and side.peer_attached and body == side.greeting:
+            return  # a repeat over another connection
         if side.peer_closed or len(body) > MAX_REASON:
             raise WireError(f"it sent a {header.kind.name} of {len(body)} bytes, or after the end")
         if header.kind is Kind.HELLO:

@@ -84,6 +84,7 @@ class Token:
     """A send or put that has not completed."""
 
     session: Session
+    endpoint: Endpoint
     then: Callable[[], None] | None
     message: bytearray | None = None
     """Of a send."""
@@ -275,6 +276,9 @@ class Session:
     def meet(self, side: Side) -> None:
         """A session of the peer has attached this side. What belonged to its earlier ones is over."""
         secret = side.peer_session
+        given_up = side.peer_begun > self._newest and not (
+            self.retired or all(self._peers.values())
+        )
         if secret not in self._peers:
             self._peers[secret] = False
             if self.retired:
@@ -284,7 +288,31 @@ class Session:
             if each.peer_attached and each.peer_begun < newest:
                 each.fenced = True
                 each.end("its session has ended, and it has begun another one", lost=True)
+        if given_up:
+            self._renew()
         self.drop_requests(lambda each: each.peer_begun < newest)
+
+    def _renew(self) -> None:
+        """Go on over another endpoint: the peer's session has ended, and has closed its own.
+
+        In some engines both are one connection, which loses messages then. What was sent over it matters
+        only for sides that have not ended at the peer: those are greeted again, or told of our end.
+        """
+        old, self.endpoint = self.endpoint, self._engine.connect(self.address)
+        self.unsent = 0
+        self._answering.clear()
+        try:
+            old.close()
+        except Exception:
+            log.exception("unexpected error of an engine; please report it")
+        for side in [each for each in self.sides if not each.fenced]:
+            if self.ended is not None:
+                return
+            if side.peer_told:
+                side.peer_told = False
+                self.tell_closed(side)
+            else:
+                self.greet(side)
 
     def drop_requests(self, is_over: Callable[[Side], bool]) -> None:
         """Wait no more for answers over these sides, whose session has ended at the peer."""
@@ -340,12 +368,12 @@ class Session:
 
     def send(self, message: bytearray, then: Callable[[], None] | None = None) -> None:
         """See :class:`~datadist.messaging.answering.Sender`."""
-        token = Token(self, then, message)
+        token = Token(self, self.endpoint, then, message)
         self._engine_call(token, lambda: self.endpoint.send(message, token))
 
     def put(self, data: bytearray, target: bytes, then: Callable[[], None]) -> None:
         """See :class:`~datadist.messaging.answering.Sender`."""
-        token = Token(self, then)
+        token = Token(self, self.endpoint, then)
         self._engine_call(token, lambda: self.endpoint.put(data, target, token))
 
     def _engine_call(self, token: Token, begin: Callable[[], None]) -> None:
@@ -361,7 +389,7 @@ class Session:
 
     def completed(self, token: Token, error: str | None) -> None:
         """A send or put has ended; what comes for the second time is nothing."""
-        if token.completed:
+        if token.completed or token.endpoint is not self.endpoint:
             return
         token.completed = True
         self.unsent -= 1

@@ -83,6 +83,11 @@ class Side:
         self.incarnation = incarnation
         self.offer = offer
 
+    @property
+    def greeting(self) -> bytes:
+        """What the HELLO of the peer had, once it has attached our offer."""
+        return self.peer_session + self.peer_secret
+
     def forget_ranges(self) -> None:
         """The link is closed. The side may be kept for long: until the peer has closed its own."""
         self.theirs = self._spans = Spans(())

@@ -321,6 +321,32 @@ def test_late_answers_of_an_ended_session_are_nothing(
             assert "was not asked or was answered before" in str(session.ended)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("kind", [PairTransport, PuttingTransport])
+def test_a_new_link_has_another_endpoint_than_one_that_the_peer_has_given_up(
+    first: int, kind: type[PairTransport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In some engines both endpoints are one connection: ours loses what is sent over it."""
+    with nodes(kinds=[kind]) as (mine, owner), linked([mine, owner]) as before:
+        _broken(mine, owner, before[0], monkeypatch)
+        (session,) = mine.transport._dispatcher._by_secret.values()
+        old = session.endpoint
+        mine.on_thread(lambda: setattr(old, "send", lambda *_: None))
+        links = open_links([mine, owner])
+        for rank in (first, 1 - first):
+            links[rank].attach(1 - rank, links[1 - rank].offer(rank))
+        for rank, node, other in ((0, mine, owner), (1, owner, mine)):
+            other.fill(2 + rank)
+            links[rank].read(1 - rank, *whole(node, other), FAR)
+            assert set(bytes(node.memory)) == {2 + rank}
+            links[rank].write(1 - rank, *whole(node, other), FAR)
+        assert old not in mine.transport.engine.endpoints.values()
+        assert len(mine.transport._dispatcher._by_secret) == 1
+        for link in links:
+            link.close()
+        until(lambda: not _busy(mine) and not _busy(owner))
+
+
 # -- windows and turns -----------------------------------------------------------------------------
 
 
