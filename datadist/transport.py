@@ -446,7 +446,9 @@ class Link(ABC):
         links with the same peer may raise :class:`PeerLost`, and so may those with other ranks of this
         link, where a library can only give up the connections to all of them.
 
-        Raises :class:`Unsupported`, as the base class does, where nothing can be done but wait.
+        Raises :class:`TransferError` where that path has ended, but what is in flight goes on: core waits
+        until it has settled. Raises :class:`Unsupported`, as the base class does, where nothing can be
+        done but wait; the path stays as it is.
         """
         raise Unsupported("this transport cannot end a transfer that is in flight")
 

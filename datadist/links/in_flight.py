@@ -14,7 +14,7 @@ from datadist.base.workers import Workers
 from datadist.caches.quarantine import Kept, Quarantine
 from datadist.control.reactor import Reactor
 from datadist.links.domain import Attempt
-from datadist.transport import FORCE_SECONDS, Unsupported
+from datadist.transport import FORCE_SECONDS, TransferError, Unsupported
 from datadist.transports.defects import text_of
 
 log = logging.getLogger("datadist.transfer")
@@ -72,6 +72,8 @@ class TransfersInFlight:
             attempt.forced[kept.rank] = math.inf
             log.warning("%s %s: it is waited for, since %s", kept.text, why, error)
             return
+        except TransferError as error:
+            log.warning("%s %s: it is waited for, since %s", kept.text, why, error)
         except Exception as error:
             log.error(
                 "%s %s, and ending it failed: %s", kept.text, why, text_of(error, attempt.link)

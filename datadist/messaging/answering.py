@@ -122,8 +122,9 @@ class Answering:
         self._answer_waiting()
 
     def clear(self) -> None:
-        """The session has ended."""
+        """The session has ended, or has another endpoint: no answer of before completes any more."""
         self._waiting.clear()
+        self._answering = 0
 
 
 _CLOSED = Kind.REFUSED, bytes([Refusal.CLOSED])

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from datadist.base.pidfds import has_ended
@@ -21,6 +21,7 @@ from datadist.messaging.engine import (
     EngineEvent,
     Lost,
 )
+from datadist.messaging.farewells import SESSION_ENDED, Farewells, FarewellToken
 from datadist.messaging.loop import Loop
 from datadist.messaging.pieces import Spans
 from datadist.messaging.session import TICK_SECONDS, Session, Token
@@ -36,6 +37,7 @@ from datadist.messaging.wire import (
     Kind,
     OfferFields,
     WireError,
+    pack,
     parse_header,
 )
 from datadist.transport import LinkError, Peer, TransferError
@@ -44,7 +46,7 @@ __all__ = ["Dispatcher"]
 
 log = logging.getLogger("datadist.messaging")
 
-USUAL_WHERE_BOTH_CLOSE = Kind.HELLO, Kind.CLOSED, Kind.BYE
+USUAL_WHERE_BOTH_CLOSE = Kind.CLOSED, Kind.BYE
 """Messages that may come when nobody here expects them any more."""
 UNUSED_SECONDS = 5.0
 """An endpoint is kept so long after its last link, since the peer may be about to link again."""
@@ -52,6 +54,10 @@ CLOSE_SECONDS = 1.0
 """So long an endpoint may take to send what tells the peer of the end."""
 CONFIRM_SECONDS = 30.0
 """So long an endpoint is kept to hear that the peer takes no bytes of writes any more."""
+MAX_REMOVED = 64
+"""Sides of closed links per session whose peer has not closed its own."""
+MAX_UNSENT = 64
+"""Messages of a session that are not sent; over that, who greets a side that is gone gets no answer."""
 MAX_RETIRED = 2
 """Sessions with one peer that are not used any more, and wait for the end of the peer's."""
 
@@ -81,6 +87,7 @@ class Dispatcher:
         self._warned: set[str] = set()
         self.loop = Loop(engine, self)
         self._unconfirmed = Unconfirmed(self.loop, self._confirmed)
+        self._farewells = Farewells(engine, self.loop.expect_tick, self._send_closed)
 
     # -- links -----------------------------------------------------------------------------------
 
@@ -96,6 +103,12 @@ class Dispatcher:
         if session is not None and session.address != offer.address:
             session.end("its engine was closed, and it has another one now", End.GONE)
             session = None
+        if session is not None and session.connection is not peer.connection:
+            if all(each.removed for each in session.sides):
+                session.connection = peer.connection
+            else:  # core is about to say that it has lost the connection of those
+                self._lose(session)
+                session = None
         if session is None:
             session = self._connect(peer, offer)
         self.hold(peer.incarnation)
@@ -107,9 +120,13 @@ class Dispatcher:
             raise LinkError(f"rank {peer.rank} cannot be reached: {session.ended}", peer.rank)
 
     def _greet(self, session: Session, side: Side) -> None:
-        self._unconfirmed.greeted(session.incarnation, side.peer_session)
-        session.meet(side.peer_session)
+        self._meet(session, side)
         session.greet(side)
+
+    def _meet(self, session: Session, side: Side) -> None:
+        if side.peer_attached:
+            self._unconfirmed.greeted(session.incarnation, side.peer_begun)
+            session.meet(side)
 
     def _connect(self, peer: Peer, offer: OfferFields) -> Session:
         try:
@@ -118,6 +135,7 @@ class Dispatcher:
             raise LinkError(f"rank {peer.rank} cannot be reached: {error}", peer.rank) from error
         window = min(self._engine.window, offer.window)
         session = Session(self, self._engine, endpoint, peer.incarnation, offer.address, window)
+        session.connection = peer.connection
         self._by_incarnation[peer.incarnation] = self._by_secret[session.secret] = session
         if peer.pidfd is not None:
             try:
@@ -159,10 +177,33 @@ class Dispatcher:
         session = self._of_side.get(side)
         if session is not None:
             self._guarded(session, partial(session.tell_closed, side))
-        if side not in self._of_side or side.peer_closed:
+        elif side.offer is None and side.peer_attached:
+            self._decline(side.peer_session, side.peer_secret)
+        if session is None or side.peer_closed:
             self._forget(side)
+        else:
+            side.forget_ranges()
+            self._limit_removed(session, side)
         if side.incarnation is not None:
             self.release(side.incarnation)
+
+    def _limit_removed(self, session: Session, side: Side) -> None:
+        """Keep a side until the peer has closed its own, which it may never do."""
+        if side not in session.sides:
+            return  # the session has ended
+        session.removed[side] = None
+        if len(session.removed) > MAX_REMOVED:
+            oldest = next((each for each in session.removed if not session.asks(each)), None)
+            if oldest is not None:
+                self._forget(oldest)
+
+    def _decline(self, peer_session: bytes, peer_secret: bytes) -> None:
+        """Tell a peer that our side has ended, which has never attached its offer."""
+        sessions = self._by_secret.values()
+        session = next((each for each in sessions if each.knows(peer_session)), None)
+        if session is not None and session.unsent < MAX_UNSENT:
+            message = pack(Kind.CLOSED, peer_secret, body=b"the link is closed")
+            self._guarded(session, partial(session.send, message))
 
     def _forget(self, side: Side) -> None:
         if side not in self._unconfirmed:
@@ -170,6 +211,7 @@ class Dispatcher:
         session = self._of_side.pop(side, None)
         if session is not None:
             session.sides.discard(side)
+            session.removed.pop(side, None)
 
     # -- peers -----------------------------------------------------------------------------------
 
@@ -191,14 +233,17 @@ class Dispatcher:
             session.unused_since = time.monotonic()
             self.loop.expect_tick(TICK_SECONDS)
 
-    def lose(self, incarnation: str) -> None:
-        """Core has lost the peer. It hears of that, if its process is there."""
-        self._unconfirmed.lost(incarnation)
+    def lose(self, peer: Peer) -> None:
+        """Core has lost the peer's connection. The peer hears of that, if its process is there."""
+        self._unconfirmed.lost(peer)
         for session in list(self._by_secret.values()):
-            if session.incarnation == incarnation:
-                pidfd = self._pidfds.get(session)
-                how = End.GONE if pidfd is None or has_ended(pidfd) else End.UNHEARD
-                session.end("the connection of the engines was lost", how)
+            if session.incarnation == peer.incarnation and session.connection is peer.connection:
+                self._lose(session)
+
+    def _lose(self, session: Session) -> None:
+        pidfd = self._pidfds.get(session)
+        how = End.GONE if pidfd is None or has_ended(pidfd) else End.UNHEARD
+        session.end("the connection of the engines was lost", how)
 
     # -- what sessions need ------------------------------------------------------------------------
 
@@ -218,6 +263,9 @@ class Dispatcher:
         pidfd = self._pidfds.pop(session, None)
         if pidfd is not None:
             self.loop.unwatch(pidfd)
+        gone = how is End.GONE or (pidfd is not None and has_ended(pidfd))
+        if gone or session.all_retired:  # or both ends have closed all links
+            session.told.clear()
         if session.unconfirmed:
             self._unconfirmed.add(session, pidfd)
         elif pidfd is not None:
@@ -249,6 +297,18 @@ class Dispatcher:
             session.endpoint.close()
         except Exception:
             log.exception("unexpected error of an engine; please report it")
+        if session.undelivered or session.unsent:
+            self._farewells.add(session.address, session.told)
+
+    def _send_closed(self, address: bytes, closed: Mapping[bytes, bytes]) -> bool:
+        """Over the session with this engine; False if there is none."""
+        sessions = self._by_incarnation.values()
+        session = next((each for each in sessions if each.address == address), None)
+        if session is None:
+            return False
+        for secret, reason in closed.items():
+            session.send(pack(Kind.CLOSED, secret, SESSION_ENDED, reason))
+        return session.ended is None
 
     # -- what the loop calls -----------------------------------------------------------------------
 
@@ -262,13 +322,17 @@ class Dispatcher:
             token, session = event.token, event.token.session
             self._guarded(session, lambda: session.completed(token, event.error))
             self._close_if_done(session)
+        elif isinstance(event, Completed) and isinstance(event.token, FarewellToken):
+            self._farewells.completed(event.token, event.error)
 
     def _lost(self, event: Lost) -> None:
         session = self._session_of(event.endpoint)
         if session is not None:
             session.end(event.reason, End.CUT)
         for each in [each for each in self._closing if each.endpoint is event.endpoint]:
+            each.undelivered = True
             self._close_endpoint(each)
+        self._farewells.lost(event.endpoint)
 
     def tick(self) -> float | None:
         """See :class:`~datadist.messaging.loop.Handler`."""
@@ -282,7 +346,8 @@ class Dispatcher:
         for session, until in list(self._closing.items()):
             if now >= until:
                 self._close_endpoint(session)
-        watched = any(each.watched for each in self._by_secret.values())
+        self._farewells.tick(now)
+        watched = self._farewells.waiting or any(each.watched for each in self._by_secret.values())
         unused = any(each.unused_since is not None for each in self._by_incarnation.values())
         return TICK_SECONDS if watched or unused or self._closing else None
 
@@ -298,6 +363,7 @@ class Dispatcher:
 
     def fail(self, reason: str) -> None:
         """See :class:`~datadist.messaging.loop.Handler`."""
+        self._farewells.close()
         for session in list(self._by_secret.values()):
             self._guarded(session, partial(session.end, reason, End.CUT))
         for session in list(self._closing):
@@ -308,7 +374,8 @@ class Dispatcher:
 
     def is_idle(self) -> bool:
         """Whether everything was sent."""
-        return not any(each.unsent for each in (*self._by_secret.values(), *self._closing))
+        sessions = *self._by_secret.values(), *self._closing
+        return not self._farewells.sending and not any(each.unsent for each in sessions)
 
     # -- messages ----------------------------------------------------------------------------------
 
@@ -330,9 +397,10 @@ class Dispatcher:
             session = None if side is None else self._of_side.get(side)
         if side is not None and header.kind in (Kind.HELLO, Kind.CLOSED):
             self._guarded(session, lambda: self._take_state(side, header, event))
+        elif side is not None and side.peer_left:
+            return
         elif session is None:
-            if header.kind not in USUAL_WHERE_BOTH_CLOSE:
-                self._warn(f"a {header.kind.name} is for nobody here; this may be a late message")
+            self._for_nobody(header, event)
         elif header.kind is Kind.BYE:
             self._guarded(session, partial(session.take_bye, event.message))
         elif side is None:
@@ -345,18 +413,31 @@ class Dispatcher:
                 lambda: session.take_request(side, header.kind, header.number, event.message),
             )
 
+    def _for_nobody(self, header: Header, event: Arrived) -> None:
+        if header.kind is Kind.HELLO:
+            self._decline(*_secrets(memoryview(event.message).cast("B")[HEADER_BYTES:]))
+        elif header.kind not in USUAL_WHERE_BOTH_CLOSE:
+            self._warn(f"a {header.kind.name} is for nobody here; this may be a late message")
+
     def _take_state(self, side: Side, header: Header, event: Arrived) -> None:
         body = memoryview(event.message).cast("B")[HEADER_BYTES:]
+        apart = header.kind is Kind.CLOSED and header.number == SESSION_ENDED
+        late, side.peer_left = side.peer_left, side.peer_left or apart
+        if late or (header.kind is Kind.CLOSED and side.peer_closed):
+            return  # a repeat: who is greeted late may have forgotten that it has said so
+        if header.kind is Kind.HELLO and side.peer_attached and body == side.greeting:
+            return  # a repeat over another connection
         if side.peer_closed or len(body) > MAX_REASON:
             raise WireError(f"it sent a {header.kind.name} of {len(body)} bytes, or after the end")
         if header.kind is Kind.HELLO:
-            if side.peer_attached or len(body) != SECRET_BYTES:
-                raise WireError("it sent a HELLO twice, or without the secret of its session")
-            side.peer_attached, side.peer_session = True, bytes(body)
+            if side.peer_attached or len(body) != 2 * SECRET_BYTES:
+                raise WireError("it sent a HELLO twice, or without the secrets of session and side")
+            side.peer_session, side.peer_secret = _secrets(body)
+            side.peer_begun = header.number
+            side.peer_attached = True
             session = self._of_side.get(side)
             if session is not None:
-                self._unconfirmed.greeted(session.incarnation, side.peer_session)
-                session.meet(side.peer_session)
+                self._meet(session, side)
                 session.advance()
             return
         told_before = side.peer_told
@@ -367,6 +448,8 @@ class Dispatcher:
         session = self._of_side.get(side)
         if session is not None:
             session.tell_closed(side)  # which confirms it: nothing of the peer lands here any more
+            if apart:
+                session.drop_requests(lambda each: each is side)
         if told_before:
             self._forget(side)
 
@@ -402,3 +485,8 @@ class Dispatcher:
     def _session_of(self, endpoint: Endpoint) -> Session | None:
         sessions = self._by_secret.values()
         return next((each for each in sessions if each.endpoint is endpoint), None)
+
+
+def _secrets(body: memoryview) -> tuple[bytes, bytes]:
+    """Of the session and the side in a HELLO."""
+    return bytes(body[:SECRET_BYTES]), bytes(body[SECRET_BYTES : 2 * SECRET_BYTES])

@@ -42,6 +42,8 @@ log = logging.getLogger("datadist.messaging")
 CLOSE_SECONDS = 2.0
 """So long `close` waits for a copy whose memory does not come."""
 FORCE_SECONDS = 2.0
+LEAVE_TRIES = 100
+"""So often handlers of signals may raise while a caller leaves its transfer."""
 
 
 class MessagingLink(Link):
@@ -117,7 +119,8 @@ class MessagingLink(Link):
         remotes, lengths = numbers(remote), numbers(length)
         for address, size in zip(remotes, lengths, strict=True):
             if not side.theirs.contain(address, size):
-                raise AddressError(f"rank {rank} did not offer {size} bytes at {address:#x}")
+                text = f"rank {rank} did not offer {size} bytes at {address:#x}"
+                raise side.error() or AddressError(text)
         segments = zip(numbers(local), remotes, lengths, strict=True)
         pieces = cut(segments, min(self._engine.piece, offer.piece))
         transfer = Transfer(side, write, pieces, timeout)
@@ -127,12 +130,15 @@ class MessagingLink(Link):
             transfer.wait()
             side.finish(transfer)
         except BaseException as error:
+            error.in_flight = transfer  # type: ignore[attr-defined]  # at once: see `Transfer.settled`
             try:
-                _leave(side, transfer, error)
-            except BaseException as second:  # of a signal handler; it takes the place of the first
-                _leave(side, transfer, second)
+                last = _leave(side, transfer, error)
+            except BaseException as other:  # of a signal handler; it takes the place of the first
+                other.in_flight = transfer  # type: ignore[attr-defined]
+                last = _leave(side, transfer, other)
+            if last is error:
                 raise
-            raise
+            raise last  # noqa: B904 - unchanged: it has been raised while `error` was handled
 
     def _side(self, rank: int) -> Side:
         side = self._sides.get(rank)
@@ -158,14 +164,16 @@ class MessagingLink(Link):
     def force(self, rank: int) -> None:
         """End the side, and wait until the peer has confirmed that it takes nothing any more.
 
-        Raises :class:`Unsupported` where that does not come: the peer is stopped, or a page of its
-        memory or of ours does not come.
+        The time for that begins with the end of the side: ranks that were aborted at once are waited
+        for together. Raises :class:`TransferError` where it does not come: the peer is stopped, or a
+        page of its memory or of ours does not come. The side has ended then, too.
         """
+        side = self._side(rank)
         self.abort(rank)
-        side, until = self._side(rank), time.monotonic() + FORCE_SECONDS
+        until = (side.ended_at or time.monotonic()) + FORCE_SECONDS
         while not side.settled():
             if time.monotonic() >= until:
-                raise Unsupported(
+                raise TransferError(
                     f"rank {rank} has not confirmed within {in_seconds(FORCE_SECONDS)} that it takes "
                     "no bytes any more (is it stopped?), or a page of our memory does not come"
                 )
@@ -187,9 +195,17 @@ class MessagingLink(Link):
         return frozenset(stuck if self._access is Access.READ_WRITE else ())
 
 
-def _leave(side: Side, transfer: Transfer, error: BaseException) -> None:
-    transfer.leave(error)
-    side.finish(transfer)
+def _leave(side: Side, transfer: Transfer, error: BaseException) -> BaseException:
+    """The error with which the caller leaves: the last one that handlers of signals raised meanwhile."""
+    for _ in range(LEAVE_TRIES):
+        try:
+            transfer.leave(error)
+            side.finish(transfer)
+            break
+        except BaseException as other:
+            error = other
+            error.in_flight = transfer  # type: ignore[attr-defined]
+    return error
 
 
 def _close_elsewhere(fds: Sequence[int]) -> None:

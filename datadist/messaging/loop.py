@@ -25,6 +25,8 @@ T = TypeVar("T")
 log = logging.getLogger("datadist.messaging")
 
 STOP_SECONDS = 5.0
+RETRY_SECONDS = 0.5
+"""After a tick that failed."""
 SPIN_SECONDS = 0.002
 """So long after the last event an engine without descriptor is polled without a pause."""
 POLL_SECONDS = 0.001
@@ -173,9 +175,12 @@ class Loop:
         return True
 
     def _handle_tick(self) -> None:
-        seconds = self._handler.tick()
-        if seconds is not None:
-            self.expect_tick(seconds)
+        seconds: float | None = RETRY_SECONDS
+        try:
+            seconds = self._handler.tick()
+        finally:
+            if seconds is not None:
+                self.expect_tick(seconds)
 
     def _pause(self, now: float, fd: int | None) -> float:
         """Seconds to sleep at most; negative: until something happens."""

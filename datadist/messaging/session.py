@@ -59,6 +59,9 @@ RETIRED_SECONDS = 10.0
 """A session that is not used any more ends so long after that, if the peer goes on using its own."""
 TICK_SECONDS = 0.5
 """Between two looks at a peer to which something is under way."""
+MAX_DROPPED = 1024
+MAX_TOLD = 64
+"""So many of the sides that both ends have closed are named again if the connection is cut."""
 
 
 class Keeper(Protocol):
@@ -81,6 +84,7 @@ class Token:
     """A send or put that has not completed."""
 
     session: Session
+    endpoint: Endpoint
     then: Callable[[], None] | None
     message: bytearray | None = None
     """Of a send."""
@@ -108,6 +112,9 @@ class Session:
         self.incarnation = incarnation
         self.address = address
         """Of the peer's engine."""
+        self.connection: object = None
+        """What core keeps for the peer (:attr:`~datadist.transport.Peer.connection`)."""
+        self.begun = time.monotonic_ns()
         self.secret = secrets.token_bytes(SECRET_BYTES)
         """The peer's answers carry it."""
         self.endpoint = endpoint
@@ -115,12 +122,18 @@ class Session:
         self.unused_since: float | None = None
         self.sides: set[Side] = set()
         """Those that were attached, until both processes have closed them."""
+        self.removed: dict[Side, None] = {}
+        """Those whose link is closed here, the oldest first."""
         self.unsent = 0
         """Messages that the engine has not sent."""
         self.retired = False
         """Not used any more, here; see :meth:`retire`."""
         self.unconfirmed: frozenset[Side] = frozenset()
         """Once it has ended: sides over which the peer may still take bytes of writes."""
+        self.undelivered = False
+        """Once it has ended: what was sent may not have reached the peer."""
+        self.told: dict[bytes, bytes] = {}
+        """Reasons of sides that have ended, by the peer's secret. Of closed ones it has the latest."""
         self._retired_at = 0.0
         self._peers: dict[bytes, bool] = {}
         """Sessions of the peer that use ours, by secret; whether they are retired."""
@@ -129,6 +142,10 @@ class Session:
         self._window = window
         self._queue: deque[Transfer] = deque()
         self._asked: dict[int, _Asked] = {}
+        self._dropped: dict[int, None] = {}
+        """Requests that are not waited for, although an answer may come."""
+        self._newest = 0
+        """When the latest session of the peer began."""
         self._number = 0
         self._landings: list[tuple[bytearray, bytes]] = []
         """Buffers that nobody puts into now."""
@@ -139,6 +156,11 @@ class Session:
     def busy(self) -> bool:
         """Whether something is under way."""
         return bool(self._queue or self._asked or self.unsent)
+
+    @property
+    def all_retired(self) -> bool:
+        """Whether neither end uses it any more."""
+        return self.retired and all(self._peers.values())
 
     @property
     def watched(self) -> bool:
@@ -212,6 +234,9 @@ class Session:
     def take_answer(self, kind: Kind, number: int, message: Buffer) -> None:
         """An answer has arrived. Raises :class:`WireError` if it answers nothing that was asked."""
         asked = self._asked.get(number)
+        if asked is None and number in self._dropped:
+            del self._dropped[number]
+            return
         if asked is None:
             raise WireError(
                 f"it answered request {number}, which was not asked or was answered before"
@@ -246,14 +271,60 @@ class Session:
     def greet(self, side: Side) -> None:
         """Tell the peer that its offer was attached."""
         assert side.offer is not None
-        self.send(pack(Kind.HELLO, side.offer.secret, body=self.secret))
+        self.send(pack(Kind.HELLO, side.offer.secret, self.begun, self.secret + side.secret))
 
-    def meet(self, secret: bytes) -> None:
-        """A side of this session was attached by that session of the peer."""
-        if secret and secret not in self._peers:
+    def meet(self, side: Side) -> None:
+        """A session of the peer has attached this side. What belonged to its earlier ones is over."""
+        secret = side.peer_session
+        given_up = side.peer_begun > self._newest and not (
+            self.retired or all(self._peers.values())
+        )
+        if secret not in self._peers:
             self._peers[secret] = False
             if self.retired:
                 self.send(pack(Kind.BYE, secret, body=self.secret))
+        newest = self._newest = max(self._newest, side.peer_begun)
+        for each in self.sides:
+            if each.peer_attached and each.peer_begun < newest:
+                each.fenced = True
+                each.end("its session has ended, and it has begun another one", lost=True)
+        if given_up:
+            self._renew()
+        self.drop_requests(lambda each: each.peer_begun < newest)
+
+    def _renew(self) -> None:
+        """Go on over another endpoint: the peer's session has ended, and has closed its own.
+
+        In some engines both are one connection, which loses messages then. What was sent over it matters
+        only for sides that have not ended at the peer: those are greeted again, or told of our end.
+        """
+        old, self.endpoint = self.endpoint, self._engine.connect(self.address)
+        self.unsent = 0
+        self._answering.clear()
+        try:
+            old.close()
+        except Exception:
+            log.exception("unexpected error of an engine; please report it")
+        for side in [each for each in self.sides if not each.fenced]:
+            if self.ended is not None:
+                return
+            if side.peer_told:
+                side.peer_told = False
+                self.tell_closed(side)
+            else:
+                self.greet(side)
+
+    def drop_requests(self, is_over: Callable[[Side], bool]) -> None:
+        """Wait no more for answers over these sides, whose session has ended at the peer."""
+        over = {n: asked for n, asked in self._asked.items() if is_over(asked.transfer.side)}
+        for number in over:
+            del self._asked[number]
+            self._dropped[number] = None
+        while len(self._dropped) > MAX_DROPPED:
+            del self._dropped[next(iter(self._dropped))]
+        self._withdraw([asked.landing for asked in over.values() if asked.landing])
+        if over:
+            self.advance()
 
     def retire(self) -> None:
         """It is not used any more: new links get another one.
@@ -278,24 +349,31 @@ class Session:
         self._end_if_unused()
 
     def _end_if_unused(self) -> None:
-        if self.retired and all(self._peers.values()):
+        if self.all_retired:
             self.end("it is not used any more", End.TOLD)
 
     def tell_closed(self, side: Side) -> None:
         """Tell the peer, once, that our side has ended and asks for nothing any more."""
         if side.offer is not None and not side.peer_told:
             side.peer_told = True
-            reason = (side.ended or "").encode()[:MAX_REASON]
-            self.send(pack(Kind.CLOSED, side.offer.secret, body=reason))
+            self._note_told(side)
+            self.send(pack(Kind.CLOSED, side.offer.secret, body=self.told[side.offer.secret]))
+
+    def _note_told(self, side: Side) -> None:
+        if side.offer is not None:
+            self.told.pop(side.offer.secret, None)  # it becomes the latest
+            self.told[side.offer.secret] = (side.ended or "").encode()[:MAX_REASON]
+        if len(self.told) > MAX_TOLD + len(self.sides):
+            del self.told[next(iter(self.told))]
 
     def send(self, message: bytearray, then: Callable[[], None] | None = None) -> None:
         """See :class:`~datadist.messaging.answering.Sender`."""
-        token = Token(self, then, message)
+        token = Token(self, self.endpoint, then, message)
         self._engine_call(token, lambda: self.endpoint.send(message, token))
 
     def put(self, data: bytearray, target: bytes, then: Callable[[], None]) -> None:
         """See :class:`~datadist.messaging.answering.Sender`."""
-        token = Token(self, then)
+        token = Token(self, self.endpoint, then)
         self._engine_call(token, lambda: self.endpoint.put(data, target, token))
 
     def _engine_call(self, token: Token, begin: Callable[[], None]) -> None:
@@ -311,17 +389,27 @@ class Session:
 
     def completed(self, token: Token, error: str | None) -> None:
         """A send or put has ended; what comes for the second time is nothing."""
-        if token.completed:
+        if token.completed or token.endpoint is not self.endpoint:
             return
         token.completed = True
         self.unsent -= 1
         if error is not None:
+            self.undelivered = True
             self.end(error, End.CUT)
             return
         if token.message is not None:
             self._keeper.spare.give(token.message)
         if self.ended is None and token.then is not None:
             token.then()
+
+    def asks(self, side: Side) -> bool:
+        """Whether a write over this side was not answered."""
+        asked = self._asked.values()
+        return any(each.transfer.side is side and each.transfer.write for each in asked)
+
+    def knows(self, secret: bytes) -> bool:
+        """Whether that session of the peer has met this one."""
+        return secret in self._peers
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -347,15 +435,12 @@ class Session:
         times = [each.late_since for each in self._asked.values() if each.late_since is not None]
         return bool(times) and now - min(times) > ANSWER_SECONDS
 
-    def knows(self, secret: bytes) -> bool:
-        """Whether that session of the peer has met this one."""
-        return secret in self._peers
-
     def end(self, reason: str, how: End) -> None:
         """End all sides, and the transfers with them."""
         if self.ended is not None:
             return
         self.ended = reason
+        self.undelivered = how is End.CUT
         asked, self._asked = self._asked, {}
         landings, self._landings = self._landings, []
         if how is not End.GONE:
@@ -367,7 +452,10 @@ class Session:
                 side.end(reason, how is not End.TOLD)
                 if how in (End.TOLD, End.UNHEARD):
                     self.tell_closed(side)
+                else:
+                    self._note_told(side)
             self._withdraw([*landings, *(each.landing for each in asked.values() if each.landing)])
+            self._dropped.clear()
             self._queue.clear()
             self._answering.clear()
         finally:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -50,8 +52,14 @@ class Side:
         """The peer has our offer, and can answer: nothing is asked before."""
         self.peer_session = b""
         """Secret of the session over which the peer attached our offer."""
+        self.peer_secret = b""
+        """Of the peer's side, as it said when it attached our offer."""
+        self.peer_begun = 0
+        """When that session began, by the peer's clock; a later one begins when it is over."""
         self.peer_closed = False
         """The peer asks for nothing any more."""
+        self.peer_left = False
+        """The peer's session has ended as well: messages of it may come later, and are dropped."""
         self.peer_told = False
         """We have told the peer that this side has ended."""
         self.fenced = False
@@ -61,8 +69,8 @@ class Side:
         self._spans = spans
         self._access = access
         self._copying = Copying()
-        self._ends: list[tuple[str, bool]] = []
-        """Reasons, and whether the peer is lost; the first one counts."""
+        self._ends: list[tuple[str, bool, float]] = []
+        """Reasons, whether the peer is lost, and when it was; the first one counts."""
         self._transfers: set[Ending] = set()
         self._left: set[Ending] = set()
         """Those that went on when their callers left."""
@@ -75,11 +83,22 @@ class Side:
         self.incarnation = incarnation
         self.offer = offer
 
+    @property
+    def greeting(self) -> bytes:
+        """What the HELLO of the peer had, once it has attached our offer."""
+        return self.peer_session + self.peer_secret
+
+    def forget_ranges(self) -> None:
+        """The link is closed. The side may be kept for long: until the peer has closed its own."""
+        self.theirs = self._spans = Spans(())
+        if self.offer is not None:
+            self.offer = replace(self.offer, ranges=())
+
     def error(self) -> TransferError | None:
         """Why nothing can be moved any more; None as long as it can."""
         if not self._ends:
             return None
-        reason, lost = self._ends[0]
+        reason, lost, _ = self._ends[0]
         return (
             PeerLost(f"rank {self.rank} is lost: {reason}", self.rank)
             if lost
@@ -135,10 +154,15 @@ class Side:
         """Why it has ended."""
         return self._ends[0][0] if self._ends else None
 
+    @property
+    def ended_at(self) -> float | None:
+        """When it has ended (monotonic)."""
+        return self._ends[0][2] if self._ends else None
+
     def end(self, reason: str, lost: bool = False) -> None:
         """Fail transfers, now and later, and refuse requests. From any thread, never blocks."""
         self._copying.forbid()
-        self._ends.append((reason, lost))
+        self._ends.append((reason, lost, time.monotonic()))
         for transfer in self._transfers.copy():
             transfer.end(self.error())
 

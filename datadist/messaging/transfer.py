@@ -72,11 +72,12 @@ class Transfer:
         """The caller leaves with this error, which says whether something goes on without it."""
         self.end(TransferError("the call was interrupted", link_usable=True))
         self._copying.wait(time.monotonic() + COPY_SECONDS)
-        if not self.settled():
-            error.in_flight = self  # type: ignore[attr-defined]
+        error.in_flight = None if self.settled() else self  # type: ignore[attr-defined]
 
     def settled(self) -> bool:
-        """See :class:`datadist.transport.InFlight`."""
+        """See :class:`datadist.transport.InFlight`. It ends first, if :meth:`leave` was interrupted."""
+        if not self.ended:
+            self.end(TransferError("the call was interrupted", link_usable=True))
         if self._copying.running:
             return False
         return not (self.write and self._unanswered) or self.side.fenced

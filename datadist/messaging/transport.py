@@ -126,11 +126,11 @@ class MessagingTransport(Transport):
     def connect(self, peer: Peer) -> Any:
         """Keep the session with this peer between its links; it begins with the first offer."""
         self._dispatcher.loop.call(lambda: self._dispatcher.hold(peer.incarnation))
-        return peer.incarnation
+        return object()
 
     def peer_lost(self, peer: Peer) -> None:
-        """End the session with this peer."""
-        self._dispatcher.loop.call(lambda: self._dispatcher.lose(peer.incarnation))
+        """End the sessions that began over this connection; a later one of the same peer stays."""
+        self._dispatcher.loop.call(lambda: self._dispatcher.lose(peer))
 
     def disconnect(self, peer: Peer) -> None:
         """Undo :meth:`connect`."""

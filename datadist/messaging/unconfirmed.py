@@ -16,6 +16,7 @@ from datadist.base.pidfds import has_ended
 from datadist.messaging.loop import Loop
 from datadist.messaging.session import Session
 from datadist.messaging.side import Side
+from datadist.transport import Peer
 
 __all__ = ["Unconfirmed"]
 
@@ -71,19 +72,19 @@ class Unconfirmed:
         for side in list(self._sides.get(incarnation, ())):
             self.confirm(side)
 
-    def greeted(self, incarnation: str, secret: bytes) -> None:
+    def greeted(self, incarnation: str, begun: int) -> None:
         """A session of the peer greets us: what belonged to earlier ones has ended there."""
-        if not secret:
-            return
-        for side, session in list(self._sides.get(incarnation, {}).items()):
-            if not session.knows(secret):
+        for side in list(self._sides.get(incarnation, ())):
+            if side.peer_begun < begun:
                 self.confirm(side)
 
-    def lost(self, incarnation: str) -> None:
+    def lost(self, peer: Peer) -> None:
         """Core has lost the peer. Where its process can be watched, that one's end is waited for."""
-        pidfd = self._pidfds.get(incarnation)
+        pidfd = self._pidfds.get(peer.incarnation)
         if pidfd is None or has_ended(pidfd):
-            self.confirm_all(incarnation)
+            for side, session in list(self._sides.get(peer.incarnation, {}).items()):
+                if session.connection is peer.connection:
+                    self.confirm(side)
 
     def close(self) -> None:
         """Give the descriptors back; nothing is confirmed any more."""

@@ -66,7 +66,8 @@ class Kind(IntEnum):
     """What a message is."""
 
     HELLO = 1
-    """The sender has attached our offer, and can answer; with the secret of its session."""
+    """The sender has attached our offer, and can answer; with the secrets of its session and its side.
+    The number says when the session began, by the sender's clock."""
     READ = 2
     WRITE = 3
     DATA = 4
@@ -76,7 +77,8 @@ class Kind(IntEnum):
     REFUSED = 6
     """Answer to READ and WRITE, with a :class:`Refusal`."""
     CLOSED = 7
-    """The sender has ended its side, and asks for nothing any more; with the reason as text."""
+    """The sender has ended its side, and asks for nothing any more; with the reason as text. The number
+    is 1 where its session has ended as well, and this comes over another connection."""
     BYE = 8
     """To a session: the sender's session, whose secret it has, is not used any more."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import socket
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -13,8 +15,9 @@ import pytest
 from datadist.messaging import pieces
 from datadist.messaging.loop import Loop
 from tests import nodes
-from tests.links.test_in_flight import KEY, POOL, _drop, _link, _make, _move, _values
+from tests.links.test_in_flight import KEY, POOL, _drop, _link, _make, _move, _set, _values
 from tests.nodes import Here, Node, RemoteError
+from tests.pair_engine import PairEndpoint
 from tests.waiting import until
 
 PAIR = "tests.pair_engine:PairTransport"
@@ -71,8 +74,8 @@ def _is_inside(here: Here) -> bool:
     return bool(here.any["inside"].wait(FAR))
 
 
-def _linked(start_node: Callable[..., Node]) -> tuple[Node, Node]:
-    """An owner, and one that has pushed into its cache, which fills a third of its pool."""
+def _linked(start_node: Callable[..., Node]) -> tuple[Node, Node, int]:
+    """An owner, one that has pushed into its cache, which fills a third of its pool, and their link."""
     settings: dict[str, Any] = {
         "pool": POOL, "transfer_backend": PAIR, "enable_remote_cache_accessible": True
     }  # fmt: skip
@@ -80,9 +83,9 @@ def _linked(start_node: Callable[..., Node]) -> tuple[Node, Node]:
     pusher = start_node(2, sync_kv_timeout=200, **settings)
     owner.do(_make, "theirs", "pool", 1, KEY)
     pusher.do(_make, "mine", "pool", 2)
-    _link("link", {1: owner, 2: pusher})
+    link = _link("link", {1: owner, 2: pusher})
     assert pusher.do(_move, "mine", "push") == "done"
-    return owner, pusher
+    return owner, pusher, link
 
 
 def _check_pages(owner: Node, go_on: Callable[[], object]) -> None:
@@ -100,7 +103,7 @@ def test_what_a_pusher_that_has_ended_had_sent_is_in_no_other_cache(
     start_node: Callable[..., Node], end: str
 ) -> None:
     """The owner's own thread is in the middle of the copy when the pusher ends."""
-    owner, pusher = _linked(start_node)
+    owner, pusher, _ = _linked(start_node)
     owner.do(_hold_copies, True)
     pusher.do(_move, "mine", "push")
     assert owner.do(_is_inside)
@@ -114,7 +117,47 @@ def test_what_a_pusher_that_has_ended_had_sent_is_in_no_other_cache(
 
 def test_late_bytes_of_a_push_are_in_no_other_cache(start_node: Callable[..., Node]) -> None:
     """The owner takes them when its engine goes on: until then it keeps the pages."""
-    owner, pusher = _linked(start_node)
+    owner, pusher, _ = _linked(start_node)
     owner.do(_stick, True)
     assert "the transfer goes on" in pusher.do(_move, "mine", "push")
     _check_pages(owner, lambda: owner.do(_stick, False))
+
+
+def _cut(here: Here) -> None:
+    """The connections that the engine of a node has made."""
+    for endpoint in [each for each in gc.get_objects() if isinstance(each, PairEndpoint)]:
+        with contextlib.suppress(OSError):
+            endpoint.sock.shutdown(socket.SHUT_RDWR)
+
+
+def test_memory_is_free_again_after_the_connections_were_cut_in_a_push(
+    start_node: Callable[..., Node],
+) -> None:
+    """At both ends, while both processes live: the pages of the pools can be given to other caches."""
+    owner, pusher, link = _linked(start_node)
+    owner.do(_stick, True)
+    assert "the transfer goes on" in pusher.do(_move, "mine", "push")
+    pusher.do(_cut)
+    owner.do(_cut)
+    owner.do(_stick, False)
+    pusher.do(nodes.unlink, link)
+    owner.do(nodes.unlink, 1)
+    for node, label in ((pusher, "mine"), (owner, "theirs")):
+        node.do(_drop, label)
+        for other in ("first", "second", "third"):
+            until(partial(_is_made, node, other))
+
+
+def test_a_link_whose_owner_did_not_confirm_is_given_up(start_node: Callable[..., Node]) -> None:
+    """Core knows that it moves nothing any more; the memory comes back when the owner goes on."""
+    owner, pusher, link = _linked(start_node)
+    pusher.do(_set, "FORCE_SECONDS", 0.1)
+    owner.do(_stick, True)
+    assert "the transfer goes on" in pusher.do(_move, "mine", "push")
+    nodes.said(pusher, "WARNING", "did not settle", "has not confirmed")
+    until(lambda: "given up" in (pusher.do(nodes.link_error, link) or ""))
+    assert "LLM_NOT_YET_LINK" in pusher.do(_move, "mine", "push")
+    owner.do(_stick, False)
+    pusher.do(_drop, "mine")
+    for other in ("first", "second", "third"):
+        until(partial(_is_made, pusher, other))

@@ -12,10 +12,23 @@ import pytest
 
 from datadist.messaging import Arrived
 from datadist.messaging import session as sessions
+from datadist.messaging.ending import End
+from datadist.messaging.farewells import Farewells
 from datadist.messaging.link import MessagingLink
 from datadist.messaging.wire import Kind, Refusal, pack, pack_request
 from datadist.transport import PeerLost, TransferError, TransferTimeout
-from tests.messaging_links import FAR, Calling, Node, RawPeer, linked, nodes, offer_of, until, whole
+from tests.messaging_links import (
+    FAR,
+    Calling,
+    Node,
+    RawPeer,
+    linked,
+    nodes,
+    offer_of,
+    open_links,
+    until,
+    whole,
+)
 from tests.pair_engine import Fault, PairTransport, PuttingTransport
 
 REPLY = b"r" * 16
@@ -133,6 +146,20 @@ def test_messages_of_nobody_are_dropped(
         assert set(bytes(owner.memory)) == {1}
 
 
+def test_a_peer_may_say_twice_that_it_has_closed(
+    raw: RawPeer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once when it closes, and once when it is greeted after it has forgotten the link."""
+    with nodes() as (mine, owner), linked([mine, owner]) as (link, owners):
+        link.read(1, *whole(mine, owner, 64), FAR)
+        (session,) = owner.transport._dispatcher._by_secret.values()
+        offer = offer_of(owners, 0)
+        raw.send(offer.address, *[pack(Kind.CLOSED, offer.secret)] * 2, b"the last one")
+        until(lambda: "dropped a message" in caplog.text)
+        assert owners._sides[0].ended
+        assert session.ended is None
+
+
 @pytest.mark.parametrize("message", [b"", b"garbage" * 9, b"ddm1\x63" + bytes(27)])
 def test_garbage_of_a_peer_that_the_engine_knows_ends_its_session(message: bytes) -> None:
     with (
@@ -230,6 +257,94 @@ def test_an_error_of_a_send_loses_the_peer() -> None:
         _faults(mine, on_send=fail)
         with pytest.raises(PeerLost, match="the cable is cut"):
             link.read(1, *whole(mine, owner), FAR)
+
+
+# -- sessions of which one end has broken ----------------------------------------------------------
+
+
+def _broken(mine: Node, owner: Node, link: MessagingLink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner's session ends, of which we hear nothing, and a read fills the window."""
+    link.read(1, *whole(mine, owner, 64), FAR)
+    monkeypatch.setattr(Farewells, "add", lambda *_: None)
+    for each in list(owner.transport._dispatcher._by_secret.values()):
+        owner.on_thread(partial(each.end, "a test", End.CUT))
+    with pytest.raises(TransferTimeout):
+        link.read(1, *whole(mine, owner), 0.1)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "open"])
+@pytest.mark.parametrize("kind", [PairTransport, PuttingTransport])
+def test_a_new_link_does_not_wait_for_answers_of_an_ended_session(
+    first: int, closed: bool, kind: type[PairTransport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever attaches first, and whether the earlier link is closed."""
+    with nodes(kinds=[kind]) as (mine, owner), linked([mine, owner]) as before:
+        _broken(mine, owner, before[0], monkeypatch)
+        if closed:
+            for link in before:
+                link.close()
+        links = open_links([mine, owner])
+        for rank in (first, 1 - first):
+            links[rank].attach(1 - rank, links[1 - rank].offer(rank))
+        owner.fill(2)
+        links[0].read(1, *whole(mine, owner), FAR)
+        assert set(bytes(mine.memory)) == {2}
+        with pytest.raises(TransferError, match="closed" if closed else "has begun another"):
+            before[0].read(1, *whole(mine, owner), FAR)
+        monkeypatch.setattr(sessions, "ANSWER_SECONDS", 0.0)
+        mine.on_thread(mine.transport._dispatcher.tick)
+        mine.on_thread(mine.transport._dispatcher.tick)
+        links[0].write(1, *whole(mine, owner), FAR)
+        for link in links:
+            link.close()
+
+
+def test_late_answers_of_an_ended_session_are_nothing(
+    raw: RawPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with nodes() as (mine, owner), linked([mine, owner]) as before:
+        _broken(mine, owner, before[0], monkeypatch)
+        (session,) = mine.transport._dispatcher._by_secret.values()
+        numbers = list(session._asked)
+        with linked([mine, owner]) as (link, _):
+            link.read(1, *whole(mine, owner), FAR)
+            mine.fill(1)
+            piece = mine.transport.engine.piece
+            late = [pack(Kind.DATA, session.secret, n, room=piece) for n in numbers]
+            raw.send(mine.transport.engine.address, *late)
+            until(lambda: not session._dropped)
+            assert set(bytes(mine.memory)) == {1}
+            link.write(1, *whole(mine, owner), FAR)
+            raw.send(mine.transport.engine.address, late[0])
+            until(lambda: session.ended)
+            assert "was not asked or was answered before" in str(session.ended)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("kind", [PairTransport, PuttingTransport])
+def test_a_new_link_has_another_endpoint_than_one_that_the_peer_has_given_up(
+    first: int, kind: type[PairTransport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In some engines both endpoints are one connection: ours loses what is sent over it."""
+    with nodes(kinds=[kind]) as (mine, owner), linked([mine, owner]) as before:
+        _broken(mine, owner, before[0], monkeypatch)
+        (session,) = mine.transport._dispatcher._by_secret.values()
+        old = session.endpoint
+        mine.on_thread(lambda: setattr(old, "send", lambda *_: None))
+        links = open_links([mine, owner])
+        for rank in (first, 1 - first):
+            links[rank].attach(1 - rank, links[1 - rank].offer(rank))
+        for rank, node, other in ((0, mine, owner), (1, owner, mine)):
+            other.fill(2 + rank)
+            links[rank].read(1 - rank, *whole(node, other), FAR)
+            assert set(bytes(node.memory)) == {2 + rank}
+            links[rank].write(1 - rank, *whole(node, other), FAR)
+        assert old not in mine.transport.engine.endpoints.values()
+        assert len(mine.transport._dispatcher._by_secret) == 1
+        for link in links:
+            link.close()
+        until(lambda: not _busy(mine) and not _busy(owner))
 
 
 # -- windows and turns -----------------------------------------------------------------------------

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from datadist.messaging import dispatcher, session, side, transfer
+from datadist.messaging import link as link_module
 from datadist.messaging.ending import End
 from datadist.messaging.link import MessagingLink
 from datadist.messaging.pieces import gather, scatter
@@ -26,7 +28,6 @@ from datadist.transport import (
     TransferError,
     TransferTimeout,
     TransportError,
-    Unsupported,
 )
 from tests import interrupts
 from tests.messaging_links import (
@@ -204,10 +205,38 @@ def test_force_settles_what_the_owner_confirms_and_nothing_else() -> None:
     with _pair() as (mine, theirs, link, _):
         with stuck(theirs):
             error = _late_write(link, mine, theirs)
-            with pytest.raises(Unsupported, match="rank 1 has not confirmed"):
+            with pytest.raises(TransferError, match="rank 1 has not confirmed"):
                 link.force(1)
             assert not _settled(error)
+            with pytest.raises(TransferError, match="the link was aborted"):
+                link.write(1, *whole(mine, theirs, SIZE), FAR)
         until(lambda: _settled(error))
+
+
+def test_forcing_waits_once_for_all_ranks_that_were_aborted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [time.monotonic()]
+    with nodes(4) as members, linked(members) as links, ExitStack() as stopped:
+        mine, *owners = members
+        for rank, owner in enumerate(owners, 1):
+            links[0].read(rank, *whole(mine, owner, 64), FAR)
+            stopped.enter_context(stuck(owner))
+            with pytest.raises(TransferTimeout):
+                links[0].write(rank, *whole(mine, owner, SIZE), 0.1)
+        clock = SimpleNamespace(
+            monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)
+        )
+        for module in (link_module, side):
+            monkeypatch.setattr(module, "time", clock)
+        begin = now[0]
+        for rank in (1, 2, 3):
+            links[0].abort(rank)
+        for rank in (1, 2, 3):
+            with pytest.raises(TransferError, match="has not confirmed"):
+                links[0].force(rank)
+        assert now[0] - begin < 2 * link_module.FORCE_SECONDS
+        monkeypatch.undo()
 
 
 def _without_done(message: bytearray) -> tuple[bytearray, ...]:
@@ -249,6 +278,30 @@ def test_nothing_lands_unannounced_after_an_exception_of_a_handler(write: bool) 
             assert set(bytes(target.memory)) == {3}, where
             assert not link._sides[1]._transfers, where
             moment += 1
+
+
+@pytest.mark.parametrize("times", [3, 20])
+def test_handlers_that_raise_again_and_again_hide_nothing(
+    times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time while the caller leaves: the error with which it does so at last tells of the write."""
+    left: list[BaseException] = []
+    leave = transfer.Transfer.leave
+
+    def interrupted(self: transfer.Transfer, error: BaseException) -> None:
+        if len(left) < times:
+            left.append(error)
+            raise interrupts.Interrupt
+        leave(self, error)
+
+    monkeypatch.setattr(transfer.Transfer, "leave", interrupted)
+    with _pair() as (mine, theirs, link, _):
+        with stuck(theirs):
+            with pytest.raises(interrupts.Interrupt) as caught:
+                link.write(1, *whole(mine, theirs, SIZE), 0.1)
+            assert not _settled(caught.value)
+            assert not link._sides[1]._transfers
+        until(lambda: _settled(caught.value))
 
 
 def _raise_at(moment: int, call: Callable[[], object]) -> tuple[str, BaseException | None]:
@@ -315,7 +368,7 @@ def test_a_local_page_that_does_not_come_is_a_timeout_in_flight(
         error = reading.result()
         assert isinstance(error, TransferTimeout)
         assert not _settled(error)
-        with pytest.raises(Unsupported, match="a page of our memory does not come"):
+        with pytest.raises(TransferError, match="a page of our memory does not come"):
             link.force(1)
         page.comes.set()
         until(lambda: _settled(error))

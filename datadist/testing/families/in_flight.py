@@ -127,9 +127,9 @@ class InFlight(Kit):
         linked, (mine, theirs, third) = _three(testbed, Access.READ)
         memory = {0: [mine], 1: [theirs], 2: [third]}
         other = testbed.link(linked.members, memory)
-        forced = linked.force(0, 1)
+        forced = linked.force_path(0, 1)
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)])
-        if forced:
+        if forced.ok or forced.is_a(TransferError):
             outcome.must_be(TransferError, "over a path that force has ended")
         else:
             outcome.must_succeed("after force raised Unsupported")

@@ -32,6 +32,8 @@ MAX_RECEIVING = 3
 """Messages of one sender that are received at a time; others wait in UCX, large ones at the sender."""
 LARGE = 64 << 10
 """Messages from so many bytes on are received into buffers that are used again."""
+MAX_LARGE = 64
+"""Large ones of all senders that are received at a time: a process may send with any number of tags."""
 MAX_SPARE = 8
 CLOSE_NANOSECONDS = 1_000_000
 CLOSE_STEPS = 50
@@ -108,6 +110,8 @@ class UcxEngine(Engine):
         self.sending: list[tuple[Any, bytearray, object]] = []
         self._incoming: dict[int, deque[_Incoming]] = {}
         """By the sender's tag."""
+        self._large = 0
+        """Large messages that are being received."""
         self._spare: list[bytearray] = []
         self._reported: list[bytearray] = []
         """Buffers of messages that the base has, until it polls again."""
@@ -169,6 +173,9 @@ class UcxEngine(Engine):
             if incoming.request is None:
                 # Nobody sends more than that in good faith; UCX ends the receive with an error.
                 size = min(incoming.probe.length, self.max_message)
+                if size >= LARGE and self._large >= MAX_LARGE:
+                    return
+                self._large += size >= LARGE
                 incoming.buffer = self._buffer(size)
                 target = self.array(memoryview(incoming.buffer)[:size])
                 incoming.request = self.worker.tag_recv_with_handle(target, incoming.probe)
@@ -180,11 +187,13 @@ class UcxEngine(Engine):
 
     def _arrived(self) -> Iterator[EngineEvent]:
         for tag, queue in list(self._incoming.items()):
-            while queue and queue[0].request.completed:
+            self._receive(queue)
+            while queue and queue[0].request is not None and queue[0].request.completed:
                 incoming = queue.popleft()
+                size = min(incoming.probe.length, self.max_message)
+                self._large -= size >= LARGE
                 self._receive(queue)
                 assert incoming.buffer is not None
-                size = min(incoming.probe.length, self.max_message)
                 if size >= LARGE:
                     self._reported.append(incoming.buffer)
                 if self._error(incoming.request) is None:

@@ -6,11 +6,13 @@ import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from datadist_ucx import UcxTransport
 
+from datadist.messaging.ending import End
 from datadist.messaging.link import MessagingLink
 from datadist.messaging.wire import parse_offer, seal_offer
 from datadist.transport import (
@@ -49,11 +51,13 @@ def _listeners() -> list[str]:
     return found
 
 
-def _open(transport: UcxTransport, rank: int) -> tuple[MessagingLink, Region]:
-    region = transport.allocate(4096, Placement.HOST)
+def _open(
+    transport: UcxTransport, rank: int, size: int = 4096, access: Access = Access.READ
+) -> tuple[MessagingLink, Region]:
+    region = transport.allocate(size, Placement.HOST)
     peers = {other: Peer(other, f"engine-{other}", address="127.0.0.1") for other in (0, 1)}
     group = Group("network", rank, peers, None, time.monotonic() + 30)
-    return transport.open(group, [region], Access.READ), region
+    return transport.open(group, [region], access), region
 
 
 def test_each_transport_listens_on_one_port_of_loopback() -> None:
@@ -77,6 +81,35 @@ def test_who_does_not_know_the_secret_gets_nothing(transport: UcxTransport) -> N
         asker.read(1, *vectors, timeout=0.5)
     asker.close()
     owner.close()
+
+
+def test_a_new_link_does_not_use_the_connection_of_a_session_that_one_end_has_ended(
+    transport: UcxTransport,
+) -> None:
+    """Both endpoints of a pair are one connection: UCX drops large messages where one was closed."""
+    size, other = 4 << 20, UcxTransport(TransportOptions())
+    for _ in range(2):
+        (asker, mine), (owner, theirs) = [
+            _open(each, rank, size, Access.READ_WRITE)
+            for rank, each in enumerate((transport, other))
+        ]
+        asker.attach(1, owner.offer(0))
+        owner.attach(0, asker.offer(1))
+        vectors = [array("q", [number]) for number in (mine.address, theirs.address, size)]
+        back = [array("q", [number]) for number in (theirs.address, mine.address, size)]
+        for move, rank, columns in ((asker, 1, vectors), (owner, 0, back)):
+            move.read(rank, *columns, timeout=20)
+            move.write(rank, *columns, timeout=20)
+        asker.close()
+        owner.close()
+        _end_sessions(other)
+    other.close()
+
+
+def _end_sessions(transport: UcxTransport) -> None:
+    dispatcher = transport._dispatcher
+    for session in list(dispatcher._by_secret.values()):
+        dispatcher.loop.ask(partial(session.end, "a test", End.TOLD), 20)
 
 
 def test_offers_of_another_format_are_refused(transport: UcxTransport) -> None:
