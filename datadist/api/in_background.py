@@ -172,4 +172,4 @@ def _copied(blocks: Blocks) -> Blocks:
     """The caller may change its list; what is none is refused as the synchronous call does."""
     if isinstance(blocks, np.ndarray):
         return blocks.copy()
-    return list(blocks) if type(blocks) is list else blocks
+    return list(blocks) if isinstance(blocks, list) else blocks

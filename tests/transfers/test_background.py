@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from datadist import BlocksCacheKey, CacheKeyByIdAndIndex, TransferTask
@@ -50,6 +51,35 @@ def test_each_moves_what_the_synchronous_call_moves(start: Start) -> None:
     slots = one.do(nodes.read, "slots"), two.do(nodes.read, "slots")
     assert [int(each[0][slot, 0]) for each in slots for slot in (0, 1)] == [1, 2, 1, 2]
     assert one.do(_messages) == [(2, b"slot 1")]
+
+
+class _List(list[int]):
+    """A list of a program's own kind."""
+
+
+def _reuse_lists(here: nodes.Here) -> None:
+    """Begin pulls of block 1 to blocks 40 and on, which have to wait, and use their lists for others."""
+    source: list[Any] = [_List([1]), [1], np.array([1])]
+    for number, kind in enumerate((_List, list, np.array)):
+        target = kind([40 + number])
+        here.any["tasks"].append(
+            here.live.cache_manager.pull_blocks_async(
+                BlocksCacheKey(1), here.caches["blocks"], source[number], target
+            )
+        )
+        source[number][0] = target[0] = 50 + number
+
+
+def test_lists_of_every_kind_are_copied(start: Start) -> None:
+    one, two = start(1), start(2)
+    background.link(one, two, 1, 2)
+    two.do(held.hold_moves, 1)
+    assert two.do(background.hold_pulls, 4)
+    two.do(_reuse_lists)
+    two.do(held.let_go)
+    assert two.do(background.codes) == ["OK"] * 7
+    blocks = two.do(nodes.read, "blocks")[0]
+    assert [int(blocks[block, 0]) for block in (40, 41, 42, 50, 51, 52)] == [1] * 3 + [2] * 3
 
 
 def _messages(here: nodes.Here) -> list[tuple[int, bytes]]:
