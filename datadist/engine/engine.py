@@ -66,6 +66,7 @@ from datadist.transfers.background import Background
 from datadist.transfers.copies import Copies
 from datadist.transfers.fetch import Fetches
 from datadist.transfers.granted_pull import GrantedPulls
+from datadist.transfers.layerwise import LayerJobs
 from datadist.transfers.notices import Notices
 from datadist.transfers.pull import Pulls
 from datadist.transfers.push import Pushes
@@ -181,7 +182,7 @@ class Engine:
         self.owned.hand_over_to(self._reactor.post)
         self._workers = Workers(max(3, min(4, cgroups.cpus())), "datadist-worker")
         stack.callback(self._workers.stop)  # before the reactor, since they post to it
-        self._services: list[Fetches | Verification | Notices | Background] = []
+        self._services: list[Fetches | Verification | Notices | Background | LayerJobs] = []
         self._after_sessions: list[Callable[[], None]] = []
         """Run at the end, on the reactor, once all sessions are closed."""
         stack.callback(self._stop_services)
@@ -315,7 +316,8 @@ class Engine:
         self._services.append(self.fetches)
         self.notices = Notices(self.transfers, self._reactor, self.cluster_id, lambda: self.over)
         self.background = Background(self.options.background_threads, self._was_finalized)
-        self._services += self.notices, self.background
+        self.layer_jobs = LayerJobs(self._was_finalized)
+        self._services += self.notices, self.background, self.layer_jobs
         self.copies = Copies(self.transport, self.owned, types)
         self._start_grants(types)
 
