@@ -70,6 +70,7 @@ from datadist.transfers.layerwise import LayerJobs
 from datadist.transfers.notices import Notices
 from datadist.transfers.pull import Pulls
 from datadist.transfers.push import Pushes
+from datadist.transfers.resolve import Route
 from datadist.transfers.route_cache import RouteCache
 from datadist.transfers.transfer import Transfers
 from datadist.transfers.verify import Verification
@@ -303,9 +304,7 @@ class Engine:
             self.transport.capabilities.watches_control,
             self.memory.quarantine,
         )
-        self.transfers.on_broken = lambda route, reason: self._builder.events.note(
-            LinkEventKind.BROKEN, route.domain, reason, route.view.session.cluster_id
-        )
+        self.transfers.on_broken = self._on_broken
         self.route_cache = RouteCache(self.transfers, self.owned)
         types = ElementTypes(self.cluster_id, self.options.check_types)
         self.pulls = Pulls(
@@ -315,11 +314,17 @@ class Engine:
         self.fetches = Fetches(self.transfers, self.owned, types)
         self._services.append(self.fetches)
         self.notices = Notices(self.transfers, self._reactor, self.cluster_id, lambda: self.over)
+        self._builder.on_unlinked = self.notices.on_unlinked
         self.background = Background(self.options.background_threads, self._was_finalized)
         self.layer_jobs = LayerJobs(self._was_finalized)
         self._services += self.notices, self.background, self.layer_jobs
         self.copies = Copies(self.transport, self.owned, types)
         self._start_grants(types)
+
+    def _on_broken(self, route: Route, reason: str) -> None:
+        cluster = route.view.session.cluster_id
+        self._builder.events.note(LinkEventKind.BROKEN, route.domain, reason, cluster)
+        self._reactor.post(self.notices.on_unlinked)
 
     def _start_grants(self, types: ElementTypes) -> None:
         incarnation = self._discovery.address.incarnation
