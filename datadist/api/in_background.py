@@ -163,9 +163,13 @@ class InBackground(Pulling, Pushing):
                 engine.notices.notify(notice, limit)
 
         transfer = BackgroundTransfer(prepared.cluster, limit, move)
-        with system_errors("the transfer cannot begin"):
-            engine.background.submit(transfer)
-        return TransferTask(transfer)
+        try:
+            with system_errors("the transfer cannot begin"):
+                engine.background.submit(transfer)
+            return TransferTask(transfer)
+        except BaseException:
+            transfer.cancel()  # nobody gets its task
+            raise
 
 
 def _copied(blocks: Blocks) -> Blocks:

@@ -126,13 +126,9 @@ class Background:
         """Have it run. Raises ``RuntimeError`` where no thread can be started."""
         if not self._threads:
             apart(self._start_first, "datadist-background-start")
-        try:
-            self._submitted.put(transfer)
-            if self._over:
-                self._drop_submitted()
-        except BaseException:
-            transfer.cancel()  # nobody gets its task
-            raise
+        self._submitted.put(transfer)
+        if self._over:
+            self._drop_submitted()
 
     def _start_first(self) -> None:
         with self._lock:

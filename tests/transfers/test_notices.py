@@ -382,7 +382,7 @@ def _ask_in_vain(here: nodes.Here) -> int:
     """Send where there is no room, again and again; how often the peer was asked for some."""
     (view,) = here.live._engine.views.values()  # type: ignore[union-attr]
     sent: list[Any] = []
-    view.send = sent.append  # type: ignore[method-assign, assignment]
+    view.send = sent.append  # type: ignore[method-assign]
     for _ in range(50):
         with pytest.raises(LLMException):
             here.live.send_message(2, b"x", timeout_in_millis=1)
