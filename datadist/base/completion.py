@@ -58,7 +58,12 @@ class Completion:
                 log.exception("a callback of a task raised")
 
     def tell(self, call: Callable[[], object]) -> None:
-        """Make a call once it has come, on the thread that it comes on; here and now if it has."""
+        """Make a call once it has come, on the thread that it comes on; here and now if it has.
+
+        A forked child makes its own calls only: the others are the parent's.
+        """
+        if self.forked:
+            self._calls.clear()
         self._calls.append(call)
         if self.has_come():
             self._tell()

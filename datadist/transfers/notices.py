@@ -34,7 +34,7 @@ MAX_BYTES = MAX_NOTICE
 WINDOW = 64
 """Messages of one cluster that wait for the program, or are on their way to it."""
 MAX_WAITING = 4096
-"""Messages of all clusters that wait for the program: 32 MiB. Above that nobody gets a credit."""
+"""Of all clusters: while so many wait, 32 MiB, nobody gets a credit. Those that were given still count."""
 
 
 @dataclass(eq=False)

@@ -62,12 +62,15 @@ def test_each_is_told_once_whoever_comes() -> None:
 
 
 def test_in_a_forked_child_it_has_come() -> None:
-    completion = Completion()
+    completion, told = Completion(), list[str]()
+    completion.tell(lambda: told.append("parent's"))
     ended = Completion()
     ended.come()
     pid = os.fork()
     if not pid:
-        good = completion.forked and completion.has_come() and completion.wait(None)
+        completion.tell(lambda: told.append("own"))
+        good = told == ["own"]
+        good = good and completion.forked and completion.has_come() and completion.wait(None)
         os._exit(0 if good and not ended.forked and ended.has_come() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert not completion.has_come()
