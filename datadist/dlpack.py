@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 from typing import cast
 
-__all__ = ["BFLOAT", "DLTensor", "tensor_in"]
+__all__ = ["BFLOAT", "IS_COPIED", "READ_ONLY", "DLTensor", "flags_in", "tensor_in"]
 
 BFLOAT = 4
 """Type code of bfloat16."""
+READ_ONLY, IS_COPIED = 1, 2
+"""Flags of a tensor."""
 
 
 class _DLDataType(ctypes.Structure):
@@ -53,8 +55,20 @@ _is_valid.argtypes = (ctypes.py_object, ctypes.c_char_p)
 
 def tensor_in(capsule: object) -> DLTensor:
     """The tensor of a capsule, valid as long as that. Raises ``ValueError`` for what is no capsule."""
-    versioned = b"dltensor_versioned"
-    if _is_valid(capsule, versioned):
-        pointer = _get_pointer(capsule, versioned)
-        return cast("DLTensor", _DLManagedTensorVersioned.from_address(pointer).tensor)
+    versioned = _versioned_in(capsule)
+    if versioned is not None:
+        return cast("DLTensor", versioned.tensor)
     return DLTensor.from_address(_get_pointer(capsule, b"dltensor"))
+
+
+def flags_in(capsule: object) -> int:
+    """The flags of the tensor of a capsule; none before the first version of the protocol."""
+    versioned = _versioned_in(capsule)
+    return 0 if versioned is None else int(versioned.flags)
+
+
+def _versioned_in(capsule: object) -> _DLManagedTensorVersioned | None:
+    name = b"dltensor_versioned"
+    if not _is_valid(capsule, name):
+        return None
+    return _DLManagedTensorVersioned.from_address(_get_pointer(capsule, name))

@@ -49,6 +49,9 @@ class TensorMemory:
     element_bytes: int
     device_type: int
     """Of DLPack."""
+    read_only: bool
+    keeper: object = None
+    """What keeps the memory, whatever becomes of the tensor; None where the tensor alone does."""
 
     @property
     def block_bytes(self) -> int:
@@ -76,26 +79,25 @@ class TensorMemory:
 
 
 def is_tensor(value: object) -> bool:
-    """Whether a value is a tensor with dimensions, by what its class has."""
+    """Whether a value is a tensor, by what its class has; not where it says that it has no dimensions."""
     kind = type(value)
     if not any(
         hasattr(kind, name)
         for name in ("__array_interface__", "__dlpack__", "__cuda_array_interface__")
     ):
         return False
-    shape = getattr(value, "shape", None)
-    return shape is None or len(shape) > 0
+    try:
+        return len(getattr(value, "shape", (1,))) > 0
+    except Exception as error:  # `memory_of` says what is wrong
+        pass_on(error)
+        return True
 
 
 def memory_of(name: str, value: Any) -> TensorMemory:
     """Where a tensor lies. Raises LLM_PARAM_INVALID for one that does not say it."""
     kind = type(value)
     try:
-        if hasattr(kind, "__array_interface__"):
-            return _of_interface(name, value, value.__array_interface__, CPU)
-        if hasattr(kind, "__dlpack__"):
-            return _of_dlpack(name, value)
-        return _of_interface(name, value, value.__cuda_array_interface__, 2)
+        found = _memory_of(name, value)
     except LLMException:
         raise
     except Exception as error:
@@ -103,6 +105,20 @@ def memory_of(name: str, value: Any) -> TensorMemory:
         raise param_invalid(
             f"{name} is a {kind.__name__} that gives no memory: {type(error).__name__}: {error}"
         ) from error
+    if not found.shape:
+        raise param_invalid(
+            f"{name} is a {kind.__name__} without dimensions: the first one counts blocks"
+        )
+    return found
+
+
+def _memory_of(name: str, value: Any) -> TensorMemory:
+    kind = type(value)
+    if hasattr(kind, "__array_interface__"):
+        return _of_interface(name, value, value.__array_interface__, CPU)
+    if hasattr(kind, "__dlpack__"):
+        return _of_dlpack(name, value)
+    return _of_interface(name, value, value.__cuda_array_interface__, 2)
 
 
 def _of_interface(
@@ -110,6 +126,8 @@ def _of_interface(
 ) -> TensorMemory:
     """By ``__array_interface__`` or ``__cuda_array_interface__``."""
     order, kind, nbytes = interface["typestr"][0], interface["typestr"][1], interface["typestr"][2:]
+    if kind == "O":
+        raise param_invalid(f"{name} has elements that are objects of Python: give one of numbers")
     size = int(nbytes)
     if order == ">" and size > 1:
         raise param_invalid(f"{name} is of {interface['typestr']}, the other byte order")
@@ -117,8 +135,16 @@ def _of_interface(
     strides = interface.get("strides") or _dense(shape, size)
     own = getattr(getattr(value, "dtype", None), "name", None)
     type_name = _KINDS[kind] + ("" if kind == "b" else str(8 * size)) if kind in _KINDS else own
+    address, read_only = interface["data"]
     return TensorMemory(
-        name, int(interface["data"][0]), shape, tuple(strides), str(type_name), size, device_type
+        name,
+        int(address),
+        shape,
+        tuple(strides),
+        str(type_name),
+        size,
+        device_type,
+        bool(read_only),
     )
 
 
@@ -126,8 +152,12 @@ def _of_dlpack(name: str, value: Any) -> TensorMemory:
     plain = value.detach() if hasattr(value, "detach") else value  # from the gradients of torch
     device_type = int(plain.__dlpack_device__()[0])
     # on a device -1 says that nobody waits for what is computed there
-    capsule = plain.__dlpack__() if device_type == CPU else plain.__dlpack__(stream=-1)
-    tensor = dlpack.tensor_in(capsule)
+    capsule = _capsule_of(plain, **({} if device_type == CPU else {"stream": -1}))
+    tensor, flags = dlpack.tensor_in(capsule), dlpack.flags_in(capsule)
+    if flags & dlpack.IS_COPIED:
+        raise param_invalid(
+            f"{name} is a {type(value).__name__} that gives a copy of its memory only"
+        )
     count, bits = tensor.ndim, tensor.dtype.bits * tensor.dtype.lanes
     if bits % 8:
         raise param_invalid(f"{name} has elements of {bits} bits, which are no bytes")
@@ -141,7 +171,19 @@ def _of_dlpack(name: str, value: Any) -> TensorMemory:
     type_name = _KINDS[code] + ("" if code == 6 else str(bits)) if code in _KINDS else None
     own = str(getattr(value, "dtype", f"DLPack type {code} of {bits} bits"))
     address = (tensor.data or 0) + tensor.byte_offset
-    return TensorMemory(name, address, shape, strides, type_name or own, size, device_type)
+    return TensorMemory(
+        name, address, shape, strides, type_name or own, size, device_type,
+        bool(flags & dlpack.READ_ONLY), capsule,
+    )  # fmt: skip
+
+
+def _capsule_of(plain: Any, **options: int) -> object:
+    """Of version 1 of the protocol, which tells of read-only memory and copies, or of the one before."""
+    try:
+        return plain.__dlpack__(max_version=(1, 0), copy=False, **options)
+    except TypeError as error:
+        pass_on(error)
+        return plain.__dlpack__(**options)
 
 
 def _dense(shape: Sequence[int], size: int) -> tuple[int, ...]:

@@ -394,7 +394,8 @@ def with_block_stride(desc: CacheDesc, stride: int | None) -> CacheDesc:
 
 
 def fixed(desc: CacheDesc) -> CacheDesc:
-    """A copy with the current shape; it never changes."""
+    """A copy with the current shape; it never changes. Raises ``TypeError`` where it has no placement."""
+    checks.check_isinstance("placement", desc.placement, Placement, allow_none=False)
     same = copy.copy(desc)
     same._shape = tuple(desc.shape)
     same._size = None

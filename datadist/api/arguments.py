@@ -219,8 +219,10 @@ def check_source_blocks(
     if isinstance(key, CacheKey):
         check_one_id(key)
     if len(src_blocks):
+        no_grant = ", and the key names no grant of a linked cluster" * isinstance(key, CacheKey)
         raise param_invalid(
-            f"src_blocks must be empty with a {type(key).__name__}: a contiguous slot has no blocks"
+            f"src_blocks must be empty with a {type(key).__name__}: a contiguous slot has no "
+            f"blocks{no_grant}"
         )
 
 

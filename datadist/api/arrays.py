@@ -102,15 +102,28 @@ class CacheTensor:
     def __dlpack_device__(self) -> tuple[int, int]:
         return (1, 0)  # kDLCPU
 
-    def __dlpack__(self, **options: Any) -> Any:
-        """A capsule over the shared memory, in the protocol's form that the caller asks for."""
-        view = _raw_view(self._address, self._shape, self._data_type, self._keeper, self._stride)
-        options = {name: value for name, value in options.items() if value is not None}
+    def __dlpack__(
+        self,
+        *,
+        stream: None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """A capsule over the shared memory, in the protocol's form that the caller asks for.
+
+        Raises ``TypeError``, ``BufferError``, and ``RuntimeError`` for a stream, as NumPy does.
+        """
+        view: Any = _raw_view(
+            self._address, self._shape, self._data_type, self._keeper, self._stride
+        )
+        given = {"stream": stream, "max_version": max_version, "dl_device": dl_device, "copy": copy}
+        options = {name: value for name, value in given.items() if value is not None}
         try:
             capsule = view.__dlpack__(**options)
         except TypeError as error:
             pass_on(error)  # NumPy 1 knows only `stream`: the unversioned capsule fits all callers
-            capsule = view.__dlpack__()
+            capsule = (view.copy() if copy else view).__dlpack__()
         if self._data_type is DataType.DT_BF16:
             _mark_bfloat16(capsule)
         return capsule

@@ -24,8 +24,8 @@ else:
 
 __all__ = ["Cache"]
 
-_with_memory: weakref.WeakSet[Cache] = weakref.WeakSet()
-"""Caches that keep memory mapped."""
+_of_engines: weakref.WeakSet[Cache] = weakref.WeakSet()
+"""Caches that are no CPU caches."""
 
 
 @named_keywords
@@ -64,8 +64,8 @@ class Cache:
         self._release = release
         self._memory = [] if memory is None else memory
         """Tensors that it lies in; empty once it was unregistered."""
-        if keeper is not None:
-            _with_memory.add(self)
+        if owner is not None:
+            _of_engines.add(self)
 
     @property
     def cache_id(self) -> int:
@@ -94,11 +94,11 @@ class Cache:
     def tensors(self) -> list[arrays.CacheTensor]:
         """The tensors for other libraries, without a copy: each speaks DLPack and NumPy.
 
-        ``torch.from_dlpack(cache.tensors[0])`` and ``numpy.from_dlpack`` share the memory; bfloat16
-        arrives as bfloat16. Blocks that lie apart (``block_stride``) are a stride of dimension 0. A
-        view keeps pool memory mapped, but not reserved: once the cache is
-        deallocated another cache may use it. Memory that was registered by its address must outlive its
-        views; tensors that were registered are kept by them.
+        ``torch.from_dlpack(cache.tensors[0])`` shares the memory; bfloat16 arrives as bfloat16 (which
+        ``numpy.from_dlpack`` does not know: use :meth:`numpy`). Blocks that lie apart
+        (``block_stride``) are a stride of dimension 0. A view keeps pool memory mapped, but not
+        reserved: once the cache is deallocated another cache may use it. Memory that was registered by
+        its address must outlive its views; tensors that were registered are kept by them.
 
         Raises LLMException (LLM_PARAM_INVALID) after deallocation, and for memory that the CPU
         cannot address.
@@ -188,7 +188,7 @@ def is_pooled(cache: Cache) -> bool:
 
 def _after_fork_in_child() -> None:
     """A child, which cannot use the caches, keeps no memory for them; arrays over it do."""
-    for cache in list(_with_memory):
+    for cache in list(_of_engines):
         cache._keeper, cache._tensor_addrs = None, []
 
 

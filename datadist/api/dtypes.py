@@ -24,6 +24,9 @@ _BY_NAME = {name: data_type for data_type, name in ARRAY_TYPES.items()}
 def data_type_of(dtype: Any) -> DataType:
     """The DataType of a type of NumPy, torch or ml_dtypes, of its name, or of an array or tensor.
 
+    Names are those of the table of types, such as "float16"; "half" and "float", which mean different
+    types in different libraries, are none.
+
     Raises ``TypeError`` for what is no type, LLMException (LLM_PARAM_INVALID) for one that has no
     DataType, as those of 8-bit floats: view such a tensor as uint8.
     """
@@ -36,6 +39,8 @@ def data_type_of(dtype: Any) -> DataType:
             "NumPy and torch, their names, arrays and tensors"
         )
     found = _BY_NAME.get(name)
+    if found is None and isinstance(dtype, str):
+        raise param_invalid(f"dtype is {short_repr(dtype)}, only support {', '.join(_BY_NAME)}")
     if found is None:
         raise param_invalid(
             f"the element type {name} has no DataType: view it as one of its size, such as uint8"
@@ -47,13 +52,14 @@ def _name_of(dtype: Any) -> str | None:
     if isinstance(dtype, str):
         return dtype
     if isinstance(dtype, type):  # a class of numbers, such as numpy.float16
-        return dtype.__name__.removesuffix("_")
+        known = dtype in numpy.sctypeDict.values()
+        return numpy.dtype(dtype).name if known else dtype.__name__
     inner = getattr(dtype, "dtype", None)
     if inner is not None and inner is not dtype:
         return _name_of(inner)
     name = getattr(dtype, "name", None)
     if isinstance(name, str):  # of NumPy
-        return name
+        return name if getattr(dtype, "isnative", True) else str(dtype)
     module, _, name = str(dtype).rpartition(".")
     return name if module == "torch" and type(dtype).__name__ == "dtype" else None
 

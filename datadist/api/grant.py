@@ -10,7 +10,7 @@ from datadist.base.calls import begin, entries
 from datadist.base.keywords import named_keywords
 from datadist.grants.state import GrantState
 from datadist.keys import CacheKey
-from datadist.status import param_invalid
+from datadist.status import LLMException, LLMStatusCode, param_invalid
 
 if TYPE_CHECKING:
     from datadist.engine.engine import Engine
@@ -88,16 +88,20 @@ class Grant:
 
         Returns the final state, which is another one than REVOKED where it had ended already.
 
-        Raises LLMException: LLM_FAILED where the device does not let it end; the blocks must not be
-        used then. LLM_ENGINE_FINALIZED in a forked child.
+        Raises LLMException: LLM_FAILED where the device does not let it end, or `finalize` does not
+        come to it; the blocks must not be used then. LLM_ENGINE_FINALIZED in a forked child.
         """
         begin("revoke")
         if self.state is GrantState.GRANTED:
             engine = self._engine_unless_over()
             if engine is not None:
                 engine.grants.revoke(self._record)
-            else:
-                self._record.done.wait(END_SECONDS)
+            elif not self._record.done.wait(END_SECONDS):
+                raise LLMException(
+                    f"finalize did not end the grant of {self._key!r} in {END_SECONDS} s (see the log); "
+                    "do not use the blocks",
+                    status_code=LLMStatusCode.LLM_FAILED,
+                )
         return self.state
 
     def _engine_unless_over(self) -> Engine | None:

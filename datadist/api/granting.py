@@ -52,10 +52,11 @@ class Granting(ManagerMixin):
 
         Raises ``TypeError``, ``ValueError``, and LLMException: LLM_PARAM_INVALID for a key that names a
         cache, no or too many blocks, blocks out of range, and a cache that peers do not reach;
-        LLM_KV_CACHE_NOT_EXIST for a cache that was freed.
+        LLM_KV_CACHE_NOT_EXIST for a cache that was freed; LLM_FAILED where the device does not take
+        the grant; LLM_ENGINE_FINALIZED. An earlier grant of the key lives on then.
         """
         begin("grant_blocks")
-        checks.check_isinstance("cache", cache, Cache)
+        checks.check_isinstance("cache", cache, Cache, allow_none=False)
         checks.check_isinstance("key", key, CacheKey, allow_none=False)
         checks.check_blocks("blocks", blocks)
         checks.check_uint32("readers", readers)
@@ -98,7 +99,7 @@ class Granting(ManagerMixin):
         has for this key by then. One that has ended is left alone.
 
         Raises ``TypeError``, and LLMException: LLM_PARAM_INVALID for a key without exactly one id, a
-        damaged token, and this engine's own cluster; LLM_NOT_YET_LINK.
+        damaged token, and this engine's own cluster; LLM_NOT_YET_LINK; LLM_ENGINE_FINALIZED.
         """
         begin("release_grant")
         checks.check_isinstance("key", key, CacheKey, allow_none=False)
@@ -110,11 +111,12 @@ class Granting(ManagerMixin):
     def ended_grants(self) -> list[Grant]:
         """The grants of this engine that have ended since the last call, in that order.
 
-        A program that does not call this loses nothing but the list: at most 65536 wait. Raises
-        LLMException (LLM_ENGINE_FINALIZED).
+        A program that does not call this loses nothing but the list: at most 65536 wait. Where an
+        exception of a signal handler ends the call, the next one returns them. Raises LLMException
+        (LLM_ENGINE_FINALIZED).
         """
         begin("ended_grants")
-        return [record.handle for record in self._engine().grants.take_ended()]
+        return self._engine().grants.take_ended()
 
     def ended_grants_fileno(self) -> int:
         """A descriptor that is readable while `ended_grants` may have some, for `select` and the like.

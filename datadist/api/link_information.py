@@ -31,8 +31,8 @@ class LinkInformation:
         Name the link by its comm id, or by the cluster id of one member: then it is the newest link
         with that cluster, also one of `link_clusters`, and only that member.
 
-        Raises ``RuntimeError`` before `init`, ``TypeError``, ``ValueError``, LLMException:
-        LLM_PARAM_INVALID unless one of the two is given, LLM_NOT_YET_LINK for a link that is not OK.
+        Raises ``RuntimeError`` before `init`, ``TypeError`` also where neither is given, ``ValueError``,
+        LLMException: LLM_PARAM_INVALID where both are, LLM_NOT_YET_LINK for a link that is not OK.
         """
         return self._asked(comm_id, cluster_id, "link_metadata").links_known.metadata(
             comm_id, cluster_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from datadist.api.arguments import tensor_size
@@ -14,7 +15,7 @@ from datadist.caches.memory import Memory
 from datadist.caches.pool import Run
 from datadist.engine.engine import Engine
 from datadist.status import param_invalid
-from datadist.types import ARRAY_TYPES, CacheDesc, DataType, Placement
+from datadist.types import ARRAY_TYPES, CacheDesc, DataType, Placement, fixed
 
 
 class _Pages:
@@ -27,9 +28,10 @@ class _Pages:
         """Of the mapping, for views that outlive the engine."""
         self.runs: list[Run] = []
         self.ranges: BlockRanges | None = None
+        self._pid = os.getpid()
 
     def __del__(self) -> None:
-        if self.runs:
+        if self.runs and os.getpid() == self._pid:  # a forked child has no part in the pool
             _give_back(self._memory, self._placement, self.runs, self.ranges)
 
 
@@ -68,7 +70,7 @@ class PoolTensors(ManagerMixin):
         dimensions, types without arrays and memory that the CPU cannot address; LLM_OUT_OF_MEMORY.
         """
         begin("allocate_tensor")
-        desc = CacheDesc(1, shape, data_type, placement)
+        desc = fixed(CacheDesc(1, shape, data_type, placement))
         if data_type not in ARRAY_TYPES:
             raise param_invalid(f"data_type is {data_type}, which has no array type")
         engine = self._engine()

@@ -29,6 +29,7 @@ class Given(NamedTuple):
     """Fixed, with the stride of the tensors."""
     addresses: list[int]
     tensors: list[object]
+    """What keeps the memory."""
 
 
 def check_memory(addrs: object) -> None:
@@ -65,13 +66,24 @@ def take(
         _check_type(desc, tensor)
         _check_device(desc, tensor, host_addressable())
     made = with_block_stride(desc, _stride(desc, list(found.values())))
+    for tensor in found.values():
+        _check_writable(tensor)
     addresses = [
         found[place].address if place in found else int(value) for place, value in enumerate(addrs)
     ]
-    return Given(made, addresses, [addrs[place] for place in found])
+    keepers: list[object] = [(addrs[place], tensor.keeper) for place, tensor in found.items()]
+    return Given(made, addresses, keepers)
 
 
 # -- against a description -----------------------------------------------------------------------
+
+
+def _check_writable(tensor: TensorMemory) -> None:
+    """A cache is also written: by pulls, copies, and peers."""
+    if tensor.read_only:
+        raise param_invalid(
+            f"{tensor.name} is read-only, and caches are written: give a writable copy"
+        )
 
 
 def _check_shape(desc: CacheDesc, tensor: TensorMemory) -> None:

@@ -48,24 +48,29 @@ class EventQueue(Generic[Event]):
 
     def take(self) -> list[Event]:
         """All events that wait, oldest first; none are left. Where it is interrupted, all are."""
-        for fd in self._fds[:1]:
-            with suppress(OSError):  # it was not readable
-                os.eventfd_read(fd)
         taken: list[Event] = []
         try:
-            try:
-                # in C, without a look at the events: no handler of a signal comes between
-                taken += starmap(self._events.popleft, repeat(()))
-            except IndexError as error:
-                pass_on(error)
+            self.take_into(taken)
             return taken
         except BaseException:
             self.put_back(taken)
             raise
 
+    def take_into(self, taken: list[Event]) -> None:
+        """:meth:`take` into an empty list of the caller, who puts back what it has got if interrupted."""
+        for fd in self._fds[:1]:
+            with suppress(OSError):  # it was not readable
+                os.eventfd_read(fd)
+        try:
+            # in C, without a look at the events: no handler of a signal comes between
+            taken += starmap(self._events.popleft, repeat(()))
+        except IndexError as error:
+            pass_on(error)
+
     def put_back(self, taken: list[Event]) -> None:
-        """Have events that were taken wait again, before all others."""
+        """Undo :meth:`take_into`, before what came meanwhile; the list is empty then."""
         self._events.extendleft(reversed(taken))
+        taken.clear()
         self._signal()
 
     def waiting(self) -> list[Event]:

@@ -288,6 +288,11 @@ class OwnDirectory:
             addresses, lengths, caches, self._changes, freed_too, data_type
         )
 
+    def forget_tensors(self) -> None:
+        """In a forked child, which has no caches: keep no memory that is the program's."""
+        for cache in [*self._caches.values(), *(each.cache for each in self._leaving.values())]:
+            cache.tensors.clear()
+
     def deallocate(self, cache_id: int) -> None:
         """Drop the id's reference to a pool-owned cache; the key of a blocks cache is removed too."""
         self._state.post(lambda: self._deallocate(cache_id))

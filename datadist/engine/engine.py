@@ -723,6 +723,7 @@ class Engine:
         """In a forked child: the threads are gone; close descriptors, touch nothing shared."""
         self.forked = self.over = True
         self.route_cache.clear()
+        self.owned.forget_tensors()
         for events in (self.grants.ended, self.notices.inbox, self.links_known.events):
             events.close()
         self._reactor.abandon()

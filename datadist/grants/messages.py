@@ -6,8 +6,9 @@ that were made until the control thread comes to it travel in one message.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import islice
 from typing import Any, Protocol
 
@@ -50,8 +51,8 @@ class GrantMessages:
         self._own = own
         self._post = post
         self._requests: Requests[GrantAnswer] = Requests()
-        self._known: dict[tuple[str, KeyName], Granted] = {}
-        """By the owner's incarnation and the key."""
+        self._known: OrderedDict[tuple[str, KeyName], Granted] = OrderedDict()
+        """By the owner's incarnation and the key; threads drop the oldest one in one step of C."""
         self._finished: deque[tuple[PeerView, int | KeyName]] = deque()
         """To be sent: generations, and keys of grants that were not asked for."""
         self._sending = False
@@ -82,9 +83,10 @@ class GrantMessages:
             self.forget(view, name)
             return None
         granted = self._decode(view, name, answer.token)
-        while len(self._known) >= MAX_KNOWN:
-            self._known.pop(next(iter(self._known)), None)
         self._known[view.incarnation, name] = granted
+        with suppress(KeyError):  # other threads have dropped some
+            while len(self._known) > MAX_KNOWN:
+                self._known.popitem(last=False)
         return granted
 
     @staticmethod

@@ -40,5 +40,5 @@ class OwnGrant:
     done: Flag = field(default_factory=Flag)
     told: bool = False
     """Whether its end is queued for the program, or need not be; an interrupt may queue it twice."""
-    taken: bool = False
-    """Whether the program has taken it from there."""
+    taken: int = 0
+    """Number of the call by which the program has taken it from there; 0 before."""

@@ -38,6 +38,8 @@ MAX_ENDED = 1 << 16
 """Ended grants that wait for the program; it has to take them."""
 LAPSES = 256
 """Leases that end in one turn of the control thread."""
+MANY_LEASES = 64
+"""So many of grants that have ended are kept at least."""
 RETRY_SECONDS = 1.0
 """From one attempt to the next to end a grant whose word the device does not take."""
 
@@ -62,6 +64,8 @@ class OwnGrants:
         self._ending: dict[int, tuple[OwnGrant, GrantState]] = {}
         """Ends that were begun, by generation."""
         self._generations = itertools.count(2, 2)
+        self._calls = itertools.count(1)
+        """Numbers of those of :meth:`take_ended`."""
         self._slots = 0
         """So many were ever used."""
         self._free: dict[int, None] = {}
@@ -85,7 +89,8 @@ class OwnGrants:
         """Open the blocks; an earlier grant of the key is revoked. What is interrupted grants nothing.
 
         Raises LLM_PARAM_INVALID for a key of a cache and for too many grants, LLM_KV_CACHE_NOT_EXIST,
-        LLM_ENGINE_FINALIZED.
+        LLM_ENGINE_FINALIZED, LLM_FAILED where the device does not take the word; an earlier grant lives
+        on then.
         """
         try:
             self._run(lambda: self._add(grant))
@@ -99,8 +104,6 @@ class OwnGrants:
     def _add(self, grant: OwnGrant) -> None:
         self._check(grant)
         earlier = self._by_name.get(grant.name)
-        if earlier is not None:
-            self._end(earlier, GrantState.REVOKED)
         if earlier is None and len(self._live) >= MAX_GRANTS:
             raise param_invalid(
                 f"{len(self._live)} grants live, and an engine has at most {MAX_GRANTS}: end some first"
@@ -108,9 +111,11 @@ class OwnGrants:
         grant.generation = next(self._generations)
         self._live[grant.generation] = grant
         self._take_slot(grant)
+        if earlier is not None:
+            self._end(earlier, GrantState.REVOKED)
         self._by_cache.setdefault(grant.cache_id, {})[grant] = None
         grant.deadline = time.monotonic() + grant.lease
-        heapq.heappush(self._leases, (grant.deadline, grant.generation))
+        self._note_lease(grant.deadline, grant.generation)
         self._by_name[grant.name] = grant
 
     def _check(self, grant: OwnGrant) -> None:
@@ -140,7 +145,12 @@ class OwnGrants:
             grant.slot = self._slots - 1
         else:
             return
-        self._words.write(grant.slot, grant.generation)
+        try:
+            self._words.write(grant.slot, grant.generation)
+        except LLMException:
+            self._free[grant.slot] = None
+            grant.slot = None
+            raise
 
     def token(self, grant: OwnGrant) -> bytes:
         """What a reader needs to know of it."""
@@ -167,8 +177,15 @@ class OwnGrants:
             )
         deadline = time.monotonic() + lease
         if deadline < grant.deadline:
-            heapq.heappush(self._leases, (deadline, grant.generation))
+            self._note_lease(deadline, grant.generation)
         grant.lease, grant.deadline = lease, deadline
+
+    def _note_lease(self, deadline: float, generation: int) -> None:
+        """Also forgets grants that have ended, whose leases may have been long, once they are most."""
+        if len(self._leases) > MANY_LEASES + 2 * len(self._live):
+            live = list(self._live.values())
+            self._leases = sorted((grant.deadline, grant.generation) for grant in live)
+        heapq.heappush(self._leases, (deadline, generation))
 
     # -- ending ------------------------------------------------------------------------------
 
@@ -226,7 +243,7 @@ class OwnGrants:
             return True
         try:
             self._words.write(grant.slot, grant.generation + 1)
-        except Exception as error:
+        except LLMException as error:
             why = text_of(error, self._words)
             log.error("the grant of %s cannot be ended yet: %s", describe(grant.name), why)
             grant.deadline = time.monotonic() + RETRY_SECONDS
@@ -258,12 +275,25 @@ class OwnGrants:
             )
         grant.told = True
 
-    def take_ended(self) -> list[OwnGrant]:
-        """Those that have ended since the last call, each once."""
-        taken = [grant for grant in dict.fromkeys(self.ended.take()) if not grant.taken]
-        for grant in taken:
-            grant.taken = True
-        return taken
+    def take_ended(self) -> list[Any]:
+        """What the program has of the grants that have ended since the last call, each once.
+
+        Where it is interrupted, the next call returns them all.
+        """
+        call, queued = next(self._calls), list[OwnGrant]()
+        try:
+            self.ended.take_into(queued)
+            fresh = [grant for grant in dict.fromkeys(queued) if not grant.taken]
+            handles = [grant.handle for grant in fresh]
+            for grant in fresh:
+                grant.taken = call
+            return handles
+        except BaseException:
+            for grant in queued:
+                if grant.taken == call:
+                    grant.taken = 0
+            self.ended.put_back(queued)
+            raise
 
     def _on_removed(self, cache_id: int) -> None:
         """A cache goes; called by who holds the state."""
@@ -315,9 +345,6 @@ class OwnGrants:
                 self._end(grant, GrantState.LAPSED)
             if leases and leases[0][1] == generation:
                 heapq.heappop(leases)
-        if len(leases) > 64 + 2 * len(self._live):  # most of these have ended
-            self._leases = [(g.deadline, g.generation) for g in list(self._live.values())]
-            heapq.heapify(self._leases)
         self._reactor.post(self._arm)
 
     # -- readers -----------------------------------------------------------------------------

@@ -14,9 +14,11 @@ from array import array
 from collections import deque
 from contextlib import suppress
 
+from datadist.base.exclusive import Exclusive
 from datadist.caches.memory import Memory
-from datadist.status import LLMException
+from datadist.status import LLMException, LLMStatusCode
 from datadist.transport import Capabilities, Placement, Region, Transport
+from datadist.transports.defects import text_of
 
 __all__ = ["SCRATCH", "SLOTS", "Words"]
 
@@ -37,6 +39,7 @@ class Words:
         self._memory = memory
         self._transport = transport
         self._direct = True
+        self._preparing = Exclusive()
         self._prepared = False
         self._page: Region | None = None
         self._host: Region | None = None
@@ -47,7 +50,15 @@ class Words:
         self._fences = threading.Lock(), threading.Lock()
 
     def prepare(self) -> None:
-        """Make the page, if there is none. Without memory for it readers ask the owner instead."""
+        """Make the page, if there is none. Without memory for it readers ask the owner instead.
+
+        Threads that come meanwhile wait for the one that makes it.
+        """
+        if not self._prepared:
+            self._preparing.run(self._prepare)
+
+    def _prepare(self) -> None:
+        """What is interrupted is done again: nobody uses the page before the last step."""
         if self._prepared:
             return
         placement, direct = _place(self._transport.capabilities)
@@ -67,8 +78,7 @@ class Words:
             self._prepared = True
             return
         self._host, self._direct, self._page = host, direct, page
-        self._scratch.extend(range(SCRATCH))
-        self.region_id = region_id
+        self.region_id, self._scratch = region_id, deque(range(SCRATCH))
         self._prepared = True
 
     def address(self, slot: int) -> int:
@@ -87,7 +97,13 @@ class Words:
         else:
             assert self._host is not None
             ctypes.c_uint64.from_address(self._host.address).value = value
-            self._copy(address, self._host.address)
+            try:
+                self._copy(address, self._host.address)
+            except Exception as error:
+                raise LLMException(
+                    f"a generation word cannot be written: {text_of(error, self._transport)}",
+                    status_code=LLMStatusCode.LLM_FAILED,
+                ) from error
         self._fence()
 
     def _fence(self) -> None:

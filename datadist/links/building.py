@@ -455,16 +455,28 @@ class Builder:
             self._dissolve(domain, reason)
             return
         known = rank in attempt.gone
+        if not known and (unlinked or level == logging.INFO):
+            attempt.orderly.add(rank)
         attempt.gone.setdefault(rank, reason)
         self._reactor.post(self.on_unlinked)
         attempt.abort([rank])
         if domain.status is RegisterMemStatus.OK:
             log.log(level, "%s: %s", domain, reason)
             if not known:
-                orderly = unlinked or level == logging.INFO
-                kind = LinkEventKind.GONE if orderly else LinkEventKind.BROKEN
-                self.events.note(kind, domain, reason, view.session.cluster_id)
+                self._note_gone(domain, attempt, rank)
         domain.owner.on_member_gone(domain, unlinked)
+
+    def note_ok(self, domain: Domain) -> None:
+        """The events of a domain that is OK now; members that were ready may be gone already."""
+        self.events.note(LinkEventKind.OK, domain)
+        attempt = domain.attempt
+        assert attempt is not None
+        for rank in list(attempt.gone):
+            self._note_gone(domain, attempt, rank)
+
+    def _note_gone(self, domain: Domain, attempt: Attempt, rank: int) -> None:
+        kind = LinkEventKind.GONE if rank in attempt.orderly else LinkEventKind.BROKEN
+        self.events.note(kind, domain, attempt.gone[rank], attempt.members[rank].cluster_id)
 
     def _dissolve(self, domain: Domain, reason: str) -> None:
         attempt = domain.attempt

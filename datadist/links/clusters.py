@@ -367,7 +367,7 @@ class Clusters:
         log.info("linked with cluster %d", pair.cluster)
         invalidate_routes(self._views, pair)
         self._duplicates.on_linked(pair)
-        self._builder.events.note(LinkEventKind.OK, pair)
+        self._builder.note_ok(pair)
         pair.settled.set()
 
     def on_failed(self, pair: PairDomain, reason: str) -> None:

@@ -51,6 +51,8 @@ class Attempt:
     told_ready: bool = False
     gone: dict[int, str] = field(default_factory=dict)
     """Ranks that can not be reached any more, and why."""
+    orderly: set[int] = field(default_factory=set)
+    """Those of them that have unlinked or ended in an orderly way."""
     exposed: dict[int, frozenset[int]] = field(default_factory=dict)
     """Region ids of each peer that this link reaches."""
     metadata: dict[int, bytes] = field(default_factory=dict)

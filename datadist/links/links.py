@@ -341,7 +341,7 @@ class Links:
         )  # fmt: skip
         invalidate_routes(self._views, domain)
         self._duplicates.on_linked(domain)
-        self._builder.events.note(LinkEventKind.OK, domain)
+        self._builder.note_ok(domain)
         domain.settled.set()
 
     def on_dissolved(self, domain: TableDomain) -> None:

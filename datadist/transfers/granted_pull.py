@@ -41,6 +41,9 @@ from datadist.transfers.transfer import (
 __all__ = ["GrantedPulls", "GrantedRead"]
 
 
+UNUSABLE = "; what was read must not be used"
+
+
 class GrantEnded(LLMException):
     """The grant has ended; the key may name another one."""
 
@@ -100,14 +103,16 @@ class GrantedPulls:
         )
 
     def release(self, cluster: int, name: KeyName, token: Granted | None) -> None:
-        """Finish with a grant without reading. Raises LLM_NOT_YET_LINK."""
+        """Finish with a grant without reading; without a token with that which the key names there.
+
+        What we know of the key may be an earlier grant. Raises LLM_NOT_YET_LINK.
+        """
         self._transfers.check_cluster(cluster)
         limit = CallLimit().begin(self._transfers.timeout)
         view = self._transfers.routes(cluster, limit.deadline)[0].view
-        granted = token or self._grants.known(view, name)
         if token is not None and token.incarnation != view.incarnation:
             return  # of an engine that has ended, and its grants with it
-        self._finish(view, name, None if granted is None else granted.generation)
+        self._finish(view, name, None if token is None else token.generation)
 
     def _finish(
         self, view: PeerView, name: KeyName, generation: int | None, at_once: bool = False
@@ -199,8 +204,7 @@ class _Pull:
 
     def _ended(self, why: str) -> GrantEnded:
         return GrantEnded(
-            f"the grant of {describe(self._name)} by cluster {self._cluster} does not exist: {why}; what "
-            "was read must not be used",
+            f"the grant of {describe(self._name)} by cluster {self._cluster} does not exist: {why}",
             status_code=LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
         )
 
@@ -215,16 +219,22 @@ class _Pull:
         except LLMException as error:
             pass_on(error)
             if self._is_over(view, granted, error):
-                raise self._ended(f"it ended during the read, which failed ({error})") from error
+                why = f"it ended during the read, which failed ({error})"
+                raise self._ended(why + UNUSABLE) from error
             raise
         if whole or self._wanted.release:
             self._pulls._finish(view, self._name, granted.generation, self._wanted.notifies)
 
     def _is_over(self, view: PeerView, granted: Granted, error: LLMException) -> bool:
-        """Whether a read that failed was one of a grant that has ended, as far as the owner says."""
+        """Whether a read that failed was one of a grant that has ended, as far as the owner says.
+
+        An owner to which no link leads any more says of no grant that it lives.
+        """
         unsaid = LLMStatusCode.LLM_NOT_YET_LINK, LLMStatusCode.LLM_ENGINE_FINALIZED
         cancelled, spent = self._limit.cancelled, not self._limit.left
         if view.session.closed or cancelled or spent or error.status_code in unsaid:
+            return False
+        if not self._transfers.leads_to(view):
             return False
         try:
             return not self._is_live(view, granted)
@@ -312,7 +322,7 @@ class _Pull:
         value = reader.value()
         live = self._is_live(view, granted) if value is None else value == granted.generation
         if not live:
-            raise self._ended("it was consumed, revoked, or has lapsed meanwhile")
+            raise self._ended("it was consumed, revoked, or has lapsed meanwhile" + UNUSABLE)
 
 
 class _WordReader:

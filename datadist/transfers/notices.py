@@ -174,8 +174,9 @@ class Notices:
         if not len(self.inbox):
             return []
         untold, self._untold = self._untold, WINDOW  # where it is interrupted, the next one tells
-        taken = self.inbox.take()
+        taken: list[ReceivedMessage] = []
         try:
+            self.inbox.take_into(taken)
             self._untold = untold + len(taken)
             if self._asked or self._untold >= WINDOW // 2:
                 self._reactor.post(self._grant_all)

@@ -40,7 +40,7 @@ class Prompt:
 
     def prefill(self, request: int, length: int) -> bytes:
         """Compute a request's blocks and grant them to one decoder for 10 s; the token."""
-        if len(self.free) < length:
+        while len(self.free) < length:  # leases end: there are blocks within 10 s
             self.take_back(wait_millis=10_000)
         blocks = [self.free.pop() for _ in range(length)]
         for layer, tensor in enumerate(self.tensors):  # stands for the model

@@ -20,6 +20,8 @@ from datadist import BlocksCacheKey, CacheDesc, DataType, LLMConfig, LLMDataDist
 
 LAYERS, BLOCKS, HEADS, TOKENS, HEAD_DIM = 4, 32, 2, 16, 64
 PROMPT, DECODER = 1, 2
+SECONDS = 60.0
+"""How long one waits for the other, which may be killed."""
 TABLE = json.dumps(
     {
         "version": "1.0",
@@ -40,8 +42,17 @@ def layers_of(buffer: torch.Tensor) -> list[torch.Tensor]:
     return [buffer[:, layer] for layer in range(LAYERS)]
 
 
+def run(cluster: int, barrier: Barrier) -> None:
+    """One engine; if it fails, the other one does not wait for it."""
+    try:
+        serve(cluster, barrier)
+    except BaseException:
+        barrier.abort()
+        raise
+
+
 def serve(cluster: int, barrier: Barrier) -> None:
-    """One engine: the prompt fills blocks, the decoder pulls them."""
+    """The prompt fills blocks, the decoder pulls them."""
     config = LLMConfig()
     config.enable_cache_manager = True
     config.mem_pool_cfg = json.dumps({"memory_size": 64 << 20})
@@ -68,7 +79,7 @@ def serve(cluster: int, barrier: Barrier) -> None:
             assert (kv[20] == 4).all()
             assert kv[:10].count_nonzero() == kv[11:20].count_nonzero() == 0
             print("blocks 3 and 4 of all layers are here")
-        barrier.wait()
+        barrier.wait(SECONDS)  # the prompt waits until the decoder has pulled
         manager.unregister_cache(cache.cache_id)
 
 
@@ -76,7 +87,7 @@ def main() -> None:
     """Start both engines."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
-    both = [context.Process(target=serve, args=(each, barrier)) for each in (PROMPT, DECODER)]
+    both = [context.Process(target=run, args=(each, barrier)) for each in (PROMPT, DECODER)]
     for process in both:
         process.start()
     for process in both:

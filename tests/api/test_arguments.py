@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -42,3 +44,27 @@ def test_more_registrations_than_a_cache_can_lie_in(
     manager.register_cache(CacheDesc(1, [2, 24], DataType.DT_UINT8), [address])
     for part in parts:
         manager.unregister_cache(part.cache_id)
+
+
+def test_a_description_without_a_placement_makes_no_cache(engine: Engine) -> None:
+    manager = engine.api.cache_manager
+    array, nowhere = np.zeros((2, 64), np.uint8), _without_placement()
+    before = engine.api.stats()["pools"]["DEVICE"]["pages_used"]
+    for call in (
+        lambda: manager.register_cache(nowhere, [array]),
+        lambda: manager.register_cache(nowhere, [int(array.ctypes.data)]),
+        lambda: manager.register_blocks_cache(nowhere, [int(array.ctypes.data)]),
+        lambda: manager.allocate_cache(nowhere),
+        lambda: manager.allocate_blocks_cache(nowhere),
+        lambda: manager.allocate_tensor([4], DataType.DT_UINT8, nowhere.placement),
+    ):
+        with pytest.raises(TypeError, match="placement is a NoneType"):
+            call()
+    manager.register_cache(DESC, [array])  # the engine can still be used
+    assert engine.api.stats()["pools"]["DEVICE"]["pages_used"] == before
+    engine.api.finalize()
+
+
+def _without_placement() -> CacheDesc:
+    nothing: Any = None
+    return CacheDesc(1, [2, 64], DataType.DT_UINT8, nothing)

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datadist import DataType, LLMException, data_type_of, numpy_dtype_of, torch_dtype_of
+from datadist import (
+    DataType,
+    LLMException,
+    LLMStatusCode,
+    data_type_of,
+    numpy_dtype_of,
+    torch_dtype_of,
+)
 from datadist.types import ARRAY_TYPES, element_size
 
 
@@ -40,3 +47,24 @@ def test_types_without_a_counterpart() -> None:
     for value in wrong:
         with pytest.raises(TypeError, match="dtype is a"):
             data_type_of(value)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">i2", ">u8"])
+def test_types_of_the_other_byte_order_have_no_counterpart(dtype: str) -> None:
+    for given in (np.dtype(dtype), np.zeros(2, dtype)):
+        with pytest.raises(LLMException, match=f"the element type {dtype} has no DataType"):
+            data_type_of(given)
+
+
+def test_all_classes_of_numpy() -> None:
+    for kind in {np.longlong, np.ulonglong, np.intc, np.half, np.double, np.bool_}:
+        expected = data_type_of(np.dtype(kind))
+        assert data_type_of(kind) is expected
+
+
+@pytest.mark.parametrize("name", ["half", "float", ">f4", "torch.float16", "", "x" * 1000])
+def test_names_that_are_none(name: str) -> None:
+    with pytest.raises(LLMException, match="only support float32, float16, int8") as caught:
+        data_type_of(name)
+    assert caught.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
+    assert len(str(caught.value)) < 400

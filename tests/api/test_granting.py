@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from datadist import (
     LLMException,
     Placement,
 )
+from datadist.api import grant as grant_module
 from datadist.grants.granted import MAX_BLOCKS
 from datadist.keys import INVALID_ID
 from tests import nodes
@@ -31,6 +35,7 @@ Start = Callable[..., Node]
 KEY = CacheKey(1, 7)
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"cache": 3}, "TypeError", "cache is a int"),
+    ({"cache": None}, "TypeError", "cache is a NoneType"),
     ({"key": BlocksCacheKey(1)}, "TypeError", "key is a BlocksCacheKey"),
     ({"key": None}, "TypeError", "key is a NoneType"),
     ({"blocks": "12"}, "TypeError", "blocks is a str"),
@@ -233,3 +238,53 @@ def test_a_forked_child_ends_no_grant(start_node: Start) -> None:
     assert node.do(_in_child) == ["LLM_ENGINE_FINALIZED"] * 5
     assert node.do(grants.state) == "GRANTED"
     assert node.do(grants.revoke) == "REVOKED"
+
+
+def _pull_positions(here: Here) -> str:
+    with pytest.raises(LLMException) as caught:
+        here.live.cache_manager.pull_blocks(KEY, here.caches["dst"], [0], [0])
+    return str(caught.value)
+
+
+def test_positions_of_a_grant_need_a_link(start_node: Start) -> None:
+    reader = start_node(2)
+    reader.do(nodes.make, "dst", "blocks", grants.SHAPE, 2)
+    assert "the key names no grant of a linked cluster" in reader.do(_pull_positions)
+
+
+def _revoke_beside_a_stuck_finalize(here: Here) -> tuple[str, str]:
+    engine = here.live._engine
+    assert engine is not None
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        go_on.wait(60)
+
+    state = engine.owned.state
+    calls = (lambda: state.run(hold)), here.live.finalize
+    threads = [threading.Thread(target=each) for each in calls]
+    threads[0].start()
+    held.wait(60)
+    threads[1].start()
+    while not engine.over:
+        time.sleep(0.001)
+    try:
+        with mock.patch.object(grant_module, "END_SECONDS", 0.01), pytest.raises(LLMException) as e:
+            grants.revoke(here)
+    finally:
+        go_on.set()
+    for thread in threads:
+        thread.join(60)
+    return f"{e.value.status_code.name}: {e.value}", grants.revoke(here)
+
+
+def test_a_grant_that_finalize_does_not_come_to_is_not_said_to_have_ended(
+    start_node: Start,
+) -> None:
+    owner = start_node(1)
+    grants.prepare(owner)
+    owner.do(grants.grant)
+    text, later = owner.do(_revoke_beside_a_stuck_finalize)
+    assert text.startswith("LLM_FAILED: finalize did not end the grant of CacheKey(")
+    assert later == "REVOKED"

@@ -23,12 +23,13 @@ from datadist import (
     Placement,
 )
 from datadist.caches.quarantine import Kept, Ranges
+from datadist.dlpack import BFLOAT, tensor_in
 from tests import nodes
 from tests.in_process_engine import Engine
 from tests.nodes import Here, Node
 
 Start = Callable[..., Node]
-ROOT = Path(__file__).parents[2]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "kv_in_pool" / "kv_in_pool.py"
 
 
 def _used(engine: Engine) -> int:
@@ -94,6 +95,18 @@ def test_a_view_outlives_the_engine(engine: Engine) -> None:
     gc.collect()
 
 
+def test_what_dlpack_is_asked_for(engine: Engine) -> None:
+    tensor: Any = engine.api.cache_manager.allocate_tensor([8], DataType.DT_BF16)
+    for wrong in ({"bogus": 1}, {"strem": None}):
+        with pytest.raises(TypeError):
+            tensor.__dlpack__(**wrong)
+    for options, shared in (({}, True), ({"copy": True}, False), ({"stream": None}, True)):
+        capsule = tensor.__dlpack__(**options)
+        found = tensor_in(capsule)
+        assert (found.data == tensor.address) is shared
+        assert found.dtype.code == BFLOAT
+
+
 def test_what_cannot_be_allocated(engine: Engine) -> None:
     manager = engine.api.cache_manager
     before = _used(engine)
@@ -141,12 +154,25 @@ def test_caches_in_the_pool_are_reached_by_links_made_before(
 
 
 def test_the_example(tmp_path: Path) -> None:
+    done = _run(EXAMPLE, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "blocks 3 and 4 of all layers are here" in done.stdout
+
+
+def test_the_example_ends_where_an_engine_fails(tmp_path: Path) -> None:
+    pull, script = "            manager.pull_blocks(", tmp_path / "fails.py"
+    text = EXAMPLE.read_text()
+    assert pull in text
+    script.write_text(text.replace(pull, f"            raise OSError('no pull')\n{pull}"))
+    done = _run(script, tmp_path)
+    assert done.returncode == 1
+    assert "no pull" in done.stderr
+
+
+def _run(script: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("torch", reason="torch is not installed")
-    script = ROOT / "examples" / "kv_in_pool" / "kv_in_pool.py"
     environ = {**os.environ, "DATADIST_RUNTIME_DIR": str(tmp_path), "DATADIST_JOB": "kv_in_pool"}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, str(script)], env=environ, capture_output=True, text=True, check=False,
         timeout=120,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "blocks 3 and 4 of all layers are here" in done.stdout

@@ -43,6 +43,43 @@ class Exported:
         return (self._device or 1, 0)
 
 
+class Converted(Exported):
+    """Gives its memory in another type, which is a copy."""
+
+    copies: Any = None
+
+    def __dlpack__(self, **options: Any) -> Any:
+        copy = self._array.astype(np.float16).view(_Array)
+        self.copies = weakref.ref(copy)
+        return copy.__dlpack__()
+
+
+class Passed(Exported):
+    """Knows all of the protocol."""
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._array.__dlpack__(**options)
+
+
+class Honest(Exported):
+    """Says that it gives a copy."""
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._array.__dlpack__(**{**options, "copy": True})
+
+
+class Shapeless(Exported):
+    """Cannot say how large it is, nor give its memory, as tensors that are not yet made."""
+
+    shape = property(lambda _: 1 // 0)
+
+    def __init__(self) -> None:
+        self._device = None
+
+    def __dlpack__(self, **options: Any) -> Any:
+        raise RuntimeError("not yet made")
+
+
 class OnDevice:
     """Only the interface of CUDA."""
 
@@ -51,6 +88,15 @@ class OnDevice:
         self.__cuda_array_interface__ = array.__array_interface__
 
     __cuda_array_interface__: Any = None
+
+
+class _Array(np.ndarray[Any, Any]):
+    """One that can be referenced weakly."""
+
+
+def _read_only(array: Any) -> Any:
+    array.setflags(write=False)
+    return array
 
 
 def _arrays(*shape: int, dtype: Any = np.float16, count: int = 2) -> list[Any]:
@@ -118,6 +164,12 @@ WRONG: list[tuple[Any, str]] = [
     (np.broadcast_to(np.zeros((1, 4), np.float16), (3, 4)), "block_stride is 0"),
     (Exported(np.zeros((3, 4), np.float16), 2), r"memory of a device \(DLPack type 2\)"),
     (OnDevice(np.zeros((3, 4), np.float16)), r"memory of a device \(DLPack type 2\)"),
+    (_read_only(np.zeros((3, 4), np.float16)), r"addrs\[0\] is read-only, and caches are written"),
+    (np.frombuffer(bytes(24), np.float16).reshape(3, 4), "is read-only"),
+    (Passed(_read_only(np.zeros((3, 4), np.float16))), "read-?only"),
+    (Honest(np.zeros((3, 4), np.float16)), "a Honest that gives (a copy|.*'copy')"),
+    (Shapeless(), "a Shapeless that gives no memory: RuntimeError: not yet made"),
+    (np.zeros((3, 4), object), "objects of Python"),
 ]  # fmt: skip
 
 
@@ -145,6 +197,13 @@ def test_descriptions_of_tensors_that_differ() -> None:
         (np.zeros((3, 8), np.float16)[:, :4], r"tensors\[1\] has strides \[16, 2\]"),
     ):
         assert words.replace("\\", "") in _refused(CacheDesc.from_tensors, [first, other])
+    no_dimensions = Exported(np.zeros(()))
+    del no_dimensions.shape
+    for value, words in (
+        (no_dimensions, "tensors[0] is a Exported without dimensions"),
+        (Shapeless(), "tensors[0] is a Shapeless that gives no memory"),
+    ):
+        assert words in _refused(CacheDesc.from_tensors, [value])
     assert "tensors is empty" in _refused(CacheDesc.from_tensors, [])
     assert "complex64" in _refused(CacheDesc.from_tensors, [np.zeros((2, 2), np.complex64)])
     with pytest.raises(TypeError, match=r"tensors\[0\] is a int"):
@@ -162,10 +221,6 @@ def test_tensors_without_elements(engine: Engine, shape: tuple[int, ...]) -> Non
     assert "every dimension must be positive" in text
 
 
-class _Array(np.ndarray[Any, Any]):
-    """One that can be referenced weakly."""
-
-
 def test_tensors_are_kept_until_the_cache_is_unregistered(engine: Engine) -> None:
     manager = engine.api.cache_manager
     array = np.zeros((3, 4), np.float16).view(_Array)
@@ -181,6 +236,17 @@ def test_tensors_are_kept_until_the_cache_is_unregistered(engine: Engine) -> Non
     del view
     gc.collect()
     assert alive() is None
+
+
+def test_memory_that_a_tensor_gives_is_kept_whatever_becomes_of_the_tensor(engine: Engine) -> None:
+    manager = engine.api.cache_manager
+    tensor = Converted(np.ones((3, 4), np.float32))
+    cache = manager.register_cache(CacheDesc(1, [3, 4], FLOAT16), [tensor])
+    gc.collect()
+    assert tensor.copies() is not None
+    manager.unregister_cache(cache.cache_id)
+    gc.collect()
+    assert tensor.copies() is None
 
 
 def test_tensors_are_kept_no_longer_than_the_engine(engine: Engine) -> None:
@@ -230,6 +296,20 @@ def test_tensors_of_torch(engine: Engine) -> None:
     assert "gives no memory" in _refused(
         manager.register_cache, CacheDesc(1, [2, 4], FLOAT16), [meta]
     )
+
+
+def test_a_tensor_of_torch_that_gets_other_memory(engine: Engine) -> None:
+    torch = _with_torch()
+    manager, array = engine.api.cache_manager, np.zeros((3, 4), np.float16).view(_Array)
+    alive, tensor = weakref.ref(array), torch.from_numpy(array)
+    cache = manager.register_cache(CacheDesc.from_tensors([tensor]), [tensor])
+    del array
+    tensor.data = torch.zeros(1, dtype=torch.float16)
+    gc.collect()
+    assert alive() is not None
+    manager.unregister_cache(cache.cache_id)
+    gc.collect()
+    assert alive() is None
 
 
 def _register(here: Here, label: str, key: Any) -> None:

@@ -6,10 +6,12 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from datadist import BlocksCacheKey, LLMException
+from datadist import BlocksCacheKey, CacheDesc, DataType, LLMException
 from tests import nodes
 from tests.nodes import MIB, SECONDS, Node
 
@@ -89,16 +91,46 @@ def test_arrays_can_be_read_in_a_child_which_keeps_no_peers_memory(
     assert len(sizes) == 1, "its parent's pool alone"
 
 
-def test_caches_have_no_tensors_in_a_child(linked: tuple[Node, Node]) -> None:
-    assert linked[1].do(_ask_in_child) == "its process forked"
+@pytest.mark.parametrize("memory", ["pool", "numpy", "tensors", "pool tensor"])
+def test_caches_have_no_tensors_in_a_child(linked: tuple[Node, Node], memory: str) -> None:
+    if memory in ("pool", "numpy"):
+        linked[1].do(nodes.make, "e", "blocks", [2, 1024], 1, memory=memory)
+    else:
+        linked[1].do(_register, "e", memory == "pool tensor")
+    assert linked[1].do(_ask_in_child, "e") == "its process forked"
 
 
-def _ask_in_child(here: nodes.Here) -> str:
+def _register(here: nodes.Here, label: str, pooled: bool) -> None:
+    """A cache over a tensor that nothing else refers to."""
+    manager = here.live.cache_manager
+    tensor: Any = np.zeros((2, 1024), np.int32)
+    if pooled:
+        tensor = manager.allocate_tensor([2, 1024], DataType.DT_INT32)
+    here.caches[label] = manager.register_blocks_cache(CacheDesc.from_tensors([tensor]), [tensor])
+
+
+def test_a_child_keeps_no_pool_for_tensors_of_caches(
+    linked: tuple[Node, Node], tmp_path: Path
+) -> None:
+    _, we = linked
+    we.do(_register, "e", True)
+    used = we.do(_pages_used)
+    child = we.do(_fork, False)
+    assert _wait_for(tmp_path / "sums") == "[]"
+    assert _mapped(child) == []
+    assert we.do(_pages_used) == used, "the parent still has it"
+
+
+def _pages_used(here: nodes.Here) -> int:
+    return int(here.live.stats()["pools"]["DEVICE"]["pages_used"])
+
+
+def _ask_in_child(here: nodes.Here, label: str) -> str:
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:
         try:
-            here.caches["c"].numpy()
+            here.caches[label].numpy()
         except LLMException as error:
             os.write(theirs, b"its process forked" if "forked" in str(error) else b"?")
         os._exit(0)

@@ -95,6 +95,19 @@ def test_a_reader_releases_without_reading(start_node: Start, known: bool) -> No
     assert owner.do(grants.wait, 8) == "CONSUMED"
 
 
+def test_a_release_by_key_is_of_the_grant_that_the_key_names_by_then(start_node: Start) -> None:
+    owner, reader = linked(start_node)
+    old = owner.do(grants.grant)
+    reader.do(grants.pull, [0], [0])  # the reader knows the grant from now on
+    owner.do(grants.grant)
+    reader.do(grants.release)
+    assert owner.do(grants.wait, millis=10_000) == "CONSUMED"
+    owner.do(grants.grant)
+    reader.do(grants.release, token=old)  # a token is of one grant
+    reader.do(grants.settle)
+    assert owner.do(grants.state) == "GRANTED"
+
+
 def test_several_readers_each_count_once(start_node: Start) -> None:
     owner, one, two = linked(start_node, 2)
     token = owner.do(grants.grant, readers=2)

@@ -22,7 +22,7 @@ from datadist.grants import owner
 from datadist.grants.own_grant import OwnGrant
 from datadist.grants.owner import OwnGrants
 from datadist.grants.state import GrantState
-from datadist.status import LLMException
+from datadist.status import LLMException, LLMStatusCode
 from tests.caches.world import World
 from tests.interrupts import Interrupt, Watchdog, meanwhile_anew, raising_anew
 
@@ -44,7 +44,7 @@ class _Words:
 
     def write(self, slot: int, value: int) -> None:
         if self.broken:
-            raise OSError("the device is gone")
+            raise LLMException("the device is gone", status_code=LLMStatusCode.LLM_FAILED)
         self.values[slot] = value
 
 
@@ -155,6 +155,25 @@ def test_a_revocation_that_is_interrupted_has_happened_or_not(
         assert made.grants.take_ended() == [made.made[0]], where
 
 
+@pytest.mark.parametrize("kind", [Interrupt, Watchdog])
+def test_ends_are_left_for_the_next_call_where_one_is_interrupted(
+    kind: type[BaseException],
+) -> None:
+    def prepare() -> _Owner:
+        made = _Owner()
+        for req in range(4):
+            made.grants.revoke(made.grant(req))
+        taken = made.grants.take_ended()
+        made.grants.ended.put(taken[0])  # queued twice, as an interrupt may do
+        for req in range(4, 7):
+            made.grants.revoke(made.grant(req))
+        return made
+
+    for where, made in raising_anew(prepare, lambda each: each.grants.take_ended(), kind):
+        assert made.grants.take_ended() == made.made[4:], where
+        assert made.grants.take_ended() == [], where
+
+
 def test_a_cache_that_is_freed_inside_of_another_call() -> None:
     def prepare() -> _Owner:
         made = _Owner()
@@ -225,6 +244,24 @@ def test_a_word_that_the_device_does_not_take_keeps_the_grant() -> None:
     made.check()
 
 
+def test_a_grant_that_the_device_does_not_take_grants_nothing() -> None:
+    made = _Owner()
+    earlier = made.grant()
+    made.words.broken = True
+    for req in (1, 2):
+        refused = made.record(req)
+        with pytest.raises(LLMException, match="the device is gone"):
+            made.grants.add(refused)
+        assert refused not in made.grants._live.values()
+    made.words.broken = False
+    assert earlier.state.name == "GRANTED"
+    made.check()
+    made.grant()
+    assert earlier.state.name == "REVOKED"
+    assert made.grant(2).slot == 0  # no slot is lost: there were two at one time
+    made.check()
+
+
 # -- leases ----------------------------------------------------------------------------------------
 
 
@@ -276,11 +313,17 @@ def test_one_timer_is_enough_for_any_number() -> None:
 
 
 def test_leases_that_ended_early_are_forgotten() -> None:
+    """No timer comes before the end of the first one."""
     made = _Owner()
     for req in range(1000):
         made.grants.revoke(made.grant(req))
-    made.grants._on_timer()
-    assert not made.grants._leases
+        made.reactor.run()
+    assert len(made.grants._leases) <= owner.MANY_LEASES + 3
+    kept = [made.grant(req, lease=100.0 - req) for req in range(5)]
+    for number in range(1000):  # each one is earlier
+        made.grants.renew(kept[number % 5], 50.0 - number / 100)
+    assert len(made.grants._leases) <= owner.MANY_LEASES + 13
+    assert made.grants._leases[0] == (kept[4].deadline, kept[4].generation)
 
 
 # -- readers ---------------------------------------------------------------------------------------

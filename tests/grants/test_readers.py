@@ -10,9 +10,9 @@ import pytest
 from datadist_shm.link import ShmLink
 
 from datadist import CacheKey, LLMException, LLMStatusCode
-from tests import nodes
+from tests import held, nodes, waiting
 from tests.grants import world as grants
-from tests.grants.world import GONE, LONG, Start, check, failed, linked
+from tests.grants.world import GONE, LONG, Start, check, failed, link, linked
 from tests.nodes import Here, RemoteError
 
 CASES = [
@@ -63,6 +63,20 @@ def _marks(here: Here, directory: Any) -> None:
     here.any["reached"], here.any["go on"] = directory / "reached", directory / "go on"
 
 
+class _Left:
+    """Whether the link has broken."""
+
+    def __init__(self, here: Here) -> None:
+        self._attempt = held.attempt_with(here, 1)
+
+    def exists(self) -> bool:
+        return bool(self._attempt.gone)
+
+
+def _marks_until_left(here: Here, directory: Any) -> None:
+    here.any["reached"], here.any["go on"] = directory / "reached", _Left(here)
+
+
 @pytest.mark.parametrize(("end", "when", "memory", "one_sided"), CASES)
 def test_a_grant_that_ends_during_a_read(
     start_node: Start, tmp_path: Any, end: str, when: str, memory: str, one_sided: bool
@@ -83,6 +97,36 @@ def test_a_grant_that_ends_during_a_read(
     status, texts = reader.result()
     assert status == GONE, texts
     assert "must not be used" in texts[0]
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
+@pytest.mark.parametrize("memory", ["pool", "numpy"])
+@pytest.mark.parametrize("leave", ["kill", "finalize", "unlink"])
+def test_an_owner_that_leaves_during_a_read_ends_no_grant(
+    start_node: Start, tmp_path: Any, leave: str, memory: str, one_sided: bool
+) -> None:
+    """Nobody can say then whether it lives: after an unlink it does."""
+    owner, reader = linked(start_node, memory=memory, enable_remote_cache_accessible=one_sided)
+    token = owner.do(grants.grant)
+    reader.do(_marks_until_left, tmp_path)
+    reader.begin(_pull_slowly, "after", token=token)
+    waiting.until((tmp_path / "reached").exists)
+    if leave == "kill":
+        owner.kill()
+    elif leave == "finalize":
+        owner.begin(nodes.finalize)
+    else:
+        owner.begin(nodes.unlink, 1)
+    status, texts = reader.result()
+    assert status == "LLM_FAILED", texts
+    assert "unlink and link again" in texts[0]
+    if leave == "unlink":
+        owner.result()
+        assert owner.do(grants.state) == "GRANTED"
+        reader.do(nodes.unlink, 1)
+        link(owner, reader, name="again")
+        reader.do(grants.pull, token=token)
+        check(reader)
 
 
 def _end(owner: nodes.Node, end: str, memory: str) -> None:

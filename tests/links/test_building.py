@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from datadist import CacheDesc, DataType, LLMException, RegisterMemStatus
+from datadist import CacheDesc, DataType, LinkEventKind, LLMException, RegisterMemStatus
 from tests import nodes
 from tests.forming import GOOD, PAIR, THREE, TOKEN, complete, form, rank_0, until_synced
 from tests.in_process_engine import Engine, Sent
@@ -54,6 +54,35 @@ def test_we_are_ready_once_all_members_are_attached_and_linked_once_all_are_read
     assert engine.api.query_register_mem_status(comm_id) is RegisterMemStatus.PREPARING
     assert other.say({"kind": "ready", "domain": TOKEN})
     engine.api.wait_link(comm_id)
+
+
+@pytest.mark.parametrize("how", ["unlinked", "lost"])
+def test_a_member_that_goes_before_all_are_ready_is_an_event_of_the_link(
+    engine: Engine, how: str
+) -> None:
+    first, other = engine.raw_peer(1, cluster=3), engine.raw_peer(2, cluster=2)
+    comm_id = engine.api.link("three", THREE, nodes.table_for(THREE))
+    for raw_peer in (first, other):
+        assert raw_peer.hear("announce")
+    assert first.say(form(engine, THREE, comm_id, first, other))
+    for raw_peer in (first, other):
+        Sent(raw_peer, GOOD, TOKEN)
+    assert first.hear("ready") is not None
+    assert first.say({"kind": "ready", "domain": TOKEN})
+    if how == "unlinked":
+        assert first.say({"kind": "left", "domain": TOKEN, "seq": 1})
+    else:
+        first.close()
+    deadline = time.monotonic() + nodes.SECONDS
+    while engine.api.link_error(comm_id) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert engine.api.link_events() == []
+    assert other.say({"kind": "ready", "domain": TOKEN})
+    engine.api.wait_link(comm_id)
+    kind = LinkEventKind.GONE if how == "unlinked" else LinkEventKind.BROKEN
+    found = [(event.kind, event.cluster_ids) for event in engine.api.link_events()]
+    assert found == [(LinkEventKind.OK, (2, 3)), (kind, (3,))]
 
 
 # -- members that fail ---------------------------------------------------------------------------
