@@ -34,7 +34,7 @@ MAX_BYTES = MAX_NOTICE
 WINDOW = 64
 """Messages of one cluster that wait for the program, or are on their way to it."""
 MAX_WAITING = 4096
-"""Of all clusters: while so many wait, 32 MiB, nobody gets a credit. Those that were given still count."""
+"""Of all clusters: while so many wait, 32 MiB, nobody gets a credit; those that were given count."""
 
 
 @dataclass(eq=False)
