@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from datadist.base import checks
+from datadist.base.callers import pass_on
 from datadist.status import param_invalid
 from datadist.transfers.limits import CallLimit
 from datadist.transfers.notices import MAX_BYTES
@@ -50,11 +51,16 @@ def message_bytes(name: str, data: object) -> bytes:
     """A copy of the bytes of a message. Raises ``TypeError``, LLM_PARAM_INVALID."""
     try:
         view = memoryview(data)  # type: ignore[arg-type]
-    except TypeError:
+    except (TypeError, ValueError, BufferError) as error:
+        pass_on(error)
         raise TypeError(
-            f"{name} is a {type(data).__name__}, only support bytes, bytearray and what else has the "
-            "buffer protocol: encode text"
+            f"{name} is a {type(data).__name__} ({error}), only support bytes, bytearray and what else "
+            "has the buffer protocol: encode text"
         ) from None
+    if "O" in (view.format or ""):
+        raise TypeError(
+            f"{name} holds objects of Python, only support numbers and bytes: encode them"
+        )
     if view.nbytes > MAX_BYTES:
         raise param_invalid(f"{name} has {view.nbytes} bytes: a message has at most {MAX_BYTES}")
     return view.tobytes()

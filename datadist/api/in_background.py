@@ -163,13 +163,17 @@ class InBackground(Pulling, Pushing):
                 engine.notices.notify(notice, limit)
 
         transfer = BackgroundTransfer(prepared.cluster, limit, move)
-        with system_errors("the transfer cannot begin"):
-            engine.background.submit(transfer)
-        return TransferTask(transfer)
+        try:
+            with system_errors("the transfer cannot begin"):
+                engine.background.submit(transfer)
+            return TransferTask(transfer)
+        except BaseException:
+            transfer.cancel()  # nobody gets its task
+            raise
 
 
 def _copied(blocks: Blocks) -> Blocks:
     """The caller may change its list; what is none is refused as the synchronous call does."""
     if isinstance(blocks, np.ndarray):
         return blocks.copy()
-    return list(blocks) if type(blocks) is list else blocks
+    return list(blocks) if isinstance(blocks, list) else blocks

@@ -112,10 +112,10 @@ class LayerWise(ManagerMixin):
         job = LayerJob(sends, lambda layer: layer_synchronizer.synchronize_layer(layer, limit))
         try:
             with system_errors("the transfer cannot begin"):
-                job.start()
+                engine.layer_jobs.begin(job)
             return CacheTask(job)
         except BaseException:
-            job.stop()  # its task is lost
+            job.cancel()  # its task is lost
             raise
 
     def _check_source(self, engine: Engine, cache: Cache) -> None:

@@ -68,7 +68,7 @@ class TransferTask:
         self._raise_failure()
 
     def cancel(self) -> bool:
-        """Give the transfer up. Never blocks, and may be called anywhere, also in handlers of signals.
+        """Give the transfer up. Never waits, and may be called anywhere, also in handlers of signals.
 
         True: it had not begun; it is over, and nothing was moved. False: it had begun, or is over. One
         that goes on ends before its next piece (a large one has several, of some milliseconds), else it
@@ -79,8 +79,9 @@ class TransferTask:
     def add_done_callback(self, callback: Callable[[TransferTask], object]) -> None:
         """Call ``callback(task)`` once it has ended, on a thread of the engine; at once if it has.
 
-        Callbacks are called in the order in which they were added. They may call the engine. They must
-        be short, since other transfers wait for the thread. What one raises is logged.
+        Where :meth:`cancel` ends it, that calls them on its thread. Callbacks are called in the order in
+        which they were added. They may call the engine. They must be short, since other transfers wait
+        for the thread. What one raises is logged.
 
         Raises ``TypeError`` for what cannot be called.
         """

@@ -6,6 +6,7 @@ import errno
 import os
 from collections import deque
 from contextlib import suppress
+from itertools import repeat, starmap
 from typing import Generic, TypeVar
 
 from datadist.base.callers import pass_on
@@ -13,8 +14,6 @@ from datadist.base.callers import pass_on
 __all__ = ["EventQueue"]
 
 Event = TypeVar("Event")
-_NONE = object()
-"""What no queue holds."""
 
 
 class EventQueue(Generic[Event]):
@@ -63,7 +62,8 @@ class EventQueue(Generic[Event]):
             with suppress(OSError):  # it was not readable
                 os.eventfd_read(fd)
         try:
-            taken += iter(self._events.popleft, _NONE)  # in C: no handler of a signal comes between
+            # in C, without a look at the events: no handler of a signal comes between
+            taken += starmap(self._events.popleft, repeat(()))
         except IndexError as error:
             pass_on(error)
 

@@ -66,9 +66,11 @@ from datadist.transfers.background import Background
 from datadist.transfers.copies import Copies
 from datadist.transfers.fetch import Fetches
 from datadist.transfers.granted_pull import GrantedPulls
+from datadist.transfers.layerwise import LayerJobs
 from datadist.transfers.notices import Notices
 from datadist.transfers.pull import Pulls
 from datadist.transfers.push import Pushes
+from datadist.transfers.resolve import Route
 from datadist.transfers.route_cache import RouteCache
 from datadist.transfers.transfer import Transfers
 from datadist.transfers.verify import Verification
@@ -181,7 +183,7 @@ class Engine:
         self.owned.hand_over_to(self._reactor.post)
         self._workers = Workers(max(3, min(4, cgroups.cpus())), "datadist-worker")
         stack.callback(self._workers.stop)  # before the reactor, since they post to it
-        self._services: list[Fetches | Verification | Notices | Background] = []
+        self._services: list[Fetches | Verification | Notices | Background | LayerJobs] = []
         self._after_sessions: list[Callable[[], None]] = []
         """Run at the end, on the reactor, once all sessions are closed."""
         stack.callback(self._stop_services)
@@ -302,9 +304,7 @@ class Engine:
             self.transport.capabilities.watches_control,
             self.memory.quarantine,
         )
-        self.transfers.on_broken = lambda route, reason: self._builder.events.note(
-            LinkEventKind.BROKEN, route.domain, reason, route.view.session.cluster_id
-        )
+        self.transfers.on_broken = self._on_broken
         self.route_cache = RouteCache(self.transfers, self.owned)
         types = ElementTypes(self.cluster_id, self.options.check_types)
         self.pulls = Pulls(
@@ -314,10 +314,17 @@ class Engine:
         self.fetches = Fetches(self.transfers, self.owned, types)
         self._services.append(self.fetches)
         self.notices = Notices(self.transfers, self._reactor, self.cluster_id, lambda: self.over)
+        self._builder.on_unlinked = self.notices.on_unlinked
         self.background = Background(self.options.background_threads, self._was_finalized)
-        self._services += self.notices, self.background
+        self.layer_jobs = LayerJobs(self._was_finalized)
+        self._services += self.notices, self.background, self.layer_jobs
         self.copies = Copies(self.transport, self.owned, types)
         self._start_grants(types)
+
+    def _on_broken(self, route: Route, reason: str) -> None:
+        cluster = route.view.session.cluster_id
+        self._builder.events.note(LinkEventKind.BROKEN, route.domain, reason, cluster)
+        self._reactor.post(self.notices.on_unlinked)
 
     def _start_grants(self, types: ElementTypes) -> None:
         incarnation = self._discovery.address.incarnation

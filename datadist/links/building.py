@@ -18,7 +18,7 @@ from datadist.base.texts import in_seconds
 from datadist.base.workers import Workers
 from datadist.caches.memory import Memory
 from datadist.caches.owned import OwnDirectory
-from datadist.caches.peers import PeerView
+from datadist.caches.peers import PeerView, do_nothing
 from datadist.control.account import Item, LimitExceeded
 from datadist.control.discovery import Discovery
 from datadist.control.messages import (
@@ -83,6 +83,8 @@ class Builder:
         """Incarnations of peers that were inside a write of our memory when a link was closed."""
         self.on_closed: Callable[[Attempt, frozenset[int]], None] = lambda _a, _r: None
         """Called for every closed link, with the ranks that may still write our memory."""
+        self.on_unlinked: Callable[[], None] = do_nothing
+        """Called soon after a link, or that to one of its members, has ended."""
 
     # -- beginning and ending an attempt -----------------------------------------------------
 
@@ -244,6 +246,7 @@ class Builder:
     ) -> None:
         """Publish our caches to members in ``told`` until their pulls have ended."""
         attempt.dead = True
+        self._reactor.post(self.on_unlinked)
         domain.attempt = None
         self._active.pop(attempt.token, None)
         self._taken -= attempt.taken
@@ -455,6 +458,7 @@ class Builder:
         if not known and (unlinked or level == logging.INFO):
             attempt.orderly.add(rank)
         attempt.gone.setdefault(rank, reason)
+        self._reactor.post(self.on_unlinked)
         attempt.abort([rank])
         if domain.status is RegisterMemStatus.OK:
             log.log(level, "%s: %s", domain, reason)

@@ -54,45 +54,51 @@ class BackgroundTransfer:
         self._first.append(mine)  # in C: no lock
         return self._first[0] is mine
 
-    @entry
-    def _run(self) -> None:
-        assert self._move is not None
-        try:
-            self._move(self._limit)
-        except BaseException as error:
-            if not isinstance(error, LLMException):
-                log.exception("a transfer in the background failed unexpectedly; please report it")
-            self._error = error
-
     def run(self) -> None:
-        """Move, unless it was cancelled; then tell who wants to know, outside of any call."""
+        """Move, unless it was cancelled; then tell who wants to know, outside of any call.
+
+        A call of :meth:`cancel` that a handler of a signal has left is ended here.
+        """
         if self._claim():
-            self._run()
+            assert self._move is not None
+            self._error = self._error or _failure_of(self._move, self._limit)
             self._move = None
-            self.completion.come()
+        else:
+            self._error = self._error or cancelled()
+        self.completion.come_apart()
 
     def cancel(self) -> bool:
         """Whether it had not begun, and never will; else it ends before its next piece, if it has one."""
         self._limit.cancelled = True
-        return self.give_up(cancelled())
-
-    def give_up(self, error: LLMException) -> bool:
-        """End it with an error, if it has not begun; whether it had not."""
         if self.completion.forked or not self._claim():
             return False
-        self._error, self._move = error, None
+        self._error, self._move = cancelled(), None
         self.completion.come()
         return True
 
     def abandon(self, error: LLMException) -> None:
-        """End it for those who wait, though its thread may still be at it."""
+        """End it with an error for those who wait, though its thread may still be at it."""
+        if self._claim():
+            self._move = None
         if not self.completion.has_come():
             self._error = self._error or error
-            self.completion.come()
+        self.completion.come_apart()
 
     def error(self) -> BaseException | None:
         """Why it failed; None for success, and before its end."""
         return self._error
+
+
+@entry
+def _failure_of(move: Callable[[CallLimit], None], limit: CallLimit) -> BaseException | None:
+    """Move; why it failed, None for success."""
+    try:
+        move(limit)
+    except BaseException as error:
+        if not isinstance(error, LLMException):
+            log.exception("a transfer in the background failed unexpectedly; please report it")
+        return error
+    return None
 
 
 class Background:
@@ -120,13 +126,9 @@ class Background:
         """Have it run. Raises ``RuntimeError`` where no thread can be started."""
         if not self._threads:
             apart(self._start_first, "datadist-background-start")
-        try:
-            self._submitted.put(transfer)
-            if self._over:
-                self._drop_submitted()
-        except BaseException:
-            transfer.cancel()  # nobody gets its task
-            raise
+        self._submitted.put(transfer)
+        if self._over:
+            self._drop_submitted()
 
     def _start_first(self) -> None:
         with self._lock:
@@ -222,7 +224,6 @@ class Background:
 
         def give_up() -> None:
             for transfer in transfers:
-                transfer.give_up(self._refusal())
                 transfer.abandon(self._refusal())
 
         try:

@@ -50,7 +50,8 @@ class LayerJob:
         self._results: list[LLMStatusCode | None] = [None] * len(sends)
         self._steps: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
         self._stopped = Flag()
-        self._cancelled = False
+        self._given_up: LLMException | None = None
+        """Why, where it ends before its last layer without a failure."""
         self._first: list[str] = []
         """Whether it was cancelled before a layer was moved."""
         self._failure: LLMException | None = None
@@ -60,10 +61,6 @@ class LayerJob:
     def start(self) -> None:
         """Begin. Raises ``RuntimeError`` where no thread can be started."""
         apart(self._start, "datadist-layers-start")
-
-    def stop(self) -> None:
-        """End after the layer that it is at: nobody will ask for its results."""
-        self._stopped.set()
 
     def _start(self) -> None:
         mover = threading.Thread(target=self._move_all, name="datadist-layers-move", daemon=True)
@@ -83,12 +80,22 @@ class LayerJob:
         """End before the next layer; whether none was moved, nor ever will be."""
         if self.completion.has_come():
             return False
-        self._cancelled = True
-        self._stopped.set()
+        self.give_up(
+            LLMException(
+                "the transfer was cancelled before its last layer",
+                status_code=LLMStatusCode.LLM_FAILED,
+            )
+        )
         if self._began_first("cancelled"):
             self.completion.come()
             return True
         return False
+
+    def give_up(self, error: LLMException) -> None:
+        """End with an error before the next layer, also where nobody knows whether that is final."""
+        self._given_up = self._given_up or error
+        self._stopped.set()
+        self._steps.put(None)
 
     def _began_first(self, what: str) -> bool:
         self._first.append(what)  # in C: no lock
@@ -96,24 +103,22 @@ class LayerJob:
 
     def error(self) -> LLMException | None:
         """Why it failed, after its end."""
-        if self._failure is None and self._cancelled and None in self._results:
-            return LLMException(
-                "the transfer was cancelled before its last layer",
-                status_code=LLMStatusCode.LLM_FAILED,
-            )
-        return self._failure
+        unmoved = self._given_up if None in self._results else None
+        return self._failure or unmoved
 
     @property
     def results(self) -> list[LLMStatusCode | None]:
         """A status per destination; None for one whose last layer was not reached.
 
-        LLM_FAILED instead of None where it was cancelled.
+        LLM_FAILED instead of None where it was cancelled, LLM_ENGINE_FINALIZED where the engine was
+        finalized.
         """
         if self.completion.forked:
             ended = LLMStatusCode.LLM_ENGINE_FINALIZED
             return [ended if code is None else code for code in self._results]
-        if self._cancelled and self.completion.has_come():
-            return [LLMStatusCode.LLM_FAILED if code is None else code for code in self._results]
+        if self._given_up is not None and self.completion.has_come():
+            ended = self._given_up.status_code
+            return [ended if code is None else code for code in self._results]
         return list(self._results)
 
     # -- waiting -----------------------------------------------------------------------------
@@ -151,7 +156,7 @@ class LayerJob:
                 if not self._stopped.is_set() and self._began_first("moved"):
                     self._take(step)
         finally:
-            self.completion.come()
+            self.completion.come_apart()
 
     def _take(self, step: _Step) -> None:
         for index, send in enumerate(self._sends):
@@ -183,3 +188,30 @@ class LayerJob:
             )
         log.debug("layer %d to %s: %.3g s", layer, send.where, time.monotonic() - started)
         return None
+
+
+class LayerJobs:
+    """Those of an engine, which end with it; :meth:`begin` is for any thread."""
+
+    def __init__(self, refusal: Callable[[], LLMException]) -> None:
+        self._refusal = refusal
+        self._going: set[LayerJob] = set()
+        self._over = False
+
+    def begin(self, job: LayerJob) -> None:
+        """Start a job. Raises ``RuntimeError`` where no thread can be started."""
+        job.completion.tell(lambda: self._going.discard(job))
+        self._going.add(job)
+        job.start()
+        if self._over:
+            job.give_up(self._refusal())
+
+    def tell(self) -> None:
+        """The end: what goes on ends before its next layer, whatever it waits for."""
+        self._over = True
+        for job in tuple(self._going):
+            job.give_up(self._refusal())
+
+    def close(self) -> None:
+        """Their links were aborted by now."""
+        self.tell()

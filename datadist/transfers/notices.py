@@ -4,8 +4,8 @@ A sender needs a credit for each message, which the receiver grants as its progr
 most :data:`WINDOW` of one cluster wait there. Who has none waits on its own thread; control messages,
 other peers and links go on. What the program does not take costs bounded memory at both ends.
 
-Credits belong to a session. A sender without any asks for some and says how many it has used up; so
-those that an interrupted call has lost come back.
+Credits belong to a session. A sender without any asks for some, once, and says how many it has used
+up; so those that an interrupted call has lost come back.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from datadist.base.event_queue import EventQueue
-from datadist.caches.peers import PeerView, do_nothing
+from datadist.caches.peers import TOKENS, PeerView, do_nothing
 from datadist.control.account import Item
 from datadist.control.messages import MAX_NOTICE, AskRoom, Notice, Room
 from datadist.control.reactor import Reactor
@@ -34,7 +34,7 @@ MAX_BYTES = MAX_NOTICE
 WINDOW = 64
 """Messages of one cluster that wait for the program, or are on their way to it."""
 MAX_WAITING = 4096
-"""Messages of all clusters that wait for the program: 32 MiB. Above that nobody gets a credit."""
+"""Of all clusters: while so many wait, 32 MiB, nobody gets a credit; those that were given count."""
 
 
 @dataclass(eq=False)
@@ -46,7 +46,11 @@ class _Window:
     issued: int = 0
     """How many we have got so far."""
     lost: bool = False
-    """Whether the peer is gone: those who wait are woken."""
+    """Whether the peer is gone, or no link leads to it any more: those who wait are woken."""
+    sending: dict[int, list[bool]] = field(default_factory=dict)
+    """Messages on their way to the session, by token: whether each has taken its credit."""
+    asked_with: tuple[int, int] | None = None
+    """What was issued and used up when we asked for credits last."""
     received: int = 0
     """Messages of the peer."""
     unused: int = 0
@@ -104,31 +108,55 @@ class Notices:
             ) from error
 
     def _send(self, view: PeerView, data: bytes, limit: CallLimit) -> None:
-        window, cluster = self._windows.get(view), view.session.cluster_id
+        window = self._windows.get(view)
+        if window is None:
+            raise self._gone(view, limit)
+        token = next(TOKENS)
+        try:
+            self._send_with_credit(view, window, data, limit, token)
+        finally:
+            window.sending.pop(token, None)
+
+    def _send_with_credit(
+        self, view: PeerView, window: _Window, data: bytes, limit: CallLimit, token: int
+    ) -> None:
         taken: list[bool] = []
-        if window is not None:
-            if not window.credits.free:
-                view.send(AskRoom(used=window.issued))
-            window.credits.take(taken, limit.left)
-        if window is None or window.lost or view.session.closed:
-            if window is not None:
-                window.credits.release()  # wakes the next one
-            raise self._gone(cluster)
+        window.sending[token] = taken
+        if not window.credits.free:
+            self._ask(view, window)
+        window.credits.take(taken, limit.left)
+        if window.lost or view.session.closed:
+            window.credits.release()  # wakes the next one
+            raise self._gone(view, limit)
         if not taken:
             raise LLMException(
-                f"cluster {cluster} did not take its messages within {limit}: {WINDOW} wait there, its "
-                "program has to call messages()",
+                f"cluster {view.session.cluster_id} did not take its messages within {limit}: it is "
+                f"stopped, or {WINDOW} wait there, and its program has to call messages()",
                 status_code=LLMStatusCode.LLM_TIMEOUT,
             )
         view.send(Notice.model_construct(data=data))
 
-    def _gone(self, cluster: int) -> LLMException:
+    @staticmethod
+    def _ask(view: PeerView, window: _Window) -> None:
+        """Ask for credits, unless we have asked with the same numbers: the peer keeps that in mind."""
+        issued = window.issued
+        used = issued - sum(True in taken for taken in list(window.sending.values()))
+        if window.asked_with != (issued, used):
+            view.send(AskRoom(used=used))
+            window.asked_with = issued, used  # not before: a handler of a signal may raise
+
+    def _gone(self, view: PeerView, limit: CallLimit) -> LLMException:
         if self._over():
             return LLMException(
                 "the engine was finalized meanwhile", status_code=LLMStatusCode.LLM_ENGINE_FINALIZED
             )
+        try:
+            self._transfers.routes(view.session.cluster_id, limit.deadline)
+        except LLMException as error:
+            return error
         return LLMException(
-            f"cluster {cluster} is gone; unlink and link again",
+            f"cluster {view.session.cluster_id} was unlinked meanwhile, or has ended, and is linked "
+            "again: send it once more",
             status_code=LLMStatusCode.LLM_NOT_YET_LINK,
         )
 
@@ -146,11 +174,16 @@ class Notices:
         if not len(self.inbox):
             return []
         untold, self._untold = self._untold, WINDOW  # where it is interrupted, the next one tells
-        taken = self.inbox.take()
-        self._untold = untold + len(taken)
-        if self._asked or self._untold >= WINDOW // 2:
-            self._reactor.post(self._grant_all)
-        return taken
+        taken: list[ReceivedMessage] = []
+        try:
+            self.inbox.take_into(taken)
+            self._untold = untold + len(taken)
+            if self._asked or self._untold >= WINDOW // 2:
+                self._reactor.post(self._grant_all)
+            return taken
+        except BaseException:
+            self.inbox.put_back(taken)
+            raise
 
     def on_notice(self, view: PeerView, message: Notice) -> None:
         """A message for the program. Raises :class:`~datadist.control.account.LimitExceeded`."""
@@ -200,8 +233,8 @@ class Notices:
 
     def on_session(self, view: PeerView) -> None:
         """A peer was met."""
-        window = self._windows[view] = _Window()
-        view.on_linked = lambda: self._grant(view, window)
+        self._windows[view] = _Window()
+        view.on_linked = lambda: self._grant(view, self._windows[view])
 
     def on_lost(self, view: PeerView) -> None:
         """A peer's session is over: what it sent stays, who waits for its credits is woken."""
@@ -210,6 +243,19 @@ class Notices:
         if window is not None:
             window.lost = True
             window.credits.release()
+
+    def on_unlinked(self) -> None:
+        """Some link has ended: who waits for credits of a peer to which none leads is woken.
+
+        The session may go on, and with it a window of the same numbers, without the credits.
+        """
+        for view, window in list(self._windows.items()):
+            if not self._transfers.leads_to(view):
+                self._windows[view] = replace(
+                    window, credits=Permits(0), sending={}, asked_with=None
+                )
+                window.lost = True
+                window.credits.release()
 
     def tell(self) -> None:
         """Nothing of it has a thread."""

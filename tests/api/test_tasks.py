@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -98,6 +99,19 @@ def test_cancelled_later_it_ends_before_its_next_layer() -> None:
     assert not layers.task.done()
     layers.let_go()
     assert _code(lambda: layers.task.result(SECONDS)) == "LLM_FAILED"
+
+
+def test_cancelled_while_a_layer_is_waited_for_it_ends_without_that() -> None:
+    layers = Layers()
+    layers.final[0].set()
+    layers.may_move.set()
+    deadline = time.monotonic() + SECONDS
+    while layers.moved != [0] and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert not layers.task.cancel()
+    assert _code(lambda: layers.task.result(SECONDS / 2)) == "LLM_FAILED"
+    assert layers.moved == [0]
+    layers.let_go()
     assert layers.task.synchronize() is LLMStatusCode.LLM_FAILED
     assert layers.moved == [0]
 

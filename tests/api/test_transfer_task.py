@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
+from queue import SimpleQueue
 
 import pytest
 
 from datadist import BlocksCacheKey, LLMException, LLMStatusCode, TransferTask
-from tests import background, held, nodes
+from tests import background, held, interrupts, nodes
 from tests.background import SECONDS, Start, start
 
 __all__ = ["start"]
@@ -55,6 +57,41 @@ def test_waiting_for_a_result_has_an_end(start: Start) -> None:
     assert two.do(_results_in_time) == ("OK", True)
 
 
+def _cancel_interrupted(here: nodes.Here, kind: type[BaseException]) -> int:
+    """Cancel what waits, with an exception at one moment after another."""
+    found = here.any["interrupted"] = []
+
+    def prepare() -> tuple[TransferTask, SimpleQueue[int]]:
+        task, told = background.pull(here, 1, 30), SimpleQueue[int]()
+        for number in range(2):  # one of them may be the one that is interrupted
+            task.add_done_callback(lambda _, number=number: told.put(number))  # type: ignore[misc]
+        return task, told
+
+    for where, state in interrupts.raising_anew(prepare, lambda state: state[0].cancel(), kind):
+        found.append((where, *state))
+    return len(found)
+
+
+def _ended(here: nodes.Here) -> set[str]:
+    """How those ended; each has told at least one of its callbacks."""
+    for _, _, told in here.any["interrupted"]:
+        told.get(timeout=SECONDS)
+    return {background.code(task) for _, task, _ in here.any["interrupted"]}
+
+
+@pytest.mark.parametrize("kind", [interrupts.Interrupt, interrupts.Watchdog])
+def test_a_task_ends_though_the_call_that_cancels_it_is_interrupted(
+    start: Start, kind: type[BaseException]
+) -> None:
+    one, two = start(1), start(2)
+    background.link(one, two, 1, 2)
+    two.do(held.hold_moves, 1)
+    assert two.do(background.hold_pulls, 4)
+    assert two.do(_cancel_interrupted, kind) > 10
+    two.do(held.let_go)
+    assert two.do(_ended) <= {"OK", "LLM_FAILED"}
+
+
 # -- callbacks and asyncio -------------------------------------------------------------------
 
 
@@ -88,6 +125,24 @@ def test_callbacks_may_call_the_engine_and_may_raise(start: Start) -> None:
     seen, code = two.do(_callbacks)
     assert (seen, code) == (["first True True", "raises", "again OK", "MainThread"], "OK")
     assert "a callback of a task raised" in nodes.said(two, "ERROR", "callback")
+
+
+def _callbacks_that_exit(here: nodes.Here) -> list[str]:
+    tasks = [background.pull(here, 1, number) for number in range(4)]
+    told: SimpleQueue[int] = SimpleQueue()
+    for task in tasks:
+        task.add_done_callback(lambda _: sys.exit("of the callback"))
+        task.add_done_callback(lambda _: told.put(1))
+    held.let_go(here)
+    assert [told.get(timeout=SECONDS) for _ in tasks] == [1] * 4
+    return [background.code(task) for task in (*tasks, background.pull(here, 1, 9))]
+
+
+def test_a_callback_that_exits_ends_no_thread_of_the_engine(start: Start) -> None:
+    one, two = start(1), start(2, {"datadist.background_threads": "2"})
+    background.link(one, two, 1, 2)
+    two.do(held.hold_moves, 1)
+    assert two.do(_callbacks_that_exit) == ["OK"] * 5
 
 
 def _await_many(here: nodes.Here) -> tuple[list[str], int]:

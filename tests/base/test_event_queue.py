@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import select
 import threading
+from dataclasses import dataclass
 
 from datadist.base.event_queue import EventQueue
 from tests import interrupts
+
+
+@dataclass(frozen=True, order=True)
+class _Event:
+    """As those of the engine are, with a comparison that is written in Python."""
+
+    number: int
 
 
 def _readable(queue: EventQueue[int]) -> bool:
@@ -70,11 +78,11 @@ def test_a_closed_queue_gives_what_was_there_and_can_be_closed_again() -> None:
 
 
 def test_an_exception_of_a_handler_at_any_moment_loses_no_event() -> None:
-    queue: EventQueue[int] = EventQueue()
-    expected = list(range(5))
-    for number in expected:
-        queue.put(number)
-    taken: list[int] = []
+    queue: EventQueue[_Event] = EventQueue()
+    expected = [_Event(number) for number in range(5)]
+    for event in expected:
+        queue.put(event)
+    taken: list[_Event] = []
 
     def call() -> None:
         taken.extend(queue.take())
@@ -83,7 +91,7 @@ def test_an_exception_of_a_handler_at_any_moment_loses_no_event() -> None:
     for where in interrupts.raising(call, interrupts.Interrupt):
         rounds += 1
         assert sorted([*taken, *queue.waiting()]) == expected, where
-        for number in taken:
-            queue.put(number)
+        for event in taken:
+            queue.put(event)
         taken.clear()
     assert rounds > 2

@@ -295,10 +295,9 @@ def _task(old: Old) -> tuple[CacheTask, Waiting]:
 def test_a_task_of_a_finalized_engine_says_so(old: Old) -> None:
     task, synchronizer = _task(old)
     old.engine.finalize()
-    assert task.synchronize(0) is LLMStatusCode.LLM_TIMEOUT
-    synchronizer.final.set()
-    assert task.synchronize(20_000) is FINALIZED
+    assert task.synchronize(20_000) is FINALIZED  # though its layer is not final
     assert task.get_results() == [FINALIZED]
+    synchronizer.final.set()
 
 
 def test_in_a_forked_child(old: Old) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from datadist import BlocksCacheKey, CacheKeyByIdAndIndex, TransferTask
@@ -50,6 +51,36 @@ def test_each_moves_what_the_synchronous_call_moves(start: Start) -> None:
     slots = one.do(nodes.read, "slots"), two.do(nodes.read, "slots")
     assert [int(each[0][slot, 0]) for each in slots for slot in (0, 1)] == [1, 2, 1, 2]
     assert one.do(_messages) == [(2, b"slot 1")]
+
+
+class _List(list[int]):
+    """A list of a program's own kind."""
+
+
+def _reuse_lists(here: nodes.Here) -> None:
+    """Begin pulls of block 1 to blocks 40 and on, which have to wait, and use their lists for others."""
+    source: list[Any] = [_List([1]), [1], np.array([1])]
+    kinds: list[Callable[[list[int]], Any]] = [_List, list, np.array]
+    for number, kind in enumerate(kinds):
+        target = kind([40 + number])
+        here.any["tasks"].append(
+            here.live.cache_manager.pull_blocks_async(
+                BlocksCacheKey(1), here.caches["blocks"], source[number], target
+            )
+        )
+        source[number][0] = target[0] = 50 + number
+
+
+def test_lists_of_every_kind_are_copied(start: Start) -> None:
+    one, two = start(1), start(2)
+    background.link(one, two, 1, 2)
+    two.do(held.hold_moves, 1)
+    assert two.do(background.hold_pulls, 4)
+    two.do(_reuse_lists)
+    two.do(held.let_go)
+    assert two.do(background.codes) == ["OK"] * 7
+    blocks = two.do(nodes.read, "blocks")[0]
+    assert [int(blocks[block, 0]) for block in (40, 41, 42, 50, 51, 52)] == [1] * 3 + [2] * 3
 
 
 def _messages(here: nodes.Here) -> list[tuple[int, bytes]]:
@@ -266,6 +297,33 @@ def test_an_interrupted_call_leaves_no_transfer(start: Start) -> None:
     one, two = start(1), start(2)
     background.link(one, two, 1, 2)
     assert two.do(_interrupted, timeout=120) > 20
+
+
+def _left_waiting(here: nodes.Here) -> list[str]:
+    """Calls that are interrupted while no transfer can begin; where one was left that nobody knows."""
+    engine: Any = here.live._engine
+    made, found = list[TransferTask](), []
+    for where in interrupts.raising(lambda: made.append(background.pull(here, 1, 3))):
+        while engine.background._submitted.qsize():
+            time.sleep(0.001)
+        with engine.background._lock:
+            each = [one for waiting in engine.background._waiting.values() for one in waiting]
+        known = {id(task._job) for task in made}
+        if any(not (one.completion.has_come() or id(one) in known) for one in each):
+            found.append(where)
+            for one in each:
+                one.cancel()
+    return found
+
+
+def test_an_interrupted_call_leaves_nothing_that_begins_later(start: Start) -> None:
+    one, two = start(1), start(2)
+    background.link(one, two, 1, 2)
+    two.do(held.hold_moves, 1)
+    assert two.do(background.hold_pulls, 4)
+    found = two.do(_left_waiting)
+    two.do(held.let_go)
+    assert found == []
 
 
 def _interrupted_result(here: nodes.Here) -> int:

@@ -311,3 +311,36 @@ def _send_and_leave(here: nodes.Here) -> str:
 def test_a_synchronizer_that_ends_its_thread_is_a_failure(start_node: Start) -> None:
     sender, _ = _linked(start_node, "cache cache", True)
     assert sender.do(_send_and_leave) == "LLM_FAILED"
+
+
+class Stuck(LayerSynchronizer):
+    """Says that the first layer is final, and waits at the second one until it is let go."""
+
+    def __init__(self) -> None:
+        self.waits, self.go = threading.Event(), threading.Event()
+
+    def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
+        if layer_index:
+            self.waits.set()
+            self.go.wait(100)
+        return True
+
+
+def _finalize_inside(here: nodes.Here) -> list[Any]:
+    """Finalize while a layer is waited for; how the task ended meanwhile."""
+    key, stuck = CacheKeyByIdAndIndex(2, 1, 0), Stuck()
+    config = TransferWithCacheKeyConfig(key, range(2), range(2))
+    task = here.live.cache_manager.transfer_cache_async(here.caches["c"], stuck, [config])
+    told = threading.Event()
+    task.add_done_callback(lambda _: told.set())
+    assert stuck.waits.wait(20)
+    here.live.finalize()
+    seen = [task.synchronize(20_000).name, told.wait(20), task.done()]
+    stuck.go.set()
+    return [*seen, task.synchronize(20_000).name]
+
+
+def test_finalize_ends_a_task_that_waits_for_a_layer(start_node: Start) -> None:
+    sender, _ = _linked(start_node, "cache cache", True)
+    ended = "LLM_ENGINE_FINALIZED"
+    assert sender.do(_finalize_inside) == [ended, True, True, ended]

@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datadist import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex, ReceivedMessage
+from datadist import (
+    BlocksCacheKey,
+    CacheKey,
+    CacheKeyByIdAndIndex,
+    LLMException,
+    ReceivedMessage,
+)
 from datadist.control.messages import AskRoom, Notice
 from datadist.transfers.notices import MAX_BYTES, WINDOW
 from tests import hosts, interrupts, nodes
@@ -55,16 +61,22 @@ def _waiting(here: nodes.Here, count: int) -> bool:
 
 
 @pytest.fixture
-def pair(start_node: Start) -> tuple[Node, Node]:
-    """Two linked engines in one-sided mode, with a blocks cache and slots each."""
+def unlinked(start_node: Start) -> tuple[Node, Node]:
+    """Two engines in one-sided mode, with a blocks cache and slots each."""
     made = []
     for cluster in (1, 2):
         node = start_node(cluster, enable_remote_cache_accessible=True)
         node.do(nodes.make, "blocks", "blocks", [8, 1024], 2, BlocksCacheKey(cluster))
         node.do(nodes.make, "slots", "cache", [2, 1024], 2)
         made.append(node)
-    nodes.link_pair(made[0], made[1])
     return made[0], made[1]
+
+
+@pytest.fixture
+def pair(unlinked: tuple[Node, Node]) -> tuple[Node, Node]:
+    """The same two, linked."""
+    nodes.link_pair(*unlinked)
+    return unlinked
 
 
 def _status(node: Node, *call: Any, **options: Any) -> tuple[str, str]:
@@ -102,6 +114,8 @@ def test_data_that_is_no_message_is_refused(pair: tuple[Node, Node]) -> None:
     for data, kind, status, text in (
         ("text", "TypeError", "None", "data is a str"),
         (3, "TypeError", "None", "data is a int"),
+        (np.array(["2020-01-01"], "M8[D]"), "TypeError", "None", "data is a ndarray"),
+        (np.array([None]), "TypeError", "None", "data holds objects"),
         (bytes(MAX_BYTES + 1), "LLMException", "LLM_PARAM_INVALID", f"has {MAX_BYTES + 1} bytes"),
     ):
         with pytest.raises(RemoteError) as caught:
@@ -275,12 +289,17 @@ def _outcomes(here: nodes.Here) -> list[str]:
     return [getattr(code, "name", str(code)) for code in here.any["outcomes"]]
 
 
-@pytest.mark.parametrize("end", ["killed", "finalize", "unlink"])
-def test_who_waits_for_a_credit_hears_of_the_end(pair: tuple[Node, Node], end: str) -> None:
-    one, two = pair
+@pytest.mark.parametrize("end", ["killed", "finalize", "finalize there", "unlink", "unlink there"])
+def test_who_waits_for_a_credit_hears_of_the_end(unlinked: tuple[Node, Node], end: str) -> None:
+    one, two = unlinked
+    ids = nodes.link_pair(one, two)
     _fill_up(one, two)
     one.do(_wait_for_credit)
-    if end == "killed":
+    if end.startswith("unlink"):
+        node, comm_id = (one, ids[0]) if end == "unlink" else (two, ids[1])
+        node.do(nodes.unlink, comm_id)
+        expected = "LLM_NOT_YET_LINK"
+    elif end == "killed":
         two.kill()
         expected = "LLM_NOT_YET_LINK"
     elif end == "finalize":
@@ -290,6 +309,31 @@ def test_who_waits_for_a_credit_hears_of_the_end(pair: tuple[Node, Node], end: s
         two.do(nodes.finalize)
         expected = "LLM_NOT_YET_LINK"
     assert one.do(_outcomes) == [expected] * 3
+
+
+def _hold_sessions(here: nodes.Here) -> None:
+    """Keep the connections, whatever becomes of the links."""
+    engine: Any = here.live._engine
+    for view in engine.views.values():
+        engine._call(lambda view=view: engine._discovery.hold(view.session, "a test"))
+
+
+def test_messages_go_on_after_a_new_link_over_the_same_connection(
+    unlinked: tuple[Node, Node],
+) -> None:
+    one, two = unlinked
+    ids = nodes.link_pair(one, two)
+    one.do(_hold_sessions)
+    _fill_up(one, two)
+    one.do(_wait_for_credit)
+    one.do(nodes.unlink, ids[0])
+    assert one.do(_outcomes) == ["LLM_NOT_YET_LINK"] * 3
+    nodes.link_pair(one, two, "again")
+    one.begin(_send_numbers, 2, range(3 * WINDOW))
+    taken = two.do(_take, 4 * WINDOW)
+    one.result()
+    numbers = [int.from_bytes(data, "big") for _, data in taken[WINDOW:]]
+    assert numbers == list(range(3 * WINDOW))
 
 
 def test_messages_outlive_the_sender_and_the_link(
@@ -332,6 +376,104 @@ def test_two_links_share_credits_and_the_inbox(pair: tuple[Node, Node]) -> None:
     nodes.link_pair(one, two, "second")
     assert _status(one, _send, 2, b"x", timeout_in_millis=50)[0] == "LLM_TIMEOUT"
     assert len(two.do(_take, WINDOW)) == WINDOW
+
+
+def _ask_in_vain(here: nodes.Here) -> int:
+    """Send where there is no room, again and again; how often the peer was asked for some."""
+    (view,) = here.live._engine.views.values()  # type: ignore[union-attr]
+    sent: list[Any] = []
+    view.send = sent.append  # type: ignore[method-assign]
+    for _ in range(50):
+        with pytest.raises(LLMException):
+            here.live.send_message(2, b"x", timeout_in_millis=1)
+    del view.send
+    for message in sent:
+        view.send(message)
+    return len(sent)
+
+
+def test_who_tries_again_and_again_asks_once(pair: tuple[Node, Node]) -> None:
+    one, two = pair
+    _fill_up(one, two)
+    assert one.do(_ask_in_vain) == 1
+    assert len(two.do(_take, WINDOW)) == WINDOW
+    one.do(_send, 2, b"goes on", timeout_in_millis=60_000)
+
+
+def _send_from_many(here: nodes.Here) -> int:
+    """Threads that have a credit each, and are held before they send; then two that have none.
+
+    How many credits came meanwhile.
+    """
+    engine: Any = here.live._engine
+    (view,) = engine.views.values()
+    go, held = threading.Event(), threading.Semaphore(0)
+    original = view.send
+
+    def send(message: Any) -> None:
+        if isinstance(message, Notice):
+            held.release()
+            assert go.wait(SECONDS)
+        original(message)
+
+    view.send = send
+    (window,) = engine.notices._windows.values()
+    before, threads = window.issued, []
+
+    def begin() -> None:
+        threads.append(threading.Thread(target=_send, args=(here, 2, b"x")))
+        threads[-1].start()
+
+    while window.credits.free:
+        begin()
+        assert held.acquire(timeout=SECONDS)
+    for _ in range(2):
+        begin()  # one for the place of a message that was taken
+    while not window.credits.line and window.issued - before <= 1:
+        time.sleep(0.005)
+    assert view.synchronize(SECONDS)  # the peer has answered what was asked
+    came = window.issued - before
+    go.set()
+    for thread in threads:
+        thread.join()
+    return int(came)
+
+
+def test_credits_of_threads_that_are_about_to_send_are_not_lost_ones(
+    pair: tuple[Node, Node],
+) -> None:
+    one, two = pair
+    one.do(_send, 2, b"first")
+    assert len(two.do(_take, 1)) == 1
+    one.begin(_send_from_many)
+    taken = two.do(_take, WINDOW + 1)
+    assert one.result() == 1
+    assert len(taken) == WINDOW + 1
+
+
+def _messages_interrupted(here: nodes.Here) -> list[str]:
+    """Take three messages, interrupted at one moment after another; where some were lost."""
+    notices: Any = here.live._engine.notices  # type: ignore[union-attr]
+
+    def prepare() -> list[ReceivedMessage]:
+        notices.inbox.take()
+        for number in range(3):
+            notices.inbox.put(ReceivedMessage(1, bytes([number])))
+        notices._asked = True
+        return []
+
+    def take(found: list[ReceivedMessage]) -> None:
+        found += notices.take()
+
+    return [
+        where
+        for where, found in interrupts.raising_anew(prepare, take)
+        if len(found) + len(notices.inbox) != 3
+    ]
+
+
+def test_an_interrupted_call_loses_no_message(pair: tuple[Node, Node]) -> None:
+    assert pair[0].do(_messages_interrupted) == []
 
 
 def _interrupted(here: nodes.Here, cluster: int) -> int:
