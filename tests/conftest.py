@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests import hosts, in_process_engine, netcopy, nodes
+from tests import hosts, in_process_engine, netcopy, nodes, ports
 from tests.hosts import Network
 from tests.nodes import Node
 
@@ -28,16 +27,8 @@ def runtime_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def free_ports() -> Callable[[int], list[int]]:
-    """Ports of loopback that nobody uses now."""
-
-    def find(count: int) -> list[int]:
-        with ExitStack() as stack:
-            sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-            for sock in sockets:
-                sock.bind(("127.0.0.1", 0))
-            return [sock.getsockname()[1] for sock in sockets]
-
-    return find
+    """Ports of loopback that nobody uses now, nor takes meanwhile."""
+    return ports.free
 
 
 @pytest.fixture

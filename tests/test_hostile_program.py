@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.hostile.__main__ import faults, free_ports, main, observe
+from tests.hostile.__main__ import faults, main, observe
 from tests.hostile.behaviours import BEHAVIOURS
 from tests.hostile.world import Seen
 
@@ -50,4 +50,3 @@ def test_the_program_says_what_became_of_each_operation(
     assert "usual" in out
     assert out.endswith("0 faults\n")
     assert set(SHOWN_OUT) <= set(BEHAVIOURS)
-    assert len(set(free_ports(4))) == 4

@@ -33,10 +33,13 @@ def widened(data: bytes, address: int, size: int, to: tuple[int, int]) -> bytes:
 
 def _widened(data: bytes, address: int, size: int, to: tuple[int, int]) -> bytes:
     new = {address: to[0], address + size: to[1], size: to[1] - to[0]}
-    for encode, exact in _encodings():
-        if re.search(exact(encode(address)), data):
-            return _replaced(data, new, encode, exact)
-    return data
+
+    def found(encode: Encoding, exact: Pattern) -> int:
+        return sum(bool(re.search(exact(encode(number)), data)) for number in new)
+
+    # An address may be found in the wrong byte order by chance; hardly its size or its end as well.
+    encode, exact = max(_encodings(), key=lambda encoding: found(*encoding))
+    return _replaced(data, new, encode, exact) if re.search(exact(encode(address)), data) else data
 
 
 def _encodings() -> Iterator[tuple[Encoding, Pattern]]:

@@ -15,7 +15,7 @@ from datadist.control.endpoint import Endpoint, EndpointError
 from datadist.control.hostport import HostPort
 from datadist.control.port_holders import describe_holders
 from datadist.control.runtime_dir import Address, RuntimeDir
-from tests import nodes
+from tests import nodes, ports
 from tests.nodes import Node, RemoteError
 
 Start = Callable[..., Node]
@@ -35,9 +35,9 @@ def waiting_port() -> int:
     """A port whose last connection has ended a moment ago: the kernel keeps it (TIME_WAIT)."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((LOOPBACK, 0))
+        (port,) = ports.free(1)
+        listener.bind((LOOPBACK, port))
         listener.listen()
-        port = int(listener.getsockname()[1])
         with socket.create_connection((LOOPBACK, port)) as client:
             listener.accept()[0].close()
             assert client.recv(1) == b""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from datadist.transports.loader import list_states
-from tests import netcopy, nodes
+from tests import netcopy, nodes, ports
 
 PAIR = {1: 0, 2: 1}
 CLUSTERS = tuple(PAIR)
@@ -71,7 +70,7 @@ def _network(place: Path) -> Setting:
         run = place / f"run{cluster}"
         run.mkdir(mode=0o700)
         environs[cluster] = {"DATADIST_RUNTIME_DIR": str(run), "DATADIST_AUTH_KEY": hosts.KEY}
-    port = _free_port()
+    port = ports.free(1)[0]
     return Setting(
         "netcopy",
         table=hosts.table(["127.0.0.1", "127.0.0.2"], host_port=str(port)),
@@ -79,9 +78,3 @@ def _network(place: Path) -> Setting:
         plugins=str(place),
         port=port,
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

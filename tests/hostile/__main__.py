@@ -9,13 +9,13 @@ operation failed, or when a median grew by more than ``--ratio``.
 from __future__ import annotations
 
 import argparse
-import socket
 import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
+from tests import ports
 from tests.hostile.behaviours import BEHAVIOURS
 from tests.hostile.world import Seen, World
 
@@ -26,19 +26,10 @@ SHOWN = 3
 """Reasons, and failures, that are printed."""
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody uses now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
-
-
 def observe(wire: str, names: list[str], rounds: int, until: str = "") -> tuple[Seen, Seen]:
     """What the honest members saw beside a process that computes, and beside these behaviours."""
     with tempfile.TemporaryDirectory(prefix="datadist-") as place, ExitStack() as stack:
-        world = World(Path(place), wire, free_ports(4))
+        world = World(Path(place), wire, ports.free(4))
         stack.callback(world.close)
         return world.run(names, rounds, until)
 

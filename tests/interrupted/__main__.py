@@ -9,22 +9,15 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
-import socket
 import sys
 import tempfile
 import time
 from typing import Any
 
-from tests import nodes
+from tests import nodes, ports
 from tests.interrupted import victim
 
 SECONDS = 3600.0
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def play(seed: int, rounds: int, nested: int, skip: str = "") -> dict[str, Any]:
@@ -33,7 +26,7 @@ def play(seed: int, rounds: int, nested: int, skip: str = "") -> dict[str, Any]:
         environ = {"DATADIST_RUNTIME_DIR": place}
         pair = [nodes.Node(environ, ["tests.interrupted.victim"]) for _ in range(2)]
         try:
-            port = _free_port()
+            port = ports.free(1)[0]
             pair[0].do(victim.serve, port)
             found: dict[str, Any] = pair[1].do(
                 victim.play, port, seed, rounds, nested, skip, timeout=SECONDS

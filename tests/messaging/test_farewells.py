@@ -209,8 +209,14 @@ def test_a_session_that_ends_while_it_tells_of_others_leaves_no_endpoint() -> No
                 found.add(address, {b"b" * 16: b"its session was cut"})
             return False
 
-        found = Farewells(engine, lambda _: None, end)
-        mine.on_thread(lambda: found.add(engine.address, {b"a" * 16: b"closed"}))
-        assert len(engine.endpoints) == 1
+        def add() -> None:
+            found.add(engine.address, {b"a" * 16: b"closed"})
+            made.append(
+                len(engine.endpoints)
+            )  # before any of them has sent everything and is closed
+
+        found, made = Farewells(engine, lambda _: None, end), list[int]()
+        mine.on_thread(add)
+        assert made == [1]
         mine.on_thread(found.close)
         assert not engine.endpoints

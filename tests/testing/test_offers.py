@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from datadist.testing.offers import widened
@@ -26,6 +26,7 @@ FORMS: dict[str, Callable[[int, int], bytes]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 @given(ADDRESSES, SIZES, st.integers(0, 1 << 20), st.integers(1, 1 << 20))
+@example(1 << 40, 4096, 0, 1)  # in little byte order too, six bytes further
 def test_ranges_are_found(form: str, address: int, size: int, before: int, after: int) -> None:
     low, high = address - before, address + size + after
     made = FORMS[form]
