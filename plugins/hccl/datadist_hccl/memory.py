@@ -172,6 +172,12 @@ class Memory:
             region.released = True
             self._free_unused([region])
 
+    def release_all(self) -> None:
+        """Give up what core has kept since a communicator may still use it: at the end of that one."""
+        with self._lock:
+            for region in self._regions:
+                region.released = True
+
     def take(self, regions: Sequence[HcclRegion]) -> list[int]:
         """HCCL's handles of regions for a communicator; undone by :meth:`give_back`.
 

@@ -242,6 +242,7 @@ class HcclTransport(Transport):
         """Whether all memory is given back."""
         try:
             self._staging.close()
+            self._memory.release_all()
             self._memory.settle()
         except AclError as error:
             log.error("memory is not given back in order: %s", error)
