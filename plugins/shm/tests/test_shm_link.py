@@ -367,6 +367,7 @@ def test_options_are_checked() -> None:
 
 
 LARGE = 32 << 20
+PART = LARGE // 8
 SOON = 30.0
 """Seconds, far from the minutes that copies take which nobody ends."""
 
@@ -397,10 +398,11 @@ def test_many_blocks_by_several_threads(large: Pair) -> None:
     assert not _words(large.region.address, LARGE)[count * block // 8 :].any()
 
 
-def _endless(pair: Pair, timeout: float) -> None:
-    """Minutes of copies."""
-    count = 40_000
-    vectors = [array("q", [n]) * count for n in (pair.region.address, pair.remote, LARGE)]
+def _endless(pair: Pair, timeout: float, begin: int = 0, size: int = LARGE) -> None:
+    """Minutes of copies into a part of the memory."""
+    count = 40_000 * LARGE // size
+    here, there = pair.region.address + begin, pair.remote + begin
+    vectors = [array("q", [n]) * count for n in (here, there, size)]
     pair.links[0].read(1, vectors[0], vectors[1], vectors[2], timeout)
 
 
@@ -436,16 +438,19 @@ def test_a_peer_that_dies_meanwhile_is_noticed(large: Pair) -> None:
 
 
 def _pull_endlessly(pair: Pair, count: int) -> tuple[list[threading.Thread], list[str]]:
-    """Several at the same time over one link, which are inside; and how each failed."""
+    """Several at the same time over one link, which are inside; and how each failed.
+
+    Each has a part of the memory of its own, and the last of eight parts is left alone.
+    """
     failed: list[str] = []
 
-    def pull() -> None:
+    def pull(part: int) -> None:
         try:
-            _endless(pair, 600)
+            _endless(pair, 600, part * PART, PART)
         except TransferError as error:
             failed.append(str(error))
 
-    threads = [threading.Thread(target=pull) for _ in range(count)]
+    threads = [threading.Thread(target=pull, args=(part,)) for part in range(count)]
     for thread in threads:
         thread.start()
     until(lambda: len(pair.links[0]._paths[1].inside) == count)
@@ -470,8 +475,10 @@ def test_the_end_ends_all_that_is_in_flight_before_memory_is_unmapped(
 
 def test_a_small_read_ends_beside_large_ones(large: Pair) -> None:
     threads, failed = _pull_endlessly(large, 2)
-    here, there, size = (array("q", [n]) for n in (large.region.address, large.remote, 64))
-    large.links[0].read(1, here, there, size, 30.0)
+    last = LARGE - 64
+    here, there = large.region.address + last, large.remote + last
+    vectors = [array("q", [n]) for n in (here, there, 64)]
+    large.links[0].read(1, vectors[0], vectors[1], vectors[2], 30.0)
     assert not failed
     large.links[0].abort(1)
     for thread in threads:
