@@ -96,7 +96,7 @@ class Pair:
     """A puller in this process and its owner in another one."""
 
     def __init__(
-        self, access: Access, links: int = 1, memory: str = "pool", size: int = SIZE
+        self, access: Access, links: int = 1, memory: str = "pool", size: int = SIZE, **extra: str
     ) -> None:
         self.sock, theirs = socket.socketpair()
         args = (theirs, os.getpid(), access.value, links, memory, size)
@@ -106,7 +106,7 @@ class Pair:
         assert self.process.pid is not None
         self.pid = self.process.pid
         self.pidfd = os.pidfd_open(self.pid)
-        self.transport = ShmTransport(TransportOptions())
+        self.transport = ShmTransport(TransportOptions(extra=extra))
         self.region = self.transport.allocate(size, Placement.HOST)
         self.links = []
         self.sock.settimeout(20)
@@ -380,6 +380,14 @@ def large(request: pytest.FixtureRequest) -> Iterator[Pair]:
     pair.close()
 
 
+@pytest.fixture(params=["pool", "user"])
+def unhelped(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """The same, with one thread per transfer: two would write the same bytes in :func:`_endless`."""
+    pair = Pair(Access.READ, memory=request.param, size=LARGE, threads="1")
+    yield pair
+    pair.close()
+
+
 def test_many_blocks_by_several_threads(large: Pair) -> None:
     block = 12_296
     count = LARGE // block
@@ -459,28 +467,28 @@ def _pull_endlessly(pair: Pair, count: int) -> tuple[list[threading.Thread], lis
 
 @pytest.mark.parametrize("end", ["close", "abort"])
 def test_the_end_ends_all_that_is_in_flight_before_memory_is_unmapped(
-    large: Pair, end: str
+    unhelped: Pair, end: str
 ) -> None:
-    threads, failed = _pull_endlessly(large, 4)
+    threads, failed = _pull_endlessly(unhelped, 4)
     if end == "abort":
-        large.links[0].abort(1)
+        unhelped.links[0].abort(1)
         for thread in threads:
             thread.join(SOON)
-    assert large.links[0].close() == frozenset()
-    assert not large.links[0]._paths[1].inside
+    assert unhelped.links[0].close() == frozenset()
+    assert not unhelped.links[0]._paths[1].inside
     for thread in threads:
         thread.join(SOON)
     assert ["aborted" in text for text in failed] == [True] * 4
 
 
-def test_a_small_read_ends_beside_large_ones(large: Pair) -> None:
-    threads, failed = _pull_endlessly(large, 2)
+def test_a_small_read_ends_beside_large_ones(unhelped: Pair) -> None:
+    threads, failed = _pull_endlessly(unhelped, 2)
     last = LARGE - 64
-    here, there = large.region.address + last, large.remote + last
+    here, there = unhelped.region.address + last, unhelped.remote + last
     vectors = [array("q", [n]) for n in (here, there, 64)]
-    large.links[0].read(1, vectors[0], vectors[1], vectors[2], 30.0)
+    unhelped.links[0].read(1, vectors[0], vectors[1], vectors[2], 30.0)
     assert not failed
-    large.links[0].abort(1)
+    unhelped.links[0].abort(1)
     for thread in threads:
         thread.join(SOON)
 
