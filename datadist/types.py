@@ -14,7 +14,7 @@ from datadist.base import checks
 from datadist.base.addresses import parse_ipv4
 from datadist.base.callers import pass_on
 from datadist.base.enums import NamedInt
-from datadist.base.hints import ADDRESSES
+from datadist.base.hints import ADDRESSES, TENSORS
 from datadist.base.keywords import named_keywords
 from datadist.base.names import CheckedAttributes, NamedMembers
 from datadist.keys import INVALID_ID, BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
@@ -287,7 +287,7 @@ class CacheDesc(CheckedAttributes):
 
         Raises ``TypeError``, LLMException (LLM_PARAM_INVALID) for tensors that make no cache.
         """
-        checks.check_isinstance("tensors", tensors, (list, tuple), allow_none=False)
+        checks.check_isinstance("tensors", tensors, (list, tuple), allow_none=False, use=TENSORS)
         if not tensors:
             raise param_invalid("tensors is empty: give one per tensor of the cache")
         found = [_memory_of(f"tensors[{place}]", value) for place, value in enumerate(tensors)]

@@ -33,7 +33,7 @@ def check_isinstance(
 ) -> None:
     """Raise ``TypeError`` when ``value`` is none of ``types``.
 
-    ``use`` is :data:`hints.ADDRESSES` where an int is an address.
+    ``use`` is :data:`hints.ADDRESSES` where an int is an address, :data:`hints.TENSORS` for tensors.
     """
     if (value is None and allow_none) or is_a(value, types):
         return

@@ -14,10 +14,12 @@ from datadist.base.callers import pass_on
 from datadist.base.names import member_for
 from datadist.base.texts import short_repr
 
-__all__ = ["ADDRESSES", "described", "for_json", "for_json_text", "for_wanted"]
+__all__ = ["ADDRESSES", "TENSORS", "described", "for_json", "for_json_text", "for_wanted"]
 
 ADDRESSES = "addresses"
 """Integers are expected as addresses of memory, not as numbers."""
+TENSORS = "tensors"
+"""A list of tensors is expected."""
 
 
 def described(value: object) -> str | None:
@@ -35,7 +37,8 @@ def described(value: object) -> str | None:
 def for_wanted(value: object, wanted: tuple[type, ...], use: str = "") -> str:
     """How to convert a value to one of the types ``wanted``; empty if no hint is known.
 
-    ``use`` is :data:`ADDRESSES` where integers, or lists of them, are addresses of memory.
+    ``use`` is :data:`ADDRESSES` where integers, or lists of them, are addresses of memory, and
+    :data:`TENSORS` where lists are of tensors.
     """
     for kind in wanted:
         if issubclass(kind, Enum):
@@ -47,6 +50,8 @@ def for_wanted(value: object, wanted: tuple[type, ...], use: str = "") -> str:
         return "give list(...) of it"
     if not {int, list} & set(wanted):
         return ""
+    if use == TENSORS and described(value):
+        return "give a list with one tensor for each of the cache"
     if use != ADDRESSES:
         return _number(value, int in wanted)
     address = _address(value)

@@ -309,13 +309,18 @@ class _Pull:
         """The positions in the granted list that are to be read. Raises LLM_PARAM_INVALID."""
         count, places = len(granted.blocks), self._wanted.positions
         with as_param_invalid():
-            places = check_blocks("src_blocks", places, count) if len(places) else range(count)
+            places = self._check_places(places, count) if len(places) else range(count)
         if len(places) != len(self._targets):
             raise param_invalid(
                 f"dst_blocks has {len(self._targets)} entries, and {len(places)} of the {count} granted "
                 "blocks are to be pulled: each goes to the destination block at the same place"
             )
         return places
+
+    @staticmethod
+    def _check_places(places: Blocks, count: int) -> Blocks:
+        holder = "src_blocks are positions in the list of the grant, which"
+        return check_blocks("src_blocks", places, count, holder)
 
     def _check(self, view: PeerView, granted: Granted, reader: _WordReader) -> None:
         """The data has been read by now. Raises :class:`GrantEnded`."""

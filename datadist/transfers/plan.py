@@ -184,12 +184,12 @@ def joined(parts: Sequence[Segments]) -> Segments:
     return Segments(local, remote, length, sum(part.nbytes for part in parts))
 
 
-def check_blocks(name: str, blocks: Blocks, count: int) -> Blocks:
+def check_blocks(name: str, blocks: Blocks, count: int, holder: str = "the cache") -> Blocks:
     """``blocks`` in the form that the planning functions take fastest, all in ``[0, count)``.
 
     Raises :class:`ValueError` naming the first bad index, its position and the limit (``name``
     begins the text), :class:`TypeError` for a negative one (LLM-DataDist API, pull_blocks) and for
-    something that is not a flat list of integers.
+    something that is not a flat list of integers. ``holder`` has the ``count`` blocks, for people.
     """
     if isinstance(blocks, np.ndarray) and (blocks.dtype.kind not in "iu" or blocks.ndim != 1):
         raise TypeError(
@@ -198,7 +198,7 @@ def check_blocks(name: str, blocks: Blocks, count: int) -> Blocks:
     if len(blocks) <= SCALAR_SEGMENTS:
         plain = _plain_checked(name, blocks)
         if plain and (min(plain) < 0 or max(plain) >= count):
-            raise _out_of_range(name, plain, count)
+            raise _out_of_range(name, plain, count, holder)
         return plain
     try:
         # As unsigned numbers negative ones are huge, so that one pass finds both kinds.
@@ -214,7 +214,7 @@ def check_blocks(name: str, blocks: Blocks, count: int) -> Blocks:
         pass_on(error)
         raise TypeError(f"{name} must hold only integers: {error}") from None
     if bad:
-        raise _out_of_range(name, blocks, count)
+        raise _out_of_range(name, blocks, count, holder)
     return vector
 
 
@@ -281,14 +281,12 @@ def _ascends(vector: Int64Array) -> bool:
     return bool(np.greater(vector[1:], vector[:-1]).all())
 
 
-def _out_of_range(name: str, blocks: Blocks, count: int) -> Exception:
+def _out_of_range(name: str, blocks: Blocks, count: int, holder: str) -> Exception:
     numbers = map(as_index, blocks)
     place, block = next((i, b) for i, b in enumerate(numbers) if not 0 <= b < count)
     if block < 0:
         return TypeError(f"{name}[{place}] is {int(block)}, only support unsigned integers")
-    limit = (
-        f"the cache has {count} blocks, 0 to {count - 1}" if count else "the cache has no blocks"
-    )
+    limit = f"{holder} has {count} blocks, 0 to {count - 1}" if count else f"{holder} has no blocks"
     return ValueError(f"{name}[{place}] is {int(block)}: {limit}")
 
 

@@ -57,6 +57,11 @@ def test_positions_are_those_of_the_grant(start_node: Start) -> None:
     assert owner.do(grants.state) == "GRANTED"
     reader.do(grants.pull, np.array([1, 2]), np.array([0, 1], np.uint8))
     check(reader, [30, 5, 5, 2], [8, 4, 1, 2])
+    with pytest.raises(RemoteError) as raised:  # a block of the owner's cache, as a beginner has it
+        reader.do(grants.pull, [0], [30])
+    assert raised.value.status == "LLM_PARAM_INVALID"
+    said = "src_blocks[0] is 30: src_blocks are positions in the list of the grant, which has 4 blocks"
+    assert said in raised.value.text
 
 
 def test_a_part_finishes_only_where_it_says_so(start_node: Start) -> None:
