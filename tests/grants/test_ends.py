@@ -60,7 +60,9 @@ def test_positions_are_those_of_the_grant(start_node: Start) -> None:
     with pytest.raises(RemoteError) as raised:  # a block of the owner's cache, as a beginner has it
         reader.do(grants.pull, [0], [30])
     assert raised.value.status == "LLM_PARAM_INVALID"
-    said = "src_blocks[0] is 30: src_blocks are positions in the list of the grant, which has 4 blocks"
+    said = (
+        "src_blocks[0] is 30: src_blocks are positions in the list of the grant, which has 4 blocks"
+    )
     assert said in raised.value.text
 
 
