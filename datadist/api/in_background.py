@@ -158,9 +158,7 @@ class InBackground(Pulling, Pushing):
 
         def move(limit: CallLimit) -> None:
             self._engine()
-            prepared.move(limit)
-            if notice is not None:
-                engine.notices.notify(notice, limit)
+            self._move(prepared, limit, notice)
 
         transfer = BackgroundTransfer(prepared.cluster, limit, move)
         try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from datadist.api.call_options import PreparedTransfer
 from datadist.engine.engine import Engine
 from datadist.status import LLMException, LLMStatusCode
+from datadist.transfers.limits import CallLimit
 
 
 class ManagerMixin:
@@ -32,6 +34,12 @@ class ManagerMixin:
             forked = engine is not None and engine.forked
             raise self._refusal(LLMStatusCode.LLM_ENGINE_FINALIZED, forked)
         return engine
+
+    def _move(self, prepared: PreparedTransfer, limit: CallLimit, notice: bytes | None) -> None:
+        """Move, and then send the message for the other end, if there is one."""
+        prepared.move(limit)
+        if notice is not None:
+            self._engine().notices.notify(notice, limit)
 
 
 def unbind(manager: ManagerMixin) -> None:

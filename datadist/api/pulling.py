@@ -87,9 +87,7 @@ class Pulling(Granting):
             cache_key, cache, batch_index, size, src_layer_range, dst_layer_range,
             tensor_num_per_layer,
         )  # fmt: skip
-        prepared.move(limit)
-        if notice is not None:
-            self._engine().notices.notify(notice, limit)
+        self._move(prepared, limit, notice)
 
     def _prepare_pull_cache(
         self, cache_key: CacheKey | CacheKeyByIdAndIndex, cache: Cache, batch_index: int, size: int,
@@ -186,9 +184,7 @@ class Pulling(Granting):
             src_cache_key, dst_cache, src_blocks, dst_blocks, src_layer_range, dst_layer_range,
             tensor_num_per_layer, token, release, notice is not None,
         )  # fmt: skip
-        prepared.move(limit)
-        if notice is not None:
-            self._engine().notices.notify(notice, limit)
+        self._move(prepared, limit, notice)
 
     def _prepare_pull_blocks(
         self, src_cache_key: CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey, dst_cache: Cache,

@@ -78,9 +78,7 @@ class Pushing(ManagerMixin):
             dst_cache_key, src_cache, src_batch_index, src_layer_range, dst_layer_range, size,
             tensor_num_per_layer,
         )  # fmt: skip
-        prepared.move(limit)
-        if notice is not None:
-            self._engine().notices.notify(notice, limit)
+        self._move(prepared, limit, notice)
 
     def _prepare_push_cache(
         self, dst_cache_key: CacheKeyByIdAndIndex, src_cache: Cache, src_batch_index: int,
@@ -159,9 +157,7 @@ class Pushing(ManagerMixin):
             dst_cache_key, src_cache, src_blocks, dst_blocks, src_layer_range, dst_layer_range,
             tensor_num_per_layer,
         )  # fmt: skip
-        prepared.move(limit)
-        if notice is not None:
-            self._engine().notices.notify(notice, limit)
+        self._move(prepared, limit, notice)
 
     def _prepare_push_blocks(
         self, dst_cache_key: BlocksCacheKey, src_cache: Cache, src_blocks: Blocks, dst_blocks: Blocks,
