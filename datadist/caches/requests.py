@@ -12,6 +12,7 @@ from datadist.base.workers import Workers
 from datadist.caches.peers import PeerView
 from datadist.control.account import Item
 from datadist.control.messages import Message
+from datadist.status import LLMException, LLMStatusCode
 
 Answer = TypeVar("Answer")
 T = TypeVar("T")
@@ -121,3 +122,19 @@ class Requests(Generic[Answer]):
         for request in list(self._open.values()):
             if request.view is view:
                 request.over.set()
+
+
+def no_answer(cluster: int, gone: bool, limit: object, what: str) -> LLMException:
+    """LLM_NOT_YET_LINK for a peer that is gone, LLM_TIMEOUT for one that did not say ``what`` in time.
+
+    ``limit`` is the time that it had, for people.
+    """
+    if gone:
+        return LLMException(
+            f"cluster {cluster} is gone; unlink and link again",
+            status_code=LLMStatusCode.LLM_NOT_YET_LINK,
+        )
+    return LLMException(
+        f"cluster {cluster} did not say within {limit} {what} (is it stopped?)",
+        status_code=LLMStatusCode.LLM_TIMEOUT,
+    )

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from datadist.caches.directory import KeyName
 from datadist.caches.owned import describe
 from datadist.caches.peers import PeerView
-from datadist.caches.requests import Request, Requests
+from datadist.caches.requests import Request, Requests, no_answer
 from datadist.control.messages import (
     MAX_RELEASES,
     AskGrant,
@@ -121,15 +121,7 @@ class GrantMessages:
             answer = request.wait(limit.deadline)
             if answer is not None:
                 return answer
-            if request.over.is_set():
-                raise LLMException(
-                    f"cluster {cluster} is gone; unlink and link again",
-                    status_code=LLMStatusCode.LLM_NOT_YET_LINK,
-                )
-            raise LLMException(
-                f"cluster {cluster} did not say within {limit} {what} (is it stopped?)",
-                status_code=LLMStatusCode.LLM_TIMEOUT,
-            )
+            raise no_answer(cluster, request.over.is_set(), limit, what)
 
         return self._requests.ask(view, make, wait)
 

@@ -279,7 +279,9 @@ class _Pull:
             answered = view.synchronize(self._limit.left)
             entry = self._entry(view, granted.cache_id, pin)
             if entry is None and not answered:
-                raise resolve.no_answer(view, self._limit, "whether the cache of the grant lives")
+                raise resolve.no_answer_of(
+                    view, self._limit, "whether the cache of the grant lives"
+                )
         if entry is None or not entry.blocks:
             raise self._ended("its cache was freed")
         found = Found(entry, 0, None)

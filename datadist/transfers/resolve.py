@@ -9,6 +9,7 @@ from typing import TypeAlias
 from datadist.caches.directory import KeyDirectory, KeyName
 from datadist.caches.owned import OwnCache, describe
 from datadist.caches.peers import PeerView
+from datadist.caches.requests import no_answer
 from datadist.control.messages import Binding, Entry
 from datadist.links.domain import Attempt, Domain
 from datadist.status import LLMException, LLMStatusCode, param_invalid
@@ -170,21 +171,12 @@ def look_up(view: PeerView, source: Source, limit: CallLimit, token: int) -> Fou
         return found
     if answered:
         raise not_there(view, source)
-    raise no_answer(view, limit, f"whether it has a cache for {text_of(source)}")
+    raise no_answer_of(view, limit, f"whether it has a cache for {text_of(source)}")
 
 
-def no_answer(view: PeerView, limit: CallLimit, what: str) -> LLMException:
-    """LLM_NOT_YET_LINK for a peer that is gone, LLM_TIMEOUT for one that did not say something."""
-    cluster = view.session.cluster_id
-    if view.session.closed:
-        return LLMException(
-            f"cluster {cluster} is gone; unlink and link again",
-            status_code=LLMStatusCode.LLM_NOT_YET_LINK,
-        )
-    return LLMException(
-        f"cluster {cluster} did not say within {limit} {what} (is it stopped?)",
-        status_code=LLMStatusCode.LLM_TIMEOUT,
-    )
+def no_answer_of(view: PeerView, limit: CallLimit, what: str) -> LLMException:
+    """Of a peer whose session tells whether it is gone, see `datadist.caches.requests.no_answer`."""
+    return no_answer(view.session.cluster_id, view.session.closed, limit, what)
 
 
 def slots_of(cache_id: int, count: int, cluster: int | None = None, blocks: bool = False) -> str:
