@@ -112,6 +112,14 @@ class _Owner:
         assert not grants._ending, where
 
 
+def _of_two() -> _Owner:
+    """One with the grants 1 and 2."""
+    made = _Owner()
+    made.grant(1)
+    made.grant(2)
+    return made
+
+
 def _name(req: int) -> KeyName:
     return KeyName("request", req, 0)
 
@@ -120,13 +128,7 @@ def _name(req: int) -> KeyName:
 def test_a_grant_that_the_caller_did_not_get_grants_nothing(
     kind: type[BaseException], step: int
 ) -> None:
-    def prepare() -> _Owner:
-        made = _Owner()
-        made.grant(1)
-        made.grant(2)
-        return made
-
-    for where, made in raising_anew(prepare, lambda each: each.grant(1), kind, step):
+    for where, made in raising_anew(_of_two, lambda each: each.grant(1), kind, step):
         made.check(where)
         if len(made.made) == 3:  # it was not interrupted before there was anything
             assert made.made[-1] not in made.grants._live.values(), where
@@ -139,14 +141,8 @@ def test_a_grant_that_the_caller_did_not_get_grants_nothing(
 def test_a_revocation_that_is_interrupted_has_happened_or_not(
     kind: type[BaseException], step: int
 ) -> None:
-    def prepare() -> _Owner:
-        made = _Owner()
-        made.grant(1)
-        made.grant(2)
-        return made
-
     for where, made in raising_anew(
-        prepare, lambda each: each.grants.revoke(each.made[0]), kind, step
+        _of_two, lambda each: each.grants.revoke(each.made[0]), kind, step
     ):
         made.check(where)
         made.grants.revoke(made.made[0])
