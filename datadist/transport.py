@@ -342,6 +342,14 @@ class Group:
 class Link(ABC):
     """One communication domain of a transport: this rank's paths to every other rank."""
 
+    def capabilities_of(self, rank: int) -> Capabilities | None:
+        """What this link can do with ``rank``; constant while it is open.
+
+        None, as the base class returns, means :attr:`Transport.capabilities`. Core asks once, after
+        :meth:`Transport.open`.
+        """
+        return None
+
     @abstractmethod
     def offer(self, rank: int) -> Offer:
         """What ``rank`` needs to reach our memory. Local and fast; called once per peer.
