@@ -9,9 +9,12 @@ import re
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from datadist.base.texts import short_repr
+from datadist.cli.far import add_far, add_hosts
+from datadist.testing.far_hosts import FarHostsError
 from datadist.transport import API_VERSION
 from datadist.transports.loader import BackendError, choose_backend
 
@@ -37,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--settings", metavar="MODULE:CLASS",
                         help="class derived from TransportConformance with what the transport "
                              "needs, such as a rank table")  # fmt: skip
+    add_far(parser)
+    add_hosts(parser)
 
 
 def _factor(text: str) -> float:
@@ -66,21 +71,31 @@ def run(args: argparse.Namespace) -> int:
     try:
         choice = choose_backend(args.name, {})
         chosen = _class_of(args)
-    except (BackendError, ImportError, _NoSettings) as error:
+        print(f"{choice.backend}: {choice.why.partition('; ')[2]}", flush=True)
+        try:
+            if chosen.far:
+                print(f"far: {_make_hosts(chosen)}", flush=True)
+            return _test(chosen, str(choice.backend), args)
+        finally:
+            chosen.teardown_class()
+    except (BackendError, ImportError, _NoSettings, FarHostsError) as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def _test(chosen: type[TransportConformance], backend: str, args: argparse.Namespace) -> int:
+    """Run the tests; the exit status."""
     import pytest
 
     from datadist.testing import selected
 
     vars(selected)["TestTransport"] = chosen
-    print(f"{choice.backend}: {choice.why.partition('; ')[2]}", flush=True)
     report = _Report(args.verbose)
     command = ["--pyargs", "datadist.testing.selected", "-c", os.devnull, "--noconftest",
                "-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:xdist",
                "-p", "no:randomly"]  # fmt: skip
     pytest.main([*command, *(["-k", args.select] if args.select else [])], plugins=[report])
-    return report.verdict(str(choice.backend), args.select)
+    return report.verdict(backend, args.select)
 
 
 class _NoSettings(Exception):
@@ -103,7 +118,24 @@ def _class_of(args: argparse.Namespace) -> type[TransportConformance]:
     own: dict[str, Any] = {"transport": args.name, "extra": {**base.extra, **dict(args.option)}}
     if args.timeout_scale:
         own["timeout_scale"] = args.timeout_scale
+    if args.far:
+        own |= {"far": args.far, "far_hosts": args.hosts}
     return type("TestTransport", (base,), own)
+
+
+def _make_hosts(chosen: type[TransportConformance]) -> str:
+    """Make the hosts, which the tests will use, and say what they are.
+
+    Raises :class:`FarHostsError` where there can be none, or where the transport cannot use them.
+    """
+    from datadist.testing.families.kit import CANNOT_BE_FAR
+    from datadist.testing.processes import PeerError
+
+    hosts, testbed = chosen.set_up_far()
+    with suppress(PeerError):  # the tests show why the transport does not start
+        if testbed.capabilities.same_host_only:
+            raise FarHostsError(f"{chosen.transport} cannot be tested with --far: {CANNOT_BE_FAR}")
+    return hosts.describe()
 
 
 class _Report:

@@ -16,6 +16,7 @@ from typing import Any
 from datadist.base.texts import in_seconds
 from datadist.testing import wire
 from datadist.testing.connections import Connections
+from datadist.testing.namespace import enter
 from datadist.transport import InFlight, Link, Region, Transport
 
 PR_SET_PDEATHSIG = 1
@@ -86,9 +87,11 @@ class WithFds:
     fds: list[int]
 
 
-def serve(pipe_fd: int, stacks_fd: int) -> None:
-    """Run functions for the test until it closes the pipe."""
+def serve(pipe_fd: int, stacks_fd: int, namespace: str) -> None:
+    """Run functions for the test until it closes the pipe; in a network namespace, if one is named."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if namespace:
+        enter(namespace)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, file=stacks_fd, all_threads=True)
     pipe, state = Connection(pipe_fd), State()

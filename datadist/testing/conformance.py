@@ -56,8 +56,18 @@ class TransportConformance(
         called with an open link and a peer's rank, in the process that asks. Afterwards this link
         asks that rank for any range and any access, without a check of its own: only the owner can
         refuse. Default: the kit widens the ranges that it finds in offers, if it finds any.
+    ``far``
+        True: each rank is on a host of its own, and ranks meet over the network. The hosts are network
+        namespaces where those can be made (root, ``ip``), else runtime directories and addresses of
+        loopback; ``"namespaces"`` or ``"directories"`` chooses. An option's value may contain
+        ``{device}`` and ``{address}``, which are those of the rank's host: `eth0` and an address of
+        the namespace, or `lo` and one of loopback.
+    ``far_hosts``
+        How many hosts there are, 2 to 4. With 2 the ranks 0 and 2 are on the first one, 1 and 3 on the
+        second one: for transports that treat near and far ranks of a link differently.
     ``transport_options(rank)``, ``rank_table(size)``, ``peer_address(rank)``
         Class methods: all options, the text of the rank table of a link of 2 to
         4 ranks, and the network address of a rank. The defaults are device ids equal to ranks on
-        127.0.0.1.
+        127.0.0.1; with ``far`` on the hosts, which ``host(rank)`` describes, with their address as
+        ``listen_address`` and a key.
     """

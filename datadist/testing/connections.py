@@ -16,9 +16,9 @@ class Connection:
     """A peer process while links with it are open."""
 
     peer: Peer
-    core: socket.socket | None = None
-    """What stands for core's connection to the peer; None for a peer met over the network."""
-    remote: socket.socket | None = None
+    core: socket.socket
+    """What stands for core's connection to the peer."""
+    remote: socket.socket
     """The other end of that."""
     links: set[str] = field(default_factory=set)
     lost: bool = False
@@ -26,8 +26,7 @@ class Connection:
     def close(self) -> None:
         """Give the descriptors back."""
         for end in (self.core, self.remote):
-            if end is not None:
-                end.close()
+            end.close()
         if self.peer.pidfd is not None:
             os.close(self.peer.pidfd)
 
@@ -40,14 +39,17 @@ class Connections:
         self._lock = threading.Lock()
 
     def take(
-        self, transport: Transport, link: str, rank: int, pid: int, address: str | None
-    ) -> Peer:
-        """The peer for a group of ``link``; connects to it if this is its first link."""
-        incarnation = f"engine-{pid}" + ("" if address is None else f"@{address}")
+        self, transport: Transport, link: str, rank: int, incarnation: str, pid: int,
+        address: str | None,
+    ) -> Peer:  # fmt: skip
+        """The peer for a group of ``link``; connects to it if this is its first link.
+
+        With an ``address`` it is met over the network: its process is not known then.
+        """
         with self._lock:
             connection = self._all.get(incarnation)
             if connection is None:
-                connection = _connected(transport, rank, pid, incarnation, address)
+                connection = _connected(transport, rank, incarnation, pid, address)
                 self._all[incarnation] = connection
             connection.links.add(link)
         return replace(connection.peer, rank=rank)
@@ -75,15 +77,14 @@ class Connections:
 
 
 def _connected(
-    transport: Transport, rank: int, pid: int, incarnation: str, address: str | None
+    transport: Transport, rank: int, incarnation: str, pid: int, address: str | None
 ) -> Connection:
+    core, remote = socket.socketpair()
     if address is None:
-        core, remote = socket.socketpair()
-        pidfd = os.pidfd_open(pid)
-        peer = Peer(rank, incarnation, pid, pidfd, control_fd=core.fileno())
-        connection = Connection(peer, core, remote)
+        peer = Peer(rank, incarnation, pid, os.pidfd_open(pid), control_fd=core.fileno())
     else:
-        connection = Connection(Peer(rank, incarnation, address=address))
+        peer = Peer(rank, incarnation, address=address, control_fd=core.fileno())
+    connection = Connection(peer, core, remote)
     try:
         connection.peer = replace(connection.peer, connection=transport.connect(connection.peer))
     except BaseException:

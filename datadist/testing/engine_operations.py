@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from datadist import Cache
 
 POOL = 8 << 20
+LISTEN_PORT = 26600
+"""Of engines that are far from each other, and so have addresses of their own."""
 TENSORS, SLOTS, WIDTH = 3, 4, 1000
 
 
@@ -41,6 +43,11 @@ class EngineSettings:
     seconds: float
 
 
+def option_key(backend: str, name: str) -> str:
+    """The option of `init`: of a combination such as ``shm+ucx`` the name says whose, ``ucx.device``."""
+    return f"datadist.{name}" if "+" in backend else f"datadist.{backend}.{name}"
+
+
 def start_engine(state: State, cluster: int, settings: EngineSettings) -> None:
     """An engine in the place of the kit's own transport."""
     operations.close_transport(state)
@@ -51,6 +58,8 @@ def start_engine(state: State, cluster: int, settings: EngineSettings) -> None:
     config.device_id = settings.options.device_id
     config.link_total_time = int(settings.seconds)
     config.sync_kv_timeout = int(settings.seconds * 1000)
+    if settings.options.listen_address is not None:
+        config.listen_ip_info = f"{settings.options.listen_address}:{LISTEN_PORT}"
     pool = json.dumps({"memory_size": POOL, "page_shift": 12})
     if settings.placement is Placement.DEVICE:
         config.mem_pool_cfg = pool
@@ -58,7 +67,7 @@ def start_engine(state: State, cluster: int, settings: EngineSettings) -> None:
         config.host_mem_pool_cfg = pool
     options = config.generate_options()
     for name, value in settings.options.extra.items():
-        options[f"datadist.{settings.backend}.{name}"] = value
+        options[option_key(settings.backend, name)] = value
     if settings.options.auth_key is not None:
         os.environ["DATADIST_AUTH_KEY"] = os.fsdecode(settings.options.auth_key)
     state.engine = LLMDataDist(LLMRole.MIX, cluster)

@@ -110,20 +110,27 @@ class GroupPlan:
     table: str | None
     seconds: float
     addresses: Mapping[int, str] = field(default_factory=dict)
-    """Addresses of peers that are connected over the network; their processes are not known."""
+    """Addresses of the peers that this process meets over the network."""
+    network: bool = False
+    """Whether all meet over the network this time, although they are on one host."""
+
+    def incarnation(self, rank: int) -> str:
+        """That of a rank's engine, equal at all ranks."""
+        return f"engine-{self.pids[rank]}" + ("@network" if self.network else "")
 
 
 def open_link(
     state: State, link: str, plan: GroupPlan, rank: int, labels: Sequence[str], access: Access
 ) -> Outcome:
     """Make this rank's side."""
-    peers = {rank: Peer(rank, f"engine-{plan.pids[rank]}")}
+    peers = {rank: Peer(rank, plan.incarnation(rank))}
 
     def call() -> None:
         for other, pid in plan.pids.items():
             if other != rank:
-                address = plan.addresses.get(other)
-                peers[other] = state.peers.take(state.live, link, other, pid, address)
+                peers[other] = state.peers.take(
+                    state.live, link, other, plan.incarnation(other), pid, plan.addresses.get(other)
+                )
         group = Group(
             name=plan.name, rank=rank, peers=dict(sorted(peers.items())),
             table=None if plan.table is None else parse_rank_table(plan.table),
@@ -137,6 +144,12 @@ def open_link(
     if not outcome.ok:
         state.peers.give_back(state.live, link)
     return outcome
+
+
+def capabilities_of(state: State, link: str, rank: int) -> Capabilities:
+    """What a link can do with a peer."""
+    own = state.links[link].capabilities_of(rank)
+    return state.live.capabilities if own is None else own
 
 
 def open_links(
@@ -196,8 +209,6 @@ def _run(link: Link, order: Move, vectors: Sequence[Any]) -> bool | None:
 def control(state: State, link: str, rank: int, what: str) -> None:
     """Send to, read from, or end the socket that stands for core's connection to a peer."""
     connection = state.peers.of(link, rank)
-    assert connection.core is not None, "the kit has no connection to this peer"
-    assert connection.remote is not None, "the kit has no connection to this peer"
     if what == "arrives":
         connection.remote.send(b"news")
     elif what == "is taken":

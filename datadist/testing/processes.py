@@ -29,7 +29,7 @@ STDERR_SECONDS = 2.0
 LAST_LINES = 30
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from datadist.testing.child import serve; serve(int(sys.argv[1]), int(sys.argv[3]))"
+    "from datadist.testing.child import serve; serve(int(sys.argv[1]), int(sys.argv[3]), sys.argv[4])"
 )
 
 
@@ -74,7 +74,9 @@ class _Stderr:
 class Process:
     """A new Python process; ``scale`` multiplies every deadline."""
 
-    def __init__(self, name: str, environ: Mapping[str, str], scale: float) -> None:
+    def __init__(
+        self, name: str, environ: Mapping[str, str], scale: float, namespace: str | None = None
+    ) -> None:
         self.name = name
         self._scale = scale
         self._stacks_file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as we
@@ -82,7 +84,15 @@ class Process:
         fds = [theirs.fileno(), self._stacks_file.fileno()]
         with theirs:
             self._popen = subprocess.Popen(
-                [sys.executable, "-c", BOOT, str(fds[0]), json.dumps(sys.path), str(fds[1])],
+                [
+                    sys.executable,
+                    "-c",
+                    BOOT,
+                    str(fds[0]),
+                    json.dumps(sys.path),
+                    str(fds[1]),
+                    namespace or "",
+                ],
                 pass_fds=fds,
                 env={**os.environ, **environ},
                 stdin=subprocess.DEVNULL,

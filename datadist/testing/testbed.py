@@ -9,11 +9,12 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datadist.base.texts import in_seconds
 from datadist.testing import memory_operations, operations
+from datadist.testing.far_hosts import FarHosts
 from datadist.testing.operations import GroupPlan, Move
 from datadist.testing.outcome import Outcome
 from datadist.testing.pattern import ExpectedWrite
@@ -51,6 +52,8 @@ class Settings:
     """Name of the function that makes memory of the user."""
     trusting_asker: str | None = None
     """Name of the function that has a link skip its own checks of what it asks for."""
+    hosts: FarHosts | None = None
+    """The hosts of the ranks; None where all run on this one."""
 
 
 @dataclass(eq=False)
@@ -99,11 +102,12 @@ class Linked:
     """One link between processes, which are its ranks."""
 
     def __init__(
-        self, testbed: Testbed, name: str, members: Mapping[int, Process], access: Access
+        self, testbed: Testbed, plan: GroupPlan, members: Mapping[int, Process], access: Access
     ) -> None:
-        self.name = name
+        self.name = plan.name
         self.access = access
         self.members = members
+        self._network = plan.network
         self._testbed = testbed
         self.scale = testbed.scale
         self._open = set(members)
@@ -191,6 +195,18 @@ class Linked:
         """The process of that rank is gone."""
         self._open.discard(rank)
 
+    def kill(self, rank: int) -> None:
+        """End the process of a rank. Core tells the transports of other hosts, as it does at once."""
+        self.members[rank].kill()
+        self.forget(rank)
+        for other in sorted(self._open):
+            if self._testbed.are_far(rank, other):
+                self.lose(other, rank)
+
+    def by_network(self, rank: int, other: int) -> bool:
+        """Whether two ranks have met over the network: then no descriptors can be sent."""
+        return self._network or self._testbed.are_far(rank, other)
+
 
 class Testbed:
     """Up to four processes that are shared by all tests; each test cleans up after itself."""
@@ -202,6 +218,7 @@ class Testbed:
         self._processes: dict[int, Process] = {}
         self._numbers = itertools.count(1)
         self._capabilities: Capabilities | None = None
+        self._of_links: dict[tuple[int, int], Capabilities] = {}
 
     # -- processes -------------------------------------------------------------------------------
 
@@ -211,9 +228,20 @@ class Testbed:
         if process is None or process.ended:
             if process is not None:
                 process.close()
-            environ = {"DATADIST_RUNTIME_DIR": self._directory}
-            process = self._processes[rank] = Process(f"rank {rank}", environ, self.scale)
+            process = self._processes[rank] = self._start(rank)
         return process
+
+    def _start(self, rank: int) -> Process:
+        name, hosts = f"rank {rank}", self.settings.hosts
+        if hosts is None:
+            return Process(name, {"DATADIST_RUNTIME_DIR": self._directory}, self.scale)
+        host = hosts.host(rank)
+        return Process(name, host.environ, self.scale, host.namespace)
+
+    def are_far(self, rank: int, other: int) -> bool:
+        """Whether two ranks are on different hosts."""
+        hosts = self.settings.hosts
+        return hosts is not None and hosts.host(rank) != hosts.host(other)
 
     def process(self, rank: int) -> Process:
         """The process of a rank, with its transport."""
@@ -229,13 +257,24 @@ class Testbed:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the transport declares."""
+        """What the transport declares: of memory, and of all links alike."""
         if self._capabilities is None:
             process = self.bare(0)
             self._capabilities = process.do(
                 operations.set_up, self.settings.transport, self.settings.options(0)
             )
         return self._capabilities
+
+    def ask_link(self, rank: int = 0, other: int = 1) -> Capabilities:
+        """What counts for transfers between two ranks: what their link says, as core asks it."""
+        pair = rank, other
+        if pair not in self._of_links:
+            linked = self.open(self.processes(max(pair) + 1), {})
+            self._of_links[pair] = linked.members[rank].do(
+                operations.capabilities_of, linked.name, other
+            )
+            linked.close_all()
+        return self._of_links[pair]
 
     # -- memory ----------------------------------------------------------------------------------
 
@@ -287,20 +326,22 @@ class Testbed:
         access: Access = Access.READ, *, over_network: bool = False,
     ) -> list[Linked]:  # fmt: skip
         """Links that every rank has opened, all of them at the same moment."""
-        names = [f"kit-{os.getpid()}-{next(self._numbers)}" for _ in range(count)]
-        links = [Linked(self, name, members, access) for name in names]
-        addresses = {r: self.settings.address(r) for r in members} if over_network else {}
         plans = [
             GroupPlan(
-                name=name, pids={rank: process.pid for rank, process in members.items()},
+                name=f"kit-{os.getpid()}-{next(self._numbers)}",
+                pids={rank: process.pid for rank, process in members.items()},
                 table=self.settings.table(len(members)), seconds=LINK_SECONDS * self.scale,
-                addresses=addresses,
+                network=over_network,
             )
-            for name in names
+            for _ in range(count)
         ]  # fmt: skip
+        links = [Linked(self, plan, members, access) for plan in plans]
         for rank, process in members.items():
             labels = [m.label for m in memory.get(rank, ())]
-            for outcome in process.do(operations.open_links, plans, rank, labels, access):
+            met = [r for r in members if r != rank and links[0].by_network(rank, r)]
+            addresses = {r: self.settings.address(r) for r in met}
+            ours = [replace(plan, addresses=addresses) for plan in plans]
+            for outcome in process.do(operations.open_links, ours, rank, labels, access):
                 outcome.must_succeed(f"open at rank {rank}")
         return links
 
@@ -311,6 +352,10 @@ class Testbed:
         process.begin(operations.offer, linked.name, rank)
         data, fds = process.result_with_fds()
         try:
+            assert not fds or not linked.by_network(owner, rank), (
+                f"the offer of rank {owner} for rank {rank} has {len(fds)} descriptors, which cannot "
+                "be sent to another host"
+            )
             yield data, fds
         finally:
             for fd in fds:

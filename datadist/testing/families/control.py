@@ -54,5 +54,5 @@ class Control(Kit):
 
 def need_watching(testbed: Testbed) -> None:
     """Skip if reads do not report arrivals."""
-    if not testbed.capabilities.watches_control:
+    if not testbed.ask_link().watches_control:
         pytest.skip("capabilities.watches_control is False")

@@ -119,7 +119,7 @@ class Failures(Kit):
     def test_abort_ends_what_is_in_flight(self, testbed: Testbed) -> None:
         """Within milliseconds, from another thread."""
         linked, mine, theirs = pair(testbed, size=BIG)
-        stop = not testbed.capabilities.passive_target
+        stop = not testbed.ask_link().passive_target
         process = linked.members[0]
         if stop:
             linked.members[1].pause()
@@ -186,8 +186,7 @@ class Failures(Kit):
         members = testbed.processes(3)
         memory = {rank: testbed.allocate(members[rank]) for rank in members}
         linked = testbed.link(members, {rank: [m] for rank, m in memory.items()})
-        members[1].kill()
-        linked.forget(1)
+        linked.kill(1)
         for _ in range(2):
             outcome = linked.move(0, 1, memory[0], memory[1], [(0, 0, 1000)], timeout=FAR)
             _check_lost(outcome)
@@ -218,9 +217,8 @@ class Failures(Kit):
         if state == "stopped":
             linked.members[1].pause()
             time.sleep(0.3)
-        linked.members[1].kill()
         begin = time.monotonic()
-        linked.forget(1)
+        linked.kill(1)
         wait = 2 * FAR * testbed.scale
         outcome = process.do(operations.finish, "move", wait, timeout=2 * FAR + 30)
         outcome.must_be(TransferError, "the peer died in the transfer")
@@ -318,7 +316,7 @@ def _long_call(
 ) -> tuple[Outcome, int]:
     """A call of at least 0.3 s: a wait for a stopped peer, or many copies of the same bytes."""
     process, repeat = linked.members[0], 8
-    if not testbed.capabilities.passive_target:
+    if not testbed.ask_link().passive_target:
         order = linked.order(
             0, 1, mine, theirs, [(0, 0, BIG)], write=write, timeout=0.5 / testbed.scale
         )

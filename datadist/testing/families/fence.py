@@ -33,7 +33,7 @@ class Fence(Kit):
     @rule("Capabilities.one_sided_write", "Link.write")
     def test_writing_is_refused_where_not_declared(self, testbed: Testbed) -> None:
         """Whatever access was granted."""
-        if testbed.capabilities.one_sided_write:
+        if testbed.ask_link().one_sided_write:
             pytest.skip("capabilities.one_sided_write is True")
         linked, mine, theirs = pair(testbed, Access.READ_WRITE)
         outcome = linked.move(0, 1, mine, theirs, [(0, 0, 1000)], write=True)
@@ -81,7 +81,7 @@ class Fence(Kit):
     def test_close_names_no_rank_that_is_idle(self, testbed: Testbed) -> None:
         """Unless access cannot be revoked: the named ranks keep core from using the memory."""
         need_write(testbed)
-        if not testbed.capabilities.revokes_access:
+        if not testbed.ask_link().revokes_access:
             pytest.skip("capabilities.revokes_access is False")
         members = testbed.processes(3)
         memory = {rank: testbed.allocate(members[rank]) for rank in members}

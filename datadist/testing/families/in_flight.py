@@ -29,7 +29,7 @@ class InFlight(Kit):
         linked, memory = _three(testbed, Access.READ)
         mine, theirs, third = memory
         other = testbed.link(linked.members, {rank: [m] for rank, m in enumerate(memory)})
-        stopped = not testbed.capabilities.passive_target
+        stopped = not testbed.ask_link().passive_target
         with timed_out(
             testbed, linked, mine, theirs, write=False, wait=WAIT, stopped=stopped
         ) as outcome:
@@ -52,7 +52,7 @@ class InFlight(Kit):
     def test_a_read_that_timed_out_is_over_after_close(self, testbed: Testbed) -> None:
         """After `close` nothing that was started here touches memory."""
         linked, (mine, theirs, _) = _three(testbed, Access.READ)
-        stopped = not testbed.capabilities.passive_target
+        stopped = not testbed.ask_link().passive_target
         with timed_out(testbed, linked, mine, theirs, write=False, wait=WAIT, stopped=stopped):
             linked.close(0)
             mine.refill(7001)
@@ -85,7 +85,7 @@ class InFlight(Kit):
         """Once nothing is in flight: also where the owner was stopped, and takes the bytes by itself."""
         need_write(testbed)
         linked, (mine, theirs, _) = _three(testbed, Access.READ_WRITE)
-        stopped = not testbed.capabilities.passive_target
+        stopped = not testbed.ask_link().passive_target
         with timed_out(
             testbed, linked, mine, theirs, write=True, wait=WAIT, stopped=stopped
         ) as outcome:
@@ -104,7 +104,7 @@ class InFlight(Kit):
         """As after a timeout: to give up the connection does not stop an owner that takes the bytes."""
         need_write(testbed)
         linked, (mine, theirs, _) = _three(testbed, Access.READ_WRITE)
-        stopped = not testbed.capabilities.passive_target
+        stopped = not testbed.ask_link().passive_target
         process, wait = linked.members[0], 30.0 * testbed.scale
         order = linked.order(0, 1, mine, theirs, [(0, 0, BIG)] * 16, write=True, timeout=30)
         if stopped:

@@ -12,6 +12,7 @@ import pytest
 
 from datadist.base.texts import in_seconds
 from datadist.testing import operations
+from datadist.testing.far_hosts import AUTOMATIC, FarHosts, Host
 from datadist.testing.outcome import Outcome
 from datadist.testing.processes import Process
 from datadist.testing.testbed import MIB, Linked, Memory, Segments, Settings, Testbed
@@ -31,6 +32,9 @@ NEEDS_ASSERT = (
 )
 
 
+CANNOT_BE_FAR = "capabilities.same_host_only is True: its ranks cannot be on different hosts"
+
+
 class Kit:
     """Settings; see ``TransportConformance``."""
 
@@ -39,33 +43,77 @@ class Kit:
     extra: ClassVar[dict[str, str]] = {}
     foreign_memory: ClassVar[str | None] = None
     trusting_asker: ClassVar[str | None] = None
+    far: ClassVar[bool | str] = False
+    far_hosts: ClassVar[int] = 4
+    _hosts: ClassVar[FarHosts | None] = None
     _testbed: ClassVar[Testbed | None] = None
 
     @classmethod
     def transport_options(cls, rank: int) -> TransportOptions:
         """Options of the transport in the process of a rank."""
-        return TransportOptions(device_id=rank, extra=dict(cls.extra))
+        host = cls.host(rank)
+        if host is None:
+            return TransportOptions(device_id=rank, extra=dict(cls.extra))
+        return TransportOptions(
+            device_id=rank,
+            listen_address=host.address,
+            auth_key=host.auth_key.encode(),
+            extra={name: host.fill(value) for name, value in cls.extra.items()},
+        )
 
     @classmethod
     def rank_table(cls, size: int) -> str:
         """Text of the rank table of a link of ``size`` ranks."""
+        places = [cls.peer_address(rank) for rank in range(size)]
         devices = [{"device_id": str(rank), "rank_id": str(rank)} for rank in range(size)]
-        server = {"server_id": "127.0.0.1", "device": devices}
-        return json.dumps(
-            {"version": "1.0", "status": "completed", "server_count": "1", "server_list": [server]}
-        )
+        servers = [
+            {
+                "server_id": place,
+                "device": [d for d, p in zip(devices, places, strict=True) if p == place],
+            }
+            for place in dict.fromkeys(places)
+        ]
+        return json.dumps({
+            "version": "1.0", "status": "completed", "server_count": str(len(servers)),
+            "server_list": servers,
+        })  # fmt: skip
 
     @classmethod
     def peer_address(cls, rank: int) -> str:
         """Network address of a rank, where ranks meet over the network."""
-        return "127.0.0.1"
+        host = cls.host(rank)
+        return "127.0.0.1" if host is None else host.address
+
+    @classmethod
+    def host(cls, rank: int) -> Host | None:
+        """The host of a rank where ``far`` is set and the tests have begun, else None."""
+        return None if cls._hosts is None else cls._hosts.host(rank)
 
     @classmethod
     def setup_class(cls) -> None:
         """Start the processes for all tests of the class. Raises ``RuntimeError`` under `python -O`."""
         if not __debug__:
             raise RuntimeError(NEEDS_ASSERT)
-        cls._testbed = Testbed(
+        if cls.far:
+            cls.set_up_far()
+        else:
+            cls._testbed = cls._new_testbed()
+
+    @classmethod
+    def set_up_far(cls) -> tuple[FarHosts, Testbed]:
+        """Make the hosts and processes, if they are not made yet.
+
+        Raises :class:`~datadist.testing.far_hosts.FarHostsError`.
+        """
+        if cls._hosts is None:
+            cls._hosts = FarHosts(cls.far_hosts, AUTOMATIC if cls.far is True else str(cls.far))
+        if cls._testbed is None:
+            cls._testbed = cls._new_testbed()
+        return cls._hosts, cls._testbed
+
+    @classmethod
+    def _new_testbed(cls) -> Testbed:
+        return Testbed(
             Settings(
                 transport=cls.transport,
                 scale=cls.timeout_scale,
@@ -74,19 +122,27 @@ class Kit:
                 address=cls.peer_address,
                 maker=cls.foreign_memory,
                 trusting_asker=cls.trusting_asker,
+                hosts=cls._hosts,
             )
         )
 
     @classmethod
     def teardown_class(cls) -> None:
         """End its processes."""
-        if cls._testbed is not None:
-            cls._testbed.close()
+        try:
+            if cls._testbed is not None:
+                cls._testbed.close()
+        finally:
+            if cls._hosts is not None:
+                cls._hosts.close()
+            cls._testbed = cls._hosts = None
 
     @pytest.fixture
     def testbed(self) -> Iterator[Testbed]:
         """The processes and links, cleaned up after each test."""
         assert self._testbed is not None, "setup_class of the kit was not called"
+        if self.far and self._testbed.capabilities.same_host_only:
+            pytest.skip(CANNOT_BE_FAR)
         yield self._testbed
         self._testbed.clean()
 
@@ -116,13 +172,13 @@ def need_foreign(testbed: Testbed, placement: Placement) -> None:
 
 def need_write(testbed: Testbed) -> None:
     """Skip where peers cannot write."""
-    if not testbed.capabilities.one_sided_write:
+    if not testbed.ask_link().one_sided_write:
         pytest.skip("capabilities.one_sided_write is False")
 
 
 def need_passive(testbed: Testbed, passive: bool) -> None:
     """Skip unless the owner's part in a transfer is as stated."""
-    if testbed.capabilities.passive_target is not passive:
+    if testbed.ask_link().passive_target is not passive:
         pytest.skip(f"capabilities.passive_target is {not passive}")
 
 

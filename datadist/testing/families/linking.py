@@ -78,7 +78,7 @@ class Linking(Kit):
         """Core sends it in one message."""
         members = testbed.processes(2)
         memory = [testbed.allocate(members[0]) for _ in range(4)]
-        access = Access.READ_WRITE if testbed.capabilities.one_sided_write else Access.READ
+        access = Access.READ_WRITE if testbed.ask_link().one_sided_write else Access.READ
         linked = testbed.open(members, {0: memory}, access)
         with testbed.offered(linked, 0, 1) as (data, fds):
             assert len(data) <= Offer.MAX_DATA, f"{len(data)} bytes are too many"

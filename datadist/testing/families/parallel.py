@@ -27,7 +27,7 @@ class Parallel(Kit):
     @rule("Capabilities.parallel", "Link.read", "Link.write")
     def test_transfers_at_a_time_over_one_link_are_kept_apart(self, testbed: Testbed) -> None:
         """As many as declared: reads and writes, one of them much larger than the others."""
-        count = min(testbed.capabilities.parallel, MOST)
+        count = min(testbed.ask_link().parallel, MOST)
         if count == 1:
             pytest.skip("capabilities.parallel is 1")
         linked, mine, theirs = pair(testbed, _access(testbed), SPACE)
@@ -47,7 +47,7 @@ class Parallel(Kit):
     @rule("Capabilities.ordered_reads")
     def test_the_last_segment_is_read_last(self, testbed: Testbed) -> None:
         """The owner writes numbers that grow, into the last segment first: it is never the oldest."""
-        if not testbed.capabilities.ordered_reads:
+        if not testbed.ask_link().ordered_reads:
             pytest.skip("capabilities.ordered_reads is False")
         if testbed.placement() not in testbed.capabilities.host_addressable:
             pytest.skip(f"capabilities.host_addressable is without {testbed.placement()}")
@@ -70,7 +70,7 @@ class Parallel(Kit):
 
 
 def _access(testbed: Testbed) -> Access:
-    return Access.READ_WRITE if testbed.capabilities.one_sided_write else Access.READ
+    return Access.READ_WRITE if testbed.ask_link().one_sided_write else Access.READ
 
 
 def _run_lanes(testbed: Testbed, links: list[Linked], mine: Memory, theirs: Memory) -> None:
@@ -79,7 +79,7 @@ def _run_lanes(testbed: Testbed, links: list[Linked], mine: Memory, theirs: Memo
     lanes, at = [], 0
     for number, linked in enumerate(links):
         size = LARGE if number == 0 else 1 + 4099 * number
-        write = number % 2 == 1 and testbed.capabilities.one_sided_write
+        write = number % 2 == 1 and testbed.ask_link().one_sided_write
         lanes.append(_lane(linked, mine, theirs, source, at, size, write))
         at += size + 4096
     wrong = mine.process.do(transfer_operations.run_lanes, lanes, SECONDS, timeout=300)
