@@ -119,22 +119,35 @@ class PairEngine(Engine):
         self.incoming: dict[int, _Incoming] = {}
         self.exposed: dict[int, bytearray] = {}
         self.polls = 0
-        self._name = b"\0datadist-pair-" + os.urandom(8).hex().encode()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._listener.bind(self._name)
-        self._listener.listen(64)
+        self._listener = self.listen()
+        self._listener.setblocking(False)
         self.poller.register(self._listener, select.EPOLLIN)
 
-    @property
-    def address(self) -> bytes:
-        return self._name
+    def listen(self) -> socket.socket:
+        """The socket that peers connect to."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(b"\0datadist-pair-" + os.urandom(8).hex().encode())
+        listener.listen(64)
+        return listener
 
-    def connect(self, address: bytes) -> PairEndpoint:
+    def dial(self, address: bytes) -> socket.socket:
+        """A connection to the socket of a peer. Raises ``OSError``."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.connect(address)
-        except OSError as error:
+        except OSError:
             sock.close()
+            raise
+        return sock
+
+    @property
+    def address(self) -> bytes:
+        return bytes(self._listener.getsockname())
+
+    def connect(self, address: bytes) -> PairEndpoint:
+        try:
+            sock = self.dial(address)
+        except OSError as error:
             raise EngineError(str(error)) from None
         sock.setblocking(False)
         endpoint = self.endpoints[sock.fileno()] = PairEndpoint(self, sock)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from contenders.memory import Lists
 from datadist import BlocksCacheKey, CacheKeyByIdAndIndex
-from datadist.bench.measure import OWN, PEER, pool_for
-from datadist.bench.measured_engine import Settings, Side, model_of
+from datadist.bench.measure import pool_for
+from datadist.bench.measured_engine import OWN, PEER, MeasuredEngine, Settings, model_of
 from datadist.bench.shapes import Shape
 
 ROUNDING = 256 << 10
@@ -22,7 +22,7 @@ class Owner:
     def __init__(self, shape: Shape, tuning: Mapping[str, str]) -> None:
         settings = Settings("shm", tuning.get("memory", "pool"))
         self.shape = shape
-        self.side = Side(self.cluster, settings)
+        self.side = MeasuredEngine(self.cluster, settings)
         pooled = settings.memory == "pool"
         self.side.start(shape.cache_bytes + ROUNDING if pooled else pool_for(settings, shape))
         self.cache_id = self.side.make("cache", shape, self.cluster == PEER)

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from datadist.bench.measure import OWN, PEER, Pair, Progress, pair, pool_for
-from datadist.bench.measured_engine import Settings
+from datadist.bench.measure import Pair, Progress, pair, pool_for
+from datadist.bench.measured_engine import OWN, PEER, Settings
 from datadist.bench.results import BesideLarge
 from datadist.bench.shapes import ONE_BLOCK, Shape
 

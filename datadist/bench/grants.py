@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from datadist import BlocksCacheKey, CacheKey, Grant
-from datadist.bench.measure import PEER, Pair, Progress, pair, pool_for
-from datadist.bench.measured_engine import BenchError, MeasuredEngine, Settings, model_of
+from datadist.bench.measure import Pair, Progress, pair, pool_for
+from datadist.bench.measured_engine import PEER, BenchError, MeasuredEngine, Settings, model_of
 from datadist.bench.results import Grants
 from datadist.bench.shapes import Shape
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,24 @@ CALL_RANGES = 128
 def threads_of_machine() -> int:
     """Threads that limits use unless told otherwise: the CPUs of this process, up to 4."""
     return min(4, cgroups.cpus())
+
+
+class Limits(Protocol):
+    """Limits of one workload, each measured beside the transfers that it is compared with."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The limits that can be measured here."""
+
+    @property
+    def compared(self) -> str:
+        """The one with which curves are compared."""
+
+    def measure(self, name: str, number: int) -> float:
+        """Seconds that this limit needs for as many bytes as transfer ``number`` moves."""
+
+    def close(self) -> None:
+        """Give back what measuring needed."""
 
 
 class HostLimits:
@@ -60,10 +78,16 @@ class HostLimits:
         except BenchError:
             del self._ways["process_vm_readv"]
 
+    compared = "native copy"
+
     @property
     def names(self) -> list[str]:
         """The limits that can be measured here."""
         return list(self._ways)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
 
     def measure(self, name: str, number: int) -> float:
         """Seconds that this reference copy needs for as many bytes as transfer ``number`` moves."""

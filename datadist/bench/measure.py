@@ -6,19 +6,19 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from datadist.bench.limits import HostLimits
-from datadist.bench.measured_engine import MeasuredEngine, RemoteEngine, Settings
+from datadist.bench.limits import HostLimits, Limits
+from datadist.bench.measured_engine import OWN, PEER, MeasuredEngine, RemoteEngine, Settings
 from datadist.bench.results import Latency, LinkTime, Series, ThreadSpeed, Throughput
 from datadist.bench.shapes import MIB, ONE_BLOCK, SHAPES, Shape
+from datadist.bench.stream_limit import StreamLimit
 
 Progress = Callable[[str], None]
 GIB = 1 << 30
-PEER, OWN = 1, 2
-"""Cluster ids."""
+ROUND_TRIP = "TCP request and answer"
 SPARE = 32 * MIB
 
 
@@ -156,16 +156,24 @@ def _beside_limits(
     both: Pair, shape: Shape, repeat: int, threads: int, move: Move, progress: Progress
 ) -> tuple[Series, dict[str, Series]]:
     """Times of transfers that alternate with the reference copies, and times of these."""
+    with limits_of(both, shape, threads) as yardsticks:
+        ours, limits = Series(), {name: Series() for name in yardsticks.names}
+        for number in range(repeat):
+            progress(f"transfer {number + 1} of {repeat}")
+            for name in yardsticks.names:
+                limits[name].add(yardsticks.measure(name, number))
+            ours.add(move(number))
+    return ours, limits
+
+
+def limits_of(both: Pair, shape: Shape, threads: int) -> closing[Limits]:
+    """The limits of transfers of both caches: of this host's memory, or of the network between two."""
+    if both.settings.hosts:
+        pull = both.settings.direction == "pull"
+        return closing(StreamLimit(both.peer, shape.nbytes, pull=pull))
     pid, theirs = both.peer.call("place", "cache")
     _, mine = both.own.place("cache")
-    yardsticks = HostLimits(both.own.transport, shape, mine, pid, theirs, threads)
-    ours, limits = Series(), {name: Series() for name in yardsticks.names}
-    for number in range(repeat):
-        progress(f"transfer {number + 1} of {repeat}")
-        for name in yardsticks.names:
-            limits[name].add(yardsticks.measure(name, number))
-        ours.add(move(number))
-    return ours, limits
+    return closing(HostLimits(both.own.transport, shape, mine, pid, theirs, threads))
 
 
 def _spent(both: Pair, repeat: int, move: Move) -> tuple[Series, Series, tuple[float, float]]:
@@ -206,8 +214,12 @@ def latency(settings: Settings, repeat: int, progress: Progress) -> Latency:
         seconds = both.own.move_each("cache", shape, PEER, lists)
         with both.timed_transport() as spent:
             both.own.move_each("cache", shape, PEER, lists[: repeat // 4])
-        copy = _native_copies(both.own, shape, repeat // 4)
-        return Latency(shape.name, seconds, spent, copy, problems)
+        if not settings.hosts:
+            copies = _native_copies(both.own, shape, repeat // 4)
+            return Latency(shape.name, seconds, spent, copies, problems)
+        with closing(StreamLimit(both.peer, shape.block_bytes, pull=pull)) as stream:
+            trips = [stream.measure(stream.compared, n) for n in range(repeat // 4)]
+        return Latency(shape.name, seconds, spent, trips, problems, ROUND_TRIP)
 
 
 def _native_copies(side: MeasuredEngine, shape: Shape, repeat: int) -> list[float]:

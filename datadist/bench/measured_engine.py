@@ -29,10 +29,14 @@ from datadist import (
 )
 from datadist.base.texts import in_seconds
 from datadist.bench.shapes import Shape, fill, verify
+from datadist.bench.tcp_stream import StreamServer
 from datadist.engine.engine import Engine
+from datadist.testing.far_hosts import LISTEN_PORT, Host
 from datadist.transfers.plan import Blocks
 from datadist.transport import Link, Transport
 
+PEER, OWN = 1, 2
+"""Ids of the two clusters of most workloads: a process of its own, and this process."""
 SECONDS = 300.0
 STAMP = struct.Struct("d")
 
@@ -52,14 +56,26 @@ class Settings:
     """``pull`` or ``push``."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Options of `init` beside those that the benchmark sets itself."""
+    hosts: tuple[Host, ...] = ()
+    """Those of the clusters in turn; none where all are on this host."""
+    places: str = ""
+    """What these hosts are, for people."""
+
+    def host(self, cluster: int) -> Host | None:
+        """Where a cluster is; None for this host."""
+        return self.hosts[(cluster - 1) % len(self.hosts)] if self.hosts else None
 
 
-def table(clusters: int) -> str:
-    """A rank table of one server."""
+def table(clusters: int, hosts: Sequence[Host] = ()) -> str:
+    """A rank table of one server, or of a server for each host in use."""
     devices = [{"device_id": str(r), "rank_id": str(r)} for r in range(clusters)]
-    server = {"server_id": "127.0.0.1", "device": devices}
+    places = [host.address for host in hosts[:clusters]] or ["127.0.0.1"]
+    servers = [
+        {"server_id": place, "device": devices[n :: len(places)]} for n, place in enumerate(places)
+    ]
+    count = str(len(servers))
     return json.dumps(
-        {"version": "1.0", "status": "completed", "server_count": "1", "server_list": [server]}
+        {"version": "1.0", "status": "completed", "server_count": count, "server_list": servers}
     )
 
 
@@ -87,9 +103,19 @@ class MeasuredEngine:
         config.sync_kv_timeout = int(SECONDS * 1000)
         config.link_total_time = int(SECONDS)
         config.mem_pool_cfg = json.dumps({"memory_size": pool})
+        host, given = self.settings.host(self.cluster), self.settings.options
+        if host is not None:
+            config.listen_ip_info = f"{host.address}:{LISTEN_PORT + self.cluster}"
+            given = {key: host.fill(value) for key, value in given.items()}
         began = time.perf_counter()
-        self.engine.init({**config.generate_options(), **self.settings.options})
-        return time.perf_counter() - began
+        self.engine.init({**config.generate_options(), **given})
+        seconds = time.perf_counter() - began
+        if host is not None and self.transport.capabilities.same_host_only:
+            raise BenchError(
+                f"{self.backend()} links processes of one host only (capabilities.same_host_only): "
+                "measure it without --far"
+            )
+        return seconds
 
     def stop(self) -> None:
         """Finalize."""
@@ -176,7 +202,8 @@ class MeasuredEngine:
 
     def link(self, name: str, clusters: int) -> int:
         """Begin to link with the clusters 1 to ``clusters``."""
-        return self.engine.link(name, {r + 1: r for r in range(clusters)}, table(clusters))
+        ranks = table(clusters, self.settings.hosts)
+        return self.engine.link(name, {r + 1: r for r in range(clusters)}, ranks)
 
     def link_many(self, names: list[str], clusters: int) -> None:
         """Link several domains at once, until all are OK."""
@@ -265,6 +292,12 @@ class MeasuredEngine:
         """Seconds of processor time that this process has used."""
         return time.process_time()
 
+    def open_stream(self, secret: bytes) -> tuple[str, int]:
+        """Serve a TCP connection, to measure the network; its address."""
+        host = self.settings.host(self.cluster)
+        address = "127.0.0.1" if host is None else host.address
+        return address, StreamServer(address, secret).port
+
     def place(self, label: str) -> tuple[int, list[int]]:
         """Process id, and the addresses of a cache's tensors."""
         return os.getpid(), list(self.caches[label].tensor_addrs)
@@ -324,6 +357,10 @@ class RemoteEngine:
 
 def _serve(pipe: Connection, kind: type[MeasuredEngine], cluster: int, settings: Settings) -> None:
     logging.getLogger("datadist").setLevel(logging.CRITICAL)  # errors are sent over the pipe
+    host = settings.host(cluster)
+    if host is not None:
+        host.enter()
+        os.environ.update(host.environ)
     side = kind(cluster, settings)
     while True:
         try:

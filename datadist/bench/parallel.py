@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from datadist.bench.measure import PEER, Pair, Progress, pair, pool_for
-from datadist.bench.measured_engine import Settings
+from datadist.bench.measure import Pair, Progress, pair, pool_for
+from datadist.bench.measured_engine import PEER, Settings
 from datadist.bench.results import Parallel, Series
 from datadist.bench.shapes import ONE_BLOCK, Shape
 

@@ -57,7 +57,7 @@ def _draw_sizes(axis: Any, points: list[ScalePoint]) -> None:
     high = [point.nbytes / point.seconds.best / 1e9 for point in points]
     limit = [p.nbytes / p.limit.median / 1e9 if p.limit else None for p in points]
     axis.fill_between(x, low, high, color=OURS, alpha=0.15, linewidth=0)
-    axis.plot(x, limit, color=SOFT, linestyle="--", label="native copy in one process")
+    axis.plot(x, limit, color=SOFT, linestyle="--", label=points[0].limit_name)
     axis.plot(x, ours, color=OURS, marker="o", markersize=4, label="transfer")
     axis.set_xscale("log", base=2)
     marks = x[::3]
@@ -97,8 +97,8 @@ def _draw_ratios(axis: Any, results: list[Throughput]) -> None:
     axis.set_xticks(
         [group + 0.4 - width / 2 for group in range(len(results))], [r.workload for r in results]
     )
-    axis.set_ylabel("speed of transfers over the machine's own")
-    axis.set_title("Ratio to the limits of this machine")
+    axis.set_ylabel("speed of transfers over that of the limit")
+    axis.set_title("Ratio to the limits of the same run")
     axis.margins(y=0.22)
     axis.legend(frameon=False, ncols=len(names), loc="upper left", fontsize=8)
 

@@ -54,7 +54,7 @@ def _throughputs(results: list[Throughput]) -> str:
     )  # fmt: skip
     return render(header, rows) + (
         "\nGB/s: median, slowest to fastest; COLD: the first transfer after the link was OK, and its "
-        "time as part of the next one's;\nPREPARE: outside the transport; then the reference copies, "
+        "time as part of the next one's;\nPREPARE: outside the transport; then the limits, "
         "and GB/s as part of each (median of pairs);\nCPU: processor seconds per GiB"
     )
 
@@ -87,7 +87,7 @@ def _latencies(results: list[Latency]) -> str:
         parts = (
             ("whole call", result.seconds),
             ("in the transport", result.transport),
-            ("local native copy", result.copy),
+            (result.limit_name, result.copy),
         )
         for what, seconds in parts:
             marks = percentiles(seconds)
@@ -121,7 +121,8 @@ def _scales(results: list[ScalePoint]) -> str:
                 _time(point.prepare.median) if point.prepare else "-",
             ]
         )  # fmt: skip
-    header = ("CURVE", "X", "MEDIAN", "RANGE", "GB/S", "/ NATIVE COPY", "PREPARE")
+    limits = " or ".join(sorted({point.limit_name for point in results})).upper()
+    header = ("CURVE", "X", "MEDIAN", "RANGE", "GB/S", f"/ {limits}", "PREPARE")
     return render(header, rows) if rows else ""
 
 

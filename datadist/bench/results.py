@@ -105,8 +105,9 @@ class Latency:
     transport: list[float]
     """Seconds inside the transport, measured in separate transfers."""
     copy: list[float]
-    """A native copy of as many bytes inside this process."""
+    """A native copy of as many bytes inside this process; or what ``limit_name`` says."""
     problems: list[str]
+    limit_name: str = "local native copy"
 
     def to_json(self) -> dict[str, Any]:
         """Percentiles, and every measurement."""
@@ -153,6 +154,7 @@ class ScalePoint:
     nbytes: int = 0
     limit: Series | None = None
     prepare: Series | None = None
+    limit_name: str = "native copy"
 
     def to_json(self) -> dict[str, Any]:
         """All of it, with the median."""

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from datadist.bench.limits import HostLimits
-from datadist.bench.measure import OWN, PEER, Pair, Progress, pair, pool_for
-from datadist.bench.measured_engine import RemoteEngine, Settings
+from datadist.bench.limits import Limits
+from datadist.bench.measure import Pair, Progress, limits_of, pair, pool_for
+from datadist.bench.measured_engine import OWN, PEER, RemoteEngine, Settings
 from datadist.bench.results import ScalePoint, Series
 from datadist.bench.shapes import MIB, Shape
 from datadist.transfers.plan import Blocks
@@ -54,24 +54,22 @@ def _curve_point(settings: Settings, shape: Shape, x: int, repeat: int, threads:
         cache_id = both.peer.result()
         both.link()
         point = ScalePoint(shape.name, x, Series(), shape.nbytes, Series(), Series())
-        pid, theirs = both.peer.call("place", "cache")
-        yardsticks = HostLimits(
-            both.own.transport, shape, both.own.place("cache")[1], pid, theirs, threads
-        )
-        both.own.move("cache", shape, PEER, cache_id, _blocks(shape, 0))
-        for number in range(repeat):
-            _measure(both, shape, cache_id, number, point, yardsticks)
+        with limits_of(both, shape, threads) as yardsticks:
+            point.limit_name = yardsticks.compared
+            both.own.move("cache", shape, PEER, cache_id, _blocks(shape, 0))
+            for number in range(repeat):
+                _measure(both, shape, cache_id, number, point, yardsticks)
         return point
 
 
 def _measure(
-    both: Pair, shape: Shape, cache_id: int, number: int, point: ScalePoint, limits: HostLimits
+    both: Pair, shape: Shape, cache_id: int, number: int, point: ScalePoint, limits: Limits
 ) -> None:
     """One transfer with its reference copy, and another one to measure the time outside the transport."""
     lists = _blocks(shape, number)
     assert point.limit is not None
     assert point.prepare is not None
-    point.limit.add(limits.measure("native copy", number))
+    point.limit.add(limits.measure(limits.compared, number))
     point.seconds.add(both.own.move("cache", shape, PEER, cache_id, lists))
     with both.timed_transport() as spent:
         whole = both.own.move("cache", shape, PEER, cache_id, lists)

@@ -1,4 +1,4 @@
-"""Measure transfers between two engines of this host and compare them with the machine's limits.
+"""Measure transfers between two engines and compare them with the limits of the machine or network.
 
 Engines run in separate processes. Every byte is verified, outside of the measured time.
 """
@@ -10,9 +10,8 @@ import json
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from datadist import LLMException
@@ -26,15 +25,16 @@ from datadist.bench.grants import grants
 from datadist.bench.limits import threads_of_machine
 from datadist.bench.measured_engine import BenchError, Settings
 from datadist.bench.parallel import parallel
+from datadist.bench.places import Places
 from datadist.bench.plot import plot
 from datadist.bench.report import problems, report
 from datadist.bench.results import Result
 from datadist.bench.scale import scale
 from datadist.bench.shapes import GIB_PULL, MIB, SHAPES
+from datadist.cli.far import add_far
 from datadist.transports.loader import BackendError, choose_backend
 
 WORKLOADS = [*SHAPES, "latency", "link", "beside", "parallel", "grants", "small", "scale"]
-RUNTIME_DIR = "DATADIST_RUNTIME_DIR"
 DEFAULT = [*SHAPES, "latency", "link", "beside", "parallel", "grants", "small"]
 POOLS = [64 * MIB, 256 * MIB, 1024 * MIB]
 
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an option of init, such as datadist.shm.threads=1; may be given again")  # fmt: skip
     add("--quick", action="store_true", help="small caches and few repetitions, to try it out")
     add("--json", type=Path, metavar="FILE", help="write every measurement; - is standard output")
+    add_far(parser)
     add("--plot", type=Path, metavar="FILE.png", help="draw throughput, latency and ratios")
 
 
@@ -63,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
     """Returns 0 if every byte was right, 1 otherwise, 2 if something cannot be measured."""
     results: list[Result] = []
     try:
-        with quiet("datadist"), _runtime_directory():
-            names, settings = _workloads(args.workloads), _settings(args)
+        with quiet("datadist"), Places(args.far) as places:
+            names, settings = _workloads(args.workloads), _settings(args, places)
             for name in names:
                 results += _measure(name, settings, args)
         if args.plot:
@@ -84,21 +85,6 @@ def run(args: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
-@contextmanager
-def _runtime_directory() -> Iterator[None]:
-    """A separate runtime directory for the measured engines."""
-    before = os.environ.get(RUNTIME_DIR)
-    with tempfile.TemporaryDirectory(prefix="datadist-bench-") as place:
-        os.environ[RUNTIME_DIR] = place
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[RUNTIME_DIR]
-            else:
-                os.environ[RUNTIME_DIR] = before
-
-
 def _workloads(given: list[str]) -> list[str]:
     names = WORKLOADS if given == ["all"] else given or DEFAULT
     unknown = [name for name in names if name not in WORKLOADS]
@@ -107,7 +93,7 @@ def _workloads(given: list[str]) -> list[str]:
     return names
 
 
-def _settings(args: argparse.Namespace) -> Settings:
+def _settings(args: argparse.Namespace, places: Places) -> Settings:
     options = {}
     for item in args.option:
         key, sign, value = item.partition("=")
@@ -118,7 +104,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         backend = choose_backend(args.backend, os.environ).name
     except BackendError as error:
         raise BenchError(str(error)) from None
-    return Settings(backend, args.memory, args.direction, options)
+    return Settings(backend, args.memory, args.direction, options, places.hosts, places.text)
 
 
 def _measure(name: str, settings: Settings, args: argparse.Namespace) -> Iterator[Result]:
@@ -158,9 +144,10 @@ def _progress(text: str) -> None:
 
 def _title(settings: Settings) -> str:
     extra = "".join(f", {key}={value}" for key, value in settings.options.items())
+    far = f"; far: {settings.places}" if settings.places else ""
     return (
         f"datadist {own_version()}, backend {settings.backend}, {settings.direction}, "
-        f"{settings.memory} memory{extra}; {cgroups.cpus()} CPUs ({_processor()}), "
+        f"{settings.memory} memory{extra}{far}; {cgroups.cpus()} CPUs ({_processor()}), "
         f"{platform.machine()}, Linux {platform.release().partition('-')[0]}, "
         f"Python {platform.python_version()}"
     )

@@ -14,12 +14,14 @@ from datadist.testing.families.linking import Linking
 from datadist.testing.families.owners import Owners
 from datadist.testing.families.parallel import Parallel
 from datadist.testing.families.registration import Registration
+from datadist.testing.families.silent_hosts import SilentHosts
 
 __all__ = ["TransportConformance"]
 
 
 class TransportConformance(
     EndToEnd,
+    SilentHosts,
     Owners,
     InFlight,
     Fence,

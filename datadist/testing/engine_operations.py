@@ -20,6 +20,7 @@ from datadist import (
 from datadist.status import LLMException, text_without_code
 from datadist.testing import operations
 from datadist.testing.child import State
+from datadist.testing.far_hosts import LISTEN_PORT
 from datadist.testing.pattern import difference, pattern
 from datadist.transport import Placement, TransportOptions
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from datadist import Cache
 
 POOL = 8 << 20
-LISTEN_PORT = 26600
-"""Of engines that are far from each other, and so have addresses of their own."""
 TENSORS, SLOTS, WIDTH = 3, 4, 1000
 
 
@@ -59,7 +58,8 @@ def start_engine(state: State, cluster: int, settings: EngineSettings) -> None:
     config.link_total_time = int(settings.seconds)
     config.sync_kv_timeout = int(settings.seconds * 1000)
     if settings.options.listen_address is not None:
-        config.listen_ip_info = f"{settings.options.listen_address}:{LISTEN_PORT}"
+        place = settings.options.listen_address
+        config.listen_ip_info = f"{place}:{LISTEN_PORT + settings.options.device_id}"
     pool = json.dumps({"memory_size": POOL, "page_shift": 12})
     if settings.placement is Placement.DEVICE:
         config.mem_pool_cfg = pool

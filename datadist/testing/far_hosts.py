@@ -23,6 +23,8 @@ KINDS = ("namespaces", "directories")
 AUTOMATIC = "automatic"
 """Namespaces where they can be made, else directories."""
 DEVICE = {"namespaces": "eth0", "directories": "lo"}
+LISTEN_PORT = 26600
+"""Of engines (``listen_ip_info``); those that share a host need one each."""
 IP_SECONDS = 30
 UP_SECONDS = 10.0
 

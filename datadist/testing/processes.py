@@ -109,6 +109,11 @@ class Process:
         """Process id."""
         return self._popen.pid
 
+    @property
+    def busy(self) -> bool:
+        """Whether a function runs there whose result nobody has taken."""
+        return self._running is not None
+
     def begin(self, function: Callable[..., Any], *args: Any, fds: Sequence[int] = ()) -> None:
         """Start ``function(state, *args)`` there."""
         assert self._running is None, f"{self.name} is still busy with {self._running}"

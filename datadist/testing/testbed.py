@@ -408,7 +408,7 @@ class Testbed:
         """End all processes; closing a transport must not fail."""
         try:
             for process in self._processes.values():
-                if not process.ended:
+                if not process.ended and not process.busy:  # busy after an interrupt
                     process.do(operations.close_transport)
         finally:
             for process in self._processes.values():

@@ -10,3 +10,10 @@ class TestUcxTransport(TransportConformance):
 
     transport = "ucx"
     trusting_asker = "datadist.testing.messaging_asker:ask_for_anything"
+
+
+class TestUcxBetweenHosts(TestUcxTransport):
+    """The ranks are on hosts of their own."""
+
+    far = True
+    extra = {"device": "{device}"}  # noqa: RUF012 - replaced, never changed
