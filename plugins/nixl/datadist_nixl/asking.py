@@ -59,7 +59,7 @@ class Asker:
     """Asks one peer process."""
 
     def __init__(
-        self, stream: Stream, secret: bytes, near: bool, make_agent: Callable[[], Agent],
+        self, stream: Stream, greeting: bytes, near: bool, make_agent: Callable[[], Agent],
         tend: Callable[[Asker], None],
     ) -> None:  # fmt: skip
         self._stream = stream
@@ -88,7 +88,7 @@ class Asker:
         self._target_generation = -1
         self._gone: dict[NixlRegion, None] = {}
         """Released; to be deregistered."""
-        stream.put(Kind.HELLO, 0, hello(secret))
+        stream.put(Kind.HELLO, 0, hello(greeting))
         stream.most = MAX_METADATA
 
     # -- callers ---------------------------------------------------------------------------------

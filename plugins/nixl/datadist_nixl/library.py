@@ -43,11 +43,25 @@ def load() -> Any:
         raise NixlError("NIXL is not installed: pip install --no-deps nixl-cu12")
     raising = logging.raiseExceptions
     try:
-        return importlib.import_module(f"{name}._api")
+        api = importlib.import_module(f"{name}._api")
+        api.logger.addFilter(_quiet)
+        return api
     except Exception as error:
         raise NixlError(f"NIXL cannot be imported: {error}") from error
     finally:
         logging.raiseExceptions = raising  # NIXL changes it for the whole process
+
+
+class _Quiet(logging.Filter):
+    """NIXL tells of each agent on standard output; not of ours."""
+
+    making = threading.local()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or not getattr(self.making, "agent", False)
+
+
+_quiet = _Quiet()
 
 
 @contextmanager
@@ -81,12 +95,15 @@ class Agent:
         self._registered: set[Any] = set()
         config = api.nixl_agent_config(enable_prog_thread=False, backends=[])
         options = {"ucx_devices": device, "ucx_error_handling_mode": "peer"}
+        _quiet.making.agent = True
         try:
             self._agent = api.nixl_agent(self.name, config)
             with _ucx_transports(transports):
                 self._agent.create_backend(BACKEND, options)
         except Exception as error:
             raise NixlError(f"NIXL does not start on {device}: {_text(error)}") from error
+        finally:
+            _quiet.making.agent = False
         self._handles: set[Any] = set()
         self.progress = self._agent.get_new_notifs
         """Let UCX work; nobody sends notifications."""

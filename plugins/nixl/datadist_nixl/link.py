@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import select
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from datadist.base import threads
 from datadist.transport import (
     Access,
     AddressError,
@@ -57,8 +60,9 @@ class NixlLink(Link):
     def offer(self, rank: int) -> Offer:
         """Where we are asked, the secret for that, and our ranges."""
         side = self._sides[rank]
+        where = self._service.address, self._service.greeting
         rows = [(r.address, r.size, *r.kind) for r in self._regions]
-        return Offer(make_offer(self._service.address, side.secret, side.writable, rows))
+        return Offer(make_offer(*where, side.secret, side.writable, rows))
 
     def attach(self, rank: int, offer: Offer) -> None:
         """Share the connection to the peer's process, or make one; the peer need not run."""
@@ -70,12 +74,13 @@ class NixlLink(Link):
         data = parse_offer(rank, bytes(offer.data))
         if side.theirs is not None:
             raise LinkError(f"rank {rank} was attached before", rank)
-        secret = bytes.fromhex(data.secret)
         try:
-            self._askers[rank] = peer.connection.asker(data.address, secret)
+            self._askers[rank] = peer.connection.asker(data.address, bytes.fromhex(data.greeting))
         except OSError as error:
-            raise LinkError(f"cannot connect to rank {rank} at {data.address}: {error}", rank) from None
-        side.their_secret = secret
+            raise LinkError(
+                f"cannot connect to rank {rank} at {data.address}: {error}", rank
+            ) from None
+        side.their_secret = bytes.fromhex(data.secret)
         side.may_write = data.writable
         side.theirs = Ranges((address, size, Kind(kind)) for address, size, *kind in data.regions)
 
@@ -215,7 +220,14 @@ class NixlLink(Link):
 
 
 def _close_elsewhere(fds: Sequence[int]) -> None:
-    """Closing a descriptor that another process made may hang."""
-    import os
+    """Close what a peer has made, on a thread of its own: that may hang."""
 
-    threading.Thread(target=lambda: [os.close(fd) for fd in fds], daemon=True).start()
+    def close() -> None:
+        for fd in fds:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    try:
+        threads.start(threading.Thread(target=close, name="datadist-closer", daemon=True))
+    except RuntimeError as error:
+        raise LinkError(f"descriptors of an offer stay open: {error}") from None

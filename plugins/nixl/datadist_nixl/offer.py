@@ -21,7 +21,9 @@ MAX_ELEMENTS = 8 * Offer.MAX_REGIONS
 """Commas, brackets and braces: more than an offer of the most regions has."""
 
 Number = Annotated[int, Field(gt=0, lt=1 << 63)]
-Row = tuple[Number, Number, Annotated[str, Field(max_length=8)], Annotated[int, Field(ge=0, lt=1 << 16)]]
+Row = tuple[
+    Number, Number, Annotated[str, Field(max_length=8)], Annotated[int, Field(ge=0, lt=1 << 16)]
+]
 """Address, bytes, memory type, device."""
 
 
@@ -32,11 +34,11 @@ class OfferData(BaseModel):
 
     version: Literal[1]
     address: Annotated[str, Field(pattern=r"^(unix:[0-9a-z-]{1,90}|tcp:\S{1,90})$")]
+    greeting: Annotated[str, Field(pattern=f"^[0-9a-f]{{{2 * SECRET_BYTES}}}$")]
+    """What opens a connection to the process; the secret of the link opens its memory."""
     secret: Annotated[str, Field(pattern=f"^[0-9a-f]{{{2 * SECRET_BYTES}}}$")]
     writable: bool
-    regions: Annotated[
-        list[Row], Field(max_length=Offer.MAX_REGIONS, fail_fast=True, strict=False)
-    ]
+    regions: Annotated[list[Row], Field(max_length=Offer.MAX_REGIONS, fail_fast=True, strict=False)]
 
     @field_validator("version", mode="before")
     @classmethod
@@ -51,11 +53,13 @@ class OfferData(BaseModel):
         return version
 
 
-def make_offer(address: str, secret: bytes, writable: bool, regions: list[Row]) -> bytes:
+def make_offer(
+    address: str, greeting: bytes, secret: bytes, writable: bool, regions: list[Row]
+) -> bytes:
     """The bytes of our offer."""
     offer = OfferData(
-        version=OFFER_VERSION, address=address, secret=secret.hex(), writable=writable,
-        regions=regions,
+        version=OFFER_VERSION, address=address, greeting=greeting.hex(), secret=secret.hex(),
+        writable=writable, regions=regions,
     )  # fmt: skip
     return offer.model_dump_json().encode()
 

@@ -42,7 +42,9 @@ def parse(options: TransportOptions) -> Options:
         raise OptionError(f"option datadist.nixl.device is {device!r}, it must name an interface")
     device = device or (_interface(listen) if listen else LOOPBACK)
     transports = choice(
-        "option datadist.nixl.transports", options.extra.get("transports", TRANSPORTS[0]), TRANSPORTS
+        "option datadist.nixl.transports",
+        options.extra.get("transports", TRANSPORTS[0]),
+        TRANSPORTS,
     )
     if listen is not None and device == LOOPBACK and not ipaddress.ip_address(listen).is_loopback:
         raise OptionError(

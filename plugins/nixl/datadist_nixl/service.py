@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import select
 import socket
 import struct
@@ -24,6 +25,7 @@ from datadist_nixl.pauses import pause
 from datadist_nixl.serving import GREETING, Server
 from datadist_nixl.side import Side
 from datadist_nixl.stream import Ended, Stream
+from datadist_nixl.wire import SECRET_BYTES
 
 log = logging.getLogger("datadist.nixl")
 
@@ -32,7 +34,7 @@ SPIN_SECONDS = 0.0005
 BACKLOG = 512
 MAX_STRANGERS = 64
 STRANGER_SECONDS = 5.0
-"""Most connections that have not shown a secret, and how long each may take for that."""
+"""Most connections that have not shown the greeting, and how long each may take for that."""
 STOP_SECONDS = 5.0
 
 
@@ -48,6 +50,7 @@ class Service:
 
     def __init__(self, options: Options, make_agent: Callable[[], Agent]) -> None:
         self._make_agent = make_agent
+        self.greeting = secrets.token_bytes(SECRET_BYTES)
         self.sides: dict[bytes, Side] = {}
         """By the secret of its offer."""
         self._servers: dict[int, Server] = {}
@@ -192,8 +195,8 @@ class Service:
         for server in strangers:
             old = time.monotonic() - server.begun > STRANGER_SECONDS
             if old or len(strangers) >= MAX_STRANGERS:
-                self._drop(server, "it has not shown a secret")
-        server = Server(Stream(_quick(sock), GREETING), self.sides, self._make_agent)
+                self._drop(server, "it has not shown the greeting of an offer")
+        server = Server(Stream(_quick(sock), GREETING), self.greeting, self.sides, self._make_agent)
         self._servers[server.fileno()] = server
         self._epoll.register(server.fileno(), select.EPOLLIN)
 

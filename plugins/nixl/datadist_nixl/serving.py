@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from hmac import compare_digest
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,11 @@ class Server:
     """Serves one asker."""
 
     def __init__(
-        self, stream: Stream, sides: Mapping[bytes, Side], make_agent: Callable[[], Agent]
-    ) -> None:
+        self, stream: Stream, greeting: bytes, sides: Mapping[bytes, Side],
+        make_agent: Callable[[], Agent],
+    ) -> None:  # fmt: skip
         self._stream = stream
+        self._greeting = greeting
         self._sides = sides
         self._make_agent = make_agent
         self._greeted = False
@@ -67,7 +70,7 @@ class Server:
 
     @property
     def greeted(self) -> bool:
-        """Whether the asker has shown a secret."""
+        """Whether the asker has shown that it has an offer."""
         return self._greeted
 
     @property
@@ -102,8 +105,8 @@ class Server:
 
     def _take(self, kind: int, number: int, body: memoryview) -> None:
         if not self._greeted:
-            if kind != Message.HELLO or parse_hello(body) not in self._sides:
-                raise WireError("it does not begin with the secret of an offer")
+            if kind != Message.HELLO or not compare_digest(parse_hello(body), self._greeting):
+                raise WireError("it does not begin with the greeting of an offer")
             self._greeted = True
             self._stream.most = MAX_METADATA
         elif kind == Message.READ:
@@ -274,7 +277,7 @@ class Server:
 
 
 GREETING = HELLO_BYTES
-"""Most bytes of a body before the asker has shown a secret."""
+"""Most bytes of the first body."""
 
 
 def rows(address: Vector, length: Vector, device: int) -> np.ndarray[Any, np.dtype[np.uint64]]:

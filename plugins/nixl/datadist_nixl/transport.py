@@ -43,13 +43,13 @@ class PeerConnection:
         self.askers: tuple[Asker, ...] = ()
         """The last one is in use, unless it has ended."""
 
-    def asker(self, address: str, secret: bytes) -> Asker:
+    def asker(self, address: str, greeting: bytes) -> Asker:
         """The connection to the peer. Raises ``OSError``."""
         with self._lock:
             if not (self.askers and self.askers[-1].usable):
                 stream = Stream(connect(address), MAX_METADATA)
                 near = address.startswith("unix:")
-                asker = Asker(stream, secret, near, self._make_agent, self._service.tend)
+                asker = Asker(stream, greeting, near, self._make_agent, self._service.tend)
                 self.askers = (*self.askers, asker)
             return self.askers[-1]
 

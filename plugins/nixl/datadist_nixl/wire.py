@@ -41,7 +41,7 @@ class Kind(IntEnum):
     """What a message is; its number is that of the request."""
 
     HELLO = 1
-    """The first one: the secret of an offer of the owner."""
+    """The first one: the greeting of an offer of the owner."""
     MEMORY = 2
     """The asker's memory, for the owner to write to: generation and metadata of NIXL."""
     READ = 3
@@ -89,24 +89,22 @@ class Request:
     length: Vector
 
 
-def hello(secret: bytes) -> bytes:
+def hello(greeting: bytes) -> bytes:
     """The body of HELLO."""
-    return _HELLO.pack(MAGIC, secret)
+    return _HELLO.pack(MAGIC, greeting)
 
 
 def parse_hello(body: memoryview) -> bytes:
-    """The secret. Raises :class:`WireError`."""
+    """The greeting. Raises :class:`WireError`."""
     if len(body) != _HELLO.size:
         raise WireError(f"a greeting has {len(body)} bytes, expected {_HELLO.size}")
-    magic, secret = _HELLO.unpack(body)
+    magic, greeting = _HELLO.unpack(body)
     if magic != MAGIC:
         raise WireError(f"a greeting begins with {magic!r}, expected {MAGIC!r}")
-    return bytes(secret)
+    return bytes(greeting)
 
 
-def pack_request(
-    secret: bytes, memory: str, device: int, vectors: tuple[Vector, ...]
-) -> bytes:
+def pack_request(secret: bytes, memory: str, device: int, vectors: tuple[Vector, ...]) -> bytes:
     """The body of READ or WRITE; ``vectors``: theirs, ours (not for WRITE), length."""
     fixed = _REQUEST.pack(secret, len(vectors[0]), device, MEMORIES.index(memory))
     return b"".join((fixed, *map(_bytes, vectors)))
