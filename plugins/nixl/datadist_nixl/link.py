@@ -82,7 +82,9 @@ class NixlLink(Link):
             ) from None
         side.their_secret = bytes.fromhex(data.secret)
         side.may_write = data.writable
-        side.theirs = Ranges((address, size, Kind(kind)) for address, size, *kind in data.regions)
+        side.theirs = Ranges(
+            (address, size, Kind((memory, device))) for address, size, memory, device in data.regions
+        )
 
     # -- moving ----------------------------------------------------------------------------------
 
