@@ -182,8 +182,11 @@ class Asker:
                 if transfer.todo:
                     self._ask(transfer)
             moved = self._look()
-        except (Ended, WireError) as error:
-            self._end(str(error), isinstance(error, Ended))
+        except Ended as error:
+            self._end(str(error), error.by_peer)
+            moved = True
+        except WireError as error:
+            self._end(f"it breaks the protocol: {error}", False)
             moved = True
         except NixlError as error:
             log.debug("NIXL has to begin again with a peer: %s", error)

@@ -83,7 +83,8 @@ class NixlLink(Link):
         side.their_secret = bytes.fromhex(data.secret)
         side.may_write = data.writable
         side.theirs = Ranges(
-            (address, size, Kind((memory, device))) for address, size, memory, device in data.regions
+            (address, size, Kind((memory, device)))
+            for address, size, memory, device in data.regions
         )
 
     # -- moving ----------------------------------------------------------------------------------

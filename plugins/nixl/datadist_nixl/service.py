@@ -36,6 +36,15 @@ MAX_STRANGERS = 64
 STRANGER_SECONDS = 5.0
 """Most connections that have not shown the greeting, and how long each may take for that."""
 STOP_SECONDS = 5.0
+TCP_OPTIONS = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),
+)
+"""A host that is gone ends its connections here within a minute: nobody else would notice at the owner."""
 
 
 class Leftover(Protocol):
@@ -257,7 +266,8 @@ def connect(address: str) -> socket.socket:
 
 def _quick(sock: socket.socket) -> socket.socket:
     if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for level, name, value in TCP_OPTIONS:
+            sock.setsockopt(level, name, value)
     return sock
 
 

@@ -254,6 +254,7 @@ class Server:
         until = time.monotonic() + FINISH_SECONDS
         while any(each is side for each, _ in self._under_way.values()):
             self.advance()
+            time.sleep(0.0002)
             if time.monotonic() > until:
                 self._give_up_writer("the owner has closed a link")
         if any(each is side for each in self._allowed.values()):
