@@ -26,11 +26,11 @@ from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
+from datadist_nixl import NixlTransport, library
+from datadist_nixl.library import Agent
 from numpy.typing import NDArray
 
 from datadist.transport import Access, Group, Offer, Peer, Placement, TransportOptions
-from datadist_nixl import NixlTransport, library
-from datadist_nixl.library import Agent
 
 MIB = 1 << 20
 SIZE = 256 * MIB

@@ -36,7 +36,7 @@ class Options:
 def parse(options: TransportOptions) -> Options:
     """Check and convert. Raises :class:`OptionError`."""
     refuse_unknown("nixl", options.extra, KNOWN)
-    listen = options.listen_address or None
+    listen = _checked(options.listen_address) if options.listen_address else None
     device = options.extra.get("device")
     if device is not None and not re.fullmatch(r"[\w.:@-]{1,64}(,[\w.:@-]{1,64}){0,7}", device):
         raise OptionError(f"option datadist.nixl.device is {device!r}, it must name an interface")
@@ -58,6 +58,18 @@ def parse(options: TransportOptions) -> Options:
             "protected control plane: set DATADIST_AUTH_KEY"
         )
     return Options(device, transports, listen)
+
+
+def _checked(address: str) -> str:
+    try:
+        if not ipaddress.ip_address(address).is_unspecified:
+            return address
+    except ValueError:
+        pass
+    raise OptionError(
+        f"LLMConfig.listen_ip_info has {address!r}: peers are told that address, so it must be one of "
+        "this host's"
+    )
 
 
 def _interface(address: str) -> str:

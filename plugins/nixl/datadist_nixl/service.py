@@ -44,7 +44,7 @@ TCP_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),
 )
-"""A host that is gone ends its connections here within a minute: nobody else would notice at the owner."""
+"""Within a minute a host that is gone ends its connections: at the owner nobody else would notice."""
 
 
 class Leftover(Protocol):
