@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from datadist_nixl import wire
+from datadist_nixl.memory import Vector
 from datadist_nixl.wire import Refusal, WireError
 
 SECRET = b"s" * wire.SECRET_BYTES
 
 
-def vector(*values: int) -> wire.Vector:
+def vector(*values: int) -> Vector:
     return np.array(values, np.int64)
 
 
