@@ -34,23 +34,23 @@ class NixlRegion(Region):
         self.kind = kind
 
 
-def allocate(size: int) -> NixlRegion:
+def allocate(size: int, placement: Placement = Placement.HOST) -> NixlRegion:
     """Zeroed anonymous memory of the host. Raises ``MemoryError``."""
     try:
         mapping = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError, ValueError) as error:
         raise MemoryError(f"{size} bytes: {error}") from error
     address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
-    return NixlRegion(address, size, Placement.HOST, HOST, mapping)
+    return NixlRegion(address, size, placement, HOST, mapping)
 
 
-def region(address: int, size: int) -> NixlRegion:
+def region(address: int, size: int, placement: Placement = Placement.HOST) -> NixlRegion:
     """Any memory of the process; msync tells whether it is mapped. Raises RegistrationError."""
     first = address & -mmap.PAGESIZE
     area = ctypes.c_void_p(first), ctypes.c_size_t(address + size - first)
     if ctypes.CDLL(None).msync(*area, MS_ASYNC):
         raise RegistrationError(f"the {size} bytes at {address:#x} are not mapped here")
-    return NixlRegion(address, size, Placement.HOST)
+    return NixlRegion(address, size, placement)
 
 
 class Outside(Exception):

@@ -17,9 +17,10 @@ from datadist.transport import OptionError, TransportOptions
 KNOWN = {
     "device": "network interface of UCX, such as eth0 (default: that of the listen address, else lo)",
     "transports": 'of UCX: "tcp" (default), or "rc,tcp" for hosts with RDMA adapters',
-    "cuda": '"1" to reach memory of CUDA devices; never run on a GPU (default "0")',
+    "cuda": '"1": Placement.DEVICE is memory of CUDA devices, never run on a GPU (default "0": of the host)',
 }
-TRANSPORTS = ("tcp", "rc,tcp")
+TCP = "tcp"
+TRANSPORTS = (TCP, "rc,tcp")
 LOOPBACK = "lo"
 SIOCGIFADDR = 0x8915
 
@@ -31,7 +32,7 @@ class Options:
     device: str
     transports: str
     cuda: bool
-    """Whether Placement.DEVICE is memory of CUDA devices; else there is none."""
+    """Whether Placement.DEVICE is memory of CUDA devices; else it is memory of the host."""
     listen: str | None
     """Address to listen on for askers; None: a Unix socket of this network namespace."""
 
@@ -46,7 +47,7 @@ def parse(options: TransportOptions) -> Options:
     device = device or (_interface(listen) if listen else LOOPBACK)
     transports = choice(
         "option datadist.nixl.transports",
-        options.extra.get("transports", TRANSPORTS[0]),
+        options.extra.get("transports", TCP),
         TRANSPORTS,
     )
     if listen is not None and device == LOOPBACK and not ipaddress.ip_address(listen).is_loopback:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadist.base.shortage import explain
 from datadist.transport import (
     Access,
     Availability,
     Capabilities,
+    Combining,
     Group,
     LinkError,
     Peer,
     Placement,
     Region,
-    RegistrationError,
     Transport,
     TransportError,
     TransportOptions,
@@ -35,16 +35,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 PARALLEL = 16
-
-
-class _Memory(Protocol):
-    """Makes regions of one placement."""
-
-    def allocate(self, size: int) -> NixlRegion:
-        """Zeroed memory."""
-
-    def region(self, address: int, size: int) -> NixlRegion:
-        """Memory of the user."""
 
 
 class PeerConnection:
@@ -87,6 +77,7 @@ class NixlTransport(Transport):
 
     api_version: ClassVar[int] = 2
     priority: ClassVar[int] = 9
+    combining: ClassVar[Combining] = Combining.FAR
     options: ClassVar[Mapping[str, str]] = options.KNOWN
 
     @classmethod
@@ -120,32 +111,27 @@ class NixlTransport(Transport):
     @property
     def capabilities(self) -> Capabilities:
         """Owners must run: they write what is read, and allow what is written."""
-        with_device = frozenset({Placement.HOST, Placement.DEVICE})
+        both = frozenset(Placement)
         return Capabilities(
-            placements=with_device if self._cuda else frozenset({Placement.HOST}),
-            foreign_memory=True, same_host_only=False, passive_target=False, parallel=PARALLEL,
-            watches_control=True,
+            placements=both, foreign_memory=True, same_host_only=False, passive_target=False,
+            host_addressable=frozenset({Placement.HOST}) if self._cuda else both,
+            parallel=PARALLEL, watches_control=True,
+            follows_addresses=self._options.transports == options.TCP,
         )  # fmt: skip
 
     # -- memory ----------------------------------------------------------------------------------
 
     def allocate(self, size: int, placement: Placement) -> Region:
         """Anonymous memory; NIXL learns of it with the first transfer that touches it."""
-        return self._add(self._of(placement).allocate(size))
+        if placement is Placement.DEVICE and self._cuda is not None:
+            return self._add(self._cuda.allocate(size))
+        return self._add(memory.allocate(size, placement))
 
     def register(self, address: int, size: int, placement: Placement) -> Region:
         """Memory of the user."""
-        return self._add(self._of(placement).region(address, size))
-
-    def _of(self, placement: Placement) -> _Memory:
-        """What makes regions of a placement."""
-        if placement is Placement.HOST:
-            return memory
-        if self._cuda is None:
-            raise RegistrationError(
-                "Placement.DEVICE needs CUDA and the option datadist.nixl.cuda=1; it was never run"
-            )
-        return self._cuda
+        if placement is Placement.DEVICE and self._cuda is not None:
+            return self._add(self._cuda.region(address, size))
+        return self._add(memory.region(address, size, placement))
 
     def copy(self, dst: Buffer, src: Buffer, length: Buffer) -> None:
         """By the CPU, or by the driver where memory of devices is in use."""
