@@ -17,7 +17,7 @@ from datadist.transport import OptionError, TransportOptions
 KNOWN = {
     "device": "network interface of UCX, such as eth0 (default: that of the listen address, else lo)",
     "transports": 'of UCX: "tcp" (default), or "rc,tcp" for hosts with RDMA adapters',
-    "cuda": '"1": Placement.DEVICE is memory of CUDA devices, never run on a GPU (default "0": of the host)',
+    "cuda": '"1": Placement.DEVICE is memory of CUDA devices; never run on a GPU (default "0": the host)',
 }
 TCP = "tcp"
 TRANSPORTS = (TCP, "rc,tcp")
