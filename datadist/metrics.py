@@ -34,7 +34,8 @@ class StatsCollector(Collector):
 
     ``datadist_transfer_*_total`` count since `init` by ``direction``; ``datadist_link_*`` count per
     link and peer, and end with the link; ``datadist_pool_*`` are the pools. Every metric has the
-    labels ``cluster`` and ``backend``.
+    labels ``cluster`` and ``backend``; where two transports are combined, that of a link is the one
+    which links that peer.
     """
 
     def __init__(self, engine: LLMDataDist) -> None:
@@ -54,7 +55,7 @@ class StatsCollector(Collector):
         own = (str(stats["cluster_id"]), str(stats["backend"]))
         yield from _counters("transfer", "", [((*own,), stats["total"])], ("cluster", "backend"))
         links = [
-            ((*own, link["name"], str(link["cluster_id"])), link)
+            ((own[0], link["backend"] or own[1], link["name"], str(link["cluster_id"])), link)
             for link in _newest(stats["links"])
         ]
         yield from _counters("link", " on this link", links, ("cluster", "backend", "link", "peer"))

@@ -44,6 +44,7 @@ __all__ = [
     "AddressError",
     "Availability",
     "Capabilities",
+    "Combining",
     "Group",
     "InFlight",
     "Link",
@@ -92,6 +93,23 @@ class Access(Enum, metaclass=NamedMembers):
 
     READ = "read"
     READ_WRITE = "read_write"
+
+
+class Combining(Enum, metaclass=NamedMembers):
+    """Where a transport can be one of two that serve a communication domain together.
+
+    Such a backend is named ``near+far``: the first one links peers on this host, the second one peers
+    that were met over the network.
+    """
+
+    NEAR = "near"
+    """``auto`` may put it first. The user may name it at either place."""
+    FAR = "far"
+    """``auto`` may put it second. The user may name it at either place."""
+    NAMED = "named"
+    """Only where the user names it."""
+    NEVER = "never"
+    """It needs all members of a domain."""
 
 
 class InFlight(Protocol):
@@ -210,6 +228,13 @@ class Capabilities:
     It also promises that a read of memory that its owner withdraws meanwhile does not break the
     link or the peer: the read raises, or returns any bytes. Small pulls are then much faster, since
     core need not check for messages of the owner before and after each pull.
+    """
+    follows_addresses: bool = False
+    """Whether peers reach what is mapped at an exposed address at the time of a transfer.
+
+    If not, they reach the memory that was there when the region was registered. Core then refuses to
+    register memory at an address that an open link still exposes from an earlier registration: other
+    memory may be mapped there by now.
     """
 
 
@@ -348,6 +373,10 @@ class Link(ABC):
         None, as the base class returns, means :attr:`Transport.capabilities`. Core asks once, after
         :meth:`Transport.open`.
         """
+        return None
+
+    def backend_of(self, rank: int) -> str | None:
+        """The name of the backend that links us with ``rank``; None means that of the engine."""
         return None
 
     @abstractmethod
@@ -501,6 +530,9 @@ class Transport(ABC):
     The option ``datadist.<backend>.<name>`` can also be set by the environment,
     ``DATADIST_<BACKEND>_<NAME>``. Core merges both into :attr:`TransportOptions.extra`.
     """
+
+    combining: ClassVar[Combining] = Combining.NAMED
+    """Whether it can serve a domain together with another transport."""
 
     @classmethod
     @abstractmethod

@@ -382,14 +382,21 @@ class Memory:
             end = begin + held.region.size
             if end <= start:
                 continue
-            if not held.users and not begin <= start < stop <= end:
-                raise _overlap(start, stop - start, held.region)
+            if not held.users:
+                self._check_again(start, stop, held.region)
             shared[region_id] = begin
             if free < begin:
                 fresh.append((free, begin - free))
             free = end
         if free < stop:
             fresh.append((free, stop - free))
+
+    def _check_again(self, start: int, stop: int, old: Region) -> None:
+        """Raise where peers would not reach a range, parts of which links expose from before."""
+        if not old.address <= start < stop <= old.address + old.size:
+            raise _overlap(start, stop - start, old, "overlap in part")
+        if not self._transport.capabilities.follows_addresses:
+            raise _overlap(start, stop - start, old, "lie in")
 
     def _register_fresh(self, ranges: Sequence[Range], placement: Placement) -> None:
         if not ranges:
@@ -612,9 +619,9 @@ def _unions(addresses: Sequence[int], size: int) -> list[Range]:
     return unions
 
 
-def _overlap(address: int, size: int, region: Region) -> LLMException:
+def _overlap(address: int, size: int, region: Region, how: str) -> LLMException:
     return param_invalid(
-        f"the {size} bytes at {address:#x} overlap in part the {region.size} bytes at "
+        f"the {size} bytes at {address:#x} {how} the {region.size} bytes at "
         f"{region.address:#x}, which are unregistered, but exposed by a live link: unlink first, since "
         "that memory may have been freed"
     )

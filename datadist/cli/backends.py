@@ -77,5 +77,5 @@ def _verdict(chosen: str | None) -> int:
         print(explain(error))
         return 1
     if name == "auto":
-        print(f"* auto chooses {chosen}: {choice.why}")
+        print(f"* auto chooses {choice.name}: {choice.why}")
     return 0

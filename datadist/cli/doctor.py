@@ -16,6 +16,7 @@ from datadist.base.digits import number_argument
 from datadist.base.quiet import quiet
 from datadist.base.shortage import explain
 from datadist.diagnosis import Finding, Level, examine, worst
+from datadist.transports.combined import SEPARATOR
 from datadist.transports.loader import BackendError, choose_backend, list_backends
 from datadist.transports.plugin_metadata import named_directly
 
@@ -51,7 +52,9 @@ def _chosen(named: Sequence[str]) -> tuple[list[str], str]:
     """The chosen backends; if none can be chosen, an empty list and the reason."""
     installed = {backend.name for backend in list_backends()}
     missing = sorted(
-        name for name in named if name not in installed and named_directly(name) is None
+        name
+        for name in named
+        if name not in installed and named_directly(name) is None and SEPARATOR not in name
     )
     if missing:
         return [], f"not installed: {', '.join(missing)} (`datadist backends` lists what is)"
@@ -61,7 +64,7 @@ def _chosen(named: Sequence[str]) -> tuple[list[str], str]:
                 choose_backend(name, {})
         if named:
             return _names(named), ""
-        return [choose_backend(None, os.environ).name], ""
+        return [name for name, _ in choose_backend(None, os.environ).parts], ""
     except BackendError as error:
         return [], str(error)
     except OSError as error:
@@ -69,11 +72,17 @@ def _chosen(named: Sequence[str]) -> tuple[list[str], str]:
 
 
 def _names(named: Sequence[str]) -> list[str]:
-    """The names of backends, some of which may be given as ``module:Class``."""
-    direct = [named_directly(name) for name in named]
+    """The names of backends, some of which may be given as ``module:Class``, or two as ``a+b``."""
+    parts = _parts(named)
+    direct = [named_directly(name) for name in parts]
     return [
-        given if found is None else found.name for given, found in zip(named, direct, strict=True)
+        given if found is None else found.name for given, found in zip(parts, direct, strict=True)
     ]
+
+
+def _parts(named: Sequence[str]) -> list[str]:
+    """Each backend by itself."""
+    return [part.strip() for name in named for part in name.split(SEPARATOR)]
 
 
 def _line(finding: Finding) -> str:

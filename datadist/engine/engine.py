@@ -301,7 +301,6 @@ class Engine:
             self.views,
             self._drain,
             self.verification.compare if self.options.checksum else None,
-            self.transport.capabilities.watches_control,
             self.memory.quarantine,
         )
         self.transfers.on_broken = self._on_broken
@@ -330,10 +329,9 @@ class Engine:
         incarnation = self._discovery.address.incarnation
         self.grants = OwnGrants(self.owned, self.words, self._reactor, self.cluster_id, incarnation)
         self._grant_messages = GrantMessages(self.grants, self._reactor.post)
-        ordered = self.transport.capabilities.ordered_reads and not self.options.checksum
         self.granted_pulls = GrantedPulls(
             self.transfers, self.owned, self._grant_messages, self.words, types,
-            self.memory.quarantine, self.options.remote_accessible, ordered,
+            self.memory.quarantine, self.options.remote_accessible,
         )  # fmt: skip
 
     def _all_domains(self) -> list[Domain]:
@@ -616,7 +614,7 @@ class Engine:
         domains = self._all_domains()
         self.owned.settle(wait)
         with self.transfers.counting:
-            links, total = link_stats(domains), self.transfers.counters.as_dict()
+            links, total = link_stats(domains, self.backend.name), self.transfers.counters.as_dict()
         return {
             "cluster_id": self.cluster_id,
             "backend": self.backend.name,

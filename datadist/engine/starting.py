@@ -14,7 +14,7 @@ from datadist.engine.options import EngineOptions
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transport import OptionError, Transport, TransportError, TransportOptions
 from datadist.transports.defects import text_of
-from datadist.transports.environment import options_from, set_by, warn_of_unknown
+from datadist.transports.environment import options_of
 from datadist.transports.loader import BackendError, Choice, choose_backend
 from datadist.transports.option_keys import where
 
@@ -59,10 +59,7 @@ def start_transport(options: EngineOptions, environ: Mapping[str, str]) -> tuple
         origin = f" [option {key}{where(key)}]" if options.backend else ""
         raise param_invalid(f"{error}{origin}") from error
     attach()
-    given = options.extra.get(choice.name, {})
-    known = getattr(choice.transport_class, "options", None)
-    set_outside = options_from(environ, choice.name, known)
-    warn_of_unknown(environ, choice.name, known)
+    given = options_of(choice.parts, options.extra, environ)
     settings = TransportOptions(
         device_id=options.device_id,
         listen_address=options.listen_ip,
@@ -72,12 +69,12 @@ def start_transport(options: EngineOptions, environ: Mapping[str, str]) -> tuple
         link_timeout=options.link_total_time,
         auth_key=options.auth_key,
         local_comm_res=options.local_comm_res,
-        extra={**set_outside, **given},
+        extra=given.values,
     )
     try:
         transport = choice.transport_class(settings)
     except OptionError as error:
-        where_set = set_by(str(error), choice.name, set_outside.keys() - given.keys())
+        where_set = given.set_by(str(error))
         raise param_invalid(f"backend {choice.name} does not start: {error}{where_set}") from error
     except TransportError as error:
         raise LLMException(

@@ -11,7 +11,7 @@ from datadist.links.domain import Domain
 from datadist.transport import Placement
 
 
-def link_stats(domains: Iterable[Domain]) -> list[dict[str, Any]]:
+def link_stats(domains: Iterable[Domain], backend: str) -> list[dict[str, Any]]:
     """One entry per peer of every link."""
     rows = []
     for domain in domains:
@@ -19,6 +19,7 @@ def link_stats(domains: Iterable[Domain]) -> list[dict[str, Any]]:
         for cluster, rank in domain.others.items():
             counters = attempt.counters.get(rank) if attempt is not None else None
             gone = attempt.gone.get(rank) if attempt is not None else None
+            way = attempt.backends.get(rank, backend) if attempt is not None else None
             rows.append(
                 {
                     "comm_id": getattr(domain, "comm_id", None),
@@ -26,6 +27,7 @@ def link_stats(domains: Iterable[Domain]) -> list[dict[str, Any]]:
                     "cluster_id": cluster,
                     "rank": rank,
                     "status": domain.status.name,
+                    "backend": way,
                     "error": domain.reason or gone,
                     **(counters or Counters()).as_dict(),
                 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeAlias
 
@@ -92,14 +92,9 @@ class Builder:
         """Start an attempt with these members, dropping an earlier one."""
         if domain.attempt is not None:
             self.drop(domain)
-        attempt = domain.attempt = self._attempt(token, domain.rank, members, members)
+        attempt = domain.attempt = Attempt(token, domain.rank, sorted(members), members)
         self._unclosed.add(attempt)
         self._connect_members(domain, attempt)
-
-    def _attempt(
-        self, token: str, rank: int, ranks: Iterable[int], members: dict[int, Member]
-    ) -> Attempt:
-        return Attempt(token, rank, sorted(ranks), members, parallel=self._steps.parallel)
 
     def begin_by_library(
         self, domain: Domain, name: str, blob: bytes, met: MembersFromBlobs
@@ -109,7 +104,7 @@ class Builder:
         They join under ``name`` and swap blobs; ``met`` makes a token and the members of those, or
         raises ``ValueError``.
         """
-        attempt = self._attempt(secrets.token_hex(16), domain.rank, domain.ranks.values(), {})
+        attempt = Attempt(secrets.token_hex(16), domain.rank, sorted(domain.ranks.values()), {})
         domain.attempt = attempt
         self._unclosed.add(attempt)
         self._active[attempt.token] = domain

@@ -22,7 +22,7 @@ from datadist.links.counters import Counters
 from datadist.links.permits import Permits
 from datadist.rank_table import RankTable
 from datadist.status import LLMStatusCode
-from datadist.transport import Link
+from datadist.transport import Capabilities, Link
 from datadist.types import RegisterMemStatus
 
 log = logging.getLogger("datadist.link")
@@ -57,8 +57,10 @@ class Attempt:
     """Region ids of each peer that this link reaches."""
     metadata: dict[int, bytes] = field(default_factory=dict)
     """What the program of each peer gave."""
-    parallel: int = 1
-    """Transfers that may be in flight with each peer."""
+    capabilities: dict[int, Capabilities] = field(default_factory=dict)
+    """What the link can do with each peer; known once it is open."""
+    backends: dict[int, str] = field(default_factory=dict)
+    """The backend that links us with each peer, where it is not that of the engine."""
     permits: dict[int, Permits] = field(default_factory=dict)
     between_pieces: set[int] = field(default_factory=set)
     """Transfers, by token, that have given their permit to others and wait for it again."""
@@ -91,7 +93,7 @@ class Attempt:
 
     def __post_init__(self) -> None:
         self.idle.set()
-        self.permits = {rank: Permits(self.parallel) for rank in self.others}
+        self.permits = {rank: Permits() for rank in self.others}
         self.counters = {rank: Counters() for rank in self.others}
 
     @property
@@ -109,6 +111,13 @@ class Attempt:
         """For whom its steps on workers count: the peer, or the attempt where there are several."""
         peers = [m.incarnation for rank, m in self.members.items() if rank != self.rank]
         return peers[0] if len(peers) == 1 else self.token
+
+    def learn(self, link: Link, own: Capabilities) -> None:
+        """Note what a link that was opened can do with each peer; ``own`` is what the transport can."""
+        self.capabilities = {rank: link.capabilities_of(rank) or own for rank in self.others}
+        self.permits = {rank: Permits(can.parallel) for rank, can in self.capabilities.items()}
+        backends = {rank: link.backend_of(rank) for rank in self.others}
+        self.backends = {rank: name for rank, name in backends.items() if name is not None}
 
     def rank_of(self, incarnation: str) -> int | None:
         """The rank that an engine has in this attempt."""
@@ -161,28 +170,30 @@ class Attempt:
         whatever else is busy. Returns the ranks that may still write our memory.
         """
         self.dead = True
-        held: dict[int, list[bool]] = {rank: [] for rank in self.permits}
+        permits = self.permits  # those of a link that is opened only now are taken by nobody
+        held: dict[int, list[bool]] = {rank: [] for rank in permits}
         grace_ends = time.monotonic() + grace_seconds
         while self.between_pieces and time.monotonic() < grace_ends:
             time.sleep(PIECES_LOOK_SECONDS)
-        self._take_all(held, grace_ends)
+        _take_all(permits, held, grace_ends)
         self.abort(self.others)
         deadline = time.monotonic() + limit
         if not self.joining:  # which ends when the link is closed
             self.idle.wait(limit)
-        self._take_all(held, deadline)
+        _take_all(permits, held, deadline)
         try:
             before()
             return self.link.close() if self.link is not None else frozenset()
         finally:
             for rank, taken in held.items():
                 for _ in taken:
-                    self.permits[rank].release()
+                    permits[rank].release()
 
-    def _take_all(self, held: dict[int, list[bool]], deadline: float) -> None:
-        """Take all permits that are not held yet, so that nothing is in flight any more."""
-        for rank, taken in held.items():
-            self.permits[rank].take_all(taken, deadline)
+
+def _take_all(permits: dict[int, Permits], held: dict[int, list[bool]], deadline: float) -> None:
+    """Take all permits that are not held yet, so that nothing is in flight any more."""
+    for rank, taken in held.items():
+        permits[rank].take_all(taken, deadline)
 
 
 class Owner(Protocol):

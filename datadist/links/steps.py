@@ -57,8 +57,6 @@ class Steps:
         self._views = views
         self._workers = workers
         self._transport = transport
-        self.parallel = transport.capabilities.parallel
-        """Transfers that may be in flight per link and rank."""
         self._memory = memory
         self._owned = owned
         self._access = access
@@ -151,6 +149,7 @@ class Steps:
         connected = self.connections.connect(attempt, group)
         link = self._transport.open(connected, regions, self._access)
         try:
+            attempt.learn(link, self._transport.capabilities)
             self._memory.tell_link(attempt, link)
         except BaseException:
             link.close()

@@ -97,6 +97,7 @@ class MessagingTransport(Transport):
         return Capabilities(
             placements=both, foreign_memory=True, same_host_only=self.same_host_only,
             host_addressable=both, passive_target=False, parallel=PARALLEL,
+            follows_addresses=True,
         )  # fmt: skip
 
     # -- memory ----------------------------------------------------------------------------------

@@ -392,6 +392,29 @@ class DisconnectsSlowly(FaultyReference):
             time.sleep(6)
 
 
+class _OldBytesLink(ReferenceLink):
+    def __init__(self, group: Group, regions: Sequence[Region], access: Access) -> None:
+        super().__init__(group, regions, access)
+        self._read: dict[tuple[object, ...], list[bytes]] = {}
+
+    def read(
+        self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
+    ) -> None:
+        here, sizes = _numbers(local), _numbers(length)
+        key = (rank, *_numbers(remote), *sizes)
+        if key not in self._read:
+            super().read(rank, local, remote, length, timeout)
+            self._read[key] = [ctypes.string_at(*each) for each in zip(here, sizes, strict=True)]
+        for address, data in zip(here, self._read[key], strict=True):
+            ctypes.memmove(address, data, len(data))
+
+
+class ReadsWhatWasThere(FaultyReference):
+    """Says that it follows addresses, and reads what was there at the first read."""
+
+    link_class = _OldBytesLink
+
+
 FAULTY_TRANSFERS = (
     FaultyTransport(TakesTwiceTheTimeout, "a_long_transfer_ends_by_its_deadline"),
     FaultyTransport(ReturnsEarly, "all_bytes_are_there_at_the_return[65536-16-write]"),
@@ -410,6 +433,7 @@ FAULTY_TRANSFERS = (
     FaultyTransport(Polls, "many_idle_links_take_no_processor"),
     FaultyTransport(SharesABuffer, "transfers_at_a_time_over_one_link_are_kept_apart"),
     FaultyTransport(ReadsBackwards, "the_last_segment_is_read_last"),
+    FaultyTransport(ReadsWhatWasThere, "memory_that_is_replaced_is_followed"),
     FaultyTransport(ForgetsNewRegions, "memory_added_to_an_open_link_is_local[host]"),
     FaultyTransport(Crashes, "sizes[1-read]"),
     FaultyTransport(BlocksOnLoss, "a_peer_that_core_has_lost_is_given_up[killed]"),

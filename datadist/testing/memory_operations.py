@@ -17,6 +17,7 @@ from datadist.testing.outcome import Outcome, outcome_of
 from datadist.testing.pattern import ExpectedWrite, difference, expected, pattern
 from datadist.transport import Placement, Region, TransportError
 
+MAP_FIXED = 0x10
 PART = 4 << 20
 """Bytes that are compared at a time."""
 
@@ -47,6 +48,20 @@ def _memory_of_process(size: int, alignment: int) -> tuple[int, object]:
     buffer = mmap.mmap(-1, size + alignment)
     address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
     return address + -address % alignment, buffer
+
+
+def replace(state: State, label: str, seed: int) -> None:
+    """Map other memory at the whole pages of a region, with the pattern of a seed."""
+    region = state.regions[label]
+    begin = region.address + -region.address % mmap.PAGESIZE
+    size = (region.address + region.size - begin) // mmap.PAGESIZE * mmap.PAGESIZE
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
+    if libc.mmap(begin, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) != begin:
+        raise OSError(ctypes.get_errno(), "mmap over a region")
+    fill(state, label, seed)
 
 
 def register_at(state: State, label: str, address: int, size: int, placement: Placement) -> Outcome:

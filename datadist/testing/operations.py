@@ -40,7 +40,8 @@ class Declared:
 
     distribution: str
     version: str
-    requirements: tuple[str, ...]
+    requirements: Mapping[str, tuple[str, ...]]
+    """Of each distribution that the transport comes from."""
     qualname: str
     api_version: object
     priority: object
@@ -56,7 +57,7 @@ def declared(state: State, name: str) -> Declared:
     return Declared(
         distribution=backend.distribution,
         version=backend.version,
-        requirements=tuple(metadata.requires(backend.distribution) or ()),
+        requirements={name: tuple(metadata.requires(name) or ()) for name in backend.distributions},
         qualname=f"{loaded.__module__}.{loaded.__qualname__}",
         api_version=loaded.api_version,
         priority=loaded.priority,

@@ -175,6 +175,7 @@ class ReferenceTransport(spi.Transport):
             placements=both, foreign_memory=True, same_host_only=True, host_addressable=both,
             parallel=PARALLEL,
             revokes_access=False,
+            follows_addresses=True,
         )  # fmt: skip
 
     def allocate(self, size: int, placement: Placement) -> spi.Region:

@@ -71,7 +71,7 @@ class GrantedPulls:
 
     def __init__(
         self, transfers: Transfers, owned: OwnDirectory, grants: GrantMessages, words: Words,
-        types: ElementTypes, quarantine: Quarantine, one_sided: bool, ordered_reads: bool,
+        types: ElementTypes, quarantine: Quarantine, one_sided: bool,
     ) -> None:  # fmt: skip
         self._transfers = transfers
         self._owned = owned
@@ -80,8 +80,6 @@ class GrantedPulls:
         self._types = types
         self._quarantine = quarantine
         self._one_sided = one_sided
-        self._ordered_reads = ordered_reads
-        """Whether the word may travel with the data, since it is read last."""
 
     def may_pull(self, cluster: int) -> bool:
         """Whether a link names the cluster, so that a key may be one of its grants."""
@@ -358,7 +356,8 @@ class _WordReader:
 
     def segments(self, data: Segments) -> Segments:
         """What to read for the data: in one read with the word, or by itself."""
-        self._with_data = bool(self._scratch) and self._pulls._ordered_reads
+        ordered = self._pulls._transfers.reads_in_order(self._route)
+        self._with_data = bool(self._scratch) and ordered
         if not self._with_data:
             return data
         local, remote, length = (

@@ -14,6 +14,7 @@ from datadist.control.messages import Binding, Entry
 from datadist.links.domain import Attempt, Domain
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transfers.limits import CallLimit
+from datadist.transport import Capabilities
 from datadist.types import RegisterMemStatus
 
 
@@ -61,6 +62,11 @@ class Route:
     attempt: Attempt
     rank: int
     view: PeerView
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the link can do with that peer."""
+        return self.attempt.capabilities[self.rank]
 
 
 class Ended(LLMException):

@@ -70,7 +70,7 @@ class CachedRoute:
         self.gone = route.attempt.gone
         self.tensors = len(layout.bases)
         self.tallies = transfers.tallies(route, push=False)
-        self.read_reports_control = transfers.watches_control
+        self.read_reports_control = transfers.watches_control(route)
         """Whether reads of the transport report messages that arrived meanwhile."""
         self.local_bases, self.local_count = layout.bases, layout.count
         self.remote_bases, self.remote_count = tuple(entry.bases), entry.count

@@ -65,7 +65,6 @@ class Transfers:
         views: dict[str, PeerView],
         drain: Callable[[Session, float], bool],
         verify: Callable[[Route, Segments, float], None] | None = None,
-        watches_control: bool = False,
         quarantine: Quarantine | None = None,
     ) -> None:
         self._own_cluster = own_cluster
@@ -75,8 +74,6 @@ class Transfers:
         self._views = views
         self._drain = drain
         self._verify = verify
-        self.watches_control = watches_control and verify is None
-        """Whether a read says what arrived meanwhile; not where more than the read has to be done."""
         self._quarantine = Quarantine() if quarantine is None else quarantine
         self.on_broken: Callable[[Route, str], None] = lambda _route, _reason: None
         """Called when the transport can no longer reach a peer over a link."""
@@ -84,6 +81,14 @@ class Transfers:
         """Of all links there were."""
         self.counting = threading.RLock()
         """Guards all counters, those of the links as well; handlers of signals may ask for them."""
+
+    def watches_control(self, route: Route) -> bool:
+        """Whether a read says what arrived meanwhile; not where more than the read has to be done."""
+        return self._verify is None and route.capabilities.watches_control
+
+    def reads_in_order(self, route: Route) -> bool:
+        """Whether what is read last says that all else is as it was by then."""
+        return self._verify is None and route.capabilities.ordered_reads
 
     def check_cluster(self, cluster: int) -> None:
         """Raise LLM_PARAM_INVALID for our own cluster."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from datadist.base.texts import nearest
 
-__all__ = ["VARIABLES", "options_from", "set_by", "variable_of", "warn_of_unknown"]
+__all__ = ["VARIABLES", "GivenOptions", "options_from", "options_of", "variable_of"]
 
 log = logging.getLogger("datadist.options")
 
@@ -48,29 +49,65 @@ def options_from(
     }
 
 
-def warn_of_unknown(environ: Mapping[str, str], backend: str, known: Iterable[str] | None) -> None:
+@dataclass(frozen=True)
+class GivenOptions:
+    """The options of a transport: of the program, and of the environment where that gives none."""
+
+    values: Mapping[str, str]
+    """By name; of two transports by ``<backend>.<name>``."""
+    variables: Mapping[str, str]
+    """What the environment gave: the option's whole name to its variable."""
+
+    def set_by(self, error: str) -> str:
+        """Which variables an error about options is about; empty where it is about none."""
+        named = [variable for option, variable in self.variables.items() if option in error]
+        return f" [environment: {', '.join(named)}]" if named else ""
+
+
+def options_of(
+    parts: Sequence[tuple[str, type]],
+    given: Mapping[str, Mapping[str, str]],
+    environ: Mapping[str, str],
+) -> GivenOptions:
+    """The options of a backend that is made of ``parts``: one transport, or two, with their names.
+
+    ``given`` are those of the program by backend. Logs which variables are none of ours, but similar.
+    """
+    values: dict[str, str] = {}
+    variables: dict[str, str] = {}
+    wanted = {*VARIABLES}
+    for backend, transport in parts:
+        known = getattr(transport, "options", None)
+        outside = options_from(environ, backend, known)
+        own = given.get(backend, {})
+        prefix = f"{backend}." if len(parts) > 1 else ""
+        values |= {f"{prefix}{name}": value for name, value in {**outside, **own}.items()}
+        variables |= {
+            f"datadist.{backend}.{name}": variable_of(backend, name)
+            for name in outside.keys() - own.keys()
+        }
+        wanted |= {variable_of(backend, name) for name in known or ()}
+    _warn_of_unknown(environ, [variable_of(backend) for backend, _ in parts], sorted(wanted))
+    return GivenOptions(values, variables)
+
+
+def _warn_of_unknown(
+    environ: Mapping[str, str], begins: Sequence[str], wanted: Sequence[str]
+) -> None:
     """Log which variables are none of ours, but similar to one that is."""
-    wanted = [*VARIABLES, *(variable_of(backend, name) for name in known or ())]
-    for variable in _unknown(environ, backend):
+    for variable in _unknown(environ, begins):
         near = nearest(variable, wanted, cutoff=0.8)
         if near is not None:
             log.warning("there is no environment variable %s, it has no effect; did you mean %s?",
                         variable, near)  # fmt: skip
 
 
-def _unknown(environ: Mapping[str, str], backend: str) -> list[str]:
-    """Variables of our prefix that are neither documented nor those of the backend."""
-    begin = variable_of(backend)
+def _unknown(environ: Mapping[str, str], begins: Sequence[str]) -> list[str]:
+    """Variables of our prefix that are neither documented nor those of a backend."""
     return sorted(
         variable
         for variable in environ
         if variable.startswith(PREFIX)
-        and not variable.startswith(begin)
+        and not variable.startswith(tuple(begins))
         and variable not in VARIABLES
     )
-
-
-def set_by(error: str, backend: str, names: Iterable[str]) -> str:
-    """Which variables an error about options is about; empty where it is about none."""
-    named = [variable_of(backend, name) for name in names if f"datadist.{backend}.{name}" in error]
-    return f" [environment: {', '.join(named)}]" if named else ""

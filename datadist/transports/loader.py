@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 
 from datadist.base.shortage import explain, is_shortage
-from datadist.transport import API_VERSION, ENTRY_POINT_GROUP, Availability, Transport
+from datadist.transport import API_VERSION, ENTRY_POINT_GROUP, Availability, Combining, Transport
+from datadist.transports.combined import SEPARATOR, CombinedTransport, combine, why_not
 from datadist.transports.plugin_metadata import (
     Backend,
     BrokenMetadata,
@@ -37,7 +38,11 @@ __all__ = [
 log = logging.getLogger("datadist.backend")
 
 ENVIRONMENT = "DATADIST_BACKEND"
-KNOWN = {"hccl": "datadist-hccl", "rdma": "datadist-rdma", "shm": "datadist-shm"}
+KEY = "DATADIST_AUTH_KEY"
+"""Set where engines may meet over the network."""
+KNOWN = {
+    "hccl": "datadist-hccl", "nixl": "datadist-nixl", "rdma": "datadist-rdma", "shm": "datadist-shm"
+}  # fmt: skip
 """Distributions of this project's own transports, for hints."""
 REPAIR = (
     "Install that package again, or remove what is left of it; transports that it has are not found"
@@ -62,6 +67,14 @@ class Choice:
     def name(self) -> str:
         """Name of the backend."""
         return self.backend.name
+
+    @property
+    def parts(self) -> list[tuple[str, type[Transport]]]:
+        """The transports that it is made of, with their names: itself, or two."""
+        if issubclass(self.transport_class, CombinedTransport):
+            both = self.transport_class.near, self.transport_class.far
+            return [(part.name, part.transport_class) for part in both]
+        return [(self.name, self.transport_class)]
 
 
 @dataclass(frozen=True)
@@ -93,15 +106,18 @@ def _installed() -> Installed:
 
 
 def load_transport(name: str) -> tuple[Backend, type[Transport]]:
-    """The entry point of that name, or ``module:Class``, and its class.
+    """The entry point of that name, or ``module:Class``, and its class; or ``near+far``, of two.
 
     Raises :class:`BackendError` when it is not installed, is installed twice, cannot be imported,
-    is no transport or was written for another version of the interface.
+    is no transport or was written for another version of the interface; and for two that cannot be
+    combined.
     """
     return _load(name, _installed())
 
 
 def _load(name: str, installed: Installed) -> tuple[Backend, type[Transport]]:
+    if SEPARATOR in name:
+        return _load_two(name, installed)
     backend = _only(name, installed)
     loaded = _import(backend)
     if not (isinstance(loaded, type) and issubclass(loaded, Transport)):
@@ -111,6 +127,34 @@ def _load(name: str, installed: Installed) -> tuple[Backend, type[Transport]]:
         )
     _check_class(backend, loaded)
     return backend, loaded
+
+
+def _load_two(name: str, installed: Installed) -> tuple[Backend, type[Transport]]:
+    names = [each.strip() for each in name.split(SEPARATOR)]
+    if len(names) != 2 or not all(names) or "auto" in names:
+        raise BackendError(
+            f"backend {name!r}: expected the names of two transports as in shm{SEPARATOR}rdma, the "
+            "first for peers on this host and the second for all others"
+        )
+    return _combined(*(_load(each, installed) for each in names))
+
+
+def _combined(
+    near: tuple[Backend, type[Transport]], far: tuple[Backend, type[Transport]]
+) -> tuple[Backend, type[Transport]]:
+    names = near[0].name, far[0].name
+    reason = why_not(names[0], near[1], names[1], far[1])
+    if reason:
+        raise BackendError(f"backend {SEPARATOR.join(names)}: {reason}")
+    backend = Backend(
+        *(SEPARATOR.join(pair) for pair in (
+            names,
+            (near[0].distribution, far[0].distribution),
+            (near[0].version, far[0].version),
+            (near[0].target, far[0].target),
+        ))
+    )  # fmt: skip
+    return backend, combine(names[0], near[1], names[1], far[1])
 
 
 def _check_class(backend: Backend, loaded: type[Transport]) -> None:
@@ -146,13 +190,16 @@ def choose_backend(requested: str | None, environ: Mapping[str, str]) -> Choice:
 
     ``requested`` (the option transfer_backend) comes before ``DATADIST_BACKEND``; neither, or
     "auto", means any. There is no fallback from a name. ``module:Class`` names a class that no
-    metadata of an installed distribution lists.
+    metadata of an installed distribution lists. ``near+far`` names two: see
+    :mod:`datadist.transports.combined`. Where engines may meet over the network, "auto" combines two
+    that are usable and made for it (:class:`Combining`), unless another one has a higher priority.
 
     Raises :class:`BackendError`; and what the system refuses for want of a resource, as it is.
     """
     name, origin = _wanted(requested, environ)
     installed = _installed()
-    choice = _best(installed) if name == "auto" else _named(name, origin, installed)
+    networked = bool(environ.get(KEY))
+    choice = _best(installed, networked) if name == "auto" else _named(name, origin, installed)
     log.info("backend %s: %s", choice.backend, choice.why)
     return choice
 
@@ -352,17 +399,47 @@ def _named(name: str, origin: str, installed: Installed) -> Choice:
     return Choice(backend, loaded, f"named by {origin}; {state.reason}")
 
 
-def _best(installed: Installed) -> Choice:
+def _best(installed: Installed, networked: bool) -> Choice:
     passed_over: list[str] = []
+    usable: list[tuple[Backend, type[Transport], str]] = []
     for backend, loaded in _candidates(installed, passed_over):
         state = _probe(backend, loaded)
         if state.usable:
-            why = f"highest priority ({loaded.priority}) of what is usable; {state.reason}"
-            return Choice(backend, loaded, "; ".join([why, *passed_over]))
-        passed_over.append(f"{backend} is not: {state.reason}")
+            usable.append((backend, loaded, state.reason))
+            if not networked:
+                break
+        else:
+            passed_over.append(f"{backend} is not: {state.reason}")
+    if usable:
+        return _best_two(usable) or _best_one(usable, passed_over)
     if not passed_over:
         raise BackendError(f"no transport is installed: {how_to_begin()}{_damage(installed)}")
     raise BackendError("no installed transport is usable here: " + "; ".join(passed_over))
+
+
+def _best_one(usable: list[tuple[Backend, type[Transport], str]], passed_over: list[str]) -> Choice:
+    backend, loaded, reason = usable[0]
+    why = f"highest priority ({loaded.priority}) of what is usable; {reason}"
+    return Choice(backend, loaded, "; ".join([why, *passed_over]))
+
+
+def _best_two(usable: list[tuple[Backend, type[Transport], str]]) -> Choice | None:
+    """One for peers on this host and one for the others, if both are there and come first."""
+    if usable[0][1].combining not in (Combining.NEAR, Combining.FAR):
+        return None
+    found = []
+    for place in (Combining.NEAR, Combining.FAR):
+        first = next((each for each in usable if each[1].combining is place), None)
+        if first is None:
+            return None
+        found.append(first)
+    near, far = found
+    backend, loaded = _combined(near[:2], far[:2])
+    why = (
+        f"{KEY} is set, so peers may be on other hosts: {near[0].name} for this host ({near[2]}), "
+        f"{far[0].name} for the others ({far[2]})"
+    )
+    return Choice(backend, loaded, why)
 
 
 def _candidates(

@@ -40,6 +40,11 @@ class Backend:
         return f"{self.name} ({self.distribution} {self.version})"
 
     @property
+    def distributions(self) -> list[str]:
+        """The distributions that it comes from: two where two transports are combined."""
+        return self.distribution.split("+") if "+" in self.name else [self.distribution]
+
+    @property
     def module(self) -> str:
         """The module that defines the class."""
         return self.target.partition(":")[0].strip()

@@ -31,7 +31,7 @@ class FakeTransport:
 
     def __init__(self, limit: int | None = None, bad: int = 0) -> None:
         limits = {} if limit is None else {DEVICE: limit}
-        self.capabilities = SimpleNamespace(max_registered=limits)
+        self.capabilities = SimpleNamespace(max_registered=limits, follows_addresses=True)
         self.bad = bad
         self.batches = 0
         self.live: list[tuple[int, int]] = []
@@ -158,6 +158,24 @@ def test_a_part_of_what_only_a_link_still_exposes_is_refused() -> None:
         LLMStatusCode.LLM_PARAM_INVALID
     )
     memory.register([1050], 50, DEVICE, 3)
+
+
+def test_what_peers_would_reach_as_it_was_before_is_refused() -> None:
+    transport = FakeTransport()
+    transport.capabilities.follows_addresses = False
+    memory = _memory(transport)
+    ids = memory.register([1000], 100, DEVICE, 1)
+    memory.expose("link")
+    memory.register([1000], 100, DEVICE, 2)  # another use of what is still registered
+    memory.unregister(memory.regions_of(2), 2)
+    memory.unregister(ids, 1)
+    with pytest.raises(
+        LLMException, match=r"lie in .* exposed by a live link: unlink first"
+    ) as raised:
+        memory.register([1000], 100, DEVICE, 3)
+    assert raised.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
+    memory.conceal(ids, "link")
+    memory.register([1000], 100, DEVICE, 4)
 
 
 def test_a_limit_can_be_reached_and_not_passed() -> None:

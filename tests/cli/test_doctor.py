@@ -13,6 +13,7 @@ from datadist.cli import main
 from datadist.control.runtime_dir import Address, RuntimeDir
 from datadist.diagnosis import Finding, Level, ascend, host, rdma, runtime_directory, worst
 from datadist.diagnosis.finding import on
+from datadist.testing import installed
 
 UNLIMITED = resource.RLIM_INFINITY
 
@@ -43,6 +44,23 @@ def test_this_machine_runs_shm(runtime_dir: Path, monkeypatch: pytest.MonkeyPatc
     for name in ("backend shm", "kernel", "memory cgroup", "ptrace scope", "runtime directory"):
         assert name in out
     assert out.splitlines()[-1].startswith("shm: works here")
+
+
+def test_two_together(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch,
+                      capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    monkeypatch.setenv("DATADIST_RUNTIME_DIR", str(runtime_dir))
+    with installed({"other": "tests.netcopy:NetCopy"}):
+        assert main(["doctor", "--backend", "shm+other"]) == 0
+        out = capsys.readouterr().out
+        assert "backend shm" in out
+        assert out.splitlines()[-1].startswith("shm, other: works here")
+        monkeypatch.setenv("DATADIST_BACKEND", "shm+other")
+        assert main(["doctor"]) == 0
+        assert capsys.readouterr().out.splitlines()[-1].startswith("shm, other: works here")
+    for wrong, said in (("shm+shm", "named twice"), ("shm+", "expected the names of two"),
+                        ("shm+nowhere", "'nowhere' is not installed")):  # fmt: skip
+        assert main(["doctor", "--backend", wrong]) == 1
+        assert said in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_json_and_the_exit_status(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch,

@@ -32,7 +32,10 @@ def _start(
     monkeypatch: pytest.MonkeyPatch, config: LLMConfig, environ: dict[str, str],
     transport: Callable[[TransportOptions], SimpleNamespace],
 ) -> None:  # fmt: skip
-    choice = SimpleNamespace(name="shm", backend="shm", why="a test", transport_class=transport)
+    choice = SimpleNamespace(
+        name="shm", backend="shm", why="a test", transport_class=transport,
+        parts=[("shm", transport)],
+    )  # fmt: skip
     monkeypatch.setattr(starting, "choose_backend", lambda *_: choice)
     given = {**config.generate_options(), "datadist.shm.speed": "9", "datadist.rdma.speed": "1"}
     starting.start_transport(EngineOptions.parse(given, LLMRole.MIX, environ), environ)

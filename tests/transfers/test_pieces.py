@@ -114,6 +114,15 @@ def _hold_first_piece(here: nodes.Here, cluster: int) -> None:
     """Note the bytes of each read and write; the first one waits."""
     held.watch_permits(here, cluster)
     link: Any = held.attempt_with(here, cluster).link
+    here.any["aborted"] = threading.Event()
+    abort = link.abort
+
+    def noted_abort(rank: int) -> Any:
+        result = abort(rank)
+        here.any["aborted"].set()
+        return result
+
+    link.abort = noted_abort
     here.any["moved"], here.any["go"] = [], threading.Event()
     here.any["entered"] = threading.Event()
     for name in ("read", "write"):
@@ -210,11 +219,17 @@ def test_the_end_of_the_link_between_two_pieces(start: Start, end: str) -> None:
             *([1] if end == "unlink" else []),
         )
         assert two.do(_is_dead)
+        assert end == "unlink" or two.do(_is_aborted)
     two.do(_go)
     outcome = two.do(held.outcome, "large")
     assert outcome == "OK" if end == "unlink" else "LLMException" in outcome
     if end != "peer":
         assert two.do(held.outcome, end) == "OK"
+
+
+def _is_aborted(here: nodes.Here) -> bool:
+    """Whether the transfers of the link are being ended, in time."""
+    return bool(here.any["aborted"].wait(SECONDS))
 
 
 def _is_dead(here: nodes.Here) -> bool:

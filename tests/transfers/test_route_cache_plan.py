@@ -41,7 +41,9 @@ def _cached_parts(tensors: int, stride: int = 64) -> Any:
     )
     attempt = SimpleNamespace(permits=[Permits()], gone={})
     route = SimpleNamespace(view=SimpleNamespace(session=None), attempt=attempt, rank=0)
-    transfers = SimpleNamespace(tallies=lambda _route, push: push, watches_control=True)
+    transfers = SimpleNamespace(
+        tallies=lambda _route, push: push, watches_control=lambda _route: True
+    )
     cache = SimpleNamespace(layout=layout)
     return SimpleNamespace(cache=cache, entry=entry, route=route, transfers=transfers)
 

@@ -58,9 +58,7 @@ class World:
             SimpleNamespace(attempt=self.attempt, rank=1, view=view, domain="a link"),
         )
         nothing: Any = None
-        self.transfers = Transfers(
-            3, FAR, list, {}, lambda *_: True, nothing, False, self.quarantine
-        )
+        self.transfers = Transfers(3, FAR, list, {}, lambda *_: True, nothing, self.quarantine)
 
     def operate(self, *_: object) -> None:
         self.begun = True

@@ -137,7 +137,7 @@ def test_a_priority_that_is_no_number(stack: ExitStack) -> None:
 
 def test_unavailable_here(stack: ExitStack) -> None:
     body = (
-        f"{GOOD}from datadist.transport import Availability\n"
+        f"{GOOD}from datadist.transport import Availability, Combining\n"
         "class Acme(ReferenceTransport):\n"
         "    @classmethod\n"
         "    def probe(cls):\n"
@@ -178,13 +178,16 @@ def test_broken_ones_do_not_keep_auto_from_choosing(
     assert (row.usable, row.priority) == (False, None)
 
 
-def _rival(stack: ExitStack, name: str, priority: int, usable: bool = True) -> None:
+def _rival(
+    stack: ExitStack, name: str, priority: int, usable: bool = True, combining: str = "NAMED"
+) -> None:
     """A transport of that priority, which may be unusable here."""
     _install(
         stack, name,
-        f"{GOOD}from datadist.transport import Availability\n"
+        f"{GOOD}from datadist.transport import Availability, Combining\n"
         "class Acme(ReferenceTransport):\n"
         f"    priority = {priority}\n"
+        f"    combining = Combining.{combining}\n"
         "    @classmethod\n"
         "    def probe(cls):\n"
         f"        return Availability({usable}, 'state of {name}')\n",
@@ -280,6 +283,78 @@ def test_a_start_that_raises_is_a_defect_of_the_plugin(stack: ExitStack) -> None
     )
     text = _init(_install(stack, "hasty", body), "hasty")
     assert "LLMException: backend hasty (acme 1.2) does not start: KeyError: 'ACME_HOME'" in text
+
+
+# -- two together --------------------------------------------------------------------------------
+
+
+def _two(stack: ExitStack, **usable: bool) -> None:
+    """One that is made for peers on this host, and two for the others."""
+    for number, (name, place) in enumerate(
+        (("b_far", "FAR"), ("c_near", "NEAR"), ("d_far", "FAR"))
+    ):
+        _rival(stack, name, HIGH - number, usable.get(name, True), place)
+
+
+NETWORKED = {"DATADIST_AUTH_KEY": "a key"}
+
+
+def test_two_are_named_as_one(stack: ExitStack) -> None:
+    _two(stack)
+    choice = choose_backend("c_near+d_far", {})
+    assert choice.name == "c_near+d_far"
+    assert [name for name, _ in choice.parts] == ["c_near", "d_far"]
+    assert str(choice.backend) == "c_near+d_far (dist-c_near+dist-d_far 1.2+1.2)"
+    assert "c_near: state of c_near; d_far: state of d_far" in choice.why
+    assert choose_backend(" d_far + c_near", {}).name == "d_far+c_near"
+    assert choose_backend(None, {"DATADIST_BACKEND": "c_near+b_far"}).name == "c_near+b_far"
+
+
+@pytest.mark.parametrize("name", ["a+b+c", "+b", "a+", "+", "auto+d_far", "c_near+auto"])
+def test_a_wrong_name_of_two(name: str) -> None:
+    assert "expected the names of two transports as in shm+rdma, the first for peers on this" in (
+        _message(name)
+    )
+
+
+def test_why_two_cannot_be_used(stack: ExitStack) -> None:
+    _two(stack, d_far=False)
+    _rival(stack, "whole", 1, combining="NEVER")
+    assert "'nowhere' is not installed" in _message("c_near+nowhere")
+    assert "c_near is named twice: name it alone" in _message("c_near+c_near")
+    assert "whole links all members of a domain, or none" in _message("c_near+whole")
+    assert "cannot be used here: d_far: state of d_far" in _message("c_near+d_far")
+
+
+def test_auto_combines_two_where_engines_may_meet_over_the_network(stack: ExitStack) -> None:
+    _two(stack)
+    assert choose_backend(None, {}).name == "b_far"
+    choice = choose_backend("auto", NETWORKED)
+    assert choice.name == "c_near+b_far"
+    assert "DATADIST_AUTH_KEY is set, so peers may be on other hosts: c_near for this" in choice.why
+    assert choose_backend(None, {"DATADIST_AUTH_KEY": ""}).name == "b_far"
+
+
+def test_auto_combines_only_what_is_usable(stack: ExitStack) -> None:
+    _two(stack, b_far=False)
+    assert choose_backend(None, NETWORKED).name == "c_near+d_far"
+
+
+def test_auto_does_not_combine_what_comes_after_another_one(stack: ExitStack) -> None:
+    _two(stack)
+    _rival(stack, "a_better", HIGH + 1)
+    assert choose_backend(None, NETWORKED).name == "a_better"
+
+
+@pytest.mark.parametrize("place", ["NAMED", "NEVER"])
+def test_auto_combines_only_what_is_made_for_it(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    _rival(stack, "a_near", HIGH, combining="NEAR")
+    _rival(stack, "b_other", HIGH - 1, combining=place)
+    only = tuple(each for each in list_backends() if each.name in ("a_near", "b_other"))
+    monkeypatch.setattr("datadist.transports.loader.scan", lambda: Installed(only, ()))
+    assert choose_backend(None, NETWORKED).name == "a_near"
 
 
 def _init(folder: Path, backend: str) -> str:

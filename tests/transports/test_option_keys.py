@@ -135,7 +135,7 @@ def test_keys_of_others_are_left_alone(key: str, caplog: pytest.LogCaptureFixtur
         ("datadist.cheksum", "did you mean 'datadist.checksum'?"),
         ("datadist.check_type", "did you mean 'datadist.check_types'?"),
         ("datadist.shmm.threads", "did you mean 'datadist.shm.threads'?"),
-        ("datadist.threads", "datadist.<backend>.<name> for the backends hccl, rdma, shm"),
+        ("datadist.threads", "datadist.<backend>.<name> for the backends hccl, nixl, rdma, shm"),
         ("datadist.", "datadist.<backend>.<name>"),
     ],
 )

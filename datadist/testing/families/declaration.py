@@ -42,11 +42,13 @@ class Declaration(Kit):
     def test_distribution_requires_datadist(self, testbed: Testbed) -> None:
         """Only the metadata tells installers which datadist versions a plugin supports."""
         declared = testbed.bare(0).do(operations.declared, self.transport)
-        pins = [r for r in declared.requirements if _name(r) == "datadist"]
-        assert pins, f"{declared.distribution} does not list datadist in its dependencies"
-        assert "<" in pins[0] or "==" in pins[0] or "~=" in pins[0], (
-            f"{pins[0]!r} has no upper bound: a later datadist may have another interface"
-        )
+        for distribution, requirements in declared.requirements.items():
+            pins = [r for r in requirements if _name(r) == "datadist"]
+            assert pins, f"{distribution} does not list datadist in its dependencies"
+            assert "<" in pins[0] or "==" in pins[0] or "~=" in pins[0], (
+                f"{pins[0]!r} of {distribution} has no upper bound: a later datadist may have another "
+                "interface"
+            )
 
     @rule("Capabilities")
     def test_capabilities_make_sense(self, testbed: Testbed) -> None:

@@ -201,6 +201,24 @@ class Linking(Kit):
         mine.check([mine.expected_write(theirs, [(0, 0, 1000)])])
         linked.close_all()
 
+    @rule("Capabilities.follows_addresses")
+    def test_memory_that_is_replaced_is_followed(self, testbed: Testbed) -> None:
+        """Peers reach what the owner has mapped at an exposed address by now."""
+        if not testbed.ask_link().follows_addresses:
+            pytest.skip("capabilities.follows_addresses is False")
+        members = testbed.processes(2)
+        mine = testbed.allocate(members[0])
+        theirs = memory_of(testbed, members[1], "foreign host")
+        linked = testbed.link(members, {0: [mine], 1: [theirs]})
+        for number in range(3):
+            if number:
+                theirs.seed += 1
+                members[1].do(memory_operations.replace, theirs.label, theirs.seed)
+            outcome = linked.move(0, 1, mine, theirs, [(0, 5000, 300_000)])
+            outcome.must_succeed(f"from memory that was replaced {number} times since the link")
+            mine.check([mine.expected_write(theirs, [(0, 5000, 300_000)])])
+        linked.close_all()
+
     @rule("Link.close", "Transport.release")
     def test_memory_of_a_closed_link_can_be_used_again(self, testbed: Testbed) -> None:
         """The same regions in one link after another, also with other access."""

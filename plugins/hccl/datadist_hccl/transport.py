@@ -17,6 +17,7 @@ from datadist.transport import (
     Access,
     Availability,
     Capabilities,
+    Combining,
     Group,
     LinkError,
     OptionError,
@@ -60,6 +61,7 @@ class HcclTransport(Transport):
 
     api_version: ClassVar[int] = 2
     priority: ClassVar[int] = 30
+    combining: ClassVar[Combining] = Combining.NEVER
     options: ClassVar[Mapping[str, str]] = {}
 
     @classmethod

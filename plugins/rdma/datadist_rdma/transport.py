@@ -17,6 +17,7 @@ from datadist.transport import (
     Access,
     Availability,
     Capabilities,
+    Combining,
     Group,
     LinkError,
     Placement,
@@ -45,6 +46,7 @@ class RdmaTransport(Transport):
 
     api_version: ClassVar[int] = 2
     priority: ClassVar[int] = 20
+    combining: ClassVar[Combining] = Combining.FAR
     options: ClassVar[Mapping[str, str]] = options.KNOWN
 
     @classmethod

@@ -15,6 +15,7 @@ from datadist.transport import (
     Access,
     Availability,
     Capabilities,
+    Combining,
     Group,
     Placement,
     Region,
@@ -43,6 +44,7 @@ class ShmTransport(Transport):
 
     api_version: ClassVar[int] = 2
     priority: ClassVar[int] = 10
+    combining: ClassVar[Combining] = Combining.NEAR
     options: ClassVar[MappingType[str, str]] = KNOWN
 
     @classmethod
@@ -73,6 +75,7 @@ class ShmTransport(Transport):
             host_addressable=both,
             watches_control=True,
             parallel=PARALLEL,
+            follows_addresses=True,
         )
 
     def allocate(self, size: int, placement: Placement) -> Region:
