@@ -12,8 +12,8 @@ PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[0-9].*/bin/python3)
 
 PARALLEL := -n auto --maxprocesses 8
 
-.PHONY: help setup demo test test-roce test-roce-long lint types check check-fast check-long coverage soak fuzz \
-	hostile race interrupts pythons sanitize cross clean
+.PHONY: help setup demo test test-roce test-roce-long lint types check check-fast check-long coverage \
+	soak fuzz hostile race interrupts pythons sanitize cross clean
 
 help:
 	@echo "make demo    link a prompt and a decoder and move a KV cache between them"
