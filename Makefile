@@ -13,16 +13,17 @@ PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[0-9].*/bin/python3)
 
 PARALLEL := -n auto --maxprocesses 8
 
-.PHONY: help setup demo test test-roce lint types check check-fast check-long coverage soak fuzz \
-	hostile race interrupts pythons sanitize cross clean
+.PHONY: help setup demo test test-roce test-roce-long lint types check check-fast check-long coverage \
+	soak fuzz hostile race interrupts pythons sanitize cross clean
 
 help:
 	@echo "make demo    link a prompt and a decoder and move a KV cache between them"
 	@echo "make test    run all tests, a process per processor (ARGS=-n0: one after another)"
 	@echo "make test-roce  run the tests of the rdma backend in virtual machines with soft-RoCE"
+	@echo "make test-roce-long  more of them: three machines, and the conformance kit for shm+rdma"
 	@echo "make check   lint, types and tests"
 	@echo "make check-fast  what says most within some minutes: lint, types, the tests marked fast"
-	@echo "make check-long  what need not be seen every day: longer soak and fuzzing, make hostile, make cross, make pythons"
+	@echo "make check-long  what need not be seen every day: longer soak and fuzzing, make hostile, make cross, make pythons, make test-roce-long"
 	@echo "make coverage    run all tests and report which lines and branches of core they miss"
 	@echo "make soak    random links, transfers and kills; every byte of every kind verified (MINUTES, SEED)"
 	@echo "make interrupts  10,000 exceptions of signal handlers at random moments of every call (SEED)"
@@ -51,7 +52,10 @@ test: setup
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-roce: setup
-	$(BIN)/python -m pytest plugins/rdma/roce $(ARGS)
+	$(BIN)/python -m pytest plugins/rdma/roce/one_host plugins/rdma/roce/two_hosts $(ARGS)
+
+test-roce-long: setup
+	$(BIN)/python -m pytest plugins/rdma/roce/three_hosts plugins/rdma/roce/combined_kit $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check $(SOURCES)
@@ -73,6 +77,7 @@ check-long: cross
 	$(MAKE) hostile
 	$(MAKE) interrupts
 	$(MAKE) pythons
+	$(MAKE) test-roce-long
 
 pythons:
 	@for python in $(PYTHONS); do \

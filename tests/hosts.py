@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 
 from datadist import BlocksCacheKey
 from tests import nodes
-from tests.nodes import Node, RemoteError
+from tests.nodes import AnyNode, Node, RemoteError
 
 CLONE_NEWNET = 0x40000000
 KEY = "a key that only this test knows"
@@ -170,7 +170,7 @@ def table(addresses: list[str], **of_rank_0: Any) -> str:
     )
 
 
-def check_pull(owner: Node, cluster: int, puller: Node) -> None:
+def check_pull(owner: AnyNode, cluster: int, puller: AnyNode) -> None:
     """Pull blocks of every tensor and compare all bytes, also those that must not change."""
     key, label = BlocksCacheKey(cluster, 0), f"from {cluster}"
     for node, keys in ((owner, key), (puller, None)):
@@ -186,7 +186,7 @@ def check_pull(owner: Node, cluster: int, puller: Node) -> None:
         np.testing.assert_array_equal(here, expected)
 
 
-def wait_all(members: list[Node], ids: list[int]) -> None:
+def wait_all(members: Sequence[AnyNode], ids: list[int]) -> None:
     """Until the link of every member is OK."""
     for node, comm_id in zip(members, ids, strict=True):
         node.do(nodes.wait, comm_id)

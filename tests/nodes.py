@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,18 @@ class Here:
         """The engine, which has been initialised."""
         assert self.engine is not None
         return self.engine
+
+
+class AnyNode(Protocol):
+    """A node, here or in another machine."""
+
+    def do(
+        self, function: Callable[..., Any], *args: Any, timeout: float = ..., **options: Any
+    ) -> Any:
+        """Run a function and return its result."""
+
+    def kill(self) -> None:
+        """End the process without a chance to clean up."""
 
 
 class Node:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from datadist import LLMException
 from tests import nodes
 from tests.nodes import Here
+
+COUNTERS = Path("/sys/class/infiniband/rxe0/ports/1/hw_counters")
 
 
 def link_cluster(here: Here, cluster: int, host: str, port: int) -> str:
@@ -32,3 +35,8 @@ def verify(here: Here, rank: int, *arguments: str) -> tuple[list[str], str]:
     command = [sys.executable, "-m", "datadist_rdma.verify", "--rank", str(rank), *arguments]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     return run.stdout.splitlines(), run.stderr
+
+
+def packets(_here: Here) -> int:
+    """How many RoCE packets this machine has sent, those to itself included."""
+    return int((COUNTERS / "sent_pkts").read_text())

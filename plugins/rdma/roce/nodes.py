@@ -1,4 +1,4 @@
-"""Nodes in this machine and in the other one, which tests use alike."""
+"""Nodes in this machine and in others, which tests use alike."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from tests.nodes import SECONDS, Node, RemoteError
 PRELOADED = [
     "roce.spi", "roce.library", "datadist_rdma", "tests.transfers.test_pull", "tests.transfers.test_push",
     "tests.transfers.test_layerwise", "tests.grants.test_ends",
-    "tests.links.test_clusters", "tests.links.test_link", "tests.faults.scenarios",
+    "tests.links.test_clusters", "tests.links.test_link", "tests.links.four_clusters",
+    "tests.faults.scenarios",
 ]  # fmt: skip
 """Their imports take seconds in an emulated machine."""
+HERE = "10.99.0.1"
 OTHER = "10.99.0.2"
+THIRD = "10.99.0.3"
 LINE = "/dev/ttyS1"
 
 
@@ -26,12 +29,12 @@ def start_here(environ: Mapping[str, str]) -> Node:
 
 
 class RemoteNode:
-    """A node in the other machine, with the interface of :class:`tests.nodes.Node`."""
+    """A node in another machine, with the interface of :class:`tests.nodes.Node`."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], machine: str = OTHER) -> None:
         from roce.harness.agent import connect
 
-        self._line = connect(OTHER)
+        self._line = connect(machine)
         self._line.send(dict(environ))
         self.pid = self._receive(SECONDS)
 
@@ -84,14 +87,14 @@ class RemoteNode:
 AnyNode = Node | RemoteNode
 
 
-def wait_for_other(timeout: float = 120) -> None:
-    """Wait until the other machine's agent answers."""
+def wait_for_other(timeout: float = 120, machine: str = OTHER) -> None:
+    """Wait until another machine's agent answers."""
     from roce.harness.agent import connect
 
     deadline = time.monotonic() + timeout
     while True:
         try:
-            connect(OTHER).close()
+            connect(machine).close()
             return
         except (OSError, EOFError):
             if time.monotonic() > deadline:
@@ -100,7 +103,7 @@ def wait_for_other(timeout: float = 120) -> None:
 
 
 def lab(**request: Any) -> dict[str, Any]:
-    """Ask the host to do something to the wire or the other machine."""
+    """Ask the host to do something to the wire or another machine (``machine``, else "b")."""
     line = os.open(LINE, os.O_RDWR | os.O_NOCTTY)
     try:
         os.write(line, json.dumps(request).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""Runs of the tests in virtual machines: one machine, or two on a wire with a lab that serves them."""
+"""Runs of the tests in virtual machines: one, or several on a wire with a lab that serves them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from roce.harness import initramfs, kernel
 from roce.harness.machine import Boot, Machine
-from roce.harness.wire import Wire
+from roce.harness.wire import NAMES, Wire
 
 from tests.skips import REQUIRED
 
@@ -25,7 +25,11 @@ ROOT = Path(__file__).resolve().parents[4]
 RESULTS = ROOT / "build" / "roce"
 GUEST = "DATADIST_ROCE_GUEST"
 """Set in guests, to the name of the machine."""
-ADDRESSES = {"a": "10.99.0.1/24 fd00:99::1/64", "b": "10.99.0.2/24 fd00:99::2/64"}
+MACHINES = {"one_host": 1, "combined_kit": 1, "two_hosts": 2, "three_hosts": 3}
+"""How many a group of tests has."""
+ADDRESSES = {
+    name: f"10.99.0.{number}/24 fd00:99::{number}/64" for number, name in enumerate(NAMES, 1)
+}
 SECONDS = 1800
 """On an idle machine a run takes a sixth of that."""
 
@@ -46,35 +50,44 @@ def run(group: str, tests: Sequence[str]) -> tuple[Path, str]:
     with tempfile.TemporaryDirectory(prefix="roce-") as scratch:
         initrd = Path(scratch) / "initrd"
         initramfs.build(found, initrd)
-        boot = Boot(found.image, initrd, cpus=2 if group == "one_host" else 1)
-        runner = _one_host if group == "one_host" else _two_hosts
-        return runner(boot, Path(scratch), results, tests)
+        names = NAMES[: MACHINES[group]]
+        boot = Boot(found.image, initrd, cpus=2 if len(names) == 1 else 1)
+        if len(names) == 1:
+            return _alone(boot, Path(scratch), results, tests)
+        return _on_a_wire(names, boot, Path(scratch), results, tests)
 
 
-def _one_host(boot: Boot, sockets: Path, results: Path, tests: Sequence[str]) -> tuple[Path, str]:
+def _alone(boot: Boot, sockets: Path, results: Path, tests: Sequence[str]) -> tuple[Path, str]:
     machine = _tester(boot, results / "a", tests, sockets, None)
     machine.start()
     machine.wait(SECONDS)
     return machine.out / "reports", _trouble(machine)
 
 
-def _two_hosts(boot: Boot, sockets: Path, results: Path, tests: Sequence[str]) -> tuple[Path, str]:
-    wire = Wire(sockets)
+def _on_a_wire(
+    names: str, boot: Boot, sockets: Path, results: Path, tests: Sequence[str]
+) -> tuple[Path, str]:
+    """The first machine runs the tests, the others an agent."""
+    wire = Wire(sockets, names)
     tester = _tester(boot, results / "a", tests, sockets, wire)
     job = f"cd {ROOT}\nexec {sys.executable} -m plugins.rdma.roce.harness.agent\n"
-    other = Machine("b", boot, results / "b", job, _environ("b", "eth0"), sockets, wire)
+    others = {
+        name: Machine(name, boot, results / name, job, _environ(name, "eth0"), sockets, wire)
+        for name in names[1:]
+    }
     try:
         with contextlib.ExitStack() as stack:
-            for machine in (tester, other):
+            for machine in (tester, *others.values()):
                 machine.start()
                 stack.callback(machine.power_off)
-            stack.enter_context(_lab(tester, other, wire))
+            stack.enter_context(_lab(tester, others, wire))
             tester.wait(SECONDS)
     finally:
         wire.close()
     trouble = _trouble(tester)
     if trouble:
-        trouble += f"\n-- the other machine --\n{other.last_words()}"
+        for name, other in others.items():
+            trouble += f"\n-- machine {name} --\n{other.last_words()}"
     return tester.out / "reports", trouble
 
 
@@ -112,7 +125,7 @@ def _trouble(machine: Machine) -> str:
 
 
 @contextlib.contextmanager
-def _lab(tester: Machine, other: Machine, wire: Wire) -> Iterator[None]:
+def _lab(tester: Machine, others: Mapping[str, Machine], wire: Wire) -> Iterator[None]:
     """Serve the tester's requests over its serial line: one JSON object a line, both ways."""
     line = tester.connect_lab()
 
@@ -120,7 +133,7 @@ def _lab(tester: Machine, other: Machine, wire: Wire) -> Iterator[None]:
         with contextlib.suppress(OSError), line.makefile("rb") as requests:
             for text in requests:
                 try:
-                    answer = _obey(json.loads(text), other, wire)
+                    answer = _obey(json.loads(text), others, wire)
                 except Exception as error:
                     answer = {"error": f"{type(error).__name__}: {error}"}
                 line.sendall(json.dumps(answer).encode() + b"\n")
@@ -136,12 +149,13 @@ def _lab(tester: Machine, other: Machine, wire: Wire) -> Iterator[None]:
         line.close()
 
 
-def _obey(request: dict[str, Any], other: Machine, wire: Wire) -> dict[str, Any]:
+def _obey(request: dict[str, Any], others: Mapping[str, Machine], wire: Wire) -> dict[str, Any]:
     order = request["do"]
+    machine = others[request.get("machine", "b")]
     if order == "power_off":
-        other.power_off()
+        machine.power_off()
     elif order == "power_on":
-        other.start()
+        machine.start()
     elif order == "wire":
         wire.cut, wire.loss, wire.lost = request["cut"], request["loss"], 0
     elif order == "watch":

@@ -1,6 +1,7 @@
-"""The virtual wire between two machines: a relay of frames that can be cut, lose and look.
+"""The virtual wire between machines: a relay of frames that can be cut, lose and look.
 
-Each machine's network card sends its frames to a socket of ours, which hands them to the other one.
+Each machine's network card sends its frames to a socket of ours, which hands them to the card that they
+are addressed to, or to all others. It learns nothing: it gave the cards their addresses.
 A cut in the middle is invisible to the cards, as a failed switch would be.
 """
 
@@ -12,19 +13,24 @@ import select
 import socket
 import threading
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 MTU = 4400
 RECEIVE = 1 << 22
 ROCE_PORT = 4791
+NAMES = "abc"
+"""Of machines."""
+CARDS = {name: bytes((0x52, 0x54, 0, 0, 0, n)) for n, name in enumerate(NAMES, 1)}
+"""The hardware address of each machine's card."""
 
 
 class Wire:
-    """A wire between machines ``a`` and ``b``; :meth:`close` ends its thread."""
+    """A wire between machines; :meth:`close` ends its thread."""
 
-    def __init__(self, sockets: Path) -> None:
+    def __init__(self, sockets: Path, machines: Collection[str]) -> None:
         self._sockets = sockets
-        self._ends = {name: self._bind(name) for name in "ab"}
+        self._ends = {name: self._bind(name) for name in machines}
         self._stop, self._stopped = socket.socketpair()
         self._random = random.Random(1)
         self.cut = False
@@ -43,13 +49,12 @@ class Wire:
 
     def arguments(self, name: str) -> list[str]:
         """QEMU's arguments for the network card of a machine."""
-        number = "ab".index(name) + 1
         return [
             "-netdev",
             f"dgram,id=n0,local.type=unix,local.path={self._sockets}/{name}.card,"
             f"remote.type=unix,remote.path={self._sockets}/{name}.wire",
             "-device",
-            f"virtio-net-pci,netdev=n0,mac=52:54:00:00:00:0{number},host_mtu={MTU},romfile=",
+            f"virtio-net-pci,netdev=n0,mac={CARDS[name].hex(':')},host_mtu={MTU},romfile=",
         ]
 
     def watch(self) -> None:
@@ -89,9 +94,15 @@ class Wire:
         if self.cut or (self.loss and self._random.random() < self.loss):
             self.lost += 1
             return
-        other = "b" if name == "a" else "a"
-        with contextlib.suppress(OSError):  # a machine that is off hears nothing
-            self._ends[other].sendto(frame, str(self._sockets / f"{other}.card"))
+        for other in receivers(frame, name, self._ends):
+            with contextlib.suppress(OSError):  # a machine that is off hears nothing
+                self._ends[other].sendto(frame, str(self._sockets / f"{other}.card"))
+
+
+def receivers(frame: bytes, sender: str, machines: Collection[str]) -> list[str]:
+    """Who gets a frame: whose card it is addressed to, else all but the sender."""
+    named = [name for name in machines if frame[:6] == CARDS[name]]
+    return named or [name for name in machines if name != sender]
 
 
 def roce_packet(frame: bytes) -> tuple[int, int] | None:

@@ -1,0 +1,29 @@
+"""shm and rdma together against the conformance kit: ranks that are near, and ranks that are far."""
+
+from __future__ import annotations
+
+from datadist.testing import TransportConformance
+
+
+class TestNear(TransportConformance):
+    """All ranks meet over the Unix socket, so shm links them; rdma registers the memory too."""
+
+    transport = "shm+rdma"
+    timeout_scale = 5.0
+
+
+class TestFar(TransportConformance):
+    """All ranks meet over the network, so rdma links them, through the one adapter."""
+
+    transport = "shm+rdma"
+    timeout_scale = 5.0
+    far = "directories"
+
+
+class TestNearAndFar(TransportConformance):
+    """Two ranks on each of two hosts: links have peers of both."""
+
+    transport = "shm+rdma"
+    timeout_scale = 5.0
+    far = "directories"
+    far_hosts = 2
