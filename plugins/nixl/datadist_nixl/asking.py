@@ -130,7 +130,7 @@ class Asker:
             transfer.nudge()
 
     def _lead(self, transfer: Transfer, deadline: float) -> None:
-        last = time.monotonic()
+        begun = last = time.monotonic()
         while not transfer.ended:
             moved = self._pump()
             now = time.monotonic()
@@ -139,7 +139,7 @@ class Asker:
             elif now >= deadline:
                 return
             else:
-                pause(now - last)
+                pause(now - last, first=last is begun)
 
     def tend(self) -> bool:
         """On the thread of the service: let go on what callers have left; whether there is something."""

@@ -150,12 +150,10 @@ class Service:
 
     def _timeout(self, idle: float) -> float:
         """Seconds to wait for events; sleeps where NIXL has to be looked at again."""
-        if idle < SPIN_SECONDS:
-            return 0
         if self._leftovers or self._busy:
-            pause(idle)
+            pause(idle, first=all(server.brief for server in self._busy))
             return 0
-        return -1
+        return 0 if idle < SPIN_SECONDS else -1
 
     def _turn(self, timeout: float) -> bool:
         """Serve everybody once; whether there was something to do."""

@@ -37,8 +37,8 @@ MAX_UNDER_WAY = 1024
 """Requests of one asker that are served at a time; more end the connection."""
 MAX_UNSENT = 4096
 """Answers that an asker may leave unread."""
-MAX_PREPARED, MAX_KEY = 64, 256
-"""Handles that are kept for the next request of the same body, and most bytes of that."""
+MAX_PREPARED, MAX_KEY, SMALL = 64, 256, 256 << 10
+"""Handles that are kept for the next request of the same body, most bytes of that, and of the data."""
 FINISH_SECONDS = 0.25
 """So long writes from memory that is withdrawn may take to end by themselves."""
 
@@ -83,6 +83,11 @@ class Server:
     def busy(self) -> bool:
         """Whether NIXL has something to do, or the asker does not take its answers."""
         return bool(self._under_way or self._allowed or self._stream.unsent)
+
+    @property
+    def brief(self) -> bool:
+        """Whether what NIXL has to do takes no time worth speaking of."""
+        return not self._allowed and all(key for _, _, key in self._under_way.values())
 
     def serve(self) -> None:
         """Take what has arrived. Raises :class:`Ended`."""
@@ -148,7 +153,12 @@ class Server:
             raise WireError(f"request {number} is one too many")
         key = bytes(body) if len(body) <= MAX_KEY else b""
         try:
-            found = self._take_prepared(key) or self._prepare(number, parse_request(body, 3))
+            found = self._take_prepared(key)
+            if found is None:
+                request = parse_request(body, 3)
+                if int(request.length.sum()) > SMALL:
+                    key = b""
+                found = self._prepare(number, request)
             if found is not None and self._writer is not None:
                 side, handle = found
                 self._under_way[number] = (side, handle, key)
