@@ -53,6 +53,7 @@ CLAIM_SECONDS = 2.0
 FENCE_SECONDS = 2.0
 
 LEAD = "lead"
+UNKNOWN = -1
 
 
 class Asker:
@@ -85,7 +86,7 @@ class Asker:
         self._generation = 0
         self._writer: Agent | None = None
         self._target = ""
-        self._target_generation = -1
+        self._target_generation = UNKNOWN
         self._gone: dict[NixlRegion, None] = {}
         """Released; to be deregistered."""
         stream.put(Kind.HELLO, 0, hello(greeting))
@@ -96,11 +97,11 @@ class Asker:
     def run(self, transfer: Transfer, timeout: float) -> None:
         """Move all of a transfer. Raises as :meth:`datadist.transport.Link.read`."""
         deadline = time.monotonic() + timeout
-        token = object()
+        token, claims = object(), self._claims
         try:
             self._transfers[transfer] = None
             while not transfer.ended:
-                if self._claims.setdefault(LEAD, token) is token:
+                if claims.setdefault(LEAD, token) is token:
                     self._lead(transfer, deadline)
                 else:
                     left = max(0.0, deadline - time.monotonic())
@@ -109,8 +110,11 @@ class Asker:
                     text = f"rank {transfer.side.rank} did not end it in {in_seconds(timeout)}"
                     transfer.end(TransferTimeout(text, link_usable=True))
         finally:
+            # Nothing is called before: what a signal handler raises would leave the claim.
+            if LEAD in claims and claims[LEAD] is token:
+                del claims[LEAD]
             self._transfers.pop(transfer, None)
-            self._let_go(token)
+            self._nudge_all()
         transfer.result()
 
     def leave(self, transfer: Transfer) -> bool:
@@ -120,14 +124,13 @@ class Asker:
         self._tend(self)
         return transfer.settled()
 
-    def _let_go(self, token: object) -> None:
-        if self._claims.get(LEAD) is token:
-            del self._claims[LEAD]
-            for other in list(self._transfers):
-                other.nudge()
+    def _nudge_all(self) -> None:
+        """Somebody has to lead."""
+        for transfer in tuple(self._transfers):
+            transfer.nudge()
 
     def _lead(self, transfer: Transfer, deadline: float) -> None:
-        last = time.monotonic()
+        begun = last = time.monotonic()
         while not transfer.ended:
             moved = self._pump()
             now = time.monotonic()
@@ -136,13 +139,13 @@ class Asker:
             elif now >= deadline:
                 return
             else:
-                pause(now - last)
+                pause(now - last, first=last is begun)
 
     def tend(self) -> bool:
         """On the thread of the service: let go on what callers have left; whether there is something."""
-        token = object()
+        token, claims = object(), self._claims
         try:
-            if self._claims.setdefault(LEAD, token) is not token:
+            if claims.setdefault(LEAD, token) is not token:
                 return True
             self._pump()
             if self._closing and not self._unconfirmed():
@@ -151,7 +154,14 @@ class Asker:
                 return False
             return self.ended is None and bool(self._closing or self._unsettled())
         finally:
-            self._let_go(token)
+            if LEAD in claims and claims[LEAD] is token:
+                del claims[LEAD]
+            self._nudge_all()
+
+    def abandon(self) -> None:
+        """The service ends: give everything back, whatever is under way."""
+        self._end("the transport is closed", False)
+        self._stream.close()
 
     def _unsettled(self) -> bool:
         return bool(self._reads or self._writes or self._fences or self._gone)
@@ -286,7 +296,7 @@ class Asker:
             return
         piece, writer = request.transfer.pieces[request.index], self._writer
         if writer is None:
-            raise WireError("the owner allows a write to memory that is not known here")
+            raise NixlError("the owner allows a write to memory that is not known here")
         writer.register(piece.regions)
         (memory, device), (their_memory, their_device) = piece.kind, piece.their_kind
         request.handle = writer.prepare(
@@ -357,20 +367,21 @@ class Asker:
 
     def _begin_again_writes(self, reason: str, counts: bool = True) -> None:
         """Destroy the agent that writes; the owner confirms when nothing lands any more."""
+        writes = self._writes
+        begun = [request for request in writes.values() if request.begun]
+        if writes or self._target_generation != UNKNOWN:
+            fence = next(self._numbers)
+            self._stream.put(Kind.FENCE, fence)
+            self._fences[fence] = begun
         writer, self._writer = self._writer, None
-        self._target_generation = -1
         if writer is not None:
             writer.close()
-        writes, fence = self._writes, next(self._numbers)
-        begun = [request for request in writes.values() if request.begun]
-        if writes:
-            self._fences[fence] = begun
-            self._writes = {}
-            self._stream.put(Kind.FENCE, fence)
+        self._writes = {}
         for number, request in writes.items():
             if request.begun:
                 request.transfer.given_up.append(request)
             request.transfer.requests.pop(number, None)
+        self._target_generation = UNKNOWN
         self._ask_again(True, reason, counts)
 
     def _ask_again(self, write: bool, reason: str, counts: bool) -> None:
@@ -399,15 +410,17 @@ class Asker:
         Raises :class:`TransferError` where the owner does not confirm that.
         """
         until = time.monotonic() + FENCE_SECONDS
-        token = object()
+        token, claims = object(), self._claims
         try:
-            while self._claims.setdefault(LEAD, token) is not token:
+            while claims.setdefault(LEAD, token) is not token:
                 if time.monotonic() >= until:
                     raise TransferError(f"rank {side.rank}: another call holds the connection")
                 time.sleep(0.0005)
             self._force(side, transfers, until)
         finally:
-            self._let_go(token)
+            if LEAD in claims and claims[LEAD] is token:
+                del claims[LEAD]
+            self._nudge_all()
 
     def _force(self, side: Side, transfers: list[Transfer], until: float) -> None:
         left = [each for each in transfers if not each.settled()]

@@ -53,6 +53,9 @@ class Leftover(Protocol):
     def tend(self) -> bool:
         """Let it go on; whether it is still under way."""
 
+    def abandon(self) -> None:
+        """Give it up: nobody looks after it any more."""
+
 
 class Service:
     """Listener, thread, and the sides that can be asked."""
@@ -63,6 +66,8 @@ class Service:
         self.sides: dict[bytes, Side] = {}
         """By the secret of its offer."""
         self._servers: dict[int, Server] = {}
+        self._busy: dict[Server, None] = {}
+        """Those that have to be looked at without an event."""
         self._leftovers: dict[Leftover, None] = {}
         self._calls: deque[Callable[[], None]] = deque()
         self._stopping = False
@@ -106,6 +111,7 @@ class Service:
         for server in list(self._servers.values()):
             try:
                 server.end_side(side)
+                self._look_after(server)
             except Ended as error:
                 self._drop(server, str(error))
         side.writers.clear()
@@ -139,15 +145,15 @@ class Service:
         finally:
             for server in list(self._servers.values()):
                 self._drop(server, "the transport is closed")
+            for leftover in tuple(self._leftovers):
+                leftover.abandon()
 
     def _timeout(self, idle: float) -> float:
         """Seconds to wait for events; sleeps where NIXL has to be looked at again."""
-        if idle < SPIN_SECONDS:
+        if self._leftovers or self._busy:
+            pause(idle, first=all(server.brief for server in self._busy))
             return 0
-        if self._leftovers or any(server.busy for server in self._servers.values()):
-            pause(idle)
-            return 0
-        return -1
+        return 0 if idle < SPIN_SECONDS else -1
 
     def _turn(self, timeout: float) -> bool:
         """Serve everybody once; whether there was something to do."""
@@ -160,9 +166,8 @@ class Service:
                 self._work()
             else:
                 self._accept()
-        for server in list(self._servers.values()):
-            if server.busy:
-                moved = self._guarded(server, server.advance) or moved
+        for server in tuple(self._busy):
+            moved = self._guarded(server, server.advance) or moved
         for leftover in list(self._leftovers):
             if not leftover.tend():
                 self._leftovers.pop(leftover, None)
@@ -171,13 +176,21 @@ class Service:
 
     def _guarded(self, server: Server, function: Callable[[], bool | None]) -> bool:
         try:
-            return bool(function())
+            moved = bool(function())
+            self._look_after(server)
+            return moved
         except Ended as error:
             self._drop(server, str(error))
         except Exception as error:
             log.exception("unexpected error of the nixl transport; please report it")
             self._drop(server, repr(error))
         return True
+
+    def _look_after(self, server: Server) -> None:
+        if server.busy:
+            self._busy[server] = None
+        else:
+            self._busy.pop(server, None)
 
     def _work(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -212,6 +225,7 @@ class Service:
     def _drop(self, server: Server, reason: str) -> None:
         """End a connection."""
         log.debug("the connection of an asker has ended: %s", reason)
+        self._busy.pop(server, None)
         fd = server.fileno()
         if self._servers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
@@ -256,8 +270,11 @@ def connect(address: str) -> socket.socket:
     try:
         sock.setblocking(False)
         _quick(sock)
-        with contextlib.suppress(BlockingIOError):
+        try:
             sock.connect(where)  # type: ignore[arg-type]
+        except BlockingIOError:
+            if family == "unix":  # its backlog is full; TCP goes on with it
+                raise
         return sock
     except BaseException:
         sock.close()

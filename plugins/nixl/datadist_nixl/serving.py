@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from datadist_nixl.library import Agent, Kind, NixlError
+from datadist_nixl.library import Agent, NixlError
 from datadist_nixl.memory import NixlRegion, Outside, Vector
 from datadist_nixl.side import Side
 from datadist_nixl.stream import Ended, Stream
@@ -35,6 +35,10 @@ log = logging.getLogger("datadist.nixl")
 
 MAX_UNDER_WAY = 1024
 """Requests of one asker that are served at a time; more end the connection."""
+MAX_UNSENT = 4096
+"""Answers that an asker may leave unread."""
+MAX_PREPARED, MAX_KEY, SMALL = 64, 256, 256 << 10
+"""Handles that are kept for the next request of the same body, most bytes of that, and of the data."""
 FINISH_SECONDS = 0.25
 """So long writes from memory that is withdrawn may take to end by themselves."""
 
@@ -55,8 +59,10 @@ class Server:
         """Writes to the asker."""
         self._their_generation = -1
         self._their_name = ""
-        self._under_way: dict[int, tuple[Side, Any]] = {}
-        """Reads of the asker that NIXL is writing: side and handle, by number."""
+        self._under_way: dict[int, tuple[Side, Any, bytes]] = {}
+        """Reads of the asker that NIXL is writing: side, handle, and the request, by number."""
+        self._prepared: dict[bytes, tuple[Side, Any]] = {}
+        """Writes that have ended, by the body of their request: the same one is often asked again."""
         self._target: Agent | None = None
         """The asker writes through it."""
         self._generation = 0
@@ -78,12 +84,19 @@ class Server:
         """Whether NIXL has something to do, or the asker does not take its answers."""
         return bool(self._under_way or self._allowed or self._stream.unsent)
 
+    @property
+    def brief(self) -> bool:
+        """Whether what NIXL has to do takes no time worth speaking of."""
+        return not self._allowed and all(key for _, _, key in self._under_way.values())
+
     def serve(self) -> None:
         """Take what has arrived. Raises :class:`Ended`."""
         try:
             for kind, number, body in self._stream.frames():
                 self._take(kind, number, body)
             self._stream.flush()
+            if self._stream.unsent > MAX_UNSENT:
+                raise WireError("it does not take its answers")
         except WireError as error:
             raise Ended(f"it breaks the protocol: {error}") from None
 
@@ -110,7 +123,7 @@ class Server:
             self._greeted = True
             self._stream.most = MAX_METADATA
         elif kind == Message.READ:
-            self._read(number, parse_request(body, 3))
+            self._read(number, body)
         elif kind == Message.WRITE:
             self._allow(number, parse_request(body, 2))
         elif kind == Message.WRITTEN:
@@ -135,38 +148,67 @@ class Server:
         except NixlError as error:
             self._give_up_writer(str(error))
 
-    def _read(self, number: int, request: Request) -> None:
+    def _read(self, number: int, body: memoryview) -> None:
         if len(self._under_way) >= MAX_UNDER_WAY or number in self._under_way:
             raise WireError(f"request {number} is one too many")
+        key = bytes(body) if len(body) <= MAX_KEY else b""
+        try:
+            found = self._take_prepared(key)
+            if found is None:
+                request = parse_request(body, 3)
+                if int(request.length.sum()) > SMALL:
+                    key = b""
+                found = self._prepare(number, request)
+            if found is not None and self._writer is not None:
+                side, handle = found
+                self._under_way[number] = (side, handle, key)
+                if self._writer.begin(handle):
+                    self._finish(number)
+        except NixlError as error:
+            if number not in self._under_way:
+                self._refuse(number, Refusal.FAILED, str(error))
+            self._give_up_writer(str(error))
+
+    def _take_prepared(self, key: bytes) -> tuple[Side, Any] | None:
+        found = self._prepared.get(key)
+        if found is None or found[0].ended is not None:
+            return None
+        del self._prepared[key]
+        return found
+
+    def _prepare(self, number: int, request: Request) -> tuple[Side, Any] | None:
+        """The side of a request and a handle; None where the request was refused."""
         found = self._check(number, request, write=False)
         if found is None:
-            return
-        side, kind = found
-        try:
-            handle = self._begin(side, kind, request)
-        except NixlError as error:
-            self._refuse(number, Refusal.FAILED, str(error))
-            self._give_up_writer(str(error))
-            return
-        if handle is None:
-            self._stream.put(Message.DONE, number)
-        else:
-            self._under_way[number] = (side, handle)
-
-    def _begin(self, side: Side, kind: Kind, request: Request) -> Any:
-        """Begin to write; the handle, or None where it has ended already."""
-        writer = self._writer
+            return None
+        side, regions = found
+        kind, writer = regions[0].kind, self._writer
         if writer is None:
             raise NixlError("the asker's memory is not known here")
-        writer.register(_regions(side, request))
+        writer.register(regions)
         handle = writer.prepare(
             self._their_name, rows(request.here, request.length, kind[1]), kind[0],
             rows(request.there, request.length, request.device), request.memory,
         )  # fmt: skip
-        if writer.begin(handle):
-            writer.release(handle)
-            return None
-        return handle
+        return side, handle
+
+    def _finish(self, number: int) -> None:
+        """Every byte is in place; the handle is kept for the next such request."""
+        side, handle, key = self._under_way.pop(number)
+        self._stream.put(Message.DONE, number)
+        if key and side.ended is None and key not in self._prepared:
+            self._prepared[key] = (side, handle)
+            if len(self._prepared) <= MAX_PREPARED:
+                return
+            _, handle = self._prepared.pop(next(iter(self._prepared)))
+        assert self._writer is not None
+        self._writer.release(handle)
+
+    def _forget_prepared(self) -> None:
+        prepared, self._prepared = self._prepared, {}
+        for _, handle in prepared.values():
+            if self._writer is not None:
+                self._writer.release(handle)
 
     def _allow(self, number: int, request: Request) -> None:
         """Let the asker write."""
@@ -175,12 +217,12 @@ class Server:
         found = self._check(number, request, write=True)
         if found is None:
             return
-        side, _ = found
+        side, regions = found
         try:
             if self._target is None:
                 self._generation += 1
                 self._target = self._make_agent()
-            for metadata in self._target.register(_regions(side, request)):
+            for metadata in self._target.register(regions):
                 self._stream.put(Message.TARGET, 0, pack_metadata(self._generation, metadata))
         except NixlError as error:
             self._refuse(number, Refusal.FAILED, str(error))
@@ -189,8 +231,10 @@ class Server:
         self._allowed[number] = side
         self._stream.put(Message.GO, number)
 
-    def _check(self, number: int, request: Request, write: bool) -> tuple[Side, Kind] | None:
-        """The side of a request, and the kind of its memory; None where it was refused."""
+    def _check(
+        self, number: int, request: Request, write: bool
+    ) -> tuple[Side, list[NixlRegion]] | None:
+        """The side of a request, and its memory of one kind; None where it was refused."""
         side = self._sides.get(request.secret)
         if side is None or side.ended is not None:
             self._refuse(number, Refusal.CLOSED, "the owner has closed the link")
@@ -205,10 +249,9 @@ class Server:
             text = f"{size} bytes at {place:#x} are not memory that the owner offered"
             self._refuse(number, Refusal.OUTSIDE, text)
             return None
-        kinds = {region.kind for region in regions}
-        if len(kinds) > 1:
+        if any(region.kind != regions[0].kind for region in regions):
             raise WireError("a request is for several kinds of memory")
-        return side, kinds.pop()
+        return side, regions
 
     def _refuse(self, number: int, refusal: Refusal, text: str) -> None:
         self._stream.put(Message.REFUSED, number, pack_refusal(refusal, text))
@@ -217,11 +260,9 @@ class Server:
         """Answer reads that have ended."""
         writer, moved = self._writer, False
         assert writer is not None
-        for number, (_, handle) in list(self._under_way.items()):
+        for number, (_, handle, _) in list(self._under_way.items()):
             if writer.ended(handle):
-                del self._under_way[number]
-                writer.release(handle)
-                self._stream.put(Message.DONE, number)
+                self._finish(number)
                 moved = True
         return moved
 
@@ -236,6 +277,7 @@ class Server:
         """End all writes to the asker, which asks again for what it still wants."""
         under_way, self._under_way = self._under_way, {}
         writer, self._writer = self._writer, None
+        self._prepared = {}  # the agent releases them
         if writer is not None:
             writer.close()
         for number in under_way:
@@ -251,8 +293,9 @@ class Server:
 
     def end_side(self, side: Side) -> None:
         """A side has ended: nothing that the asker wanted of it touches memory afterwards."""
+        self._forget_prepared()
         until = time.monotonic() + FINISH_SECONDS
-        while any(each is side for each, _ in self._under_way.values()):
+        while any(each is side for each, _, _ in self._under_way.values()):
             self.advance()
             time.sleep(0.0002)
             if time.monotonic() > until:
@@ -263,6 +306,7 @@ class Server:
 
     def deregister(self, region: NixlRegion) -> None:
         """A region is about to be released; no link uses it."""
+        self._forget_prepared()
         for agent in (self._writer, self._target):
             if agent is not None:
                 try:
@@ -294,5 +338,4 @@ def _regions(side: Side, request: Request) -> list[NixlRegion]:
     """Those of ours that a request is for. Raises :class:`Outside`."""
     if len(request.here) == 1:
         return [side.ours.find(int(request.here[0]), int(request.length[0]))]
-    places = side.ours.places(request.here, request.length)
-    return [side.ours.values[i] for i in np.unique(places)]
+    return side.ours.some(side.ours.places(request.here, request.length))

@@ -45,9 +45,9 @@ class Stream:
         self._queue.append(HEADER.pack(len(body), kind, number) + body)
 
     @property
-    def unsent(self) -> bool:
-        """Whether the socket did not take all yet."""
-        return bool(self._queue)
+    def unsent(self) -> int:
+        """Frames that the socket did not take yet."""
+        return len(self._queue)
 
     def flush(self) -> None:
         """Send what the socket takes. Raises :class:`Ended`."""
