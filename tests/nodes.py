@@ -111,6 +111,11 @@ class Node:
         """Whether the process runs, or is stopped."""
         return self._process.is_alive()
 
+    @property
+    def exit_code(self) -> int | None:
+        """Of the process; negative, a signal; None while it runs."""
+        return self._process.exitcode
+
     def begin(self, function: Callable[..., Any], *args: Any, **options: Any) -> None:
         """Start ``function(here, *args, **options)`` in the node."""
         assert not self._busy

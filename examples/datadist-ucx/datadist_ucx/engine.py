@@ -62,18 +62,16 @@ class UcxEndpoint(Endpoint):
 
     def problem(self) -> str | None:
         """Whether UCX has seen the end of the connection."""
-        return None if self._ucx.alive else "the connection is gone"
+        return None if self._ucx is not None and self._ucx.alive else "the connection is gone"
 
     def close(self) -> None:
-        """UCX closes it as it makes progress; ``close`` of one that failed would crash."""
-        if self._ucx.alive:
-            self._ucx.close()
-        else:
-            self.close_now()
+        """Close it before the call returns, which takes microseconds: what is in flight is cancelled.
 
-    def close_now(self) -> None:
-        """Close it before the call returns."""
-        self._ucx.close_blocking(CLOSE_NANOSECONDS, CLOSE_STEPS)
+        UCX's other ``close``, which ends later, keeps the whole context if the peer has gone meanwhile.
+        """
+        ucx, self._ucx = self._ucx, None  # its callback refers to us
+        if ucx is not None:
+            ucx.close_blocking(CLOSE_NANOSECONDS, CLOSE_STEPS)
         self._engine.endpoints.discard(self)
 
 
@@ -105,7 +103,6 @@ class UcxEngine(Engine):
         self.worker.init_blocking_progress_mode()
         self._address: bytes = self.worker.address.tobytes()
         self.endpoints: set[UcxEndpoint] = set()
-        """Also those that are being closed."""
         self.lost: list[EngineEvent] = []
         self.sending: list[tuple[Any, bytearray, object]] = []
         self._incoming: dict[int, deque[_Incoming]] = {}
@@ -124,7 +121,7 @@ class UcxEngine(Engine):
     def connect(self, address: bytes) -> UcxEndpoint:
         """Make an endpoint; UCX connects as it makes progress."""
         for closed in [each for each in self.endpoints if each.problem() is not None]:
-            closed.close_now()
+            closed.close()
         try:
             endpoint = UcxEndpoint(self, address)
         except self.ucx.UCXError as error:
@@ -212,7 +209,7 @@ class UcxEngine(Engine):
         """Cancel what is left, and give the worker back."""
         self.worker.cancel_inflight_requests(CLOSE_NANOSECONDS, CLOSE_STEPS)
         for endpoint in list(self.endpoints):
-            endpoint.close_now()
+            endpoint.close()
         self.sending.clear()
         self._incoming.clear()
         self.lost.clear()
