@@ -1,0 +1,260 @@
+"""The transport beside NIXL itself: the same bytes, in one run, in turns.
+
+Run it on an idle machine, where UCX has `lo` only::
+
+    unshare -n sh -c "ip link set lo up; python plugins/nixl/benchmarks/beside_raw.py"
+
+Two processes for each side. Ours: a read through the transport. Raw: a write of NIXL by the owner of the
+memory, begun by a notification of NIXL, ended by the one that comes with the data; and that write alone,
+there and back. Both sides of raw spin without a pause, as no library could.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import mmap
+import multiprocessing
+import os
+import resource
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datadist.transport import Access, Group, Offer, Peer, Placement, TransportOptions
+from datadist_nixl import NixlTransport, library
+from datadist_nixl.library import Agent
+
+MIB = 1 << 20
+SIZE = 256 * MIB
+Rows = NDArray[np.uint64]
+
+
+def shapes() -> dict[str, tuple[int, int]]:
+    """Block and number of blocks of each transfer."""
+    return {
+        "4 KiB": (4096, 1),
+        "contiguous, 256 MiB": (SIZE, 1),
+        "64 KiB pages, 128 MiB": (65536, 2048),
+        "16 KiB pages, 64 MiB": (16384, 4096),
+        "4 KiB pages, 64 MiB": (4096, 16384),
+    }
+
+
+def offsets(block: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Places of blocks that do not follow each other."""
+    places = np.random.default_rng(seed).permutation(SIZE // block)[:count]
+    return places.astype(np.int64) * block
+
+
+# -- raw -------------------------------------------------------------------------------------------
+
+
+class Raw:
+    """One agent of NIXL, with memory, and the other one's name."""
+
+    def __init__(self, pipe: Connection) -> None:
+        api = library.load()
+        self._agent = Agent(api, "lo", "tcp")
+        self.agent = self._agent._agent
+        self.memory = mmap.mmap(-1, SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.memory[:] = b"\1" * SIZE
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        self.agent.register_memory([(self.address, SIZE, 0, "")], "DRAM")
+        pipe.send((self.agent.get_agent_metadata(), self.address))
+        metadata, self.theirs = pipe.recv()
+        name = self.agent.add_remote_agent(metadata)
+        self.peer = name.decode() if isinstance(name, bytes) else name
+
+    def rows(self, base: int, block: int, places: NDArray[np.int64]) -> Rows:
+        """Descriptors."""
+        table = np.zeros((len(places), 3), np.uint64)
+        table[:, 0], table[:, 1] = base + places, block
+        return table
+
+    def wait(self) -> bytes:
+        """The next notification."""
+        while not (found := self.agent.get_new_notifs()):
+            pass
+        return bytes(next(iter(found.values()))[0])
+
+    def write(self, block: int, count: int) -> None:
+        """Write, tell, and wait until NIXL has done it."""
+        mine = self.rows(self.address, block, offsets(block, count, 1))
+        theirs = self.rows(self.theirs, block, offsets(block, count, 2))
+        agent = self.agent
+        handle = agent.initialize_xfer(
+            "WRITE", agent.get_xfer_descs(mine, "DRAM"), agent.get_xfer_descs(theirs, "DRAM"),
+            self.peer, b"done",
+        )  # fmt: skip
+        state = agent.transfer(handle)
+        while state == "PROC":
+            state = agent.check_xfer_state(handle)
+        assert state == "DONE"
+        handle.release()
+
+    def ask(self, what: bytes) -> None:
+        """Send a notification."""
+        self.agent.send_notif(self.peer, what)
+
+
+def serve_raw(pipe: Connection) -> None:
+    """The owner."""
+    raw = Raw(pipe)
+    while True:
+        while not pipe.poll(None):
+            pass
+        if pipe.recv() == "end":
+            return
+        while (order := json.loads(raw.wait()))[1]:
+            raw.write(order[0], order[1])
+
+
+def measure_raw(raw: Raw, pipe: Connection, block: int, count: int, rounds: int) -> list[float]:
+    """Seconds of each round."""
+    pipe.send("go")
+    times = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        raw.ask(json.dumps([block, count]).encode())
+        raw.wait()
+        times.append(time.perf_counter() - begun)
+    raw.ask(json.dumps([0, 0]).encode())
+    return times
+
+
+# -- ours ------------------------------------------------------------------------------------------
+
+
+class Ours:
+    """One transport with a link."""
+
+    def __init__(self, pipe: Connection, rank: int) -> None:
+        self.transport = NixlTransport(TransportOptions())
+        self.region = self.transport.allocate(SIZE, Placement.HOST)
+        ctypes.memset(self.region.address, 1, SIZE)
+        peer = Peer(1 - rank, f"bench-{1 - rank}")
+        peer = Peer(1 - rank, peer.incarnation, connection=self.transport.connect(peer))
+        group = Group("bench", rank, {rank: Peer(rank, f"bench-{rank}"), 1 - rank: peer}, None, 0)
+        self.link = self.transport.open(group, [self.region], Access.READ_WRITE)
+        pipe.send((self.link.offer(1 - rank).data, self.region.address))
+        offer, self.theirs = pipe.recv()
+        self.link.attach(1 - rank, Offer(offer))
+
+    def read(self, block: int, count: int) -> None:
+        """Read all blocks."""
+        local = self.region.address + offsets(block, count, 2)
+        remote = self.theirs + offsets(block, count, 1)
+        self.link.read(1, local, remote, np.full(count, block, np.int64), 60)
+
+
+def serve_ours(pipe: Connection) -> None:
+    """The owner: its thread does everything."""
+    ours = Ours(pipe, 1)
+    while (what := pipe.recv()) != "end":
+        assert what == "processor"
+        pipe.send(processor())
+    ours.link.close()
+    ours.transport.close()
+
+
+def measure_ours(ours: Ours, block: int, count: int, rounds: int) -> list[float]:
+    """Seconds of each round; places of blocks are not made in the time, as they are not for raw."""
+    local = ours.region.address + offsets(block, count, 2)
+    remote = ours.theirs + offsets(block, count, 1)
+    length = np.full(count, block, np.int64)
+    times = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        ours.link.read(1, local, remote, length, 60)
+        times.append(time.perf_counter() - begun)
+    return times
+
+
+def processor() -> float:
+    """Seconds of a processor that this process has used."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+# -- the run ---------------------------------------------------------------------------------------
+
+
+def start(serve: Callable[[Connection], None]) -> tuple[Connection, Any]:
+    """A process that serves."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(there,), daemon=True)
+    process.start()
+    return here, process
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--idle", type=float, default=3.0, help="seconds without transfers")
+    args = parser.parse_args()
+    raw_pipe, _ = start(serve_raw)
+    ours_pipe, _ = start(serve_ours)
+    raw, ours = Raw(raw_pipe), Ours(ours_pipe, 0)
+    for name, (block, count) in shapes().items():
+        rounds = 1000 if count * block < MIB else 3
+        raws: list[float] = []
+        mine: list[float] = []
+        for turn in range(args.turns + 1):
+            here = measure_raw(raw, raw_pipe, block, count, rounds)
+            there = measure_ours(ours, block, count, rounds)
+            if turn:  # the first one warms up
+                raws += here
+                mine += there
+        tell(name, block * count, median(raws), median(mine))
+    pauses(ours)
+    idle(ours_pipe, args.idle)
+    raw_pipe.send("end")
+    ours_pipe.send("end")
+    ours.link.close()
+    ours.transport.close()
+    os._exit(0)
+
+
+def tell(name: str, size: int, raw: float, mine: float) -> None:
+    """One line."""
+    if size < MIB:
+        print(f"{name}: raw {raw * 1e6:.1f} us, ours {mine * 1e6:.1f} us, {(mine - raw) * 1e6:+.1f} us")
+    else:
+        print(
+            f"{name}: raw {size / raw / 1e9:.2f} GB/s, ours {size / mine / 1e9:.2f} GB/s, "
+            f"ratio {raw / mine:.2f}"
+        )
+
+
+def pauses(ours: Ours) -> None:
+    """Small reads, each after a pause."""
+    times = []
+    for _ in range(30):
+        time.sleep(0.05)
+        times += measure_ours(ours, 4096, 1, 1)
+    print(f"4 KiB after an idle pause: {median(times) * 1e6:.0f} us, slowest {max(times) * 1e6:.0f} us")
+
+
+def idle(pipe: Connection, seconds: float) -> None:
+    """The processor of idle processes."""
+    time.sleep(0.1)
+    pipe.send("processor")
+    theirs, mine = pipe.recv(), processor()
+    time.sleep(seconds)
+    pipe.send("processor")
+    theirs, mine = pipe.recv() - theirs, processor() - mine
+    print(
+        f"idle: owner {100 * theirs / seconds:.2f} %, reader {100 * mine / seconds:.2f} % of a processor"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Options of the nixl transport: which network UCX uses, and where this process is asked."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import ipaddress
+import re
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from datadist.plugin_options import choice, refuse_unknown
+from datadist.transport import OptionError, TransportOptions
+
+KNOWN = {
+    "device": "network interface of UCX, such as eth0 (default: that of the listen address, else lo)",
+    "transports": 'of UCX: "tcp" (default), or "rc,tcp" for hosts with RDMA adapters',
+}
+TRANSPORTS = ("tcp", "rc,tcp")
+LOOPBACK = "lo"
+SIOCGIFADDR = 0x8915
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the user."""
+
+    device: str
+    transports: str
+    listen: str | None
+    """Address to listen on for askers; None: a Unix socket of this network namespace."""
+
+
+def parse(options: TransportOptions) -> Options:
+    """Check and convert. Raises :class:`OptionError`."""
+    refuse_unknown("nixl", options.extra, KNOWN)
+    listen = options.listen_address or None
+    device = options.extra.get("device")
+    if device is not None and not re.fullmatch(r"[\w.:@-]{1,64}(,[\w.:@-]{1,64}){0,7}", device):
+        raise OptionError(f"option datadist.nixl.device is {device!r}, it must name an interface")
+    device = device or (_interface(listen) if listen else LOOPBACK)
+    transports = choice(
+        "option datadist.nixl.transports",
+        options.extra.get("transports", TRANSPORTS[0]),
+        TRANSPORTS,
+    )
+    if listen is not None and device == LOOPBACK and not ipaddress.ip_address(listen).is_loopback:
+        raise OptionError(
+            f"option datadist.nixl.device is {LOOPBACK!r}, which nobody reaches from other hosts, but "
+            f"LLMConfig.listen_ip_info has {listen}: name that address's interface, or leave it out"
+        )
+    beyond = device != LOOPBACK or (listen and not ipaddress.ip_address(listen).is_loopback)
+    if beyond and options.auth_key is None:
+        raise OptionError(
+            f"option datadist.nixl.device is {device!r}: beyond loopback the secrets of links need a "
+            "protected control plane: set DATADIST_AUTH_KEY"
+        )
+    return Options(device, transports, listen)
+
+
+def _interface(address: str) -> str:
+    """The network interface that has an address of this host."""
+    wanted = ipaddress.ip_address(address)
+    if wanted.is_loopback:
+        return LOOPBACK
+    for _, name in socket.if_nameindex():
+        if wanted in _addresses(name):
+            return name
+    raise OptionError(
+        f"no network interface has the address {address} of LLMConfig.listen_ip_info: name one by the "
+        "option datadist.nixl.device"
+    )
+
+
+def _addresses(name: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    found: list[ipaddress.IPv4Address | ipaddress.IPv6Address] = []
+    request = struct.pack("256s", name.encode()[:15])
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        found.append(ipaddress.IPv4Address(fcntl.ioctl(sock, SIOCGIFADDR, request)[20:24]))
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            fields = line.split()
+            if fields[-1] == name:
+                found.append(ipaddress.IPv6Address(bytes.fromhex(fields[0])))
+    return found

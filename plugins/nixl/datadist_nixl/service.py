@@ -1,0 +1,269 @@
+"""The thread of a transport: it serves askers, and what callers have left under way.
+
+It sleeps in the kernel while nothing moves. It polls while NIXL has something to do, and for a moment
+after the last request, since the next one often follows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import select
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from datadist_nixl.library import Agent
+from datadist_nixl.options import Options
+from datadist_nixl.pauses import pause
+from datadist_nixl.serving import GREETING, Server
+from datadist_nixl.side import Side
+from datadist_nixl.stream import Ended, Stream
+from datadist_nixl.wire import SECRET_BYTES
+
+log = logging.getLogger("datadist.nixl")
+
+SPIN_SECONDS = 0.0005
+"""So long the thread polls without a pause after the last event."""
+BACKLOG = 512
+MAX_STRANGERS = 64
+STRANGER_SECONDS = 5.0
+"""Most connections that have not shown the greeting, and how long each may take for that."""
+STOP_SECONDS = 5.0
+
+
+class Leftover(Protocol):
+    """What a caller has left, and must be looked after until it has ended."""
+
+    def tend(self) -> bool:
+        """Let it go on; whether it is still under way."""
+
+
+class Service:
+    """Listener, thread, and the sides that can be asked."""
+
+    def __init__(self, options: Options, make_agent: Callable[[], Agent]) -> None:
+        self._make_agent = make_agent
+        self.greeting = secrets.token_bytes(SECRET_BYTES)
+        self.sides: dict[bytes, Side] = {}
+        """By the secret of its offer."""
+        self._servers: dict[int, Server] = {}
+        self._leftovers: dict[Leftover, None] = {}
+        self._calls: deque[Callable[[], None]] = deque()
+        self._stopping = False
+        with contextlib.ExitStack() as stack:
+            self._listener, self.address = _listen(options.listen)
+            stack.callback(self._listener.close)
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            stack.callback(os.close, self._wake)
+            self._epoll = stack.enter_context(select.epoll())
+            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+            self._epoll.register(self._wake, select.EPOLLIN)
+            self._thread = threading.Thread(target=self._run, name="datadist-nixl", daemon=True)
+            self._thread.start()
+            self._stack = stack.pop_all()
+
+    # -- from any thread -------------------------------------------------------------------------
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run a function on the thread, soon."""
+        self._calls.append(function)
+        with contextlib.suppress(OSError):  # closed
+            os.eventfd_write(self._wake, 1)
+
+    def ask(self, function: Callable[[], None], seconds: float) -> bool:
+        """As :meth:`call`, and wait for it; whether it was done in that time."""
+        done = threading.Event()
+
+        def run() -> None:
+            function()
+            done.set()
+
+        self.call(run)
+        return done.wait(seconds)
+
+    def tend(self, leftover: Leftover) -> None:
+        """Look after something until it has ended."""
+        self.call(lambda: self._leftovers.setdefault(leftover))
+
+    def end_side(self, side: Side) -> None:
+        """On the thread: nothing that a peer wanted of this side touches memory afterwards."""
+        for server in list(self._servers.values()):
+            try:
+                server.end_side(side)
+            except Ended as error:
+                self._drop(server, str(error))
+        side.writers.clear()
+
+    def for_servers(self, function: Callable[[Server], None]) -> None:
+        """On the thread: for each connection."""
+        for server in list(self._servers.values()):
+            function(server)
+
+    def stop(self) -> None:
+        """End the thread, all connections, and give everything back."""
+        self._stopping = True
+        self.call(lambda: None)
+        self._thread.join(STOP_SECONDS)
+        if self._thread.is_alive():
+            log.warning("the thread of nixl did not end within %.0f s; it stays", STOP_SECONDS)
+            return
+        self._stack.close()
+
+    # -- on the thread ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        last = time.monotonic()
+        try:
+            while not self._stopping:
+                idle = time.monotonic() - last
+                if self._turn(self._timeout(idle)):
+                    last = time.monotonic()
+        except Exception:
+            log.exception("unexpected error of the nixl transport; please report it")
+        finally:
+            for server in list(self._servers.values()):
+                self._drop(server, "the transport is closed")
+
+    def _timeout(self, idle: float) -> float:
+        """Seconds to wait for events; sleeps where NIXL has to be looked at again."""
+        if idle < SPIN_SECONDS:
+            return 0
+        if self._leftovers or any(server.busy for server in self._servers.values()):
+            pause(idle)
+            return 0
+        return -1
+
+    def _turn(self, timeout: float) -> bool:
+        """Serve everybody once; whether there was something to do."""
+        moved = False
+        for fd, _ in self._epoll.poll(timeout):
+            moved = True
+            if fd in self._servers:
+                self._guarded(self._servers[fd], self._servers[fd].serve)
+            elif fd == self._wake:
+                self._work()
+            else:
+                self._accept()
+        for server in list(self._servers.values()):
+            if server.busy:
+                moved = self._guarded(server, server.advance) or moved
+        for leftover in list(self._leftovers):
+            if not leftover.tend():
+                self._leftovers.pop(leftover, None)
+                moved = True
+        return moved
+
+    def _guarded(self, server: Server, function: Callable[[], bool | None]) -> bool:
+        try:
+            return bool(function())
+        except Ended as error:
+            self._drop(server, str(error))
+        except Exception as error:
+            log.exception("unexpected error of the nixl transport; please report it")
+            self._drop(server, repr(error))
+        return True
+
+    def _work(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        while self._calls:
+            function = self._calls.popleft()
+            try:
+                function()
+            except Exception:
+                log.exception("unexpected error of the nixl transport; please report it")
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError as error:
+            log.warning("a connection was not accepted: %s", error)
+            time.sleep(0.01)  # such as no descriptor: the kernel says so again at once
+            return
+        if not _may_ask(sock):
+            log.warning("a process of another user wanted to connect: refused")
+            sock.close()
+            return
+        strangers = [server for server in self._servers.values() if not server.greeted]
+        for server in strangers:
+            old = time.monotonic() - server.begun > STRANGER_SECONDS
+            if old or len(strangers) >= MAX_STRANGERS:
+                self._drop(server, "it has not shown the greeting of an offer")
+        server = Server(Stream(_quick(sock), GREETING), self.greeting, self.sides, self._make_agent)
+        self._servers[server.fileno()] = server
+        self._epoll.register(server.fileno(), select.EPOLLIN)
+
+    def _drop(self, server: Server, reason: str) -> None:
+        """End a connection."""
+        log.debug("the connection of an asker has ended: %s", reason)
+        fd = server.fileno()
+        if self._servers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+            server.close()
+
+
+def _listen(address: str | None) -> tuple[socket.socket, str]:
+    """A listener, and its address for offers."""
+    if address is None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        name = f"datadist-nixl-{os.urandom(12).hex()}"
+        where, text = f"\0{name}", f"unix:{name}"
+    else:
+        info = socket.getaddrinfo(
+            address, 0, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(info[0], socket.SOCK_STREAM)
+        where, text = info[4], ""  # type: ignore[assignment]
+    try:
+        sock.bind(where)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+        return sock, text or f"tcp:{address}|{sock.getsockname()[1]}"
+    except BaseException:
+        sock.close()
+        raise
+
+
+def connect(address: str) -> socket.socket:
+    """A connection to a listener of an offer, which may still be on its way. Raises ``OSError``."""
+    family, _, name = address.partition(":")
+    if family == "unix":
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        where: object = f"\0{name}"
+    else:
+        host, _, port = name.rpartition("|")
+        info = socket.getaddrinfo(
+            host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )[0]
+        sock = socket.socket(info[0], socket.SOCK_STREAM)
+        where = info[4]
+    try:
+        sock.setblocking(False)
+        _quick(sock)
+        with contextlib.suppress(BlockingIOError):
+            sock.connect(where)  # type: ignore[arg-type]
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _quick(sock: socket.socket) -> socket.socket:
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def _may_ask(sock: socket.socket) -> bool:
+    """Over a Unix socket, processes of our user and of root."""
+    if sock.family != socket.AF_UNIX:
+        return True
+    _, user, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return user in (0, os.geteuid())

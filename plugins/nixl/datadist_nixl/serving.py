@@ -1,0 +1,297 @@
+"""The owner's end of a connection: it checks what an asker wants, and lets NIXL write.
+
+All of it runs on the thread of :class:`~datadist_nixl.service.Service`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from hmac import compare_digest
+from typing import Any
+
+import numpy as np
+
+from datadist_nixl.library import Agent, Kind, NixlError
+from datadist_nixl.memory import NixlRegion, Outside, Vector
+from datadist_nixl.side import Side
+from datadist_nixl.stream import Ended, Stream
+from datadist_nixl.wire import (
+    HELLO_BYTES,
+    MAX_METADATA,
+    Refusal,
+    Request,
+    WireError,
+    pack_metadata,
+    pack_refusal,
+    parse_hello,
+    parse_metadata,
+    parse_request,
+)
+from datadist_nixl.wire import Kind as Message
+
+log = logging.getLogger("datadist.nixl")
+
+MAX_UNDER_WAY = 1024
+"""Requests of one asker that are served at a time; more end the connection."""
+FINISH_SECONDS = 0.25
+"""So long writes from memory that is withdrawn may take to end by themselves."""
+
+
+class Server:
+    """Serves one asker."""
+
+    def __init__(
+        self, stream: Stream, greeting: bytes, sides: Mapping[bytes, Side],
+        make_agent: Callable[[], Agent],
+    ) -> None:  # fmt: skip
+        self._stream = stream
+        self._greeting = greeting
+        self._sides = sides
+        self._make_agent = make_agent
+        self._greeted = False
+        self._writer: Agent | None = None
+        """Writes to the asker."""
+        self._their_generation = -1
+        self._their_name = ""
+        self._under_way: dict[int, tuple[Side, Any]] = {}
+        """Reads of the asker that NIXL is writing: side and handle, by number."""
+        self._target: Agent | None = None
+        """The asker writes through it."""
+        self._generation = 0
+        self._allowed: dict[int, Side] = {}
+        """Writes of the asker."""
+        self.begun = time.monotonic()
+
+    def fileno(self) -> int:
+        """The socket's."""
+        return self._stream.socket.fileno()
+
+    @property
+    def greeted(self) -> bool:
+        """Whether the asker has shown that it has an offer."""
+        return self._greeted
+
+    @property
+    def busy(self) -> bool:
+        """Whether NIXL has something to do, or the asker does not take its answers."""
+        return bool(self._under_way or self._allowed or self._stream.unsent)
+
+    def serve(self) -> None:
+        """Take what has arrived. Raises :class:`Ended`."""
+        try:
+            for kind, number, body in self._stream.frames():
+                self._take(kind, number, body)
+            self._stream.flush()
+        except WireError as error:
+            raise Ended(f"it breaks the protocol: {error}") from None
+
+    def advance(self) -> bool:
+        """Let NIXL work; whether something has ended. Raises :class:`Ended`."""
+        moved = False
+        try:
+            if self._under_way:
+                moved = self._look()
+        except NixlError as error:
+            self._give_up_writer(str(error))
+            moved = True
+        if self._allowed and self._target is not None:
+            self._target.progress()
+        self._stream.flush()
+        return moved
+
+    # -- messages --------------------------------------------------------------------------------
+
+    def _take(self, kind: int, number: int, body: memoryview) -> None:
+        if not self._greeted:
+            if kind != Message.HELLO or not compare_digest(parse_hello(body), self._greeting):
+                raise WireError("it does not begin with the greeting of an offer")
+            self._greeted = True
+            self._stream.most = MAX_METADATA
+        elif kind == Message.READ:
+            self._read(number, parse_request(body, 3))
+        elif kind == Message.WRITE:
+            self._allow(number, parse_request(body, 2))
+        elif kind == Message.WRITTEN:
+            self._forget(number)
+        elif kind == Message.MEMORY:
+            self._learn(*parse_metadata(body))
+        elif kind == Message.FENCE:
+            self._give_up_target()
+            self._stream.put(Message.FENCED, number)
+        else:
+            raise WireError(f"a message has kind {kind}")
+
+    def _learn(self, generation: int, metadata: bytes) -> None:
+        """The asker's memory; a new generation is another agent of NIXL, which needs a new one here."""
+        try:
+            if generation != self._their_generation:
+                self._give_up_writer("the asker has given up its end")
+                self._their_generation = generation
+            if self._writer is None:
+                self._writer = self._make_agent()
+            self._their_name = self._writer.load(metadata)
+        except NixlError as error:
+            self._give_up_writer(str(error))
+
+    def _read(self, number: int, request: Request) -> None:
+        if len(self._under_way) >= MAX_UNDER_WAY or number in self._under_way:
+            raise WireError(f"request {number} is one too many")
+        found = self._check(number, request, write=False)
+        if found is None:
+            return
+        side, kind = found
+        try:
+            handle = self._begin(side, kind, request)
+        except NixlError as error:
+            self._refuse(number, Refusal.FAILED, str(error))
+            self._give_up_writer(str(error))
+            return
+        if handle is None:
+            self._stream.put(Message.DONE, number)
+        else:
+            self._under_way[number] = (side, handle)
+
+    def _begin(self, side: Side, kind: Kind, request: Request) -> Any:
+        """Begin to write; the handle, or None where it has ended already."""
+        writer = self._writer
+        if writer is None:
+            raise NixlError("the asker's memory is not known here")
+        writer.register(_regions(side, request))
+        handle = writer.prepare(
+            self._their_name, rows(request.here, request.length, kind[1]), kind[0],
+            rows(request.there, request.length, request.device), request.memory,
+        )  # fmt: skip
+        if writer.begin(handle):
+            writer.release(handle)
+            return None
+        return handle
+
+    def _allow(self, number: int, request: Request) -> None:
+        """Let the asker write."""
+        if len(self._allowed) >= MAX_UNDER_WAY or number in self._allowed:
+            raise WireError(f"request {number} is one too many")
+        found = self._check(number, request, write=True)
+        if found is None:
+            return
+        side, _ = found
+        try:
+            if self._target is None:
+                self._generation += 1
+                self._target = self._make_agent()
+            for metadata in self._target.register(_regions(side, request)):
+                self._stream.put(Message.TARGET, 0, pack_metadata(self._generation, metadata))
+        except NixlError as error:
+            self._refuse(number, Refusal.FAILED, str(error))
+            return
+        side.writers.add((self, number))
+        self._allowed[number] = side
+        self._stream.put(Message.GO, number)
+
+    def _check(self, number: int, request: Request, write: bool) -> tuple[Side, Kind] | None:
+        """The side of a request, and the kind of its memory; None where it was refused."""
+        side = self._sides.get(request.secret)
+        if side is None or side.ended is not None:
+            self._refuse(number, Refusal.CLOSED, "the owner has closed the link")
+            return None
+        if write and not side.writable:
+            self._refuse(number, Refusal.FORBIDDEN, "the owner granted read access only")
+            return None
+        try:
+            regions = _regions(side, request)
+        except Outside as error:
+            place, size = request.here[error.index], request.length[error.index]
+            text = f"{size} bytes at {place:#x} are not memory that the owner offered"
+            self._refuse(number, Refusal.OUTSIDE, text)
+            return None
+        kinds = {region.kind for region in regions}
+        if len(kinds) > 1:
+            raise WireError("a request is for several kinds of memory")
+        return side, kinds.pop()
+
+    def _refuse(self, number: int, refusal: Refusal, text: str) -> None:
+        self._stream.put(Message.REFUSED, number, pack_refusal(refusal, text))
+
+    def _look(self) -> bool:
+        """Answer reads that have ended."""
+        writer, moved = self._writer, False
+        assert writer is not None
+        for number, (_, handle) in list(self._under_way.items()):
+            if writer.ended(handle):
+                del self._under_way[number]
+                writer.release(handle)
+                self._stream.put(Message.DONE, number)
+                moved = True
+        return moved
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _forget(self, number: int) -> None:
+        side = self._allowed.pop(number, None)
+        if side is not None:
+            side.writers.discard((self, number))
+
+    def _give_up_writer(self, reason: str) -> None:
+        """End all writes to the asker, which asks again for what it still wants."""
+        under_way, self._under_way = self._under_way, {}
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+        for number in under_way:
+            self._refuse(number, Refusal.FAILED, reason)
+
+    def _give_up_target(self) -> None:
+        """End all writes of the asker: what it sends from now on has nowhere to go."""
+        target, self._target = self._target, None
+        if target is not None:
+            target.close()
+        for number in list(self._allowed):
+            self._forget(number)
+
+    def end_side(self, side: Side) -> None:
+        """A side has ended: nothing that the asker wanted of it touches memory afterwards."""
+        until = time.monotonic() + FINISH_SECONDS
+        while any(each is side for each, _ in self._under_way.values()):
+            self.advance()
+            if time.monotonic() > until:
+                self._give_up_writer("the owner has closed a link")
+        if any(each is side for each in self._allowed.values()):
+            self._give_up_target()
+        self._stream.flush()
+
+    def deregister(self, region: NixlRegion) -> None:
+        """A region is about to be released; no link uses it."""
+        for agent in (self._writer, self._target):
+            if agent is not None:
+                try:
+                    agent.deregister(region)
+                except NixlError as error:
+                    log.warning("memory stays registered with NIXL: %s", error)
+
+    def close(self) -> None:
+        """End everything; the asker sees the end of the connection when it has."""
+        self._give_up_writer("")
+        self._give_up_target()
+        self._stream.close()
+
+
+GREETING = HELLO_BYTES
+"""Most bytes of the first body."""
+
+
+def rows(address: Vector, length: Vector, device: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Descriptors of NIXL."""
+    table = np.empty((len(address), 3), np.uint64)
+    table[:, 0] = address
+    table[:, 1] = length
+    table[:, 2] = device
+    return table
+
+
+def _regions(side: Side, request: Request) -> list[NixlRegion]:
+    """Those of ours that a request is for. Raises :class:`Outside`."""
+    if len(request.here) == 1:
+        return [side.ours.find(int(request.here[0]), int(request.length[0]))]
+    places = side.ours.places(request.here, request.length)
+    return [side.ours.values[i] for i in np.unique(places)]
