@@ -312,11 +312,11 @@ def make(
     tensors: int = 4,
     keys: Any = None,
     memory: str = "pool",
+    placement: Placement = Placement.DEVICE,
     **options: Any,
 ) -> int:
     """A cache of int32 named ``label``: kind "cache" or "blocks", memory "pool" or "numpy"."""
     manager = here.live.cache_manager
-    placement = Placement.DEVICE
     desc = CacheDesc(tensors, shape, DataType.DT_INT32, placement)
     extra = () if keys is None else (keys,)
     if memory == "pool":

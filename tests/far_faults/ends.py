@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import importlib
+import json
 import os
 import signal
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from datadist import CacheDesc, CacheKeyByIdAndIndex, DataType, LLMException
+from datadist import CacheDesc, CacheKeyByIdAndIndex, DataType, LLMException, Placement
 from tests import nodes
 from tests.far_faults.cases import Move
 from tests.far_faults.settings import (
@@ -33,6 +34,8 @@ from tests.nodes import MIB, Here
 BEFORE, SOURCE, FRESH = 0x11111111, 0x5A5A5A5A, 0x22222222
 """What a destination holds, what is moved, and what memory that is used again is filled with."""
 MOVED, SMALL = "moved", "small"
+PLACEMENT = Placement.HOST
+PORT = 26000
 BLOCK = 8 * MIB
 SAMPLES = 64
 """Elements of each tensor that are looked at, to see how far a transfer is."""
@@ -58,7 +61,7 @@ def prepare(_here: Here, evidence: str) -> None:
     faulthandler.register(signal.SIGUSR2, stacks, all_threads=True)
 
 
-def start(here: Here, cluster: int, setting: Setting) -> None:
+def start(here: Here, cluster: int, address: str, setting: Setting) -> None:
     """An engine, in a process that has had one before: what libraries keep for good is no leak."""
     for module in ("datadist.transport", "datadist.links.in_flight"):
         vars(importlib.import_module(module))["FORCE_SECONDS"] = setting.force_seconds
@@ -66,18 +69,19 @@ def start(here: Here, cluster: int, setting: Setting) -> None:
         from tests.far_faults import defects
 
         defects.install(setting.backend, setting.defect)
-    _init(here, cluster, setting)
+    _init(here, cluster, address, setting)
     nodes.finalize(here)
     here.any["use"] = use(here)
-    _init(here, cluster, setting)
+    _init(here, cluster, address, setting)
     here.any["blocks"] = _take_pool(here, {})
     _drop_pool(here)
 
 
-def _init(here: Here, cluster: int, setting: Setting) -> None:
+def _init(here: Here, cluster: int, address: str, setting: Setting) -> None:
     nodes.init(
-        here, cluster, SIZE, transfer_backend=setting.backend, link_total_time=LINK_SECONDS,
+        here, cluster, 0, transfer_backend=setting.backend, link_total_time=LINK_SECONDS,
         sync_kv_timeout=int(SYNC_SECONDS * 1000), enable_remote_cache_accessible=True,
+        listen_ip_info=f"{address}:{PORT}", host_mem_pool_cfg=json.dumps({"memory_size": SIZE}),
     )  # fmt: skip
 
 
@@ -95,12 +99,16 @@ def use(_here: Here) -> Use:
 def make(here: Here, memory: Memory, content: int) -> int:
     """The cache that moves, and a small one; the id of the first."""
     where = "pool" if memory == "pool" else "numpy"
-    more = {} if memory == "pool" else {"remote_accessible": True}
+    open_to_peers: dict[str, Any] = {} if memory == "pool" else {"remote_accessible": True}
     shape = [1, TENSOR // 4]
-    cache_id = nodes.make(here, MOVED, "cache", shape, TENSORS, memory=where, **more)
+    cache_id = nodes.make(
+        here, MOVED, "cache", shape, TENSORS, None, where, PLACEMENT, **open_to_peers
+    )
     for array in here.arrays[MOVED]:
         array[:] = content
-    nodes.make(here, SMALL, "cache", SMALL_SHAPE, 1, memory="numpy", remote_accessible=True)
+    nodes.make(
+        here, SMALL, "cache", SMALL_SHAPE, 1, None, "numpy", PLACEMENT, remote_accessible=True
+    )
     return cache_id
 
 
@@ -228,7 +236,7 @@ def _unregister(here: Here, deadline: float) -> None:
 
 def _take_pool(here: Here, fresh: dict[Any, Any]) -> int:
     """Allocate and fill until nothing is left; the number of all blocks that are taken."""
-    desc = CacheDesc(1, [1, BLOCK // 4], DataType.DT_INT32)
+    desc = CacheDesc(1, [1, BLOCK // 4], DataType.DT_INT32, PLACEMENT)
     taken = here.any.setdefault("taken", [])
     while True:
         try:

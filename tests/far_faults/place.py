@@ -81,7 +81,8 @@ class Place:
             node.do(hosts.enter, self._host(each).namespace)
             node.do(ends.prepare, str(self._evidence / f"{each}-{self._starts}"))
         for each in who:
-            self.nodes[each].begin(ends.start, CLUSTERS[each], self.setting)
+            address = self._host(each).ipv4
+            self.nodes[each].begin(ends.start, CLUSTERS[each], address, self.setting)
         for each in who:
             self.nodes[each].result()
 
