@@ -18,10 +18,9 @@ from typing import Any
 from datadist.transport import ENTRY_POINT_GROUP, PeerLost, TransferError, TransferTimeout
 from tests.far_faults.settings import STOPPED_SECONDS
 
-LATE_SECONDS = 0.5
 PIECE = 4096
 PERIOD, TIMES = 0.5, 12
-"""A write is repeated: it is not known here when the owner goes on and uses its memory again."""
+"""What comes late comes again and again: it is not known here when the memory is used again."""
 _open: list[int] = []
 _jammed = threading.Event()
 
@@ -60,6 +59,15 @@ def _later(seconds: float, call: Callable[[], object]) -> None:
     timer.start()
 
 
+def _again_and_again(call: Callable[[], object], left: int = TIMES) -> None:
+    def once() -> None:
+        call()
+        _again_and_again(call, left - 1)
+
+    if left:
+        _later(PERIOD, once)
+
+
 def _first(vector: Any) -> int:
     return int(memoryview(vector).cast("B").cast("q")[0])
 
@@ -70,7 +78,7 @@ def reads_land_late(link: Any) -> None:
     def react(error: TransferError, _rank: int, local: Any, *_: Any) -> None:
         error.in_flight = None
         address = _first(local)
-        _later(LATE_SECONDS, lambda: ctypes.memset(address, 0x5A, PIECE))
+        _again_and_again(lambda: ctypes.memset(address, 0x5A, PIECE))
 
     _on_failure(link, "read", react)
 
@@ -83,13 +91,11 @@ def writes_land_late(link: Any) -> None:
         error.in_flight = None
         columns = [_column(_first(local)), _column(_first(remote)), _column(PIECE)]
 
-        def again(left: int) -> None:
+        def again() -> None:
             with contextlib.suppress(TransferError):
                 plain(rank, *columns, PERIOD)
-            if left:
-                _later(PERIOD, lambda: again(left - 1))
 
-        _later(PERIOD, lambda: again(TIMES))
+        _again_and_again(again)
 
     _on_failure(link, "write", react)
 

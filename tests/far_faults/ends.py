@@ -61,7 +61,7 @@ def prepare(_here: Here, evidence: str) -> None:
     faulthandler.register(signal.SIGUSR2, stacks, all_threads=True)
 
 
-def start(here: Here, cluster: int, address: str, setting: Setting) -> None:
+def start(here: Here, cluster: int, address: str, setting: Setting, move: Move) -> None:
     """An engine, in a process that has had one before: what libraries keep for good is no leak."""
     for module in ("datadist.transport", "datadist.links.in_flight"):
         vars(importlib.import_module(module))["FORCE_SECONDS"] = setting.force_seconds
@@ -69,18 +69,19 @@ def start(here: Here, cluster: int, address: str, setting: Setting) -> None:
         from tests.far_faults import defects
 
         defects.install(setting.backend, setting.defect)
-    _init(here, cluster, address, setting)
+    _init(here, cluster, address, setting, move)
     nodes.finalize(here)
     here.any["use"] = use(here)
-    _init(here, cluster, address, setting)
+    _init(here, cluster, address, setting, move)
     here.any["blocks"] = _take_pool(here, {})
     _drop_pool(here)
 
 
-def _init(here: Here, cluster: int, address: str, setting: Setting) -> None:
+def _init(here: Here, cluster: int, address: str, setting: Setting, move: Move) -> None:
+    """Peers may write its memory only where something is pushed: else it is used again sooner."""
     nodes.init(
         here, cluster, 0, transfer_backend=setting.backend, link_total_time=LINK_SECONDS,
-        sync_kv_timeout=int(SYNC_SECONDS * 1000), enable_remote_cache_accessible=True,
+        sync_kv_timeout=int(SYNC_SECONDS * 1000), enable_remote_cache_accessible=move == "push",
         listen_ip_info=f"{address}:{PORT}", host_mem_pool_cfg=json.dumps({"memory_size": SIZE}),
     )  # fmt: skip
 
@@ -288,19 +289,23 @@ def fill_small(here: Here, seed: int) -> int:
     return here.caches[SMALL].cache_id
 
 
-def exchange(here: Here, cluster: int, cache_id: int, seed: int) -> None:
-    """Pull a slot of the peer's small cache, verify it, and push another one there."""
+def pull_small(here: Here, cluster: int, cache_id: int, seed: int) -> None:
+    """Pull a slot of the peer's small cache, which was filled by that seed, and verify it."""
     key = CacheKeyByIdAndIndex(cluster, cache_id, 0)
     nodes.pull_cache(here, key, SMALL, 1)
     theirs = nodes.pattern(seed, 0, tuple(SMALL_SHAPE))
     if not (here.arrays[SMALL][0][1] == theirs[0]).all():
         raise AssertionError(f"what was pulled from cluster {cluster} is wrong")
+
+
+def push_small(here: Here, cluster: int, cache_id: int) -> None:
+    """Push a slot of the small cache into the other one of the peer's."""
     there = CacheKeyByIdAndIndex(cluster, cache_id, 1)
     nodes.push_cache(here, there, SMALL, 0, tensor_num_per_layer=1)
 
 
 def check_pushed(here: Here, seed: int) -> None:
-    """Verify what :func:`exchange` pushed here, of a cache that was filled by that seed."""
+    """Verify what :func:`push_small` pushed here, of a cache that was filled by that seed."""
     if not (here.arrays[SMALL][0][1] == nodes.pattern(seed, 0, tuple(SMALL_SHAPE))[0]).all():
         raise AssertionError("what was pushed is wrong")
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 from tests import hosts, nodes
 from tests.far_faults import ends
-from tests.far_faults.cases import End
+from tests.far_faults.cases import End, Move
 from tests.far_faults.settings import LINK_SECONDS, RATE, Setting
 from tests.hosts import Host, Network
 from tests.nodes import Node
@@ -51,8 +51,9 @@ def _slow(interface: str) -> list[str]:
 class Place:
     """Processes by what they are in a round; all are gone with it."""
 
-    def __init__(self, setting: Setting, directory: Path, evidence: Path) -> None:
-        self.setting = setting
+    def __init__(self, setting: Setting, move: Move, directory: Path, evidence: Path) -> None:
+        self._setting = setting
+        self._move = move
         self.nodes: dict[Who, Node] = {}
         self._network: Network
         self._directory = directory
@@ -77,12 +78,12 @@ class Place:
             run = self._directory / f"{each}-{self._starts}"
             run.mkdir(mode=0o700)
             environ = {"DATADIST_RUNTIME_DIR": str(run), "DATADIST_AUTH_KEY": hosts.KEY}
-            node = self.nodes[each] = Node({**self.setting.variables, **environ})
+            node = self.nodes[each] = Node({**self._setting.variables, **environ})
             node.do(hosts.enter, self._host(each).namespace)
             node.do(ends.prepare, str(self._evidence / f"{each}-{self._starts}"))
         for each in who:
             address = self._host(each).ipv4
-            self.nodes[each].begin(ends.start, CLUSTERS[each], address, self.setting)
+            self.nodes[each].begin(ends.start, CLUSTERS[each], address, self._setting, self._move)
         for each in who:
             self.nodes[each].result()
 
@@ -143,10 +144,10 @@ def _await_carrier(host: Host) -> None:
 
 
 @contextmanager
-def place(setting: Setting, evidence: Path) -> Iterator[Place]:
+def place(setting: Setting, move: Move, evidence: Path) -> Iterator[Place]:
     """A place for the time of a round."""
     with tempfile.TemporaryDirectory(prefix="far-") as directory:
-        made = Place(setting, Path(directory), evidence)
+        made = Place(setting, move, Path(directory), evidence)
         try:
             yield made
         finally:

@@ -58,7 +58,7 @@ def run(case: Case, setting: Setting, evidence: Path) -> Outcome:
     evidence.mkdir(parents=True, exist_ok=True)
     for _ in range(TRIES):
         outcome = Outcome(case, setting)
-        with place(setting, evidence) as here:
+        with place(setting, case.move, evidence) as here:
             try:
                 Round(here, outcome).run()
             except Missed:
@@ -255,8 +255,10 @@ class Round:
         one.do(ends.fill_small, seeds[0])
         cache_id = other.do(ends.fill_small, seeds[1])
         self._here.link(f"{first} {second} again", first, second)
-        one.do(ends.exchange, seeds[1], cache_id, seeds[1])
-        other.do(ends.check_pushed, seeds[0])
+        one.do(ends.pull_small, seeds[1], cache_id, seeds[1])
+        if self._case.move == "push":
+            one.do(ends.push_small, seeds[1], cache_id)
+            other.do(ends.check_pushed, seeds[0])
 
     def _end(self) -> None:
         for end in self._case.living:
