@@ -36,6 +36,8 @@ BEFORE, SOURCE, FRESH = 0x11111111, 0x5A5A5A5A, 0x22222222
 MOVED, SMALL = "moved", "small"
 PLACEMENT = Placement.HOST
 PORT = 26000
+END_SECONDS = 5.0
+"""Threads may take so long to end after finalize."""
 BLOCK = 8 * MIB
 SAMPLES = 64
 """Elements of each tensor that are looked at, to see how far a transfer is."""
@@ -314,13 +316,13 @@ def end(here: Here) -> list[str]:
     """Finalize; what the engine has left open, beside what was open before it was made."""
     nodes.finalize(here)
     before: Use = here.any["use"]
-    for _ in range(100):
+    deadline = time.monotonic() + END_SECONDS
+    while True:
         gc.collect()
         left = _left(before, use(here))
-        if not left:
-            break
+        if not left or time.monotonic() > deadline:
+            return left
         time.sleep(0.05)
-    return left
 
 
 def _left(before: Use, now: Use) -> list[str]:
