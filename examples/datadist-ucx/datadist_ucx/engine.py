@@ -58,19 +58,24 @@ class UcxEndpoint(Endpoint):
             request = self._ucx.tag_send(engine.array(message), self._tag)
         except engine.ucx.UCXError as error:
             raise EngineError(str(error)) from None
-        engine.sending.append((request, message, token))
+        engine.sending.append((self, request, message, token))
 
     def problem(self) -> str | None:
         """Whether UCX has seen the end of the connection."""
         return None if self._ucx is not None and self._ucx.alive else "the connection is gone"
 
     def close(self) -> None:
-        """Close it before the call returns, which takes microseconds: what is in flight is cancelled.
+        """Close it before the call returns, which takes microseconds, unless something is being sent.
 
-        UCX's other ``close``, which ends later, keeps the whole context if the peer has gone meanwhile.
+        UCX's ``close`` ends later. It keeps the whole context if the peer has gone meanwhile; but
+        ``close_blocking`` cancels what is being sent, and may crash then.
         """
         ucx, self._ucx = self._ucx, None  # its callback refers to us
-        if ucx is not None:
+        if ucx is None:
+            return
+        if ucx.alive and any(entry[0] is self for entry in self._engine.sending):
+            ucx.close()
+        else:
             ucx.close_blocking(CLOSE_NANOSECONDS, CLOSE_STEPS)
         self._engine.endpoints.discard(self)
 
@@ -104,7 +109,7 @@ class UcxEngine(Engine):
         self._address: bytes = self.worker.address.tobytes()
         self.endpoints: set[UcxEndpoint] = set()
         self.lost: list[EngineEvent] = []
-        self.sending: list[tuple[Any, bytearray, object]] = []
+        self.sending: list[tuple[UcxEndpoint, Any, bytearray, object]] = []
         self._incoming: dict[int, deque[_Incoming]] = {}
         """By the sender's tag."""
         self._large = 0
@@ -148,8 +153,8 @@ class UcxEngine(Engine):
     def _completed(self) -> Iterator[EngineEvent]:
         left = []
         for entry in self.sending:
-            if entry[0].completed:
-                yield Completed(entry[2], self._error(entry[0]))
+            if entry[1].completed:
+                yield Completed(entry[3], self._error(entry[1]))
             else:
                 left.append(entry)
         self.sending = left
