@@ -16,7 +16,15 @@ from datadist.control.tcp import HANDSHAKE_SECONDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/README.md")])
-BESIDE = ("", "datadist", "plugins/rdma", "plugins/hccl", "plugins/shm", "examples/datadist-ucx")
+BESIDE = (
+    "",
+    "datadist",
+    "plugins/rdma",
+    "plugins/hccl",
+    "plugins/shm",
+    "plugins/nixl",
+    "examples/datadist-ucx",
+)
 NAMED = re.compile(r"`([a-z_]+(?:/[a-z_]+)+\.py)`")
 
 

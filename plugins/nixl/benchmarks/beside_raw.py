@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import json
 import mmap
 import multiprocessing
@@ -21,15 +22,15 @@ import resource
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
+from datadist_nixl import NixlTransport, library
+from datadist_nixl.library import Agent
 from numpy.typing import NDArray
 
 from datadist.transport import Access, Group, Offer, Peer, Placement, TransportOptions
-from datadist_nixl import NixlTransport, library
-from datadist_nixl.library import Agent
 
 MIB = 1 << 20
 SIZE = 256 * MIB
@@ -78,6 +79,14 @@ class Raw:
         table[:, 0], table[:, 1] = base + places, block
         return table
 
+    @functools.cache  # noqa: B019 - one for the life of the process
+    def blocks(self, block: int, count: int) -> tuple[Rows, Rows]:
+        """Descriptors of a shape; made once, since ours are not made in the time either."""
+        return (
+            self.rows(self.address, block, offsets(block, count, 1)),
+            self.rows(self.theirs, block, offsets(block, count, 2)),
+        )
+
     def wait(self) -> bytes:
         """The next notification."""
         while not (found := self.agent.get_new_notifs()):
@@ -86,8 +95,7 @@ class Raw:
 
     def write(self, block: int, count: int) -> None:
         """Write, tell, and wait until NIXL has done it."""
-        mine = self.rows(self.address, block, offsets(block, count, 1))
-        theirs = self.rows(self.theirs, block, offsets(block, count, 2))
+        mine, theirs = self.blocks(block, count)
         agent = self.agent
         handle = agent.initialize_xfer(
             "WRITE", agent.get_xfer_descs(mine, "DRAM"), agent.get_xfer_descs(theirs, "DRAM"),
@@ -147,12 +155,6 @@ class Ours:
         offer, self.theirs = pipe.recv()
         self.link.attach(1 - rank, Offer(offer))
 
-    def read(self, block: int, count: int) -> None:
-        """Read all blocks."""
-        local = self.region.address + offsets(block, count, 2)
-        remote = self.theirs + offsets(block, count, 1)
-        self.link.read(1, local, remote, np.full(count, block, np.int64), 60)
-
 
 def serve_ours(pipe: Connection) -> None:
     """The owner: its thread does everything."""
@@ -197,14 +199,14 @@ def start(serve: Callable[[Connection], None]) -> tuple[Connection, Any]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--idle", type=float, default=3.0, help="seconds without transfers")
     args = parser.parse_args()
     raw_pipe, _ = start(serve_raw)
     ours_pipe, _ = start(serve_ours)
     raw, ours = Raw(raw_pipe), Ours(ours_pipe, 0)
     for name, (block, count) in shapes().items():
-        rounds = 1000 if count * block < MIB else 3
+        rounds = 200 if count * block < MIB else 3
         raws: list[float] = []
         mine: list[float] = []
         for turn in range(args.turns + 1):
@@ -213,7 +215,8 @@ def main() -> None:
             if turn:  # the first one warms up
                 raws += here
                 mine += there
-        tell(name, block * count, median(raws), median(mine))
+        tell(name, "median", block * count, median(raws), median(mine))
+        tell(name, "best fifth", block * count, quantiles(raws, n=5)[0], quantiles(mine, n=5)[0])
     pauses(ours)
     idle(ours_pipe, args.idle)
     raw_pipe.send("end")
@@ -223,10 +226,14 @@ def main() -> None:
     os._exit(0)
 
 
-def tell(name: str, size: int, raw: float, mine: float) -> None:
-    """One line."""
+def tell(name: str, what: str, size: int, raw: float, mine: float) -> None:
+    """One line. The best fifth says more where other processes use the machine."""
+    name = f"{name}, {what}"
     if size < MIB:
-        print(f"{name}: raw {raw * 1e6:.1f} us, ours {mine * 1e6:.1f} us, {(mine - raw) * 1e6:+.1f} us")
+        print(
+            f"{name}: raw {raw * 1e6:.1f} us, ours {mine * 1e6:.1f} us, {(mine - raw) * 1e6:+.1f} us",
+            flush=True,
+        )
     else:
         print(
             f"{name}: raw {size / raw / 1e9:.2f} GB/s, ours {size / mine / 1e9:.2f} GB/s, "
@@ -240,7 +247,9 @@ def pauses(ours: Ours) -> None:
     for _ in range(30):
         time.sleep(0.05)
         times += measure_ours(ours, 4096, 1, 1)
-    print(f"4 KiB after an idle pause: {median(times) * 1e6:.0f} us, slowest {max(times) * 1e6:.0f} us")
+    print(
+        f"4 KiB after an idle pause: {median(times) * 1e6:.0f} us, slowest {max(times) * 1e6:.0f} us"
+    )
 
 
 def idle(pipe: Connection, seconds: float) -> None:

@@ -96,11 +96,11 @@ class Asker:
     def run(self, transfer: Transfer, timeout: float) -> None:
         """Move all of a transfer. Raises as :meth:`datadist.transport.Link.read`."""
         deadline = time.monotonic() + timeout
-        token = object()
+        token, claims = object(), self._claims
         try:
             self._transfers[transfer] = None
             while not transfer.ended:
-                if self._claims.setdefault(LEAD, token) is token:
+                if claims.setdefault(LEAD, token) is token:
                     self._lead(transfer, deadline)
                 else:
                     left = max(0.0, deadline - time.monotonic())
@@ -109,8 +109,11 @@ class Asker:
                     text = f"rank {transfer.side.rank} did not end it in {in_seconds(timeout)}"
                     transfer.end(TransferTimeout(text, link_usable=True))
         finally:
+            # Nothing is called before: what a signal handler raises would leave the claim.
+            if LEAD in claims and claims[LEAD] is token:
+                del claims[LEAD]
             self._transfers.pop(transfer, None)
-            self._let_go(token)
+            self._nudge_all()
         transfer.result()
 
     def leave(self, transfer: Transfer) -> bool:
@@ -120,11 +123,10 @@ class Asker:
         self._tend(self)
         return transfer.settled()
 
-    def _let_go(self, token: object) -> None:
-        if self._claims.get(LEAD) is token:
-            del self._claims[LEAD]
-            for other in list(self._transfers):
-                other.nudge()
+    def _nudge_all(self) -> None:
+        """Somebody has to lead."""
+        for transfer in tuple(self._transfers):
+            transfer.nudge()
 
     def _lead(self, transfer: Transfer, deadline: float) -> None:
         last = time.monotonic()
@@ -140,9 +142,9 @@ class Asker:
 
     def tend(self) -> bool:
         """On the thread of the service: let go on what callers have left; whether there is something."""
-        token = object()
+        token, claims = object(), self._claims
         try:
-            if self._claims.setdefault(LEAD, token) is not token:
+            if claims.setdefault(LEAD, token) is not token:
                 return True
             self._pump()
             if self._closing and not self._unconfirmed():
@@ -151,7 +153,14 @@ class Asker:
                 return False
             return self.ended is None and bool(self._closing or self._unsettled())
         finally:
-            self._let_go(token)
+            if LEAD in claims and claims[LEAD] is token:
+                del claims[LEAD]
+            self._nudge_all()
+
+    def abandon(self) -> None:
+        """The service ends: give everything back, whatever is under way."""
+        self._end("the transport is closed", False)
+        self._stream.close()
 
     def _unsettled(self) -> bool:
         return bool(self._reads or self._writes or self._fences or self._gone)
@@ -182,8 +191,11 @@ class Asker:
                 if transfer.todo:
                     self._ask(transfer)
             moved = self._look()
-        except (Ended, WireError) as error:
-            self._end(str(error), isinstance(error, Ended))
+        except Ended as error:
+            self._end(str(error), error.by_peer)
+            moved = True
+        except WireError as error:
+            self._end(f"it breaks the protocol: {error}", False)
             moved = True
         except NixlError as error:
             log.debug("NIXL has to begin again with a peer: %s", error)
@@ -396,15 +408,17 @@ class Asker:
         Raises :class:`TransferError` where the owner does not confirm that.
         """
         until = time.monotonic() + FENCE_SECONDS
-        token = object()
+        token, claims = object(), self._claims
         try:
-            while self._claims.setdefault(LEAD, token) is not token:
+            while claims.setdefault(LEAD, token) is not token:
                 if time.monotonic() >= until:
                     raise TransferError(f"rank {side.rank}: another call holds the connection")
                 time.sleep(0.0005)
             self._force(side, transfers, until)
         finally:
-            self._let_go(token)
+            if LEAD in claims and claims[LEAD] is token:
+                del claims[LEAD]
+            self._nudge_all()
 
     def _force(self, side: Side, transfers: list[Transfer], until: float) -> None:
         left = [each for each in transfers if not each.settled()]

@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 MODULES = ("nixl_cu12", "nixl_cu13", "nixl")
 """Where the Python API may be, by distribution; the first one found is used."""
 BACKEND = "UCX"
+WITHOUT_RDMA = "^ib,ib_mlx5,ib_mlx5_ext,ib_mlx5_gda,ib_mlx5_gdp,ib_efa,rdmacm"
+"""Modules of UCX that are loaded: all but these."""
 
 _environment = threading.Lock()
-"""UCX reads its transports from the environment only, when a context is made."""
+"""UCX reads its settings from the environment only, when it is loaded and when a context is made."""
 
 
 class NixlError(Exception):
@@ -65,17 +67,26 @@ _quiet = _Quiet()
 
 
 @contextmanager
-def _ucx_transports(transports: str) -> Iterator[None]:
+def _ucx_settings(transports: str) -> Iterator[None]:
+    """Without the modules of RDMA where they are not used.
+
+    On a host that has libibverbs of its own they make the process crash as it exits: its copy of
+    libnl and that of NIXL's wheel are mixed up.
+    """
+    settings = {"UCX_TLS": transports}
+    if "rc" not in transports.split(",") and "UCX_MODULES" not in os.environ:
+        settings["UCX_MODULES"] = WITHOUT_RDMA
     with _environment:
-        before = os.environ.get("UCX_TLS")
-        os.environ["UCX_TLS"] = transports
+        before = {name: os.environ.get(name) for name in settings}
+        os.environ.update(settings)
         try:
             yield
         finally:
-            if before is None:
-                del os.environ["UCX_TLS"]
-            else:
-                os.environ["UCX_TLS"] = before
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 class Kind(tuple[str, int]):
@@ -98,7 +109,7 @@ class Agent:
         _quiet.making.agent = True
         try:
             self._agent = api.nixl_agent(self.name, config)
-            with _ucx_transports(transports):
+            with _ucx_settings(transports):
                 self._agent.create_backend(BACKEND, options)
         except Exception as error:
             raise NixlError(f"NIXL does not start on {device}: {_text(error)}") from error

@@ -82,7 +82,10 @@ class NixlLink(Link):
             ) from None
         side.their_secret = bytes.fromhex(data.secret)
         side.may_write = data.writable
-        side.theirs = Ranges((address, size, Kind(kind)) for address, size, *kind in data.regions)
+        side.theirs = Ranges(
+            (address, size, Kind((memory, device)))
+            for address, size, memory, device in data.regions
+        )
 
     # -- moving ----------------------------------------------------------------------------------
 
@@ -116,6 +119,8 @@ class NixlLink(Link):
             raise Unsupported(f"rank {rank} granted read access only")
         cut = self._cut(rank, side.theirs, vector(local), vector(remote), vector(length))
         transfer, moving = Transfer(side, write, cut), self._moving[rank]
+        if moving:
+            self._forget_settled(rank)
         try:
             moving[transfer] = None
             if side.ended is not None:
@@ -123,7 +128,12 @@ class NixlLink(Link):
             asker.run(transfer, timeout)
         except BaseException as error:
             error.in_flight = transfer  # type: ignore[attr-defined]  # at once: see `Transfer.settled`
-            if asker.leave(transfer):
+            try:
+                settled = asker.leave(transfer)
+            except BaseException as other:  # of a signal handler
+                other.in_flight = transfer  # type: ignore[attr-defined]
+                raise
+            if settled:
                 error.in_flight = None  # type: ignore[attr-defined]
             raise
         finally:
@@ -186,7 +196,7 @@ class NixlLink(Link):
 
     def _forget_settled(self, rank: int) -> None:
         for transfer in list(self._moving[rank]):
-            if transfer.settled():
+            if transfer.ended and transfer.settled():
                 self._moving[rank].pop(transfer, None)
 
     def close(self) -> frozenset[int]:

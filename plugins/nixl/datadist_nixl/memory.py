@@ -44,7 +44,7 @@ def allocate(size: int) -> NixlRegion:
     return NixlRegion(address, size, Placement.HOST, HOST, mapping)
 
 
-def register(address: int, size: int) -> NixlRegion:
+def region(address: int, size: int) -> NixlRegion:
     """Any memory of the process; msync tells whether it is mapped. Raises RegistrationError."""
     first = address & -mmap.PAGESIZE
     area = ctypes.c_void_p(first), ctypes.c_size_t(address + size - first)

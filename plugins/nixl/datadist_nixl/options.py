@@ -17,6 +17,7 @@ from datadist.transport import OptionError, TransportOptions
 KNOWN = {
     "device": "network interface of UCX, such as eth0 (default: that of the listen address, else lo)",
     "transports": 'of UCX: "tcp" (default), or "rc,tcp" for hosts with RDMA adapters',
+    "cuda": '"1" to reach memory of CUDA devices; never run on a GPU (default "0")',
 }
 TRANSPORTS = ("tcp", "rc,tcp")
 LOOPBACK = "lo"
@@ -29,6 +30,8 @@ class Options:
 
     device: str
     transports: str
+    cuda: bool
+    """Whether Placement.DEVICE is memory of CUDA devices; else there is none."""
     listen: str | None
     """Address to listen on for askers; None: a Unix socket of this network namespace."""
 
@@ -36,7 +39,7 @@ class Options:
 def parse(options: TransportOptions) -> Options:
     """Check and convert. Raises :class:`OptionError`."""
     refuse_unknown("nixl", options.extra, KNOWN)
-    listen = options.listen_address or None
+    listen = _checked(options.listen_address) if options.listen_address else None
     device = options.extra.get("device")
     if device is not None and not re.fullmatch(r"[\w.:@-]{1,64}(,[\w.:@-]{1,64}){0,7}", device):
         raise OptionError(f"option datadist.nixl.device is {device!r}, it must name an interface")
@@ -57,7 +60,20 @@ def parse(options: TransportOptions) -> Options:
             f"option datadist.nixl.device is {device!r}: beyond loopback the secrets of links need a "
             "protected control plane: set DATADIST_AUTH_KEY"
         )
-    return Options(device, transports, listen)
+    cuda = choice("option datadist.nixl.cuda", options.extra.get("cuda", "0"), ("0", "1")) == "1"
+    return Options(device, transports + (",cuda_copy" if cuda else ""), cuda, listen)
+
+
+def _checked(address: str) -> str:
+    try:
+        if not ipaddress.ip_address(address).is_unspecified:
+            return address
+    except ValueError:
+        pass
+    raise OptionError(
+        f"LLMConfig.listen_ip_info has {address!r}: peers are told that address, so it must be one of "
+        "this host's"
+    )
 
 
 def _interface(address: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 PAUSES = ((0.02, 0.0), (0.5, 0.0001), (float("inf"), 0.001))
 """Pause between two looks by the time since the last event. A piece takes some milliseconds on a fast
-network: until then a pause would let the buffers of its sockets run full."""
+network: until then a pause would let the buffers of its sockets run full. Others get the processor."""
+SPIN_SECONDS = 0.00003
 
 
 def pause(idle: float) -> None:
@@ -14,3 +16,5 @@ def pause(idle: float) -> None:
     seconds = next(each for limit, each in PAUSES if idle < limit)
     if seconds:
         time.sleep(seconds)
+    elif idle > SPIN_SECONDS:
+        os.sched_yield()

@@ -36,6 +36,15 @@ MAX_STRANGERS = 64
 STRANGER_SECONDS = 5.0
 """Most connections that have not shown the greeting, and how long each may take for that."""
 STOP_SECONDS = 5.0
+TCP_OPTIONS = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),
+)
+"""Within a minute a host that is gone ends its connections: at the owner nobody else would notice."""
 
 
 class Leftover(Protocol):
@@ -43,6 +52,9 @@ class Leftover(Protocol):
 
     def tend(self) -> bool:
         """Let it go on; whether it is still under way."""
+
+    def abandon(self) -> None:
+        """Give it up: nobody looks after it any more."""
 
 
 class Service:
@@ -54,6 +66,8 @@ class Service:
         self.sides: dict[bytes, Side] = {}
         """By the secret of its offer."""
         self._servers: dict[int, Server] = {}
+        self._busy: dict[Server, None] = {}
+        """Those that have to be looked at without an event."""
         self._leftovers: dict[Leftover, None] = {}
         self._calls: deque[Callable[[], None]] = deque()
         self._stopping = False
@@ -97,6 +111,7 @@ class Service:
         for server in list(self._servers.values()):
             try:
                 server.end_side(side)
+                self._look_after(server)
             except Ended as error:
                 self._drop(server, str(error))
         side.writers.clear()
@@ -130,12 +145,14 @@ class Service:
         finally:
             for server in list(self._servers.values()):
                 self._drop(server, "the transport is closed")
+            for leftover in tuple(self._leftovers):
+                leftover.abandon()
 
     def _timeout(self, idle: float) -> float:
         """Seconds to wait for events; sleeps where NIXL has to be looked at again."""
         if idle < SPIN_SECONDS:
             return 0
-        if self._leftovers or any(server.busy for server in self._servers.values()):
+        if self._leftovers or self._busy:
             pause(idle)
             return 0
         return -1
@@ -151,9 +168,8 @@ class Service:
                 self._work()
             else:
                 self._accept()
-        for server in list(self._servers.values()):
-            if server.busy:
-                moved = self._guarded(server, server.advance) or moved
+        for server in tuple(self._busy):
+            moved = self._guarded(server, server.advance) or moved
         for leftover in list(self._leftovers):
             if not leftover.tend():
                 self._leftovers.pop(leftover, None)
@@ -162,13 +178,21 @@ class Service:
 
     def _guarded(self, server: Server, function: Callable[[], bool | None]) -> bool:
         try:
-            return bool(function())
+            moved = bool(function())
+            self._look_after(server)
+            return moved
         except Ended as error:
             self._drop(server, str(error))
         except Exception as error:
             log.exception("unexpected error of the nixl transport; please report it")
             self._drop(server, repr(error))
         return True
+
+    def _look_after(self, server: Server) -> None:
+        if server.busy:
+            self._busy[server] = None
+        else:
+            self._busy.pop(server, None)
 
     def _work(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -203,6 +227,7 @@ class Service:
     def _drop(self, server: Server, reason: str) -> None:
         """End a connection."""
         log.debug("the connection of an asker has ended: %s", reason)
+        self._busy.pop(server, None)
         fd = server.fileno()
         if self._servers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
@@ -247,8 +272,11 @@ def connect(address: str) -> socket.socket:
     try:
         sock.setblocking(False)
         _quick(sock)
-        with contextlib.suppress(BlockingIOError):
+        try:
             sock.connect(where)  # type: ignore[arg-type]
+        except BlockingIOError:
+            if family == "unix":  # its backlog is full; TCP goes on with it
+                raise
         return sock
     except BaseException:
         sock.close()
@@ -257,7 +285,8 @@ def connect(address: str) -> socket.socket:
 
 def _quick(sock: socket.socket) -> socket.socket:
     if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for level, name, value in TCP_OPTIONS:
+            sock.setsockopt(level, name, value)
     return sock
 
 

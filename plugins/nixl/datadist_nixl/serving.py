@@ -35,6 +35,10 @@ log = logging.getLogger("datadist.nixl")
 
 MAX_UNDER_WAY = 1024
 """Requests of one asker that are served at a time; more end the connection."""
+MAX_UNSENT = 4096
+"""Answers that an asker may leave unread."""
+MAX_PREPARED, MAX_KEY = 64, 256
+"""Handles that are kept for the next request of the same body, and most bytes of that."""
 FINISH_SECONDS = 0.25
 """So long writes from memory that is withdrawn may take to end by themselves."""
 
@@ -55,8 +59,10 @@ class Server:
         """Writes to the asker."""
         self._their_generation = -1
         self._their_name = ""
-        self._under_way: dict[int, tuple[Side, Any]] = {}
-        """Reads of the asker that NIXL is writing: side and handle, by number."""
+        self._under_way: dict[int, tuple[Side, Any, bytes]] = {}
+        """Reads of the asker that NIXL is writing: side, handle, and the request, by number."""
+        self._prepared: dict[bytes, tuple[Side, Any]] = {}
+        """Writes that have ended, by the body of their request: the same one is often asked again."""
         self._target: Agent | None = None
         """The asker writes through it."""
         self._generation = 0
@@ -84,6 +90,8 @@ class Server:
             for kind, number, body in self._stream.frames():
                 self._take(kind, number, body)
             self._stream.flush()
+            if self._stream.unsent > MAX_UNSENT:
+                raise WireError("it does not take its answers")
         except WireError as error:
             raise Ended(f"it breaks the protocol: {error}") from None
 
@@ -110,7 +118,7 @@ class Server:
             self._greeted = True
             self._stream.most = MAX_METADATA
         elif kind == Message.READ:
-            self._read(number, parse_request(body, 3))
+            self._read(number, body)
         elif kind == Message.WRITE:
             self._allow(number, parse_request(body, 2))
         elif kind == Message.WRITTEN:
@@ -135,26 +143,35 @@ class Server:
         except NixlError as error:
             self._give_up_writer(str(error))
 
-    def _read(self, number: int, request: Request) -> None:
+    def _read(self, number: int, body: memoryview) -> None:
         if len(self._under_way) >= MAX_UNDER_WAY or number in self._under_way:
             raise WireError(f"request {number} is one too many")
+        key = bytes(body) if len(body) <= MAX_KEY else b""
+        try:
+            found = self._take_prepared(key) or self._prepare(number, parse_request(body, 3))
+            if found is not None and self._writer is not None:
+                side, handle = found
+                self._under_way[number] = (side, handle, key)
+                if self._writer.begin(handle):
+                    self._finish(number)
+        except NixlError as error:
+            if number not in self._under_way:
+                self._refuse(number, Refusal.FAILED, str(error))
+            self._give_up_writer(str(error))
+
+    def _take_prepared(self, key: bytes) -> tuple[Side, Any] | None:
+        found = self._prepared.get(key)
+        if found is None or found[0].ended is not None:
+            return None
+        del self._prepared[key]
+        return found
+
+    def _prepare(self, number: int, request: Request) -> tuple[Side, Any] | None:
+        """The side of a request and a handle; None where the request was refused."""
         found = self._check(number, request, write=False)
         if found is None:
-            return
+            return None
         side, kind = found
-        try:
-            handle = self._begin(side, kind, request)
-        except NixlError as error:
-            self._refuse(number, Refusal.FAILED, str(error))
-            self._give_up_writer(str(error))
-            return
-        if handle is None:
-            self._stream.put(Message.DONE, number)
-        else:
-            self._under_way[number] = (side, handle)
-
-    def _begin(self, side: Side, kind: Kind, request: Request) -> Any:
-        """Begin to write; the handle, or None where it has ended already."""
         writer = self._writer
         if writer is None:
             raise NixlError("the asker's memory is not known here")
@@ -163,10 +180,25 @@ class Server:
             self._their_name, rows(request.here, request.length, kind[1]), kind[0],
             rows(request.there, request.length, request.device), request.memory,
         )  # fmt: skip
-        if writer.begin(handle):
-            writer.release(handle)
-            return None
-        return handle
+        return side, handle
+
+    def _finish(self, number: int) -> None:
+        """Every byte is in place; the handle is kept for the next such request."""
+        side, handle, key = self._under_way.pop(number)
+        self._stream.put(Message.DONE, number)
+        if key and side.ended is None and key not in self._prepared:
+            self._prepared[key] = (side, handle)
+            if len(self._prepared) <= MAX_PREPARED:
+                return
+            _, handle = self._prepared.pop(next(iter(self._prepared)))
+        assert self._writer is not None
+        self._writer.release(handle)
+
+    def _forget_prepared(self) -> None:
+        prepared, self._prepared = self._prepared, {}
+        for _, handle in prepared.values():
+            if self._writer is not None:
+                self._writer.release(handle)
 
     def _allow(self, number: int, request: Request) -> None:
         """Let the asker write."""
@@ -217,11 +249,9 @@ class Server:
         """Answer reads that have ended."""
         writer, moved = self._writer, False
         assert writer is not None
-        for number, (_, handle) in list(self._under_way.items()):
+        for number, (_, handle, _) in list(self._under_way.items()):
             if writer.ended(handle):
-                del self._under_way[number]
-                writer.release(handle)
-                self._stream.put(Message.DONE, number)
+                self._finish(number)
                 moved = True
         return moved
 
@@ -236,6 +266,7 @@ class Server:
         """End all writes to the asker, which asks again for what it still wants."""
         under_way, self._under_way = self._under_way, {}
         writer, self._writer = self._writer, None
+        self._prepared = {}  # the agent releases them
         if writer is not None:
             writer.close()
         for number in under_way:
@@ -251,9 +282,11 @@ class Server:
 
     def end_side(self, side: Side) -> None:
         """A side has ended: nothing that the asker wanted of it touches memory afterwards."""
+        self._forget_prepared()
         until = time.monotonic() + FINISH_SECONDS
-        while any(each is side for each, _ in self._under_way.values()):
+        while any(each is side for each, _, _ in self._under_way.values()):
             self.advance()
+            time.sleep(0.0002)
             if time.monotonic() > until:
                 self._give_up_writer("the owner has closed a link")
         if any(each is side for each in self._allowed.values()):
@@ -262,6 +295,7 @@ class Server:
 
     def deregister(self, region: NixlRegion) -> None:
         """A region is about to be released; no link uses it."""
+        self._forget_prepared()
         for agent in (self._writer, self._target):
             if agent is not None:
                 try:

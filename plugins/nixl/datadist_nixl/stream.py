@@ -19,6 +19,11 @@ CHUNK = (256 << 10,)
 class Ended(Exception):
     """The connection has ended; the text says why."""
 
+    def __init__(self, text: str, by_peer: bool = False) -> None:
+        super().__init__(text)
+        self.by_peer = by_peer
+        """Whether the peer has closed it, or its process has ended."""
+
 
 class Stream:
     """One end of a connection."""
@@ -40,9 +45,9 @@ class Stream:
         self._queue.append(HEADER.pack(len(body), kind, number) + body)
 
     @property
-    def unsent(self) -> bool:
-        """Whether the socket did not take all yet."""
-        return bool(self._queue)
+    def unsent(self) -> int:
+        """Frames that the socket did not take yet."""
+        return len(self._queue)
 
     def flush(self) -> None:
         """Send what the socket takes. Raises :class:`Ended`."""
@@ -62,7 +67,7 @@ class Stream:
             except BlockingIOError:
                 return
             except OSError as error:
-                raise Ended(f"the connection is broken: {error.strerror}") from None
+                raise _broken(error) from None
 
     def frames(self) -> Iterator[tuple[int, int, memoryview]]:
         """Kind, number and body of what has arrived; a frame is gone once the next one is asked for.
@@ -76,9 +81,9 @@ class Stream:
             if not chunks:
                 return
         except OSError as error:
-            raise Ended(f"the connection is broken: {error.strerror}") from None
+            raise _broken(error) from None
         if not chunks[-1]:
-            raise Ended("the peer has closed the connection")
+            raise Ended("the peer has closed the connection", by_peer=True)
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         view = memoryview(data)
         while len(data) - at >= HEADER.size:
@@ -99,3 +104,8 @@ class Stream:
     def close(self) -> None:
         """Give the socket back."""
         self.socket.close()
+
+
+def _broken(error: OSError) -> Ended:
+    by_peer = isinstance(error, (BrokenPipeError, ConnectionResetError, ConnectionRefusedError))
+    return Ended(f"the connection is broken: {error.strerror}", by_peer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from datadist.base.shortage import explain
 from datadist.transport import (
@@ -23,6 +23,7 @@ from datadist.transport import (
 )
 from datadist_nixl import library, memory, options
 from datadist_nixl.asking import Asker
+from datadist_nixl.cuda import Cuda
 from datadist_nixl.library import Agent, NixlError
 from datadist_nixl.link import NixlLink
 from datadist_nixl.memory import NixlRegion, Ranges
@@ -30,7 +31,20 @@ from datadist_nixl.service import Service, connect
 from datadist_nixl.stream import Stream
 from datadist_nixl.wire import MAX_METADATA
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 PARALLEL = 16
+
+
+class _Memory(Protocol):
+    """Makes regions of one placement."""
+
+    def allocate(self, size: int) -> NixlRegion:
+        """Zeroed memory."""
+
+    def region(self, address: int, size: int) -> NixlRegion:
+        """Memory of the user."""
 
 
 class PeerConnection:
@@ -87,6 +101,7 @@ class NixlTransport(Transport):
         self._options = options.parse(options_)
         try:
             self._api = library.load()
+            self._cuda = Cuda(options_.device_id) if self._options.cuda else None
             self._make_agent().close()  # finds now what would fail at the first transfer
             self._service = Service(self._options, self._make_agent)
         except NixlError as error:
@@ -105,26 +120,40 @@ class NixlTransport(Transport):
     @property
     def capabilities(self) -> Capabilities:
         """Owners must run: they write what is read, and allow what is written."""
+        with_device = frozenset({Placement.HOST, Placement.DEVICE})
         return Capabilities(
-            placements=frozenset({Placement.HOST}), foreign_memory=True, same_host_only=False,
-            passive_target=False, parallel=PARALLEL, watches_control=True,
+            placements=with_device if self._cuda else frozenset({Placement.HOST}),
+            foreign_memory=True, same_host_only=False, passive_target=False, parallel=PARALLEL,
+            watches_control=True,
         )  # fmt: skip
 
     # -- memory ----------------------------------------------------------------------------------
 
     def allocate(self, size: int, placement: Placement) -> Region:
         """Anonymous memory; NIXL learns of it with the first transfer that touches it."""
-        self._check(placement)
-        return self._add(memory.allocate(size))
+        return self._add(self._of(placement).allocate(size))
 
     def register(self, address: int, size: int, placement: Placement) -> Region:
         """Memory of the user."""
-        self._check(placement)
-        return self._add(memory.register(address, size))
+        return self._add(self._of(placement).region(address, size))
 
-    def _check(self, placement: Placement) -> None:
-        if placement not in self.capabilities.placements:
-            raise RegistrationError(f"the nixl transport has no memory of placement {placement}")
+    def _of(self, placement: Placement) -> _Memory:
+        """What makes regions of a placement."""
+        if placement is Placement.HOST:
+            return memory
+        if self._cuda is None:
+            raise RegistrationError(
+                "Placement.DEVICE needs CUDA and the option datadist.nixl.cuda=1; it was never run"
+            )
+        return self._cuda
+
+    def copy(self, dst: Buffer, src: Buffer, length: Buffer) -> None:
+        """By the CPU, or by the driver where memory of devices is in use."""
+        if self._cuda is None:
+            super().copy(dst, src, length)
+            return
+        columns = [memoryview(each).cast("B").cast("q").tolist() for each in (dst, src, length)]
+        self._cuda.copy(list(zip(*columns, strict=True)))
 
     def _add(self, region: NixlRegion) -> NixlRegion:
         with self._lock:
@@ -181,6 +210,8 @@ class NixlTransport(Transport):
             connection.close()
         self._connections.clear()
         self._service.stop()
+        if self._cuda is not None:
+            self._cuda.close()
 
     def describe(self) -> Mapping[str, Any]:
         """What UCX uses, and where we are asked."""
