@@ -139,6 +139,17 @@ def reports_another_error(link: Any) -> None:
     _on_failure(link, "read", react)
 
 
+def hides_failures(link: Any) -> None:
+    """A read that has failed returns as if all had arrived."""
+    plain = link.read
+
+    def read(*arguments: Any) -> Any:
+        with contextlib.suppress(TransferError):
+            return plain(*arguments)
+
+    link.read = read
+
+
 def leaks(link: Any) -> None:
     """A thread and a descriptor stay open with each link."""
     _open.append(os.open("/dev/null", os.O_RDONLY))
@@ -176,6 +187,6 @@ DEFECTS: dict[str, Callable[[Any], None]] = {
     function.__name__: function
     for function in (
         reads_land_late, writes_land_late, never_settles, notices_death_late, reports_another_error,
-        leaks, dies_with_its_peer, jams,
+        hides_failures, leaks, dies_with_its_peer, jams,
     )
 }  # fmt: skip

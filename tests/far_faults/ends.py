@@ -160,6 +160,11 @@ def _landed(here: Here) -> int:
     return sum(int((tensor == SOURCE).sum()) for tensor in tensors)
 
 
+def is_whole(here: Here) -> bool:
+    """Whether every byte of the transfer has arrived."""
+    return all(bool((array == SOURCE).all()) for array in here.arrays[MOVED])
+
+
 def outcome(here: Here, seconds: float) -> tuple[str, float, str]:
     """Status, time and text of what :func:`begin` began."""
     here.any["thread"].join(seconds)

@@ -135,7 +135,7 @@ class Round:
 
     def _begin_transfer(self) -> None:
         case, here = self._case, self._here.nodes
-        source: Who = "owner" if case.move == "pull" else "mover"
+        source: End = "owner" if case.move == "pull" else "mover"
         ids: dict[Who, int] = {}
         for who in WHO:
             content = ends.SOURCE if who == source else ends.BEFORE
@@ -145,7 +145,7 @@ class Round:
         self._called = here["mover"].do(
             ends.begin, case.move, cluster, ids["owner"], case.times_out
         )
-        if not here["mover" if source == "owner" else "owner"].do(ends.await_landing):
+        if not here[self._destination].do(ends.await_landing):
             raise Missed
 
     def _strike(self) -> None:
@@ -178,7 +178,7 @@ class Round:
 
     def _judge(self, end: End, found: tuple[str, float, str], limit: float) -> None:
         status, when, text = found
-        if status == "OK" and end == "mover":
+        if status == "OK" and end == "mover" and self._is_whole():
             raise Missed
         seconds = when - (self._called if self._case.times_out else self._struck)
         self._outcome.error_seconds = max(self._outcome.error_seconds, seconds)
@@ -187,6 +187,17 @@ class Round:
             self._wrong(f"the {end} saw {status}, not {' or '.join(self._case.statuses)}: {text}")
         if seconds > limit:
             self._wrong(f"the {end} saw the fault after {seconds:.2f} s, not {limit:g} s: {text}")
+
+    @property
+    def _destination(self) -> End:
+        return "mover" if self._case.move == "pull" else "owner"
+
+    def _is_whole(self) -> bool:
+        """Whether all had arrived before the fault came, as far as that can be known."""
+        case, end = self._case, self._destination
+        if end == case.killed or (end == case.stopped and case.times_out):
+            return False
+        return bool(self._here.nodes[end].do(ends.is_whole))
 
     def _lift(self) -> None:
         """End a fault that lasts, after transfers that are in flight were forced to end."""
@@ -229,9 +240,8 @@ class Round:
 
     def _check_memory(self) -> None:
         for end in self._case.living:
-            for text in (
-                self._try(f"the {end}", lambda at=end: self._here.nodes[at].do(ends.changed)) or ()
-            ):
+            found = self._try(f"the {end}", self._here.nodes[end].do, ends.changed)
+            for text in found or ():
                 self._wrong(f"late bytes in memory of the {end}: {text}")
 
     def _works_with_third(self, living: tuple[End, ...] | list[End]) -> None:

@@ -25,6 +25,7 @@ FOUND = {
     "never_settles": ("pull-timeout", "memory of the mover is not back"),
     "notices_death_late": ("owner-killed", r"the mover saw the fault after \d"),
     "reports_another_error": ("pull-timeout", "the mover saw LLM_FAILED, not LLM_TIMEOUT"),
+    "hides_failures": ("pull-timeout", "the mover saw OK, not LLM_TIMEOUT"),
     "leaks": (
         "owner-killed",
         "the mover after finalize: 1 threads|descriptors are left: /dev/null",
