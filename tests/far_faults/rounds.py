@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,23 +85,22 @@ class Round:
         self._called = 0.0
         self._first_error = 0.0
         self._lifted = 0.0
+        """When a fault that lasts was ended; 0 before."""
 
     def run(self) -> None:
         """Everything."""
         self._begin_transfer()
         self._strike()
-        self._lifted = time.monotonic()
-        self._see_errors()
-        reachable = self._reachable()
-        for end in reachable:
-            self._reuse(end)
-        self._works_with_third(reachable)
-        if self._case.lasts:
+        self._see_error_of_mover()
+        if self._case.lasts and self._outcome.setting.quick:
             self._lift()
-            late = [end for end in self._case.living if end not in reachable]
-            for end in late:
-                self._reuse(end)
-            self._works_with_third(late)
+        else:
+            self._see_error_of_owner()
+        early = ("mover",) if self._lasts else self._case.living
+        self._use_again(early)
+        if self._lasts:
+            self._lift()
+            self._use_again([end for end in self._case.living if end not in early])
         self._see_reused()
         time.sleep(WATCH_SECONDS)
         self._check_memory()
@@ -109,9 +108,18 @@ class Round:
         self._check_memory()
         self._end()
 
-    def _reachable(self) -> tuple[End, ...]:
-        """Living ends that go on, on hosts that others reach, while the fault lasts."""
-        return ("mover",) if self._case.lasts else self._case.living
+    @property
+    def _lasts(self) -> bool:
+        """Whether the fault goes on: the owner is stopped, or cannot be reached."""
+        return self._case.lasts and not self._lifted
+
+    def _use_again(self, living: Sequence[End]) -> None:
+        """Have these ends use their memory again, and work with others meanwhile."""
+        for end in living:
+            seconds = self._quarantine_limit() - time.monotonic() + GRACE
+            self._here.nodes[end].do(ends.begin_reuse, self._outcome.setting.memory, seconds)
+        for end in living:
+            self._try(f"the {end} with a third engine", self._exchange, end, "third")
 
     def _wrong(self, text: str) -> None:
         self._outcome.findings.append(text)
@@ -162,21 +170,23 @@ class Round:
             self._struck = time.monotonic()
             here.nodes[case.stopped].resume()
 
-    def _see_errors(self) -> None:
-        """Every living end that can see the fault does so in time, by a documented status."""
-        limit = error_limit(self._case)
+    def _see_error_of_mover(self) -> None:
         if "mover" in self._case.living:
             found = self._here.nodes["mover"].do(ends.outcome, SYNC_SECONDS + GRACE)
-            self._judge("mover", found, limit)
-        if "owner" in self._case.living and not self._case.times_out:
-            arguments = (self._links["owner"], CLUSTERS["mover"], limit + GRACE)
-            found = self._try(
-                "the owner", self._here.nodes["owner"].do, ends.await_loss, *arguments
-            )
-            if found is not None:
-                self._judge("owner", found, limit)
+            self._judge("mover", found)
 
-    def _judge(self, end: End, found: tuple[str, float, str], limit: float) -> None:
+    def _see_error_of_owner(self) -> None:
+        """It has made no call: its link says what has become of the peer."""
+        if "owner" in self._case.living and not self._case.times_out:
+            seconds = error_limit(self._case) + GRACE
+            arguments = (ends.await_loss, self._links["owner"], CLUSTERS["mover"], seconds)
+            found = self._try("the owner", self._here.nodes["owner"].do, *arguments)
+            if found is not None:
+                self._judge("owner", found)
+
+    def _judge(self, end: End, found: tuple[str, float, str]) -> None:
+        """In time, and with a documented status?"""
+        limit = error_limit(self._case)
         status, when, text = found
         if status == "OK" and end == "mover" and self._is_whole():
             raise Missed
@@ -200,9 +210,9 @@ class Round:
         return bool(self._here.nodes[end].do(ends.is_whole))
 
     def _lift(self) -> None:
-        """End a fault that lasts, after transfers that are in flight were forced to end."""
-        force = self._outcome.setting.force_seconds
-        time.sleep(max(0.0, self._first_error + force + PEER_TIMEOUT - time.monotonic()))
+        """End a fault that lasts: at once, or after transfers that are in flight were forced to end."""
+        if not self._outcome.setting.quick:
+            time.sleep(max(0.0, self._lifted_at() - time.monotonic()))
         if self._case.cable:
             self._here.mend("owner")
         else:
@@ -211,14 +221,14 @@ class Round:
 
     # -- what must hold after it -------------------------------------------------------------------
 
-    def _reuse(self, end: End) -> None:
-        seconds = self._quarantine_limit() - time.monotonic() + GRACE
-        self._here.nodes[end].do(ends.begin_reuse, self._outcome.setting.memory, seconds)
+    def _lifted_at(self) -> float:
+        """When the fault is ended, or will be."""
+        forced = self._first_error + self._outcome.setting.force_seconds
+        return self._lifted or forced + PEER_TIMEOUT
 
     def _quarantine_limit(self) -> float:
         forced = self._first_error + self._outcome.setting.force_seconds
-        lifted = max(self._lifted, forced + PEER_TIMEOUT if self._case.lasts else 0.0)
-        return max(forced, lifted) + QUARANTINE_MARGIN
+        return max(forced, self._lifted_at() if self._case.lasts else 0.0) + QUARANTINE_MARGIN
 
     def _see_reused(self) -> None:
         limit = self._quarantine_limit()
@@ -243,11 +253,6 @@ class Round:
             found = self._try(f"the {end}", self._here.nodes[end].do, ends.changed)
             for text in found or ():
                 self._wrong(f"late bytes in memory of the {end}: {text}")
-
-    def _works_with_third(self, living: tuple[End, ...] | list[End]) -> None:
-        """The living ends can link with an engine of a third host, and move."""
-        for end in living:
-            self._try(f"the {end} with a third engine", self._exchange, end, "third")
 
     def _work_again(self) -> None:
         """The two ends can link again; a new process is in place of one that was killed."""

@@ -53,6 +53,8 @@ class Setting:
     backend: str
     memory: Memory = "pool"
     force_seconds: float = SHORT_FORCE_SECONDS
+    quick: bool = False
+    """A fault that lasts is ended once the mover has its error, before anything is forced to end."""
     environ: Mapping[str, str] = field(default_factory=dict)
     """Further variables of all processes."""
     defect: str | None = None
