@@ -53,6 +53,7 @@ CLAIM_SECONDS = 2.0
 FENCE_SECONDS = 2.0
 
 LEAD = "lead"
+UNKNOWN = -1
 
 
 class Asker:
@@ -85,7 +86,7 @@ class Asker:
         self._generation = 0
         self._writer: Agent | None = None
         self._target = ""
-        self._target_generation = -1
+        self._target_generation = UNKNOWN
         self._gone: dict[NixlRegion, None] = {}
         """Released; to be deregistered."""
         stream.put(Kind.HELLO, 0, hello(greeting))
@@ -295,7 +296,7 @@ class Asker:
             return
         piece, writer = request.transfer.pieces[request.index], self._writer
         if writer is None:
-            raise WireError("the owner allows a write to memory that is not known here")
+            raise NixlError("the owner allows a write to memory that is not known here")
         writer.register(piece.regions)
         (memory, device), (their_memory, their_device) = piece.kind, piece.their_kind
         request.handle = writer.prepare(
@@ -366,20 +367,21 @@ class Asker:
 
     def _begin_again_writes(self, reason: str, counts: bool = True) -> None:
         """Destroy the agent that writes; the owner confirms when nothing lands any more."""
+        writes = self._writes
+        begun = [request for request in writes.values() if request.begun]
+        if writes or self._target_generation != UNKNOWN:
+            fence = next(self._numbers)
+            self._stream.put(Kind.FENCE, fence)
+            self._fences[fence] = begun
         writer, self._writer = self._writer, None
-        self._target_generation = -1
         if writer is not None:
             writer.close()
-        writes, fence = self._writes, next(self._numbers)
-        begun = [request for request in writes.values() if request.begun]
-        if writes:
-            self._fences[fence] = begun
-            self._writes = {}
-            self._stream.put(Kind.FENCE, fence)
+        self._writes = {}
         for number, request in writes.items():
             if request.begun:
                 request.transfer.given_up.append(request)
             request.transfer.requests.pop(number, None)
+        self._target_generation = UNKNOWN
         self._ask_again(True, reason, counts)
 
     def _ask_again(self, write: bool, reason: str, counts: bool) -> None:

@@ -94,6 +94,13 @@ class Ranges(Generic[T]):
             raise Outside(int(np.argmin(inside)))
         return place
 
+    def some(self, places: NDArray[np.intp]) -> list[T]:
+        """The values at some indices, each once."""
+        first = int(places[0])
+        if len(self.values) == 1 or (places == first).all():
+            return [self.values[first]]
+        return [self.values[i] for i in np.unique(places)]
+
 
 def overlap(ranges: Sequence[tuple[int, int]]) -> int | None:
     """The first address that two of these ranges (address, size) share; None if they are apart."""

@@ -8,7 +8,7 @@ import time
 PAUSES = ((0.02, 0.0), (0.5, 0.0001), (float("inf"), 0.001))
 """Pause between two looks by the time since the last event. A piece takes some milliseconds on a fast
 network: until then a pause would let the buffers of its sockets run full. Others get the processor."""
-SPIN_SECONDS = 0.00003
+SPIN_SECONDS = 0.0002
 
 
 def pause(idle: float) -> None:

@@ -54,13 +54,14 @@ def pieces(
         return [Piece(local, remote, length, (region,), region.kind, kind)]
     own, other = ours.places(local, length), theirs.places(remote, length)
     keep = _starts(local, remote, length, own, other)
-    local, remote, own, other = local[keep], remote[keep], own[keep], other[keep]
-    length = np.add.reduceat(length, np.flatnonzero(keep))
+    if not keep.all():
+        local, remote, own, other = local[keep], remote[keep], own[keep], other[keep]
+        length = np.add.reduceat(length, np.flatnonzero(keep))
     local, remote, length, own, other = _split(local, remote, length, own, other)
     found = []
     for begin, end in _bounds(length, _kinds(own, ours, other, theirs)):
-        regions = tuple(ours.values[i] for i in np.unique(own[begin:end]))
         part = slice(begin, end)
+        regions = tuple(ours.some(own[part]))
         kind, their_kind = regions[0].kind, theirs.values[other[begin]]
         found.append(Piece(local[part], remote[part], length[part], regions, kind, their_kind))
     return found
@@ -93,6 +94,8 @@ def _split(
 
 def _kinds(own: Vector, ours: Ranges[NixlRegion], other: Vector, theirs: Ranges[Kind]) -> Vector:
     """A number for each segment that is equal for equal kinds of memory."""
+    if len(ours.values) == len(theirs.values) == 1:
+        return own
     numbers: dict[Kind, int] = {}
     mine = np.array([numbers.setdefault(r.kind, len(numbers)) for r in ours.values], np.int64)
     other_kinds = [numbers.setdefault(kind, len(numbers)) for kind in theirs.values]

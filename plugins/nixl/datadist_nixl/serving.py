@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from datadist_nixl.library import Agent, Kind, NixlError
+from datadist_nixl.library import Agent, NixlError
 from datadist_nixl.memory import NixlRegion, Outside, Vector
 from datadist_nixl.side import Side
 from datadist_nixl.stream import Ended, Stream
@@ -171,11 +171,11 @@ class Server:
         found = self._check(number, request, write=False)
         if found is None:
             return None
-        side, kind = found
-        writer = self._writer
+        side, regions = found
+        kind, writer = regions[0].kind, self._writer
         if writer is None:
             raise NixlError("the asker's memory is not known here")
-        writer.register(_regions(side, request))
+        writer.register(regions)
         handle = writer.prepare(
             self._their_name, rows(request.here, request.length, kind[1]), kind[0],
             rows(request.there, request.length, request.device), request.memory,
@@ -207,12 +207,12 @@ class Server:
         found = self._check(number, request, write=True)
         if found is None:
             return
-        side, _ = found
+        side, regions = found
         try:
             if self._target is None:
                 self._generation += 1
                 self._target = self._make_agent()
-            for metadata in self._target.register(_regions(side, request)):
+            for metadata in self._target.register(regions):
                 self._stream.put(Message.TARGET, 0, pack_metadata(self._generation, metadata))
         except NixlError as error:
             self._refuse(number, Refusal.FAILED, str(error))
@@ -221,8 +221,10 @@ class Server:
         self._allowed[number] = side
         self._stream.put(Message.GO, number)
 
-    def _check(self, number: int, request: Request, write: bool) -> tuple[Side, Kind] | None:
-        """The side of a request, and the kind of its memory; None where it was refused."""
+    def _check(
+        self, number: int, request: Request, write: bool
+    ) -> tuple[Side, list[NixlRegion]] | None:
+        """The side of a request, and its memory of one kind; None where it was refused."""
         side = self._sides.get(request.secret)
         if side is None or side.ended is not None:
             self._refuse(number, Refusal.CLOSED, "the owner has closed the link")
@@ -237,10 +239,9 @@ class Server:
             text = f"{size} bytes at {place:#x} are not memory that the owner offered"
             self._refuse(number, Refusal.OUTSIDE, text)
             return None
-        kinds = {region.kind for region in regions}
-        if len(kinds) > 1:
+        if any(region.kind != regions[0].kind for region in regions):
             raise WireError("a request is for several kinds of memory")
-        return side, kinds.pop()
+        return side, regions
 
     def _refuse(self, number: int, refusal: Refusal, text: str) -> None:
         self._stream.put(Message.REFUSED, number, pack_refusal(refusal, text))
@@ -327,5 +328,4 @@ def _regions(side: Side, request: Request) -> list[NixlRegion]:
     """Those of ours that a request is for. Raises :class:`Outside`."""
     if len(request.here) == 1:
         return [side.ours.find(int(request.here[0]), int(request.length[0]))]
-    places = side.ours.places(request.here, request.length)
-    return [side.ours.values[i] for i in np.unique(places)]
+    return side.ours.some(side.ours.places(request.here, request.length))
