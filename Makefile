@@ -14,7 +14,7 @@ PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[0-9].*/bin/python3)
 PARALLEL := -n auto --maxprocesses 8
 
 .PHONY: help setup demo test test-roce test-roce-long lint types check check-fast check-long coverage \
-	soak fuzz hostile race interrupts pythons sanitize cross clean
+	soak fuzz hostile race far-faults interrupts pythons sanitize cross clean
 
 help:
 	@echo "make demo    link a prompt and a decoder and move a KV cache between them"
@@ -30,6 +30,7 @@ help:
 	@echo "make fuzz    coverage-guided fuzzing of parsers, of the handshake and of a live engine (SECONDS per target)"
 	@echo "make hostile  three honest members beside one that does its worst: times with and without it"
 	@echo "make race    readers of grants beside an owner that ends them and reuses the blocks (ARGS)"
+	@echo "make far-faults  ends killed or stopped, and cables cut, in transfers between hosts (BACKEND, ROUNDS)"
 	@echo "make pythons  the fast tests on every Python that is here (PYTHONS: paths of interpreters)"
 	@echo "make sanitize  tests of the native code under sanitizers"
 	@echo "make cross   compile the native code of shm for aarch64 and check it under an emulator"
@@ -103,6 +104,9 @@ hostile: setup
 
 race: setup
 	$(BIN)/python -m tests.grants.race $(ARGS)
+
+far-faults: setup
+	$(BIN)/python -m tests.far_faults --backend $(BACKEND) --rounds $(or $(ROUNDS),50) $(ARGS)
 
 fuzz: setup
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet atheris

@@ -123,6 +123,11 @@ class Node:
         """Whether the process runs, or is stopped."""
         return self._process.is_alive()
 
+    @property
+    def exit_code(self) -> int | None:
+        """Of the process; negative, a signal; None while it runs."""
+        return self._process.exitcode
+
     def begin(self, function: Callable[..., Any], *args: Any, **options: Any) -> None:
         """Start ``function(here, *args, **options)`` in the node."""
         assert not self._busy
@@ -319,11 +324,11 @@ def make(
     tensors: int = 4,
     keys: Any = None,
     memory: str = "pool",
+    placement: Placement = Placement.DEVICE,
     **options: Any,
 ) -> int:
     """A cache of int32 named ``label``: kind "cache" or "blocks", memory "pool" or "numpy"."""
     manager = here.live.cache_manager
-    placement = Placement.DEVICE
     desc = CacheDesc(tensors, shape, DataType.DT_INT32, placement)
     extra = () if keys is None else (keys,)
     if memory == "pool":

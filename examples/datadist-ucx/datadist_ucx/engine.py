@@ -58,22 +58,25 @@ class UcxEndpoint(Endpoint):
             request = self._ucx.tag_send(engine.array(message), self._tag)
         except engine.ucx.UCXError as error:
             raise EngineError(str(error)) from None
-        engine.sending.append((request, message, token))
+        engine.sending.append((self, request, message, token))
 
     def problem(self) -> str | None:
         """Whether UCX has seen the end of the connection."""
-        return None if self._ucx.alive else "the connection is gone"
+        return None if self._ucx is not None and self._ucx.alive else "the connection is gone"
 
     def close(self) -> None:
-        """UCX closes it as it makes progress; ``close`` of one that failed would crash."""
-        if self._ucx.alive:
-            self._ucx.close()
-        else:
-            self.close_now()
+        """Close it before the call returns, which takes microseconds, unless something is being sent.
 
-    def close_now(self) -> None:
-        """Close it before the call returns."""
-        self._ucx.close_blocking(CLOSE_NANOSECONDS, CLOSE_STEPS)
+        UCX's ``close`` ends later. It keeps the whole context if the peer has gone meanwhile; but
+        ``close_blocking`` cancels what is being sent, and may crash then.
+        """
+        ucx, self._ucx = self._ucx, None  # its callback refers to us
+        if ucx is None:
+            return
+        if ucx.alive and any(entry[0] is self for entry in self._engine.sending):
+            ucx.close()
+        else:
+            ucx.close_blocking(CLOSE_NANOSECONDS, CLOSE_STEPS)
         self._engine.endpoints.discard(self)
 
 
@@ -105,9 +108,8 @@ class UcxEngine(Engine):
         self.worker.init_blocking_progress_mode()
         self._address: bytes = self.worker.address.tobytes()
         self.endpoints: set[UcxEndpoint] = set()
-        """Also those that are being closed."""
         self.lost: list[EngineEvent] = []
-        self.sending: list[tuple[Any, bytearray, object]] = []
+        self.sending: list[tuple[UcxEndpoint, Any, bytearray, object]] = []
         self._incoming: dict[int, deque[_Incoming]] = {}
         """By the sender's tag."""
         self._large = 0
@@ -124,7 +126,7 @@ class UcxEngine(Engine):
     def connect(self, address: bytes) -> UcxEndpoint:
         """Make an endpoint; UCX connects as it makes progress."""
         for closed in [each for each in self.endpoints if each.problem() is not None]:
-            closed.close_now()
+            closed.close()
         try:
             endpoint = UcxEndpoint(self, address)
         except self.ucx.UCXError as error:
@@ -151,8 +153,8 @@ class UcxEngine(Engine):
     def _completed(self) -> Iterator[EngineEvent]:
         left = []
         for entry in self.sending:
-            if entry[0].completed:
-                yield Completed(entry[2], self._error(entry[0]))
+            if entry[1].completed:
+                yield Completed(entry[3], self._error(entry[1]))
             else:
                 left.append(entry)
         self.sending = left
@@ -212,7 +214,7 @@ class UcxEngine(Engine):
         """Cancel what is left, and give the worker back."""
         self.worker.cancel_inflight_requests(CLOSE_NANOSECONDS, CLOSE_STEPS)
         for endpoint in list(self.endpoints):
-            endpoint.close_now()
+            endpoint.close()
         self.sending.clear()
         self._incoming.clear()
         self.lost.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from array import array
 from collections.abc import Iterator
@@ -110,6 +111,22 @@ def _end_sessions(transport: UcxTransport) -> None:
     dispatcher = transport._dispatcher
     for session in list(dispatcher._by_secret.values()):
         dispatcher.loop.ask(partial(session.end, "a test", End.TOLD), 20)
+
+
+def test_a_transport_closes_its_descriptors_though_its_peer_is_connected() -> None:
+    used = [_descriptors_after_closing() for _ in range(3)]
+    assert used[0] == used[2]
+
+
+def _descriptors_after_closing() -> int:
+    transports = [UcxTransport(TransportOptions()) for _ in range(2)]
+    (asker, mine), (owner, theirs) = [_open(each, n) for n, each in enumerate(transports)]
+    asker.attach(1, owner.offer(0))
+    owner.attach(0, asker.offer(1))
+    asker.read(1, *[array("q", [n]) for n in (mine.address, theirs.address, 4096)], timeout=20)
+    for end in (asker, owner, *transports):
+        end.close()
+    return len(os.listdir("/proc/self/fd"))
 
 
 def test_offers_of_another_format_are_refused(transport: UcxTransport) -> None:
