@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,26 @@ ROOT = Path(__file__).resolve().parents[4]
 RESULTS = ROOT / "build" / "roce"
 GUEST = "DATADIST_ROCE_GUEST"
 """Set in guests, to the name of the machine."""
-MACHINES = {"one_host": 1, "combined_kit": 1, "two_hosts": 2, "three_hosts": 3}
-"""How many a group of tests has."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """What the tests of a folder need."""
+
+    machines: int
+    seconds: float = 1800
+    """On an idle machine a run takes a sixth of that."""
+
+
+GROUPS = {
+    "one_host": Group(1),
+    "two_hosts": Group(2),
+    "three_hosts": Group(3),
+    "combined_kit": Group(1, seconds=9000),
+}
 ADDRESSES = {
     name: f"10.99.0.{number}/24 fd00:99::{number}/64" for number, name in enumerate(NAMES, 1)
 }
-SECONDS = 1800
-"""On an idle machine a run takes a sixth of that."""
 
 
 def run(group: str, tests: Sequence[str]) -> tuple[Path, str]:
@@ -50,24 +64,26 @@ def run(group: str, tests: Sequence[str]) -> tuple[Path, str]:
     with tempfile.TemporaryDirectory(prefix="roce-") as scratch:
         initrd = Path(scratch) / "initrd"
         initramfs.build(found, initrd)
-        names = NAMES[: MACHINES[group]]
-        boot = Boot(found.image, initrd, cpus=2 if len(names) == 1 else 1)
-        if len(names) == 1:
-            return _alone(boot, Path(scratch), results, tests)
-        return _on_a_wire(names, boot, Path(scratch), results, tests)
+        needs = GROUPS[group]
+        boot = Boot(found.image, initrd, cpus=2 if needs.machines == 1 else 1)
+        runner = _alone if needs.machines == 1 else _on_a_wire
+        return runner(needs, boot, Path(scratch), results, tests)
 
 
-def _alone(boot: Boot, sockets: Path, results: Path, tests: Sequence[str]) -> tuple[Path, str]:
+def _alone(
+    needs: Group, boot: Boot, sockets: Path, results: Path, tests: Sequence[str]
+) -> tuple[Path, str]:
     machine = _tester(boot, results / "a", tests, sockets, None)
     machine.start()
-    machine.wait(SECONDS)
+    machine.wait(needs.seconds)
     return machine.out / "reports", _trouble(machine)
 
 
 def _on_a_wire(
-    names: str, boot: Boot, sockets: Path, results: Path, tests: Sequence[str]
+    needs: Group, boot: Boot, sockets: Path, results: Path, tests: Sequence[str]
 ) -> tuple[Path, str]:
     """The first machine runs the tests, the others an agent."""
+    names = NAMES[: needs.machines]
     wire = Wire(sockets, names)
     tester = _tester(boot, results / "a", tests, sockets, wire)
     job = f"cd {ROOT}\nexec {sys.executable} -m plugins.rdma.roce.harness.agent\n"
@@ -81,7 +97,7 @@ def _on_a_wire(
                 machine.start()
                 stack.callback(machine.power_off)
             stack.enter_context(_lab(tester, others, wire))
-            tester.wait(SECONDS)
+            tester.wait(needs.seconds)
     finally:
         wire.close()
     trouble = _trouble(tester)
