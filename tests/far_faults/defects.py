@@ -19,7 +19,7 @@ from datadist.transport import ENTRY_POINT_GROUP, PeerLost, TransferError, Trans
 from tests.far_faults.settings import STOPPED_SECONDS
 
 PIECE = 4096
-PERIOD, TIMES = 0.5, 12
+PERIOD = 0.5
 """What comes late comes again and again: it is not known here when the memory is used again."""
 _open: list[int] = []
 _jammed = threading.Event()
@@ -59,13 +59,21 @@ def _later(seconds: float, call: Callable[[], object]) -> None:
     timer.start()
 
 
-def _again_and_again(call: Callable[[], object], left: int = TIMES) -> None:
-    def once() -> None:
-        call()
-        _again_and_again(call, left - 1)
+def _again_and_again(link: Any, call: Callable[[], object]) -> None:
+    """Make the call from now on until the link is closed."""
+    closed, close = threading.Event(), link.close
 
-    if left:
-        _later(PERIOD, once)
+    def once() -> None:
+        if not closed.is_set():
+            call()
+            _later(PERIOD, once)
+
+    def close_and_stop() -> Any:
+        closed.set()
+        return close()
+
+    link.close = close_and_stop
+    _later(PERIOD, once)
 
 
 def _first(vector: Any) -> int:
@@ -78,7 +86,7 @@ def reads_land_late(link: Any) -> None:
     def react(error: TransferError, _rank: int, local: Any, *_: Any) -> None:
         error.in_flight = None
         address = _first(local)
-        _again_and_again(lambda: ctypes.memset(address, 0x5A, PIECE))
+        _again_and_again(link, lambda: ctypes.memset(address, 0x5A, PIECE))
 
     _on_failure(link, "read", react)
 
@@ -95,7 +103,7 @@ def writes_land_late(link: Any) -> None:
             with contextlib.suppress(TransferError):
                 plain(rank, *columns, PERIOD)
 
-        _again_and_again(again)
+        _again_and_again(link, again)
 
     _on_failure(link, "write", react)
 

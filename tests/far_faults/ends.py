@@ -32,7 +32,8 @@ from tests.far_faults.settings import (
 from tests.nodes import MIB, Here
 
 BEFORE, SOURCE, FRESH = 0x11111111, 0x5A5A5A5A, 0x22222222
-"""What a destination holds, what is moved, and what memory that is used again is filled with."""
+"""What a destination holds, what is moved, and what memory that is used again is filled with: that
+number and the cluster's id, since a late write may bring what the other end has filled in meanwhile."""
 MOVED, SMALL = "moved", "small"
 PLACEMENT = Placement.HOST
 PORT = 26000
@@ -71,6 +72,7 @@ def start(here: Here, cluster: int, address: str, setting: Setting, move: Move) 
         from tests.far_faults import defects
 
         defects.install(setting.backend, setting.defect)
+    here.any["value"] = FRESH + cluster
     _init(here, cluster, address, setting, move)
     nodes.finalize(here)
     here.any["use"] = use(here)
@@ -221,7 +223,7 @@ def _reuse(here: Here, memory: Memory, deadline: float) -> None:
     else:
         _unregister(here, deadline)
         for index, array in enumerate(here.arrays[MOVED]):
-            array[:] = FRESH
+            array[:] = here.any["value"]
             fresh[index] = array
     while len(here.any.get("taken", ())) < here.any["blocks"]:
         refused = _take_pool(here, fresh)
@@ -254,7 +256,7 @@ def _take_pool(here: Here, fresh: dict[Any, Any]) -> int:
                 raise
             return len(taken)
         (fresh[cache.cache_id],) = cache.numpy()
-        fresh[cache.cache_id][:] = FRESH
+        fresh[cache.cache_id][:] = here.any["value"]
         taken.append(cache)
 
 
@@ -277,7 +279,7 @@ def changed(here: Here) -> list[str]:
     found = []
     for name, array in here.any["fresh"].items():
         flat = array.reshape(-1)
-        wrong = np.flatnonzero(flat != FRESH)
+        wrong = np.flatnonzero(flat != here.any["value"])
         if wrong.size:
             first = int(wrong[0])
             found.append(f"{wrong.size} elements of {name}, first [{first}] = {flat[first]:#x}")
