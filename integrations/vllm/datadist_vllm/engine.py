@@ -24,8 +24,9 @@ POOL_EXTRA = 2 << 20
 class WorkerEngine:
     """Starts the engine when its pool's size is known; listens at a free port."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metadata: bytes) -> None:
         self._settings = settings
+        self._metadata = metadata
         self.engine = LLMDataDist(LLMRole.MIX, secrets.randbits(63) | 1)
         self.address: RankAddress | None = None
 
@@ -52,6 +53,7 @@ class WorkerEngine:
         config = LLMConfig()
         config.enable_cache_manager = True
         config.listen_ip_info = f"{self._settings.listen_host}:{port}"
+        config.link_metadata = self._metadata
         if self._settings.backend:
             config.transfer_backend = self._settings.backend
         if pool_bytes:

@@ -6,10 +6,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from vllm import __version__ as vllm_version
 from vllm.config import VllmConfig
-from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.platforms import current_platform
+from vllm.v1.kv_cache_interface import (
+    AttentionSpec,
+    KVCacheConfig,
+    KVCacheSpec,
+    iter_layer_specs,
+)
 
 from datadist_vllm.groups import groups_of
 from datadist_vllm.parameters import PROTOCOL
@@ -18,13 +23,12 @@ SHARED = "must agree"
 OWN = "may differ"
 
 
-def fingerprint(
-    config: VllmConfig, kv_cache: KVCacheConfig, tensors: Mapping[str, torch.Tensor]
-) -> dict[str, Any]:
+def fingerprint(config: VllmConfig, kv_cache: KVCacheConfig) -> dict[str, Any]:
     """By name, each as plain text and numbers; without what a tensor-parallel rank has of its own."""
     model, cache = config.model_config, config.cache_config
     return {
         "connector protocol": PROTOCOL,
+        "platform": current_platform.device_type,
         "vLLM version": vllm_version,
         "model": str(model.model),
         "model revision": str(model.revision),
@@ -36,8 +40,16 @@ def fingerprint(
         "head size": model.get_head_size(),
         "MLA": bool(model.use_mla),
         "cache groups": [[g.kind, g.block_size, g.window] for g in groups_of(kv_cache)],
-        "cells of a block": sorted({f"{t.dtype}{list(t.shape[2:])}" for t in tensors.values()}),
+        "cells": sorted({_cell(spec) for group in kv_cache.kv_cache_groups
+                         for spec in iter_layer_specs(group.kv_cache_spec)}),
     }
+
+
+def _cell(spec: KVCacheSpec) -> str:
+    """What one token of one head takes in a block."""
+    if isinstance(spec, AttentionSpec):
+        return f"{spec.dtype}, {spec.state_content_size_bytes} bytes, {spec.tokens_per_state} tokens"
+    return f"{spec.page_size_bytes} bytes a block"
 
 
 def encode(shared: Mapping[str, Any], own: Mapping[str, Any]) -> bytes:

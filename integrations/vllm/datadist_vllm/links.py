@@ -50,12 +50,11 @@ class Links:
     """All links of one worker. ``shared`` is the fingerprint that peers must have, too."""
 
     def __init__(
-        self, engine: LLMDataDist, host: str, shared: dict[str, Any], metadata: bytes, seconds: float
+        self, engine: LLMDataDist, host: str, shared: dict[str, Any], seconds: float
     ) -> None:
         self._engine = engine
         self._host = host
         self._shared = shared
-        self._metadata = metadata
         self._millis = int(seconds * 1000)
         self._lock = threading.Lock()
         self._peers: dict[RankAddress, _Peer] = {}
@@ -137,7 +136,7 @@ class Links:
         info.append_local_ip_info(self._host, 0)
         info.append_remote_ip_info(address.host, address.port)
         began = time.monotonic()
-        status, _ = self._engine.link_clusters([info], self._millis, metadata=self._metadata)
+        status, _ = self._engine.link_clusters([info], self._millis)
         if status not in (LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_ALREADY_LINK):
             raise ValueError(f"{info.link_error} ({status.name})")
         shared, own = decode(self._engine.link_metadata(cluster_id=address.cluster)[address.cluster])

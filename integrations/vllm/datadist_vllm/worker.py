@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 
 import torch
 from vllm.config import VllmConfig
@@ -34,7 +35,9 @@ class WorkerHalf:
         self._config = config
         self._kv_cache = kv_cache
         self._settings = settings
-        self._engine = WorkerEngine(settings)
+        self._rank, self._split = get_tensor_model_parallel_rank(), self._own_split()
+        self._shared = fingerprint(config, kv_cache)
+        self._engine = WorkerEngine(settings, encode(self._shared, asdict(self._split)))
         self._pool: PoolAllocation | None = None
 
     # -- start and end -------------------------------------------------------------------------
@@ -57,14 +60,10 @@ class WorkerHalf:
             self._engine.start()
         engine, settings = self._engine.engine, self._settings
         regions = regions_of(self._kv_cache, tensors, engine)
-        rank, split = get_tensor_model_parallel_rank(), self._split()
+        rank, split = self._rank, self._split
         for region in regions:
             region.cache(split.parts)
-        shared = fingerprint(self._config, self._kv_cache, tensors)
-        own = {"ranks": split.ranks, "shards": split.shards, "parts": split.parts}
-        self._links = Links(
-            engine, settings.listen_host, shared, encode(shared, own), settings.link_seconds
-        )
+        self._links = Links(engine, settings.listen_host, self._shared, settings.link_seconds)
         self._reading = Reading(engine, self._links, regions, rank, split, settings.pull_seconds)
         self._grants = Grants(
             engine, regions, split.parts, self._readers(rank, split), settings.lease_seconds
@@ -94,7 +93,7 @@ class WorkerHalf:
         model = self._config.model_config
         return 1 if model.use_mla else min(ranks, int(model.get_total_num_kv_heads()))
 
-    def _split(self) -> Split:
+    def _own_split(self) -> Split:
         ranks = self._config.parallel_config.tensor_parallel_size
         shards = self._shards(ranks)
         readers = self._shards(max(ranks, self._settings.decode_tensor_parallel_size))
