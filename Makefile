@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := conftest.py .ci/tests datadist plugins/shm/datadist_shm plugins/shm/tests tests benchmarks \
 	plugins/hccl/datadist_hccl plugins/hccl/tests examples \
-	plugins/rdma/datadist_rdma plugins/rdma/tests plugins/rdma/roce
+	plugins/rdma/datadist_rdma plugins/rdma/tests plugins/rdma/roce integrations/vllm
 
 # From 3.10 on, where they are: those of pyenv.
 PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[0-9].*/bin/python3)

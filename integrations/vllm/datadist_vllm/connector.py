@@ -17,10 +17,15 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorTransferResults,
     SupportsHMA,
 )
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
+    KVConnectorPromMetrics,
+    KVConnectorStats,
+)
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from datadist_vllm.groups import groups_of
 from datadist_vllm.messages import StepMetadata, WorkerAddress
+from datadist_vllm.metrics import DataDistPromMetrics, DataDistStats
 from datadist_vllm.scheduler import SchedulerHalf
 from datadist_vllm.settings import Settings
 from datadist_vllm.versions import check_vllm_version
@@ -52,7 +57,8 @@ class DataDistConnector(KVConnectorBase_V1, SupportsHMA):
         self._scheduler: SchedulerHalf | None = None
         self._worker: WorkerHalf | None = None
         if role is KVConnectorRole.SCHEDULER:
-            self._scheduler = SchedulerHalf(str(self._kv_transfer_config.engine_id), groups)
+            engine_id = str(self._kv_transfer_config.engine_id)
+            self._scheduler = SchedulerHalf(engine_id, groups, settings)
         else:
             self._worker = WorkerHalf(vllm_config, kv_cache_config, settings)
 
@@ -64,6 +70,28 @@ class DataDistConnector(KVConnectorBase_V1, SupportsHMA):
         if vllm_config.model_config is None or vllm_config.model_config.use_mla:
             return None
         return "LBHNC"
+
+    def get_kv_connector_stats(self) -> KVConnectorStats | None:
+        """What this half has counted since the last call."""
+        half = self._worker if self._worker is not None else self._scheduler
+        assert half is not None
+        return half.stats()
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats:
+        """Counts that came from another process."""
+        return DataDistStats(data=data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: VllmConfig,
+        metric_types: dict[type, type],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> KVConnectorPromMetrics:
+        """For vLLM's ``/metrics``."""
+        return DataDistPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def shutdown(self) -> None:
         """The process ends."""
@@ -114,8 +142,7 @@ class DataDistConnector(KVConnectorBase_V1, SupportsHMA):
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         """See `SchedulerHalf.received`."""
         self._scheduling.received(
-            tuple(connector_output.finished_recving or ()),
-            tuple(connector_output.failed_recving or ()),
+            connector_output.finished_recving or set(), connector_output.failed_recving or set()
         )
 
     def request_finished(

@@ -40,15 +40,22 @@ def fingerprint(config: VllmConfig, kv_cache: KVCacheConfig) -> dict[str, Any]:
         "head size": model.get_head_size(),
         "MLA": bool(model.use_mla),
         "cache groups": [[g.kind, g.block_size, g.window] for g in groups_of(kv_cache)],
-        "cells": sorted({_cell(spec) for group in kv_cache.kv_cache_groups
-                         for spec in iter_layer_specs(group.kv_cache_spec)}),
+        "cells": sorted(
+            {
+                _cell(spec)
+                for group in kv_cache.kv_cache_groups
+                for spec in iter_layer_specs(group.kv_cache_spec)
+            }
+        ),
     }
 
 
 def _cell(spec: KVCacheSpec) -> str:
     """What one token of one head takes in a block."""
     if isinstance(spec, AttentionSpec):
-        return f"{spec.dtype}, {spec.state_content_size_bytes} bytes, {spec.tokens_per_state} tokens"
+        return (
+            f"{spec.dtype}, {spec.state_content_size_bytes} bytes, {spec.tokens_per_state} tokens"
+        )
     return f"{spec.page_size_bytes} bytes a block"
 
 

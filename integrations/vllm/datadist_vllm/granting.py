@@ -31,7 +31,12 @@ class Grants:
     """All grants of one worker; used by vLLM's thread only."""
 
     def __init__(
-        self, engine: LLMDataDist, regions: Sequence[Region], parts: int, readers: int, seconds: float
+        self,
+        engine: LLMDataDist,
+        regions: Sequence[Region],
+        parts: int,
+        readers: int,
+        seconds: float,
     ) -> None:
         self._engine = engine
         self._regions = regions

@@ -50,7 +50,11 @@ def groups_of(config: KVCacheConfig) -> Groups:
 
 
 def _group(spec: KVCacheSpec, layers: Sequence[str]) -> Group:
-    one = next(iter(spec.kv_cache_specs.values())) if isinstance(spec, UniformTypeKVCacheSpecs) else spec
+    one = (
+        next(iter(spec.kv_cache_specs.values()))
+        if isinstance(spec, UniformTypeKVCacheSpecs)
+        else spec
+    )
     kind = type(one).__name__
     if isinstance(one, SlidingWindowSpec):
         if one.extra_retained_tokens:
@@ -63,6 +67,6 @@ def _group(spec: KVCacheSpec, layers: Sequence[str]) -> Group:
 
 def _refused(kind: str, detail: str, layers: Sequence[str]) -> NotImplementedError:
     return NotImplementedError(
-        f"DataDistConnector cannot transfer the cache of layer {layers[0]!r}: its kind is {kind} {detail}. "
-        "It transfers full attention, MLA and sliding windows; serve this model without a KV connector"
+        f"DataDistConnector cannot transfer the cache of layer {layers[0]!r}: its kind is {kind} {detail}"
+        ". It transfers full attention, MLA and sliding windows; serve this model without a KV connector"
     )

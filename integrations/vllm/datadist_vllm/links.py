@@ -1,4 +1,4 @@
-"""Links with the workers of other instances: made when needed, checked, made again with growing pauses."""
+"""Links with workers of other instances: made when needed, checked, made again with growing pauses."""
 
 from __future__ import annotations
 
@@ -96,6 +96,10 @@ class Links:
                 if peer.failures and not peer.waiting and now - peer.again > FORGET_SECONDS:
                     del self._peers[address]
 
+    def run(self, call: Callable[[], None]) -> None:
+        """Call something that may wait, on another thread."""
+        self._threads.submit(call)
+
     def close(self) -> None:
         """End the threads; the engine ends the links."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -139,7 +143,9 @@ class Links:
         status, _ = self._engine.link_clusters([info], self._millis)
         if status not in (LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_ALREADY_LINK):
             raise ValueError(f"{info.link_error} ({status.name})")
-        shared, own = decode(self._engine.link_metadata(cluster_id=address.cluster)[address.cluster])
+        shared, own = decode(
+            self._engine.link_metadata(cluster_id=address.cluster)[address.cluster]
+        )
         differs = difference(self._shared, shared)
         if differs is not None:
             raise ValueError(f"the instances do not fit each other: {differs}")

@@ -49,7 +49,9 @@ def digest_of(tokens: Sequence[int]) -> str:
     return hashlib.blake2b(array("q", tokens).tobytes(), digest_size=16).hexdigest()
 
 
-def answer_of(source: Source, block_ids: Sequence[Sequence[int]], prefilled: bool) -> dict[str, Any]:
+def answer_of(
+    source: Source, block_ids: Sequence[Sequence[int]], prefilled: bool
+) -> dict[str, Any]:
     """The parameters of an answer. Numbers above 2**53 are text: not every proxy keeps such integers."""
     first = source.ranks[0]
     return {
@@ -76,11 +78,11 @@ def source_of(params: dict[str, Any]) -> Source:
     """What the parameters of a request name. Raises ``ValueError``, which says what is wrong."""
     own = params.get("datadist")
     if not isinstance(own, dict):
-        raise ValueError(
-            "they have no object 'datadist': were they made by another connector?"
-        )
+        raise ValueError("they have no object 'datadist': were they made by another connector?")
     if own.get("protocol") != PROTOCOL:
-        raise ValueError(f"'protocol' is {own.get('protocol')!r}, and this instance speaks {PROTOCOL}")
+        raise ValueError(
+            f"'protocol' is {own.get('protocol')!r}, and this instance speaks {PROTOCOL}"
+        )
     ranks = own.get("ranks")
     if not isinstance(ranks, list) or not 0 < len(ranks) <= MAX_RANKS:
         raise ValueError("'ranks' is no list of 1 to 1024 addresses")

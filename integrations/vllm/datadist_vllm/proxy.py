@@ -49,7 +49,9 @@ class Fleet:
             except aiohttp.ClientConnectionError as error:
                 reason = f"{url}: {error}"
                 self._out[url] = time.monotonic() + OUT_SECONDS
-                log.warning("%s instance %s is left out for %g s: %s", self.kind, url, OUT_SECONDS, error)
+                log.warning(
+                    "%s instance %s is left out for %g s: %s", self.kind, url, OUT_SECONDS, error
+                )
         raise NoInstance(f"no {self.kind} instance can be reached: {reason}")
 
     def _turn(self) -> list[str]:
@@ -124,7 +126,8 @@ class Proxy:
 
         async def post(url: str) -> tuple[int, bytes, Any]:
             assert self._session is not None
-            async with self._session.post(url + path, json=_prefill_body(body), headers=headers) as answer:
+            asked = self._session.post(url + path, json=_prefill_body(body), headers=headers)
+            async with asked as answer:
                 data = await answer.read()
                 return answer.status, data, await answer.json() if answer.status == 200 else None
 
@@ -183,7 +186,7 @@ def _prefill_body(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _type_of(answer: aiohttp.ClientResponse) -> str:
-    return answer.headers.get("Content-Type", "application/json")
+    return str(answer.headers.get("Content-Type", "application/json"))
 
 
 def _failure(status: int, text: str) -> web.Response:
@@ -193,8 +196,12 @@ def _failure(status: int, text: str) -> web.Response:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m datadist_vllm.proxy", description=__doc__)
-    parser.add_argument("--prefill", action="append", required=True, metavar="URL", help="repeatable")
-    parser.add_argument("--decode", action="append", required=True, metavar="URL", help="repeatable")
+    parser.add_argument(
+        "--prefill", action="append", required=True, metavar="URL", help="repeatable"
+    )
+    parser.add_argument(
+        "--decode", action="append", required=True, metavar="URL", help="repeatable"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     given = parser.parse_args()

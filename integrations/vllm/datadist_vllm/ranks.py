@@ -31,7 +31,9 @@ class Piece:
 def pieces_of(rank: int, here: Split, there: Split) -> list[Piece]:
     """What ``rank`` reads. Raises ``ValueError`` where the splits do not fit each other."""
     if max(here.shards, there.shards) % min(here.shards, there.shards):
-        raise ValueError(f"{there.shards} shards of the KV cache there do not fit {here.shards} here")
+        raise ValueError(
+            f"{there.shards} shards of the KV cache there do not fit {here.shards} here"
+        )
     shard = rank * here.shards // here.ranks
     if there.shards >= here.shards:
         return _several(rank, shard, here, there)
@@ -73,5 +75,7 @@ def readers_of(rank: int, here: Split, reader_ranks: int, reader_shards: int) ->
     readers = Split(reader_ranks, reader_shards, 1)
     wide = Split(here.ranks, here.shards, max(here.parts, reader_shards))
     return sum(
-        piece.rank == rank for each in range(reader_ranks) for piece in pieces_of(each, readers, wide)
+        piece.rank == rank
+        for each in range(reader_ranks)
+        for piece in pieces_of(each, readers, wide)
     )

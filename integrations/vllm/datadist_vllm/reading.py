@@ -7,11 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from vllm.logger import init_logger
 
 from datadist import CacheKey, LLMDataDist, LLMException, LLMStatusCode, TransferTask
+from datadist_vllm import renewals
 from datadist_vllm.links import Links
 from datadist_vllm.messages import Load
 from datadist_vllm.parameters import RankAddress, Source
@@ -19,6 +21,10 @@ from datadist_vllm.ranks import Piece, Split, pieces_of
 from datadist_vllm.regions import Region
 
 logger = init_logger(f"vllm.{__name__}")
+
+
+MESSAGE_MILLIS = 1000
+"""Longest time to send a message."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,23 @@ class Reading:
                         source.request_id, source.engine_id, reason)  # fmt: skip
 
         self._with_pieces(source, ready, failed)
+
+    def renew(self, sources: Sequence[Source]) -> None:
+        """Ask the owners to keep the blocks for another lease."""
+        for source in sources:
+
+            def ready(pieces: list[tuple[Piece, RankAddress]], key: int = source.key) -> None:
+                for _, address in pieces:
+                    self._links.run(partial(self._renew_at, address.cluster, key))
+
+            self._with_pieces(source, ready, lambda reason: logger.info("not renewed: %s", reason))
+
+    def _renew_at(self, cluster: int, key: int) -> None:
+        try:
+            for message in renewals.encode([key]):
+                self._engine.send_message(cluster, message, timeout_in_millis=MESSAGE_MILLIS)
+        except LLMException as error:
+            logger.info("a lease at cluster %d is not renewed: %s", cluster, error)
 
     def _with_pieces(
         self,
@@ -228,7 +251,9 @@ class Reading:
                         CacheKey(address.cluster, source.key, model_id=place)
                     )
                 except LLMException as error:
-                    logger.info("%s is not released, its lease will end: %s", source.request_id, error)
+                    logger.info(
+                        "%s is not released, its lease will end: %s", source.request_id, error
+                    )
 
         self._links.when_linked(address, linked)
 
@@ -240,7 +265,9 @@ def _split_of(own: dict[str, Any], source: Source) -> Split:
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"it does not say how it is split, but {own!r}") from None
     if split.ranks != len(source.ranks) or not 0 < split.shards <= split.ranks or split.parts < 1:
-        raise ValueError(f"it says that it is split as {split}, and names {len(source.ranks)} ranks")
+        raise ValueError(
+            f"it says that it is split as {split}, and names {len(source.ranks)} ranks"
+        )
     return split
 
 

@@ -41,13 +41,15 @@ class Region:
         return len(self._layers)
 
     def cache(self, parts: int) -> Cache:
-        """The cache in which each block is ``parts`` tensors: the first part of each layer, then the next.
+        """The cache in which blocks are ``parts`` tensors: the first part of each layer, then the next.
 
         Registered at the first use. Readers of other ranks need only their heads, which are a part.
         """
         found = self._by_parts.get(parts)
         if found is None:
-            tensors = [self._view(layer, part, parts) for part in range(parts) for layer in self._layers]
+            tensors = [
+                self._view(layer, part, parts) for part in range(parts) for layer in self._layers
+            ]
             found = self._engine.cache_manager.register_blocks_cache(
                 CacheDesc.from_tensors(tensors, tensors_per_layer=1), tensors
             )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from vllm.v1.request import RequestStatus
 
 from datadist_vllm.groups import Groups
 from datadist_vllm.messages import Granting, Load, StepMetadata
+from datadist_vllm.metrics import RECOMPUTED, DataDistStats
 from datadist_vllm.parameters import RankAddress, Source, answer_of, digest_of, source_of
+from datadist_vllm.settings import Settings
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -47,7 +50,8 @@ class _Decode:
 class SchedulerHalf:
     """Runs in the scheduler's process; one per instance."""
 
-    def __init__(self, engine_id: str, groups: Groups) -> None:
+    def __init__(self, engine_id: str, groups: Groups, settings: Settings) -> None:
+        self._renew_seconds = settings.lease_seconds / 3
         self._engine_id = engine_id
         self._groups = groups
         self._ranks: tuple[RankAddress, ...] = ()
@@ -56,6 +60,10 @@ class SchedulerHalf:
         self._decodes: dict[str, _Decode] = {}
         self._loading: dict[int, str] = {}
         """The request that reads a grant, by the key of the grant."""
+        self._tokens: dict[str, int] = {}
+        """Of the requests that are loaded."""
+        self._stats = DataDistStats()
+        self._renewed = 0.0
         self._read: OrderedDict[int, None] = OrderedDict()
         self._step = StepMetadata()
 
@@ -149,13 +157,12 @@ class SchedulerHalf:
         source = decode.source
         if external:
             self._loading[source.key] = request.request_id
+            self._tokens[request.request_id] = external
             self._step.loads.append(self._load(request.request_id, source, blocks, external))
         elif source.key not in self._read:
             self._step.releases.append(source)
 
-    def _load(
-        self, request_id: str, source: Source, blocks: KVCacheBlocks, external: int
-    ) -> Load:
+    def _load(self, request_id: str, source: Source, blocks: KVCacheBlocks, external: int) -> Load:
         """The granted blocks that are not here, and where they go."""
         positions, own = [], []
         begin = 0
@@ -176,8 +183,20 @@ class SchedulerHalf:
             prefill = self._prefills.get(request_id)
             if prefill is not None and not prefill.granted:
                 self._grant_once_computed(prefill, count, output)
+        self._renew_waiting()
         step, self._step = self._step, StepMetadata()
         return step
+
+    def _renew_waiting(self) -> None:
+        """Keep the blocks of requests that wait here to be scheduled."""
+        now = time.monotonic()
+        if now - self._renewed >= self._renew_seconds:
+            self._renewed = now
+            self._step.renewals = [each.source for each in self._decodes.values() if not each.taken]
+
+    def stats(self) -> DataDistStats | None:
+        """What was counted since the last look."""
+        return self._stats.taken()
 
     def _preempted(self, request_id: str) -> None:
         prefill = self._prefills.get(request_id)
@@ -185,9 +204,7 @@ class SchedulerHalf:
             prefill.granted = False
             self._step.revokes.append(request_id)
 
-    def _grant_once_computed(
-        self, prefill: _Prefill, count: int, output: SchedulerOutput
-    ) -> None:
+    def _grant_once_computed(self, prefill: _Prefill, count: int, output: SchedulerOutput) -> None:
         """Grant in the step that computes the last prompt tokens: its answer overtakes the next step."""
         request = prefill.request
         if request.num_computed_tokens + count < request.num_prompt_tokens:
@@ -212,7 +229,10 @@ class SchedulerHalf:
         prefill = self._prefills.pop(request.request_id, None)
         if prefill is None or not prefill.granted:
             return False, None
-        if request.status not in (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED):
+        if request.status not in (
+            RequestStatus.FINISHED_LENGTH_CAPPED,
+            RequestStatus.FINISHED_STOPPED,
+        ):
             self._step.revokes.append(request.request_id)
             return False, None
         self._step.finished.append(request.request_id)
@@ -239,11 +259,14 @@ class SchedulerHalf:
         elif self._loading.get(decode.source.key) == request.request_id:
             self._step.cancels.append(request.request_id)
 
-    def received(self, request_ids: Sequence[str], failed: Sequence[str]) -> None:
+    def received(self, request_ids: Set[str], failed: Set[str]) -> None:
         """Loads have ended."""
-        done = set(request_ids)
-        for key in [key for key, each in self._loading.items() if each in done]:
-            if self._loading.pop(key) not in failed:
+        for key in [key for key, each in self._loading.items() if each in request_ids]:
+            request_id = self._loading.pop(key)
+            tokens = self._tokens.pop(request_id)
+            if request_id in failed:
+                self._stats.count(RECOMPUTED, tokens)
+            else:
                 self._read[key] = None
                 if len(self._read) > REMEMBERED_KEYS:
                     self._read.popitem(last=False)

@@ -33,8 +33,12 @@ class Settings:
         known = {field.name: field for field in fields(cls)}
         for key in given:
             if key not in known:
-                raise ValueError(f"kv_connector_extra_config: {key!r} is unknown{_meant(key, known)}")
-        settings = cls(**{key: _checked(key, known[key].default, value) for key, value in given.items()})
+                raise ValueError(
+                    f"kv_connector_extra_config: {key!r} is unknown{_meant(key, known)}"
+                )
+        settings = cls(
+            **{key: _checked(key, known[key].default, value) for key, value in given.items()}
+        )
         for key in ("lease_seconds", "link_seconds", "pull_seconds"):
             _check_range(key, getattr(settings, key), 0.1, 86_400)
         _check_range("decode_tensor_parallel_size", settings.decode_tensor_parallel_size, 0, 1024)
@@ -46,7 +50,7 @@ def _meant(key: str, known: Mapping[str, object]) -> str:
     return f", is {near[0]!r} meant?" if near else f"; known are {', '.join(sorted(known))}"
 
 
-def _checked(key: str, default: object, value: object) -> object:
+def _checked(key: str, default: object, value: Any) -> Any:
     if isinstance(default, float) and type(value) is int:
         return float(value)
     if type(value) is not type(default):

@@ -7,7 +7,7 @@ SUPPORTED = "0.32"
 
 def check_vllm_version(version: str) -> None:
     """Raise ``RuntimeError`` outside of the supported range: the connector interface may differ there."""
-    if version.split("+")[0].split(".")[:2] == SUPPORTED.split("."):
+    if version.split("+", maxsplit=1)[0].split(".")[:2] == SUPPORTED.split("."):
         return
     raise RuntimeError(
         f"vLLM {version} is installed, and this datadist-vllm was written for vLLM {SUPPORTED}.x: "

@@ -14,11 +14,14 @@ from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
+from datadist import GrantState
+from datadist_vllm import renewals
 from datadist_vllm.engine import WorkerEngine
 from datadist_vllm.fingerprint import encode, fingerprint
 from datadist_vllm.granting import Grants
 from datadist_vllm.links import Links
-from datadist_vllm.messages import Load, StepMetadata, WorkerAddress
+from datadist_vllm.messages import StepMetadata, WorkerAddress
+from datadist_vllm.metrics import BYTES, FAILURES, LAPSED, LOST, SECONDS, DataDistStats
 from datadist_vllm.pool import PoolAllocation
 from datadist_vllm.ranks import Split, readers_of
 from datadist_vllm.reading import Reading
@@ -39,6 +42,7 @@ class WorkerHalf:
         self._shared = fingerprint(config, kv_cache)
         self._engine = WorkerEngine(settings, encode(self._shared, asdict(self._split)))
         self._pool: PoolAllocation | None = None
+        self._stats = DataDistStats()
 
     # -- start and end -------------------------------------------------------------------------
 
@@ -121,19 +125,23 @@ class WorkerHalf:
         for request_id in step.cancels:
             self._reading.cancel(request_id)
         for load in step.loads:
-            self._begin(load)
+            self._reading.begin(load)
+        self._reading.renew(step.renewals)
         self._links.tidy()
-
-    def _begin(self, load: Load) -> None:
-        self._reading.begin(load)
 
     def results(self) -> KVConnectorTransferResults:
         """What has ended since the last step."""
+        for message in self._engine.engine.messages():
+            for key in renewals.decode(message.data):
+                self._grants.renew(key)
         results = KVConnectorTransferResults(finished_sending=self._grants.ended())
+        self._count_ends()
         for result in self._reading.ended():
             request_id, source = result.load.request_id, result.load.source
             results.finished_recving.add(request_id)
             if result.error is None:
+                self._stats.data[SECONDS].append(result.seconds)
+                self._stats.count(BYTES, result.bytes)
                 logger.info(
                     "request %s: %d tokens (%.1f MiB) came from %s over %s in %.1f ms",
                     request_id, result.load.tokens, result.bytes / 2**20, source.engine_id,
@@ -141,8 +149,19 @@ class WorkerHalf:
                 )  # fmt: skip
             else:
                 results.failed_recving.add(request_id)
+                self._stats.count(FAILURES, 1)
                 logger.warning(
                     "request %s: its blocks did not come from %s: %s",
                     request_id, source.engine_id, result.error,
                 )  # fmt: skip
         return results
+
+    def _count_ends(self) -> None:
+        ends = self._grants.ends
+        self._stats.count(LAPSED, ends.pop(GrantState.LAPSED, 0))
+        self._stats.count(LOST, ends.pop(GrantState.READER_LOST, 0))
+        ends.clear()
+
+    def stats(self) -> DataDistStats | None:
+        """What was counted since the last step."""
+        return self._stats.taken()
