@@ -63,7 +63,7 @@ demo-vllm: $(VLLM_STAMP)
 	cd integrations/vllm && $(abspath $(VLLM_VENV))/bin/python demo.py
 
 test-vllm: $(VLLM_STAMP)
-	cd integrations/vllm && $(abspath $(VLLM_VENV))/bin/python -m pytest -p no:cacheprovider $(ARGS)
+	cd integrations/vllm && $(abspath $(VLLM_VENV))/bin/python -m pytest tests/servers $(ARGS)
 
 test: setup
 	@$(BIN)/python -m compileall -q datadist plugins tests  # spawned processes start faster
