@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from vllm.logger import init_logger
 
 from datadist import CacheKey, Grant, GrantState, LLMDataDist, LLMException
-from datadist_vllm.messages import Granting
+from datadist_vllm.messages import Finished, Granting
 from datadist_vllm.regions import Region
 
 logger = init_logger(f"vllm.{__name__}")
@@ -23,8 +23,8 @@ class _Held:
     """The grants of one request, one per region."""
 
     grants: list[Grant]
-    finished: bool = False
-    """Whether the scheduler keeps the blocks until the grants have ended."""
+    lease_millis: int = 0
+    """Above 0 once the scheduler keeps the blocks until the grants have ended."""
 
 
 class Grants:
@@ -36,13 +36,11 @@ class Grants:
         regions: Sequence[Region],
         parts: int,
         readers: int,
-        seconds: float,
     ) -> None:
         self._engine = engine
         self._regions = regions
         self._parts = parts
         self._readers = readers
-        self._millis = int(seconds * 1000)
         self._held: dict[str, _Held] = {}
         self._by_key: dict[int, str] = {}
         self.ends: Counter[GrantState] = Counter()
@@ -73,21 +71,19 @@ class Grants:
             for grant in held.grants:
                 grant.revoke()
 
-    def finish(self, request_id: str) -> None:
+    def finish(self, finished: Finished) -> None:
         """The request has been computed: the lease begins, and its end is to be reported."""
-        held = self._held.get(request_id)
-        if held is None:
-            held = self._held[request_id] = _Held([])
-        held.finished = True
+        held = self._held.setdefault(finished.request_id, _Held([]))
+        held.lease_millis = int(finished.lease_seconds * 1000)
         for grant in held.grants:
-            _renew(grant, self._millis)
+            _renew(grant, held.lease_millis)
 
     def renew(self, key: int) -> None:
         """A reader waits for its turn: keep the blocks for another lease."""
         held = self._held.get(self._by_key.get(key) or "")
-        if held is not None and held.finished:
+        if held is not None and held.lease_millis:
             for grant in held.grants:
-                _renew(grant, self._millis)
+                _renew(grant, held.lease_millis)
 
     def ended(self) -> set[str]:
         """The finished requests whose blocks nobody can read any more, since the last call."""
@@ -102,7 +98,7 @@ class Grants:
                     "request %s: no decoder has read its blocks (%s); they are free again",
                     request_id, grant.state.value,
                 )  # fmt: skip
-        over = {name for name, held in self._held.items() if held.finished and _are_over(held)}
+        over = {name for name, held in self._held.items() if held.lease_millis and _are_over(held)}
         for name in over:
             del self._held[name]
         return over

@@ -29,6 +29,14 @@ class Granting:
 
 
 @dataclass
+class Finished:
+    """The scheduler keeps the request's blocks until its grants have ended."""
+
+    request_id: str
+    lease_seconds: float
+
+
+@dataclass
 class Load:
     """Read blocks of a source into blocks of this instance."""
 
@@ -47,8 +55,7 @@ class StepMetadata(KVConnectorMetadata):
 
     revokes: list[str] = field(default_factory=list)
     grants: list[Granting] = field(default_factory=list)
-    finished: list[str] = field(default_factory=list)
-    """Requests whose blocks the scheduler keeps until their grants have ended."""
+    finished: list[Finished] = field(default_factory=list)
     loads: list[Load] = field(default_factory=list)
     releases: list[Source] = field(default_factory=list)
     """Sources that nobody here will read."""

@@ -181,7 +181,12 @@ def _prefill_body(body: dict[str, Any]) -> dict[str, Any]:
         changed.pop(name, None)
     if "max_completion_tokens" in body:
         changed["max_completion_tokens"] = 1
-    changed["kv_transfer_params"] = {"do_remote_decode": True, "do_remote_prefill": False}
+    given = body.get("kv_transfer_params")  # of the last turn, if the client has them
+    changed["kv_transfer_params"] = {
+        **(given if isinstance(given, dict) else {}),
+        "do_remote_decode": True,
+        "do_remote_prefill": False,
+    }
     return changed
 
 

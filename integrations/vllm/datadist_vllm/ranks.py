@@ -41,7 +41,7 @@ def pieces_of(rank: int, here: Split, there: Split) -> list[Piece]:
     if there.parts % ratio:
         raise ValueError(
             f"its blocks are granted in {there.parts} parts, and {here.ranks} ranks here need {ratio}: "
-            f'start it with "decode_tensor_parallel_size": {here.ranks} in kv_connector_extra_config'
+            f'start it with "peer_tensor_parallel_size": {here.ranks} in kv_connector_extra_config'
         )
     width = there.parts // ratio
     begin = shard % ratio * width

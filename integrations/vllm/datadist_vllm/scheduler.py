@@ -13,7 +13,7 @@ from vllm.logger import init_logger
 from vllm.v1.request import RequestStatus
 
 from datadist_vllm.groups import Groups
-from datadist_vllm.messages import Granting, Load, StepMetadata
+from datadist_vllm.messages import Finished, Granting, Load, StepMetadata
 from datadist_vllm.metrics import RECOMPUTED, DataDistStats
 from datadist_vllm.parameters import RankAddress, Source, answer_of, digest_of, source_of
 from datadist_vllm.settings import Settings
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 logger = init_logger(f"vllm.{__name__}")
 
+WELL = (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED)
 REMEMBERED_KEYS = 4096
 """Of grants that were read here: further requests with one of them compute, or use the prefix cache."""
 
@@ -51,6 +52,7 @@ class SchedulerHalf:
     """Runs in the scheduler's process; one per instance."""
 
     def __init__(self, engine_id: str, groups: Groups, settings: Settings) -> None:
+        self._settings = settings
         self._renew_seconds = settings.lease_seconds / 3
         self._engine_id = engine_id
         self._groups = groups
@@ -79,7 +81,9 @@ class SchedulerHalf:
         if params.get("do_remote_decode") and request.prompt_token_ids is not None:
             self._shorten(request)
             self._prefills[request.request_id] = _Prefill(request, self._new_key())
-        if params.get("do_remote_prefill"):
+        if params.get("do_remote_prefill") or (
+            params.get("do_remote_decode") and params.get("remote_block_ids")
+        ):
             source = self._checked_source(request, params)
             if source is not None:
                 self._decodes[request.request_id] = _Decode(source)
@@ -225,39 +229,70 @@ class SchedulerHalf:
         self, request: Request, block_ids: Sequence[Sequence[int]]
     ) -> tuple[bool, dict[str, Any] | None]:
         """Whether the blocks are kept for readers, and the parameters of the answer."""
-        self._decode_finished(request)
+        was_decoded = self._decode_finished(request)
+        well = request.status in WELL
         prefill = self._prefills.pop(request.request_id, None)
-        if prefill is None or not prefill.granted:
-            return False, None
-        if request.status not in (
-            RequestStatus.FINISHED_LENGTH_CAPPED,
-            RequestStatus.FINISHED_STOPPED,
-        ):
+        if prefill is None:
+            keep = was_decoded and well and self._settings.keep_seconds > 0
+            return self._kept(request, block_ids) if keep else (False, None)
+        if prefill.granted and well:
+            tokens = request.num_prompt_tokens
+            return True, self._answer(request, prefill.key, tokens, block_ids, prefilled=True)
+        if prefill.granted:
             self._step.revokes.append(request.request_id)
-            return False, None
-        self._step.finished.append(request.request_id)
-        tokens = request.num_prompt_tokens
+        return False, None
+
+    def _kept(
+        self, request: Request, block_ids: Sequence[Sequence[int]]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """Keep a decoder's blocks for the next turn; the last token was sampled, and not computed.
+
+        They are granted in the next step. Who asks before that is refused, and computes.
+        """
+        tokens = min(request.num_computed_tokens, request.num_tokens - 1)
+        key = self._new_key()
+        needed = self._groups.needed(block_ids, tokens)
+        blocks = [each for group in needed for each in group]
+        self._step.grants.append(Granting(request.request_id, key, blocks))
+        return True, self._answer(request, key, tokens, block_ids, prefilled=False)
+
+    def _answer(
+        self,
+        request: Request,
+        key: int,
+        tokens: int,
+        block_ids: Sequence[Sequence[int]],
+        prefilled: bool,
+    ) -> dict[str, Any]:
+        """Begin the lease; the parameters of the answer."""
+        settings = self._settings
+        seconds = settings.lease_seconds if prefilled else settings.keep_seconds
+        self._step.finished.append(Finished(request.request_id, seconds))
         needed = self._groups.needed(block_ids, tokens)
         source = Source(
             engine_id=self._engine_id,
             request_id=request.request_id,
-            key=prefill.key,
+            key=key,
             ranks=self._ranks,
             blocks=tuple(len(group) for group in needed),
             tokens=tokens,
-            digest=digest_of(request.prompt_token_ids[:tokens]),
+            digest=digest_of(request.all_token_ids[:tokens]),
         )
-        return True, answer_of(source, needed, prefilled=True)
+        return answer_of(source, needed, prefilled)
 
-    def _decode_finished(self, request: Request) -> None:
-        """A request that was aborted before it was scheduled, or while it is loaded, reads no more."""
+    def _decode_finished(self, request: Request) -> bool:
+        """A request that was aborted before it was scheduled, or while it is loaded, reads no more.
+
+        Whether its first tokens were computed elsewhere.
+        """
         decode = self._decodes.pop(request.request_id, None)
         if decode is None:
-            return
+            return False
         if not decode.taken:
             self._step.releases.append(decode.source)
         elif self._loading.get(decode.source.key) == request.request_id:
             self._step.cancels.append(request.request_id)
+        return True
 
     def received(self, request_ids: Set[str], failed: Set[str]) -> None:
         """Loads have ended."""

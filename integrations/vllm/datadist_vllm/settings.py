@@ -24,8 +24,10 @@ class Settings:
     """Longest time to make a link."""
     pull_seconds: float = 30.0
     """Longest time of one transfer."""
-    decode_tensor_parallel_size: int = 0
-    """Of the decoders, where it is larger than the prefiller's; read by the prefiller. 0: not larger."""
+    peer_tensor_parallel_size: int = 0
+    """Of the instances that read here, where it is larger than this one's; 0: it is not."""
+    keep_seconds: float = 0.0
+    """How long a decoder keeps the blocks of a request for the next turn; 0: not at all."""
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Settings:
@@ -41,7 +43,8 @@ class Settings:
         )
         for key in ("lease_seconds", "link_seconds", "pull_seconds"):
             _check_range(key, getattr(settings, key), 0.1, 86_400)
-        _check_range("decode_tensor_parallel_size", settings.decode_tensor_parallel_size, 0, 1024)
+        _check_range("keep_seconds", settings.keep_seconds, 0, 86_400)
+        _check_range("peer_tensor_parallel_size", settings.peer_tensor_parallel_size, 0, 1024)
         return settings
 
 

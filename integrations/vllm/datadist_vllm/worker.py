@@ -69,9 +69,7 @@ class WorkerHalf:
             region.cache(split.parts)
         self._links = Links(engine, settings.listen_host, self._shared, settings.link_seconds)
         self._reading = Reading(engine, self._links, regions, rank, split, settings.pull_seconds)
-        self._grants = Grants(
-            engine, regions, split.parts, self._readers(rank, split), settings.lease_seconds
-        )
+        self._grants = Grants(engine, regions, split.parts, self._readers(rank, split))
         logger.info(
             "rank %d: cluster %d listens at %s:%d, backend %s, KV cache %s",
             rank,
@@ -100,11 +98,11 @@ class WorkerHalf:
     def _own_split(self) -> Split:
         ranks = self._config.parallel_config.tensor_parallel_size
         shards = self._shards(ranks)
-        readers = self._shards(max(ranks, self._settings.decode_tensor_parallel_size))
+        readers = self._shards(max(ranks, self._settings.peer_tensor_parallel_size))
         return Split(ranks, shards, readers // shards)
 
     def _readers(self, rank: int, split: Split) -> int:
-        ranks = self._settings.decode_tensor_parallel_size or split.ranks
+        ranks = self._settings.peer_tensor_parallel_size or split.ranks
         return readers_of(rank, split, ranks, self._shards(ranks))
 
     # -- steps ---------------------------------------------------------------------------------
@@ -115,8 +113,8 @@ class WorkerHalf:
             self._grants.revoke(request_id)
         for granting in step.grants:
             self._grants.grant(granting)
-        for request_id in step.finished:
-            self._grants.finish(request_id)
+        for finished in step.finished:
+            self._grants.finish(finished)
 
     def start_loads(self, step: StepMetadata) -> None:
         """Begin and end loads; waits for none."""

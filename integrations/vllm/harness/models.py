@@ -9,7 +9,7 @@ from typing import Any
 
 WORDS = 2000
 VOCABULARY = 1024
-KINDS = ("gqa", "mla", "windows")
+KINDS = ("gqa", "mla", "windows", "wide")
 
 
 def make_model(kind: str, directory: Path) -> Path:
@@ -68,6 +68,14 @@ def _model(kind: str) -> Any:
     if kind == "gqa":
         config = transformers.LlamaConfig(
             **common, num_hidden_layers=4, num_key_value_heads=4, head_dim=32
+        )
+        return transformers.LlamaForCausalLM(config)
+    if kind == "wide":  # 32 KiB of KV cache per token in float32
+        config = transformers.LlamaConfig(
+            **common | {"num_attention_heads": 16},
+            num_hidden_layers=4,
+            num_key_value_heads=16,
+            head_dim=64,
         )
         return transformers.LlamaForCausalLM(config)
     if kind == "windows":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +17,7 @@ from harness.servers import Server, ask, datadist_config, proxy_server, vllm_ser
 MODELS = Path(os.environ.get("DATADIST_VLLM_MODELS", "/tmp/datadist-vllm-models"))
 SOURCES = "vllm:prompt_tokens_by_source_total"
 WAIT_SECONDS = 60
+Prompt = str | list[int]
 Transfer = Callable[..., dict[str, Any]]
 
 
@@ -69,15 +70,15 @@ class Pair:
 
     # -- requests ------------------------------------------------------------------------------
 
-    def through_proxy(self, prompts: list[str], at_once: int = 1, **more: Any) -> list[str]:
+    def through_proxy(self, prompts: Sequence[Prompt], at_once: int = 1, **more: Any) -> list[str]:
         """The answers to prompts that are prefilled by one and decoded by the other."""
         return _texts(self.proxy.url, prompts, at_once, more)
 
-    def alone(self, prompts: list[str], at_once: int = 4, **more: Any) -> list[str]:
+    def alone(self, prompts: Sequence[Prompt], at_once: int = 4, **more: Any) -> list[str]:
         """What the prefiller answers by itself: the reference."""
         return _texts(self.prefill.url, prompts, at_once, more)
 
-    def prefilled(self, prompt: str) -> dict[str, Any]:
+    def prefilled(self, prompt: Prompt) -> dict[str, Any]:
         """The ``kv_transfer_params`` of the prefiller's answer."""
         asked = {"do_remote_decode": True, "do_remote_prefill": False}
         answer = ask(
@@ -86,7 +87,7 @@ class Pair:
         params: dict[str, Any] = answer["kv_transfer_params"]
         return params
 
-    def decoded(self, prompt: str, params: dict[str, Any], **more: Any) -> dict[str, Any]:
+    def decoded(self, prompt: Prompt, params: dict[str, Any], **more: Any) -> dict[str, Any]:
         """The decoder's answer."""
         return ask(
             self.decode.url,
@@ -117,8 +118,8 @@ class Pair:
         raise AssertionError(f"blocks are held: {held} of the caches")
 
 
-def _texts(url: str, prompts: list[str], at_once: int, more: dict[str, Any]) -> list[str]:
-    def text(prompt: str) -> str:
+def _texts(url: str, prompts: Sequence[Prompt], at_once: int, more: dict[str, Any]) -> list[str]:
+    def text(prompt: Prompt) -> str:
         answer = ask(url, {"prompt": prompt, "max_tokens": 16, **more})
         return str(answer["choices"][0]["text"]) if "choices" in answer else f"error: {answer}"
 

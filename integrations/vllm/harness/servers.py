@@ -29,6 +29,10 @@ class Process:
         self._env = {**os.environ, **env}
         self._process: subprocess.Popen[bytes] | None = None
 
+    def set_env(self, name: str, value: str) -> None:
+        """For the next start."""
+        self._env[name] = value
+
     def start(self) -> None:
         """Start; `wait_until_ready` waits."""
         with self.log.open("ab") as log:

@@ -45,7 +45,7 @@ def test_finer_parts_than_needed_are_read_too() -> None:
 
 
 def test_a_prefiller_that_does_not_split_its_blocks_is_refused_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match='"decode_tensor_parallel_size": 2'):
+    with pytest.raises(ValueError, match='"peer_tensor_parallel_size": 2'):
         pieces_of(0, _gqa(2), _gqa(1))
 
 

@@ -25,8 +25,8 @@ def test_seconds_may_be_integers() -> None:
         ({"lease_seconds": "5"}, "'lease_seconds' is '5', expected a float"),
         ({"lease_seconds": 0}, "expected 0.1 to 86400"),
         ({"pool": 1}, "'pool' is 1, expected a bool"),
-        ({"decode_tensor_parallel_size": True}, "expected a int"),
-        ({"decode_tensor_parallel_size": -1}, "expected 0 to 1024"),
+        ({"peer_tensor_parallel_size": True}, "expected a int"),
+        ({"peer_tensor_parallel_size": -1}, "expected 0 to 1024"),
     ],
 )
 def test_what_is_wrong_is_refused_by_name(given: dict[str, Any], text: str) -> None:
