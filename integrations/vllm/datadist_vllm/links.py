@@ -15,6 +15,7 @@ from datadist import (
     LinkEventKind,
     LLMClusterInfo,
     LLMDataDist,
+    LLMException,
     LLMRole,
     LLMStatusCode,
 )
@@ -89,8 +90,9 @@ class Links:
         for event in self._engine.link_events():
             if event.kind in (LinkEventKind.BROKEN, LinkEventKind.GONE):
                 for cluster in event.cluster_ids:
-                    logger.info("the link with cluster %d has ended: %s", cluster, event.reason)
-                    self._give_up(cluster)
+                    if not self._works(cluster):  # else it was made anew since
+                        logger.info("the link with cluster %d has ended: %s", cluster, event.reason)
+                        self._give_up(cluster)
         with self._lock:
             for address, peer in list(self._peers.items()):
                 if peer.failures and not peer.waiting and now - peer.again > FORGET_SECONDS:
@@ -103,6 +105,12 @@ class Links:
     def close(self) -> None:
         """End the threads; the engine ends the links."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _works(self, cluster: int) -> bool:
+        try:
+            return self._engine.link_error(cluster_id=cluster) is None
+        except LLMException:
+            return False
 
     def _give_up(self, cluster: int) -> None:
         with self._lock:

@@ -35,6 +35,7 @@ class LoadResult:
     error: str | None
     seconds: float
     bytes: int
+    cancelled: bool
 
 
 @dataclass
@@ -237,9 +238,8 @@ class Reading:
             if run.errors and run.tasks:  # the owner need not keep the blocks
                 self.release(run.load.source)
             seconds = time.monotonic() - run.began
-            self._ended.append(
-                LoadResult(run.load, run.errors[0] if run.errors else None, seconds, run.bytes)
-            )
+            error = run.errors[0] if run.errors else None
+            self._ended.append(LoadResult(run.load, error, seconds, run.bytes, run.cancelled))
 
     def _release_at(self, source: Source, address: RankAddress) -> None:
         def linked(answer: dict[str, Any] | str) -> None:

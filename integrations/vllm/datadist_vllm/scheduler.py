@@ -292,6 +292,7 @@ class SchedulerHalf:
             self._step.releases.append(decode.source)
         elif self._loading.get(decode.source.key) == request.request_id:
             self._step.cancels.append(request.request_id)
+            self._tokens[request.request_id] = 0  # nobody computes them
         return True
 
     def received(self, request_ids: Set[str], failed: Set[str]) -> None:

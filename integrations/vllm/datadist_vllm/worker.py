@@ -145,8 +145,9 @@ class WorkerHalf:
                     request_id, result.load.tokens, result.bytes / 2**20, source.engine_id,
                     self._engine.engine.backend, result.seconds * 1000,
                 )  # fmt: skip
-            else:
-                results.failed_recving.add(request_id)
+                continue
+            results.failed_recving.add(request_id)
+            if not result.cancelled:
                 self._stats.count(FAILURES, 1)
                 logger.warning(
                     "request %s: its blocks did not come from %s: %s",
