@@ -99,7 +99,11 @@ def _model(kind: str) -> Any:
             qk_rope_head_dim=64,
             qk_nope_head_dim=32,
             v_head_dim=32,
-            n_routed_experts=None,
+            n_routed_experts=4,  # in layers after the dense ones, of which there are none
+            n_group=1,
+            topk_group=1,
+            num_experts_per_tok=2,
+            moe_intermediate_size=64,
         )
         return transformers.DeepseekV2ForCausalLM(config)
     raise ValueError(f"kind is {kind!r}, expected one of {KINDS}")

@@ -42,7 +42,8 @@ def test_shape(shape: str, directory: Path) -> None:
     with Pair(given.pop("kind"), place, **given) as pair:
         got = pair.through_proxy(prompts, at_once=4)
         assert pair.transferred() > 0
-        assert pair.computed() == 0
+        # With windows the prefiller leaves the last token of each prompt.
+        assert pair.computed() == (len(prompts) if shape == "windows" else 0)
         assert pair.decode.metric("vllm:datadist_failed_loads_total") == 0
         pair.wait_until_free()
         assert got == pair.alone(prompts)
