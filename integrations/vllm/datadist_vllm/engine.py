@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import secrets
-import socket
 
 import torch
 from vllm.logger import init_logger
 
-from datadist import DataType, LLMConfig, LLMDataDist, LLMException, LLMRole
+from datadist import DataType, LLMConfig, LLMDataDist, LLMRole
 from datadist_vllm.parameters import RankAddress
 from datadist_vllm.settings import Settings
 
 logger = init_logger(f"vllm.{__name__}")
 
-ATTEMPTS = 8
-"""To find a port: another process may take one between our choice and its use."""
 POOL_EXTRA = 2 << 20
 """Bytes of the pool beyond the KV cache, for rounding."""
 
@@ -32,15 +29,10 @@ class WorkerEngine:
 
     def start(self, pool_bytes: int = 0) -> None:
         """Raise LLMException where the engine cannot start."""
-        for attempt in range(ATTEMPTS):
-            port = _free_port(self._settings.listen_host)
-            try:
-                self.engine.init(self._options(port, pool_bytes))
-                break
-            except LLMException as error:
-                if "another process uses this port" not in str(error) or attempt == ATTEMPTS - 1:
-                    raise
-        self.address = RankAddress(self.engine.cluster_id, self._settings.listen_host, port)
+        self.engine.init(self._options(pool_bytes))
+        place = self.engine.listen_address
+        assert place is not None
+        self.address = RankAddress(self.engine.cluster_id, *place)
 
     def allocate(self, size: int) -> torch.Tensor:
         """Start with a pool for ``size`` bytes, and give them."""
@@ -49,10 +41,10 @@ class WorkerEngine:
         tensor: torch.Tensor = torch.from_dlpack(memory)
         return tensor
 
-    def _options(self, port: int, pool_bytes: int) -> dict[str, str]:
+    def _options(self, pool_bytes: int) -> dict[str, str]:
         config = LLMConfig()
         config.enable_cache_manager = True
-        config.listen_ip_info = f"{self._settings.listen_host}:{port}"
+        config.listen_ip_info = f"{self._settings.listen_host}:0"  # a free port
         config.link_metadata = self._metadata
         if self._settings.backend:
             config.transfer_backend = self._settings.backend
@@ -60,10 +52,3 @@ class WorkerEngine:
             config.mem_pool_cfg = json.dumps({"memory_size": pool_bytes})
         options: dict[str, str] = config.generate_options()
         return options
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
