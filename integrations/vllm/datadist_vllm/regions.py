@@ -6,6 +6,7 @@ that share memory are registered once, since a block id belongs to one group at 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ class Region:
         self._layers = layers
         self.block_bytes = layers[0].page
         self._by_parts: dict[int, Cache] = {}
+        self._lock = threading.Lock()
 
     @property
     def layers(self) -> int:
@@ -45,16 +47,17 @@ class Region:
 
         Registered at the first use. Readers of other ranks need only their heads, which are a part.
         """
-        found = self._by_parts.get(parts)
-        if found is None:
-            tensors = [
-                self._view(layer, part, parts) for part in range(parts) for layer in self._layers
-            ]
-            found = self._engine.cache_manager.register_blocks_cache(
-                CacheDesc.from_tensors(tensors, tensors_per_layer=1), tensors
-            )
-            self._by_parts[parts] = found
-        return found
+        with self._lock:
+            if parts not in self._by_parts:
+                self._by_parts[parts] = self._registered(parts)
+            return self._by_parts[parts]
+
+    def _registered(self, parts: int) -> Cache:
+        tensors = [
+            self._view(layer, part, parts) for part in range(parts) for layer in self._layers
+        ]
+        desc = CacheDesc.from_tensors(tensors, tensors_per_layer=1)
+        return self._engine.cache_manager.register_blocks_cache(desc, tensors)
 
     def _view(self, layer: _Layer, part: int, parts: int) -> torch.Tensor:
         size = layer.page // parts

@@ -17,8 +17,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "mla": {
         "kind": "mla",
         "arguments": (
-            "--block-size", "16", "--no-enable-prefix-caching", "--no-enable-chunked-prefill",
-            "--max-num-batched-tokens", "4096",
+            "--attention-backend", "CPU_MLA", "--block-size", "16", "--no-enable-prefix-caching",
+            "--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096",
         ),
     },
     "bf16": {"kind": "gqa", "arguments": ("--dtype", "bfloat16")},
