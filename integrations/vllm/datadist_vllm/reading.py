@@ -23,6 +23,8 @@ from datadist_vllm.regions import Region
 logger = init_logger(f"vllm.{__name__}")
 
 
+SETTLE_SECONDS = 60.0
+"""Longest time that a load waits for a transport to let go of its blocks; after 30 s it is made to."""
 MESSAGE_MILLIS = 1000
 """Longest time to send a message."""
 
@@ -44,12 +46,16 @@ class _Run:
 
     load: Load
     began: float
+    seconds: float = 0.0
     outstanding: int = 1
     """Pulls, and steps towards them, that have not ended."""
     errors: list[str] = field(default_factory=list)
     tasks: list[TransferTask] = field(default_factory=list)
     cancelled: bool = False
     bytes: int = 0
+    timed_out: set[int] = field(default_factory=set)
+    """Clusters of pulls that timed out: the transport may not have let go of our blocks yet."""
+    settled_by: float = 0.0
 
 
 class Reading:
@@ -72,7 +78,7 @@ class Reading:
         self._millis = int(seconds * 1000)
         self._lock = threading.Lock()
         self._runs: dict[str, _Run] = {}
-        self._ended: deque[LoadResult] = deque()
+        self._ended: deque[_Run] = deque()
 
     def begin(self, load: Load) -> None:
         """Read; `ended` has the result."""
@@ -99,11 +105,34 @@ class Reading:
     def ended(self) -> list[LoadResult]:
         """The loads that have ended since the last call."""
         found = []
-        while self._ended:
-            result = self._ended.popleft()
-            self._runs.pop(result.load.request_id, None)
-            found.append(result)
+        for _ in range(len(self._ended)):
+            run = self._ended.popleft()
+            if self._has_settled(run):
+                self._runs.pop(run.load.request_id, None)
+                error = run.errors[0] if run.errors else None
+                found.append(LoadResult(run.load, error, run.seconds, run.bytes, run.cancelled))
+            else:
+                self._ended.append(run)
         return found
+
+    def _has_settled(self, run: _Run) -> bool:
+        """Whether nothing writes to its blocks any more: vLLM may use them again."""
+        run.timed_out = {cluster for cluster in run.timed_out if self._goes_on(cluster)}
+        if run.timed_out and time.monotonic() < run.settled_by:
+            return False
+        if run.timed_out:
+            logger.error(
+                "request %s: its transfer from cluster %s did not end in %g s, its blocks are used again",
+                run.load.request_id, sorted(run.timed_out), SETTLE_SECONDS,
+            )  # fmt: skip
+        return True
+
+    def _goes_on(self, cluster: int) -> bool:
+        """Whether a transfer of a link may go on, as the link tells; one that is gone has ended all."""
+        try:
+            return self._engine.link_error(cluster_id=cluster) is not None
+        except LLMException:
+            return False
 
     def release(self, source: Source) -> None:
         """Tell the owner that nobody here reads the source."""
@@ -219,6 +248,8 @@ class Reading:
         try:
             task.result(0)
         except LLMException as error:
+            if error.status_code is LLMStatusCode.LLM_TIMEOUT:
+                run.timed_out.add(address.cluster)
             if error.status_code is LLMStatusCode.LLM_NOT_YET_LINK:
                 self._links.forget(address, own)
                 if attempts > 1 and len(self._regions) == 1 and not run.cancelled:
@@ -237,9 +268,9 @@ class Reading:
         if last:
             if run.errors and run.tasks:  # the owner need not keep the blocks
                 self.release(run.load.source)
-            seconds = time.monotonic() - run.began
-            error = run.errors[0] if run.errors else None
-            self._ended.append(LoadResult(run.load, error, seconds, run.bytes, run.cancelled))
+            now = time.monotonic()
+            run.seconds, run.settled_by = now - run.began, now + SETTLE_SECONDS
+            self._ended.append(run)
 
     def _release_at(self, source: Source, address: RankAddress) -> None:
         def linked(answer: dict[str, Any] | str) -> None:
