@@ -17,6 +17,9 @@ from harness.servers import Server, ask, datadist_config, proxy_server, vllm_ser
 MODELS = Path(os.environ.get("DATADIST_VLLM_MODELS", "/tmp/datadist-vllm-models"))
 SOURCES = "vllm:prompt_tokens_by_source_total"
 WAIT_SECONDS = 60
+LEASE_SECONDS = 8.0
+"""Long enough for a request on a busy machine, short enough to wait for its end."""
+QUICK = {"lease_seconds": LEASE_SECONDS, "pull_seconds": 5.0, "link_seconds": 5.0}
 Prompt = str | list[int]
 Transfer = Callable[..., dict[str, Any]]
 

@@ -7,10 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness.pair import Pair
-
-LEASE_SECONDS = 4.0
-QUICK = {"lease_seconds": LEASE_SECONDS, "pull_seconds": 5.0, "link_seconds": 2.0}
+from harness.pair import QUICK, Pair
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

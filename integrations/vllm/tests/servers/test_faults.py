@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from harness.models import prompt
-from harness.pair import Pair
+from harness.pair import LEASE_SECONDS, Pair
 
 FAILED = "vllm:datadist_failed_loads_total"
 RECOMPUTED = "vllm:datadist_recomputed_tokens_total"
@@ -143,7 +143,7 @@ def test_a_decoder_that_is_stopped_and_goes_on(pair: Pair) -> None:
     words = prompt(generator, 150)
     params = pair.prefilled(words)
     pair.decode.signal(signal.SIGSTOP)
-    time.sleep(5)  # longer than the lease
+    time.sleep(LEASE_SECONDS + 1)
     pair.decode.signal(signal.SIGCONT)
     assert _text(pair.decoded(words, params)) == pair.alone([words])[0]
     pair.wait_until_free()

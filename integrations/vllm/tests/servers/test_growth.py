@@ -20,7 +20,7 @@ MEMORY_MIB = 24
 def pair(directory: Path) -> Iterator[Pair]:
     """Small caches, so that vLLM has used all of its blocks before we look."""
     arguments = ("--num-gpu-blocks-override", "256")
-    with Pair("gqa", directory, {"lease_seconds": 4.0}, arguments=arguments) as pair:
+    with Pair("gqa", directory, arguments=arguments) as pair:
         yield pair
 
 

@@ -37,9 +37,7 @@ def test_shape(shape: str, directory: Path) -> None:
     prompts = [prompt(generator, length) for length in lengths]
     place = directory / shape.replace(" ", "-")
     place.mkdir()
-    given: dict[str, Any] = {"extra": {"lease_seconds": 4.0}, **SHAPES[shape]}
-    given["extra"] = {"lease_seconds": 4.0, **given["extra"]}
-    with Pair(given.pop("kind"), place, **given) as pair:
+    with Pair(directory=place, **SHAPES[shape]) as pair:
         got = pair.through_proxy(prompts, at_once=4)
         assert pair.transferred() > 0
         # With windows the prefiller leaves the last token of each prompt.
