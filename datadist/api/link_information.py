@@ -71,6 +71,17 @@ class LinkInformation:
         begin("link_events_fileno")
         return descriptor_of(self._initialised().links_known.events, "events of links")
 
+    @property
+    def listen_address(self) -> tuple[str, int] | None:
+        """Where others find this engine with `link_clusters`; None where it listens nowhere.
+
+        The port is the one that was found where ``listen_ip_info`` has port 0.
+
+        Raises ``RuntimeError`` before `init`.
+        """
+        place = self._initialised().listens_at()
+        return None if place is None else (place.host, place.port)
+
     def cluster_at(self, ip: str | int, port: int, timeout: int = 3000) -> int:
         """The cluster id of the engine that listens at an address (``listen_ip_info``); links nothing.
 

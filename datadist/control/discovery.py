@@ -19,6 +19,7 @@ from pathlib import Path
 
 from datadist.control.closing import MAX_WAITING
 from datadist.control.endpoint import EndpointError, find, hint
+from datadist.control.hostport import HostPort
 from datadist.control.messages import (
     MAX_FRAME,
     MAX_HELLO,
@@ -181,13 +182,18 @@ class Discovery:
         return True
 
     def listen_at(self, ip: str | None, port: int | None) -> None:
-        """Let peers find this engine at ``ip:port``, and there only; None or 0 for nowhere.
+        """Let peers find this engine at ``ip:port``, and there only; None for nowhere, 0 for a free port.
 
         With a ``remote`` they may be on other hosts.
         An endpoint with the same port stays as it is (LLM-DataDist API, switch_role).
         Raises :class:`EndpointError`; the engine listens nowhere then.
         """
         self._names.listen_at(ip, port, self.remote)
+
+    def listens_at(self) -> HostPort | None:
+        """Where peers find this engine; any thread may ask."""
+        endpoint = self._names.endpoint
+        return None if endpoint is None else endpoint.place
 
     def find(self, ip: str, port: int) -> Address | None:
         """The engine of our job and host that listens at ``ip:port``, or None.

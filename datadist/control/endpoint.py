@@ -40,8 +40,8 @@ class EndpointError(PicklableError):
 class Endpoint:
     """A reserved address, published in the runtime directory from construction until :meth:`close`.
 
-    ``address`` is IPv4 text, ``port`` 1 to 65535; with ``remote`` engines of other hosts can dial
-    it. Raises :class:`EndpointError`.
+    ``address`` is IPv4 text, ``port`` 1 to 65535, or 0 for a free one; with ``remote`` engines of other
+    hosts can dial it. Raises :class:`EndpointError`.
     """
 
     def __init__(
@@ -52,29 +52,30 @@ class Endpoint:
         port: int,
         remote: NetworkDiscovery | None = None,
     ) -> None:
-        self.port = port
-        self._place = HostPort(address, port)
+        self._asked = HostPort(address, port)
         self._directory = directory
         self._engine = engine
         self._remote = remote
         self._socket: socket.socket | None = None
-        self.name = listening_name(address, port)
+        self.port = self._take_port()
+        self.place = HostPort(address, self.port)
+        """Where it is: the port is the real one where 0 was asked for."""
+        self.name = listening_name(address, self.port)
         """Its name in the runtime directory."""
-        self._take_port()
         try:
-            directory.publish(address, port, engine)
+            directory.publish(*self.place, engine)
         except OSError as error:
             self._give_back()
-            raise EndpointError(f"cannot list {self._place}: {error}") from error
+            raise EndpointError(f"cannot list {self.place}: {error}") from error
 
     def renew(self) -> None:
         """Publish the address again where its name was removed. Raises OSError."""
         if not self._directory.has(self.name):
-            self._directory.publish(*self._place, self._engine)
+            self._directory.publish(*self.place, self._engine)
 
     def close(self) -> None:
         """Remove the address from the directory and release the port."""
-        self._directory.retract(*self._place, self._engine)
+        self._directory.retract(*self.place, self._engine)
         self._give_back()
 
     def abandon(self) -> None:
@@ -82,12 +83,14 @@ class Endpoint:
         if self._socket is not None:
             self._socket.close()
 
-    def _take_port(self) -> None:
+    def _take_port(self) -> int:
+        """The port, which is ours until `_give_back`."""
         try:
-            if self._remote is None:
-                self._socket = _bind(self._place)
-            else:
-                self._remote.listen(self._place)
+            if self._remote is not None:
+                return self._remote.listen(self._asked).endpoint.port
+            self._socket = _bind(self._asked)
+            port: int = self._socket.getsockname()[1]
+            return port
         except NetworkError as error:
             raise EndpointError(str(error), error.in_use) from error
 
@@ -95,7 +98,7 @@ class Endpoint:
         if self._socket is not None:
             self._socket.close()
         elif self._remote is not None:
-            self._remote.unlisten(self._place)
+            self._remote.unlisten(self._asked)
 
 
 def find(directory: RuntimeDir, address: str, port: int, far: bool) -> Address | None:

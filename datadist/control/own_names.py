@@ -42,17 +42,17 @@ class OwnNames:
             raise
 
     def listen_at(self, ip: str | None, port: int | None, remote: NetworkDiscovery | None) -> None:
-        """Publish an address instead of the one before, see :class:`Endpoint`; None or 0 for none.
+        """Publish an address instead of the one before, see :class:`Endpoint`; None for none.
 
-        An endpoint with the same port stays as it is. Raises :class:`EndpointError`; the engine
-        listens nowhere then.
+        An endpoint with the same port stays as it is, and any does where a free one is asked for (0).
+        Raises :class:`EndpointError`; the engine listens nowhere then.
         """
         if self.endpoint is not None:
-            if self.endpoint.port == port:
+            if port in (0, self.endpoint.port):
                 return
             self.endpoint.close()
             self.endpoint = None
-        if ip and port:
+        if ip and port is not None:
             self.endpoint = Endpoint(self.directory, self.address, ip, port, remote)
 
     def touch(self) -> bool:

@@ -26,6 +26,7 @@ from datadist.caches.owned import OwnDirectory
 from datadist.caches.peers import PeerView
 from datadist.control.account import MAX_TABLES
 from datadist.control.discovery import Discovery, EndpointError
+from datadist.control.hostport import HostPort
 from datadist.control.job import described
 from datadist.control.messages import Announce
 from datadist.control.own_directory import RuntimeDirError
@@ -367,23 +368,28 @@ class Engine:
     def listen(self, ip: str | None, port: int | None) -> None:
         """Listen for `link_clusters` of others at ``ip:port`` only; without a port, listen nowhere.
 
+        Port 0 is a free one, see :meth:`listens_at`.
         Raises LLM_FAILED where the address cannot be used.
         """
-        if ip and port:
+        listening = bool(ip) and port is not None
+        if listening:
             check_proc_for_addresses("the engine cannot listen")
         try:
             self._call(lambda: self._discovery.listen_at(ip, port))
         except EndpointError as error:
             text = with_holders(str(error), error.in_use)
             raise LLMException(text, status_code=LLMStatusCode.LLM_FAILED) from error
-        near = not (ip and port) or parse_address(ip).is_loopback
+        near = not (ip and listening) or parse_address(ip).is_loopback
         if self._far and self.options.auth_key is None and not near:
             log.warning(
                 "DATADIST_AUTH_KEY is not set, so %s:%s is not opened to other hosts, and only "
                 "engines of this host can link with this one: set it to the same secret everywhere",
-                ip,
-                port,
+                *(self.listens_at() or (ip, port)),
             )
+
+    def listens_at(self) -> HostPort | None:
+        """Where others find this engine with `link_clusters`, or None."""
+        return self._discovery.listens_at()
 
     def linked(self) -> list[str]:
         """Every domain and pair that is held, but for pairs whose peer is gone."""

@@ -227,6 +227,33 @@ def _init_listening(here: nodes.Here, info: str) -> None:
     nodes.init(here, 1, listen_ip_info=info)
 
 
+def _listen_address(here: nodes.Here) -> tuple[str, int] | None:
+    return here.live.listen_address
+
+
+def test_port_0_is_a_free_one(start_node: Start, free_ports: Ports) -> None:
+    first, second = (_listening(start_node, cluster, 0) for cluster in (1, 2))
+    (ip, port), (_, other) = first.do(_listen_address), second.do(_listen_address)
+    assert ip == "127.0.0.1"
+    assert port != other
+    client = start_node(3, local_comm_res="")
+    assert client.do(_listen_address) is None
+    client.do(nodes.make, "blocks", "blocks", [8, 100], 4, BlocksCacheKey(3, 0))
+    assert client.do(nodes.link_clusters, [(1, port), (2, other)])[0] == "LLM_SUCCESS"
+    client.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "blocks", [3], [5])
+    assert _block(client, 5) == _expected(1, 3)
+    assert client.do(nodes.unlink_clusters, [(1, port)]) == OK
+    first.do(nodes.switch_role, LLMRole.DECODER, 0)
+    assert first.do(_listen_address) == (ip, port), "the one that it has stays"
+    first.do(nodes.switch_role, LLMRole.DECODER)
+    assert first.do(_listen_address) is None
+    with socket.socket() as again:
+        again.bind((ip, port))  # it was given back
+    (chosen,) = free_ports(1)
+    first.do(nodes.switch_role, LLMRole.DECODER, chosen)
+    assert first.do(_listen_address) == (ip, chosen)
+
+
 def test_switching_the_role_moves_the_listener(start_node: Start, free_ports: Ports) -> None:
     first, second = free_ports(2)
     server, client = _listening(start_node, 1, first), start_node(2, local_comm_res="")

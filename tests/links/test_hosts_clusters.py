@@ -72,6 +72,22 @@ def test_a_link_works_in_both_directions_and_ends(
     assert not server.do(nodes.log_of, "WARNING")
 
 
+def _listen_address(here: nodes.Here) -> tuple[str, int] | None:
+    return here.live.listen_address
+
+
+def test_port_0_is_a_free_one(start_on: Start, client_on: Start, net: Network) -> None:
+    address = net.hosts[0].ipv4
+    server = start_on(0, 1, listen_ip_info=f"{address}:0", local_comm_res="")
+    client = client_on(1, 2)
+    ip, port = server.do(_listen_address)
+    assert (ip, port != 0) == (address, True)
+    for _ in range(2):
+        assert client.do(nodes.link_clusters, [(1, port)], 10_000, address) == OK
+        hosts.check_pull(server, 1, client)
+        assert client.do(nodes.unlink_clusters, [(1, port)], 10_000, False) == OK
+
+
 def test_two_that_link_with_each_other_at_once(serve: Start, net: Network) -> None:
     first, second = serve(0, 1), serve(1, 2)
     ips = [host.ipv4 for host in net.hosts]

@@ -1,0 +1,1 @@
+"""Real vLLM servers with models made on the spot: for the demo, the tests and the comparison."""

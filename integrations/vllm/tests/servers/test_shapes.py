@@ -1,0 +1,47 @@
+"""Models and caches of several shapes: tokens are those of one instance, and are transferred."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.models import prompt
+from harness.pair import Pair
+
+TP2 = ("--tensor-parallel-size", "2")
+PEER2 = {"peer_tensor_parallel_size": 2}
+SHAPES: dict[str, dict[str, Any]] = {
+    "windows": {"kind": "windows"},
+    "mla": {
+        "kind": "mla",
+        "arguments": (
+            "--attention-backend", "CPU_MLA", "--block-size", "16", "--no-enable-prefix-caching",
+            "--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096",
+        ),
+    },
+    "bf16": {"kind": "gqa", "arguments": ("--dtype", "bfloat16")},
+    "fp8": {"kind": "gqa", "arguments": ("--dtype", "bfloat16", "--kv-cache-dtype", "fp8")},
+    "registered": {"kind": "gqa", "extra": {"pool": False}},
+    "tp 2 to 2": {"kind": "gqa", "arguments": TP2},
+    "tp 2 to 1": {"kind": "gqa", "prefill_arguments": TP2},
+    "tp 1 to 2": {"kind": "gqa", "decode_arguments": TP2, "extra": PEER2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shape(shape: str, directory: Path) -> None:
+    generator = random.Random(3)
+    lengths = [3, 40, 51, 103, 205, 400, 700, 1000]
+    prompts = [prompt(generator, length) for length in lengths]
+    place = directory / shape.replace(" ", "-")
+    place.mkdir()
+    with Pair(directory=place, **SHAPES[shape]) as pair:
+        got = pair.through_proxy(prompts, at_once=4)
+        assert pair.transferred() > 0
+        # With windows the prefiller leaves the last token of each prompt.
+        assert pair.computed() == (len(prompts) if shape == "windows" else 0)
+        assert pair.decode.metric("vllm:datadist_failed_loads_total") == 0
+        pair.wait_until_free()
+        assert got == pair.alone(prompts)
