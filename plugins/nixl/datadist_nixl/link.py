@@ -77,9 +77,13 @@ class NixlLink(Link):
         try:
             self._askers[rank] = peer.connection.asker(data.address, bytes.fromhex(data.greeting))
         except OSError as error:
-            raise LinkError(
-                f"cannot connect to rank {rank} at {data.address}: {error}", rank
-            ) from None
+            text = f"cannot connect to rank {rank} at {data.address}: {error}"
+            if data.address.startswith("unix:") and peer.address is not None:
+                text += (
+                    f"; rank {rank} was met at {peer.address}, and its engine is asked on its own host "
+                    "only: set datadist.nixl.device or LLMConfig.listen_ip_info there"
+                )
+            raise LinkError(text, rank) from None
         side.their_secret = bytes.fromhex(data.secret)
         side.may_write = data.writable
         side.theirs = Ranges(

@@ -34,7 +34,8 @@ class Options:
     cuda: bool
     """Whether Placement.DEVICE is memory of CUDA devices; else it is memory of the host."""
     listen: str | None
-    """Address to listen on for askers; None: a Unix socket of this network namespace."""
+    """Address to listen on for askers, that of ``listen_ip_info`` or else of the device; None: a Unix
+    socket of this network namespace."""
 
 
 def parse(options: TransportOptions) -> Options:
@@ -61,6 +62,7 @@ def parse(options: TransportOptions) -> Options:
             f"option datadist.nixl.device is {device!r}: beyond loopback the secrets of links need a "
             "protected control plane: set DATADIST_AUTH_KEY"
         )
+    listen = listen or _address(device)
     cuda = choice("option datadist.nixl.cuda", options.extra.get("cuda", "0"), ("0", "1")) == "1"
     return Options(device, transports + (",cuda_copy" if cuda else ""), cuda, listen)
 
@@ -89,6 +91,12 @@ def _interface(address: str) -> str:
         f"no network interface has the address {address} of LLMConfig.listen_ip_info: name one by the "
         "option datadist.nixl.device"
     )
+
+
+def _address(device: str) -> str | None:
+    """The first address of the interfaces of UCX, but for loopback's."""
+    names = [name for name in device.split(",") if name != LOOPBACK]
+    return next((str(address) for name in names for address in _addresses(name)), None)
 
 
 def _addresses(name: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:

@@ -18,6 +18,14 @@ def test_a_loopback_address_needs_no_key() -> None:
     assert (options.device, options.listen) == ("lo", "127.0.0.1")
 
 
+def test_the_address_of_the_device_is_listened_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"eth0": ["192.0.2.7", "fd00::7"], "eth1": ["192.0.2.8"]}
+    monkeypatch.setattr("datadist_nixl.options._addresses", lambda name: found.get(name, []))
+    for device, listen in (("eth0", "192.0.2.7"), ("lo,eth1", "192.0.2.8"), ("mlx5_0:1", None)):
+        options = parse(TransportOptions(extra={"device": device}, auth_key=b"k"))
+        assert options.listen == listen
+
+
 def test_beyond_loopback_a_key_is_needed() -> None:
     for given in ({"device": "eth0"}, {"device": "mlx5_0:1", "transports": "rc,tcp"}):
         with pytest.raises(OptionError, match="DATADIST_AUTH_KEY"):
