@@ -26,6 +26,7 @@ from datadist import (
     LLMDataDist,
     LLMRole,
     LLMStatusCode,
+    Placement,
 )
 from datadist.base.texts import in_seconds
 from datadist.bench.shapes import Shape, fill, verify
@@ -60,6 +61,7 @@ class Settings:
     """Those of the clusters in turn; none where all are on this host."""
     places: str = ""
     """What these hosts are, for people."""
+    placement: Placement = Placement.DEVICE
 
     def host(self, cluster: int) -> Host | None:
         """Where a cluster is; None for this host."""
@@ -102,7 +104,11 @@ class MeasuredEngine:
         config.enable_remote_cache_accessible = self.settings.direction == "push"
         config.sync_kv_timeout = int(SECONDS * 1000)
         config.link_total_time = int(SECONDS)
-        config.mem_pool_cfg = json.dumps({"memory_size": pool})
+        sizes = json.dumps({"memory_size": pool})
+        if self.settings.placement is Placement.HOST:
+            config.host_mem_pool_cfg = sizes
+        else:
+            config.mem_pool_cfg = sizes
         host, given = self.settings.host(self.cluster), self.settings.options
         if host is not None:
             config.listen_ip_info = f"{host.address}:{LISTEN_PORT + self.cluster}"
@@ -154,9 +160,9 @@ class MeasuredEngine:
         )
         if self.settings.memory == "pool":
             cache = (
-                manager.allocate_cache(shape.desc)
+                manager.allocate_cache(shape.desc(self.settings.placement))
                 if shape.contiguous
-                else manager.allocate_blocks_cache(shape.desc, key)
+                else manager.allocate_blocks_cache(shape.desc(self.settings.placement), key)
             )
             arrays = cache.numpy()
         else:
@@ -164,9 +170,11 @@ class MeasuredEngine:
             arrays = [np.zeros(size, np.uint8) for _ in range(shape.tensors)]
             addresses = [array.ctypes.data for array in arrays]
             cache = (
-                manager.register_cache(shape.desc, addresses)
+                manager.register_cache(shape.desc(self.settings.placement), addresses)
                 if shape.contiguous
-                else manager.register_blocks_cache(shape.desc, addresses, key)
+                else manager.register_blocks_cache(
+                    shape.desc(self.settings.placement), addresses, key
+                )
             )
         self.caches[label], self._arrays[label] = cache, arrays
         self.fill(label, shape) if filled else self.clear(label)

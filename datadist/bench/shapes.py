@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datadist import CacheDesc, DataType
+from datadist import CacheDesc, DataType, Placement
 
 MIB = 1 << 20
 QUICK = 16
@@ -49,10 +49,11 @@ class Shape:
         """Separate ranges of one transfer, before adjacent ones are merged."""
         return self.tensors * self.count
 
-    @property
-    def desc(self) -> CacheDesc:
+    def desc(self, placement: Placement) -> CacheDesc:
         """The description for `allocate` and `register`."""
-        return CacheDesc(self.tensors, [self.blocks, self.block_bytes], DataType.DT_UINT8)
+        return CacheDesc(
+            self.tensors, [self.blocks, self.block_bytes], DataType.DT_UINT8, placement
+        )
 
     def lists(self, number: int) -> tuple[list[int], list[int]]:
         """Blocks to read and blocks to write of transfer ``number``, at random."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from datadist import LLMException
+from datadist import LLMException, Placement
 from datadist.base import cgroups
 from datadist.base.digits import number_argument
 from datadist.base.quiet import quiet
@@ -47,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--backend", default="auto", metavar="NAME", help="transport (default auto)")
     add("--memory", default="pool", choices=("pool", "registered"),
         help="caches in the pool, or in memory of the program (default pool)")  # fmt: skip
+    add("--placement", default="device", choices=("device", "host"),
+        help="where caches are; some transports have one only (default device)")  # fmt: skip
     add("--direction", default="pull", choices=("pull", "push"), help="default pull")
     add("--repeat", type=number_argument(1), default=7, metavar="N",
         help="large transfers and links per workload (default 7)")  # fmt: skip
@@ -104,7 +106,8 @@ def _settings(args: argparse.Namespace, places: Places) -> Settings:
         backend = choose_backend(args.backend, os.environ).name
     except BackendError as error:
         raise BenchError(str(error)) from None
-    return Settings(backend, args.memory, args.direction, options, places.hosts, places.text)
+    return Settings(backend, args.memory, args.direction, options, places.hosts, places.text,
+                    Placement[args.placement.upper()])  # fmt: skip
 
 
 def _measure(name: str, settings: Settings, args: argparse.Namespace) -> Iterator[Result]:
@@ -147,7 +150,8 @@ def _title(settings: Settings) -> str:
     far = f"; far: {settings.places}" if settings.places else ""
     return (
         f"datadist {own_version()}, backend {settings.backend}, {settings.direction}, "
-        f"{settings.memory} memory{extra}{far}; {cgroups.cpus()} CPUs ({_processor()}), "
+        f"{settings.memory} memory ({settings.placement.name}){extra}{far}; "
+        f"{cgroups.cpus()} CPUs ({_processor()}), "
         f"{platform.machine()}, Linux {platform.release().partition('-')[0]}, "
         f"Python {platform.python_version()}"
     )

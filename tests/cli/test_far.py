@@ -73,13 +73,14 @@ def test_a_quick_run(
     out, before = tmp_path / "out.json", _surroundings()
     args = ["paged-mla", "latency", "--quick", "--repeat", "2", "--backend", "tcp", far]
     args += ["--json", str(out), "--direction", direction]
-    args += ["--option", "datadist.tcp.device={device}"]
+    args += ["--option", "datadist.tcp.device={device}", "--placement", "host"]
     assert main(["bench", *args]) == 0
     shown = capsys.readouterr().out
     device, where = ("eth0", "network namespaces") if "names" in far else ("lo", "on loopback")
     title = shown.splitlines()[0]
     assert where in title
     assert f"device {device}" in title
+    assert "(HOST)" in title
     assert "TCP STREAM" in shown
     assert "TCP request and answer" in shown
     for local in ("MEMCPY", "NATIVE COPY", "PROCESS_VM_READV", "local native copy"):
