@@ -87,7 +87,7 @@ class RemoteNode:
 AnyNode = Node | RemoteNode
 
 
-def wait_for_other(timeout: float = 120, machine: str = OTHER) -> None:
+def wait_for_other(timeout: float = 300, machine: str = OTHER) -> None:
     """Wait until another machine's agent answers."""
     from roce.harness.agent import connect
 

@@ -13,7 +13,7 @@ class TestNear(TransportConformance):
 
 
 class TestFar(TransportConformance):
-    """The first two ranks meet over the network, so rdma links them; two more are near one of these."""
+    """The first two ranks meet over the network, by rdma; each other rank is near to one of them."""
 
     transport = "shm+rdma"
     timeout_scale = 5.0

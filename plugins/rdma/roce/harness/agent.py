@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
@@ -12,6 +13,7 @@ from tests.nodes import Node, RemoteError
 
 PORT = 7000
 KEY = b"tests on a wire of their own"
+CONNECT_SECONDS = 5.0
 
 
 def main() -> None:
@@ -20,7 +22,11 @@ def main() -> None:
         start_here({}).close()  # the fork server loads everything ahead
         print("agent: ready", flush=True)
         while True:
-            threading.Thread(target=_serve, args=(listener.accept(),), daemon=True).start()
+            try:
+                line = listener.accept()
+            except (EOFError, OSError):  # who only wanted to know whether we are up
+                continue
+            threading.Thread(target=_serve, args=(line,), daemon=True).start()
 
 
 def _serve(line: Any) -> None:
@@ -45,7 +51,9 @@ def _obey(node: Node, order: str, args: Any, options: Any) -> tuple[bool, Any]:
 
 
 def connect(host: str) -> Connection:
-    """A line to the agent at ``host``."""
+    """A line to the agent at ``host``. Raises ``OSError`` within seconds where that is off."""
+    # Client has no time limit: it waits a minute for its next attempt, while the machine comes up.
+    socket.create_connection((host, PORT), CONNECT_SECONDS).close()
     return Client((host, PORT), authkey=KEY)
 
 
