@@ -102,7 +102,7 @@ def measure(connector: str, repeats: int, found: dict[tuple[str, str], list[floa
 
 
 def main() -> None:
-    """Print medians, and the lower and upper quartile."""
+    """Print medians, and the lower and upper quartile, after each pair."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
@@ -111,6 +111,11 @@ def main() -> None:
     for _ in range(given.rounds):
         for connector in ("datadist", "nixl"):
             measure(connector, given.repeats, found)
+            report(found)
+
+
+def report(found: dict[tuple[str, str], list[float]]) -> None:
+    """Medians and quartiles of what was measured so far."""
     for (what, connector), values in sorted(found.items()):
         low, middle, high = _quartiles(values)
         print(

@@ -6,6 +6,7 @@ import json
 import secrets
 
 import torch
+from torch.utils.dlpack import from_dlpack
 from vllm.logger import init_logger
 
 from datadist import DataType, LLMConfig, LLMDataDist, LLMRole
@@ -38,7 +39,7 @@ class WorkerEngine:
         """Start with a pool for ``size`` bytes, and give them."""
         self.start(size + POOL_EXTRA)
         memory = self.engine.cache_manager.allocate_tensor([size], DataType.DT_INT8)
-        tensor: torch.Tensor = torch.from_dlpack(memory)
+        tensor: torch.Tensor = from_dlpack(memory)
         return tensor
 
     def _options(self, pool_bytes: int) -> dict[str, str]:
