@@ -90,7 +90,7 @@ def _model(kind: str) -> Any:
         return transformers.Gemma3ForCausalLM(config)
     if kind == "mla":
         config = transformers.DeepseekV2Config(
-            **common,
+            **common | {"initializer_range": 0.05},
             num_hidden_layers=3,
             num_key_value_heads=8,
             first_k_dense_replace=3,
