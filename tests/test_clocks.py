@@ -28,10 +28,10 @@ PERMITTED = {
 
 
 def _product() -> list[Path]:
-    """Every source of core, plugins and examples."""
+    """Every source of core, plugins, examples and integrations."""
     return sorted(
         path
-        for top in ("datadist", "plugins", "examples")
+        for top in ("datadist", "plugins", "examples", "integrations")
         for path in (ROOT / top).rglob("*")
         if path.suffix in SUFFIXES and not NOT_THE_PRODUCT & set(path.relative_to(ROOT).parts)
     )

@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from types import FrameType
 
 import nixl_skips
@@ -33,10 +34,10 @@ def alarm() -> Iterator[list[bool]]:
             armed[0] = False
             raise Interrupt
 
-    before = signal.signal(signal.SIGALRM, raising)
-    yield armed
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
+    with ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, raising))
+        stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
+        yield armed
 
 
 @pytest.mark.parametrize("verb", ["read", "write"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from datadist_nixl.stream import HEADER, Ended, Stream
@@ -14,12 +15,13 @@ MOST = 1 << 20
 @pytest.fixture
 def ends() -> Iterator[tuple[Stream, socket.socket]]:
     """A stream, and the plain socket at its other end."""
-    here, there = socket.socketpair()
-    there.settimeout(10)
-    stream = Stream(here, MOST)
-    yield stream, there
-    stream.close()
-    there.close()
+    with ExitStack() as stack:
+        here, there = socket.socketpair()
+        stack.callback(there.close)
+        there.settimeout(10)
+        stream = Stream(here, MOST)
+        stack.callback(stream.close)
+        yield stream, there
 
 
 def taken(stream: Stream) -> list[tuple[int, int, bytes]]:
