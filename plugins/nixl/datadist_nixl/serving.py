@@ -79,8 +79,9 @@ class Server:
 
     @property
     def busy(self) -> bool:
-        """Whether NIXL has something to do, or the asker does not take its answers."""
-        return bool(self._under_way or self._allowed or self._stream.unsent)
+        """Whether there is something to do without an event: for NIXL, or messages and answers."""
+        stream = self._stream
+        return bool(self._under_way or self._allowed or stream.unsent or stream.waiting)
 
     @property
     def brief(self) -> bool:
@@ -109,6 +110,9 @@ class Server:
             moved = True
         if self._allowed and self._target is not None:
             self._target.progress()
+        if self._stream.waiting:
+            self.serve()
+            moved = True
         self._stream.flush()
         return moved
 

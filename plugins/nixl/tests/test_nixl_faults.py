@@ -13,10 +13,12 @@ from contextlib import ExitStack
 import nixl_skips
 import pytest
 from datadist_nixl import service as services
+from datadist_nixl import stream as streams
 from datadist_nixl import transport as transports
 from datadist_nixl.asking import Asker
 from datadist_nixl.memory import NixlRegion, Ranges
 from datadist_nixl.service import Service
+from datadist_nixl.wire import Kind, pack_metadata
 from nixl_local import End, linked
 
 from datadist.transport import Access, Placement, TransferTimeout, TransportError
@@ -130,6 +132,26 @@ def test_an_error_in_what_is_left_harms_nobody_else(caplog: pytest.LogCaptureFix
         assert service_of(two).ask(lambda: None, 10)
         one.move("read", two, [(0, 0, 64)])
     assert "please report it" in caplog.text
+
+
+def test_an_asker_that_talks_without_pause_leaves_the_thread_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of its messages makes a new agent of NIXL."""
+    monkeypatch.setattr(streams, "TURN_SECONDS", 0.0)
+    with linked(SIZE) as (one, two):
+        one.move("read", two, [(0, 0, 64)])
+        made: list[int] = []
+        (server,) = service_of(two)._servers.values()
+        monkeypatch.setattr(server, "_learn", lambda generation, _: made.append(generation))
+        for generation in range(500):
+            asker(one)._stream.put(Kind.MEMORY, 0, pack_metadata(generation, b"."))
+        taken = []
+        asker(one)._stream.flush()
+        while len(made) < 500:
+            assert service_of(two).ask(lambda: taken.append(len(made)), 10)
+        assert len(set(taken)) > 3
+        one.move("read", two, [(0, 0, 64)])
 
 
 def test_many_regions_are_not_sorted_again_with_each_of_them(
