@@ -57,6 +57,7 @@ class Asker:
         self._requests = Requests(stream, self._transfers, make_agent)
         stream.put(Kind.HELLO, 0, hello(greeting))
         stream.most = MAX_METADATA
+        tend(self)  # sends the greeting: the owner does not wait for it until the first transfer
 
     # -- callers ---------------------------------------------------------------------------------
 
@@ -100,10 +101,10 @@ class Asker:
         while not transfer.ended:
             moved = self._pump()
             now = time.monotonic()
+            if now >= deadline:
+                return
             if moved:
                 last = now
-            elif now >= deadline:
-                return
             else:
                 pause(now - last, first=last is begun)
 
@@ -118,7 +119,8 @@ class Asker:
                 self._end("it is closed", True)
                 self._stream.close()
                 return False
-            return self.ended is None and bool(self._closing or self._requests.unsettled)
+            left = self._closing or self._requests.unsettled or self._stream.unsent
+            return self.ended is None and bool(left)
         finally:
             if LEAD in claims and claims[LEAD] is token:
                 del claims[LEAD]

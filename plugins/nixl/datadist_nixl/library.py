@@ -187,16 +187,16 @@ class Agent:
 
     def close(self) -> None:
         """End everything, in some milliseconds, also with writes under way and a peer that is stopped."""
-        for handle in self._handles:
+        for handle in tuple(self._handles):
             try:
                 handle.release()
             except Exception as error:
                 logging.getLogger("datadist.nixl").debug("a write was not released: %s", error)
         self._handles.clear()
         self._registered.clear()
-        # The last references: NIXL destroys the agent.
-        del self.progress
-        del self._agent
+        # The last references: NIXL destroys the agent. Again, where a signal handler had raised.
+        self.__dict__.pop("progress", None)
+        self.__dict__.pop("_agent", None)
 
 
 class _calls:  # noqa: N801 - a context manager in the place of a function; a generator is slower

@@ -133,16 +133,14 @@ class NixlLink(Link):
         except BaseException as error:
             error.in_flight = transfer  # type: ignore[attr-defined]  # at once: see `Transfer.settled`
             try:
-                settled = asker.leave(transfer)
+                if asker.leave(transfer):
+                    moving.pop(transfer, None)
+                    error.in_flight = None  # type: ignore[attr-defined]
             except BaseException as other:  # of a signal handler
                 other.in_flight = transfer  # type: ignore[attr-defined]
                 raise
-            if settled:
-                error.in_flight = None  # type: ignore[attr-defined]
             raise
-        finally:
-            if transfer.settled():
-                moving.pop(transfer, None)
+        moving.pop(transfer, None)
 
     def _cut(
         self, rank: int, theirs: Ranges[Kind], local: Vector, remote: Vector, length: Vector
@@ -180,7 +178,7 @@ class NixlLink(Link):
         if side is None:
             return False
         self._end_side(side, "the link was aborted")
-        self._service.call(lambda: self._service.end_side(side))
+        self._service.call(lambda: self._service.end_sides((side,)))
         return bool(side.writers)
 
     def _end_side(self, side: Side, reason: str) -> None:
@@ -210,16 +208,16 @@ class NixlLink(Link):
             self._end_side(side, "the link is closed")
         if self._closed:
             return frozenset(side.rank for side in sides if side.writers)
-        self._closed = True
 
         def end() -> None:
             for side in sides:
                 self._service.sides.pop(side.secret, None)
-                self._service.end_side(side)
+            self._service.end_sides(sides)
 
         self._service.ask(end, CLOSE_SECONDS)
         for side in sides:
             self._end_reads(side)
+        self._closed = True  # at last: what a signal handler has interrupted is done again
         return frozenset(side.rank for side in sides if side.writers and side.writable)
 
     def _end_reads(self, side: Side) -> None:

@@ -133,9 +133,15 @@ class Requests:
             del requests[number]
 
     def _learn(self, generation: int, metadata: bytes) -> None:
-        """The owner's memory; a new generation is another agent of NIXL, which needs a new one here."""
+        """The owner's memory; a new generation is another agent of NIXL, which needs a new one here.
+
+        What the owner said before it took a FENCE is about an agent that the FENCE ends.
+        """
+        if self._fences:
+            return
         if generation != self._target_generation and self._writer is not None:
             self.begin_again_writes("the owner has given up its end")
+            return
         self._target_generation = generation
         if self._writer is None:
             self._writer = self._make_agent()
@@ -208,9 +214,9 @@ class Requests:
 
     def begin_again_reads(self, reason: str, counts: bool = True) -> None:
         """Destroy the agent through which the owner writes: nothing lands any more."""
-        landing, self._landing = self._landing, None
-        if landing is not None:
-            landing.close()
+        if self._landing is not None:
+            self._landing.close()  # known until then: an exception of a handler may come meanwhile
+            self._landing = None
         reads, self._reads = self._reads, {}
         for number, request in reads.items():
             request.settled = True
@@ -225,14 +231,15 @@ class Requests:
             fence = next(self._numbers)
             self._stream.put(Kind.FENCE, fence)
             self._fences[fence] = begun
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
-        self._writes = {}
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
         for number, request in writes.items():
+            request.handle = None  # it would keep the agent
             if request.begun:
                 request.transfer.given_up.append(request)
             request.transfer.requests.pop(number, None)
+        self._writes = {}
         self._target_generation = UNKNOWN
         self._ask_again(True, reason, counts)
 

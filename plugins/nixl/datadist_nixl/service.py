@@ -7,6 +7,7 @@ after the last request, since the next one often follows.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -16,7 +17,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from datadist_nixl.library import Agent
@@ -36,6 +37,8 @@ MAX_STRANGERS = 64
 STRANGER_SECONDS = 5.0
 """Most connections that have not shown the greeting, and how long each may take for that."""
 STOP_SECONDS = 5.0
+FINISH_SECONDS = 0.25
+"""So long writes from memory that is withdrawn may take to end by themselves, of all peers together."""
 TCP_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -71,6 +74,7 @@ class Service:
         self._leftovers: dict[Leftover, None] = {}
         self._calls: deque[Callable[[], None]] = deque()
         self._stopping = False
+        self._open = True
         with contextlib.ExitStack() as stack:
             self._listener, self.address = _listen(options.listen)
             stack.callback(self._listener.close)
@@ -88,11 +92,14 @@ class Service:
     def call(self, function: Callable[[], None]) -> None:
         """Run a function on the thread, soon."""
         self._calls.append(function)
-        with contextlib.suppress(OSError):  # closed
+        if self._open:  # else the number may be that of another descriptor by now
             os.eventfd_write(self._wake, 1)
 
     def ask(self, function: Callable[[], None], seconds: float) -> bool:
         """As :meth:`call`, and wait for it; whether it was done in that time."""
+        if not self._thread.is_alive():
+            function()
+            return True
         done = threading.Event()
 
         def run() -> None:
@@ -106,15 +113,20 @@ class Service:
         """Look after something until it has ended."""
         self.call(lambda: self._leftovers.setdefault(leftover))
 
-    def end_side(self, side: Side) -> None:
-        """On the thread: nothing that a peer wanted of this side touches memory afterwards."""
+    def end_sides(self, sides: Collection[Side]) -> None:
+        """On the thread: nothing that a peer wanted of these sides touches memory afterwards."""
+        ended, until = frozenset(sides), time.monotonic() + FINISH_SECONDS
+        left = [server for server in self._servers.values() if server.moves(ended)]
+        while left and time.monotonic() < until:
+            for server in left:
+                self._guarded(server, server.advance)
+            left = [server for server in left if server.moves(ended)]
+            if left:
+                time.sleep(0.0002)
         for server in list(self._servers.values()):
-            try:
-                server.end_side(side)
-                self._look_after(server)
-            except Ended as error:
-                self._drop(server, str(error))
-        side.writers.clear()
+            self._guarded(server, functools.partial(server.end_sides, ended))
+        for side in ended:
+            side.writers.clear()
 
     def for_servers(self, function: Callable[[Server], None]) -> None:
         """On the thread: for each connection."""
@@ -123,12 +135,16 @@ class Service:
 
     def stop(self) -> None:
         """End the thread, all connections, and give everything back."""
+        if not self._open:
+            return
         self._stopping = True
         self.call(lambda: None)
         self._thread.join(STOP_SECONDS)
         if self._thread.is_alive():
             log.warning("the thread of nixl did not end within %.0f s; it stays", STOP_SECONDS)
             return
+        self._end_all()  # what was called or left while the thread was ending
+        self._open = False
         self._stack.close()
 
     # -- on the thread ---------------------------------------------------------------------------
@@ -143,10 +159,15 @@ class Service:
         except Exception:
             log.exception("unexpected error of the nixl transport; please report it")
         finally:
-            for server in list(self._servers.values()):
-                self._drop(server, "the transport is closed")
-            for leftover in tuple(self._leftovers):
-                leftover.abandon()
+            self._end_all()
+
+    def _end_all(self) -> None:
+        self._work()
+        for server in list(self._servers.values()):
+            self._drop(server, "the transport is closed")
+        while self._leftovers:
+            leftover, _ = self._leftovers.popitem()
+            leftover.abandon()
 
     def _timeout(self, idle: float) -> float:
         """Seconds to wait for events; sleeps where NIXL has to be looked at again."""
@@ -169,10 +190,18 @@ class Service:
         for server in tuple(self._busy):
             moved = self._guarded(server, server.advance) or moved
         for leftover in list(self._leftovers):
-            if not leftover.tend():
+            if not self._tended(leftover):
                 self._leftovers.pop(leftover, None)
                 moved = True
         return moved
+
+    def _tended(self, leftover: Leftover) -> bool:
+        try:
+            return leftover.tend()
+        except Exception:
+            log.exception("unexpected error of the nixl transport; please report it")
+            leftover.abandon()
+            return False
 
     def _guarded(self, server: Server, function: Callable[[], bool | None]) -> bool:
         try:
@@ -209,6 +238,13 @@ class Service:
             log.warning("a connection was not accepted: %s", error)
             time.sleep(0.01)  # such as no descriptor: the kernel says so again at once
             return
+        try:
+            self._admit(sock)
+        except OSError as error:
+            log.warning("a connection was not accepted: %s", error)
+            sock.close()
+
+    def _admit(self, sock: socket.socket) -> None:
         if not _may_ask(sock):
             log.warning("a process of another user wanted to connect: refused")
             sock.close()
@@ -219,8 +255,8 @@ class Service:
             if old or len(strangers) >= MAX_STRANGERS:
                 self._drop(server, "it has not shown the greeting of an offer")
         server = Server(Stream(_quick(sock), GREETING), self.greeting, self.sides, self._make_agent)
-        self._servers[server.fileno()] = server
         self._epoll.register(server.fileno(), select.EPOLLIN)
+        self._servers[server.fileno()] = server
 
     def _drop(self, server: Server, reason: str) -> None:
         """End a connection."""

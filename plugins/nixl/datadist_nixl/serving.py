@@ -39,8 +39,6 @@ MAX_UNSENT = 4096
 """Answers that an asker may leave unread."""
 MAX_PREPARED, MAX_KEY, SMALL = 64, 256, 256 << 10
 """Handles that are kept for the next request of the same body, most bytes of that, and of the data."""
-FINISH_SECONDS = 0.25
-"""So long writes from memory that is withdrawn may take to end by themselves."""
 
 
 class Server:
@@ -81,8 +79,9 @@ class Server:
 
     @property
     def busy(self) -> bool:
-        """Whether NIXL has something to do, or the asker does not take its answers."""
-        return bool(self._under_way or self._allowed or self._stream.unsent)
+        """Whether there is something to do without an event: for NIXL, or messages and answers."""
+        stream = self._stream
+        return bool(self._under_way or self._allowed or stream.unsent or stream.waiting)
 
     @property
     def brief(self) -> bool:
@@ -111,6 +110,9 @@ class Server:
             moved = True
         if self._allowed and self._target is not None:
             self._target.progress()
+        if self._stream.waiting:
+            self.serve()
+            moved = True
         self._stream.flush()
         return moved
 
@@ -291,16 +293,16 @@ class Server:
         for number in list(self._allowed):
             self._forget(number)
 
-    def end_side(self, side: Side) -> None:
-        """A side has ended: nothing that the asker wanted of it touches memory afterwards."""
+    def moves(self, sides: frozenset[Side]) -> bool:
+        """Whether memory of a side is being written to the asker."""
+        return any(side in sides for side, _, _ in self._under_way.values())
+
+    def end_sides(self, sides: frozenset[Side]) -> None:
+        """Sides have ended: nothing that the asker wanted of them touches memory afterwards."""
         self._forget_prepared()
-        until = time.monotonic() + FINISH_SECONDS
-        while any(each is side for each, _, _ in self._under_way.values()):
-            self.advance()
-            time.sleep(0.0002)
-            if time.monotonic() > until:
-                self._give_up_writer("the owner has closed a link")
-        if any(each is side for each in self._allowed.values()):
+        if self.moves(sides):
+            self._give_up_writer("the owner has closed a link")
+        if not sides.isdisjoint(self._allowed.values()):
             self._give_up_target()
         self._stream.flush()
 

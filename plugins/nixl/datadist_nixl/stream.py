@@ -1,19 +1,22 @@
 """Frames over a stream socket that never blocks: a header, then a body of bounded size.
 
 A signal handler may raise between any two steps of a caller. What the kernel took or gave is
-recorded in the same step: C code calls the socket and stores the result (``deque.extend(map(...))``).
+recorded in the same step: C code calls the socket and stores the result (``map`` of its method).
 """
 
 from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Iterator
 
 HEADER = struct.Struct("<IBxxxQ")
 """Bytes of the body, kind, number."""
 CHUNK = (256 << 10,)
+TURN_SECONDS = 0.01
+"""So long one call takes frames; what is left waits until others had their turn."""
 
 
 class Ended(Exception):
@@ -37,8 +40,7 @@ class Stream:
         self._queue: deque[bytes] = deque()
         self._sent: tuple[bytes, deque[int]] = (b"", deque())
         """The frame that is being sent, and how many bytes of it each call sent."""
-        self._received: tuple[deque[bytes], int] = (deque(), 0)
-        """Chunks, and how many bytes of them were used."""
+        self._received = bytearray()
 
     def put(self, kind: int, number: int, body: bytes = b"") -> None:
         """Queue a frame; :meth:`flush` sends it."""
@@ -69,37 +71,46 @@ class Stream:
             except OSError as error:
                 raise _broken(error) from None
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a whole frame has arrived that was not taken. Raises :class:`Ended`."""
+        return len(self._received) >= HEADER.size + self._body_size()
+
+    def _body_size(self) -> int:
+        """Bytes of the body of the first frame; 0 while its header is not here."""
+        if len(self._received) < HEADER.size:
+            return 0
+        size: int = HEADER.unpack_from(self._received)[0]
+        if size > self.most:
+            raise Ended(f"a message has {size} bytes, at most {self.most} are possible")
+        return size
+
     def frames(self) -> Iterator[tuple[int, int, memoryview]]:
         """Kind, number and body of what has arrived; a frame is gone once the next one is asked for.
 
         Raises :class:`Ended`, also where a frame is larger than is possible.
         """
-        chunks, at = self._received
-        try:
-            chunks.extend(map(self._recv, CHUNK))
-        except BlockingIOError:
-            if not chunks:
+        if not self.waiting:
+            self._receive()
+        data, until = self._received, time.monotonic() + TURN_SECONDS
+        while self.waiting:
+            size, kind, number = HEADER.unpack_from(data)
+            end = HEADER.size + size
+            yield kind, number, memoryview(data[HEADER.size : end])
+            del data[:end]
+            if time.monotonic() > until:
                 return
+
+    def _receive(self) -> None:
+        data, before = self._received, len(self._received)
+        try:
+            deque(map(data.__iadd__, map(self._recv, CHUNK)), 0)
+        except BlockingIOError:
+            return
         except OSError as error:
             raise _broken(error) from None
-        if not chunks[-1]:
+        if len(data) == before:
             raise Ended("the peer has closed the connection", by_peer=True)
-        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        view = memoryview(data)
-        while len(data) - at >= HEADER.size:
-            size, kind, number = HEADER.unpack_from(data, at)
-            if size > self.most:
-                raise Ended(f"a message has {size} bytes, at most {self.most} are possible")
-            begin, end = at + HEADER.size, at + HEADER.size + size
-            if end > len(data):
-                break
-            yield kind, number, view[begin:end]
-            at = end
-            self._received = (chunks, at)
-        if at == len(data):
-            self._received = (deque(), 0)
-        elif at:
-            self._received = (deque((data[at:],)), 0)
 
     def close(self) -> None:
         """Give the socket back."""

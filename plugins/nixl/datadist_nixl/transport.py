@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 PARALLEL = 16
+RELEASE_SECONDS = 5.0
 
 
 class PeerConnection:
@@ -100,8 +101,9 @@ class NixlTransport(Transport):
         except (OSError, RuntimeError) as error:
             raise TransportError(f"the nixl transport does not start: {explain(error)}") from error
         self._lock = threading.Lock()
-        self._regions: frozenset[NixlRegion] = frozenset()
-        self._ranges: Ranges[NixlRegion] = Ranges(())
+        self._regions: dict[NixlRegion, None] = {}
+        self._ranges: Ranges[NixlRegion] | None = None
+        """Of all regions; None where it has to be made again."""
         self._connections: set[PeerConnection] = set()
         self._closed = False
 
@@ -143,25 +145,38 @@ class NixlTransport(Transport):
 
     def _add(self, region: NixlRegion) -> NixlRegion:
         with self._lock:
-            self._index(self._regions | {region})
+            self._ranges = None
+            self._regions[region] = None
         return region
 
     def release(self, region: Region) -> None:
         """Forget it; own memory is unmapped when no view uses it any more."""
         assert isinstance(region, NixlRegion)
         with self._lock:
-            self._index(self._regions - {region})
+            self._ranges = None
+            self._regions.pop(region, None)
         for connection in list(self._connections):
             for asker in connection.askers:
                 asker.deregister(region)
-        self._service.call(
-            lambda: self._service.for_servers(lambda server: server.deregister(region))
-        )
+
+        def deregister() -> None:  # holds the region, and with it own memory
+            self._service.for_servers(lambda server: server.deregister(region))
+
+        if not self._service.ask(deregister, RELEASE_SECONDS):
+            raise TransportError(
+                f"the thread of nixl has not let go of it within {RELEASE_SECONDS:.0f} s: keep memory "
+                "of your own mapped (a peer may still be sent bytes of it)"
+            )
         region.keeper = None
 
-    def _index(self, regions: frozenset[NixlRegion]) -> None:
-        self._ranges = Ranges((region.address, region.size, region) for region in regions)
-        self._regions = regions
+    def _local(self) -> Ranges[NixlRegion]:
+        """All regions; made at the first use after a change, since many may come at once."""
+        ranges = self._ranges
+        if ranges is None:
+            with self._lock:
+                ranges = Ranges((region.address, region.size, region) for region in self._regions)
+                self._ranges = ranges
+        return ranges
 
     # -- peers and links ---------------------------------------------------------------------------
 
@@ -185,7 +200,7 @@ class NixlTransport(Transport):
         if self._closed:
             raise LinkError("the transport is closed")
         own = [region for region in regions if isinstance(region, NixlRegion)]
-        return NixlLink(lambda: self._ranges, group, own, access, self._service)
+        return NixlLink(self._local, group, own, access, self._service)
 
     def close(self) -> None:
         """End the thread, connections and agents."""

@@ -68,6 +68,22 @@ def test_a_frame_whose_taker_raised_comes_again(ends: tuple[Stream, socket.socke
     assert taken(stream) == [(1, 1, b""), (2, 2, b"")]
 
 
+def test_one_call_takes_frames_for_a_limited_time(
+    ends: tuple[Stream, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And takes no more bytes from the socket before."""
+    monkeypatch.setattr("datadist_nixl.stream.TURN_SECONDS", -1.0)
+    stream, other = ends
+    other.send(HEADER.pack(0, 1, 1) + HEADER.pack(0, 2, 2))
+    assert taken(stream) == [(1, 1, b"")]
+    assert stream.waiting
+    other.close()
+    assert taken(stream) == [(2, 2, b"")]
+    assert not stream.waiting
+    with pytest.raises(Ended):
+        taken(stream)
+
+
 def _raise_in(stream: Stream) -> None:
     for _ in stream.frames():
         raise KeyError

@@ -1,0 +1,171 @@
+"""Owners that give up, peers that misbehave, and a thread of the service that is late."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Iterable
+from contextlib import ExitStack
+
+import nixl_skips
+import pytest
+from datadist_nixl import service as services
+from datadist_nixl import stream as streams
+from datadist_nixl import transport as transports
+from datadist_nixl.asking import Asker
+from datadist_nixl.memory import NixlRegion, Ranges
+from datadist_nixl.service import Service
+from datadist_nixl.wire import Kind, pack_metadata
+from nixl_local import End, linked
+
+from datadist.transport import Access, Placement, TransferTimeout, TransportError
+
+pytestmark = nixl_skips.needed
+
+SIZE = 1 << 16
+
+
+def service_of(end: End) -> Service:
+    return end.transport._service
+
+
+def asker(end: End) -> Asker:
+    return end.link._askers[1 - end.rank]
+
+
+def on_owner(end: End, function: str) -> None:
+    """Call a method of each connection of an owner, on its thread."""
+    service = service_of(end)
+    assert service.ask(lambda: service.for_servers(lambda s: getattr(s, function)()), 10)
+
+
+def test_writes_go_on_after_the_owner_gave_up_its_end_between_two_of_them() -> None:
+    with linked(SIZE) as (one, two):
+        for number in range(3):
+            one.bytes[:] = number + 1
+            one.move("write", two, [(0, 0, SIZE)])
+            assert (two.bytes == number + 1).all()
+            on_owner(two, "_give_up_target")
+
+
+def test_an_owner_that_talks_without_pause_does_not_move_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rounds = itertools.count()
+
+    def look() -> bool:
+        assert next(rounds) < 1000, "the deadline is over"
+        time.sleep(0.001)
+        return True
+
+    with linked(SIZE) as (one, two):
+        one.move("read", two, [(0, 0, 64)])
+        with monkeypatch.context() as patches:
+            patches.setattr(asker(one)._requests, "look", look)
+            with pytest.raises(TransferTimeout):
+                one.move("read", two, [(0, 0, 64)], timeout=0.05)
+
+
+def test_a_link_that_is_not_used_stays_when_others_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "STRANGER_SECONDS", 0.2)
+    with linked(SIZE) as (one, two):
+        time.sleep(0.5)
+        assert service_of(two).ask(lambda: None, 10)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+            other.connect("\0" + service_of(two).address.removeprefix("unix:"))
+            time.sleep(0.2)
+            one.move("read", two, [(0, 0, 64)])
+
+
+def test_memory_stays_until_the_thread_has_let_go_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transports, "RELEASE_SECONDS", 0.1)
+    with linked(SIZE) as (_, two):
+        region = two.transport.allocate(SIZE, Placement.HOST)
+        mapping = weakref.ref(region.keeper)
+        go = threading.Event()
+
+        def wait() -> None:
+            go.wait(30)
+
+        service_of(two).call(wait)
+        with pytest.raises(TransportError, match="has not let go"):
+            two.transport.release(region)
+        assert mapping() is not None
+        go.set()
+        assert service_of(two).ask(lambda: None, 10)
+
+
+def test_what_is_left_while_the_thread_ends_is_given_up() -> None:
+    class Left:
+        given_up = False
+
+        def tend(self) -> bool:
+            return True
+
+        def abandon(self) -> None:
+            self.given_up = True
+
+    with ExitStack() as stack:
+        service = service_of(End(stack, 0, SIZE, Access.READ))
+        service._stopping = True
+        service.call(lambda: None)
+        service._thread.join(10)
+        left = Left()
+        service.tend(left)
+        service.stop()
+        assert left.given_up
+
+
+def test_an_error_in_what_is_left_harms_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    class Left:
+        def tend(self) -> bool:
+            raise KeyError
+
+        def abandon(self) -> None:
+            pass
+
+    with linked(SIZE) as (one, two):
+        service_of(two).tend(Left())
+        assert service_of(two).ask(lambda: None, 10)
+        one.move("read", two, [(0, 0, 64)])
+    assert "please report it" in caplog.text
+
+
+def test_an_asker_that_talks_without_pause_leaves_the_thread_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of its messages makes a new agent of NIXL."""
+    monkeypatch.setattr(streams, "TURN_SECONDS", 0.0)
+    with linked(SIZE) as (one, two):
+        one.move("read", two, [(0, 0, 64)])
+        made: list[int] = []
+        (server,) = service_of(two)._servers.values()
+        monkeypatch.setattr(server, "_learn", lambda generation, _: made.append(generation))
+        for generation in range(500):
+            asker(one)._stream.put(Kind.MEMORY, 0, pack_metadata(generation, b"."))
+        taken = []
+        asker(one)._stream.flush()
+        while len(made) < 500:
+            assert service_of(two).ask(lambda: taken.append(len(made)), 10)
+        assert len(set(taken)) > 3
+        one.move("read", two, [(0, 0, 64)])
+
+
+def test_many_regions_are_not_sorted_again_with_each_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+
+    def counted(rows: Iterable[tuple[int, int, NixlRegion]]) -> Ranges[NixlRegion]:
+        made.append(1)
+        return Ranges(rows)
+
+    monkeypatch.setattr(transports, "Ranges", counted)
+    with linked(SIZE) as (one, two):
+        for region in [one.transport.allocate(4096, Placement.HOST) for _ in range(50)]:
+            one.transport.release(region)
+        one.move("read", two, [(0, 0, 64)])
+        assert len(made) == 1
