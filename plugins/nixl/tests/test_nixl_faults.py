@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import threading
 import time
@@ -23,7 +24,8 @@ from datadist_nixl.stream import HEADER, Stream
 from datadist_nixl.wire import SECRET_BYTES, Kind, hello, pack_metadata
 from nixl_local import End, linked
 
-from datadist.transport import Access, Placement, TransferTimeout, TransportError
+from datadist.base import threads
+from datadist.transport import Access, Placement, TransferTimeout, TransportError, TransportOptions
 
 pytestmark = nixl_skips.needed
 
@@ -159,6 +161,20 @@ def test_an_asker_that_talks_without_pause_leaves_the_thread_to_others(
         server.advance()
         assert (len(made), server.busy) == (2, False)
         server.close()
+
+
+def test_a_start_that_is_interrupted_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threads.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threads, "start", interrupted)
+    before = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    with pytest.raises(KeyboardInterrupt):
+        transports.NixlTransport(TransportOptions())
+    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
 
 
 def test_many_regions_are_not_sorted_again_with_each_of_them(
