@@ -25,7 +25,14 @@ from datadist_nixl.wire import SECRET_BYTES, Kind, hello, pack_metadata
 from nixl_local import End, linked
 
 from datadist.base import threads
-from datadist.transport import Access, Placement, TransferTimeout, TransportError, TransportOptions
+from datadist.transport import (
+    Access,
+    PeerLost,
+    Placement,
+    TransferTimeout,
+    TransportError,
+    TransportOptions,
+)
 
 pytestmark = nixl_skips.needed
 
@@ -161,6 +168,19 @@ def test_an_asker_that_talks_without_pause_leaves_the_thread_to_others(
         server.advance()
         assert (len(made), server.busy) == (2, False)
         server.close()
+
+
+def test_an_asker_has_one_agent_at_a_time() -> None:
+    """An owner connects to each that it is told of: many would take its descriptors."""
+    with linked(SIZE) as (one, two):
+        one.move("read", two, [(0, 0, 64)])
+        owner, agent = service_of(two), two.transport._make_agent()
+        (server,) = owner._servers.values()
+        (metadata,) = agent.register([two.region])
+        asker(one)._stream.put(Kind.MEMORY, 0, pack_metadata(server._their_generation, metadata))
+        with pytest.raises(PeerLost):
+            one.move("read", two, [(0, 0, 64)])
+        agent.close()
 
 
 def test_a_start_that_is_interrupted_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
