@@ -58,6 +58,8 @@ class CombinedRegion(Region):
         super().__init__(near.address, near.size, near.placement, near.keeper)
         self.near = near
         self.far = far
+        if far.keeper is None:
+            far.keeper = near.keeper  # where the second does not let go, the memory stays mapped
 
 
 class CombinedLink(Link):
@@ -102,15 +104,15 @@ class CombinedLink(Link):
     def region_added(self, region: Region) -> None:
         """By both, or by none."""
         assert isinstance(region, CombinedRegion)
+        parts = [(self._near, region.near), (self._far, region.far)]
+        links = [(link, part) for link, part in parts if link is not None]
         told: list[None] = []
         try:
-            if self._near is not None:
-                told += map(self._near.region_added, (region.near,))
-            if self._far is not None:
-                self._far.region_added(region.far)
+            for link, part in links:
+                told += map(link.region_added, (part,))  # noted in C, as in `_known_to_both`
         except BaseException:
-            if told and self._near is not None:
-                self._near.region_removed(region.near)
+            for link, part in links[: len(told)]:
+                link.region_removed(part)
             raise
 
     def region_removed(self, region: Region) -> None:
@@ -210,8 +212,11 @@ class CombinedTransport(Transport):
             made += map(self._other.register, (near.address,), (near.size,), (near.placement,))
             return CombinedRegion(*made)
         except BaseException:
-            for transport, region in list(zip((self._near, self._other), made, strict=False)):
-                transport.release(region)
+            with (
+                contextlib.ExitStack() as stack
+            ):  # the second lets go first; both, also if one raises
+                for transport, region in zip((self._near, self._other), made, strict=False):
+                    stack.callback(transport.release, region)
             raise
 
     def registering(self) -> contextlib.AbstractContextManager[None]:

@@ -30,6 +30,7 @@ from datadist.transport import (
     TransportError,
     TransportOptions,
 )
+from datadist.transports import combined
 from datadist.transports.combined import CombinedRegion, CombinedTransport, combine, why_not
 
 CAN = Capabilities(
@@ -307,6 +308,27 @@ def test_the_other_one_lets_go_too(make: Make, log: list[Any]) -> None:
     with pytest.raises(RegistrationError, match="close fails"):
         transport.close()
     assert log[-1] == ("near", "close")
+
+
+def test_memory_stays_mapped_for_the_second(make: Make) -> None:
+    region = _start(make()).allocate(64, Placement.HOST)
+    assert isinstance(region, CombinedRegion)
+    assert region.far.keeper == region.near.keeper == "memory"
+
+
+def test_both_let_go_where_a_region_is_interrupted(
+    make: Make, log: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one first, and the first one also where that raises."""
+    transport = _start(make(far={"failing": {"release"}}))
+
+    def interrupted(*_: object) -> CombinedRegion:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(combined, "CombinedRegion", interrupted)
+    with pytest.raises(RegistrationError, match="release fails"):
+        transport.allocate(64, Placement.HOST)
+    assert log[-2:] == [("far", "release", 4096), ("near", "release", 4096)]
 
 
 def test_new_memory_is_known_to_both_links_or_to_none(make: Make, log: list[Any]) -> None:

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from typing import Protocol
 
+from datadist.base import threads
 from datadist_nixl.library import Agent
 from datadist_nixl.options import Options
 from datadist_nixl.pauses import pause
@@ -84,8 +85,11 @@ class Service:
             self._epoll.register(self._listener.fileno(), select.EPOLLIN)
             self._epoll.register(self._wake, select.EPOLLIN)
             self._thread = threading.Thread(target=self._run, name="datadist-nixl", daemon=True)
-            self._thread.start()
             self._stack = stack.pop_all()
+
+    def start(self) -> None:
+        """Start the thread; :meth:`stop` is due also where this raises."""
+        threads.start(self._thread)
 
     # -- from any thread -------------------------------------------------------------------------
 
@@ -139,7 +143,8 @@ class Service:
             return
         self._stopping = True
         self.call(lambda: None)
-        self._thread.join(STOP_SECONDS)
+        with contextlib.suppress(RuntimeError):  # it was not started
+            self._thread.join(STOP_SECONDS)
         if self._thread.is_alive():
             log.warning("the thread of nixl did not end within %.0f s; it stays", STOP_SECONDS)
             return
@@ -150,6 +155,8 @@ class Service:
     # -- on the thread ---------------------------------------------------------------------------
 
     def _run(self) -> None:
+        if not self._open:
+            return
         last = time.monotonic()
         try:
             while not self._stopping:

@@ -146,9 +146,14 @@ class Server:
                 self._their_generation = generation
             if self._writer is None:
                 self._writer = self._make_agent()
-            self._their_name = self._writer.load(metadata)
+                self._their_name = ""
+            name = self._writer.load(metadata)
         except NixlError as error:
             self._give_up_writer(str(error))
+            return
+        if self._their_name not in ("", name):
+            raise WireError(f"generation {generation} of its memory names a second agent")
+        self._their_name = name
 
     def _read(self, number: int, body: memoryview) -> None:
         if len(self._under_way) >= MAX_UNDER_WAY or number in self._under_way:

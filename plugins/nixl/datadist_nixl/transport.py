@@ -106,6 +106,16 @@ class NixlTransport(Transport):
         """Of all regions; None where it has to be made again."""
         self._connections: set[PeerConnection] = set()
         self._closed = False
+        self._start()
+
+    def _start(self) -> None:
+        try:
+            self._service.start()
+        except BaseException as error:
+            self._service.stop()
+            if isinstance(error, RuntimeError):
+                raise TransportError(f"the nixl transport does not start: {error}") from error
+            raise
 
     def _make_agent(self) -> Agent:
         return Agent(self._api, self._options.device, self._options.transports)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import threading
 import time
@@ -13,15 +14,25 @@ from contextlib import ExitStack
 import nixl_skips
 import pytest
 from datadist_nixl import service as services
-from datadist_nixl import stream as streams
 from datadist_nixl import transport as transports
 from datadist_nixl.asking import Asker
+from datadist_nixl.library import Agent, NixlError
 from datadist_nixl.memory import NixlRegion, Ranges
 from datadist_nixl.service import Service
-from datadist_nixl.wire import Kind, pack_metadata
+from datadist_nixl.serving import GREETING, Server
+from datadist_nixl.stream import HEADER, Stream
+from datadist_nixl.wire import SECRET_BYTES, Kind, hello, pack_metadata
 from nixl_local import End, linked
 
-from datadist.transport import Access, Placement, TransferTimeout, TransportError
+from datadist.base import threads
+from datadist.transport import (
+    Access,
+    PeerLost,
+    Placement,
+    TransferTimeout,
+    TransportError,
+    TransportOptions,
+)
 
 pytestmark = nixl_skips.needed
 
@@ -137,21 +148,53 @@ def test_an_error_in_what_is_left_harms_nobody_else(caplog: pytest.LogCaptureFix
 def test_an_asker_that_talks_without_pause_leaves_the_thread_to_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each of its messages makes a new agent of NIXL."""
-    monkeypatch.setattr(streams, "TURN_SECONDS", 0.0)
+    """Each of its messages may make a new agent of NIXL: one call takes one where time is over."""
+    monkeypatch.setattr("datadist_nixl.stream.TURN_SECONDS", -1.0)
+    made: list[int] = []
+
+    def make_agent() -> Agent:
+        made.append(1)
+        raise NixlError("not here")
+
+    here, there = socket.socketpair()
+    with there:
+        server = Server(Stream(here, GREETING), b"g" * SECRET_BYTES, {}, make_agent)
+        there.send(HEADER.pack(GREETING, Kind.HELLO, 0) + hello(b"g" * SECRET_BYTES))
+        there.send((HEADER.pack(5, Kind.MEMORY, 0) + pack_metadata(1, b".")) * 2)
+        server.serve()
+        assert (server.greeted, len(made), server.busy) == (True, 0, True)
+        server.advance()
+        assert (len(made), server.busy) == (1, True)
+        server.advance()
+        assert (len(made), server.busy) == (2, False)
+        server.close()
+
+
+def test_an_asker_has_one_agent_at_a_time() -> None:
+    """An owner connects to each that it is told of: many would take its descriptors."""
     with linked(SIZE) as (one, two):
         one.move("read", two, [(0, 0, 64)])
-        made: list[int] = []
-        (server,) = service_of(two)._servers.values()
-        monkeypatch.setattr(server, "_learn", lambda generation, _: made.append(generation))
-        for generation in range(500):
-            asker(one)._stream.put(Kind.MEMORY, 0, pack_metadata(generation, b"."))
-        taken = []
-        asker(one)._stream.flush()
-        while len(made) < 500:
-            assert service_of(two).ask(lambda: taken.append(len(made)), 10)
-        assert len(set(taken)) > 3
-        one.move("read", two, [(0, 0, 64)])
+        owner, agent = service_of(two), two.transport._make_agent()
+        (server,) = owner._servers.values()
+        (metadata,) = agent.register([two.region])
+        asker(one)._stream.put(Kind.MEMORY, 0, pack_metadata(server._their_generation, metadata))
+        with pytest.raises(PeerLost):
+            one.move("read", two, [(0, 0, 64)])
+        agent.close()
+
+
+def test_a_start_that_is_interrupted_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threads.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threads, "start", interrupted)
+    before = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    with pytest.raises(KeyboardInterrupt):
+        transports.NixlTransport(TransportOptions())
+    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
 
 
 def test_many_regions_are_not_sorted_again_with_each_of_them(
