@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import threading
 import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from datadist.base import threads
+from datadist.base.closing import close_elsewhere
 from datadist.base.texts import in_seconds
 from datadist.messaging.dispatcher import Dispatcher
 from datadist.messaging.engine import Engine
@@ -76,7 +73,7 @@ class MessagingLink(Link):
         """Share the session with the peer's process, or begin one."""
         side, peer = self._sides[rank], self._group.peers[rank]
         if offer.fds:
-            _close_elsewhere(offer.fds)
+            _close(offer.fds)
             text = f"it has {len(offer.fds)} descriptors, expected none"
             raise LinkError(f"the offer of rank {rank} is of no use: {text}", rank)
         try:
@@ -208,15 +205,9 @@ def _leave(side: Side, transfer: Transfer, error: BaseException) -> BaseExceptio
     return error
 
 
-def _close_elsewhere(fds: Sequence[int]) -> None:
-    """Close what a peer has made, on a thread of its own: that may hang."""
-
-    def close() -> None:
-        for fd in fds:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-
+def _close(fds: Sequence[int]) -> None:
+    """Descriptors that an offer should not have."""
     try:
-        threads.start(threading.Thread(target=close, name="datadist-closer", daemon=True))
+        close_elsewhere(fds)
     except RuntimeError as error:
         raise LinkError(f"descriptors of an offer stay open: {error}") from None

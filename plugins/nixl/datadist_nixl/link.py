@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import select
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from datadist.base import threads
+from datadist.base.closing import close_elsewhere
 from datadist.transport import (
     Access,
     AddressError,
@@ -68,7 +65,7 @@ class NixlLink(Link):
         """Share the connection to the peer's process, or make one; the peer need not run."""
         side, peer = self._sides[rank], self._group.peers[rank]
         if offer.fds:
-            _close_elsewhere(offer.fds)
+            _close(offer.fds)
             text = f"the offer of rank {rank} has {len(offer.fds)} descriptors, expected none"
             raise LinkError(text, rank)
         data = parse_offer(rank, bytes(offer.data))
@@ -231,15 +228,9 @@ class NixlLink(Link):
                 return  # they are in flight, and say so
 
 
-def _close_elsewhere(fds: Sequence[int]) -> None:
-    """Close what a peer has made, on a thread of its own: that may hang."""
-
-    def close() -> None:
-        for fd in fds:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-
+def _close(fds: Sequence[int]) -> None:
+    """Descriptors that an offer should not have."""
     try:
-        threads.start(threading.Thread(target=close, name="datadist-closer", daemon=True))
+        close_elsewhere(fds)
     except RuntimeError as error:
         raise LinkError(f"descriptors of an offer stay open: {error}") from None
