@@ -45,6 +45,7 @@ def shapes() -> dict[str, tuple[int, int]]:
     return {
         "4 KiB": (4096, 1),
         "contiguous, 256 MiB": (SIZE, 1),
+        "144 KiB pages (as paged-mla), 137 MiB": (147456, 976),
         "64 KiB pages, 128 MiB": (65536, 2048),
         "16 KiB pages, 64 MiB": (16384, 4096),
         "4 KiB pages, 64 MiB": (4096, 16384),
