@@ -19,6 +19,7 @@ UNCHANGEABLE = re.compile(
     r"|(offers|regions) of this transport "
     r"|far is (False|'directories')"
     r"|the transport (ucx|nixl) is not installed$"  # a later step of CI has them
+    r"|nixl: NIXL is not installed"
     r"|this Python is "
     r"|this machine has (RDMA|no huge pages for shared memory)$"
 )

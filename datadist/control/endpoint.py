@@ -74,9 +74,14 @@ class Endpoint:
             self._directory.publish(*self.place, self._engine)
 
     def close(self) -> None:
-        """Remove the address from the directory and release the port."""
-        self._directory.retract(*self.place, self._engine)
-        self._give_back()
+        """Remove the address from the directory and release the port, also where its name stays there.
+
+        Raises OSError where it does.
+        """
+        try:
+            self._directory.retract(*self.place, self._engine)
+        finally:
+            self._give_back()
 
     def abandon(self) -> None:
         """In a forked child: close the descriptor, leave the directory alone."""

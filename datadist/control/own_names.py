@@ -50,8 +50,8 @@ class OwnNames:
         if self.endpoint is not None:
             if port in (0, self.endpoint.port):
                 return
-            self.endpoint.close()
-            self.endpoint = None
+            before, self.endpoint = self.endpoint, None
+            before.close()
         if ip and port is not None:
             self.endpoint = Endpoint(self.directory, self.address, ip, port, remote)
 
