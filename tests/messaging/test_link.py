@@ -202,8 +202,8 @@ def test_an_owner_that_is_gone_is_lost_for_all_links() -> None:
         for pair in links:
             attach_links(pair)
             pair[0].read(1, *whole(mine, theirs, 64), FAR)
-        theirs.transport.engine.close()
         _hold(theirs)  # its thread is still there and says nothing
+        theirs.transport.engine.close()
         for ours, _ in links:
             with pytest.raises(PeerLost) as caught:
                 ours.read(1, *whole(mine, theirs), FAR)
