@@ -6,10 +6,9 @@ import itertools
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic_core import PydanticCustomError
 
+from datadist.base.offers import check_version
 from datadist.base.parsing import parse
-from datadist.base.texts import short_repr
 from datadist.transport import LinkError, Offer
 from datadist_hccl.resource import Resource
 
@@ -45,14 +44,7 @@ class OfferData(BaseModel):
     @field_validator("version", mode="before")
     @classmethod
     def _check_version(cls, version: object) -> object:
-        if version != OFFER_VERSION:
-            raise PydanticCustomError(
-                "version",
-                "it is {version}, this release needs {needed}: install the same release of "
-                "datadist-hccl for all ranks",
-                {"version": short_repr(version), "needed": OFFER_VERSION},
-            )
-        return version
+        return check_version(version, OFFER_VERSION, "datadist-hccl")
 
 
 def parse_offer(rank: int, offer: Offer) -> OfferData:

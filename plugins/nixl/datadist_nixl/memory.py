@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 import mmap
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -100,11 +99,3 @@ class Ranges(Generic[T]):
         if len(self.values) == 1 or (places == first).all():
             return [self.values[first]]
         return [self.values[i] for i in np.unique(places)]
-
-
-def overlap(ranges: Sequence[tuple[int, int]]) -> int | None:
-    """The first address that two of these ranges (address, size) share; None if they are apart."""
-    for (begin, size), (second, _) in itertools.pairwise(sorted(ranges)):
-        if begin + size > second:
-            return second
-    return None

@@ -8,12 +8,10 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic_core import PydanticCustomError
 
+from datadist.base.offers import check_version, overlap
 from datadist.base.parsing import parse
-from datadist.base.texts import short_repr
 from datadist.transport import LinkError, Offer
-from datadist_nixl.memory import overlap
 from datadist_nixl.wire import MEMORIES, SECRET_BYTES
 
 OFFER_VERSION: Literal[1] = 1
@@ -43,14 +41,7 @@ class OfferData(BaseModel):
     @field_validator("version", mode="before")
     @classmethod
     def _check_version(cls, version: object) -> object:
-        if version != OFFER_VERSION:
-            raise PydanticCustomError(
-                "version",
-                "it is {version}, this release needs {needed}: install the same release of "
-                "datadist-nixl for all ranks",
-                {"version": short_repr(version), "needed": OFFER_VERSION},
-            )
-        return version
+        return check_version(version, OFFER_VERSION, "datadist-nixl")
 
 
 def make_offer(

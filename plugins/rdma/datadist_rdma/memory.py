@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 import mmap
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -108,11 +107,3 @@ class Outside(Exception):
     def __init__(self, index: int) -> None:
         super().__init__(index)
         self.index = index
-
-
-def overlap(ranges: Sequence[tuple[int, int]]) -> int | None:
-    """The first address that two of these ranges (address, size) share; None if they are apart."""
-    for (begin, size), (second, _) in itertools.pairwise(sorted(ranges)):
-        if begin + size > second:
-            return second
-    return None

@@ -7,12 +7,10 @@ from ipaddress import IPv4Address
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic_core import PydanticCustomError
 
+from datadist.base.offers import check_version, overlap
 from datadist.base.parsing import parse
-from datadist.base.texts import short_repr
 from datadist.transport import LinkError, Offer
-from datadist_rdma.memory import overlap
 from datadist_rdma.ports import address_of
 from datadist_rdma.queue_pair import End
 
@@ -68,14 +66,7 @@ class OfferData(BaseModel):
     @field_validator("version", mode="before")
     @classmethod
     def _check_version(cls, version: object) -> object:
-        if version != OFFER_VERSION:
-            raise PydanticCustomError(
-                "version",
-                "it is {version}, this release needs {needed}: install the same release of "
-                "datadist-rdma for all ranks",
-                {"version": short_repr(version), "needed": OFFER_VERSION},
-            )
-        return version
+        return check_version(version, OFFER_VERSION, "datadist-rdma")
 
     @property
     def ends(self) -> list[End]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from datadist_rdma import chains, verbs
 from datadist_rdma.chains import Chain, Segments, chain_length, segments
-from datadist_rdma.memory import Outside, Ranges, overlap
+from datadist_rdma.memory import Outside, Ranges
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -121,8 +121,3 @@ def test_wild_addresses_are_outside(address: int) -> None:
             ranges.keys(np.array([address]), np.array([2**62]))
         with pytest.raises(Outside):
             ranges.key(address, 2**62)
-
-
-def test_overlap() -> None:
-    assert overlap([(10, 5), (0, 10), (15, 1)]) is None
-    assert overlap([(10, 5), (0, 11)]) == 10
