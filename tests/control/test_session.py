@@ -407,6 +407,7 @@ def test_what_a_process_said_before_it_ended_counts(pair: Pair) -> None:
         pair.session._on_exit(READ)
 
     pair.reactor.call(ends, SECONDS)
+    assert pair.closed.wait(SECONDS)  # in the next turn where this one took its share
     assert (heard, pair.reason) == (["idle"], "its process ended")
 
 
