@@ -552,6 +552,15 @@ class Transport(ABC):
     def capabilities(self) -> Capabilities:
         """What this instance can do; constant."""
 
+    @classmethod
+    def measure(cls) -> Mapping[str, str]:
+        """What the transport can measure of this machine, in words by name, for `datadist doctor`.
+
+        Takes at most some 100 ms. Called where :meth:`probe` says usable; never raises. The base class
+        has nothing.
+        """
+        return {}
+
     def check_table(self, table: rank_table.RankTable, rank: int) -> None:  # noqa: B027 - optional
         """What this transport needs of a rank table; core has checked its structure.
 

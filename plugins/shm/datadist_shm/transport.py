@@ -22,7 +22,7 @@ from datadist.transport import (
     Transport,
     TransportOptions,
 )
-from datadist_shm import _native, memory
+from datadist_shm import _native, memory, tuning
 from datadist_shm.link import ShmLink
 from datadist_shm.memory import PeerMappings, PoolRegion, UserRegion
 from datadist_shm.options import KNOWN, Options
@@ -54,6 +54,11 @@ class ShmTransport(Transport):
             return Availability(False, f"needs Linux, this is {sys.platform}")
         why = memory.unusable()
         return Availability(why is None, why or "shared memory of this host")
+
+    @classmethod
+    def measure(cls) -> MappingType[str, str]:
+        """How fast each copy kernel is, and how many threads help."""
+        return tuning.measure()
 
     def __init__(self, options: TransportOptions) -> None:
         self._options = Options.parse(options.extra)
@@ -99,7 +104,8 @@ class ShmTransport(Transport):
 
     def copy(self, dst: Buffer, src: Buffer, length: Buffer) -> None:
         """Local copies in native code, in several threads where source and target are apart."""
-        _native.copy(dst, src, length, self._options.threads, self._options.kernel)
+        options = self._options
+        _native.copy(dst, src, length, options.copy_threads, options.kernel_number)
 
     def open(self, group: Group, regions: Sequence[Region], access: Access) -> ShmLink:
         """Fix the access that peers get to the pools, and make this rank's side."""
@@ -121,7 +127,7 @@ class ShmTransport(Transport):
             "populate": options.populate,
             "overcommit": options.overcommit,
             "ptracer": options.ptracer,
-            "threads": options.threads,
+            "threads": abs(options.copy_threads),
             "huge_pages": options.huge_pages,
-            "kernel": options.kernel_name,
+            "kernel": options.kernel,
         }

@@ -125,23 +125,23 @@ static void check_refusals(char *mine, char *theirs)
     int64_t length[2] = {50, 51};
     memset(mine, 1, 200);
     memset(theirs, 2, 200);
-    Job job = job_of(local, remote, length, 2, theirs, KERNEL_PLAIN);
+    Job job = job_of(local, remote, length, 2, theirs, KERNEL_MEMCPY);
     CHECK(run(&job) == BAD_ADDRESS && job.index == 1);
     length[1] = 50;
-    job = job_of(local, remote, length, 2, theirs, KERNEL_PLAIN);
+    job = job_of(local, remote, length, 2, theirs, KERNEL_MEMCPY);
     job.deadline_ns = deadline_after(0);
     CHECK(run(&job) == TIMED_OUT);
-    job = job_of(local, remote, length, 2, theirs, KERNEL_PLAIN);
+    job = job_of(local, remote, length, 2, theirs, KERNEL_MEMCPY);
     job.abort_flag = &aborted;
     CHECK(run(&job) == ABORTED);
     Fence fence = {.revoked = 1};
-    job = job_of(local, remote, length, 2, theirs, KERNEL_PLAIN);
+    job = job_of(local, remote, length, 2, theirs, KERNEL_MEMCPY);
     job.write = 1;
     job.fence = &fence;
     CHECK(run(&job) == REVOKED && fence.active == 0);
     for (int i = 0; i < 200; i++)
         CHECK(mine[i] == 1 && theirs[i] == 2);
-    job = job_of(local, remote, length, 2, theirs, KERNEL_PLAIN);
+    job = job_of(local, remote, length, 2, theirs, KERNEL_MEMCPY);
     CHECK(run(&job) == DONE && mine[49] == 2 && mine[50] == 1);
 }
 
@@ -157,7 +157,7 @@ static void check_process(char *mine, char *theirs)
         remote[i] = (int64_t)(intptr_t)theirs + (int64_t)i * STEP;
         length[i] = STEP - 1;
     }
-    Job job = job_of(local, remote, length, N, theirs, KERNEL_PLAIN);
+    Job job = job_of(local, remote, length, N, theirs, KERNEL_MEMCPY);
     window = (Window){.base = (int64_t)(intptr_t)theirs, .size = SIZE, .mapped = 0};
     job.pid = getpid();
     int result = run(&job);
@@ -177,7 +177,7 @@ static void check_local_copies(char *memory)
     int64_t src[2] = {(intptr_t)memory, (intptr_t)memory + 6 * MIB}, length[2] = {100, 1000};
     for (int i = 0; i < 100; i++)
         memory[i] = (char)i;
-    copy_local(dst, src, length, 2, 4, KERNEL_PLAIN); /* these overlap */
+    copy_local(dst, src, length, 2, 4, KERNEL_MEMCPY); /* these overlap */
     for (int i = 0; i < 100; i++)
         CHECK(memory[10 + i] == (char)i);
 }
