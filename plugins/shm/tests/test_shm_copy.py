@@ -50,20 +50,24 @@ def test_ends_of_every_alignment(kernel: str) -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_small_size_and_what_is_beside_it(kernel: str) -> None:
-    """All sizes up to 1024, at random places: nothing beside the target changes."""
+    """All sizes up to 1024, at random places: nothing beside the target changes.
+
+    Three times, since kernels are for a MiB or more in all.
+    """
     rng = np.random.default_rng(7)
-    room, most = 2048, 1024
-    source = rng.integers(0, 256, (most, room), np.uint8)
-    target = rng.integers(0, 256, (most, room), np.uint8)
+    room, most, times = 2048, 1024, 3
+    source = rng.integers(0, 256, (times * most, room), np.uint8)
+    target = rng.integers(0, 256, (times * most, room), np.uint8)
     expected = target.copy()
-    places = rng.integers(0, room - most, (most, 2))
-    for n, (to, frm) in enumerate(places):
-        expected[n, to : to + n + 1] = source[n, frm : frm + n + 1]
-    rows = np.arange(most) * room
+    sizes = np.tile(np.arange(1, most + 1), times)
+    places = rng.integers(0, room - most, (times * most, 2))
+    for n, ((to, frm), size) in enumerate(zip(places, sizes, strict=True)):
+        expected[n, to : to + size] = source[n, frm : frm + size]
+    rows = np.arange(times * most) * room
     _native.copy(
         target.ctypes.data + rows + places[:, 0],
         source.ctypes.data + rows + places[:, 1],
-        np.arange(1, most + 1),
+        sizes,
         1,
         _native.KERNELS[kernel],
     )
@@ -77,13 +81,15 @@ def test_random_sizes_and_ends(kernel: str, data: st.DataObject) -> None:
     size = data.draw(st.integers(1, 2 * MIB))
     to, frm = data.draw(st.integers(0, 4096)), data.draw(st.integers(0, 4096))
     rng = np.random.default_rng(size)
-    source, target = (rng.integers(0, 256, size + 8192, np.uint8) for _ in range(2))
+    room, large = size + 8192, MIB  # the second piece: kernels are for a MiB or more in all
+    source, target = (rng.integers(0, 256, room + large, np.uint8) for _ in range(2))
     expected = target.copy()
     expected[to : to + size] = source[frm : frm + size]
+    expected[room:] = source[room:]
     _native.copy(
-        _vector([target.ctypes.data + to]),
-        _vector([source.ctypes.data + frm]),
-        _vector([size]),
+        _vector([target.ctypes.data + to, target.ctypes.data + room]),
+        _vector([source.ctypes.data + frm, source.ctypes.data + room]),
+        _vector([size, large]),
         1,
         _native.KERNELS[kernel],
     )

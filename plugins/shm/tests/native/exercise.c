@@ -20,6 +20,7 @@
 #include "pages.h"
 #include "parallel.h"
 #include "transfer.h"
+#include "tuning.h"
 
 enum { SIZE = 14 << 20, PIECES = 300, ROOM = 4096, PATTERN = 251, THREADS = 4, SEGMENTS = 64 };
 /* Segments of this size, with gaps: at every kind of end, and more than one chunk in all. */
@@ -103,6 +104,33 @@ static void copy_large(int kernel, int threads)
            "kernel %d: the second half is wrong", kernel);
     free(from);
     free(to);
+}
+
+/* All sizes that end in the first lines, with what lies beside them. */
+static void copy_small(int kernel)
+{
+    unsigned char *from = filled(ROOM, 4), *to = filled(ROOM, 0);
+    for (int size = 1; size <= 1024; size++) {
+        fill(to, ROOM, 0);
+        copy_kernel(kernel)((char *)to + size % 67, (const char *)from + size % 61, size);
+        copy_fence();
+        for (int at = 0; at < 1200; at++) {
+            int inside = at >= size % 67 && at < size % 67 + size;
+            int wanted = inside ? at - size % 67 + size % 61 + 4 : at;
+            expect(to[at] == wanted % PATTERN, "kernel %d: %d bytes are wrong at %d", kernel, size, at);
+        }
+    }
+    free(from);
+    free(to);
+}
+
+static void measure(void)
+{
+    Tuning found;
+    expect(tune(THREADS, &found) == 0, "nothing was measured");
+    for (int kernel = 0; kernel < KERNELS; kernel++)
+        expect((found.kernels[kernel] > 0) == (find_kernel(kernel) != NULL), "kernel %d", kernel);
+    expect(copy_kernel(KERNEL_AUTO) == copy_kernel(found.chosen_kernel), "the choice is not in force");
 }
 
 static void copy_overlapping(void)
@@ -390,12 +418,15 @@ int main(void)
             copy_pieces(kernel, threads);
             copy_large(kernel, threads);
         }
+        copy_small(kernel);
         move_mapped(kernel, kernel % 2, kernel % 2 ? run : run_apart);
         printf("kernel %d\n", kernel);
     }
     move_holes(0);
     move_holes(1);
     copy_overlapping();
+    measure();
+    copy_large(KERNEL_AUTO, -THREADS); /* which has it measured in the background too */
     refuse_mapped();
     revoke_a_writer();
     abort_a_writer();
