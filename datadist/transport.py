@@ -300,7 +300,7 @@ class Offer:
     """Most bytes of ``data``: all of an offer travels in one message."""
     MAX_REGIONS: ClassVar[int] = 1 << 17
     """Most regions of an engine, and so of an offer: pools and registered ranges."""
-    MAX_FDS: ClassVar[int] = 240
+    MAX_FDS: ClassVar[int] = 128
     """Most descriptors; to a peer on another host: none."""
 
     data: bytes

@@ -214,10 +214,10 @@ def _too_many(here: Here, count: int) -> None:
 
 def test_more_arrays_than_a_link_carries_are_refused_in_words(start_node: Start) -> None:
     owner, user = start_node(1, pool=0), start_node(2)
-    owner.do(_too_many, 233)
+    owner.do(_too_many, 121)
     comm_id = owner.do(nodes.link, "pair", {1: 0, 2: 1})
     user.do(nodes.link, "pair", {1: 0, 2: 1})
-    with pytest.raises(nodes.RemoteError, match="233 arrays"):
+    with pytest.raises(nodes.RemoteError, match="121 arrays"):
         owner.do(nodes.wait, comm_id)
 
 
