@@ -91,8 +91,8 @@ def pair(
 
 
 def pool_for(settings: Settings, *shapes: Shape) -> int:
-    """Bytes of a pool that holds these caches; small where the memory is registered."""
-    if settings.memory == "registered":
+    """Bytes of a pool that holds these caches; small where they are elsewhere."""
+    if settings.memory != "pool":
         return SPARE
     return sum(shape.cache_bytes for shape in shapes) + SPARE
 
