@@ -121,7 +121,7 @@ class HostLimits:
         shape = self._shape
         dst = self._blocks(self._mine, shape.lists(number)[1])
         slots = self._source.nbytes // shape.block_bytes // shape.tensors
-        chosen = np.random.default_rng(number).permutation(slots)[: shape.count]
+        chosen = np.resize(np.random.default_rng(number).permutation(slots), shape.count)
         tensors = np.arange(shape.tensors) * slots
         src = self._source.ctypes.data + np.add.outer(tensors, chosen).ravel() * shape.block_bytes
         length = np.full(len(dst), shape.block_bytes, np.int64)
