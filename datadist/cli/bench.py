@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(WORKLOADS)}, or all (default: all but scale)")  # fmt: skip
     add("--backend", default="auto", metavar="NAME", help="transport (default auto)")
     add("--memory", default="pool", choices=("pool", "registered", "empty"),
-        help="caches in the pool, in other memory, or in that of datadist.empty (default pool)")  # fmt: skip
+        help="caches in the pool, in other memory, or in datadist.empty (default pool)")  # fmt: skip
     add("--placement", default="device", choices=("device", "host"),
         help="where caches are; some transports have one only (default device)")  # fmt: skip
     add("--direction", default="pull", choices=("pull", "push"), help="default pull")
