@@ -19,7 +19,7 @@ __all__ = ["TorchMemory"]
 LEAST = 1 << 20
 
 
-class TorchMemory(TorchFunctionMode):
+class TorchMemory(TorchFunctionMode):  # type: ignore[misc,unused-ignore]
     """A context in which large tensors of the CPU are made of memory that peers can map.
 
     It applies to ``torch.empty``, ``zeros``, ``ones`` and ``full``, for tensors of ``least`` bytes or

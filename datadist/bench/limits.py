@@ -76,8 +76,9 @@ class HostLimits:
         self._pool = ThreadPoolExecutor(threads)
         self._source = np.ones(min(shape.cache_bytes, SOURCE_BYTES), np.uint8)
         self._target = np.ones(min(shape.nbytes, MEMCPY_BYTES), np.uint8)
-        copies = {NATIVE_COPY: transport.copy}
-        copies |= {f"{name} kernel": copy for name, copy in transport.copies().items()}
+        copies: dict[str, Copy] = {NATIVE_COPY: transport.copy}
+        for name, copy in transport.copies().items():
+            copies[f"{name} kernel"] = copy
         self._ways: dict[str, Callable[[int], float]] = {
             "memcpy": self._memcpy,
             **{name: partial(self._native_copy, copy) for name, copy in copies.items()},

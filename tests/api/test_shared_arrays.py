@@ -13,7 +13,7 @@ import pytest
 
 import datadist
 from datadist import BlocksCacheKey, CacheDesc, CacheKeyByIdAndIndex, DataType, LLMException
-from datadist.base import memory_file, memory_room
+from datadist.base import memory_room
 from datadist.base.shared_memory import find
 from tests import nodes
 from tests.nodes import Here, Node
@@ -74,7 +74,7 @@ def test_a_system_without_such_memory_is_told(monkeypatch: pytest.MonkeyPatch) -
     def refuse(_name: str, _flags: int = 0) -> int:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(memory_file.os, "memfd_create", refuse)
+    monkeypatch.setattr(os, "memfd_create", refuse)
     with pytest.raises(LLMException, match="cannot have 1048576 bytes of shared memory"):
         datadist.empty(MIB, np.int8)
 

@@ -52,8 +52,8 @@ def test_the_doctor_shows_every_kernel_and_the_choice() -> None:
 
 def _copy(nbytes: int, kernel: int) -> None:
     source, target = np.full(nbytes, 7, np.uint8), np.zeros(nbytes, np.uint8)
-    vectors = [array("q", [n]) for n in (target.ctypes.data, source.ctypes.data, nbytes)]
-    _native.copy(*vectors, -2, kernel)
+    to, frm, size = (array("q", [n]) for n in (target.ctypes.data, source.ctypes.data, nbytes))
+    _native.copy(to, frm, size, -2, kernel)
     assert target.min() == 7
 
 
