@@ -17,6 +17,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from datadist import empty
 from datadist.base import cgroups
 from datadist.bench.measured_engine import BenchError
 from datadist.bench.shapes import Shape
@@ -74,8 +75,11 @@ class HostLimits:
         self._pid = pid
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
-        self._source = np.ones(min(shape.cache_bytes, SOURCE_BYTES), np.uint8)
-        self._target = np.ones(min(shape.nbytes, MEMCPY_BYTES), np.uint8)
+        self._source = empty(min(shape.cache_bytes, SOURCE_BYTES), np.uint8)
+        self._source[:] = 1  # pages of the kind that pools have
+        self._from, self._to = (
+            np.ones(min(shape.nbytes, MEMCPY_BYTES), np.uint8) for _ in range(2)
+        )
         copies: dict[str, Copy] = {NATIVE_COPY: transport.copy}
         for name, copy in transport.copies().items():
             copies[f"{name} kernel"] = copy
@@ -108,9 +112,9 @@ class HostLimits:
 
     def _memcpy(self, _number: int) -> float:
         """The C library's memmove of one range, split among threads."""
-        nbytes = self._target.nbytes
+        nbytes = self._to.nbytes
         part = -(-nbytes // self._threads)
-        dst, src = self._target.ctypes.data, self._source.ctypes.data
+        dst, src = self._to.ctypes.data, self._from.ctypes.data
 
         def move(offset: int) -> None:
             ctypes.memmove(dst + offset, src + offset, min(part, nbytes - offset))

@@ -16,7 +16,8 @@
 enum {
     CHUNK = 512 << 10,      /* what a thread takes at a time; between chunks it asks to go on */
     PEER_CHECK_CHUNKS = 32, /* chunks from one look at the peer's process to the next */
-    HELP_CHUNKS = 8,        /* chunks of a thread from one look at the machine's load to the next */
+    HELP_CHUNKS = 8,        /* chunks of a thread from one look at the machine's load to the next; the
+                             * first one has another look: who started it may not have gone to sleep */
     STREAM_BYTES = 1 << 20, /* totals from which stores go past the cache */
     THREAD_BYTES = 4 << 20, /* what makes a thread worth its start */
     TUNE_BYTES = 8 << 20,   /* totals with which it begins to matter how they are copied */
@@ -407,7 +408,7 @@ static void *work(void *argument)
             result = move_span(job, &batch, &span, &w, &at);
         if (result != DONE)
             fail(job, result, errno, at);
-        if (taken % HELP_CHUNKS == 0 && should_stop())
+        if ((taken == 1 || taken % HELP_CHUNKS == 0) && should_stop())
             break;
     }
     copy_fence();
