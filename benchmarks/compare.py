@@ -28,11 +28,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from contenders import CONTENDERS, Contender
+from tables import described, markdown, replaced
 
 from datadist.base.digits import number_argument
 from datadist.bench.shapes import ONE_BLOCK, SHAPES, Shape
 from datadist.cli.tables import render
 
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 INSIDE = "DATADIST_COMPARE_INSIDE"
 SECONDS = 180.0
 SHAPES_HERE: dict[str, Shape] = {
@@ -66,6 +68,8 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="small caches, to try it out")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--write", action="store_true",
+                        help="replace the tables between the markers of docs/benchmarks.md")  # fmt: skip
     args = parser.parse_args()
     unknown = [name for name in args.workloads if name not in SHAPES_HERE]
     if unknown:
@@ -84,6 +88,10 @@ def main() -> int:
         print(_table(name, shape, [r for r in results if r["workload"] == name]), flush=True)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
+    if args.write:
+        PAGE.write_text(
+            replaced(PAGE.read_text(), markdown(results, described(args.rounds, args.pulls)))
+        )
     return 0
 
 

@@ -8,6 +8,7 @@ from datadist.api.dtypes import data_type_of, numpy_dtype_of, torch_dtype_of
 from datadist.api.grant import Grant
 from datadist.api.kv_cache import KvCache
 from datadist.api.llm_datadist import LLMDataDist
+from datadist.api.shared_arrays import empty
 from datadist.api.tasks import (
     CacheTask,
     LayerSynchronizer,
@@ -65,6 +66,7 @@ __all__ = [
     "TransferTask",
     "TransferWithCacheKeyConfig",
     "data_type_of",
+    "empty",
     "install_as_llm_datadist",
     "numpy_dtype_of",
     "torch_dtype_of",

@@ -17,7 +17,7 @@ import contextlib
 import ctypes
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -300,7 +300,7 @@ class Offer:
     """Most bytes of ``data``: all of an offer travels in one message."""
     MAX_REGIONS: ClassVar[int] = 1 << 17
     """Most regions of an engine, and so of an offer: pools and registered ranges."""
-    MAX_FDS: ClassVar[int] = 16
+    MAX_FDS: ClassVar[int] = 128
     """Most descriptors; to a peer on another host: none."""
 
     data: bytes
@@ -552,6 +552,15 @@ class Transport(ABC):
     def capabilities(self) -> Capabilities:
         """What this instance can do; constant."""
 
+    @classmethod
+    def measure(cls) -> Mapping[str, str]:
+        """What the transport can measure of this machine, in words by name, for `datadist doctor`.
+
+        Takes at most some 100 ms. Called where :meth:`probe` says usable; never raises. The base class
+        has nothing.
+        """
+        return {}
+
     def check_table(self, table: rank_table.RankTable, rank: int) -> None:  # noqa: B027 - optional
         """What this transport needs of a rank table; core has checked its structure.
 
@@ -601,6 +610,15 @@ class Transport(ABC):
         views = (memoryview(dst).cast("B").cast("q"), memoryview(src).cast("B").cast("q"))
         for to, frm, n in zip(*views, memoryview(length).cast("B").cast("q"), strict=True):
             ctypes.memmove(to, frm, n)
+
+    def copies(
+        self,
+    ) -> Mapping[str, Callable[[extensions.Buffer, extensions.Buffer, extensions.Buffer], None]]:
+        """What :meth:`copy` may use, by name, each to be measured by itself; the base class has nothing.
+
+        Called by `datadist bench` only.
+        """
+        return {}
 
     def remap(self, regions: Sequence[Region]) -> None:
         """Make device memory reachable again after it was recreated at the same addresses.

@@ -14,7 +14,7 @@ LAYERS = (
     "engine", "api", "tools",
 )  # fmt: skip
 """Lowest first: rooms, ``values`` (modules beside them), and ``tools``, which use the API."""
-TOOLS = {"__main__", "bench", "cli", "diagnosis", "drop_in", "metrics", "testing"}
+TOOLS = {"__main__", "bench", "cli", "diagnosis", "drop_in", "metrics", "testing", "torch_memory"}
 PACKAGES = {
     "datadist": ROOT / "datadist",
     **{

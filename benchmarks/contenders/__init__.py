@@ -37,6 +37,7 @@ def _ours(name: str, **tuning: str) -> Contender:
 
 CONTENDERS = [
     _ours("datadist pool"),
+    _ours("datadist empty", memory="empty"),
     _ours("datadist registered", memory="registered"),
     _nixl("nixl default", {}, progress="1"),
     _nixl("nixl no thread", {}, progress="0"),

@@ -11,17 +11,21 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datadist import empty
 from datadist.base import cgroups
 from datadist.bench.measured_engine import BenchError
 from datadist.bench.shapes import Shape
 from datadist.transport import Transport
 
 Int64Array = NDArray[np.int64]
+Copy = Callable[[Int64Array, Int64Array, Int64Array], None]
+NATIVE_COPY, PROCESS_VM = "native copy", "process_vm_readv"
 SOURCE_BYTES = 1 << 30
 """Most memory that is allocated as a substitute for the peer's cache."""
 MEMCPY_BYTES = 256 << 20
@@ -43,6 +47,10 @@ class Limits(Protocol):
         """The limits that can be measured here."""
 
     @property
+    def applicable(self) -> Sequence[str]:
+        """Those that move what the transfers move; the fastest one is the limit of these."""
+
+    @property
     def compared(self) -> str:
         """The one with which curves are compared."""
 
@@ -58,27 +66,36 @@ class HostLimits:
 
     def __init__(
         self, transport: Transport, shape: Shape, mine: list[int], pid: int, theirs: list[int],
-        threads: int,
+        threads: int, *, private: bool,
     ) -> None:  # fmt: skip
+        """``private``: the caches are memory that other processes cannot map."""
         self._transport = transport
         self._shape = shape
         self._mine, self._theirs = (np.array(bases, np.int64) for bases in (mine, theirs))
         self._pid = pid
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
-        self._source = np.ones(min(shape.cache_bytes, SOURCE_BYTES), np.uint8)
-        self._target = np.ones(min(shape.nbytes, MEMCPY_BYTES), np.uint8)
-        self._ways = {
+        self._source = empty(min(shape.cache_bytes, SOURCE_BYTES), np.uint8)
+        self._source[:] = 1  # pages of the kind that pools have
+        self._from, self._to = (
+            np.ones(min(shape.nbytes, MEMCPY_BYTES), np.uint8) for _ in range(2)
+        )
+        copies: dict[str, Copy] = {NATIVE_COPY: transport.copy}
+        for name, copy in transport.copies().items():
+            copies[f"{name} kernel"] = copy
+        self._ways: dict[str, Callable[[int], float]] = {
             "memcpy": self._memcpy,
-            "native copy": self._native_copy,
-            "process_vm_readv": self._process_vm,
+            **{name: partial(self._native_copy, copy) for name, copy in copies.items()},
+            PROCESS_VM: self._process_vm,
         }
         try:
-            self.measure("process_vm_readv", 0)
+            self.measure(PROCESS_VM, 0)
         except BenchError:
-            del self._ways["process_vm_readv"]
+            del self._ways[PROCESS_VM]
+        can_map = not private or PROCESS_VM not in self._ways
+        self.applicable = self.names if can_map else [PROCESS_VM]
 
-    compared = "native copy"
+    compared = NATIVE_COPY
 
     @property
     def names(self) -> list[str]:
@@ -95,26 +112,26 @@ class HostLimits:
 
     def _memcpy(self, _number: int) -> float:
         """The C library's memmove of one range, split among threads."""
-        nbytes = self._target.nbytes
+        nbytes = self._to.nbytes
         part = -(-nbytes // self._threads)
-        dst, src = self._target.ctypes.data, self._source.ctypes.data
+        dst, src = self._to.ctypes.data, self._from.ctypes.data
 
         def move(offset: int) -> None:
             ctypes.memmove(dst + offset, src + offset, min(part, nbytes - offset))
 
         return self._timed(move, range(0, nbytes, part)) * self._shape.nbytes / nbytes
 
-    def _native_copy(self, number: int) -> float:
-        """The transport's own copy of as many blocks between memory of this process."""
+    def _native_copy(self, copy: Copy, number: int) -> float:
+        """A local copy of as many blocks, at random places of each tensor as those of the transfer."""
         shape = self._shape
         dst = self._blocks(self._mine, shape.lists(number)[1])
-        slots = self._source.nbytes // shape.block_bytes
-        rng = np.random.default_rng(number)
-        chosen = [rng.permutation(slots) for _ in range(-(-len(dst) // slots))]
-        src = self._source.ctypes.data + np.concatenate(chosen)[: len(dst)] * shape.block_bytes
+        slots = self._source.nbytes // shape.block_bytes // shape.tensors
+        chosen = np.resize(np.random.default_rng(number).permutation(slots), shape.count)
+        tensors = np.arange(shape.tensors) * slots
+        src = self._source.ctypes.data + np.add.outer(tensors, chosen).ravel() * shape.block_bytes
         length = np.full(len(dst), shape.block_bytes, np.int64)
         began = time.perf_counter()
-        self._transport.copy(dst, src, length)
+        copy(dst, src, length)
         return time.perf_counter() - began
 
     def _process_vm(self, number: int) -> float:

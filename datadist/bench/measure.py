@@ -91,8 +91,8 @@ def pair(
 
 
 def pool_for(settings: Settings, *shapes: Shape) -> int:
-    """Bytes of a pool that holds these caches; small where the memory is registered."""
-    if settings.memory == "registered":
+    """Bytes of a pool that holds these caches; small where they are elsewhere."""
+    if settings.memory != "pool":
         return SPARE
     return sum(shape.cache_bytes for shape in shapes) + SPARE
 
@@ -113,7 +113,7 @@ def throughput(
             return both.own.move("cache", shape, PEER, cache_id, shape.lists(number))
 
         cold, second, problems = _first_transfers(both, shape, repeat, move, progress)
-        warm, limits = _beside_limits(both, shape, repeat, threads, move, progress)
+        warm, limits, applicable = _beside_limits(both, shape, repeat, threads, move, progress)
         progress("what is spent where")
         prepare, transport, cpu = _spent(both, repeat, move)
         progress("verify")
@@ -127,7 +127,7 @@ def throughput(
         moved = repeat * shape.nbytes / GIB
         return Throughput(
             shape.name, shape.title, shape.nbytes, shape.segments, cold, second, warm, prepare,
-            transport, limits, cpu[0] / moved, cpu[1] / moved, problems,
+            transport, limits, applicable, cpu[0] / moved, cpu[1] / moved, problems,
         )  # fmt: skip
 
 
@@ -154,8 +154,8 @@ def _first_transfers(
 
 def _beside_limits(
     both: Pair, shape: Shape, repeat: int, threads: int, move: Move, progress: Progress
-) -> tuple[Series, dict[str, Series]]:
-    """Times of transfers that alternate with the reference copies, and times of these."""
+) -> tuple[Series, dict[str, Series], list[str]]:
+    """Times of transfers that alternate with the reference copies, times of these, and which apply."""
     with limits_of(both, shape, threads) as yardsticks:
         ours, limits = Series(), {name: Series() for name in yardsticks.names}
         for number in range(repeat):
@@ -163,7 +163,7 @@ def _beside_limits(
             for name in yardsticks.names:
                 limits[name].add(yardsticks.measure(name, number))
             ours.add(move(number))
-    return ours, limits
+        return ours, limits, list(yardsticks.applicable)
 
 
 def limits_of(both: Pair, shape: Shape, threads: int) -> closing[Limits]:
@@ -173,7 +173,9 @@ def limits_of(both: Pair, shape: Shape, threads: int) -> closing[Limits]:
         return closing(StreamLimit(both.peer, shape.nbytes, pull=pull))
     pid, theirs = both.peer.call("place", "cache")
     _, mine = both.own.place("cache")
-    return closing(HostLimits(both.own.transport, shape, mine, pid, theirs, threads))
+    private = both.settings.memory == "registered"
+    transport = both.own.transport
+    return closing(HostLimits(transport, shape, mine, pid, theirs, threads, private=private))
 
 
 def _spent(both: Pair, repeat: int, move: Move) -> tuple[Series, Series, tuple[float, float]]:

@@ -27,6 +27,7 @@ from datadist import (
     LLMRole,
     LLMStatusCode,
     Placement,
+    empty,
 )
 from datadist.base.texts import in_seconds
 from datadist.bench.shapes import Shape, fill, verify
@@ -52,7 +53,7 @@ class Settings:
 
     backend: str = "auto"
     memory: str = "pool"
-    """``pool`` or ``registered``."""
+    """``pool``, ``registered`` (memory of the process), or ``empty`` (of `datadist.empty`)."""
     direction: str = "pull"
     """``pull`` or ``push``."""
     options: Mapping[str, str] = field(default_factory=dict)
@@ -166,8 +167,7 @@ class MeasuredEngine:
             )
             arrays = cache.numpy()
         else:
-            size = (shape.blocks, shape.block_bytes)
-            arrays = [np.zeros(size, np.uint8) for _ in range(shape.tensors)]
+            arrays = self._arrays_of(shape)
             addresses = [array.ctypes.data for array in arrays]
             cache = (
                 manager.register_cache(shape.desc(self.settings.placement), addresses)
@@ -179,6 +179,13 @@ class MeasuredEngine:
         self.caches[label], self._arrays[label] = cache, arrays
         self.fill(label, shape) if filled else self.clear(label)
         return cache.cache_id
+
+    def _arrays_of(self, shape: Shape) -> list[NDArray[Any]]:
+        """Memory of our own for the tensors of a shape."""
+        size = (shape.blocks, shape.block_bytes)
+        if self.settings.memory == "empty":
+            return list(empty((shape.tensors, *size), np.uint8))
+        return [np.zeros(size, np.uint8) for _ in range(shape.tensors)]
 
     @property
     def _key_is_filled(self) -> bool:
@@ -192,7 +199,7 @@ class MeasuredEngine:
         cache = self.caches.pop(label)
         manager = self.engine.cache_manager
         self._arrays.pop(label)
-        if self.settings.memory == "registered":
+        if self.settings.memory != "pool":
             manager.unregister_cache(cache.cache_id)
         elif cache.is_blocks_cache:
             manager.deallocate_blocks_cache(cache)

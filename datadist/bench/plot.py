@@ -85,7 +85,7 @@ def _draw_latency(axis: Any, result: Latency) -> None:
 
 
 def _draw_ratios(axis: Any, results: list[Throughput]) -> None:
-    names = list(results[0].limits)
+    names = [name for name in results[0].limits if not name.endswith(" kernel")]
     width = 0.8 / max(1, len(names))
     shades = [OURS, "#7aa7f0", LIMIT]
     for place, name in enumerate(names):

@@ -46,21 +46,21 @@ def problems(results: Sequence[Result]) -> list[str]:
 def _throughputs(results: list[Throughput]) -> str:
     if not results:
         return ""
-    names = sorted({name for result in results for name in result.limits})
-    rows = [_throughput_row(result, names) for result in results]
     header = (
-        "WORKLOAD", "MIB", "SEGMENTS", "GB/S", "RANGE", "COLD", "/ NEXT", *(n.upper() for n in names),
-        *("/ " + n.upper() for n in names), "PREPARE", "CPU HERE", "CPU PEER", "VERIFIED",
+        "WORKLOAD", "MIB", "SEGMENTS", "GB/S", "RANGE", "COLD", "/ NEXT", "LIMIT", "WHICH", "/ LIMIT",
+        "PREPARE", "CPU HERE", "CPU PEER", "VERIFIED",
     )  # fmt: skip
-    return render(header, rows) + (
-        "\nGB/s: median, slowest to fastest; COLD: the first transfer after the link was OK, and its "
-        "time as part of the next one's;\nPREPARE: outside the transport; then the limits, "
-        "and GB/s as part of each (median of pairs);\nCPU: processor seconds per GiB"
+    return (
+        render(header, [_throughput_row(result) for result in results])
+        + "\nGB/s: median, slowest to fastest; COLD: the first transfer after the link was OK, and its "
+        "time as part of the next one's;\nLIMIT: the fastest of the limits below that can move this "
+        "memory, and GB/s as part of it (median of pairs);\nPREPARE: outside the transport; CPU: "
+        "processor seconds per GiB\n\n" + _limits(results)
     )
 
 
-def _throughput_row(result: Throughput, names: list[str]) -> list[object]:
-    ratios = result.ratios()
+def _throughput_row(result: Throughput) -> list[object]:
+    limit = result.limits[result.limit]
     return [
         result.workload,
         f"{result.nbytes / MIB:.0f}",
@@ -69,16 +69,32 @@ def _throughput_row(result: Throughput, names: list[str]) -> list[object]:
         f"{result.rate(result.warm.worst):.2f}-{result.rate(result.warm.best):.2f}",
         f"{result.rate(result.cold.median):.2f}",
         f"{result.cold_over_second():.2f}",
-        *(
-            f"{result.rate(result.limits[name].median):.2f}" if name in result.limits else "-"
-            for name in names
-        ),
-        *(f"{ratios[name]:.2f}" if name in ratios else "-" for name in names),
+        f"{result.rate(limit.median):.2f}",
+        result.limit,
+        f"{result.ratios()[result.limit]:.2f}",
         _time(result.prepare.median),
         f"{result.cpu_own:.3f}",
         f"{result.cpu_peer:.3f}",
         "NO" if result.problems else "yes",
     ]
+
+
+def _limits(results: list[Throughput]) -> str:
+    """What each limit reached, in GB/s, and GB/s as part of it."""
+    names = list(dict.fromkeys(name for result in results for name in result.limits))
+    rows = []
+    for result in results:
+        ratios = result.ratios()
+        rows.append([
+            result.workload,
+            *(
+                f"{result.rate(result.limits[name].median):.2f} ({ratios[name]:.2f})"
+                if name in ratios else "-"
+                for name in names
+            ),
+        ])  # fmt: skip
+    header = ("GB/S OF LIMITS (/ IT)", *(name.upper() for name in names))
+    return render(header, rows)
 
 
 def _latencies(results: list[Latency]) -> str:

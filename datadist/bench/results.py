@@ -67,6 +67,8 @@ class Throughput:
     """Seconds inside."""
     limits: dict[str, Series]
     """Seconds of the reference copies of as many bytes, each measured after a warm transfer."""
+    applicable: list[str]
+    """The reference copies that can move this memory."""
     cpu_own: float
     """Processor seconds per GiB in the process that called."""
     cpu_peer: float
@@ -85,11 +87,18 @@ class Throughput:
         """Speed as part of each limit."""
         return {name: ratio(limit, self.warm) for name, limit in self.limits.items()}
 
+    @property
+    def limit(self) -> str:
+        """The fastest of the reference copies that can move this memory."""
+        return min(self.applicable, key=lambda name: self.limits[name].median)
+
     def to_json(self) -> dict[str, Any]:
         """All of it, with derived figures."""
         return {
             **asdict(self),
             "kind": "throughput",
+            "limit": self.limit,
+            "of_limit": self.ratios()[self.limit],
             "gb_per_s": self.rate(self.warm.median),
             "cold_over_second": self.cold_over_second(),
             "ratios": self.ratios(),

@@ -22,6 +22,7 @@ class StreamLimit:
     """
 
     names = (NAME,)
+    applicable = names
     compared = NAME
 
     def __init__(self, peer: RemoteEngine, nbytes: int, *, pull: bool) -> None:

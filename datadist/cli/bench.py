@@ -11,12 +11,12 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from datadist import LLMException, Placement
 from datadist.base import cgroups
 from datadist.base.digits import number_argument
+from datadist.base.processor import processor
 from datadist.base.quiet import quiet
 from datadist.base.version import own_version
 from datadist.bench import measure
@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("workloads", nargs="*", metavar="WORKLOAD",
         help=f"of {', '.join(WORKLOADS)}, or all (default: all but scale)")  # fmt: skip
     add("--backend", default="auto", metavar="NAME", help="transport (default auto)")
-    add("--memory", default="pool", choices=("pool", "registered"),
-        help="caches in the pool, or in memory of the program (default pool)")  # fmt: skip
+    add("--memory", default="pool", choices=("pool", "registered", "empty"),
+        help="caches in the pool, in other memory, or in datadist.empty (default pool)")  # fmt: skip
     add("--placement", default="device", choices=("device", "host"),
         help="where caches are; some transports have one only (default device)")  # fmt: skip
     add("--direction", default="pull", choices=("pull", "push"), help="default pull")
@@ -151,19 +151,10 @@ def _title(settings: Settings) -> str:
     return (
         f"datadist {own_version()}, backend {settings.backend}, {settings.direction}, "
         f"{settings.memory} memory ({settings.placement.name}){extra}{far}; "
-        f"{cgroups.cpus()} CPUs ({_processor()}), "
+        f"{cgroups.cpus()} CPUs ({processor()}), "
         f"{platform.machine()}, Linux {platform.release().partition('-')[0]}, "
         f"Python {platform.python_version()}"
     )
-
-
-def _processor() -> str:
-    """The model of the processor, as the kernel names it."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return "unknown model"
 
 
 def _write_json(path: Path, settings: Settings, results: list[Result]) -> None:

@@ -9,6 +9,7 @@ from datadist.diagnosis import (
     host,
     installed,
     limits,
+    measured,
     namespaces,
     python,
     rdma,
@@ -28,6 +29,7 @@ PARTS = (
     runtime_directory.examine,
     rdma.examine,
     ascend.examine,
+    measured.examine,
 )
 """The interpreter first: loading plugins may turn the GIL on."""
 

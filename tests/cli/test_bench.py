@@ -37,8 +37,9 @@ def _throughput(wrong: list[str]) -> Throughput:
     return Throughput(
         "paged", "a title", 10**9, 1000, Series([0.25, 0.2]), Series([0.125, 0.1]),
         Series([0.1, 0.2, 0.125]), Series([1e-5]), Series([0.1]),
-        {"memcpy": Series([0.1, 0.1, 0.1]), "native copy": Series([0.1, 0.2, 0.1])},
-        0.09, 0.0, wrong,
+        {"memcpy": Series([0.1, 0.1, 0.1]), "native copy": Series([0.1, 0.2, 0.1]),
+         "process_vm_readv": Series([0.2, 0.4, 0.25])},
+        ["native copy", "process_vm_readv"], 0.09, 0.0, wrong,
     )  # fmt: skip
 
 
@@ -106,9 +107,18 @@ def test_verification_finds_what_is_wrong() -> None:
 def test_ratios_are_taken_pair_by_pair() -> None:
     assert ratio(Series([1.0, 10.0, 2.0]), Series([2.0, 10.0, 2.0])) == 1.0
     result = _throughput([])
-    assert result.ratios() == {"memcpy": 0.8, "native copy": 1.0}
+    assert result.ratios() == {"memcpy": 0.8, "native copy": 1.0, "process_vm_readv": 2.0}
     assert result.rate(result.warm.median) == 8.0
     assert result.to_json()["cold_over_second"] == 2.0
+
+
+def test_the_limit_is_the_fastest_one_that_can_move_the_memory() -> None:
+    result = _throughput([])
+    result.limits["memcpy"] = Series([0.01, 0.01, 0.01])
+    assert result.limit == "native copy"
+    assert (result.to_json()["limit"], result.to_json()["of_limit"]) == ("native copy", 1.0)
+    result.applicable = ["process_vm_readv"]
+    assert (result.limit, result.to_json()["of_limit"]) == ("process_vm_readv", 2.0)
 
 
 def test_percentiles() -> None:

@@ -15,8 +15,9 @@ import os
 import time
 
 from datadist.base.file_size import set_size
+from datadist.base.memory_file import RESIZE_SEALS, create
 from datadist_shm import _native
-from datadist_shm.memory import RESIZE_SEALS, Mapping, create
+from datadist_shm.memory import Mapping
 
 PAGE = mmap.PAGESIZE
 

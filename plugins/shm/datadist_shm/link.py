@@ -109,8 +109,12 @@ class _Path:
         pidfd = -1 if peer.pidfd is None else peer.pidfd
         control = -1 if peer.control_fd is None else peer.control_fd
         self.native = array(
-            "q", [0, peer.pid or 0, pidfd, control, options.threads, options.kernel, pagemap, -1]
-        )
+            "q",
+            [
+                0, peer.pid or 0, pidfd, control, options.copy_threads, options.kernel_number,
+                pagemap, -1,
+            ],
+        )  # fmt: skip
         """The native description of this path; windows are appended when it is attached."""
         self.native.append(len(pools))
         for pool in pools:

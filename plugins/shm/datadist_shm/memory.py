@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from datadist.base.file_size import set_size
+from datadist.base.memory_file import RESIZE_SEALS, create, create_sealed
 from datadist.base.memory_map import MemoryMap, NotWritable
 from datadist.base.memory_room import least_room, overhead, pool_name
 from datadist.base.process_access import ALLOW_CALL, REFUSALS, ptrace_scope
@@ -29,9 +29,6 @@ log = logging.getLogger("datadist.shm")
 
 F_SEAL_FUTURE_WRITE = 0x10
 """linux/fcntl.h, not in Python's module. Who maps anew cannot write; and nobody punches holes."""
-MFD_NOEXEC_SEAL = 0x08
-"""linux/memfd.h, since Linux 6.3; not in Python's module."""
-RESIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 TRIES, TRY_SECONDS = 5, 0.1
 """How often a pool is tried that only lacks what other engines have just begun to take."""
 PR_SET_PTRACER = 0x59616D61
@@ -191,17 +188,11 @@ def _is_tolerated(shortage: _Shortage, options: Options) -> bool:
 
 def _make_file(size: int, kind: str) -> int:
     """A file of memory that cannot be resized."""
-    fd = -1
+    name = "datadist-huge" if kind == "reserved" else pool_name()
     try:
-        name = "datadist-huge" if kind == "reserved" else pool_name()
-        fd = create(name, _flags(kind))
-        set_size(fd, size)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, RESIZE_SEALS)
+        return create_sealed(name, size, _flags(kind))
     except (OSError, OverflowError) as error:
-        if fd >= 0:
-            os.close(fd)
         raise _refused(size, error) from error
-    return fd
 
 
 def _map_pool(
@@ -215,18 +206,6 @@ def _map_pool(
     if options.populate:
         region.fill()
     return region
-
-
-def create(name: str, extra: int = 0) -> int:
-    """A descriptor of new memory that can be sealed. Raises OSError.
-
-    The sysctl vm.memfd_noexec of a pid namespace may permit only such that cannot be executed.
-    """
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | extra
-    try:
-        return os.memfd_create(name, flags)
-    except PermissionError:
-        return os.memfd_create(name, flags | MFD_NOEXEC_SEAL)
 
 
 def unusable() -> str | None:

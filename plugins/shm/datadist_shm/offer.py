@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from datadist.base.memory_file import RESIZE_SEALS
 from datadist.base.parsing import parse
 from datadist.base.texts import short_repr
 from datadist.transport import LinkError, Offer
-from datadist_shm.memory import F_SEAL_FUTURE_WRITE, RESIZE_SEALS
+from datadist_shm.memory import F_SEAL_FUTURE_WRITE
 
 OFFER_VERSION: Literal[1] = 1
 MAX_ELEMENTS = 8 * Offer.MAX_REGIONS

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as MappingType
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from datadist.base import shared_memory
 from datadist.base.memory_map import KeptMappings
 from datadist.transport import (
     Access,
@@ -22,10 +24,11 @@ from datadist.transport import (
     Transport,
     TransportOptions,
 )
-from datadist_shm import _native, memory
+from datadist_shm import _native, memory, tuning
 from datadist_shm.link import ShmLink
 from datadist_shm.memory import PeerMappings, PoolRegion, UserRegion
 from datadist_shm.options import KNOWN, Options
+from datadist_shm.shared import SharedPart, SharedRegions, exposed
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -55,11 +58,17 @@ class ShmTransport(Transport):
         why = memory.unusable()
         return Availability(why is None, why or "shared memory of this host")
 
+    @classmethod
+    def measure(cls) -> MappingType[str, str]:
+        """How fast each copy kernel is, and how many threads help."""
+        return tuning.measure()
+
     def __init__(self, options: TransportOptions) -> None:
         self._options = Options.parse(options.extra)
         self._ids = itertools.count(1)
         self._mappings = PeerMappings()
         self._mapped = KeptMappings()
+        self._shared = SharedRegions(self._options)
         self._pagemap = -1
         with suppress(OSError):  # where it is closed to us, small transfers take longer
             self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -87,7 +96,10 @@ class ShmTransport(Transport):
         return self._mapped.kept()
 
     def register(self, address: int, size: int, placement: Placement) -> Region:
-        """Memory of the user, which peers will read through our process."""
+        """Memory of the user: that of `datadist.empty` is mapped by peers, else they read through us."""
+        shared = shared_memory.find(address, size)
+        if shared is not None:
+            return self._shared.add(next(self._ids), shared, address, size, placement)
         memory.check_user_memory(self._mapped.get(), address, size)
         memory.permit_access(self._options.ptracer)
         return UserRegion(next(self._ids), address, size, placement)
@@ -96,20 +108,30 @@ class ShmTransport(Transport):
         """Close the region's descriptor; views keep the memory mapped as long as they live."""
         if isinstance(region, PoolRegion):
             region.close()
+        elif isinstance(region, SharedPart):
+            self._shared.remove(region)
 
     def copy(self, dst: Buffer, src: Buffer, length: Buffer) -> None:
         """Local copies in native code, in several threads where source and target are apart."""
-        _native.copy(dst, src, length, self._options.threads, self._options.kernel)
+        options = self._options
+        _native.copy(dst, src, length, options.copy_threads, options.kernel_number)
+
+    def copies(self) -> MappingType[str, Callable[[Buffer, Buffer, Buffer], None]]:
+        """Each kernel of this machine."""
+        threads = self._options.copy_threads
+        return {name: partial(_copy, threads, number) for name, number in _native.KERNELS.items()}
 
     def open(self, group: Group, regions: Sequence[Region], access: Access) -> ShmLink:
         """Fix the access that peers get to the pools, and make this rank's side."""
-        for region in regions:
+        shown = exposed(regions)
+        for region in shown:
             if isinstance(region, PoolRegion):
                 memory.seal(region, writable=access is Access.READ_WRITE)
-        return ShmLink(group, list(regions), access, self._mappings, self._options, self._pagemap)
+        return ShmLink(group, shown, access, self._mappings, self._options, self._pagemap)
 
     def close(self) -> None:
         """Links and regions were closed before."""
+        self._shared.close()
         pagemap, self._pagemap = self._pagemap, -1
         if pagemap >= 0:
             os.close(pagemap)
@@ -121,7 +143,11 @@ class ShmTransport(Transport):
             "populate": options.populate,
             "overcommit": options.overcommit,
             "ptracer": options.ptracer,
-            "threads": options.threads,
+            "threads": abs(options.copy_threads),
             "huge_pages": options.huge_pages,
-            "kernel": options.kernel_name,
+            "kernel": options.kernel,
         }
+
+
+def _copy(threads: int, kernel: int, dst: Buffer, src: Buffer, length: Buffer) -> None:
+    _native.copy(dst, src, length, threads, kernel)

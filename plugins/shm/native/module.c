@@ -16,6 +16,7 @@
 #include "pages.h"
 #include "parallel.h"
 #include "transfer.h"
+#include "tuning.h"
 
 /* Three vectors of equal length; returns the number of items, or -1 with an exception. */
 static Py_ssize_t get_vectors(PyObject *const *objects, Py_buffer *views, int *taken)
@@ -37,6 +38,11 @@ static void release(Py_buffer *views, int taken)
         PyBuffer_Release(&views[taken]);
 }
 
+static int is_number_of_threads(int64_t number)
+{
+    return number != 0 && number >= -MAX_THREADS && number <= MAX_THREADS;
+}
+
 /* The two arguments that say how to copy; 0 with an exception where they are not valid. */
 static int get_copy_mode(PyObject *const *args, int *threads, int *kernel)
 {
@@ -44,7 +50,7 @@ static int get_copy_mode(PyObject *const *args, int *threads, int *kernel)
     *kernel = (int)PyLong_AsLong(args[1]);
     if (PyErr_Occurred())
         return 0;
-    if (*threads < 1 || *threads > MAX_THREADS || copy_kernel(*kernel) == NULL) {
+    if (!is_number_of_threads(*threads) || copy_kernel(*kernel) == NULL) {
         PyErr_SetString(PyExc_ValueError, "threads or kernel out of range");
         return 0;
     }
@@ -56,7 +62,7 @@ PyDoc_STRVAR(transfer_doc,
 "at the end, or (code, segment, errno) of a failure. A transfer that goes on is put into the list\n"
 "flights before this returns, so that no handler of a signal can lose it. Any thread; several at a time.\n"
 "path: writable int64 buffer of abort (not 0 ends what is in flight), pid, pidfd or -1, control (a\n"
-"descriptor) or -1, threads at most, kernel of KERNELS, descriptors of our and the peer's pagemap or -1,\n"
+"descriptor) or -1, threads as tuned if negative, kernel of KERNELS or AUTO, descriptors of our and the peer's pagemap or -1,\n"
 "number of own pools, these as pairs (base, size), then (owner's base, size, mapped base or 0, pages of\n"
 "map_peer or 0) sorted by base; fence: address of the page, or 0; seconds: how long it may take, from now.");
 
@@ -68,7 +74,7 @@ static int read_path(Job *job, const Py_buffer *path)
     const int64_t *words = path->buf;
     Py_ssize_t left = path->len / 8 - PATH_HEAD;
     if (path->len % 8 || left < 0 || words[8] < 0 || words[8] > left / POOL_WORDS ||
-        (left - words[8] * POOL_WORDS) % WINDOW_WORDS || words[4] < 1 || words[4] > MAX_THREADS ||
+        (left - words[8] * POOL_WORDS) % WINDOW_WORDS || !is_number_of_threads(words[4]) ||
         copy_kernel((int)words[5]) == NULL) {
         PyErr_SetString(PyExc_ValueError, "path is not valid");
         return 0;
@@ -189,7 +195,8 @@ static PyObject *py_transfer(PyObject *self, PyObject *const *args, Py_ssize_t n
 
 PyDoc_STRVAR(copy_doc,
 "copy(dst, src, length, threads, kernel): local copies, int64 vectors. Ranges may overlap; segments\n"
-"are then moved in order.");
+"are then moved in order. threads, at most; if negative, as many as tuning chose, at most so many.\n"
+"kernel: of KERNELS, or AUTO.");
 
 static PyObject *py_copy(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
@@ -212,6 +219,56 @@ static PyObject *py_copy(PyObject *self, PyObject *const *args, Py_ssize_t nargs
     if (n < 0)
         return NULL;
     Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(tune_doc,
+"tune(threads) -> (kernel, threads) that are chosen, {kernel: bytes per second}, the threads of these\n"
+"figures, [(threads, bytes per second)] of the chosen kernel. threads: at most. Raises OSError.");
+
+static PyObject *speeds_of_kernels(const Tuning *tuning)
+{
+    PyObject *found = PyDict_New();
+    for (int kernel = 0; found != NULL && kernel < KERNELS; kernel++) {
+        if (tuning->kernels[kernel] == 0)
+            continue;
+        PyObject *speed = PyFloat_FromDouble(tuning->kernels[kernel]);
+        if (speed == NULL || PyDict_SetItemString(found, find_kernel(kernel)->name, speed) < 0)
+            Py_CLEAR(found);
+        Py_XDECREF(speed);
+    }
+    return found;
+}
+
+static PyObject *speeds_of_threads(const Tuning *tuning)
+{
+    PyObject *found = PyList_New(0);
+    for (int step = 0; found != NULL && step < tuning->steps; step++) {
+        PyObject *pair = Py_BuildValue("id", tuning->threads[step], tuning->scaling[step]);
+        if (pair == NULL || PyList_Append(found, pair) < 0)
+            Py_CLEAR(found);
+        Py_XDECREF(pair);
+    }
+    return found;
+}
+
+static PyObject *py_tune(PyObject *self, PyObject *argument)
+{
+    (void)self;
+    Tuning tuning;
+    int error, most = (int)PyLong_AsLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    if (most < 1 || most > MAX_THREADS)
+        return PyErr_Format(PyExc_ValueError, "%d threads are out of range", most);
+    Py_BEGIN_ALLOW_THREADS
+    error = tune(most, &tuning);
+    Py_END_ALLOW_THREADS
+    errno = error;
+    if (error)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    return Py_BuildValue("(si)NiN", find_kernel(tuning.chosen_kernel)->name, tuning.chosen_threads,
+                         speeds_of_kernels(&tuning), tuning.kernel_threads,
+                         speeds_of_threads(&tuning));
 }
 
 PyDoc_STRVAR(map_doc, "map(fd, size, writable, huge) -> address of a shared mapping. Raises OSError.");
@@ -353,6 +410,7 @@ static PyObject *py_active(PyObject *self, PyObject *argument)
 static PyMethodDef methods[] = {
     {"transfer", (PyCFunction)(void (*)(void))py_transfer, METH_FASTCALL, transfer_doc},
     {"copy", (PyCFunction)(void (*)(void))py_copy, METH_FASTCALL, copy_doc},
+    {"tune", py_tune, METH_O, tune_doc},
     {"map", py_map, METH_VARARGS, map_doc},
     {"settled", py_settled, METH_O, settled_doc},
     {"map_peer", py_map_peer, METH_VARARGS, map_peer_doc},
@@ -380,19 +438,19 @@ static const struct {
 } constants[] = {
     {"DONE", DONE},           {"BAD_ADDRESS", BAD_ADDRESS}, {"TIMED_OUT", TIMED_OUT},
     {"ABORTED", ABORTED},     {"PEER_GONE", PEER_GONE},     {"REVOKED", REVOKED},
-    {"FAILED", FAILED},       {"MAX_THREADS", MAX_THREADS},
+    {"FAILED", FAILED},       {"MAX_THREADS", MAX_THREADS}, {"AUTO", KERNEL_AUTO},
 };
 
-/* KERNELS: the kernels that this machine has, by name, the fastest last. */
+/* KERNELS: the kernels that this machine has, by name. */
 static int add_kernels(PyObject *m)
 {
-    static const char *const names[KERNELS] = {"plain", "sse2", "avx2", "arm"};
     PyObject *found = PyDict_New();
     if (found == NULL)
         return -1;
     for (int kernel = 0; kernel < KERNELS; kernel++) {
-        PyObject *number = copy_kernel(kernel) ? PyLong_FromLong(kernel) : NULL;
-        int failed = number && PyDict_SetItemString(found, names[kernel], number) < 0;
+        const Kernel *here = find_kernel(kernel);
+        PyObject *number = here ? PyLong_FromLong(kernel) : NULL;
+        int failed = number && PyDict_SetItemString(found, here->name, number) < 0;
         Py_XDECREF(number);
         if (failed || PyErr_Occurred()) {
             Py_DECREF(found);

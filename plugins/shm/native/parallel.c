@@ -2,7 +2,6 @@
 #include "parallel.h"
 
 #include <fcntl.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -26,10 +25,9 @@ static _Thread_local int helping;
 
 int always_help;
 
-/* Processors that nothing runs on just now; below 0 where threads wait for one. A helper that has to
- * wait holds its part of the work back for a time slice of somebody else, which costs more than a
- * helper gains. */
-static int idle_processors(void)
+/* A helper that has to wait holds its part of the work back for a time slice of somebody else, which
+ * costs more than a helper gains. */
+int idle_processors(void)
 {
     if (always_help)
         return MAX_THREADS;
@@ -55,6 +53,20 @@ static void *help(void *argument)
     return NULL;
 }
 
+int start_thread(pthread_t *thread, void *(*work)(void *), void *argument)
+{
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the program's threads */
+    int error = pthread_create(thread, &attributes, work, argument);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return error;
+}
+
 /* As many helpers as are missing and find an idle processor. */
 static void start_helpers(Crew *crew)
 {
@@ -62,24 +74,14 @@ static void start_helpers(Crew *crew)
     int idle = missing > 0 && crew->started < MAX_THREADS ? idle_processors() : 0;
     if (missing > idle)
         missing = idle;
-    if (missing <= 0)
-        return;
-    pthread_attr_t attributes;
-    sigset_t all, before;
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, STACK);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the program's threads */
     for (; missing > 0 && crew->started < MAX_THREADS; missing--) {
         atomic_fetch_add(&crew->busy, 1);
-        if (pthread_create(&crew->helpers[crew->started], &attributes, help, crew) != 0) {
+        if (start_thread(&crew->helpers[crew->started], help, crew) != 0) {
             atomic_fetch_sub(&crew->busy, 1);
             break;
         }
         crew->started++;
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
 }
 
 int should_stop(void)

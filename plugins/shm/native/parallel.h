@@ -6,6 +6,8 @@
 #ifndef DATADIST_PARALLEL_H
 #define DATADIST_PARALLEL_H
 
+#include <pthread.h>
+
 enum { MAX_THREADS = 64 };
 
 /* Take every processor for idle: for tests of the threads themselves, on machines however busy. Set
@@ -15,6 +17,12 @@ extern int always_help;
 /* Run work(argument) here and in up to threads - 1 helpers; returns when all have returned. No more
  * helpers run than processors are idle, so work must share out its parts itself. */
 void in_parallel(int threads, void *(*work)(void *), void *argument);
+
+/* Processors that nothing runs on just now; below 0 where threads wait for one. */
+int idle_processors(void);
+
+/* A thread with a small stack that gets no signals; an errno. */
+int start_thread(pthread_t *thread, void *(*work)(void *), void *argument);
 
 /* To be asked by work between parts, each worth some microseconds. A helper hears that it should return:
  * other threads wait for a processor, such as one that the caller let go on when it released the GIL.

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -10,13 +11,16 @@
 
 #include "parallel.h"
 #include "sightings.h"
+#include "tuning.h"
 
 enum {
     CHUNK = 512 << 10,      /* what a thread takes at a time; between chunks it asks to go on */
     PEER_CHECK_CHUNKS = 32, /* chunks from one look at the peer's process to the next */
-    HELP_CHUNKS = 8,        /* chunks of a thread from one look at the machine's load to the next */
+    HELP_CHUNKS = 8,        /* chunks of a thread from one look at the machine's load to the next; the
+                             * first one has another look: who started it may not have gone to sleep */
     STREAM_BYTES = 1 << 20, /* totals from which stores go past the cache */
     THREAD_BYTES = 4 << 20, /* what makes a thread worth its start */
+    TUNE_BYTES = 8 << 20,   /* totals with which it begins to matter how they are copied */
     BRIEF_BYTES = 64 << 10, /* at most so much is copied in some microseconds, */
     BRIEF_SEGMENTS = 16,    /* in at most so many segments */
     LOOK_BYTES = 4 << 20,   /* above, a thread of its own costs less than the looks at the pages, */
@@ -404,7 +408,7 @@ static void *work(void *argument)
             result = move_span(job, &batch, &span, &w, &at);
         if (result != DONE)
             fail(job, result, errno, at);
-        if (taken % HELP_CHUNKS == 0 && should_stop())
+        if ((taken == 1 || taken % HELP_CHUNKS == 0) && should_stop())
             break;
     }
     copy_fence();
@@ -414,15 +418,18 @@ static void *work(void *argument)
 static int useful_threads(const Job *job)
 {
     int64_t most = job->total / THREAD_BYTES;
-    return most < job->threads ? (int)most : job->threads;
+    int threads = chosen_threads(job->threads);
+    return most < threads ? (int)most : threads;
 }
 
 static void move_all(Job *job)
 {
-    job->copy = copy_kernel(job->total >= STREAM_BYTES ? job->kernel : KERNEL_PLAIN);
+    job->copy = copy_kernel(job->total >= STREAM_BYTES ? job->kernel : KERNEL_MEMCPY);
     pthread_mutex_init(&job->lock, NULL);
     in_parallel(useful_threads(job), work, job);
     pthread_mutex_destroy(&job->lock);
+    if (job->kernel == KERNEL_AUTO && job->total >= TUNE_BYTES)
+        tune_soon(abs(job->threads));
 }
 
 int transfer(Job *job)

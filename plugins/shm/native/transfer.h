@@ -49,7 +49,7 @@ typedef struct {
     const _Atomic int64_t *abort_flag;
     Fence *fence;
     int64_t deadline_ns; /* of CLOCK_MONOTONIC */
-    int threads;         /* at most so many */
+    int threads;         /* see chosen_threads */
     int kernel;          /* for large totals */
 
     _Atomic int given_up; /* not 0: who waited for it has gone on, so it ends */

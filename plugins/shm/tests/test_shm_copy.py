@@ -49,6 +49,54 @@ def test_ends_of_every_alignment(kernel: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+def test_every_small_size_and_what_is_beside_it(kernel: str) -> None:
+    """All sizes up to 1024, at random places: nothing beside the target changes.
+
+    Three times, since kernels are for a MiB or more in all.
+    """
+    rng = np.random.default_rng(7)
+    room, most, times = 2048, 1024, 3
+    source = rng.integers(0, 256, (times * most, room), np.uint8)
+    target = rng.integers(0, 256, (times * most, room), np.uint8)
+    expected = target.copy()
+    sizes = np.tile(np.arange(1, most + 1), times)
+    places = rng.integers(0, room - most, (times * most, 2))
+    for n, ((to, frm), size) in enumerate(zip(places, sizes, strict=True)):
+        expected[n, to : to + size] = source[n, frm : frm + size]
+    rows = np.arange(times * most) * room
+    _native.copy(
+        target.ctypes.data + rows + places[:, 0],
+        source.ctypes.data + rows + places[:, 1],
+        sizes,
+        1,
+        _native.KERNELS[kernel],
+    )
+    assert np.array_equal(target, expected)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_random_sizes_and_ends(kernel: str, data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, 2 * MIB))
+    to, frm = data.draw(st.integers(0, 4096)), data.draw(st.integers(0, 4096))
+    rng = np.random.default_rng(size)
+    room, large = size + 8192, MIB  # the second piece: kernels are for a MiB or more in all
+    source, target = (rng.integers(0, 256, room + large, np.uint8) for _ in range(2))
+    expected = target.copy()
+    expected[to : to + size] = source[frm : frm + size]
+    expected[room:] = source[room:]
+    _native.copy(
+        _vector([target.ctypes.data + to, target.ctypes.data + room]),
+        _vector([source.ctypes.data + frm, source.ctypes.data + room]),
+        _vector([size, large]),
+        1,
+        _native.KERNELS[kernel],
+    )
+    assert np.array_equal(target, expected)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_large_copies_by_threads(kernel: str, threads: int) -> None:
     rng = np.random.default_rng(2)
@@ -85,7 +133,7 @@ def test_overlapping_copies_happen_in_order(pieces: list[tuple[int, int, int]]) 
         _vector([base + frm for _, frm, _ in pieces]),
         _vector([n for _, _, n in pieces]),
         2,
-        list(_native.KERNELS.values())[-1],
+        _native.AUTO,
     )
     assert np.array_equal(memory, expected)
 
@@ -137,7 +185,7 @@ def test_large_pieces_that_depend_on_each_other_are_copied_in_order(order: int) 
         memory.ctypes.data + np.array([source for source, _ in pairs]) * size,
         np.full(len(pairs), size, np.int64),
         4,
-        list(_native.KERNELS.values())[-1],
+        _native.AUTO,
     )
     assert np.array_equal(memory, expected)
 
@@ -147,7 +195,7 @@ def test_arguments_are_checked() -> None:
     for args in ((one, one, two, 1, 0), (_vector([]), _vector([]), _vector([]), 1, 0)):
         with pytest.raises(ValueError, match="equal length"):
             _native.copy(*args)
-    for threads, kernel in ((0, 0), (65, 0), (1, 99), (1, -1)):
+    for threads, kernel in ((0, 0), (65, 0), (-65, 0), (1, 99), (1, -1)):
         with pytest.raises(ValueError, match="out of range"):
             _native.copy(one, one, one, threads, kernel)
     with pytest.raises(TypeError):

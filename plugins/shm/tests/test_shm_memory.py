@@ -189,10 +189,12 @@ def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
     cpus = cgroups.cpus()
     parsed = options.Options.parse({})
     assert parsed.threads == min(cpus, options.DEFAULT_MAX_THREADS)
-    assert parsed.kernel_name == list(_native.KERNELS)[-1]
+    assert parsed.copy_threads == -min(cpus, _native.MAX_THREADS), "as many as tuning finds useful"
+    assert (parsed.kernel, parsed.kernel_number) == ("auto", _native.AUTO)
     assert options.Options.parse({"threads": "64"}).threads == min(cpus, 64)
     assert options.Options.parse({"threads": "1"}).threads == 1
-    assert options.Options.parse({"kernel": "plain"}).kernel_name == "plain"
+    assert options.Options.parse({"threads": "1"}).copy_threads == 1
+    assert options.Options.parse({"kernel": "memcpy"}).kernel_number == _native.KERNELS["memcpy"]
     for name, value in (
         ("threads", "0"), ("threads", "65"), ("threads", "-1"), ("threads", "x"),
         ("huge_pages", "yes"), ("kernel", "fast"), ("ptracer", "2"),
@@ -202,10 +204,10 @@ def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_options_in_force_are_described() -> None:
-    shown = _transport(threads="1", kernel="plain", populate="0").describe()
+    shown = _transport(threads="1", kernel="memcpy", populate="0").describe()
     assert shown == {
         "populate": False, "overcommit": False, "ptracer": True, "threads": 1, "huge_pages": "auto",
-        "kernel": "plain",
+        "kernel": "memcpy",
     }  # fmt: skip
 
 

@@ -15,11 +15,12 @@ import pytest
 from datadist_shm import ShmTransport
 from datadist_shm import link as link_module
 from datadist_shm.fence import PAGE
-from datadist_shm.memory import F_SEAL_FUTURE_WRITE, RESIZE_SEALS, descriptor_for_peer
+from datadist_shm.memory import F_SEAL_FUTURE_WRITE, descriptor_for_peer
 from datadist_shm.offer import check_descriptor, keeps_pages, parse_offer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datadist.base.memory_file import RESIZE_SEALS
 from datadist.transport import (
     Access,
     Group,

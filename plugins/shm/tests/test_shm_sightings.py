@@ -19,7 +19,7 @@ STAT = Path("/proc/thread-self/io")
 
 def _path(own: int, peer: int, base: int, size: int) -> array[int]:
     """What native code knows of a peer, here this process itself, whose memory is not mapped."""
-    kernel = _native.KERNELS["plain"]
+    kernel = _native.KERNELS["memcpy"]
     return array("q", [0, os.getpid(), -1, -1, 1, kernel, own, peer, 0, base, size, 0, 0])
 
 

@@ -14,6 +14,7 @@
 #include "../parallel.h"
 #include "../sightings.h"
 #include "../transfer.h"
+#include "../tuning.h"
 
 #define CHECK(what)                                                                                \
     do {                                                                                           \
@@ -23,7 +24,7 @@
         }                                                                                          \
     } while (0)
 
-enum { MIB = 1 << 20, SIZE = 24 * MIB };
+enum { MIB = 1 << 20, SIZE = 24 * MIB, MOST = 70000, ROOM = MOST + 256 };
 
 static char *memory(void)
 {
@@ -41,30 +42,49 @@ static void fill(char *at, size_t bytes, unsigned seed)
         at[i] = (char)((seed = seed * 1664525 + 1013904223) >> 24);
 }
 
+static char from[ROOM], to[ROOM], expected[ROOM];
+
+/* A copy at two ends' alignments changes what it should, and nothing beside it. */
+static void check_copy(Copy copy, int a, int b, size_t length)
+{
+    size_t around = length + 128;
+    memset(to, 0x5a, around);
+    memset(expected, 0x5a, around);
+    memcpy(expected + a, from + b, length);
+    copy(to + a, from + b, length);
+    copy_fence();
+    CHECK(memcmp(to, expected, around) == 0);
+}
+
 /* Every kernel, at every alignment of both sides, with lengths about the ends of its steps. */
 static void check_kernels(void)
 {
-    enum { MOST = 29000, ROOM = MOST + 256 };
-    static char from[ROOM], to[ROOM], expected[ROOM];
     static const size_t lengths[] = {0, 1, 15, 63, 64, 65, 1023, 1024, 1025, 1088, 1151, 1152, 4096,
-                                     8191, 8192, 8255, 8256, 16384, 16448, 24576, 24640, MOST};
+                                     8191, 8192, 8255, 8256, 16384, 16448, 24576, 24640, 32768, 32832, 61440, MOST};
     fill(from, ROOM, 1);
     for (int kernel = 0; kernel < KERNELS; kernel++) {
         Copy copy = copy_kernel(kernel);
         if (copy == NULL)
             continue;
-        printf("kernel %d\n", kernel);
+        printf("kernel %s\n", find_kernel(kernel)->name);
         for (size_t l = 0; l < sizeof(lengths) / sizeof(*lengths); l++)
             for (int a = 0; a < 64; a += 7)
-                for (int b = 0; b < 64; b += 5) {
-                    fill(to, ROOM, 2);
-                    memcpy(expected, to, ROOM);
-                    memcpy(expected + a, from + b, lengths[l]);
-                    copy(to + a, from + b, lengths[l]);
-                    copy_fence();
-                    CHECK(memcmp(to, expected, ROOM) == 0);
-                }
+                for (int b = 0; b < 64; b += 9)
+                    check_copy(copy, a, b, lengths[l]);
+        for (int length = 0; length <= 1024; length++)
+            check_copy(copy, length % 61, length % 53, length);
     }
+}
+
+/* What is measured, with as many threads as are wanted. */
+static void check_tuning(void)
+{
+    Tuning found;
+    CHECK(tune(4, &found) == 0);
+    CHECK(find_kernel(found.chosen_kernel) != NULL && found.chosen_threads >= 1);
+    CHECK(copy_kernel(KERNEL_AUTO) == copy_kernel(found.chosen_kernel));
+    for (int kernel = 0; kernel < KERNELS; kernel++)
+        CHECK((found.kernels[kernel] > 0) == (find_kernel(kernel) != NULL));
 }
 
 /* A job of one window, the peer's memory "theirs", which the owner knows by another address. */
@@ -125,23 +145,23 @@ static void check_refusals(char *mine, char *theirs)
     int64_t length[2] = {50, 51};
     memset(mine, 1, 200);
     memset(theirs, 2, 200);
-    Job job = job_of(local, remote, length, 2, theirs, KERNEL_PLAIN);
+    Job job = job_of(local, remote, length, 2, theirs, KERNEL_MEMCPY);
     CHECK(run(&job) == BAD_ADDRESS && job.index == 1);
     length[1] = 50;
-    job = job_of(local, remote, length, 2, theirs, KERNEL_PLAIN);
+    job = job_of(local, remote, length, 2, theirs, KERNEL_MEMCPY);
     job.deadline_ns = deadline_after(0);
     CHECK(run(&job) == TIMED_OUT);
-    job = job_of(local, remote, length, 2, theirs, KERNEL_PLAIN);
+    job = job_of(local, remote, length, 2, theirs, KERNEL_MEMCPY);
     job.abort_flag = &aborted;
     CHECK(run(&job) == ABORTED);
     Fence fence = {.revoked = 1};
-    job = job_of(local, remote, length, 2, theirs, KERNEL_PLAIN);
+    job = job_of(local, remote, length, 2, theirs, KERNEL_MEMCPY);
     job.write = 1;
     job.fence = &fence;
     CHECK(run(&job) == REVOKED && fence.active == 0);
     for (int i = 0; i < 200; i++)
         CHECK(mine[i] == 1 && theirs[i] == 2);
-    job = job_of(local, remote, length, 2, theirs, KERNEL_PLAIN);
+    job = job_of(local, remote, length, 2, theirs, KERNEL_MEMCPY);
     CHECK(run(&job) == DONE && mine[49] == 2 && mine[50] == 1);
 }
 
@@ -157,7 +177,7 @@ static void check_process(char *mine, char *theirs)
         remote[i] = (int64_t)(intptr_t)theirs + (int64_t)i * STEP;
         length[i] = STEP - 1;
     }
-    Job job = job_of(local, remote, length, N, theirs, KERNEL_PLAIN);
+    Job job = job_of(local, remote, length, N, theirs, KERNEL_MEMCPY);
     window = (Window){.base = (int64_t)(intptr_t)theirs, .size = SIZE, .mapped = 0};
     job.pid = getpid();
     int result = run(&job);
@@ -177,7 +197,7 @@ static void check_local_copies(char *memory)
     int64_t src[2] = {(intptr_t)memory, (intptr_t)memory + 6 * MIB}, length[2] = {100, 1000};
     for (int i = 0; i < 100; i++)
         memory[i] = (char)i;
-    copy_local(dst, src, length, 2, 4, KERNEL_PLAIN); /* these overlap */
+    copy_local(dst, src, length, 2, 4, KERNEL_MEMCPY); /* these overlap */
     for (int i = 0; i < 100; i++)
         CHECK(memory[10 + i] == (char)i);
 }
@@ -203,6 +223,7 @@ int main(void)
     CHECK(populate(mine, SIZE, 4) == 0);
     CHECK(populate(theirs, SIZE, 4) == 0);
     check_kernels();
+    check_tuning();
     check_sightings();
     check_transfers(mine, theirs);
     check_refusals(mine, theirs);

@@ -20,6 +20,7 @@
 #include "pages.h"
 #include "parallel.h"
 #include "transfer.h"
+#include "tuning.h"
 
 enum { SIZE = 14 << 20, PIECES = 300, ROOM = 4096, PATTERN = 251, THREADS = 4, SEGMENTS = 64 };
 /* Segments of this size, with gaps: at every kind of end, and more than one chunk in all. */
@@ -105,11 +106,38 @@ static void copy_large(int kernel, int threads)
     free(to);
 }
 
+/* All sizes that end in the first lines, with what lies beside them. */
+static void copy_small(int kernel)
+{
+    unsigned char *from = filled(ROOM, 4), *to = filled(ROOM, 0);
+    for (int size = 1; size <= 1024; size++) {
+        fill(to, ROOM, 0);
+        copy_kernel(kernel)((char *)to + size % 67, (const char *)from + size % 61, size);
+        copy_fence();
+        for (int at = 0; at < 1200; at++) {
+            int inside = at >= size % 67 && at < size % 67 + size;
+            int wanted = inside ? at - size % 67 + size % 61 + 4 : at;
+            expect(to[at] == wanted % PATTERN, "kernel %d: %d bytes are wrong at %d", kernel, size, at);
+        }
+    }
+    free(from);
+    free(to);
+}
+
+static void measure(void)
+{
+    Tuning found;
+    expect(tune(THREADS, &found) == 0, "nothing was measured");
+    for (int kernel = 0; kernel < KERNELS; kernel++)
+        expect((found.kernels[kernel] > 0) == (find_kernel(kernel) != NULL), "kernel %d", kernel);
+    expect(copy_kernel(KERNEL_AUTO) == copy_kernel(found.chosen_kernel), "the choice is not in force");
+}
+
 static void copy_overlapping(void)
 {
     unsigned char *memory = filled(ROOM, 0);
     int64_t dst[1] = {number(memory + 100)}, src[1] = {number(memory)}, length[1] = {1000};
-    copy_local(dst, src, length, 1, THREADS, KERNEL_PLAIN);
+    copy_local(dst, src, length, 1, THREADS, KERNEL_MEMCPY);
     expect(is_filled(memory + 100, 1000, 0), "an overlapping copy is wrong");
     free(memory);
 }
@@ -214,14 +242,14 @@ static void refuse_mapped(void)
     const int64_t beyond[] = {0, -1, 1, pair.window.base - 1, pair.window.base + SIZE - LENGTH + 1,
                               INT64_MAX};
     for (size_t i = 0; i < sizeof(beyond) / sizeof(*beyond); i++) {
-        Job job = job_of(&pair, 1, KERNEL_PLAIN);
+        Job job = job_of(&pair, 1, KERNEL_MEMCPY);
         int64_t before = pair.remote[SEGMENTS - 1];
         pair.remote[SEGMENTS - 1] = beyond[i];
         expect(run(&job) == BAD_ADDRESS, "address %lld is accepted", (long long)beyond[i]);
         expect(job.index == SEGMENTS - 1, "the wrong segment is named");
         pair.remote[SEGMENTS - 1] = before;
     }
-    Job late = job_of(&pair, 1, KERNEL_PLAIN), aborted = late, revoked = late;
+    Job late = job_of(&pair, 1, KERNEL_MEMCPY), aborted = late, revoked = late;
     late.deadline_ns = 1;
     expect(run(&late) == TIMED_OUT, "a deadline is overlooked");
     atomic_store(&pair.abort_flag, 1);
@@ -237,7 +265,7 @@ static void *write_until_refused(void *argument)
 {
     Pair *pair = argument;
     for (;;) {
-        Job job = job_of(pair, 1, KERNEL_PLAIN);
+        Job job = job_of(pair, 1, KERNEL_MEMCPY);
         int result = run(&job);
         if (result != DONE)
             return (void *)(intptr_t)result;
@@ -311,7 +339,7 @@ static void move_foreign(void)
     Job job = {
         .windows = windows, .n_windows = 2, .pid = pid, .pidfd = pidfd, .control = -1,
         .local = local, .remote = remote, .length = length, .n = 1, .abort_flag = &never,
-        .deadline_ns = INT64_MAX, .threads = THREADS, .kernel = KERNEL_PLAIN,
+        .deadline_ns = INT64_MAX, .threads = THREADS, .kernel = KERNEL_MEMCPY,
     };
     Job again = job, bad = job, gone = job;
     expect(run(&job) == DONE, "cannot read a process's memory: %s", strerror(job.error));
@@ -358,7 +386,7 @@ static void move_holes(int stays)
     expect(pair.pages != NULL, "the peer cannot map");
     pair.window.mapped = number(pages_address(pair.pages));
     pages_find(pair.pages, THREADS);
-    Job read = job_of(&pair, 0, KERNEL_PLAIN), write = job_of(&pair, 1, KERNEL_PLAIN), late = write;
+    Job read = job_of(&pair, 0, KERNEL_MEMCPY), write = job_of(&pair, 1, KERNEL_MEMCPY), late = write;
     expect(run(&read) == DONE, "holes cannot be read");
     late.deadline_ns = now_ns() + 10000000;
     expect(run(&late) == TIMED_OUT, "a page of the owner's is made");
@@ -390,12 +418,15 @@ int main(void)
             copy_pieces(kernel, threads);
             copy_large(kernel, threads);
         }
+        copy_small(kernel);
         move_mapped(kernel, kernel % 2, kernel % 2 ? run : run_apart);
         printf("kernel %d\n", kernel);
     }
     move_holes(0);
     move_holes(1);
     copy_overlapping();
+    measure();
+    copy_large(KERNEL_AUTO, -THREADS); /* which has it measured in the background too */
     refuse_mapped();
     revoke_a_writer();
     abort_a_writer();
