@@ -3,9 +3,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -20,6 +23,8 @@ enum {
     SMALLEST_PAGE = 4096,
     HUGETLB = 0x958458f6, /* HUGETLBFS_MAGIC */
     MOMENT_SHIFT = 22,    /* 4 ms */
+    STACK = 256 << 10,
+    SEARCH_NICE = 19,
 };
 
 struct Pages {
@@ -29,6 +34,11 @@ struct Pages {
     int stays;
     int reserved;              /* huge pages of hugetlbfs, of which mincore knows nothing */
     size_t page;               /* bytes */
+    int threads;               /* of the search, at most */
+    int searching;             /* whether the thread of pages_find was started and not joined */
+    pthread_t searcher;
+    _Atomic size_t next;       /* where the search goes on */
+    _Atomic int unmapping;     /* the search is to end */
     _Atomic uint16_t known[]; /* per granule: the moment at which all of its pages existed, or 0 */
 };
 
@@ -60,6 +70,8 @@ Pages *pages_map(int fd, size_t size, int writable, int huge, int stays)
 void pages_unmap(Pages *pages)
 {
     if (pages->fd >= 0) {
+        atomic_store(&pages->unmapping, 1);
+        pages_found(pages);
         munmap(pages->address, pages->size);
         close(pages->fd);
     }
@@ -175,34 +187,64 @@ int pages_read(const Pages *pages, size_t offset, char *to, size_t bytes)
     return 0;
 }
 
-typedef struct {
-    Pages *pages;
-    _Atomic size_t next;
-} Search;
-
 /* One read per granule has the kernel map the pages around it. */
-static void *find_some(void *argument)
+static void map_piece(Pages *pages, size_t begin)
 {
-    Search *search = argument;
-    Pages *pages = search->pages;
+    size_t left = pages->size - begin, end = left < PIECE ? pages->size : begin + PIECE;
+    uint32_t moment = pages_moment(pages, 0);
+    (void)look_up(pages, begin, end - begin, moment);
+    for (size_t at = begin; at < end; at += GRANULE)
+        if (is_known(pages, at, end - at < GRANULE ? end - at : GRANULE, moment))
+            (void)*(volatile char *)(pages->address + at);
+}
+
+static void *map_some(void *argument)
+{
+    Pages *pages = argument;
     while (!should_stop()) {
-        size_t begin = atomic_fetch_add(&search->next, SLICE), end = begin + SLICE;
+        size_t begin = atomic_fetch_add(&pages->next, SLICE);
         if (begin >= pages->size)
             break;
-        for (size_t at = begin; at < end && at < pages->size; at += GRANULE) {
-            size_t left = pages->size - at, part = left < GRANULE ? left : GRANULE;
-            if (at % PIECE == 0)
-                (void)look_up(pages, at, left < PIECE ? left : PIECE, pages_moment(pages, 0));
-            if (is_known(pages, at, part, pages_moment(pages, 0)))
-                (void)*(volatile char *)(pages->address + at);
+        for (size_t at = begin; at < begin + SLICE && at < pages->size; at += PIECE) {
+            if (atomic_load_explicit(&pages->unmapping, memory_order_relaxed))
+                return NULL;
+            map_piece(pages, at);
         }
     }
     return NULL;
 }
 
-void pages_find(Pages *pages, int threads)
+/* What links, or moves, goes before it. */
+static void *search(void *argument)
 {
-    Search search = {.pages = pages};
+    Pages *pages = argument;
+    (void)setpriority(PRIO_PROCESS, 0, SEARCH_NICE); /* of this thread alone, on Linux */
     int most = (int)(pages->size / SLICE) + 1;
-    in_parallel(most < threads ? most : threads, find_some, &search);
+    in_parallel(most < pages->threads ? most : pages->threads, map_some, pages);
+    return NULL;
+}
+
+int pages_find(Pages *pages, int threads)
+{
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    if (pages->size <= PIECE) /* whoever uses it first maps it in a moment */
+        return 0;
+    pages->threads = threads;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the program's threads */
+    int error = pthread_create(&pages->searcher, &attributes, search, pages);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    pages->searching = error == 0;
+    return error;
+}
+
+void pages_found(Pages *pages)
+{
+    if (pages->searching)
+        pthread_join(pages->searcher, NULL);
+    pages->searching = 0;
 }

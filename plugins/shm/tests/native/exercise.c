@@ -152,7 +152,8 @@ static void make_pair(Pair *pair, int stays)
     expect(populate(owners, SIZE / 2, THREADS) == 0, "the owner cannot populate");
     Pages *pages = pages_map(fd, SIZE, 1, 0, stays);
     expect(pages != NULL, "the peer cannot map");
-    pages_find(pages, THREADS);
+    expect(pages_find(pages, THREADS) == 0, "no thread");
+    pages_found(pages);
     close(fd);
     *pair = (Pair){.owners = owners, .pages = pages, .mine = filled(SIZE, 0)};
     fill(pair->owners, SIZE, 5);
@@ -357,7 +358,7 @@ static void move_holes(int stays)
     pair.pages = pair.window.pages = pages_map(fd, SIZE, 1, 0, stays);
     expect(pair.pages != NULL, "the peer cannot map");
     pair.window.mapped = number(pages_address(pair.pages));
-    pages_find(pair.pages, THREADS);
+    expect(pages_find(pair.pages, THREADS) == 0, "no thread"); /* the search goes on meanwhile */
     Job read = job_of(&pair, 0, KERNEL_PLAIN), write = job_of(&pair, 1, KERNEL_PLAIN), late = write;
     expect(run(&read) == DONE, "holes cannot be read");
     late.deadline_ns = now_ns() + 10000000;
