@@ -8,9 +8,9 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "memory.h"
@@ -24,7 +24,8 @@ enum {
     HUGETLB = 0x958458f6, /* HUGETLBFS_MAGIC */
     MOMENT_SHIFT = 22,    /* 4 ms */
     STACK = 256 << 10,
-    SEARCH_NICE = 19,
+    UNMAP_MS = 2, /* that unmapping waits for the end of a search, which takes microseconds unless all
+                   * processors are busy; then the search unmaps */
 };
 
 struct Pages {
@@ -35,10 +36,9 @@ struct Pages {
     int reserved;              /* huge pages of hugetlbfs, of which mincore knows nothing */
     size_t page;               /* bytes */
     int threads;               /* of the search, at most */
-    int searching;             /* whether the thread of pages_find was started and not joined */
-    pthread_t searcher;
     _Atomic size_t next;       /* where the search goes on */
     _Atomic int unmapping;     /* the search is to end */
+    _Atomic int users;         /* who mapped it, and the search; the last one unmaps */
     _Atomic uint16_t known[]; /* per granule: the moment at which all of its pages existed, or 0 */
 };
 
@@ -61,21 +61,37 @@ Pages *pages_map(int fd, size_t size, int writable, int huge, int stays)
     }
     pages->address = address;
     pages->size = size;
+    pages->users = 1;
     pages->stays = stays;
     pages->reserved = kind.f_type == HUGETLB;
     pages->page = (size_t)sysconf(_SC_PAGESIZE);
     return pages;
 }
 
-void pages_unmap(Pages *pages)
+static void let_go(Pages *pages)
 {
+    if (atomic_fetch_sub(&pages->users, 1) > 1)
+        return;
     if (pages->fd >= 0) {
-        atomic_store(&pages->unmapping, 1);
-        pages_found(pages);
         munmap(pages->address, pages->size);
         close(pages->fd);
     }
     free(pages);
+}
+
+int pages_found(Pages *pages, int milliseconds)
+{
+    static const struct timespec pause = {.tv_nsec = 100000};
+    for (int i = 0; i < milliseconds * 10 && atomic_load(&pages->users) > 1; i++)
+        nanosleep(&pause, NULL);
+    return atomic_load(&pages->users) == 1;
+}
+
+void pages_unmap(Pages *pages)
+{
+    atomic_store(&pages->unmapping, 1);
+    (void)pages_found(pages, UNMAP_MS);
+    let_go(pages);
 }
 
 void pages_leave(Pages *pages)
@@ -83,6 +99,7 @@ void pages_leave(Pages *pages)
     if (pages->fd >= 0)
         close(pages->fd);
     pages->fd = -1;
+    pages->users = 1; /* a search goes on in the parent only */
 }
 
 char *pages_address(const Pages *pages)
@@ -214,37 +231,33 @@ static void *map_some(void *argument)
     return NULL;
 }
 
-/* What links, or moves, goes before it. */
 static void *search(void *argument)
 {
     Pages *pages = argument;
-    (void)setpriority(PRIO_PROCESS, 0, SEARCH_NICE); /* of this thread alone, on Linux */
     int most = (int)(pages->size / SLICE) + 1;
     in_parallel(most < pages->threads ? most : pages->threads, map_some, pages);
+    let_go(pages);
     return NULL;
 }
 
 int pages_find(Pages *pages, int threads)
 {
+    pthread_t thread;
     pthread_attr_t attributes;
     sigset_t all, before;
     if (pages->size <= PIECE) /* whoever uses it first maps it in a moment */
         return 0;
     pages->threads = threads;
+    atomic_fetch_add(&pages->users, 1);
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, STACK);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the program's threads */
-    int error = pthread_create(&pages->searcher, &attributes, search, pages);
+    int error = pthread_create(&thread, &attributes, search, pages);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
-    pages->searching = error == 0;
+    if (error)
+        atomic_fetch_sub(&pages->users, 1);
     return error;
-}
-
-void pages_found(Pages *pages)
-{
-    if (pages->searching)
-        pthread_join(pages->searcher, NULL);
-    pages->searching = 0;
 }

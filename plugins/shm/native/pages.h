@@ -15,7 +15,7 @@ typedef struct Pages Pages;
  * the owner has sealed; else what was seen counts for some milliseconds. NULL with errno. */
 Pages *pages_map(int fd, size_t size, int writable, int huge, int stays);
 
-/* Ends a search, too, which takes some microseconds. */
+/* Ends a search, too. */
 void pages_unmap(Pages *pages);
 
 /* In a forked child, which does not have the mapping: let go of the memory. pages_unmap comes later. */
@@ -28,8 +28,8 @@ char *pages_address(const Pages *pages);
  * started. */
 int pages_find(Pages *pages, int threads);
 
-/* Wait until the search has ended, where one was begun. */
-void pages_found(Pages *pages);
+/* Whether the search has ended, or none was begun; waits for that for some milliseconds. */
+int pages_found(Pages *pages, int milliseconds);
 
 /* What pages_exist takes for the present moment. */
 uint32_t pages_moment(const Pages *pages, int64_t now_ns);

@@ -153,7 +153,7 @@ static void make_pair(Pair *pair, int stays)
     Pages *pages = pages_map(fd, SIZE, 1, 0, stays);
     expect(pages != NULL, "the peer cannot map");
     expect(pages_find(pages, THREADS) == 0, "no thread");
-    pages_found(pages);
+    expect(pages_found(pages, 60000), "the search does not end");
     close(fd);
     *pair = (Pair){.owners = owners, .pages = pages, .mine = filled(SIZE, 0)};
     fill(pair->owners, SIZE, 5);
