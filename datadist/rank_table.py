@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -40,6 +40,8 @@ load_pydantic_plugins()
 MAX_TEXT = 1 << 20
 MAX_PROBLEMS = 100
 """Problems of one table that are named."""
+KEPT_TABLES, KEPT_CHARACTERS = 16, 64 << 10
+"""The last tables that were read, of at most so many characters: programs link by one repeatedly."""
 
 
 class RankTableError(PicklableError, ValueError):
@@ -275,6 +277,10 @@ def parse_rank_table(text: str) -> RankTable:
 
     Raises :class:`RankTableError` with every problem (at most 100), each at its field.
     """
+    return _read_kept(text) if len(text) <= KEPT_CHARACTERS else _read(text)
+
+
+def _read(text: str) -> RankTable:
     raw = _read_json(text)
     problems: list[str] = []
     table = None
@@ -290,6 +296,9 @@ def parse_rank_table(text: str) -> RankTable:
         more = len(problems) - MAX_PROBLEMS
         raise RankTableError(problems[:MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else []))
     return _normal(table)
+
+
+_read_kept = lru_cache(KEPT_TABLES)(_read)
 
 
 # A string that never ends matches up to the end, else each of its quotes would be tried again.

@@ -127,8 +127,10 @@ class Pushing(ManagerMixin):
         """
         if unknown:
             raise unknown_keyword("push_blocks", keywords_of(Pushing.push_blocks), unknown)
-        self._require_one_sided("push_blocks")
-        engine, limit, notice = self._bound, None, None
+        if not self._one_sided:
+            self._require_one_sided("push_blocks")
+        engine = self._bound
+        limit = notice = None
         if timeout_in_millis is not None or notify is not None:
             limit, notice = CallLimit(seconds_of(timeout_in_millis)), notice_of(notify)
         if (
@@ -137,17 +139,19 @@ class Pushing(ManagerMixin):
             and src_layer_range is None
             and dst_layer_range is None
             and (tensor_num_per_layer is PER_LAYER or type(tensor_num_per_layer) is int)
-            and engine is not None
-            and src_cache._owner is self
         ):
-            # Fields instead of properties, as in small pulls.
+            # Fields instead of properties and calls, since every small push runs this code.
             name = (
                 dst_cache_key._cluster_id, dst_cache_key._model_id, src_cache._cache_id,
                 src_cache._made._tensors_per_layer
                 if tensor_num_per_layer is PER_LAYER
                 else tensor_num_per_layer,
             )  # fmt: skip
-            if engine.route_cache.push(name, src_blocks, dst_blocks, limit):
+            if (
+                engine is not None
+                and src_cache._owner is self
+                and engine.route_cache.push(name, src_blocks, dst_blocks, limit)
+            ):
                 if limit is not None and notice is not None:
                     engine.notices.notify(notice, limit)
                 return

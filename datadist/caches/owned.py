@@ -80,6 +80,11 @@ class OwnDirectory:
         self.revocations.hand_over_to(post)
 
     @property
+    def caches(self) -> Mapping[int, OwnCache]:
+        """Those that exist now, by id: always the same mapping, which changes."""
+        return self._caches
+
+    @property
     def state(self) -> Exclusive:
         """Held by whoever changes caches and keys, and what else goes with them."""
         return self._state

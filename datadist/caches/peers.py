@@ -145,7 +145,7 @@ class PeerView:
         """Whether more is to come of a directory that replaces the earlier one."""
         self.pulls: set[int] = set()
         """In flight, by token."""
-        self._deferred: deque[tuple[set[int], int]] = deque()
+        self.deferred: deque[tuple[set[int], int]] = deque()
         """Acknowledgements, and the pulls that each waits for. A pull that one waits for is waited for
         by every later one, if it still goes on: the first ones are ready first."""
         self._offers_out = 0
@@ -211,10 +211,10 @@ class PeerView:
         """Send the acknowledgement now, or when the pulls in flight have ended."""
         with self.lock:
             pulls = set(self.pulls)
-            if self._deferred and self._deferred[-1][0] == pulls:
-                pulls, earlier = self._deferred.pop()
+            if self.deferred and self.deferred[-1][0] == pulls:
+                pulls, earlier = self.deferred.pop()
                 seq = max(seq, earlier)
-            self._deferred.append((pulls, seq))
+            self.deferred.append((pulls, seq))
         self._acknowledge_deferred()
 
     def pulling(self, pull: Callable[[int], T]) -> T:
@@ -255,7 +255,7 @@ class PeerView:
         and an acknowledgement is recorded before it checks for pulls.
         """
         self.pulls.discard(token)
-        if self._deferred:
+        if self.deferred:
             self._acknowledge_deferred()
 
     def prolong(self, token: int) -> None:
@@ -265,7 +265,7 @@ class PeerView:
         """
         with self.lock:
             self.pulls.add(token)
-            for pulls, _ in self._deferred:
+            for pulls, _ in self.deferred:
                 pulls.add(token)
 
     def _acknowledge_deferred(self) -> None:
@@ -274,15 +274,15 @@ class PeerView:
         """
         done = None
         with self.lock:
-            for waiting, seq in self._deferred:
+            for waiting, seq in self.deferred:
                 if not waiting.isdisjoint(self.pulls):
                     break
                 done = seq
         if done is not None:
             self.send(Ack(seq=done))
             with self.lock:
-                while self._deferred and self._deferred[0][1] <= done:
-                    self._deferred.popleft()
+                while self.deferred and self.deferred[0][1] <= done:
+                    self.deferred.popleft()
 
     # -- look-ups that miss ------------------------------------------------------------------
 

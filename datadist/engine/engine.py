@@ -619,7 +619,8 @@ class Engine:
         """
         domains = self._all_domains()
         self.owned.settle(wait)
-        with self.transfers.counting:
+        self.transfers.ledger.add_up()
+        with self.transfers.ledger.lock:
             links, total = link_stats(domains, self.backend.name), self.transfers.counters.as_dict()
         return {
             "cluster_id": self.cluster_id,

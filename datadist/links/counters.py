@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
+from itertools import takewhile
+from typing import TypeAlias
+
+__all__ = ["MOST_NOTED", "Counters", "Ledger", "Tally"]
+
+Noted: TypeAlias = "tuple[int, tuple[Tally, ...], int, float]"
+"""The token of a transfer, where it counts, its bytes and seconds."""
+MOST_NOTED = 256
+"""So many operations wait to be added up, at most about."""
+
 
 class Tally:
     """Counts of one direction. An operation that failed counts no bytes.
@@ -12,22 +24,77 @@ class Tally:
     __slots__ = ("_counts",)
 
     def __init__(self) -> None:
-        self._counts = 0, 0, 0, 0.0
+        self._counts = 0, 0, 0, 0.0, 0
+        """Operations, bytes, errors, seconds, and the token of the last one of a :class:`Ledger`."""
 
     def add(self, nbytes: int, seconds: float) -> None:
         """Count an operation that went well."""
-        operations, moved, errors, took = self._counts
-        self._counts = operations + 1, moved + nbytes, errors, took + seconds
+        operations, moved, errors, took, last = self._counts
+        self._counts = operations + 1, moved + nbytes, errors, took + seconds, last
+
+    def add_once(self, token: int, count: int, nbytes: int, seconds: float) -> None:
+        """The same for several of a ledger, up to that of ``token``, unless they were added before."""
+        operations, moved, errors, took, last = self._counts
+        if token != last:
+            self._counts = operations + count, moved + nbytes, errors, took + seconds, token
 
     def add_error(self, seconds: float) -> None:
         """Count one that failed."""
-        operations, moved, errors, took = self._counts
-        self._counts = operations, moved, errors + 1, took + seconds
+        operations, moved, errors, took, last = self._counts
+        self._counts = operations, moved, errors + 1, took + seconds, last
 
     def as_dict(self) -> dict[str, int | float]:
         """Plain numbers."""
-        operations, moved, errors, seconds = self._counts
+        operations, moved, errors, seconds, _ = self._counts
         return {"operations": operations, "bytes": moved, "errors": errors, "seconds": seconds}
+
+
+class Ledger:
+    """Guards tallies, and notes operations that are not in them yet.
+
+    Noting one is a single step without a lock, which takes a fifth of the time of counting it.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        """Held by who changes tallies or reads them; handlers of signals may ask for them."""
+        self.noted: deque[Noted] = deque()
+        """Whoever appends to it looks for :data:`MOST_NOTED`."""
+        self._adding = False
+        self._batch = 0
+        """Token of the last one of those that are being added: the same ones again after an interrupt."""
+
+    def add_up(self) -> None:
+        """Count what is noted by now. What was interrupted is completed by the next call."""
+        with self.lock:
+            if self._adding:  # this thread does, below the handler of a signal
+                return
+            try:
+                self._adding = True
+                left = len(self.noted)
+                while left > 0 and self.noted:
+                    left -= self._add_batch()
+            finally:
+                self._adding = False
+
+    def _add_batch(self) -> int:
+        """Count the first ones, those of one link; how many."""
+        noted = list(self.noted)
+        tokens = [token for token, _, _, _ in noted]
+        tallies = noted[0][1]
+        if self._batch not in tokens:
+            self._batch = [each[0] for each in takewhile(lambda each: each[1] is tallies, noted)][
+                -1
+            ]
+        batch = noted[: tokens.index(self._batch) + 1]
+        nbytes, seconds = sum(each[2] for each in batch), sum(each[3] for each in batch)
+        for tally in tallies:
+            tally.add_once(self._batch, len(batch), nbytes, seconds)
+        for (
+            _
+        ) in batch:  # nothing is added again once the first one is out: every tally has the token
+            self.noted.popleft()
+        return len(batch)
 
 
 class Counters:

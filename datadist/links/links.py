@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections.abc import Collection
 
 from datadist.base.texts import in_seconds
 from datadist.caches.peers import Announcement, DomainKey, PeerView, domain_key
@@ -35,6 +36,9 @@ SHORT_SECONDS = 1.0
 """Pause before it is tried again to look for peers, when descriptors were short."""
 REJOIN_SECONDS = 0.5
 """Pause before members that a library brings together join again, after one of them left."""
+WITHDRAW_SECONDS = 0.5
+"""How long members of a domain that is OK are not told that it looks for nobody, which they know. A
+message would make their first transfers wait until it has been handled."""
 GRACE_SECONDS = 1.0
 """How long announcements that differ may wait for a better match before both fail."""
 
@@ -201,16 +205,17 @@ class Links:
             self._discovery.hold(view.session, domain)
             view.send(self._rendezvous.announcement(domain, view))
 
-    def _stop_waiting(self, domain: TableDomain) -> None:
+    def _stop_waiting(self, domain: TableDomain, but: Collection[str] = ()) -> None:
         for timer in (domain.expiry, domain.search_timer):
             if timer is not None:
                 timer.cancel()
         self._rendezvous.end(domain)
-        self._withdraw(domain)
+        self._withdraw(domain, but)
 
-    def _withdraw(self, domain: TableDomain) -> None:
-        told = sorted(domain.announced)
-        domain.announced.clear()
+    def _withdraw(self, domain: TableDomain, but: Collection[str] = ()) -> None:
+        """Tell those that heard of the domain that it looks for nobody; not the engines of ``but``."""
+        told = sorted(domain.announced.difference(but))
+        domain.announced.difference_update(told)
         for incarnation in told:
             view = self._views.get(incarnation)
             if view is not None:
@@ -334,7 +339,9 @@ class Links:
             view = self._views.get(member.incarnation)
             if view is not None:
                 view.announcements.pop(member.link)
-        self._stop_waiting(domain)
+        members = {member.incarnation for member in attempt.members.values()}
+        self._stop_waiting(domain, members)
+        self._reactor.later(WITHDRAW_SECONDS, lambda: self._withdraw(domain))
         log.info(
             "%s: linked rank %d with %s", domain, domain.rank,
             ", ".join(f"cluster {c} (rank {r})" for c, r in domain.others.items()),

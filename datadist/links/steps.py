@@ -83,7 +83,7 @@ class Steps:
             self._try_open(domain, attempt)
         if attempt.link is None or attempt.joining:
             return
-        self._send_directory_and_offer(domain, attempt)
+        self._send_offer_and_directory(domain, attempt)
         for rank in [r for r in attempt.offers if r not in attempt.attaching]:
             self._attach(domain, attempt, rank)
         if attempt.attached.issuperset(attempt.others) and not attempt.told_ready:
@@ -94,14 +94,19 @@ class Steps:
             else:
                 self._tell_ready(domain, attempt)
 
-    def _send_directory_and_offer(self, domain: Domain, attempt: Attempt) -> None:
-        """Give our directory and our offer to the members that can be talked to."""
+    def _send_offer_and_directory(self, domain: Domain, attempt: Attempt) -> None:
+        """Give our offer and our directory to the members that can be talked to.
+
+        The offer goes first, since more has to be done with it; the directory is there before
+        anybody hears that we are ready.
+        """
         for rank in attempt.others:
             view = self.view(attempt, rank)
             if view is not None and rank not in attempt.offers_prepared and not attempt.dead:
                 attempt.offers_prepared.add(rank)
-                self._owned.publication.subscribe(view)
                 view.queue_offer(self._offer_sender(domain, attempt, rank))
+                if not attempt.dead:
+                    self._owned.publication.subscribe(view)
 
     def _try_open(self, domain: Domain, attempt: Attempt) -> None:
         views = {r: self._views.get(attempt.members[r].incarnation) for r in attempt.others}

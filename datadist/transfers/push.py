@@ -137,7 +137,9 @@ class Pushes:
             whole = len(local.layout.bases) == len(entry.bases) == mine.stop - mine.start
             if isinstance(target, KeyName) and whole and mine == theirs:
                 name = cluster, target.model, cache_id, layers.per_layer
-                self._route_cache.remember(name, local, entry, route, pushing.version)
+                self._route_cache.remember(
+                    name, local, entry, route, pushing.version, max(1, len(layers.source))
+                )
 
         self._with_target(cluster, target, cache_id, layers, limit, push)
 

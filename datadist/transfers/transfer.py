@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,7 +15,7 @@ from datadist.caches.peers import TOKENS, PeerView
 from datadist.caches.quarantine import Kept, Quarantine, Ranges
 from datadist.control.messages import Entry
 from datadist.control.session import Session
-from datadist.links.counters import Counters, Tally
+from datadist.links.counters import Counters, Ledger, Tally
 from datadist.links.domain import Domain
 from datadist.links.permits import Permits
 from datadist.status import LLMException, LLMStatusCode, param_invalid
@@ -73,22 +72,23 @@ class Transfers:
         self._domains = domains
         self._views = views
         self._drain = drain
-        self._verify = verify
+        self.verify = verify
+        """Compares what was moved with the peer's memory, after every transfer."""
         self._quarantine = Quarantine() if quarantine is None else quarantine
         self.on_broken: Callable[[Route, str], None] = lambda _route, _reason: None
         """Called when the transport can no longer reach a peer over a link."""
         self.counters = Counters()
         """Of all links there were."""
-        self.counting = threading.RLock()
-        """Guards all counters, those of the links as well; handlers of signals may ask for them."""
+        self.ledger = Ledger()
+        """Guards all counters, those of the links as well."""
 
     def watches_control(self, route: Route) -> bool:
         """Whether a read says what arrived meanwhile; not where more than the read has to be done."""
-        return self._verify is None and route.capabilities.watches_control
+        return self.verify is None and route.capabilities.watches_control
 
     def reads_in_order(self, route: Route) -> bool:
         """Whether what is read last says that all else is as it was by then."""
-        return self._verify is None and route.capabilities.ordered_reads
+        return self.verify is None and route.capabilities.ordered_reads
 
     def check_cluster(self, cluster: int) -> None:
         """Raise LLM_PARAM_INVALID for our own cluster."""
@@ -174,8 +174,8 @@ class Transfers:
                 self._move_turns(route, segments, limit, write, acquired)
                 if not write:
                     self._check_kept(route, source, limit)
-                if self._verify is not None:
-                    self._verify(route, segments, limit.deadline)
+                if self.verify is not None:
+                    self.verify(route, segments, limit.deadline)
                 if after is not None:
                     after()
             finally:
@@ -323,19 +323,12 @@ class Transfers:
     def count(self, route: Route, push: bool, nbytes: int, started: float, failed: bool) -> None:
         """Count an operation that began at ``started`` (time.monotonic)."""
         tallies, seconds = self.tallies(route, push), monotonic() - started
-        if not failed:
-            self.count_done(tallies, nbytes, seconds)
-            return
-        with self.counting:
+        with self.ledger.lock:
             for tally in tallies:
-                tally.add_error(seconds)
-
-    def count_done(self, tallies: tuple[Tally, Tally], nbytes: int, seconds: float) -> None:
-        """Count an operation that went well."""
-        one, every = tallies
-        with self.counting:
-            one.add(nbytes, seconds)
-            every.add(nbytes, seconds)
+                if failed:
+                    tally.add_error(seconds)
+                else:
+                    tally.add(nbytes, seconds)
 
     def leads_to(self, view: PeerView) -> bool:
         """Whether a usable link leads to that engine."""

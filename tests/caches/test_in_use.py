@@ -106,7 +106,7 @@ def test_a_pull_does_not_begin_by_what_has_just_changed() -> None:
 def test_a_pull_that_ends_while_a_change_looks_for_it_holds_nothing_up() -> None:
     view, peer = _view()
     assert view.begin_pull_at(0, 1)
-    view._deferred = cast("deque[tuple[set[int], int]]", _Steps(lambda: view.end_pull(1)))
+    view.deferred = cast("deque[tuple[set[int], int]]", _Steps(lambda: view.end_pull(1)))
     _change(view, 1)
     assert peer.acknowledged == [1]
 

@@ -74,6 +74,25 @@ def test_every_pair_of_blocks_moves_in_every_tensor(
     assert list(given_here) == before
 
 
+@pytest.mark.parametrize("runs", [0, 1, 5, 100])
+@pytest.mark.parametrize("both", [True, False])
+def test_blocks_that_follow_each_other_are_merged_where_they_do_at_both_ends(
+    runs: int, both: bool
+) -> None:
+    """``runs`` of two blocks among 400 that follow nothing."""
+    mine, theirs = [*range(0, 2000, 5)], [*range(4000, 0, -10)]
+    for number in range(runs):
+        mine[4 * number + 1] = mine[4 * number] + 1
+        if both:
+            theirs[4 * number + 1] = theirs[4 * number] + 1
+    remote = 1 << 50
+    segments = plan_blocks([0], [remote], mine, theirs, BLOCK, BLOCK, BLOCK)
+    assert len(segments) == len(mine) - (runs if both else 0)
+    assert _moved(segments) == [
+        (a * BLOCK, remote + b * BLOCK, BLOCK) for a, b in zip(mine, theirs, strict=True)
+    ]
+
+
 @given(
     BASES, st.permutations(range(COUNT)), st.integers(1, COUNT), st.integers(0, BLOCK - 1), KINDS
 )

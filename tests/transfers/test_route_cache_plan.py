@@ -13,13 +13,8 @@ from hypothesis import strategies as st
 
 from datadist import BlocksCacheKey, CacheDesc, DataType
 from datadist.links.permits import Permits
-from datadist.transfers.route_cache import (
-    MAX_ROUTES,
-    SMALL_BYTES,
-    CachedRoute,
-    RouteCache,
-    SmallPlan,
-)
+from datadist.transfers.cached_route import SMALL_BYTES, CachedRoute, SmallPlan
+from datadist.transfers.route_cache import MAX_ROUTES, RouteCache
 from tests import nodes
 from tests.nodes import Node, RemoteError
 
@@ -42,7 +37,7 @@ def _cached_parts(tensors: int, stride: int = 64) -> Any:
     attempt = SimpleNamespace(permits=[Permits()], gone={})
     route = SimpleNamespace(view=SimpleNamespace(session=None), attempt=attempt, rank=0)
     transfers = SimpleNamespace(
-        tallies=lambda _route, push: push, watches_control=lambda _route: True
+        tallies=lambda _route, push: push, watches_control=lambda _route: True, timeout=1.0
     )
     cache = SimpleNamespace(layout=layout)
     return SimpleNamespace(cache=cache, entry=entry, route=route, transfers=transfers)
@@ -94,8 +89,17 @@ def test_a_few_blocks_are_planned_where_both_caches_have_them(
         assert max_small is None
 
 
+def test_a_push_lists_no_target_twice_and_may_list_a_source_twice() -> None:
+    cached = _cached(2)
+    assert cached.small_plan([1, 1], [2, 3], True) is None
+    twice = cached.small_plan([1, 2], [3, 3], True)
+    assert twice is not None
+    assert _pairs(twice) == _expected(2, 64, [1, 2], [3, 3])
+    assert cached.small_plan([1, 2], [3, 3]) is None
+
+
 @pytest.mark.parametrize("tensors", [1, 2])
-@pytest.mark.parametrize("odd", [True, 1.0, "1", None, np.int64(1)])
+@pytest.mark.parametrize("odd", [True, 1.0, "1", None, np.int64(1), [1]])
 def test_what_is_no_plain_number_is_left_to_the_full_way(tensors: int, odd: Any) -> None:
     cached = _cached(tensors)
     for source, target in (([odd], [1]), ([1], [odd]), ([1, odd], [1, 2]), ([1, 2], [2, odd])):
@@ -128,7 +132,7 @@ def test_plans_do_not_share_their_vectors() -> None:
 def _route_cache(serves: bool) -> tuple[RouteCache, Any]:
     parts = _cached_parts(1)
     parts.transfers.serves = lambda _route: serves
-    return RouteCache(parts.transfers, cast("Any", None)), parts
+    return RouteCache(parts.transfers, cast("Any", SimpleNamespace(caches={}))), parts
 
 
 def test_a_way_over_a_link_that_serves_no_more_is_not_kept() -> None:

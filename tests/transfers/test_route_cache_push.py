@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from datadist import BlocksCacheKey, CacheDesc, DataType, LLMStatusCode
+from datadist.transfers.route_cache import RouteCache
 from tests import nodes
 from tests.block_lists import LISTS
 from tests.nodes import Node, RemoteError
@@ -189,3 +193,81 @@ def test_a_source_may_go_to_several_blocks(linked: tuple[Node, Node]) -> None:
     for _ in range(2):
         pusher.do(_push, [5, 5, 7], [1, 2, 3])
         assert owner.do(_arrived, "theirs") == _expected([5, 5, 7], [1, 2, 3])
+
+
+def _push_without_the_general_move(here: nodes.Here, source: Any, target: Any) -> None:
+    with mock.patch.object(RouteCache, "_move", side_effect=AssertionError("not the short way")):
+        _push(here, source, target)
+
+
+def test_a_few_blocks_take_the_short_way(linked: tuple[Node, Node]) -> None:
+    owner, pusher = linked
+    pusher.do(_push, [5], [6])
+    owner.do(_arrived, "theirs")
+    before = pusher.do(_operations)
+    for source, target in (([5], [6]), ([7, 8], [9, 1])):
+        pusher.do(_push_without_the_general_move, source, target)
+        assert owner.do(_arrived, "theirs") == _expected(source, target)
+    assert pusher.do(_operations) == before + 2
+
+
+def _operations(here: nodes.Here) -> int:
+    return int(here.live.stats()["total"]["push"]["operations"])
+
+
+class _Alarm(KeyboardInterrupt):
+    """What a handler of a signal raises."""
+
+
+def _interrupt_pushes(here: nodes.Here, rounds: int) -> None:
+    """Interrupt small pushes, wherever they are."""
+    armed, random_moment = False, random.Random(1).uniform
+
+    def handle(_number: int, _frame: object) -> None:
+        if armed:
+            raise _Alarm
+
+    before = signal.signal(signal.SIGALRM, handle)
+    for _ in range(rounds):
+        try:
+            armed = True
+            signal.setitimer(signal.ITIMER_REAL, random_moment(20e-6, 150e-6))
+            while True:
+                _push(here, [5], [6])
+        except _Alarm:
+            armed = False
+        _push(here, [5], [6])
+    signal.signal(signal.SIGALRM, before)
+
+
+def _in_use(here: nodes.Here) -> tuple[int, int, int]:
+    """Transfers that keep our cache, those that a peer waits for, and permits that are taken."""
+    engine = here.live._live(LLMStatusCode.LLM_FAILED)
+    pins = engine.owned._caches[here.caches["ours"].cache_id].pins
+    (cached,) = engine.route_cache._routes.values()
+    pulls = sum(len(view.pulls) for view in engine.views.values())
+    return len(pins), pulls, cached.permits.taken
+
+
+def test_small_pushes_that_are_interrupted_leave_nothing_taken(linked: tuple[Node, Node]) -> None:
+    owner, pusher = linked
+    pusher.do(_push, [5], [6])
+    pusher.do(_interrupt_pushes, 1000)
+    assert pusher.do(_in_use) == (0, 0, 0)
+    assert owner.do(_arrived, "theirs") == _expected([5], [6])
+
+
+def _break(here: nodes.Here) -> None:
+    (cached,) = here.live._live(LLMStatusCode.LLM_FAILED).route_cache._routes.values()
+    cached.attempt.gone[cached.rank] = "for the test"
+
+
+def test_a_link_that_is_broken_is_not_written_to(linked: tuple[Node, Node]) -> None:
+    owner, pusher = linked
+    pusher.do(_push, [5], [6])
+    owner.do(_arrived, "theirs")
+    pusher.do(_break)
+    with pytest.raises(RemoteError) as caught:
+        pusher.do(_push, [5], [6])
+    assert caught.value.status == "LLM_NOT_YET_LINK"
+    assert owner.do(_arrived, "theirs") == _expected([], [])

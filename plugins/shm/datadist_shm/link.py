@@ -228,7 +228,7 @@ class ShmLink(Link):
         finally:
             for fd in offer.fds:
                 os.close(fd)
-        self._wait_filled()
+        self._check_filling()
 
     def _attach(self, rank: int, path: _Path, data: OfferData, fds: Sequence[int]) -> None:
         windows = [
@@ -261,12 +261,13 @@ class ShmLink(Link):
             name = self._group.name.rpartition(".")[0] or self._group.name
             log.warning("link %r: registered memory of %s %s: %s", name, path.who, what, why)
 
-    def _wait_filled(self) -> None:
-        """Our own pools are populated before the link is ready, unless that takes too long."""
+    def _check_filling(self) -> None:
+        """Refuse to link over a pool whose pages cannot be had; those that come later are waited for by
+        who writes, and read as zeros."""
         for region in self._regions:
             if isinstance(region, PoolRegion):
                 try:
-                    region.wait_filled(self._group.remaining() / 2)
+                    region.check_filling()
                 except RegistrationError as error:
                     raise LinkError(str(error)) from error
 

@@ -65,8 +65,14 @@ class PeerMapping:
         _native.leave_peer(self.pages)
 
     def find_pages(self, threads: int) -> None:
-        """Have those pages mapped that exist by now, which makes the first reads faster."""
-        _native.find_pages(self.pages, threads)
+        """Begin to have those pages mapped that exist, which makes the first transfers faster.
+
+        A native thread goes on with it, and ends with the mapping. Where none can be started, each
+        transfer maps what it uses.
+        """
+        error = _native.find_pages(self.pages, threads)
+        if error:
+            log.debug("pages of a peer are mapped at their first use: %s", os.strerror(error))
 
 
 class PoolRegion(Region):
@@ -108,6 +114,11 @@ class PoolRegion(Region):
         """Until all pages are present, or ``timeout`` seconds. Raises RegistrationError."""
         if self._filling is not None:
             self._filling.wait(timeout)
+
+    def check_filling(self) -> None:
+        """Raise RegistrationError where it is known by now that the pages cannot be had."""
+        if self._filling is not None:
+            self._filling.check()
 
     def close(self) -> None:
         """Close the descriptor; the mapping goes with its last user."""

@@ -15,7 +15,7 @@ DEFAULT_MAX_THREADS = 4
 """Threads that make pages unless more are asked for: a few saturate the memory of most machines."""
 
 KNOWN = {
-    "populate": "have all pages of pools present before a link is OK (default 1)",
+    "populate": "make all pages of pools, and map those of peers, in the background (default 1)",
     "overcommit": "warn of a pool that memory does not suffice for, instead of refusing it (default 0)",
     "ptracer": "let peers reach registered memory where kernel.yama.ptrace_scope is 1 (default 1)",
     "threads": "threads that one large transfer uses, at most (default: measured, at most the CPUs)",

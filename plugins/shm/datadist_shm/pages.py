@@ -95,6 +95,7 @@ class Filling:
                 pages.make_pages(threads, begin, min(SLICE, pages.size - begin))
         except OSError as error:
             self._error = error.errno or 0
+            log.error("the pages of a pool cannot be had: %s", os.strerror(self._error))
         finally:
             self._done.set()
 
@@ -105,8 +106,11 @@ class Filling:
 
     def wait(self, timeout: float) -> None:
         """Until all pages are there, or ``timeout`` seconds. Raises :class:`RegistrationError`."""
-        if not self._done.wait(timeout):
-            log.warning("the pool is not populated yet: the first transfers will be slower")
+        self._done.wait(timeout)
+        self.check()
+
+    def check(self) -> None:
+        """Raise :class:`RegistrationError` where it has failed by now."""
         if self._error is not None:
             text = os.strerror(self._error)
             raise RegistrationError(f"the pages of the pool cannot be had: {text}")

@@ -325,19 +325,20 @@ static PyObject *py_map_peer(PyObject *self, PyObject *args)
     return Py_BuildValue("LL", (long long)(intptr_t)pages, (long long)(intptr_t)pages_address(pages));
 }
 
-PyDoc_STRVAR(find_pages_doc, "find_pages(pages, threads): have those that exist in the page table.");
+PyDoc_STRVAR(find_pages_doc,
+"find_pages(pages, threads) -> 0 or an error number: begin to have those that exist in the page table.");
 
 static PyObject *py_find_pages(PyObject *self, PyObject *args)
 {
     (void)self;
     long long pages;
-    int threads;
+    int threads, error;
     if (!PyArg_ParseTuple(args, "Li", &pages, &threads))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    pages_find((Pages *)(intptr_t)pages, threads);
+    error = pages_find((Pages *)(intptr_t)pages, threads);
     Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    return PyLong_FromLong(error);
 }
 
 PyDoc_STRVAR(unmap_peer_doc, "unmap_peer(pages): undo map_peer.");

@@ -3,11 +3,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "memory.h"
@@ -20,6 +23,9 @@ enum {
     SMALLEST_PAGE = 4096,
     HUGETLB = 0x958458f6, /* HUGETLBFS_MAGIC */
     MOMENT_SHIFT = 22,    /* 4 ms */
+    STACK = 256 << 10,
+    UNMAP_MS = 2, /* that unmapping waits for the end of a search, which takes microseconds unless all
+                   * processors are busy; then the search unmaps */
 };
 
 struct Pages {
@@ -29,6 +35,10 @@ struct Pages {
     int stays;
     int reserved;              /* huge pages of hugetlbfs, of which mincore knows nothing */
     size_t page;               /* bytes */
+    int threads;               /* of the search, at most */
+    _Atomic size_t next;       /* where the search goes on */
+    _Atomic int unmapping;     /* the search is to end */
+    _Atomic int users;         /* who mapped it, and the search; the last one unmaps */
     _Atomic uint16_t known[]; /* per granule: the moment at which all of its pages existed, or 0 */
 };
 
@@ -51,14 +61,17 @@ Pages *pages_map(int fd, size_t size, int writable, int huge, int stays)
     }
     pages->address = address;
     pages->size = size;
+    pages->users = 1;
     pages->stays = stays;
     pages->reserved = kind.f_type == HUGETLB;
     pages->page = (size_t)sysconf(_SC_PAGESIZE);
     return pages;
 }
 
-void pages_unmap(Pages *pages)
+static void let_go(Pages *pages)
 {
+    if (atomic_fetch_sub(&pages->users, 1) > 1)
+        return;
     if (pages->fd >= 0) {
         munmap(pages->address, pages->size);
         close(pages->fd);
@@ -66,11 +79,27 @@ void pages_unmap(Pages *pages)
     free(pages);
 }
 
+int pages_found(Pages *pages, int milliseconds)
+{
+    static const struct timespec pause = {.tv_nsec = 100000};
+    for (int i = 0; i < milliseconds * 10 && atomic_load(&pages->users) > 1; i++)
+        nanosleep(&pause, NULL);
+    return atomic_load(&pages->users) == 1;
+}
+
+void pages_unmap(Pages *pages)
+{
+    atomic_store(&pages->unmapping, 1);
+    (void)pages_found(pages, UNMAP_MS);
+    let_go(pages);
+}
+
 void pages_leave(Pages *pages)
 {
     if (pages->fd >= 0)
         close(pages->fd);
     pages->fd = -1;
+    pages->users = 1; /* a search goes on in the parent only */
 }
 
 char *pages_address(const Pages *pages)
@@ -175,34 +204,60 @@ int pages_read(const Pages *pages, size_t offset, char *to, size_t bytes)
     return 0;
 }
 
-typedef struct {
-    Pages *pages;
-    _Atomic size_t next;
-} Search;
-
 /* One read per granule has the kernel map the pages around it. */
-static void *find_some(void *argument)
+static void map_piece(Pages *pages, size_t begin)
 {
-    Search *search = argument;
-    Pages *pages = search->pages;
+    size_t left = pages->size - begin, end = left < PIECE ? pages->size : begin + PIECE;
+    uint32_t moment = pages_moment(pages, 0);
+    (void)look_up(pages, begin, end - begin, moment);
+    for (size_t at = begin; at < end; at += GRANULE)
+        if (is_known(pages, at, end - at < GRANULE ? end - at : GRANULE, moment))
+            (void)*(volatile char *)(pages->address + at);
+}
+
+static void *map_some(void *argument)
+{
+    Pages *pages = argument;
     while (!should_stop()) {
-        size_t begin = atomic_fetch_add(&search->next, SLICE), end = begin + SLICE;
+        size_t begin = atomic_fetch_add(&pages->next, SLICE);
         if (begin >= pages->size)
             break;
-        for (size_t at = begin; at < end && at < pages->size; at += GRANULE) {
-            size_t left = pages->size - at, part = left < GRANULE ? left : GRANULE;
-            if (at % PIECE == 0)
-                (void)look_up(pages, at, left < PIECE ? left : PIECE, pages_moment(pages, 0));
-            if (is_known(pages, at, part, pages_moment(pages, 0)))
-                (void)*(volatile char *)(pages->address + at);
+        for (size_t at = begin; at < begin + SLICE && at < pages->size; at += PIECE) {
+            if (atomic_load_explicit(&pages->unmapping, memory_order_relaxed))
+                return NULL;
+            map_piece(pages, at);
         }
     }
     return NULL;
 }
 
-void pages_find(Pages *pages, int threads)
+static void *search(void *argument)
 {
-    Search search = {.pages = pages};
+    Pages *pages = argument;
     int most = (int)(pages->size / SLICE) + 1;
-    in_parallel(most < threads ? most : threads, find_some, &search);
+    in_parallel(most < pages->threads ? most : pages->threads, map_some, pages);
+    let_go(pages);
+    return NULL;
+}
+
+int pages_find(Pages *pages, int threads)
+{
+    pthread_t thread;
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    if (pages->size <= PIECE) /* whoever uses it first maps it in a moment */
+        return 0;
+    pages->threads = threads;
+    atomic_fetch_add(&pages->users, 1);
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the program's threads */
+    int error = pthread_create(&thread, &attributes, search, pages);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    if (error)
+        atomic_fetch_sub(&pages->users, 1);
+    return error;
 }

@@ -15,6 +15,7 @@ typedef struct Pages Pages;
  * the owner has sealed; else what was seen counts for some milliseconds. NULL with errno. */
 Pages *pages_map(int fd, size_t size, int writable, int huge, int stays);
 
+/* Ends a search, too. */
 void pages_unmap(Pages *pages);
 
 /* In a forked child, which does not have the mapping: let go of the memory. pages_unmap comes later. */
@@ -22,8 +23,13 @@ void pages_leave(Pages *pages);
 
 char *pages_address(const Pages *pages);
 
-/* Have those pages in the page table that exist, in up to threads threads. */
-void pages_find(Pages *pages, int threads);
+/* Begin a search, once: have those pages in the page table that exist, which makes the first transfers
+ * faster. It goes on behind, in up to threads threads. 0, or an error number where no thread can be
+ * started. */
+int pages_find(Pages *pages, int threads);
+
+/* Whether the search has ended, or none was begun; waits for that for some milliseconds. */
+int pages_found(Pages *pages, int milliseconds);
 
 /* What pages_exist takes for the present moment. */
 uint32_t pages_moment(const Pages *pages, int64_t now_ns);

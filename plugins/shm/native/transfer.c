@@ -432,10 +432,18 @@ static void move_all(Job *job)
         tune_soon(abs(job->threads));
 }
 
+/* Once the peer has ended, its number may belong to another process. A small read is looked at afterwards
+ * only, in any case: what it has found is thrown away then. */
+static int has_to_look_before(const Job *job)
+{
+    return job->foreign && !job->alive &&
+           (job->write || job->n > BRIEF_SEGMENTS || job->total > BRIEF_BYTES);
+}
+
 int transfer(Job *job)
 {
     job->result = DONE;
-    if (job->foreign && !job->alive && peer_is_gone(job)) /* its number may belong to another process now */
+    if (has_to_look_before(job) && peer_is_gone(job))
         return PEER_GONE;
     if (job->fence)
         atomic_fetch_add(&job->fence->active, 1); /* announced before "revoked" is read: fence.py */
@@ -444,7 +452,10 @@ int transfer(Job *job)
         atomic_fetch_sub(&job->fence->active, 1);
     if (job->result == DONE && atomic_load(job->abort_flag))
         return ABORTED;
-    return job->result == DONE ? check_peer_state(job) : job->result;
+    if (job->result == DONE)
+        return check_peer_state(job);
+    int unreachable = job->foreign && (job->result == FAILED || job->result == BAD_ADDRESS);
+    return unreachable && peer_is_gone(job) ? PEER_GONE : job->result;
 }
 
 /* -- local copies ---------------------------------------------------------------------------- */

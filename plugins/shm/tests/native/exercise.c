@@ -180,7 +180,8 @@ static void make_pair(Pair *pair, int stays)
     expect(populate(owners, SIZE / 2, THREADS) == 0, "the owner cannot populate");
     Pages *pages = pages_map(fd, SIZE, 1, 0, stays);
     expect(pages != NULL, "the peer cannot map");
-    pages_find(pages, THREADS);
+    expect(pages_find(pages, THREADS) == 0, "no thread");
+    expect(pages_found(pages, 60000), "the search does not end");
     close(fd);
     *pair = (Pair){.owners = owners, .pages = pages, .mine = filled(SIZE, 0)};
     fill(pair->owners, SIZE, 5);
@@ -385,7 +386,7 @@ static void move_holes(int stays)
     pair.pages = pair.window.pages = pages_map(fd, SIZE, 1, 0, stays);
     expect(pair.pages != NULL, "the peer cannot map");
     pair.window.mapped = number(pages_address(pair.pages));
-    pages_find(pair.pages, THREADS);
+    expect(pages_find(pair.pages, THREADS) == 0, "no thread"); /* the search goes on meanwhile */
     Job read = job_of(&pair, 0, KERNEL_MEMCPY), write = job_of(&pair, 1, KERNEL_MEMCPY), late = write;
     expect(run(&read) == DONE, "holes cannot be read");
     late.deadline_ns = now_ns() + 10000000;
