@@ -2,8 +2,9 @@
 
 CPython runs signal handlers where a Python function begins, after a function of C that was called
 returns, and at jumps backwards; what they raise appears there. :func:`raising` does that at the first two
-kinds, by the events of a profiler. `__del__` may run where something is allocated, which is almost
-anywhere: :func:`meanwhile` takes every instruction.
+kinds, by the events of a profiler. :func:`raising_at_jumps` also does it at jumps (in Python 3.10 at all
+of them), and after calls that a profiler does not see, such as those of types. `__del__` may run where
+something is allocated, which is almost anywhere: :func:`meanwhile` takes every instruction.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dis import Bytecode, opname
+from functools import cache, partial
 from inspect import CO_GENERATOR
 from types import CodeType, FrameType
 from typing import Any, TypeVar
@@ -23,6 +25,8 @@ from datadist.base.log_locks import give_back_locks
 T = TypeVar("T")
 State = TypeVar("State")
 Action = Callable[[], object]
+_Run = Callable[["_Moment", Callable[[], Any]], Any]
+"""Runs a call with a moment: a function of this module."""
 
 
 class Interrupt(BaseException):
@@ -41,6 +45,8 @@ class _Moment:
         self.where = ""
         self._action = action
         self._outside = outside
+        self._last: dict[FrameType, int] = {}
+        """The instruction that each frame has executed last."""
 
     @property
     def reached(self) -> bool:
@@ -59,11 +65,48 @@ class _Moment:
             self._pass(frame)
         return self.trace
 
+    def trace_jumps(self, frame: FrameType, event: str, _arg: Any) -> Any:
+        """Moments are instructions after a call or a jump."""
+        code = frame.f_code
+        if code is self._outside or code.co_flags & CO_GENERATOR:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            before, now = self._last.get(frame), frame.f_lasti
+            self._last[frame] = now
+            if before is not None and _is_checked(code, before, now):
+                self._pass(frame)
+        return self.trace_jumps
+
     def _pass(self, frame: FrameType) -> None:
         self.left -= 1
         if self.left == 0:
             self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
             self._action()
+
+
+def _is_checked(code: CodeType, before: int, now: int) -> bool:
+    """Whether CPython looks for signals between two instructions, by their offsets.
+
+    What a handler raises belongs to the first one, and what a tracer raises to the second one: both must
+    lie in the same `try`.
+    """
+    name = opname[code.co_code[before]]
+    if "JUMP" in name:
+        looks = now < before if sys.version_info >= (3, 11) else now != before + 2
+    else:
+        looks = "CALL" in name and name != "PRECALL"
+    if opname[code.co_code[now]].startswith("SETUP"):  # the beginning of a `try` in Python 3.10
+        return False
+    handlers = _handlers(code)
+    return looks and handlers.get(before) == handlers.get(now)
+
+
+@cache
+def _handlers(code: CodeType) -> dict[int, int]:
+    """Where exceptions are handled, by offset; before Python 3.11 that is not in the code."""
+    entries = getattr(Bytecode(code), "exception_entries", ())
+    return {at: each.target for each in entries for at in range(each.start, each.end, 2)}
 
 
 def _is_out_of_reach(frame: FrameType) -> bool:
@@ -85,6 +128,15 @@ def _tracing(moment: _Moment) -> Iterator[None]:
     sys.settrace(moment.trace)
     try:
         yield
+    finally:
+        sys.settrace(before)
+
+
+def _traced(moment: _Moment, call: Callable[[], T]) -> T:
+    before = sys.gettrace()
+    sys.settrace(moment.trace_jumps)
+    try:
+        return call()
     finally:
         sys.settrace(before)
 
@@ -111,16 +163,16 @@ def raise_at(number: int, call: Callable[[], object], kind: type[BaseException])
 
 
 def _raised_at(
-    number: int, call: Callable[[], object], kind: type[BaseException]
+    number: int, call: Callable[[], object], kind: type[BaseException], run: _Run = _profiled
 ) -> tuple[str, BaseException | None]:
     """:func:`raise_at`, and the exception, which keeps all frames that it has passed."""
 
     def strike() -> None:
         raise kind
 
-    moment, caught = _Moment(number, strike, _profiled.__code__), None
+    moment, caught = _Moment(number, strike, run.__code__), None
     try:
-        _profiled(moment, call)
+        run(moment, call)
     except kind as error:
         assert moment.reached
         caught = error
@@ -173,6 +225,7 @@ def raising_anew(
     call: Callable[[State], object],
     kind: type[BaseException] = Interrupt,
     step: int = 1,
+    run: _Run = _profiled,
 ) -> Iterator[tuple[str, State]]:
     """:func:`raising`, each time with a state of its own, which is yielded too."""
     for name in list(logging.root.manager.loggerDict):  # as engines do, which may not run here
@@ -181,12 +234,19 @@ def raising_anew(
     number = 1
     while True:
         state = prepare()
-        where, kept = _raised_at(number, partial(call, state), kind)
+        where, kept = _raised_at(number, partial(call, state), kind, run)
         if not where:
             return
         yield where, state
         del kept
         number += step
+
+
+def raising_at_jumps(
+    prepare: Callable[[], State], call: Callable[[State], object]
+) -> Iterator[tuple[str, State]]:
+    """:func:`raising_anew`, at more moments; not inside of generators."""
+    return raising_anew(prepare, call, run=_traced)
 
 
 def meanwhile_anew(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -54,6 +55,6 @@ def test_choices() -> None:
 )
 def test_a_wrong_option_of_a_plugin_is_a_wrong_parameter(given: dict[str, Any], said: str) -> None:
     with pytest.raises(LLMException) as caught:
-        start_transport(EngineOptions(backend="shm", extra={"shm": given}), os.environ)
+        start_transport(EngineOptions(backend="shm", extra={"shm": given}), os.environ, ExitStack())
     assert caught.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
     assert said in str(caught.value)

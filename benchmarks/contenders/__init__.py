@@ -30,9 +30,8 @@ def _nixl(name: str, environ: Mapping[str, str], **tuning: str) -> Contender:
 
 
 def _ours(name: str, **tuning: str) -> Contender:
-    return Contender(
-        name, "contenders.datadist_shm:Owner", "contenders.datadist_shm:Puller", {}, tuning
-    )
+    here = "contenders.this_library"
+    return Contender(name, f"{here}:Owner", f"{here}:Puller", {}, tuning)
 
 
 CONTENDERS = [
@@ -47,6 +46,8 @@ CONTENDERS = [
         progress="0",
         errors="none",
     ),
+    _ours("datadist over nixl, tcp", backend="nixl"),
+    _nixl("nixl tcp", {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo"}, progress="0", poll="0"),
     Contender(
         "mooncake tcp", "contenders.mooncake_tcp:Owner", "contenders.mooncake_tcp:Puller",
         {"MC_LOG_LEVEL": "ERROR", "GLOG_minloglevel": "2"},

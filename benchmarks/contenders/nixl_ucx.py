@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import threading
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from nixl._api import nixl_agent, nixl_agent_config
 
 from contenders.memory import Lists, Memory
 from datadist.bench.shapes import Shape
+
+_NAME = "nixl" if importlib.util.find_spec("nixl") else "nixl_cu12"  # with torch, and without
+_api = importlib.import_module(f"{_NAME}._api")
 
 PREPARED = 4096
 """Up to so many blocks in a cache, pulls of few blocks pick from prepared descriptors."""
@@ -19,7 +23,7 @@ FEW = 64
 
 def _agent(name: str, tuning: Mapping[str, str]) -> Any:
     threads = tuning["progress"] == "1"
-    agent = nixl_agent(name, nixl_agent_config(enable_prog_thread=threads, backends=[]))
+    agent = _api.nixl_agent(name, _api.nixl_agent_config(enable_prog_thread=threads, backends=[]))
     options = {"ucx_error_handling_mode": tuning["errors"]} if "errors" in tuning else {}
     agent.create_backend("UCX", options)
     return agent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 from datadist.base.file_size import LEAST, check_size
 from datadist.base.log_prefix import attach
@@ -46,8 +47,10 @@ def check_system_calls() -> None:
         log.info("system calls: %s", limit)
 
 
-def start_transport(options: EngineOptions, environ: Mapping[str, str]) -> tuple[Choice, Transport]:
-    """The transport that was chosen, started.
+def start_transport(
+    options: EngineOptions, environ: Mapping[str, str], closing: ExitStack
+) -> tuple[Choice, Transport]:
+    """The transport that was chosen, started; ``closing`` closes it, also where this is interrupted.
 
     Raises LLMException: LLM_PARAM_INVALID where none can be chosen or an option of it is wrong,
     LLM_FAILED where it does not start; and what the system refuses, as it is.
@@ -71,8 +74,10 @@ def start_transport(options: EngineOptions, environ: Mapping[str, str]) -> tuple
         local_comm_res=options.local_comm_res,
         extra=given.values,
     )
+    started: list[Transport] = []
+    closing.callback(_close, started)
     try:
-        transport = choice.transport_class(settings)
+        started += map(choice.transport_class, (settings,))  # noted in C: no exception loses it
     except OptionError as error:
         where_set = given.set_by(str(error))
         raise param_invalid(f"backend {choice.name} does not start: {error}{where_set}") from error
@@ -90,16 +95,21 @@ def start_transport(options: EngineOptions, environ: Mapping[str, str]) -> tuple
             f"backend {choice.backend} does not start: {type(error).__name__}: {error}",
             status_code=LLMStatusCode.LLM_FAILED,
         ) from error
+    (transport,) = started
     attach()
     _check_parallel(choice, transport)
     log.info("backend %s: %s", choice.backend, _facts(transport))
     return choice, transport
 
 
+def _close(started: list[Transport]) -> None:
+    for transport in started:
+        transport.close()
+
+
 def _check_parallel(choice: Choice, transport: Transport) -> None:
     parallel = transport.capabilities.parallel
     if isinstance(parallel, bool) or not isinstance(parallel, int) or parallel < 1:
-        transport.close()
         raise LLMException(
             f"defect of backend {choice.backend}: its Capabilities.parallel is {parallel!r}, which must "
             "be an int of 1 or more",

@@ -27,9 +27,11 @@ from datadist.transport import (
     Placement,
     RankTable,
     Region,
+    RegistrationError,
     Transport,
     TransportError,
     TransportOptions,
+    Unsupported,
 )
 
 if TYPE_CHECKING:
@@ -162,11 +164,12 @@ class CombinedTransport(Transport):
 
     def __init__(self, options: TransportOptions) -> None:
         near, far = _options_of(options, self.near.name, self.far.name)
-        self._far: Transport | None = None
-        self._near = self.near.transport_class(near)
+        self._parts: list[Transport] = []
         try:
-            self._far = self.far.transport_class(far)
-            self._can = _common(self.near.name, self._near, self.far.name, self._far)
+            # Noted in C, as in `_known_to_both`.
+            self._parts += map(self.near.transport_class, (near,))
+            self._parts += map(self.far.transport_class, (far,))
+            self._can = _common(self.near.name, self._near, self.far.name, self._other)
         except BaseException:
             self.close()
             raise
@@ -177,9 +180,12 @@ class CombinedTransport(Transport):
         return self._can
 
     @property
+    def _near(self) -> Transport:
+        return self._parts[0]
+
+    @property
     def _other(self) -> Transport:
-        assert self._far is not None
-        return self._far
+        return self._parts[1]
 
     def _of(self, peer: Peer) -> Transport:
         return self._near if peer.address is None else self._other
@@ -196,19 +202,27 @@ class CombinedTransport(Transport):
     # -- memory ----------------------------------------------------------------------------------
 
     def allocate(self, size: int, placement: Placement) -> Region:
-        """By the first; the second one registers it."""
-        return self._known_to_both(map(self._near.allocate, (size,), (placement,)))
+        """By the first; the second one registers it.
+
+        Raises :class:`RegistrationError` where the first aligns it less than the second needs.
+        """
+        return self._known_to_both(map(self._near.allocate, (size,), (placement,)), aligned=True)
 
     def register(self, address: int, size: int, placement: Placement) -> Region:
         """By both."""
         return self._known_to_both(map(self._near.register, (address,), (size,), (placement,)))
 
-    def _known_to_both(self, call: Iterator[Region]) -> Region:
+    def _known_to_both(self, call: Iterator[Region], aligned: bool = False) -> Region:
         """What the call of the first returns, registered with the second; or neither."""
         made: list[Region] = []
         try:
             made += call  # noted in C: an exception of a handler loses no region
             near = made[0]
+            if aligned and near.address % self._can.alignment:
+                raise RegistrationError(
+                    f"{self.near.name} allocated memory at {near.address:#x}, and {self.far.name} needs "
+                    f"addresses that are multiples of {self._can.alignment}: name one of them alone"
+                )
             made += map(self._other.register, (near.address,), (near.size,), (near.placement,))
             return CombinedRegion(*made)
         except BaseException:
@@ -235,6 +249,10 @@ class CombinedTransport(Transport):
         self._near.copy(dst, src, length)
 
     def remap(self, regions: Sequence[Region]) -> None:
+        """By both. Raises :class:`Unsupported`, before anything is done, where one of them has no way."""
+        for part in (self.near, self.far):
+            if part.transport_class.remap is Transport.remap:
+                raise Unsupported(f"{part.name} does not remap registered memory")
         self._near.remap(regions)
         self._other.remap(regions)
 
@@ -281,11 +299,9 @@ class CombinedTransport(Transport):
             raise
 
     def close(self) -> None:
-        try:
-            if self._far is not None:
-                self._far.close()
-        finally:
-            self._near.close()
+        with contextlib.ExitStack() as stack:  # the second first; both, also if one raises
+            for transport in self._parts:
+                stack.callback(transport.close)
 
     def describe(self) -> Mapping[str, Any]:
         return {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +13,7 @@ from datadist import LLMConfig, LLMException, LLMRole, LLMStatusCode
 from datadist.engine import starting
 from datadist.engine.options import EngineOptions
 from datadist.transport import TransportOptions
+from tests.interrupts import raising_at_jumps
 
 
 def _told(
@@ -21,7 +24,8 @@ def _told(
 
     def transport(told_now: TransportOptions) -> SimpleNamespace:
         told.append(told_now)
-        return SimpleNamespace(describe=dict, capabilities=SimpleNamespace(parallel=1))
+        capabilities = SimpleNamespace(parallel=1)
+        return SimpleNamespace(describe=dict, capabilities=capabilities, close=lambda: None)
 
     _start(monkeypatch, config, environ, transport)
     (one,) = told
@@ -38,7 +42,8 @@ def _start(
     )  # fmt: skip
     monkeypatch.setattr(starting, "choose_backend", lambda *_: choice)
     given = {**config.generate_options(), "datadist.shm.speed": "9", "datadist.rdma.speed": "1"}
-    starting.start_transport(EngineOptions.parse(given, LLMRole.MIX, environ), environ)
+    with ExitStack() as closing:
+        starting.start_transport(EngineOptions.parse(given, LLMRole.MIX, environ), environ, closing)
 
 
 @pytest.mark.parametrize("parallel", [0, -1, True, 2.0, None, "4"])
@@ -87,3 +92,25 @@ def test_what_was_not_chosen_is_left_to_the_transport(monkeypatch: pytest.Monkey
     config = LLMConfig()
     config.enable_cache_manager = True
     assert _told(monkeypatch, config, {}) == TransportOptions(extra={"speed": "9"})
+
+
+def test_a_start_that_is_interrupted_leaves_no_transport(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, closed = LLMConfig(), list[object]()
+    config.enable_cache_manager = True
+
+    def prepare() -> Iterator[SimpleNamespace]:
+        del closed[:]
+        capabilities = SimpleNamespace(parallel=1)
+        close = partial(closed.append, True)
+        return iter([SimpleNamespace(describe=dict, capabilities=capabilities, close=close)])
+
+    def start(transports: Iterator[SimpleNamespace]) -> None:
+        _start(
+            monkeypatch, config, {}, partial(next, transports)
+        )  # code in C, which no exception meets
+
+    moments = 0
+    for where, left in raising_at_jumps(prepare, start):
+        moments += 1
+        assert len(closed) + len(list(left)) == 1, where
+    assert moments

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -29,9 +30,11 @@ from datadist.transport import (
     Transport,
     TransportError,
     TransportOptions,
+    Unsupported,
 )
 from datadist.transports import combined
 from datadist.transports.combined import CombinedRegion, CombinedTransport, combine, why_not
+from tests.interrupts import raising_at_jumps
 
 CAN = Capabilities(
     placements=frozenset(Placement), foreign_memory=True, same_host_only=False,
@@ -289,6 +292,32 @@ def test_both_know_a_region(make: Make, log: list[Any]) -> None:
     ]  # fmt: skip
 
 
+def test_memory_that_is_not_aligned_for_the_second_is_not_allocated(
+    make: Make, log: list[Any]
+) -> None:
+    transport = _start(make(far={"can": replace(CAN, alignment=8192)}))
+    with pytest.raises(RegistrationError, match="far needs addresses that are multiples of 8192"):
+        transport.allocate(64, Placement.HOST)
+    assert log[-1] == ("near", "release", 4096)
+    assert (
+        transport.register(4096, 64, Placement.HOST).address == 4096
+    )  # the second checks that itself
+
+
+@pytest.mark.parametrize("able", ["near", "far"])
+def test_remapping_needs_both(make: Make, log: list[Any], able: str) -> None:
+    """And does nothing where one of them has no way."""
+
+    def remap(self: Fake, _: Sequence[Region]) -> None:
+        self.did("remap")
+
+    with pytest.raises(Unsupported, match="does not remap registered memory"):
+        _start(make(**{able: {"remap": remap}})).remap([])
+    assert ("near", "remap") not in log
+    _start(make(near={"remap": remap}, far={"remap": remap})).remap([])
+    assert log[-2:] == [("near", "remap"), ("far", "remap")]
+
+
 def test_what_one_of_them_refuses_is_known_to_none(make: Make, log: list[Any]) -> None:
     transport = _start(make(far={"failing": {"register"}}))
     with pytest.raises(RegistrationError, match="register fails"):
@@ -372,6 +401,24 @@ def test_a_second_part_that_does_not_start_leaves_no_first(make: Make, log: list
     with pytest.raises(RegistrationError, match="start fails"):
         _start(make(far={"failing": {"start"}}))
     assert log[-1] == ("near", "close")
+
+
+def test_a_start_that_is_interrupted_leaves_neither_part(make: Make, log: list[Any]) -> None:
+    def prepare() -> tuple[type[CombinedTransport], Iterator[Transport]]:
+        kind = make()
+        parts = iter([part.transport_class(TransportOptions()) for part in (kind.near, kind.far)])
+        for part in (kind.near, kind.far):  # code in C, which no exception meets
+            object.__setattr__(part, "transport_class", partial(next, parts))
+        del log[:]
+        return kind, parts
+
+    moments = 0
+    for where, (_, left) in raising_at_jumps(prepare, lambda state: _start(state[0])):
+        if where.startswith(__file__):  # after the start
+            continue
+        moments += 1
+        assert log == [("far", "close"), ("near", "close")][len(list(left)) :], where
+    assert moments
 
 
 @pytest.mark.parametrize(

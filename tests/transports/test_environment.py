@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given
@@ -34,9 +35,8 @@ def test_documented_variables_are_no_options() -> None:
 
 def _start(environ: dict[str, str], given: dict[str, str] | None = None) -> Transport:
     options = EngineOptions(backend="shm", extra={"shm": given or {}})
-    _, transport = start_transport(options, environ)
-    transport.close()
-    return transport
+    with ExitStack() as closing:
+        return start_transport(options, environ, closing)[1]
 
 
 def test_the_environment_sets_options_and_code_comes_first() -> None:

@@ -5,14 +5,20 @@ Run it on an idle machine, where UCX has `lo` only::
     unshare -n sh -c "ip link set lo up; python plugins/nixl/benchmarks/beside_raw.py"
 
 Two processes for each side. Ours: a read through the transport. Raw: a write of NIXL by the owner of the
-memory, begun by a notification of NIXL, ended by the one that comes with the data; and that write alone,
-there and back. Both sides of raw spin without a pause, as no library could. Readers have one processor
-and owners another one, since those of raw starve each other on the same.
+memory, begun by a notification of NIXL, ended by the one that comes with the data. Both sides of raw
+spin without a pause, as no library could. Readers have one processor and owners another one, since those
+of raw starve each other on the same.
+
+After a pause raw is measured twice: with an owner that spins, and with one that sleeps in the kernel, as
+the owner of a library has to. NIXL gives no descriptor for that. This owner takes those of UCX from
+/proc/self/fd: every epoll instance that has come with its agent. It waits for them by `poll`, and looks
+for notifications for half a millisecond after each event. The reader of raw spins in both.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import functools
 import json
@@ -21,6 +27,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import select
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -37,6 +44,8 @@ from datadist.transport import Access, Group, Offer, Peer, Placement, TransportO
 
 MIB = 1 << 20
 SIZE = 256 * MIB
+SPIN_SECONDS = 0.0005
+PAUSE = 0.05
 Rows = NDArray[np.uint64]
 
 
@@ -116,23 +125,61 @@ class Raw:
         self.agent.send_notif(self.peer, what)
 
 
+def epolls() -> set[int]:
+    """The epoll instances of this process."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one of the folder
+            if "eventpoll" in os.readlink(f"/proc/self/fd/{name}"):
+                found.add(int(name))
+    return found
+
+
+class Sleeper:
+    """Waits for notifications as an owner that sleeps."""
+
+    def __init__(self, raw: Raw, before: set[int]) -> None:
+        self._raw = raw
+        self._poller = select.poll()
+        for fd in epolls() - before:
+            self._poller.register(fd, select.POLLIN)
+
+    def wait(self) -> bytes:
+        """The next notification."""
+        while True:
+            until = time.monotonic() + SPIN_SECONDS
+            while time.monotonic() < until:
+                if found := self._raw.agent.get_new_notifs():
+                    return bytes(next(iter(found.values()))[0])
+            self._poller.poll()
+
+
 def serve_raw(pipe: Connection) -> None:
     """The owner."""
+    before = epolls()
     raw = Raw(pipe)
+    sleeper: Sleeper | None = None
     while True:
         while not pipe.poll(None):
             pass
-        if pipe.recv() == "end":
+        if (how := pipe.recv()) == "end":
             return
-        while (order := json.loads(raw.wait()))[1]:
+        if how == "sleep":
+            sleeper = sleeper or Sleeper(raw, before)
+        wait = sleeper.wait if sleeper and how == "sleep" else raw.wait
+        while (order := json.loads(wait()))[1]:
             raw.write(order[0], order[1])
 
 
-def measure_raw(raw: Raw, pipe: Connection, block: int, count: int, rounds: int) -> list[float]:
+def measure_raw(
+    raw: Raw, pipe: Connection, block: int, count: int, rounds: int, owner: str = "spin",
+    pause: float = 0,
+) -> list[float]:  # fmt: skip
     """Seconds of each round."""
-    pipe.send("go")
+    pipe.send(owner)
     times = []
     for _ in range(rounds):
+        time.sleep(pause)
         begun = time.perf_counter()
         raw.ask(json.dumps([block, count]).encode())
         raw.wait()
@@ -233,7 +280,7 @@ def main() -> None:
                 mine += there
         tell(name, "median", block * count, median(raws), median(mine))
         tell(name, "best fifth", block * count, quantiles(raws, n=5)[0], quantiles(mine, n=5)[0])
-    pauses(ours)
+    pauses(raw, raw_pipe, ours, args.turns)
     idle(ours_pipe, args.idle)
     raw_pipe.send("end")
     ours_pipe.send("end")
@@ -257,15 +304,25 @@ def tell(name: str, what: str, size: int, raw: float, mine: float) -> None:
         )
 
 
-def pauses(ours: Ours) -> None:
-    """Small reads, each after a pause."""
-    times = []
-    for _ in range(30):
-        time.sleep(0.05)
-        times += measure_ours(ours, 4096, 1, 1)
-    print(
-        f"4 KiB after an idle pause: {median(times) * 1e6:.0f} us, slowest {max(times) * 1e6:.0f} us"
-    )
+def pauses(raw: Raw, pipe: Connection, ours: Ours, turns: int) -> None:
+    """Small reads, each after a pause, in turns."""
+    times: dict[str, list[float]] = {
+        "raw, its owner spins": [],
+        "raw, its owner sleeps": [],
+        "ours": [],
+    }
+    for _ in range(turns):
+        for name, owner in (("raw, its owner spins", "spin"), ("raw, its owner sleeps", "sleep")):
+            times[name] += measure_raw(raw, pipe, 4096, 1, 10, owner, PAUSE)
+        for _ in range(10):
+            time.sleep(PAUSE)
+            times["ours"] += measure_ours(ours, 4096, 1, 1)
+    for name, some in times.items():
+        fifths = quantiles(some, n=5)
+        print(
+            f"4 KiB after {PAUSE * 1e3:.0f} ms without transfers, {name}: {median(some) * 1e6:.0f} us "
+            f"({fifths[0] * 1e6:.0f} to {fifths[-1] * 1e6:.0f} us in 3 of 5)"
+        )
 
 
 def idle(pipe: Connection, seconds: float) -> None:

@@ -29,10 +29,10 @@ log = logging.getLogger("datadist.nixl")
 
 FOLLOW_SECONDS = 0.02
 """So long a caller waits before it looks whether somebody leads."""
+MOST_PAUSE = 0.002
+"""Of a caller: it has to notice soon that its transfer was aborted."""
 CLAIM_SECONDS = 2.0
 FENCE_SECONDS = 2.0
-
-LEAD = "lead"
 
 
 class Asker:
@@ -50,7 +50,9 @@ class Asker:
         """Why it cannot be used any more."""
         self._lost = False
         self._closing = False
-        self._claims: dict[str, object] = {}
+        self._claims: dict[object, None] = {}
+        """The first one leads. One call of C code gives a claim back, by its token, also a second time:
+        Python 3.10 skips a `finally` where another exception comes as that begins."""
         self._inside = False
         """Whether a leader is at work; when the next one finds that, the last one was interrupted."""
         self._transfers: dict[Transfer, None] = {}
@@ -64,11 +66,11 @@ class Asker:
     def run(self, transfer: Transfer, timeout: float) -> None:
         """Move all of a transfer. Raises as :meth:`datadist.transport.Link.read`."""
         deadline = time.monotonic() + timeout
-        token, claims = object(), self._claims
+        claims = self._claims
         try:
             self._transfers[transfer] = None
             while not transfer.ended:
-                if claims.setdefault(LEAD, token) is token:
+                if self._claim(transfer):
                     self._lead(transfer, deadline)
                 else:
                     left = max(0.0, deadline - time.monotonic())
@@ -77,15 +79,25 @@ class Asker:
                     text = f"rank {transfer.side.rank} did not end it in {in_seconds(timeout)}"
                     transfer.end(TransferTimeout(text, link_usable=True))
         finally:
-            # Nothing is called before: what a signal handler raises would leave the claim.
-            if LEAD in claims and claims[LEAD] is token:
-                del claims[LEAD]
+            claims.pop(transfer, None)
             self._transfers.pop(transfer, None)
             self._nudge_all()
         transfer.result()
 
+    def _claim(self, token: object) -> bool:
+        """Whether the caller leads from now on: no other claim came before."""
+        self._claims[token] = None
+        first, *_ = list(self._claims)  # in one step: other threads add and take theirs
+        if first is token:
+            return True
+        self._claims.pop(token, None)
+        return False
+
     def leave(self, transfer: Transfer) -> bool:
         """After a failed :meth:`run`: whether it has settled. The service tends what has not."""
+        self._claims.pop(transfer, None)  # in case that `run` could not
+        self._transfers.pop(transfer, None)
+        self._nudge_all()
         if transfer.settled() and not self._inside:
             return True
         self._tend(self)
@@ -106,13 +118,13 @@ class Asker:
             if moved:
                 last = now
             else:
-                pause(now - last, first=last is begun)
+                pause(now - last, first=last is begun, most=min(MOST_PAUSE, deadline - now))
 
     def tend(self) -> bool:
         """On the thread of the service: let go on what callers have left; whether there is something."""
         token, claims = object(), self._claims
         try:
-            if claims.setdefault(LEAD, token) is not token:
+            if not self._claim(token):
                 return True
             self._pump()
             if self._closing and (self.ended is not None or not self._requests.unconfirmed):
@@ -122,8 +134,7 @@ class Asker:
             left = self._closing or self._requests.unsettled or self._stream.unsent
             return self.ended is None and bool(left)
         finally:
-            if LEAD in claims and claims[LEAD] is token:
-                del claims[LEAD]
+            claims.pop(token, None)
             self._nudge_all()
 
     def abandon(self) -> None:
@@ -180,16 +191,15 @@ class Asker:
         Raises :class:`TransferError` where the owner does not confirm that.
         """
         until = time.monotonic() + FENCE_SECONDS
-        token, claims = object(), self._claims
+        claims = self._claims
         try:
-            while claims.setdefault(LEAD, token) is not token:
+            while not self._claim(side):
                 if time.monotonic() >= until:
                     raise TransferError(f"rank {side.rank}: another call holds the connection")
                 time.sleep(0.0005)
             self._force(side, transfers, until)
         finally:
-            if LEAD in claims and claims[LEAD] is token:
-                del claims[LEAD]
+            claims.pop(side, None)
             self._nudge_all()
 
     def _force(self, side: Side, transfers: list[Transfer], until: float) -> None:
@@ -241,7 +251,7 @@ class Asker:
         """Give the connection back, at once or as soon as the owner has confirmed what was under way."""
         self._closing = True
         until = time.monotonic() + CLAIM_SECONDS
-        while self._claims.get(LEAD) is not None and time.monotonic() < until:
+        while self._claims and time.monotonic() < until:
             time.sleep(0.0005)
         if self.tend():
             self._tend(self)

@@ -57,7 +57,7 @@ class NixlLink(Link):
     def offer(self, rank: int) -> Offer:
         """Where we are asked, the secret for that, and our ranges."""
         side = self._sides[rank]
-        where = self._service.address, self._service.greeting
+        where = self._service.address, self._group.peers[rank].connection.greeting
         rows = [(r.address, r.size, *r.kind) for r in self._regions]
         return Offer(make_offer(*where, side.secret, side.writable, rows))
 
@@ -175,7 +175,7 @@ class NixlLink(Link):
         if side is None:
             return False
         self._end_side(side, "the link was aborted")
-        self._service.call(lambda: self._service.end_sides((side,)))
+        self._service.end_soon(side)
         return bool(side.writers)
 
     def _end_side(self, side: Side, reason: str) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from datadist.base.offers import check_version, overlap
 from datadist.base.parsing import parse
 from datadist.transport import LinkError, Offer
-from datadist_nixl.wire import MEMORIES, SECRET_BYTES
+from datadist_nixl.wire import GREETING_BYTES, MEMORIES, SECRET_BYTES
 
 OFFER_VERSION: Literal[1] = 1
 MAX_ELEMENTS = 8 * Offer.MAX_REGIONS
@@ -32,7 +32,7 @@ class OfferData(BaseModel):
 
     version: Literal[1]
     address: Annotated[str, Field(pattern=r"^(unix:[0-9a-z-]{1,90}|tcp:\S{1,90})$")]
-    greeting: Annotated[str, Field(pattern=f"^[0-9a-f]{{{2 * SECRET_BYTES}}}$")]
+    greeting: Annotated[str, Field(pattern=f"^[0-9a-f]{{{2 * GREETING_BYTES}}}$")]
     """What opens a connection to the process; the secret of the link opens its memory."""
     secret: Annotated[str, Field(pattern=f"^[0-9a-f]{{{2 * SECRET_BYTES}}}$")]
     writable: bool

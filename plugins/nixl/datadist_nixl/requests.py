@@ -27,6 +27,9 @@ from datadist_nixl.wire import (
 
 WINDOW = 3
 """Pieces of one transfer under way."""
+BURST = 8
+"""So often UCX looks at its sockets before we look at ours, while a large piece is on its way: each look
+at UCX takes what a socket has, and looks at ours would keep the owner waiting."""
 UNKNOWN = -1
 
 
@@ -64,7 +67,8 @@ class Requests:
         stream = self._stream
         stream.flush()
         if self._reads and self._landing is not None:
-            self._landing.progress()
+            for _ in range(BURST if any(each.large for each in self._reads.values()) else 1):
+                self._landing.progress()
         for kind, number, body in stream.frames():
             self._take(kind, number, body)
             moved = True
@@ -171,6 +175,8 @@ class Requests:
     def _look_at_writes(self) -> bool:
         """Finish writes that have ended; whether there were any."""
         writer, moved = self._writer, False
+        if writer is not None:
+            writer.progress()  # sends as much as it can; `ended` sends once
         for number, request in list(self._writes.items()):
             if request.begun and writer is not None and writer.ended(request.handle):
                 self._written(number, request)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PIECE = 16 << 20
 """Bytes of a piece: large enough to cost nothing, small enough to end soon after a deadline."""
 assert PIECE <= MAX_PIECE
+LARGE, LARGE_COUNT = 256 << 10, 16
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Piece:
     kind: Kind
     """Of our memory."""
     their_kind: Kind
+
+    @property
+    def large(self) -> bool:
+        """Whether it takes much longer than asking for it."""
+        return len(self.length) > LARGE_COUNT or int(self.length[0]) > LARGE
 
 
 def vector(values: Buffer) -> Vector:

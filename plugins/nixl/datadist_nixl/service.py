@@ -10,7 +10,6 @@ import contextlib
 import functools
 import logging
 import os
-import secrets
 import select
 import socket
 import struct
@@ -21,22 +20,27 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 from datadist.base import threads
+from datadist_nixl.greetings import Greetings
 from datadist_nixl.library import Agent
 from datadist_nixl.options import Options
-from datadist_nixl.pauses import pause
+from datadist_nixl.pauses import pause_after
 from datadist_nixl.serving import GREETING, Server
 from datadist_nixl.side import Side
 from datadist_nixl.stream import Ended, Stream
-from datadist_nixl.wire import SECRET_BYTES
+from datadist_nixl.wire import WireError
 
 log = logging.getLogger("datadist.nixl")
 
 SPIN_SECONDS = 0.0005
 """So long the thread polls without a pause after the last event."""
+EPOLL_SECONDS = 0.001
+"""Shorter waits are longer by epoll."""
 BACKLOG = 512
 MAX_STRANGERS = 64
 STRANGER_SECONDS = 5.0
 """Most connections that have not shown the greeting, and how long each may take for that."""
+MAX_OF_PEER = 8
+"""Most connections of one peer process; it needs one, and another one while that ends."""
 STOP_SECONDS = 5.0
 FINISH_SECONDS = 0.25
 """So long writes from memory that is withdrawn may take to end by themselves, of all peers together."""
@@ -66,14 +70,16 @@ class Service:
 
     def __init__(self, options: Options, make_agent: Callable[[], Agent]) -> None:
         self._make_agent = make_agent
-        self.greeting = secrets.token_bytes(SECRET_BYTES)
+        self.greetings = Greetings()
         self.sides: dict[bytes, Side] = {}
         """By the secret of its offer."""
         self._servers: dict[int, Server] = {}
         self._busy: dict[Server, None] = {}
         """Those that have to be looked at without an event."""
-        self._leftovers: dict[Leftover, None] = {}
+        self._leftovers: dict[Leftover, float] = {}
+        """And when they were left."""
         self._calls: deque[Callable[[], None]] = deque()
+        self._aborted: deque[Side] = deque()
         self._stopping = False
         self._open = True
         with contextlib.ExitStack() as stack:
@@ -115,7 +121,19 @@ class Service:
 
     def tend(self, leftover: Leftover) -> None:
         """Look after something until it has ended."""
-        self.call(lambda: self._leftovers.setdefault(leftover))
+        self.call(lambda: self._leftovers.update({leftover: time.monotonic()}))
+
+    def end_soon(self, side: Side) -> None:
+        """As :meth:`end_sides`, on the thread; one pass for all that have come until then."""
+        self._aborted.append(side)
+        self.call(self._end_aborted)
+
+    def _end_aborted(self) -> None:
+        sides = []
+        while self._aborted:
+            sides.append(self._aborted.popleft())
+        if sides:
+            self.end_sides(sides)
 
     def end_sides(self, sides: Collection[Side]) -> None:
         """On the thread: nothing that a peer wanted of these sides touches memory afterwards."""
@@ -160,8 +178,7 @@ class Service:
         last = time.monotonic()
         try:
             while not self._stopping:
-                idle = time.monotonic() - last
-                if self._turn(self._timeout(idle)):
+                if self._turn(self._timeout(last)):
                     last = time.monotonic()
         except Exception:
             log.exception("unexpected error of the nixl transport; please report it")
@@ -176,12 +193,18 @@ class Service:
             leftover, _ = self._leftovers.popitem()
             leftover.abandon()
 
-    def _timeout(self, idle: float) -> float:
-        """Seconds to wait for events; sleeps where NIXL has to be looked at again."""
-        if self._leftovers or self._busy:
-            pause(idle, first=all(server.brief for server in self._busy))
-            return 0
-        return 0 if idle < SPIN_SECONDS else -1
+    def _timeout(self, last: float) -> float:
+        """Seconds to wait for events; sleeps itself where epoll would sleep too long."""
+        now = time.monotonic()
+        if not (self._leftovers or self._busy):
+            return 0 if now - last < SPIN_SECONDS else -1
+        moved = max((*(server.last for server in self._busy), *self._leftovers.values()))
+        seconds = pause_after(now - moved, first=all(server.brief for server in self._busy))
+        if seconds >= EPOLL_SECONDS and now - last >= SPIN_SECONDS:
+            return seconds
+        if 0 < seconds < EPOLL_SECONDS:
+            time.sleep(seconds)
+        return 0
 
     def _turn(self, timeout: float) -> bool:
         """Serve everybody once; whether there was something to do."""
@@ -195,7 +218,8 @@ class Service:
             else:
                 self._accept()
         for server in tuple(self._busy):
-            moved = self._guarded(server, server.advance) or moved
+            if server in self._busy:  # another one may have had it dropped
+                moved = self._guarded(server, server.advance) or moved
         for leftover in list(self._leftovers):
             if not self._tended(leftover):
                 self._leftovers.pop(leftover, None)
@@ -213,6 +237,8 @@ class Service:
     def _guarded(self, server: Server, function: Callable[[], bool | None]) -> bool:
         try:
             moved = bool(function())
+            if moved:
+                server.last = time.monotonic()
             self._look_after(server)
             return moved
         except Ended as error:
@@ -223,6 +249,10 @@ class Service:
         return True
 
     def _look_after(self, server: Server) -> None:
+        if server.unsent is not server.watched:
+            server.watched = server.unsent
+            events = select.EPOLLIN | (select.EPOLLOUT if server.watched else 0)
+            self._epoll.modify(server.fileno(), events)
         if server.busy:
             self._busy[server] = None
         else:
@@ -261,9 +291,22 @@ class Service:
             old = time.monotonic() - server.begun > STRANGER_SECONDS
             if old or len(strangers) >= MAX_STRANGERS:
                 self._drop(server, "it has not shown the greeting of an offer")
-        server = Server(Stream(_quick(sock), GREETING), self.greeting, self.sides, self._make_agent)
+        stream = Stream(_quick(sock), GREETING)
+        server = Server(stream, self._greet, self.sides, self._make_agent)
         self._epoll.register(server.fileno(), select.EPOLLIN)
         self._servers[server.fileno()] = server
+
+    def _greet(self, greeting: bytes) -> bytes:
+        """Whose it is. A process that makes more and more connections loses its oldest ones."""
+        peer = self.greetings.peer_of(greeting)
+        if peer is None:
+            raise WireError("it does not begin with the greeting of an offer")
+        others = [server for server in self._servers.values() if server.peer == peer]
+        for server in others[: max(0, len(others) + 1 - MAX_OF_PEER)]:
+            reason = f"its process has made {MAX_OF_PEER} newer ones"
+            log.warning("a connection of an asker is closed: %s", reason)
+            self._drop(server, reason)
+        return peer
 
     def _drop(self, server: Server, reason: str) -> None:
         """End a connection."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from hmac import compare_digest
 from typing import Any
 
 import numpy as np
@@ -45,14 +44,16 @@ class Server:
     """Serves one asker."""
 
     def __init__(
-        self, stream: Stream, greeting: bytes, sides: Mapping[bytes, Side],
+        self, stream: Stream, greet: Callable[[bytes], bytes], sides: Mapping[bytes, Side],
         make_agent: Callable[[], Agent],
     ) -> None:  # fmt: skip
         self._stream = stream
-        self._greeting = greeting
+        self._greet = greet
+        """Returns whose greeting it is, or raises :class:`WireError`."""
         self._sides = sides
         self._make_agent = make_agent
-        self._greeted = False
+        self.peer = b""
+        """The process that asks, by its greeting."""
         self._writer: Agent | None = None
         """Writes to the asker."""
         self._their_generation = -1
@@ -66,7 +67,10 @@ class Server:
         self._generation = 0
         self._allowed: dict[int, Side] = {}
         """Writes of the asker."""
-        self.begun = time.monotonic()
+        self.begun = self.last = time.monotonic()
+        """When it was made, and when something has happened last."""
+        self.watched = False
+        """Whether the service waits until the socket takes more."""
 
     def fileno(self) -> int:
         """The socket's."""
@@ -75,21 +79,25 @@ class Server:
     @property
     def greeted(self) -> bool:
         """Whether the asker has shown that it has an offer."""
-        return self._greeted
+        return bool(self.peer)
 
     @property
     def busy(self) -> bool:
-        """Whether there is something to do without an event: for NIXL, or messages and answers."""
-        stream = self._stream
-        return bool(self._under_way or self._allowed or stream.unsent or stream.waiting)
+        """Whether there is something to do without an event: for NIXL, or messages that have arrived."""
+        return bool(self._under_way or self._allowed or self._stream.waiting)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether the socket does not take more answers for now."""
+        return bool(self._stream.unsent)
 
     @property
     def brief(self) -> bool:
         """Whether what NIXL has to do takes no time worth speaking of."""
         return not self._allowed and all(key for _, _, key in self._under_way.values())
 
-    def serve(self) -> None:
-        """Take what has arrived. Raises :class:`Ended`."""
+    def serve(self) -> bool:
+        """Take what has arrived, send what the socket takes; always True. Raises :class:`Ended`."""
         try:
             for kind, number, body in self._stream.frames():
                 self._take(kind, number, body)
@@ -98,6 +106,7 @@ class Server:
                 raise WireError("it does not take its answers")
         except WireError as error:
             raise Ended(f"it breaks the protocol: {error}") from None
+        return True
 
     def advance(self) -> bool:
         """Let NIXL work; whether something has ended. Raises :class:`Ended`."""
@@ -119,10 +128,10 @@ class Server:
     # -- messages --------------------------------------------------------------------------------
 
     def _take(self, kind: int, number: int, body: memoryview) -> None:
-        if not self._greeted:
-            if kind != Message.HELLO or not compare_digest(parse_hello(body), self._greeting):
+        if not self.peer:
+            if kind != Message.HELLO:
                 raise WireError("it does not begin with the greeting of an offer")
-            self._greeted = True
+            self.peer = self._greet(parse_hello(body))
             self._stream.most = MAX_METADATA
         elif kind == Message.READ:
             self._read(number, body)
@@ -267,6 +276,7 @@ class Server:
         """Answer reads that have ended."""
         writer, moved = self._writer, False
         assert writer is not None
+        writer.progress()  # sends as much as it can; `ended` sends once
         for number, (_, handle, _) in list(self._under_way.items()):
             if writer.ended(handle):
                 self._finish(number)

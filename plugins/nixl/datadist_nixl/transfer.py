@@ -18,11 +18,12 @@ MAX_TRIES = 4
 class Request:
     """One piece, while its owner has been asked."""
 
-    __slots__ = ("begun", "handle", "index", "settled", "transfer")
+    __slots__ = ("begun", "handle", "index", "large", "settled", "transfer")
 
     def __init__(self, transfer: Transfer, index: int) -> None:
         self.transfer = transfer
         self.index = index
+        self.large = transfer.pieces[index].large
         self.handle: Any = None
         """Of NIXL, for a write that was allowed."""
         self.begun = False

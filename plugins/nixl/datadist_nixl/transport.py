@@ -45,6 +45,8 @@ class PeerConnection:
         self._service = service
         self._make_agent = make_agent
         self._lock = threading.Lock()
+        self.greeting = service.greetings.make()
+        """With which the peer asks us."""
         self.askers: tuple[Asker, ...] = ()
         """The last one is in use, unless it has ended."""
 

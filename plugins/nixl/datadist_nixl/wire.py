@@ -17,6 +17,7 @@ from datadist_nixl.memory import Vector
 
 MAGIC = b"datadist nixl 1\n"
 SECRET_BYTES = 16
+GREETING_BYTES = 32
 MAX_SEGMENTS = 4096
 MAX_PIECE = 32 << 20
 """Most segments and bytes of one request."""
@@ -24,7 +25,7 @@ MAX_REASON = 300
 MEMORIES = ("DRAM", "VRAM")
 """Memory types of NIXL, by their number here."""
 
-_HELLO = struct.Struct(f"<{len(MAGIC)}s{SECRET_BYTES}s")
+_HELLO = struct.Struct(f"<{len(MAGIC)}s{GREETING_BYTES}s")
 _REQUEST = struct.Struct(f"<{SECRET_BYTES}sIHBx")
 _GENERATION = struct.Struct("<I")
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 
 import nixl_skips
+import numpy as np
 import pytest
 from datadist_nixl import service as services
 from datadist_nixl import transport as transports
@@ -20,8 +21,9 @@ from datadist_nixl.library import Agent, NixlError
 from datadist_nixl.memory import NixlRegion, Ranges
 from datadist_nixl.service import Service
 from datadist_nixl.serving import GREETING, Server
+from datadist_nixl.side import Side
 from datadist_nixl.stream import HEADER, Stream
-from datadist_nixl.wire import SECRET_BYTES, Kind, hello, pack_metadata
+from datadist_nixl.wire import GREETING_BYTES, Kind, hello, pack_metadata, pack_request
 from nixl_local import End, linked
 
 from datadist.base import threads
@@ -158,8 +160,8 @@ def test_an_asker_that_talks_without_pause_leaves_the_thread_to_others(
 
     here, there = socket.socketpair()
     with there:
-        server = Server(Stream(here, GREETING), b"g" * SECRET_BYTES, {}, make_agent)
-        there.send(HEADER.pack(GREETING, Kind.HELLO, 0) + hello(b"g" * SECRET_BYTES))
+        server = Server(Stream(here, GREETING), bytes, {}, make_agent)
+        there.send(HEADER.pack(GREETING, Kind.HELLO, 0) + hello(b"g" * GREETING_BYTES))
         there.send((HEADER.pack(5, Kind.MEMORY, 0) + pack_metadata(1, b".")) * 2)
         server.serve()
         assert (server.greeted, len(made), server.busy) == (True, 0, True)
@@ -190,6 +192,8 @@ def test_a_start_that_is_interrupted_leaves_nothing(monkeypatch: pytest.MonkeyPa
         start(thread)
         raise KeyboardInterrupt
 
+    # What is loaded once opens and closes descriptors.
+    transports.NixlTransport(TransportOptions()).close()
     monkeypatch.setattr(threads, "start", interrupted)
     before = threading.active_count(), len(os.listdir("/proc/self/fd"))
     with pytest.raises(KeyboardInterrupt):
@@ -212,3 +216,125 @@ def test_many_regions_are_not_sorted_again_with_each_of_them(
             one.transport.release(region)
         one.move("read", two, [(0, 0, 64)])
         assert len(made) == 1
+
+
+# -- peers that speak the protocol, and misbehave ----------------------------------------------------
+
+
+class Peer:
+    """A process that has an offer, and a connection with that."""
+
+    def __init__(self, stack: ExitStack, service: Service, greeting: bytes) -> None:
+        self.service = service
+        self.socket = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        self.socket.settimeout(10)
+        self.socket.connect("\0" + service.address.removeprefix("unix:"))
+        self.send(Kind.HELLO, 0, hello(greeting))
+        self.fence(0)
+        *_, self.server = list(service._servers.values())  # the last one that was made
+
+    def send(self, kind: Kind, number: int, body: bytes = b"") -> None:
+        self.socket.sendall(HEADER.pack(len(body), kind, number) + body)
+
+    def receive(self) -> tuple[Kind, int]:
+        """The next answer, without its body."""
+        size, kind, number = HEADER.unpack(self._exactly(HEADER.size))
+        self._exactly(size)
+        return Kind(kind), number
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = self.socket.recv(size - len(data))
+            assert more, "the owner has closed the connection"
+            data += more
+        return data
+
+    def fence(self, number: int) -> None:
+        """Ask something, and take the answer."""
+        self.send(Kind.FENCE, number)
+        assert self.receive() == (Kind.FENCED, number)
+
+
+def test_an_owner_sleeps_while_answers_are_left_unread() -> None:
+    many = 1000
+    with ExitStack() as stack:
+        service = service_of(End(stack, 0, SIZE, Access.READ))
+        peer = Peer(stack, service, service.greetings.make())
+        for number in range(many):
+            peer.send(Kind.FENCE, number)
+        end = time.monotonic() + 10
+        while not peer.server.unsent and time.monotonic() < end:
+            time.sleep(0.001)
+        assert service.ask(lambda: None, 10)
+        assert peer.server.unsent
+        assert service._timeout(0.0) == -1
+        assert [peer.receive() for _ in range(many)] == [(Kind.FENCED, n) for n in range(many)]
+        peer.fence(many)
+        assert not peer.server.watched
+
+
+def test_an_owner_looks_ever_more_seldom_after_a_peer_that_does_not_end_its_write() -> None:
+    with ExitStack() as stack:
+        end = End(stack, 0, SIZE, Access.READ_WRITE)
+        service = service_of(end)
+        (side,) = service.sides.values()
+        peer, other = (Peer(stack, service, service.greetings.make()) for _ in range(2))
+        request = np.array([end.region.address]), np.array([64])
+        peer.send(Kind.WRITE, 7, pack_request(side.secret, "DRAM", 0, request))
+        assert peer.receive()[0] is Kind.TARGET
+        assert peer.receive() == (Kind.GO, 7)
+        assert service.ask(lambda: None, 10)
+        waits = []
+        for seconds in (1, 10, 100):
+            peer.server.last = time.monotonic() - seconds
+            waits.append(service._timeout(0.0))
+            other.fence(seconds)  # the events of others change nothing
+        assert waits == [0.001, 0.01, 0.1]
+
+
+def test_a_process_has_few_connections(caplog: pytest.LogCaptureFixture) -> None:
+    """The oldest one is closed for a new one, and the owner says why; that of others stay."""
+    with ExitStack() as stack:
+        service = service_of(End(stack, 0, SIZE, Access.READ))
+        other = Peer(stack, service, service.greetings.make())
+        greeting = service.greetings.make()
+        peers = [Peer(stack, service, greeting) for _ in range(services.MAX_OF_PEER + 2)]
+        assert [peer.socket.recv(1) for peer in peers[:2]] == [b"", b""]
+        for peer in [other, *peers[2:]]:
+            peer.fence(3)
+        assert len(service._servers) == services.MAX_OF_PEER + 1
+    assert caplog.text.count(f"its process has made {services.MAX_OF_PEER} newer ones") == 2
+
+
+def test_a_greeting_that_was_not_made_here_opens_nothing() -> None:
+    with ExitStack() as stack:
+        service = service_of(End(stack, 0, SIZE, Access.READ))
+        good = service.greetings.make()
+        for bad in (
+            bytes(len(good)),
+            good[:-1] + bytes([good[-1] ^ 1]),
+            bytes([good[0] ^ 1]) + good[1:],
+        ):
+            with pytest.raises((AssertionError, ConnectionError)):
+                Peer(stack, service, bad)
+        Peer(stack, service, good)
+
+
+def test_many_sides_that_end_are_ended_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    with ExitStack() as stack:
+        service = service_of(End(stack, 0, SIZE, Access.READ))
+        monkeypatch.setattr(service, "end_sides", lambda sides: passes.append(len(sides)))
+        go = threading.Event()
+
+        def wait() -> None:
+            go.wait(30)
+
+        service.call(wait)
+        for rank in range(50):
+            service.end_soon(Side(rank, [], Access.READ))
+        go.set()
+        assert service.ask(lambda: None, 10)
+        assert passes == [50]
+        monkeypatch.undo()

@@ -10,13 +10,13 @@ from datadist_nixl.offer import make_offer, parse_offer
 
 from datadist.transport import LinkError
 
-GOOD = make_offer("unix:datadist-nixl-0", b"g" * 16, b"s" * 16, True, [(1 << 40, 100, "DRAM", 0)])
+GOOD = make_offer("unix:datadist-nixl-0", b"g" * 32, b"s" * 16, True, [(1 << 40, 100, "DRAM", 0)])
 
 
 def test_an_offer_comes_back_as_it_was() -> None:
     offer = parse_offer(1, GOOD)
     assert (offer.address, offer.writable) == ("unix:datadist-nixl-0", True)
-    assert (offer.greeting, offer.secret) == ((b"g" * 16).hex(), (b"s" * 16).hex())
+    assert (offer.greeting, offer.secret) == ((b"g" * 32).hex(), (b"s" * 16).hex())
     assert [tuple(row) for row in offer.regions] == [(1 << 40, 100, "DRAM", 0)]
 
 

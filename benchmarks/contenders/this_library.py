@@ -1,4 +1,4 @@
-"""This library over its shm transport, through the public API."""
+"""This library over one of its transports, through the public API."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Owner:
     cluster = PEER
 
     def __init__(self, shape: Shape, tuning: Mapping[str, str]) -> None:
-        settings = Settings("shm", tuning.get("memory", "pool"))
+        settings = Settings(tuning.get("backend", "shm"), tuning.get("memory", "pool"))
         self.shape = shape
         self.side = MeasuredEngine(self.cluster, settings)
         pooled = settings.memory == "pool"
