@@ -104,7 +104,7 @@ class RawPeer:
                 pass
         self._sock.settimeout(SECONDS)
         found = []
-        while (body := self.frame()) is not None:
+        while (body := self._frame()) is not None:
             found.append(decode(body))
         return found
 

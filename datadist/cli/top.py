@@ -92,7 +92,7 @@ def screen(found: Sequence[Activity]) -> list[str]:
     ok = sum(link.state == "OK" for link in links)
     lines = [
         f"datadist top, {time.strftime('%H:%M:%S')}: {len(found)} engines, {len(links)} links, {ok} OK",
-        "IN, OUT: GB/s; MEAN: us per transfer that it began; POOL: in use of all, binary units",
+        "IN, OUT: GB/s; MEAN: us of a transfer that it began; POOL: used, size (binary)",
         "",
     ]
     if not found:

@@ -128,7 +128,8 @@ def _is_end_of(theirs: Mapping[str, Any], other: Asked, link: Mapping[str, Any] 
 
 
 def _links_of(engine: Asked) -> Sequence[Mapping[str, Any]]:
-    return (engine.report or {}).get("links", ())
+    links: Sequence[Mapping[str, Any]] = (engine.report or {}).get("links", ())
+    return links
 
 
 def _same(engine: Asked, link: Mapping[str, Any]) -> Mapping[str, Any]:
