@@ -53,7 +53,14 @@ $(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml) $(wildcard plugins
 	$(BIN)/python -m pip install --quiet -e plugins/shm -e plugins/hccl -e plugins/rdma -e ".[dev]"
 	@touch $@
 
-demo: setup
+# The demo alone needs little: where nothing was set up, it gets that and no more.
+DEMO_STAMP := $(VENV)/.installed-demo
+$(DEMO_STAMP): pyproject.toml plugins/shm/pyproject.toml $(wildcard plugins/shm/native/*)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e plugins/shm -e .
+	@touch $@
+
+demo: $(if $(wildcard $(STAMP)),setup,$(DEMO_STAMP))
 	$(BIN)/datadist demo $(ARGS)
 
 $(VLLM_STAMP): integrations/vllm/pyproject.toml

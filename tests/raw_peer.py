@@ -125,14 +125,18 @@ class RawPeer:
         self._sock.close()
 
     def _next(self) -> Message | None:
-        while True:
-            if (body := self._frame()) is not None:
-                return decode(body)
+        body = self.next_body()
+        return None if body is None else decode(body)
+
+    def next_body(self) -> bytes | None:
+        """What the next frame holds; None at the end."""
+        while (body := self._frame()) is None:
             try:
                 if not self._read():
                     return None
             except OSError:
                 return None
+        return body
 
     def _frame(self) -> bytes | None:
         """The body of the next frame, if all of it is here."""

@@ -74,6 +74,10 @@ class OwnDirectory:
         self.revocations = Revocations()
         self.publication = Publication(self._state, self._settle, self._entries, self.revocations)
 
+    def __len__(self) -> int:
+        """How many caches there are."""
+        return len(self._caches)
+
     def hand_over_to(self, post: Callable[[Callable[[], None]], object]) -> None:
         """Have ``post`` run what peers go on asking for while a thread of the caller serves them."""
         self._state.hand_over = post

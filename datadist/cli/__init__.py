@@ -17,6 +17,7 @@ COMMANDS = {
     "conformance": "test an installed transport against the interface and report",
     "demo": "move a KV cache between processes of this host and verify it",
     "doctor": "examine this machine for each backend, and say what to change",
+    "top": "watch the engines of this user: links, throughput, latencies, failures",
     "run": "run a program that imports llm_datadist on datadist",
 }
 """Subcommands and their help; each is a module with ``add_arguments(parser)`` and ``run(args)``."""

@@ -24,6 +24,7 @@ from datadist.control.messages import (
     MAX_FRAME,
     MAX_HELLO,
     WIRE_VERSION,
+    AskReport,
     Goodbye,
     Hello,
     Idle,
@@ -58,9 +59,9 @@ class Discovery:
     """Sessions by peer incarnation; every method but the constructor runs on the reactor.
 
     The owner sets ``on_session(session)``, ``on_message(session, message, fds)``,
-    ``on_lost(session, reason, orderly)`` and ``on_refused(hello, pid)``, which tells of an engine of
-    our job that may not link. ``remote`` reaches other hosts; it is None without ``network``, and then
-    no network socket is ever opened.
+    ``on_lost(session, reason, orderly)``, ``on_refused(hello, pid)``, which tells of an engine of
+    our job that may not link, and ``on_ask_report(session)``. ``remote`` reaches other hosts; it is
+    None without ``network``, and then no network socket is ever opened.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Discovery:
         self.on_message: Callable[[Session, Message, list[int]], None] = lambda _s, _m, _f: None
         self.on_lost: Callable[[Session, str, bool], None] = lambda _s, _r, _o: None
         self.on_refused: Callable[[Hello, int | None], None] = lambda _h, _p: None
+        self.on_ask_report: Callable[[Session], None] = lambda _s: None
 
     def start(self) -> None:
         """Begin to accept, and to look after our names in the runtime directory."""
@@ -426,7 +428,9 @@ class Discovery:
 
     def _on_hello(self, session: Session, message: Message, fds: list[int]) -> None:
         self._reactor.closer.discard(fds)  # those of an offer that came before
-        if not isinstance(message, Hello):
+        if isinstance(message, AskReport):
+            self.on_ask_report(session)
+        elif not isinstance(message, Hello):
             session.close(f"it said {message.kind} before hello")
         elif message.wire != WIRE_VERSION:
             log.warning(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import time
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -108,6 +108,19 @@ class Hello(_Message):
     job: Name = ""
     program: Name = ""
     """What runs there, for people."""
+
+
+class AskReport(_Message):
+    """First and only message of a process of the same user that shows engines (`datadist top`)."""
+
+    kind: Literal["ask_report"] = "ask_report"
+
+
+class Report(_Message):
+    """The answer, see :mod:`datadist.engine.reports`; engines do not take it."""
+
+    kind: Literal["report"] = "report"
+    report: dict[str, Any]
 
 
 class Welcome(_Message):
@@ -482,6 +495,7 @@ class Goodbye(_Message):
 
 _InJson = (
     Hello
+    | AskReport
     | Welcome
     | Announce
     | Withdraw
@@ -515,6 +529,8 @@ _InJson = (
     | Goodbye
 )
 Message = _InJson | Notice
+Sent = Message | Report
+"""What an engine may send; it does not take all of that."""
 
 _adapter: TypeAdapter[_InJson] = TypeAdapter(
     Annotated[_InJson, Field(discriminator="kind")],
@@ -527,7 +543,7 @@ def seconds_until(deadline: float) -> float:
     return min(max(0.001, deadline - time.monotonic()), MAX_SECONDS)
 
 
-def encode(message: Message) -> bytes:
+def encode(message: Sent) -> bytes:
     """The frame of ``message``. Raises ``ValueError`` when it is larger than a frame may be."""
     if isinstance(message, Notice):
         return HEADER.pack(1 + len(message.data)) + b"\0" + message.data

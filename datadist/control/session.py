@@ -18,7 +18,7 @@ from datadist.base.flag import Flag
 from datadist.base.texts import in_seconds
 from datadist.control.account import LimitExceeded
 from datadist.control.closing import unread
-from datadist.control.messages import HEADER, MAX_FDS, MAX_FRAME, Message, decode, encode
+from datadist.control.messages import HEADER, MAX_FDS, MAX_FRAME, Message, Sent, decode, encode
 from datadist.control.process import open_peer, peer_of
 from datadist.control.reactor import READ, WRITE, Reactor, Timer, Unanswered
 from datadist.control.turns import Credit, Share
@@ -171,7 +171,7 @@ class Session:
         if self.process is not None:
             self._reactor.watch(self.process.fd, READ, self._on_exit)
 
-    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+    def send(self, message: Sent, fds: Sequence[int] = ()) -> None:
         """Send or queue; never blocks. Always takes ownership of ``fds``. Does nothing on a closed
         session.
 

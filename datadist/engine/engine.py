@@ -38,6 +38,7 @@ from datadist.control.tcp import NetworkSettings
 from datadist.engine.dispatcher import Dispatcher
 from datadist.engine.interpreter import check_proc, check_proc_for_addresses
 from datadist.engine.options import EngineOptions
+from datadist.engine.reports import Reports
 from datadist.engine.starting import (
     check_descriptors,
     check_file_size,
@@ -172,6 +173,8 @@ class Engine:
             self._grant_messages,
             self.notices,
         )
+        reports = Reports(self._reactor.helpers, self._reactor.post, self.report)
+        self._discovery.on_ask_report = reports.ask
         self._call(self._discovery.start)
         self.listen(self.options.listen_ip, self.options.listen_port)
 
@@ -627,6 +630,19 @@ class Engine:
             "links": links,
             "total": total,
             "pools": pool_stats(self.memory),
+        }
+
+    def report(self) -> dict[str, Any]:
+        """:meth:`stats`, and what else `datadist top` shows; from any thread but the control thread."""
+        place = self.listens_at()
+        return {
+            **self.stats(wait=False),
+            "job": self.options.job,
+            "incarnation": self._discovery.address.incarnation,
+            "listens_at": None if place is None else str(place),
+            "caches": len(self.owned),
+            "grants": len(self.grants),
+            "kept": self.memory.quarantine.texts(),
         }
 
     def _missing(self, domain: TableDomain) -> str:

@@ -1,0 +1,134 @@
+"""Reports of the engines of this user on this host, asked for over their sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datadist.control.default_place import existing_place
+from datadist.control.messages import HEADER, MAX_FRAME, AskReport, encode
+from datadist.control.process import peer_of, program_of
+from datadist.control.runtime_dir import Address, RuntimeDir, chosen_path
+
+CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An engine that listens, and its report; without one, ``problem`` says why."""
+
+    job: str
+    cluster_id: int
+    incarnation: str
+    pid: int
+    """0 where it is in a pid namespace that is not visible here."""
+    program: str
+    report: dict[str, Any] | None
+    problem: str = ""
+    at: float = 0.0
+    """When the report came (time.monotonic)."""
+
+
+class _Question:
+    """One engine that is asked; without a socket, ``problem`` says why it cannot be."""
+
+    def __init__(
+        self, job: str, address: Address, sock: socket.socket | None, problem: str
+    ) -> None:
+        self.job, self.address, self.sock = job, address, sock
+        self.pid, user = (0, os.geteuid()) if sock is None else peer_of(sock)
+        self.problem = problem if user == os.geteuid() else f"it belongs to user {user}"
+
+    def ask(self) -> None:
+        """Send the question, which fits the buffer of a new connection."""
+        if self.sock is not None and not self.problem:
+            try:
+                self.sock.sendall(encode(AskReport()))
+            except OSError as error:
+                self.problem = f"cannot be asked: {error.strerror or error}"
+
+    def answer(self, deadline: float) -> Asked:
+        """Wait for the report until ``deadline`` (time.monotonic)."""
+        report, problem = None, self.problem
+        if not problem:
+            try:
+                report = self._report(deadline)
+            except TimeoutError:
+                problem = "no answer: it is stopped, or its control thread is busy"
+            except (OSError, ValueError) as error:
+                problem = f"no report: {error}"
+        return Asked(
+            self.job, self.address.cluster_id, self.address.incarnation, self.pid,
+            program_of(self.pid) if self.pid else "unknown", report, problem, time.monotonic(),
+        )  # fmt: skip
+
+    def _report(self, deadline: float) -> dict[str, Any]:
+        (size,) = HEADER.unpack(self._receive(HEADER.size, deadline))
+        if size > MAX_FRAME:
+            raise ValueError(f"a frame of {size} bytes is larger than {MAX_FRAME}")
+        message = json.loads(self._receive(size, deadline))
+        report = message.get("report") if isinstance(message, dict) else None
+        if not isinstance(report, dict):
+            raise ValueError("it answered with something else; is it another release of datadist?")
+        return report
+
+    def _receive(self, size: int, deadline: float) -> bytes:
+        assert self.sock is not None
+        data = bytearray()
+        while len(data) < size:
+            self.sock.settimeout(max(0.001, deadline - time.monotonic()))
+            more = self.sock.recv(min(CHUNK, size - len(data)))
+            if not more:
+                raise ValueError("it closed the connection; is it another release of datadist?")
+            data += more
+        return bytes(data)
+
+
+def ask_engines(job: str | None, seconds: float, path: Path | None = None) -> list[Asked]:
+    """What every engine of this user on this host answers within ``seconds``, by job and cluster.
+
+    ``job`` limits that to one job; ``path`` is the runtime directory, None the one of the
+    environment. Nothing is made there. Raises RuntimeDirError where it cannot be used.
+    """
+    path = path or chosen_path()
+    if (existing_place() if path is None else path if path.exists() else None) is None:
+        return []
+    deadline = time.monotonic() + seconds
+    with ExitStack() as stack:
+        asked = list(_questions(path, job, stack))
+        for question in asked:
+            question.ask()
+        found = [question.answer(deadline) for question in asked]
+    return sorted(found, key=lambda each: (each.job, each.cluster_id, each.pid))
+
+
+def _questions(path: Path | None, job: str | None, stack: ExitStack) -> Iterator[_Question]:
+    directory = RuntimeDir(path)
+    stack.callback(directory.close)
+    yield from _in_job(directory, job, stack)
+    for other in directory.others():
+        yield from _in_job(other, job, stack)
+
+
+def _in_job(directory: RuntimeDir, job: str | None, stack: ExitStack) -> Iterator[_Question]:
+    if job not in (None, directory.job):
+        return
+    for address in directory.engines():
+        sock, problem = None, ""
+        try:
+            sock = directory.connect(address)
+        except BlockingIOError:
+            problem = "too many others wait for it"
+        except OSError as error:
+            problem = f"cannot be reached: {error.strerror or error}"
+        if sock is not None:
+            stack.callback(sock.close)
+        if sock is not None or problem:
+            yield _Question(directory.job, address, sock, problem)

@@ -1,0 +1,108 @@
+"""`datadist top`, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from datadist import CacheKeyByIdAndIndex
+from datadist.cli import main
+from datadist.cli.top import screen
+from datadist.diagnosis.activity import Look, activities
+from tests import nodes
+from tests.nodes import Node
+
+Start = Callable[..., Node]
+
+
+@pytest.fixture
+def linked(
+    start_node: Start, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Node, Node]:
+    """An owner, and a puller that has pulled, where the command looks."""
+    monkeypatch.setenv("DATADIST_RUNTIME_DIR", str(runtime_dir))
+    owner, puller = start_node(1), start_node(2)
+    for node in (owner, puller):
+        node.do(nodes.make, "c", "cache", [3, 40], 4)
+    nodes.link_pair(owner, puller)
+    puller.do(nodes.pull_cache, CacheKeyByIdAndIndex(1, 1, 1), "c")
+    return owner, puller
+
+
+def test_once_shows_engines_and_links(
+    linked: tuple[Node, Node], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["top", "--once", "--interval", "0.1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"datadist top, [\d:]{8}: 2 engines, 2 links, 2 OK", lines[0])
+    pids = [str(node.pid) for node in linked]
+    assert [line.split()[:2] for line in lines[4:6]] == [["1", pids[0]], ["2", pids[1]]]
+    assert [line.split()[:5] for line in lines[8:10]] == [
+        ["pair", "1", "2", "shm", "OK"], ["pair", "2", "1", "shm", "OK"],
+    ]  # fmt: skip
+    assert max(map(len, lines)) <= 80
+
+
+def test_json_has_the_whole_report(
+    linked: tuple[Node, Node], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["top", "--json", "--count", "2", "--interval", "0.1"]) == 0
+    looks = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(looks) == 2
+    puller = looks[1]["engines"][1]
+    assert puller["cluster_id"] == 2
+    assert puller["report"]["total"]["pull"]["operations"] == 1
+    assert puller["links"][0]["state"] == "OK"
+
+
+def test_nobody_is_there(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATADIST_RUNTIME_DIR", str(runtime_dir))
+    assert main(["top", "--once", "--interval", "0.1"]) == 0
+    assert "no engine of this user runs on this host" in capsys.readouterr().out
+
+
+def test_a_directory_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "open"
+    place.mkdir()
+    place.chmod(0o777)
+    monkeypatch.setenv("DATADIST_RUNTIME_DIR", str(place))
+    assert main(["top", "--once"]) == 1
+    assert str(place) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("interval", ["0", "x", "nan", "1e9"])
+def test_intervals_are_checked(interval: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["top", "--interval", interval])
+    assert "is not a number of seconds from 0.1 to 3600" in capsys.readouterr().err
+
+
+def test_a_terminal_is_drawn_anew(linked: tuple[Node, Node]) -> None:
+    """As many lines as it has, each cut where it ends."""
+    command = f"stty cols 40 rows 5; {sys.executable} -m datadist top --count 2 --interval 0.1"
+    done = subprocess.run(
+        ["script", "-qec", command, "/dev/null"], capture_output=True, text=True, timeout=60,
+        check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    looks = done.stdout.split("\x1b[H")[1:]
+    assert len(looks) == 2
+    for look in looks:
+        lines = re.sub(r"\x1b\[[JK]", "", look).splitlines()
+        assert len(lines) == 4
+        assert "more lines" in lines[-1]
+        assert max(map(len, lines)) <= 40
+
+
+def test_nothing_breaks_without_engines() -> None:
+    assert screen(activities(Look([]), Look([])))[3].startswith("no engine")

@@ -1,0 +1,163 @@
+"""Asking engines for reports (asking.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datadist.control.messages import HEADER
+from datadist.control.runtime_dir import Address, RuntimeDir
+from datadist.diagnosis.asking import ask_engines
+from tests.nodes import Node
+
+Start = Callable[..., Node]
+
+
+def test_every_engine_answers_by_job(start_node: Start, tmp_path: Path) -> None:
+    place = tmp_path / "engines"
+    place.mkdir(mode=0o700)
+    for cluster, job in ((1, ""), (2, ""), (1, "other")):
+        start_node(cluster, environ={"DATADIST_RUNTIME_DIR": str(place), "DATADIST_JOB": job})
+    found = ask_engines(None, 30, place)
+    assert [(each.job, each.cluster_id) for each in found] == [("", 1), ("", 2), ("other", 1)]
+    assert all(each.report and not each.problem for each in found)
+    assert [each.job for each in ask_engines("other", 30, place)] == ["other"]
+    assert ask_engines("nobody", 30, place) == []
+
+
+def test_a_stopped_engine_is_named_and_holds_nobody_up(start_node: Start, tmp_path: Path) -> None:
+    place = tmp_path / "engines"
+    place.mkdir(mode=0o700)
+    first = start_node(1, environ={"DATADIST_RUNTIME_DIR": str(place)})
+    start_node(2, environ={"DATADIST_RUNTIME_DIR": str(place)})
+    first.pause()
+    try:
+        stopped, other = ask_engines(None, 3, place)
+    finally:
+        first.resume()
+    assert stopped.report is None
+    assert stopped.problem == "no answer: it is stopped, or its control thread is busy"
+    assert stopped.pid == first.pid
+    assert other.report is not None
+
+
+def test_nothing_is_made_where_nothing_is(tmp_path: Path) -> None:
+    assert ask_engines(None, 1, tmp_path / "none") == []
+    assert list(tmp_path.iterdir()) == []
+
+
+Answer = Callable[[bytes], None]
+
+
+@pytest.fixture
+def impostor(tmp_path: Path) -> Iterator[Answer]:
+    """Listens as an engine does, and answers with bytes."""
+    directory = RuntimeDir(tmp_path)
+    listener = directory.listen(Address(7, "0" * 32))
+    listener.settimeout(30)
+
+    def answer(data: bytes) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(100)
+            connection.sendall(data)
+
+    threads: list[threading.Thread] = []
+
+    def begin(data: bytes) -> None:
+        threads.append(threading.Thread(target=answer, args=(data,)))
+        threads[-1].start()
+
+    yield begin
+    for thread in threads:
+        thread.join(30)
+    listener.close()
+    directory.close()
+
+
+def _frame(message: Any) -> bytes:
+    body = json.dumps(message).encode()
+    return HEADER.pack(len(body)) + body
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"", "no report: it closed the connection; is it another release of datadist?"),
+        (HEADER.pack(1 << 31), f"no report: a frame of {1 << 31} bytes is larger than"),
+        (_frame(["x"]), "no report: it answered with something else"),
+        (_frame({"kind": "hello"}), "no report: it answered with something else"),
+        (HEADER.pack(3) + b"{{{", "no report: Expecting property name"),
+        (HEADER.pack(3) + b"\xff\xff\xff", "no report: "),
+    ],
+)
+def test_what_is_no_report_is_told(
+    data: bytes, problem: str, impostor: Answer, tmp_path: Path
+) -> None:
+    impostor(data)
+    (found,) = ask_engines(None, 30, tmp_path)
+    assert found.report is None
+    assert found.problem.startswith(problem)
+    assert found.pid == os.getpid()
+
+
+def test_who_talks_slowly_is_not_waited_for(tmp_path: Path) -> None:
+    directory = RuntimeDir(tmp_path)
+    listener = directory.listen(Address(7, "0" * 32))
+    over = threading.Event()
+
+    def drip() -> None:
+        listener.settimeout(30)
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(HEADER.pack(1 << 20))
+            while not over.wait(0.05):
+                try:
+                    connection.sendall(b" ")
+                except OSError:
+                    return
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        began = time.monotonic()
+        (found,) = ask_engines(None, 1, tmp_path)
+        assert time.monotonic() - began < 15
+    finally:
+        over.set()
+        thread.join(30)
+        listener.close()
+        directory.close()
+    assert found.problem.startswith("no answer")
+
+
+def _fill(directory: RuntimeDir, waiting: list[socket.socket]) -> None:
+    """Connect until no room is left; somebody else accepts."""
+    for _ in range(4096):
+        sock = directory.connect(Address(7, "0" * 32))
+        assert sock is not None
+        waiting.append(sock)
+
+
+def test_an_engine_that_is_too_busy_to_accept_is_named(tmp_path: Path) -> None:
+    directory = RuntimeDir(tmp_path)
+    listener = directory.listen(Address(7, "0" * 32))
+    waiting: list[socket.socket] = []
+    try:
+        with pytest.raises(BlockingIOError):
+            _fill(directory, waiting)
+        (found,) = ask_engines(None, 1, tmp_path)
+        assert found.problem == "too many others wait for it"
+    finally:
+        for sock in waiting:
+            sock.close()
+        listener.close()
+        directory.close()
