@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.pair import Pair
-from harness.servers import datadist_config, free_port
+from harness.servers import ASK_SECONDS, datadist_config, free_port
 
 TOKENS_PER_MIB = 32
 SIZES = (1, 16, 64)
@@ -79,7 +79,7 @@ def first_token_seconds(pair: Pair, tokens: list[int]) -> float:
         {"Content-Type": "application/json"},
     )
     began = time.monotonic()
-    with urllib.request.urlopen(request, timeout=120) as answer:
+    with urllib.request.urlopen(request, timeout=ASK_SECONDS) as answer:
         answer.readline()
         seconds = time.monotonic() - began
         answer.read()

@@ -67,7 +67,7 @@ class WorkerHalf:
                 '"pool": false in kv_connector_extra_config to register its memory instead'
             )
         if self._engine.address is None:
-            self._engine.start()
+            self._engine.start(device=next(iter(tensors.values())).device.index)
         engine, settings = self._engine.engine, self._settings
         regions = regions_of(self._kv_cache, tensors, engine)
         rank, split = self._rank, self._split
