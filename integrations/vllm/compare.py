@@ -1,10 +1,10 @@
 """Times of this connector beside NixlConnector: the same machine and run, in turns.
 
-    python compare.py [--rounds 2] [--repeats 15]
+    python compare.py [--repeats 15] [--sizes 1 16 64]
 
-Each round starts a pair of each connector, one after the other. It measures, for prompts of 1, 16 and
-64 MiB of KV cache, the time from the prefiller's answer to the decoder's first token, of requests
-one by one; then requests per second, 8 at once. NIXL must be installed: `pip install nixl==1.5.1`.
+A pair of servers of each connector runs, and requests go to the one and the other in turn. Measured are,
+for prompts of so many MiB of KV cache, the time from the prefiller's answer to the decoder's first token;
+then requests per second, 8 at once. NIXL must be installed: `pip install nixl==1.5.1`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ import tempfile
 import time
 import urllib.request
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from harness.pair import Pair
-from harness.servers import datadist_config, free_port
+from harness.servers import ASK_SECONDS, datadist_config, free_port
 
 TOKENS_PER_MIB = 32
 SIZES = (1, 16, 64)
 ARGUMENTS = ("--block-size", "32", "--no-enable-prefix-caching", "--max-num-batched-tokens", "4096")
 WARM_UPS = 3
-REQUESTS, AT_ONCE = 64, 8
+REQUESTS, AT_ONCE, ROUNDS = 32, 8, 3
+Found = dict[tuple[str, str], list[float]]
 
 
 def nixl_config(policy: str = "recompute", **extra: Any) -> dict[str, Any]:
@@ -51,6 +54,18 @@ def pair_of(connector: str, directory: Path) -> Pair:
     return pair
 
 
+@contextmanager
+def running(connectors: Sequence[str], directory: Path) -> Iterator[dict[str, Pair]]:
+    """A pair of each connector, all of them at once."""
+    with ExitStack() as stack:
+        pairs = {}
+        for connector in connectors:
+            place = directory / connector
+            place.mkdir(parents=True)
+            pairs[connector] = stack.enter_context(pair_of(connector, place))
+        yield pairs
+
+
 def first_token_seconds(pair: Pair, tokens: list[int]) -> float:
     """From the prefiller's answer to the first bytes of the decoder's stream."""
     params = pair.prefilled(tokens)
@@ -64,70 +79,80 @@ def first_token_seconds(pair: Pair, tokens: list[int]) -> float:
         {"Content-Type": "application/json"},
     )
     began = time.monotonic()
-    with urllib.request.urlopen(request, timeout=120) as answer:
+    with urllib.request.urlopen(request, timeout=ASK_SECONDS) as answer:
         answer.readline()
         seconds = time.monotonic() - began
         answer.read()
     return seconds
 
 
-def per_second(pair: Pair, generator: random.Random) -> float:
-    """Requests of 256 to 1024 tokens through the proxy, 16 tokens each."""
-    prompts = [_tokens(generator, generator.choice([256, 512, 1024])) for _ in range(REQUESTS)]
-    began = time.monotonic()
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(lambda each: pair.through_proxy([each]), prompts))
-    return REQUESTS / (time.monotonic() - began)
+def measure_first_tokens(
+    pairs: dict[str, Pair], sizes: Sequence[int], repeats: int, found: Found
+) -> None:
+    """In turns, request by request; who is first changes."""
+    generator = random.Random(7)
+    for size in sizes:
+        for repeat in range(WARM_UPS + repeats):
+            names = list(pairs)
+            for name in names if repeat % 2 else reversed(names):
+                tokens = _tokens(generator, size * TOKENS_PER_MIB)
+                seconds = first_token_seconds(pairs[name], tokens)
+                if repeat >= WARM_UPS:
+                    found[f"{size} MiB, ms", name].append(seconds * 1000)
+
+
+def measure_rates(pairs: dict[str, Pair], found: Found) -> None:
+    """Requests of 256 to 1024 tokens through the proxy, 16 tokens each; the same for each connector."""
+    for number in range(ROUNDS):
+        for name, pair in pairs.items():
+            generator = random.Random(number)
+            prompts = [_tokens(generator, generator.choice([256, 512, 1024]))
+                       for _ in range(REQUESTS)]  # fmt: skip
+            began = time.monotonic()
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                answers = list(pool.map(lambda each, to=pair: to.through_proxy([each]), prompts))
+            assert not any(text.startswith("error") for (text,) in answers), answers
+            found["requests per second", name].append(REQUESTS / (time.monotonic() - began))
+
+
+def check_transferred(pairs: dict[str, Pair]) -> None:
+    """Raise ``RuntimeError`` where a decoder has computed a prompt: then something else was measured."""
+    for name, pair in pairs.items():
+        moved, computed = pair.transferred(), pair.computed()
+        print(f"{name}: {moved:.0f} prompt tokens transferred, {computed:.0f} computed")
+        if computed:
+            raise RuntimeError(f"the decoder of {name} computed {computed:.0f} prompt tokens")
+
+
+def report(found: Found) -> None:
+    """Medians, and the lower and upper quartile."""
+    for (what, connector), values in sorted(found.items()):
+        low, middle, high = statistics.quantiles(values, n=4)
+        print(
+            f"{what:22} {connector:9} {middle:8.2f}  ({low:.2f} to {high:.2f}, {len(values)} values)"
+        )
 
 
 def _tokens(generator: random.Random, count: int) -> list[int]:
     return [generator.randrange(300, 1000) for _ in range(count)]
 
 
-def measure(connector: str, repeats: int, found: dict[tuple[str, str], list[float]]) -> None:
-    """One pair of a connector."""
-    generator = random.Random(7)
-    with tempfile.TemporaryDirectory(prefix="compare-") as name:
-        with pair_of(connector, Path(name)) as pair:
-            for size in SIZES:
-                count = size * TOKENS_PER_MIB
-                for repeat in range(WARM_UPS + repeats):
-                    seconds = first_token_seconds(pair, _tokens(generator, count))
-                    if repeat >= WARM_UPS:
-                        found[f"{size} MiB, ms", connector].append(seconds * 1000)
-            found["requests per second", connector].append(per_second(pair, generator))
-            moved = pair.transferred()
-        print(f"{connector}: {moved:.0f} tokens transferred, load {Path('/proc/loadavg').read_text()}",
-              end="", flush=True)  # fmt: skip
-
-
 def main() -> None:
-    """Print medians, and the lower and upper quartile, after each pair."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="MIB")
+    parser.add_argument("--connectors", nargs="+", default=["datadist", "nixl"])
     given = parser.parse_args()
-    found: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for _ in range(given.rounds):
-        for connector in ("datadist", "nixl"):
-            measure(connector, given.repeats, found)
-            report(found)
-
-
-def report(found: dict[tuple[str, str], list[float]]) -> None:
-    """Medians and quartiles of what was measured so far."""
-    for (what, connector), values in sorted(found.items()):
-        low, middle, high = _quartiles(values)
-        print(
-            f"{what:22} {connector:9} {middle:8.2f}  ({low:.2f} to {high:.2f}, {len(values)} values)"
-        )
-
-
-def _quartiles(values: list[float]) -> tuple[float, float, float]:
-    if len(values) < 2:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4)
-    return low, middle, high
+    found: Found = defaultdict(list)
+    with (
+        tempfile.TemporaryDirectory(prefix="compare-") as name,
+        running(given.connectors, Path(name)) as pairs,
+    ):
+        measure_first_tokens(pairs, given.sizes, given.repeats, found)
+        measure_rates(pairs, found)
+        check_transferred(pairs)
+    report(found)
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ class DataDistConnector(KVConnectorBase_V1, SupportsHMA):
         """See `WorkerHalf.start_loads`."""
         metadata = self._get_connector_metadata()
         assert isinstance(metadata, StepMetadata)
-        self._working.start_loads(metadata)
+        self._working.start_loads(metadata, idle=forward_context.attn_metadata is None)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Loads are asynchronous: a request is scheduled once all of its layers are here."""

@@ -28,9 +28,9 @@ class WorkerEngine:
         self.engine = LLMDataDist(LLMRole.MIX, secrets.randbits(63) | 1)
         self.address: RankAddress | None = None
 
-    def start(self, pool_bytes: int = 0) -> None:
-        """Raise LLMException where the engine cannot start."""
-        self.engine.init(self._options(pool_bytes))
+    def start(self, pool_bytes: int = 0, device: int | None = None) -> None:
+        """Raise LLMException where the engine cannot start. ``device``: the one with the KV cache."""
+        self.engine.init(self._options(pool_bytes, device))
         place = self.engine.listen_address
         assert place is not None
         self.address = RankAddress(self.engine.cluster_id, *place)
@@ -42,13 +42,15 @@ class WorkerEngine:
         tensor: torch.Tensor = from_dlpack(memory)
         return tensor
 
-    def _options(self, pool_bytes: int) -> dict[str, str]:
+    def _options(self, pool_bytes: int, device: int | None) -> dict[str, str]:
         config = LLMConfig()
         config.enable_cache_manager = True
         config.listen_ip_info = f"{self._settings.listen_host}:0"  # a free port
         config.link_metadata = self._metadata
         if self._settings.backend:
             config.transfer_backend = self._settings.backend
+        if device is not None:
+            config.device_id = device
         if pool_bytes:
             config.mem_pool_cfg = json.dumps({"memory_size": pool_bytes})
         options: dict[str, str] = config.generate_options()

@@ -40,6 +40,8 @@ Linked = Callable[[dict[str, Any] | str], None]
 class _Peer:
     own: dict[str, Any] | None = None
     """What the peer says of itself, while it is linked."""
+    transport: str = ""
+    """That the link uses: of two together, the one for this peer."""
     waiting: list[Linked] = field(default_factory=list)
     failures: int = 0
     reason: str = ""
@@ -80,6 +82,12 @@ class Links:
             peer = self._peers.get(address)
             if peer is not None and peer.own is own:
                 del self._peers[address]
+
+    def transport(self, address: RankAddress) -> str:
+        """That moves the bytes of a peer; the engine's own name for it where the peer is not linked."""
+        with self._lock:
+            peer = self._peers.get(address)
+        return (peer.transport if peer is not None else "") or str(self._engine.backend)
 
     def tidy(self) -> None:
         """Give up what links that ended have left, at either end."""
@@ -127,7 +135,7 @@ class Links:
     def _link(self, address: RankAddress, peer: _Peer) -> None:
         answer: dict[str, Any] | str
         try:
-            answer = self._linked(address)
+            answer = self._linked(address, peer)
         except Exception as error:  # whatever it is, who waits must hear of it
             answer = str(error) or repr(error)
         with self._lock:
@@ -144,7 +152,7 @@ class Links:
         for then in waiting:
             then(answer)
 
-    def _linked(self, address: RankAddress) -> dict[str, Any]:
+    def _linked(self, address: RankAddress, peer: _Peer) -> dict[str, Any]:
         info = LLMClusterInfo()
         info.remote_cluster_id = address.cluster
         info.remote_role_type = LLMRole.MIX
@@ -155,10 +163,11 @@ class Links:
         if status not in (LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_ALREADY_LINK):
             raise ValueError(f"{info.link_error} ({status.name})")
         own = self._fitting(address.cluster)
+        peer.transport = self._transport_to(address.cluster)
         logger.info(
             "linked with %s over %s in %.0f ms",
             _named(address),
-            self._engine.backend,
+            peer.transport,
             (time.monotonic() - began) * 1000,
         )
         return own
@@ -174,6 +183,11 @@ class Links:
             self._unlink(cluster)
             raise
         return own
+
+    def _transport_to(self, cluster: int) -> str:
+        links = self._engine.stats()["links"]
+        found = (each["backend"] for each in links if each["cluster_id"] == cluster)
+        return str(next(found, None) or "")
 
 
 def _named(address: RankAddress) -> str:

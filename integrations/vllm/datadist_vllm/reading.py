@@ -38,6 +38,7 @@ class LoadResult:
     seconds: float
     bytes: int
     cancelled: bool
+    transport: str
 
 
 @dataclass
@@ -53,6 +54,7 @@ class _Run:
     tasks: list[TransferTask] = field(default_factory=list)
     cancelled: bool = False
     bytes: int = 0
+    transports: set[str] = field(default_factory=set)
     timed_out: set[int] = field(default_factory=set)
     """Clusters of pulls that timed out: the transport may not have let go of our blocks yet."""
     settled_by: float = 0.0
@@ -79,6 +81,7 @@ class Reading:
         self._lock = threading.Lock()
         self._runs: dict[str, _Run] = {}
         self._ended: deque[_Run] = deque()
+        self._one_has_ended = threading.Event()
 
     def begin(self, load: Load) -> None:
         """Read; `ended` has the result."""
@@ -102,6 +105,12 @@ class Reading:
             for task in list(run.tasks):
                 task.cancel()
 
+    def wait(self, seconds: float) -> None:
+        """Until a load has ended, if any goes on; for a step that has nothing else to do."""
+        self._one_has_ended.clear()
+        if self._runs and not self._ended:
+            self._one_has_ended.wait(seconds)
+
     def ended(self) -> list[LoadResult]:
         """The loads that have ended since the last call."""
         found = []
@@ -109,11 +118,20 @@ class Reading:
             run = self._ended.popleft()
             if self._has_settled(run):
                 self._runs.pop(run.load.request_id, None)
-                error = run.errors[0] if run.errors else None
-                found.append(LoadResult(run.load, error, run.seconds, run.bytes, run.cancelled))
+                found.append(self._result_of(run))
             else:
                 self._ended.append(run)
         return found
+
+    def _result_of(self, run: _Run) -> LoadResult:
+        return LoadResult(
+            run.load,
+            run.errors[0] if run.errors else None,
+            run.seconds,
+            run.bytes,
+            run.cancelled,
+            ", ".join(sorted(run.transports)) or str(self._engine.backend),
+        )
 
     def _has_settled(self, run: _Run) -> bool:
         """Whether nothing writes to its blocks any more: vLLM may use them again."""
@@ -202,6 +220,7 @@ class Reading:
         """One task per region, which has a grant of its own."""
         with self._lock:
             run.outstanding += len(self._regions) - 1
+            run.transports.add(self._links.transport(address))
         for place, region in enumerate(self._regions):
 
             def done(task: TransferTask) -> None:
@@ -271,6 +290,7 @@ class Reading:
             now = time.monotonic()
             run.seconds, run.settled_by = now - run.began, now + SETTLE_SECONDS
             self._ended.append(run)
+            self._one_has_ended.set()
 
     def _release_at(self, source: Source, address: RankAddress) -> None:
         def linked(answer: dict[str, Any] | str) -> None:

@@ -30,6 +30,10 @@ from datadist_vllm.settings import Settings
 
 logger = init_logger(f"vllm.{__name__}")
 
+IDLE_SECONDS = 0.002
+"""How long a step that computes nothing waits for the end of a load. vLLM asks again after a
+millisecond and the time of a step, and a request that comes meanwhile waits so long."""
+
 
 class WorkerHalf:
     """Runs in a worker's process; used by vLLM's thread only."""
@@ -43,6 +47,8 @@ class WorkerHalf:
         self._engine = WorkerEngine(settings, encode(self._shared, asdict(self._split)))
         self._pool: PoolAllocation | None = None
         self._stats = DataDistStats()
+        self._idle = False
+        """Whether the step computes nothing."""
 
     # -- start and end -------------------------------------------------------------------------
 
@@ -61,7 +67,7 @@ class WorkerHalf:
                 '"pool": false in kv_connector_extra_config to register its memory instead'
             )
         if self._engine.address is None:
-            self._engine.start()
+            self._engine.start(device=next(iter(tensors.values())).device.index)
         engine, settings = self._engine.engine, self._settings
         regions = regions_of(self._kv_cache, tensors, engine)
         rank, split = self._rank, self._split
@@ -116,8 +122,9 @@ class WorkerHalf:
         for finished in step.finished:
             self._grants.finish(finished)
 
-    def start_loads(self, step: StepMetadata) -> None:
-        """Begin and end loads; waits for none."""
+    def start_loads(self, step: StepMetadata, idle: bool) -> None:
+        """Begin and end loads; waits for none. ``idle``: the step computes nothing."""
+        self._idle = idle
         for source in step.releases:
             self._reading.release(source)
         for request_id in step.cancels:
@@ -132,6 +139,8 @@ class WorkerHalf:
         for message in self._engine.engine.messages():
             for key in renewals.decode(message.data):
                 self._grants.renew(key)
+        if self._idle:
+            self._reading.wait(IDLE_SECONDS)
         results = KVConnectorTransferResults(finished_sending=self._grants.ended())
         self._count_ends()
         for result in self._reading.ended():
@@ -143,15 +152,15 @@ class WorkerHalf:
                 logger.info(
                     "request %s: %d tokens (%.1f MiB) came from %s over %s in %.1f ms",
                     request_id, result.load.tokens, result.bytes / 2**20, source.engine_id,
-                    self._engine.engine.backend, result.seconds * 1000,
+                    result.transport, result.seconds * 1000,
                 )  # fmt: skip
                 continue
             results.failed_recving.add(request_id)
             if not result.cancelled:
                 self._stats.count(FAILURES, 1)
                 logger.warning(
-                    "request %s: its blocks did not come from %s: %s",
-                    request_id, source.engine_id, result.error,
+                    "request %s: its blocks did not come from %s over %s: %s",
+                    request_id, source.engine_id, result.transport, result.error,
                 )  # fmt: skip
         return results
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from harness.models import make_model
-from harness.servers import ask, datadist_config, proxy_server, vllm_server
+from harness.servers import HERE, Place, Server, ask, datadist_config, proxy_server, vllm_server
 
 MODELS = Path(os.environ.get("DATADIST_VLLM_MODELS", "/tmp/datadist-vllm-models"))
 SOURCES = "vllm:prompt_tokens_by_source_total"
@@ -41,18 +41,20 @@ class Pair:
         policy: str = "recompute",
         cache_gib: int = 1,
         env: Mapping[str, str] | None = None,
+        places: tuple[Place, Place] = (HERE, HERE),
     ) -> None:
         model = make_model(kind, MODELS)
         first = dict(extra or {})
         second = first | dict(decode_extra or {})
         self.prefill, self.decode = (
             vllm_server(
-                name, model, directory, transfer(policy=policy, **settings), (*arguments, *own),
-                dict(env or {}), cache_gib,
+                name, model, directory,
+                transfer(policy=policy, **{**settings, **place.settings}),
+                (*arguments, *own), dict(env or {}), cache_gib, place,
             )
-            for name, own, settings in (
-                ("prefill", prefill_arguments, first),
-                ("decode", decode_arguments, second),
+            for name, own, settings, place in (
+                ("prefill", prefill_arguments, first, places[0]),
+                ("decode", decode_arguments, second, places[1]),
             )
         )  # fmt: skip
         self.proxy = proxy_server(directory, [self.prefill], [self.decode])

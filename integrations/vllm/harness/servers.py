@@ -11,12 +11,31 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 START_SECONDS = 300
 STOP_SECONDS = 60
 ASK_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server runs; by default on this host."""
+
+    host: str = "127.0.0.1"
+    """Address at which it is asked."""
+    enter: tuple[str, ...] = ()
+    """What its command begins with, to enter another network namespace."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the connector."""
+    runtime: str = "run"
+    """Name of its runtime directory: engines that share one are on one host."""
+
+
+HERE = Place()
 
 
 class Process:
@@ -81,14 +100,20 @@ class Process:
 
 
 class Server(Process):
-    """A process that speaks HTTP at a free port of 127.0.0.1."""
+    """A process that speaks HTTP at a free port."""
 
     def __init__(
-        self, name: str, command: list[str], log: Path, env: dict[str, str], port: int
+        self,
+        name: str,
+        command: list[str],
+        log: Path,
+        env: dict[str, str],
+        port: int,
+        host: str = HERE.host,
     ) -> None:
         super().__init__(name, command, log, env)
         self.port = port
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"http://{host}:{port}"
 
     def wait_until_ready(self, path: str = "/health") -> None:
         """Raise ``RuntimeError`` with the end of the log where it does not come."""
@@ -134,12 +159,13 @@ def vllm_server(
     arguments: tuple[str, ...] = (),
     env: dict[str, str] | None = None,
     cache_gib: int = 1,
+    place: Place = HERE,
 ) -> Server:
     """A server that is not started yet. ``transfer`` is its ``--kv-transfer-config``, if it has one."""
     port = free_port()
     command = [
-        sys.executable, "-W", "ignore", "-m", "vllm.entrypoints.openai.api_server",
-        "--model", str(model), "--served-model-name", "m", "--host", "127.0.0.1",
+        *place.enter, sys.executable, "-W", "ignore", "-m", "vllm.entrypoints.openai.api_server",
+        "--model", str(model), "--served-model-name", "m", "--host", place.host,
         "--port", str(port), "--enforce-eager", "--dtype", "float32", "--max-model-len", "4096",
         "--max-num-batched-tokens", "512", "--max-num-seqs", "16", *arguments,
     ]  # fmt: skip
@@ -151,10 +177,10 @@ def vllm_server(
         "VLLM_CPU_KVCACHE_SPACE": str(cache_gib),
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
-        "DATADIST_RUNTIME_DIR": str(directory / "run"),
+        "DATADIST_RUNTIME_DIR": str(directory / place.runtime),
         **(env or {}),
     }
-    return Server(name, command, directory / f"{name}.log", environment, port)
+    return Server(name, command, directory / f"{name}.log", environment, port, place.host)
 
 
 def datadist_config(
