@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from harness.models import make_model
-from harness.servers import HERE, Place, Server, ask, datadist_config, proxy_server, vllm_server
+from harness.servers import HERE, Place, ask, datadist_config, proxy_server, vllm_server
 
 MODELS = Path(os.environ.get("DATADIST_VLLM_MODELS", "/tmp/datadist-vllm-models"))
 SOURCES = "vllm:prompt_tokens_by_source_total"
