@@ -7,7 +7,7 @@ SOURCES := conftest.py .ci/tests datadist plugins/shm/datadist_shm plugins/shm/t
 	plugins/hccl/datadist_hccl plugins/hccl/tests examples \
 	plugins/rdma/datadist_rdma plugins/rdma/tests plugins/rdma/roce \
 	plugins/nixl/datadist_nixl plugins/nixl/tests plugins/nixl/benchmarks \
-	integrations/vllm
+	integrations/vllm integrations/pytest
 
 # From 3.10 on, where they are: those of pyenv.
 PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[0-9].*/bin/python3)

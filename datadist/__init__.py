@@ -1,6 +1,7 @@
 """LLM-DataDist API: link clusters and move KV caches, over interchangeable transports."""
 
 import os
+from typing import TYPE_CHECKING
 
 from datadist.api.cache import Cache
 from datadist.api.config import LLMConfig, LlmConfig
@@ -73,3 +74,16 @@ __all__ = [
 ]
 
 os.environ.setdefault("AUTO_USE_UC_MEMORY", "0")
+
+__version__: str
+
+
+if not TYPE_CHECKING:  # to a type checker every name would be an attribute
+
+    def __getattr__(name):
+        """Look for the version at its first use: that reads the metadata of the installation."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from datadist.base.version import own_version
+
+        return own_version()

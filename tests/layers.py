@@ -22,6 +22,7 @@ PACKAGES = {
         for parent in ("plugins", "examples")
         for path in sorted(ROOT.glob(f"{parent}/*/datadist_*/__init__.py"))
     },
+    "pytest_datadist": ROOT / "integrations" / "pytest" / "pytest_datadist",
 }
 
 Imports = Mapping[str, set[str]]

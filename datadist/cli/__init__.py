@@ -19,12 +19,26 @@ COMMANDS = {
     "doctor": "examine this machine for each backend, and say what to change",
     "top": "watch the engines of this user: links, throughput, latencies, failures",
     "run": "run a program that imports llm_datadist on datadist",
+    "table": "write a rank table for so many ranks and hosts",
 }
 """Subcommands and their help; each is a module with ``add_arguments(parser)`` and ``run(args)``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit status."""
+    try:
+        status = _run(argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader has closed the pipe; nothing more can be printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="datadist", description="KV caches between processes, over interchangeable transports"
     )
@@ -36,10 +50,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub = commands.add_parser(name, help=text, description=modules[name].__doc__)
         modules[name].add_arguments(sub)
     args = parser.parse_args(argv)
-    try:
-        return int(modules[args.command].run(args))
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader has closed the pipe; nothing more can be printed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    return int(modules[args.command].run(args))

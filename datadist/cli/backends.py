@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 
 from datadist.base.quiet import quiet
 from datadist.base.shortage import explain
-from datadist.cli.tables import render
+from datadist.cli.tables import output_width, render
 from datadist.transports.environment import variable_of
 from datadist.transports.loader import (
     REPAIR,
@@ -21,13 +22,43 @@ from datadist.transports.plugin_metadata import scan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No options."""
+    """Declare the options of the subcommand."""
+    parser.add_argument("--json", action="store_true", help="print the same as JSON")
 
 
-def run(_args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Print the table, which replaces log messages; returns 1 if no transport can be used."""
     with quiet("datadist.backend"):
-        return _show()
+        return _show_json() if args.json else _show()
+
+
+def _show_json() -> int:
+    chosen: str | None = None
+    why = ""
+    try:
+        choice = choose_backend(None, os.environ)
+        chosen, why = choice.name, choice.why
+    except (BackendError, OSError) as error:
+        why = explain(error)
+    found = {
+        "chosen": chosen,
+        "why": why,
+        "backends": [
+            {
+                "name": row.backend.name,
+                "distribution": row.backend.distribution,
+                "version": row.backend.version,
+                "priority": row.priority,
+                "usable": row.usable,
+                "reason": row.reason,
+                "options": dict(row.options),
+            }
+            for row in list_states()
+        ],
+        "skipped": [str(broken) for broken in scan().broken],
+    }
+    print(json.dumps(found, indent=2))
+    return 1 if chosen is None else 0
 
 
 def _show() -> int:
@@ -49,6 +80,7 @@ def _show() -> int:
                     )
                     for row in rows
                 ],
+                output_width(),
             )
         )
     for broken in scan().broken:
@@ -64,7 +96,9 @@ def _show_options(row: BackendState) -> None:
     if row.options:
         print(f"options of {name}, datadist.{name}.<option> or the environment variable:")
         shown = [(variable_of(name, each), each, text) for each, text in row.options.items()]
-        print(render(("", "VARIABLE", "OPTION", ""), [("", *line) for line in shown]))
+        print(
+            render(("", "VARIABLE", "OPTION", ""), [("", *line) for line in shown], output_width())
+        )
 
 
 def _verdict(chosen: str | None) -> int:

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from datadist.base.digits import parse_digits
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='cluster id to rank, such as \'{"1": 0, "2": 1}\'')  # fmt: skip
     parser.add_argument("--backend", metavar="NAME",
                         help="also check what this transport needs of the table")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print problems and ranks as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,6 +56,9 @@ def run(args: argparse.Namespace) -> int:
         problems += table.check_ranks(mapping.values())
     if args.backend:
         problems += _backend_problems(args.backend, table)
+    if args.json:
+        print(json.dumps(_report(table, mapping, problems), indent=2))
+        return int(bool(problems))
     if problems or table is None:
         for problem in problems:
             print(problem, file=sys.stderr)
@@ -63,6 +68,15 @@ def run(args: argparse.Namespace) -> int:
     checked = f"structure and {args.backend}" if args.backend else "structure only (see --backend)"
     print(f"rank table {table.version}: {len(table.devices)} ranks; checked: {checked}")
     return 0
+
+
+def _report(
+    table: RankTable | None, mapping: dict[int, int], problems: list[str]
+) -> dict[str, object]:
+    clusters = {rank: cluster for cluster, rank in mapping.items()}
+    devices = table.devices if table is not None else ()
+    ranks = [{**asdict(device), "cluster": clusters.get(device.rank)} for device in devices]
+    return {"problems": problems, "version": table and table.version, "ranks": ranks}
 
 
 def _unreadable(table: str, error: Exception) -> str:

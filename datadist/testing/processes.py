@@ -27,6 +27,8 @@ STACKS_SECONDS = 2.0
 STDERR_SECONDS = 2.0
 """How long to wait for the end of stderr, which a child of the process may hold open."""
 LAST_LINES = 30
+RELAY = "datadist-testing-stderr"
+"""Name of the threads that pass on what processes write to stderr."""
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from datadist.testing.child import serve; serve(int(sys.argv[1]), int(sys.argv[3]), sys.argv[4])"
@@ -42,6 +44,14 @@ class PeerError(PicklableError):
         """Names of the exception's class and of its bases."""
 
 
+class PeerLate(PeerError):
+    """A function did not end by its deadline; the process was killed."""
+
+
+class PeerEnded(PeerError):
+    """The process ended by itself; the text has its last lines of stderr."""
+
+
 def running_test() -> str:
     """The name of the test that pytest runs, with its parameters."""
     name = os.environ.get("PYTEST_CURRENT_TEST", "none").rpartition("::")[2]
@@ -55,7 +65,7 @@ class _Stderr:
         assert popen.stderr is not None, "the process has no pipe at stderr"
         self._lines: deque[bytes] = deque(maxlen=LAST_LINES)
         self._pipe = popen.stderr
-        self._thread = threading.Thread(target=self._relay, daemon=True)
+        self._thread = threading.Thread(target=self._relay, name=RELAY, daemon=True)
         self._thread.start()
 
     def _relay(self) -> None:
@@ -114,10 +124,17 @@ class Process:
         """Whether a function runs there whose result nobody has taken."""
         return self._running is not None
 
-    def begin(self, function: Callable[..., Any], *args: Any, fds: Sequence[int] = ()) -> None:
-        """Start ``function(state, *args)`` there."""
+    @property
+    def answered(self) -> bool:
+        """Whether :meth:`result` would not wait."""
+        return self._pipe.poll(0)
+
+    def begin(
+        self, function: Callable[..., Any], *args: Any, fds: Sequence[int] = (), label: str = ""
+    ) -> None:
+        """Start ``function(state, *args)`` there; messages name it by its ``label``, if it has one."""
         assert self._running is None, f"{self.name} is still busy with {self._running}"
-        self._running = function.__name__
+        self._running = label or function.__name__
         try:
             wire.send(self._pipe, (function, args), fds)
         except OSError:
@@ -126,8 +143,9 @@ class Process:
     def result(self, timeout: float = SECONDS) -> Any:
         """What the function returned.
 
-        Raises :class:`PeerError` for what it raised, for the process's end, and with the stacks of
-        its threads when it does not answer in ``timeout`` seconds, times the scale.
+        Raises :class:`PeerError` for what it raised, :class:`PeerEnded` for the process's end, and
+        :class:`PeerLate` with the stacks of its threads when it does not answer in ``timeout``
+        seconds, times the scale.
         """
         __tracebackhide__ = True
         value, fds = self.result_with_fds(timeout)
@@ -140,7 +158,7 @@ class Process:
         if not self._pipe.poll(timeout * self._scale):
             stacks = self._stacks()
             self.kill()
-            raise PeerError(
+            raise PeerLate(
                 f"{self.name} did not end {self._running} in {in_seconds(timeout * self._scale)} and was "
                 f"killed; its threads:\n{stacks}"
             )
@@ -164,10 +182,13 @@ class Process:
         return self.result(timeout)
 
     def pause(self) -> None:
-        """SIGSTOP, and wait until every thread has stopped."""
+        """SIGSTOP, and wait until every thread has stopped. Raises :class:`PeerError` if one does not."""
         self._popen.send_signal(signal.SIGSTOP)
         tasks = Path(f"/proc/{self.pid}/task")
+        end = time.monotonic() + SECONDS * self._scale
         while any(_state(task) not in "TtZX" for task in tasks.iterdir()):
+            if time.monotonic() > end:
+                raise PeerError(f"{self.name} did not stop in {in_seconds(SECONDS * self._scale)}")
             time.sleep(0.001)
 
     def resume(self) -> None:
@@ -192,19 +213,19 @@ class Process:
         """Whether it has ended by itself."""
         return not self.ended and self._popen.poll() is not None
 
-    def crash(self) -> PeerError:
+    def crash(self) -> PeerEnded:
         """How it ended by itself: the signal, in which test, and what it said at last."""
         return self._death()
 
-    def _death(self) -> PeerError:
+    def _death(self) -> PeerEnded:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(SECONDS)
         code = self._popen.returncode
         self.ended = True
         how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"status {code}"
-        doing = f"in {self._running}" if self._running else "while the kit asked nothing of it"
+        doing = f"in {self._running}" if self._running else "while nothing was asked of it"
         last = self._stderr.last_lines()
-        return PeerError(
+        return PeerEnded(
             f"{self.name} ended with {how} {doing}, in the test {running_test()}; "
             + (f"its last lines of stderr:\n{last}" if last else "it wrote nothing to stderr")
         )
