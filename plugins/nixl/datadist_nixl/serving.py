@@ -180,10 +180,21 @@ class Server:
                 self._under_way[number] = (side, handle, key)
                 if self._writer.begin(handle):
                     self._finish(number)
+                elif not key:
+                    self._answer_early()
         except NixlError as error:
             if number not in self._under_way:
                 self._refuse(number, Refusal.FAILED, str(error))
             self._give_up_writer(str(error))
+
+    def _answer_early(self) -> None:
+        """Answer reads that have ended, before more are begun.
+
+        NIXL sends most of a paged write as it begins that, which takes milliseconds. The asker has to ask
+        for its next piece meanwhile: else there is nothing to send when the window is through.
+        """
+        if self._look():
+            self._stream.flush()
 
     def _take_prepared(self, key: bytes) -> tuple[Side, Any] | None:
         found = self._prepared.get(key)
