@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -10,8 +11,10 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,6 +152,22 @@ def ask(url: str, body: dict[str, Any], path: str = "/v1/completions") -> dict[s
             return value
     except urllib.error.HTTPError as error:
         return {"status": error.code, "text": error.read().decode(errors="replace")}
+
+
+def abandon(url: str, body: dict[str, Any], after: float) -> None:
+    """A client that leaves after some seconds."""
+    parts = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=ASK_SECONDS)
+    connection.request(
+        "POST", "/v1/completions",
+        json.dumps({"model": "m", "temperature": 0, "ignore_eos": True, **body}),
+        {"Content-Type": "application/json"},
+    )  # fmt: skip
+    time.sleep(after)
+    assert connection.sock is not None
+    with suppress(OSError):  # the server may have ended
+        connection.sock.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 def vllm_server(

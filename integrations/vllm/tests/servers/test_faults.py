@@ -7,12 +7,12 @@ import random
 import signal
 import threading
 import time
-from contextlib import suppress
 from typing import Any
 
 import pytest
 from harness.models import prompt
 from harness.pair import LEASE_SECONDS, Pair
+from harness.servers import abandon
 
 FAILED = "vllm:datadist_failed_loads_total"
 RECOMPUTED = "vllm:datadist_recomputed_tokens_total"
@@ -73,32 +73,12 @@ def test_parameters_that_are_damaged(pair: Pair) -> None:
     _check_works(pair)
 
 
-def _abandon(url: str, body: dict[str, Any], after: float) -> None:
-    """A client that leaves after some seconds."""
-    import http.client
-    import json
-    import urllib.parse
-
-    parts = urllib.parse.urlsplit(url)
-    connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=60)
-    connection.request(
-        "POST", "/v1/completions",
-        json.dumps({"model": "m", "temperature": 0, "ignore_eos": True, **body}),
-        {"Content-Type": "application/json"},
-    )  # fmt: skip
-    time.sleep(after)
-    assert connection.sock is not None
-    with suppress(OSError):  # the server may have ended
-        connection.sock.shutdown(2)
-    connection.close()
-
-
 @pytest.mark.parametrize("after", [0.0, 0.02, 0.1, 0.5])
 def test_aborted_at_the_decoder(pair: Pair, after: float) -> None:
     words = prompt(generator, 600)
     params = pair.prefilled(words)
     body = {"prompt": words, "max_tokens": 500, "kv_transfer_params": params}
-    _abandon(pair.decode.url, body, after)
+    abandon(pair.decode.url, body, after)
     pair.wait_until_free()
     _check_works(pair)
 
@@ -107,7 +87,7 @@ def test_aborted_at_the_decoder(pair: Pair, after: float) -> None:
 def test_aborted_at_the_prefiller(pair: Pair, after: float) -> None:
     asked = {"do_remote_decode": True, "do_remote_prefill": False}
     body = {"prompt": prompt(generator, 1200), "max_tokens": 1, "kv_transfer_params": asked}
-    _abandon(pair.prefill.url, body, after)
+    abandon(pair.prefill.url, body, after)
     pair.wait_until_free()
     _check_works(pair)
 
@@ -115,7 +95,7 @@ def test_aborted_at_the_prefiller(pair: Pair, after: float) -> None:
 def test_many_are_aborted_through_the_proxy(pair: Pair) -> None:
     bodies = [{"prompt": prompt(generator, 300), "max_tokens": 100} for _ in range(24)]
     threads = [
-        threading.Thread(target=_abandon, args=(pair.proxy.url, body, generator.random() * 2))
+        threading.Thread(target=abandon, args=(pair.proxy.url, body, generator.random() * 2))
         for body in bodies
     ]
     for thread in threads:
@@ -173,7 +153,7 @@ def test_a_decoder_that_is_killed_and_comes_back(pair: Pair) -> None:
     words = prompt(generator, 150)
     params = pair.prefilled(words)
     body = {"prompt": words, "max_tokens": 2000, "kv_transfer_params": params}
-    asking = threading.Thread(target=_abandon, args=(pair.decode.url, body, 3.0))
+    asking = threading.Thread(target=abandon, args=(pair.decode.url, body, 3.0))
     asking.start()
     time.sleep(1)
     pair.decode.kill()

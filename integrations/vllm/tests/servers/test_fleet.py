@@ -99,9 +99,9 @@ def _replace(server: Server, end: Callable[[], None], load: Load) -> None:
     load.wait_for_more(12)
 
 
-def _engine(server: Server) -> Resources:
-    """Of the process with the engine; its HTTP server has connections of clients."""
-    (found,) = [each for name, each in resources(server).items() if name.startswith("VLLM")]
+def _worker(server: Server) -> Resources:
+    """Of the process that is linked; another one has connections of clients."""
+    (found,) = [each for name, each in resources(server).items() if name.startswith("VLLM::Worker")]
     return found
 
 
@@ -110,7 +110,7 @@ def _check_no_more(server: Server, before: Resources) -> None:
     until = time.monotonic() + SETTLE_SECONDS
     while True:
         ask(server.url, {"prompt": "w1", "max_tokens": 1})
-        now = _engine(server)
+        now = _worker(server)
         more = now.descriptors - before.descriptors, now.mappings - before.mappings
         if more[0] <= 1 and more[1] <= MAPPINGS:
             return
@@ -118,16 +118,25 @@ def _check_no_more(server: Server, before: Resources) -> None:
         time.sleep(0.5)
 
 
-def test_instances_come_and_go(fleet: Fleet) -> None:
-    prefill, decode = fleet.prefill, fleet.decode
+def _come_and_go(fleet: Fleet, server: Server, end: Callable[[], None], stays: Server) -> None:
     with Load(fleet.proxy.url) as load:
-        load.wait_for_more(30)  # all are linked
-        before = _engine(prefill[1]), _engine(decode[1])
-        _replace(prefill[0], prefill[0].kill, load)
-        _replace(decode[0], decode[0].stop, load)
-    _check_no_more(prefill[1], before[0])
-    _check_no_more(decode[1], before[1])
-    for server in decode:
-        assert server.metric(SOURCES, source="external_kv_transfer") > 0
-    wrong = [(words, got) for words, got in load.answers if got != _text(prefill[0].url, words)]
+        load.wait_for_more(24)  # all are linked
+        before = _worker(stays)
+        _replace(server, end, load)
+    _check_no_more(stays, before)
+    for decode in fleet.decode:
+        assert decode.metric(SOURCES, source="external_kv_transfer") > 0
+    wrong = [
+        (words, got) for words, got in load.answers if got != _text(fleet.prefill[1].url, words)
+    ]
     assert not wrong
+
+
+def test_a_prefiller_is_killed_and_comes_back(fleet: Fleet) -> None:
+    server = fleet.prefill[0]
+    _come_and_go(fleet, server, server.kill, stays=fleet.decode[1])
+
+
+def test_a_decoder_is_stopped_and_comes_back(fleet: Fleet) -> None:
+    server = fleet.decode[0]
+    _come_and_go(fleet, server, server.stop, stays=fleet.prefill[1])

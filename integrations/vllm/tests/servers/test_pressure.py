@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
 from harness.models import prompt
 from harness.pair import Pair
+from harness.servers import abandon
 
 FAILED = "vllm:datadist_failed_loads_total"
 LAPSED = "vllm:datadist_lapsed_grants_total"
 PREEMPTED = "vllm:num_preemptions_total"
-WAITED = "vllm:request_queue_time_seconds"
-LEASE = 5.0
+RUNNING = "vllm:num_requests_running"
+LEASE = 4.0
 
 
 def test_preempted_requests(directory: Path) -> None:
@@ -31,24 +33,26 @@ def test_preempted_requests(directory: Path) -> None:
         assert got == pair.alone(prompts, max_tokens=350)
 
 
-@pytest.mark.parametrize("decoders_lease", [LEASE, 600.0])
-def test_leases_are_renewed_in_a_long_queue(decoders_lease: float, directory: Path) -> None:
+def test_a_lease_is_renewed_while_the_request_waits(directory: Path) -> None:
     """The decoder takes one request at a time; the prefiller's lease counts, not its own."""
     generator = random.Random(42)
-    prompts = [prompt(generator, 100) for _ in range(8)]
-    place = directory / f"queue-{decoders_lease:.0f}"
+    words = prompt(generator, 100)
+    place = directory / "queue"
     place.mkdir()
     with Pair(
-        "gqa", place, {"lease_seconds": LEASE}, {"lease_seconds": decoders_lease},
+        "gqa", place, {"lease_seconds": LEASE}, {"lease_seconds": 600.0},
         decode_arguments=("--max-num-seqs", "1"),
-    ) as pair:  # fmt: skip
-        got = pair.through_proxy(prompts, at_once=len(prompts), max_tokens=700)
-        waited = pair.decode.metric(WAITED + "_count") - pair.decode.metric(
-            WAITED + "_bucket", le="10.0"
-        )
-        assert waited >= 1, "make the answers longer: no request waited for two leases"
+    ) as pair, ThreadPoolExecutor(2) as threads:  # fmt: skip
+        body = {"prompt": prompt(generator, 10), "max_tokens": 3900}
+        first = threads.submit(abandon, pair.decode.url, body, 2.5 * LEASE)
+        while not pair.decode.metric(RUNNING):
+            time.sleep(0.1)
+        second = threads.submit(pair.decoded, words, pair.prefilled(words))
+        first.result()
+        assert not second.done(), "the first request has ended too soon to make the second one wait"
+        answer = second.result()
         assert pair.prefill.metric(LAPSED) == 0
         assert pair.decode.metric(FAILED) == 0
-        assert pair.computed() == 0
+        assert pair.transferred() > 0
         pair.wait_until_free()
-        assert got == pair.alone(prompts, max_tokens=700)
+        assert [answer["choices"][0]["text"]] == pair.alone([words])
