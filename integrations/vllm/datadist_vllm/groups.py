@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheConfig,
+    KVCacheGroupSpec,
     KVCacheSpec,
+    MLAAttentionSpec,
     SlidingWindowSpec,
-    UniformTypeKVCacheSpecs,
+    iter_layer_specs,
 )
+
+WHOLE = (FullAttentionSpec, MLAAttentionSpec)
+"""Kinds that keep all tokens. Classes derived from these do not: each kind is named here."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +51,41 @@ class Groups(tuple[Group, ...]):
 
 def groups_of(config: KVCacheConfig) -> Groups:
     """Raise ``NotImplementedError`` for a model whose cache cannot be transferred."""
-    return Groups(_group(each.kv_cache_spec, each.layer_names) for each in config.kv_cache_groups)
+    groups = Groups(_group(each) for each in config.kv_cache_groups)
+    sizes = {group.kind: group.block_size for group in groups}
+    if len({group.block_size for group in groups}) > 1:
+        raise NotImplementedError(
+            "DataDistConnector cannot transfer cache groups whose blocks have different sizes: in tokens "
+            f"{sizes}. Serve this model with one --block-size for all layers, or without a KV connector"
+        )
+    return groups
 
 
-def _group(spec: KVCacheSpec, layers: Sequence[str]) -> Group:
-    one = (
-        next(iter(spec.kv_cache_specs.values()))
-        if isinstance(spec, UniformTypeKVCacheSpecs)
-        else spec
-    )
-    kind = type(one).__name__
-    if isinstance(one, SlidingWindowSpec):
-        if one.extra_retained_tokens:
-            raise _refused(kind, "with tokens retained for speculative decoding", layers)
-        return Group(kind, spec.block_size, one.sliding_window)
-    if isinstance(one, FullAttentionSpec):
-        return Group(kind, spec.block_size, None)
-    raise _refused(kind, "", layers)
+def _group(group: KVCacheGroupSpec) -> Group:
+    if group.host_resident or not group.enable_kv_transfer:
+        raise _refused(group, "held apart from the cache that vLLM lets connectors transfer")
+    specs = list(iter_layer_specs(group.kv_cache_spec))
+    for spec in specs:
+        _check_kind(group, spec)
+    window = specs[0].sliding_window if isinstance(specs[0], SlidingWindowSpec) else None
+    return Group(type(specs[0]).__name__, group.kv_cache_spec.block_size, window)
 
 
-def _refused(kind: str, detail: str, layers: Sequence[str]) -> NotImplementedError:
+def _check_kind(group: KVCacheGroupSpec, spec: KVCacheSpec) -> None:
+    kind = type(spec)
+    if kind is SlidingWindowSpec:
+        if spec.extra_retained_tokens:
+            raise _refused(
+                group,
+                f"{kind.__name__} with {spec.extra_retained_tokens} tokens retained for "
+                "speculative decoding",
+            )
+    elif kind not in WHOLE:
+        raise _refused(group, kind.__name__)
+
+
+def _refused(group: KVCacheGroupSpec, what: str) -> NotImplementedError:
     return NotImplementedError(
-        f"DataDistConnector cannot transfer the cache of layer {layers[0]!r}: its kind is {kind} {detail}"
-        ". It transfers full attention, MLA and sliding windows; serve this model without a KV connector"
+        f"DataDistConnector cannot transfer the cache of layer {group.layer_names[0]!r}: it is {what}. "
+        "It transfers full attention, MLA and sliding windows; serve this model without a KV connector"
     )

@@ -125,6 +125,9 @@ class Links:
             for address, peer in list(self._peers.items()):
                 if address.cluster == cluster and peer.own is not None:
                     del self._peers[address]
+        self._unlink(cluster)
+
+    def _unlink(self, cluster: int) -> None:
         info = LLMClusterInfo()
         info.remote_cluster_id = cluster
         self._engine.unlink_clusters([info], 1000, force=True)
@@ -159,12 +162,7 @@ class Links:
         status, _ = self._engine.link_clusters([info], self._millis)
         if status not in (LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_ALREADY_LINK):
             raise ValueError(f"{info.link_error} ({status.name})")
-        shared, own = decode(
-            self._engine.link_metadata(cluster_id=address.cluster)[address.cluster]
-        )
-        differs = difference(self._shared, shared)
-        if differs is not None:
-            raise ValueError(f"the instances do not fit each other: {differs}")
+        own = self._fitting(address.cluster)
         peer.transport = self._transport_to(address.cluster)
         logger.info(
             "linked with %s over %s in %.0f ms",
@@ -178,6 +176,18 @@ class Links:
         links = self._engine.stats()["links"]
         found = (each["backend"] for each in links if each["cluster_id"] == cluster)
         return str(next(found, None) or "")
+
+    def _fitting(self, cluster: int) -> dict[str, Any]:
+        """What a linked peer says of itself. Where it does not fit, unlink and raise ``ValueError``."""
+        try:
+            shared, own = decode(self._engine.link_metadata(cluster_id=cluster)[cluster])
+            differs = difference(self._shared, shared)
+            if differs is not None:
+                raise ValueError(f"the instances do not fit each other: {differs}")
+        except ValueError:
+            self._unlink(cluster)
+            raise
+        return own
 
 
 def _named(address: RankAddress) -> str:

@@ -42,6 +42,8 @@ class Source:
     """How many tokens are in them, from the begin of the prompt."""
     digest: str
     """Of these tokens."""
+    lease_seconds: float
+    """How long the blocks are kept unless the lease is renewed."""
 
 
 def digest_of(tokens: Sequence[int]) -> str:
@@ -70,6 +72,7 @@ def answer_of(
             "key": str(source.key),
             "ranks": [[str(each.cluster), each.host, each.port] for each in source.ranks],
             "digest": source.digest,
+            "lease_seconds": source.lease_seconds,
         },
     }
 
@@ -94,6 +97,7 @@ def source_of(params: dict[str, Any]) -> Source:
         blocks=_block_counts(params.get("remote_block_ids")),
         tokens=_count("remote_num_tokens", params.get("remote_num_tokens")),
         digest=_text(own, "digest"),
+        lease_seconds=_seconds("lease_seconds", own.get("lease_seconds")),
     )
 
 
@@ -135,3 +139,9 @@ def _count(name: str, value: object) -> int:
     if type(value) is not int or not 0 < value < 2**31:
         raise ValueError(f"{name!r} is {value!r:.100}, expected a positive integer")
     return value
+
+
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 86_400:
+        raise ValueError(f"{name!r} is {value!r:.100}, expected seconds above 0, up to 86400")
+    return float(value)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 logger = init_logger(f"vllm.{__name__}")
 
 WELL = (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED)
+RENEWED_AFTER = 1 / 3
+"""Of a lease, so that a renewal that comes late is still in time."""
 REMEMBERED_KEYS = 4096
 """Of grants that were read here: further requests with one of them compute, or use the prefix cache."""
 
@@ -46,6 +48,8 @@ class _Decode:
     source: Source
     taken: bool = False
     """Whether it was decided to read or release it."""
+    renew_at: float = 0.0
+    """When its lease is to be renewed, while it waits to be scheduled."""
 
 
 class SchedulerHalf:
@@ -53,7 +57,6 @@ class SchedulerHalf:
 
     def __init__(self, engine_id: str, groups: Groups, settings: Settings) -> None:
         self._settings = settings
-        self._renew_seconds = settings.lease_seconds / 3
         self._engine_id = engine_id
         self._groups = groups
         self._ranks: tuple[RankAddress, ...] = ()
@@ -65,7 +68,6 @@ class SchedulerHalf:
         self._tokens: dict[str, int] = {}
         """Of the requests that are loaded."""
         self._stats = DataDistStats()
-        self._renewed = 0.0
         self._read: OrderedDict[int, None] = OrderedDict()
         self._step = StepMetadata()
 
@@ -117,7 +119,7 @@ class SchedulerHalf:
             if source.blocks != expected:
                 raise ValueError(
                     f"they name {source.blocks} blocks by cache group, and {source.tokens} tokens have "
-                    f"{expected} in this model"
+                    f"{expected} here, where blocks have {[g.block_size for g in self._groups]} tokens"
                 )
         except ValueError as error:
             logger.warning(
@@ -194,9 +196,10 @@ class SchedulerHalf:
     def _renew_waiting(self) -> None:
         """Keep the blocks of requests that wait here to be scheduled."""
         now = time.monotonic()
-        if now - self._renewed >= self._renew_seconds:
-            self._renewed = now
-            self._step.renewals = [each.source for each in self._decodes.values() if not each.taken]
+        for each in self._decodes.values():
+            if not each.taken and now >= each.renew_at:
+                each.renew_at = now + each.source.lease_seconds * RENEWED_AFTER
+                self._step.renewals.append(each.source)
 
     def stats(self) -> DataDistStats | None:
         """What was counted since the last look."""
@@ -277,6 +280,7 @@ class SchedulerHalf:
             blocks=tuple(len(group) for group in needed),
             tokens=tokens,
             digest=digest_of(request.all_token_ids[:tokens]),
+            lease_seconds=seconds,
         )
         return answer_of(source, needed, prefilled)
 

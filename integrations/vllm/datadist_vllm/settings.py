@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -45,6 +46,7 @@ class Settings:
             _check_range(key, getattr(settings, key), 0.1, 86_400)
         _check_range("keep_seconds", settings.keep_seconds, 0, 86_400)
         _check_range("peer_tensor_parallel_size", settings.peer_tensor_parallel_size, 0, 1024)
+        _check_address("listen_host", settings.listen_host)
         return settings
 
 
@@ -67,4 +69,17 @@ def _check_range(key: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ValueError(
             f"kv_connector_extra_config: {key!r} is {value}, expected {low:g} to {high:g}"
+        )
+
+
+def _check_address(key: str, value: str) -> None:
+    """Others are told this address: one that stands for all addresses leads them nowhere."""
+    try:
+        usable = not ipaddress.IPv4Address(value).is_unspecified
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(
+            f"kv_connector_extra_config: {key!r} is {value!r}, expected an IPv4 address of this host, at "
+            "which other instances find it"
         )

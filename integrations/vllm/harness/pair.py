@@ -12,14 +12,15 @@ from types import TracebackType
 from typing import Any
 
 from harness.models import make_model
-from harness.servers import HERE, Place, Server, ask, datadist_config, proxy_server, vllm_server
+from harness.servers import HERE, Place, ask, datadist_config, proxy_server, vllm_server
 
 MODELS = Path(os.environ.get("DATADIST_VLLM_MODELS", "/tmp/datadist-vllm-models"))
 SOURCES = "vllm:prompt_tokens_by_source_total"
+HITS = "vllm:prefix_cache_hits_total"
 WAIT_SECONDS = 60
 LEASE_SECONDS = 8.0
 """Long enough for a request on a busy machine, short enough to wait for its end."""
-QUICK = {"lease_seconds": LEASE_SECONDS, "pull_seconds": 5.0, "link_seconds": 5.0}
+QUICK: dict[str, Any] = {"lease_seconds": LEASE_SECONDS, "pull_seconds": 5.0, "link_seconds": 5.0}
 Prompt = str | list[int]
 Transfer = Callable[..., dict[str, Any]]
 
@@ -32,6 +33,7 @@ class Pair:
         kind: str,
         directory: Path,
         extra: Mapping[str, Any] | None = None,
+        decode_extra: Mapping[str, Any] | None = None,
         arguments: tuple[str, ...] = (),
         prefill_arguments: tuple[str, ...] = (),
         decode_arguments: tuple[str, ...] = (),
@@ -42,15 +44,17 @@ class Pair:
         places: tuple[Place, Place] = (HERE, HERE),
     ) -> None:
         model = make_model(kind, MODELS)
+        first = dict(extra or {})
+        second = first | dict(decode_extra or {})
         self.prefill, self.decode = (
             vllm_server(
                 name, model, directory,
-                transfer(policy=policy, **{**(extra or {}), **place.settings}),
+                transfer(policy=policy, **settings, **place.settings),
                 (*arguments, *own), dict(env or {}), cache_gib, place,
             )
-            for name, own, place in (
-                ("prefill", prefill_arguments, places[0]),
-                ("decode", decode_arguments, places[1]),
+            for name, own, settings, place in (
+                ("prefill", prefill_arguments, first, places[0]),
+                ("decode", decode_arguments, second, places[1]),
             )
         )  # fmt: skip
         self.proxy = proxy_server(directory, [self.prefill], [self.decode])
@@ -133,16 +137,3 @@ def _texts(url: str, prompts: Sequence[Prompt], at_once: int, more: dict[str, An
 
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(text, prompts))
-
-
-def processes_of(server: Server) -> list[int]:
-    """All processes of a server's group."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if os.getpgid(int(entry.name)) == server.pid:
-                    found.append(int(entry.name))
-            except ProcessLookupError:
-                continue
-    return sorted(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from datadist_vllm.scheduler import SchedulerHalf
 from datadist_vllm.settings import Settings
 from vllm.v1.request import RequestStatus
 
+pytestmark = pytest.mark.quick
 RANKS = [RankAddress(5, "127.0.0.1", 4711)]
 BLOCK = 4
 FULL, WINDOW = Group("full", BLOCK, None), Group("window", BLOCK, 6)
@@ -180,12 +182,14 @@ def test_of_several_requests_with_one_grant_one_reads() -> None:
     assert half.matched_tokens(second, 8) == (0, False)
 
 
-def test_leases_of_requests_that_wait_are_renewed() -> None:
-    params = _prefilled(_half(), list(range(10)), ([1, 2, 3],))
-    half = _half(lease_seconds=0.3)
-    half.on_new_request(_request("d", list(range(10)), params))
-    assert [each.request_id for each in _step(half, {}).renewals] == ["p"]
-    assert _step(half, {}).renewals == []
+def test_leases_of_requests_that_wait_are_renewed_as_the_prefiller_says() -> None:
+    for seconds, again in ((0.1, ["p"]), (3000.0, [])):
+        source, half = _half(lease_seconds=seconds), _half()
+        params = _prefilled(source, list(range(10)), ([1, 2, 3],))
+        half.on_new_request(_request("d", list(range(10)), params))
+        assert [each.request_id for each in _step(half, {}).renewals] == ["p"]
+        time.sleep(0.04)
+        assert [each.request_id for each in _step(half, {}).renewals] == again
 
 
 def test_another_prompt_is_computed_here() -> None:

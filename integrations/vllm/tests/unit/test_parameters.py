@@ -10,7 +10,14 @@ import pytest
 from datadist_vllm.parameters import RankAddress, Source, answer_of, digest_of, source_of
 
 SOURCE = Source(
-    "engine", "request", 2**64 - 1, (RankAddress(2**63 + 1, "127.0.0.1", 4711),), (2, 1), 130, "d"
+    "engine",
+    "request",
+    2**64 - 1,
+    (RankAddress(2**63 + 1, "127.0.0.1", 4711),),
+    (2, 1),
+    130,
+    "d",
+    8.5,
 )
 
 
@@ -41,6 +48,10 @@ def test_numbers_are_kept_by_proxies_that_have_no_integers() -> None:
         (("datadist", "ranks"), [["1", "127.0.0.1"]], "is not"),
         (("datadist", "ranks"), [["1", "127.0.0.1", 70000]], "port 70000"),
         (("datadist", "digest"), "", "'digest' is ''"),
+        (("datadist", "lease_seconds"), None, "'lease_seconds' is None"),
+        (("datadist", "lease_seconds"), 0, "'lease_seconds' is 0"),
+        (("datadist", "lease_seconds"), True, "expected seconds"),
+        (("datadist", "lease_seconds"), float("nan"), "expected seconds"),
         (("remote_block_ids",), [[]], "has 0 blocks"),
         (("remote_block_ids",), [1], "no list of lists"),
         (("remote_num_tokens",), 0, "expected a positive integer"),

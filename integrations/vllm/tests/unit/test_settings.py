@@ -27,6 +27,12 @@ def test_seconds_may_be_integers() -> None:
         ({"pool": 1}, "'pool' is 1, expected a bool"),
         ({"peer_tensor_parallel_size": True}, "expected a int"),
         ({"peer_tensor_parallel_size": -1}, "expected 0 to 1024"),
+        (
+            {"listen_host": "0.0.0.0"},
+            "'listen_host' is '0.0.0.0', expected an IPv4 address of this",
+        ),
+        ({"listen_host": "here"}, "'listen_host' is 'here', expected an IPv4 address"),
+        ({"keep_seconds": -1}, "expected 0 to 86400"),
     ],
 )
 def test_what_is_wrong_is_refused_by_name(given: dict[str, Any], text: str) -> None:
