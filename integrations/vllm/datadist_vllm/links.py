@@ -172,6 +172,11 @@ class Links:
         )
         return own
 
+    def _transport_to(self, cluster: int) -> str:
+        links = self._engine.stats()["links"]
+        found = (each["backend"] for each in links if each["cluster_id"] == cluster)
+        return str(next(found, None) or "")
+
     def _fitting(self, cluster: int) -> dict[str, Any]:
         """What a linked peer says of itself. Where it does not fit, unlink and raise ``ValueError``."""
         try:
@@ -183,11 +188,6 @@ class Links:
             self._unlink(cluster)
             raise
         return own
-
-    def _transport_to(self, cluster: int) -> str:
-        links = self._engine.stats()["links"]
-        found = (each["backend"] for each in links if each["cluster_id"] == cluster)
-        return str(next(found, None) or "")
 
 
 def _named(address: RankAddress) -> str:

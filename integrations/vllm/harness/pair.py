@@ -49,7 +49,7 @@ class Pair:
         self.prefill, self.decode = (
             vllm_server(
                 name, model, directory,
-                transfer(policy=policy, **{**settings, **place.settings}),
+                transfer(policy=policy, **settings, **place.settings),
                 (*arguments, *own), dict(env or {}), cache_gib, place,
             )
             for name, own, settings, place in (

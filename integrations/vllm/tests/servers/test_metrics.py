@@ -65,6 +65,8 @@ def test_a_load(pair: Pair) -> None:
     )
     assert " over shm in " in line
     assert " INFO " in line
+    summary = f"KV Transfer metrics: loads=1, MiB={moved / 2**20:.1f}, "
+    _wait_for(lambda: summary in pair.decode.log.read_text())
     pair.wait_until_free()
     assert _added(pair.prefill, owner) == {}
 

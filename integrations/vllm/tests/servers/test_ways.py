@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from harness.models import prompt
-from harness.pair import Pair, processes_of
+from harness.pair import Pair
+from harness.resources import processes_of
 from harness.servers import Place, Server
 
 from tests import hosts
