@@ -373,6 +373,16 @@ static int move_piece(const Job *job, Batch *batch, const Window *w, int64_t loc
     return batch->count == IOVECS ? flush(job, batch) : DONE;
 }
 
+/* Have the pages of a mapped segment looked up in the page tables while the one before it is copied. A
+ * prefetch never makes a page, and never fails. */
+static void prefetch(const Job *job, const Window *w, ssize_t at)
+{
+    if (at >= job->n || w->mapped == 0 || !holds(w, job->remote[at], job->length[at]))
+        return;
+    __builtin_prefetch((const void *)(intptr_t)(w->mapped + (job->remote[at] - w->base)));
+    __builtin_prefetch((const void *)(intptr_t)job->local[at]);
+}
+
 /* One chunk. *at is left at the segment that failed. */
 static int move_span(const Job *job, Batch *batch, const Span *span, const Window **w, ssize_t *at)
 {
@@ -383,6 +393,7 @@ static int move_span(const Job *job, Batch *batch, const Span *span, const Windo
         if (*w == NULL || !holds(*w, remote, length))
             *w = find_window(job, remote, length);
         int64_t piece = length - offset < left ? length - offset : left;
+        prefetch(job, *w, *at + 1);
         result = move_piece(job, batch, *w, job->local[*at] + offset, remote + offset, piece,
                             span->now);
         left -= piece;
