@@ -34,14 +34,14 @@ from datadist.base.picklable import PicklableError
 from datadist.base.pydantic_plugins import load_pydantic_plugins
 from datadist.base.texts import MAX_LIST_ELEMENTS, short_repr
 
-__all__ = ["RankDevice", "RankTable", "RankTableError", "parse_rank_table"]
+__all__ = ["RankDevice", "RankTable", "RankTableError", "parse_own_table", "parse_rank_table"]
 
 load_pydantic_plugins()
 MAX_TEXT = 1 << 20
 MAX_PROBLEMS = 100
 """Problems of one table that are named."""
 KEPT_TABLES, KEPT_CHARACTERS = 16, 64 << 10
-"""The last tables that were read, of at most so many characters: programs link by one repeatedly."""
+"""How many tables of this program are kept, of at most so many characters: it may link by one again."""
 
 
 class RankTableError(PicklableError, ValueError):
@@ -277,10 +277,6 @@ def parse_rank_table(text: str) -> RankTable:
 
     Raises :class:`RankTableError` with every problem (at most 100), each at its field.
     """
-    return _read_kept(text) if len(text) <= KEPT_CHARACTERS else _read(text)
-
-
-def _read(text: str) -> RankTable:
     raw = _read_json(text)
     problems: list[str] = []
     table = None
@@ -298,7 +294,12 @@ def _read(text: str) -> RankTable:
     return _normal(table)
 
 
-_read_kept = lru_cache(KEPT_TABLES)(_read)
+_parse_kept = lru_cache(KEPT_TABLES)(parse_rank_table)
+
+
+def parse_own_table(text: str) -> RankTable:
+    """:func:`parse_rank_table` for tables of this program, of which the last ones are kept."""
+    return _parse_kept(text) if len(text) <= KEPT_CHARACTERS else parse_rank_table(text)
 
 
 # A string that never ends matches up to the end, else each of its quotes would be tried again.

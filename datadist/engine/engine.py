@@ -62,7 +62,7 @@ from datadist.links.missing_members import MissingMembers
 from datadist.links.peer_connections import PeerConnections
 from datadist.links.rendezvous import Rendezvous
 from datadist.links.steps import Steps
-from datadist.rank_table import RankTable, RankTableError, parse_rank_table
+from datadist.rank_table import RankTable, RankTableError, parse_own_table
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transfers.background import Background
 from datadist.transfers.copies import Copies
@@ -540,7 +540,7 @@ class Engine:
 
     def _read_table(self, ranks: Mapping[int, int], text: str) -> RankTable:
         try:
-            table = parse_rank_table(text)
+            table = parse_own_table(text)
             problems = table.check_ranks(list(ranks.values()))
             if not problems:
                 self.transport.check_table(table, ranks[self.cluster_id])
