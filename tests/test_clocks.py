@@ -20,6 +20,8 @@ PERMITTED = {
         "as above; who sets the date has names touched too soon or too late"
     ),
     ("datadist/control/runtime_dir.py", "_touch", "os.utime"): "cleaners go by the date of files",
+    ("datadist/cli/top.py", "screen", "time.strftime"): "people are told when they looked",
+    ("datadist/cli/top.py", "_as_json", "time.time"): "programs are told when it was",
     ("plugins/shm/native/flight.c", "", "pthread_cond_timedwait"): (
         "the condition has CLOCK_MONOTONIC (pthread_condattr_setclock)"
     ),

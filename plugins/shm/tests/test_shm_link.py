@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 from datadist_shm import ShmTransport
 from datadist_shm.link import ShmLink
-from datadist_shm.memory import PeerMapping, create
+from datadist_shm.memory import PeerMapping
 from numpy.typing import NDArray
 
+from datadist.base.memory_file import create
 from datadist.rank_table import RankTable
 from datadist.transport import (
     Access,
