@@ -11,7 +11,9 @@ from harness.models import prompt
 from harness.pair import Pair
 
 TP2 = ("--tensor-parallel-size", "2")
-PEER2 = {"peer_tensor_parallel_size": 2}
+PATIENT = {"lease_seconds": 120.0}
+"""On two processors the first step of two ranks takes longer than the usual lease."""
+PEER2 = {"peer_tensor_parallel_size": 2, **PATIENT}
 CPU_MLA = (
     "--attention-backend", "CPU_MLA", "--block-size", "16", "--no-enable-prefix-caching",
     "--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096",
@@ -26,8 +28,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "bf16": {"kind": "gqa", "arguments": ("--dtype", "bfloat16")},
     "fp8": {"kind": "gqa", "arguments": ("--dtype", "bfloat16", "--kv-cache-dtype", "fp8")},
     "registered": {"kind": "gqa", "extra": {"pool": False}},
-    "tp 2 to 2": {"kind": "gqa", "arguments": TP2},
-    "tp 2 to 1": {"kind": "gqa", "prefill_arguments": TP2},
+    "tp 2 to 2": {"kind": "gqa", "arguments": TP2, "extra": PATIENT},
+    "tp 2 to 1": {"kind": "gqa", "prefill_arguments": TP2, "extra": PATIENT},
     "tp 1 to 2": {"kind": "gqa", "decode_arguments": TP2, "extra": PEER2},
 }  # fmt: skip
 
