@@ -288,11 +288,8 @@ class ShmLink(Link):
         return mapping.address, mapping.pages
 
     def _map_anew(self, fd: int, region: RegionOffer, writable: bool) -> PeerMapping:
-        huge = self._options.huge_pages != "0"
-        mapping = PeerMapping(fd, region.size, writable, huge, keeps_pages(fd))
-        if self._options.populate:
-            mapping.find_pages(self._options.threads)
-        return mapping
+        huge, search = self._options.huge_pages != "0", self._options.populate
+        return PeerMapping(fd, region.size, writable, huge, keeps_pages(fd), search)
 
     # -- moving ------------------------------------------------------------------------------
 

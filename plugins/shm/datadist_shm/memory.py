@@ -51,11 +51,15 @@ class Mapping:
 class PeerMapping:
     """A mapping of a peer's memory, of which no page is made here; undone with the last reference.
 
-    ``stays``: the owner cannot take away what exists, see :data:`F_SEAL_FUTURE_WRITE`.
+    ``stays``: the owner cannot take away what exists, see :data:`F_SEAL_FUTURE_WRITE`. ``search``: after
+    its first use a native thread of low priority has those pages mapped that exist, which makes the next
+    ones faster. It ends with the mapping.
     """
 
-    def __init__(self, fd: int, size: int, writable: bool, huge: bool, stays: bool) -> None:
-        self.pages, self.address = _native.map_peer(fd, size, writable, huge, stays)
+    def __init__(
+        self, fd: int, size: int, writable: bool, huge: bool, stays: bool, search: bool = False
+    ) -> None:
+        self.pages, self.address = _native.map_peer(fd, size, writable, huge, stays, search)
         self.size = size
         weakref.finalize(self, _native.unmap_peer, self.pages).atexit = False
         let_go_in_children(self)
@@ -63,16 +67,6 @@ class PeerMapping:
     def leave(self) -> None:
         """See :mod:`datadist_shm.forking`."""
         _native.leave_peer(self.pages)
-
-    def find_pages(self, threads: int) -> None:
-        """Begin to have those pages mapped that exist, which makes the first transfers faster.
-
-        A native thread goes on with it, and ends with the mapping. Where none can be started, each
-        transfer maps what it uses.
-        """
-        error = _native.find_pages(self.pages, threads)
-        if error:
-            log.debug("pages of a peer are mapped at their first use: %s", os.strerror(error))
 
 
 class PoolRegion(Region):

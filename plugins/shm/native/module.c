@@ -306,39 +306,24 @@ static PyObject *py_populate(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(map_peer_doc,
-"map_peer(fd, size, writable, huge, stays) -> (pages, address) of a mapping of a peer's memory. stays:\n"
-"what exists of it cannot be taken away. Raises OSError.");
+"map_peer(fd, size, writable, huge, stays, search) -> (pages, address) of a mapping of a peer's memory.\n"
+"stays: what exists of it cannot be taken away. search: once it is used, have all that exists in the page\n"
+"table. Raises OSError.");
 
 static PyObject *py_map_peer(PyObject *self, PyObject *args)
 {
     (void)self;
-    int fd, writable, huge, stays;
+    int fd, writable, huge, stays, search;
     Py_ssize_t size;
     Pages *pages;
-    if (!PyArg_ParseTuple(args, "inppp", &fd, &size, &writable, &huge, &stays))
+    if (!PyArg_ParseTuple(args, "inpppp", &fd, &size, &writable, &huge, &stays, &search))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    pages = pages_map(fd, size, writable, huge, stays);
+    pages = pages_map(fd, size, writable, huge, stays, search);
     Py_END_ALLOW_THREADS
     if (pages == NULL)
         return PyErr_SetFromErrno(PyExc_OSError);
     return Py_BuildValue("LL", (long long)(intptr_t)pages, (long long)(intptr_t)pages_address(pages));
-}
-
-PyDoc_STRVAR(find_pages_doc,
-"find_pages(pages, threads) -> 0 or an error number: begin to have those that exist in the page table.");
-
-static PyObject *py_find_pages(PyObject *self, PyObject *args)
-{
-    (void)self;
-    long long pages;
-    int threads, error;
-    if (!PyArg_ParseTuple(args, "Li", &pages, &threads))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    error = pages_find((Pages *)(intptr_t)pages, threads);
-    Py_END_ALLOW_THREADS
-    return PyLong_FromLong(error);
 }
 
 PyDoc_STRVAR(unmap_peer_doc, "unmap_peer(pages): undo map_peer.");
@@ -415,7 +400,6 @@ static PyMethodDef methods[] = {
     {"map", py_map, METH_VARARGS, map_doc},
     {"settled", py_settled, METH_O, settled_doc},
     {"map_peer", py_map_peer, METH_VARARGS, map_peer_doc},
-    {"find_pages", py_find_pages, METH_VARARGS, find_pages_doc},
     {"unmap_peer", py_unmap_peer, METH_O, unmap_peer_doc},
     {"leave_peer", py_leave_peer, METH_O, leave_peer_doc},
     {"populate", py_populate, METH_VARARGS, populate_doc},

@@ -8,22 +8,23 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "memory.h"
-#include "parallel.h"
 
 enum {
     GRANULE = 64 << 10, /* what is known or not; no smaller than a page */
     PIECE = 512 << 10,  /* what the kernel is asked about at a time */
-    SLICE = 8 << 20,    /* what a thread takes at a time */
     SMALLEST_PAGE = 4096,
     HUGETLB = 0x958458f6, /* HUGETLBFS_MAGIC */
     MOMENT_SHIFT = 22,    /* 4 ms */
     STACK = 256 << 10,
+    SEARCH_NICE = 10,
+    FIRST_PAUSES = 25, /* 5 ms, for what moves first */
     UNMAP_MS = 2, /* that unmapping waits for the end of a search, which takes microseconds unless all
                    * processors are busy; then the search unmaps */
 };
@@ -35,14 +36,13 @@ struct Pages {
     int stays;
     int reserved;              /* huge pages of hugetlbfs, of which mincore knows nothing */
     size_t page;               /* bytes */
-    int threads;               /* of the search, at most */
-    _Atomic size_t next;       /* where the search goes on */
+    _Atomic int unsought;      /* a search is to begin with the first use */
     _Atomic int unmapping;     /* the search is to end */
     _Atomic int users;         /* who mapped it, and the search; the last one unmaps */
     _Atomic uint16_t known[]; /* per granule: the moment at which all of its pages existed, or 0 */
 };
 
-Pages *pages_map(int fd, size_t size, int writable, int huge, int stays)
+Pages *pages_map(int fd, size_t size, int writable, int huge, int stays, int search)
 {
     struct statfs kind = {.f_type = HUGETLB}; /* where the call is refused, the stricter way serves both */
     void *address;
@@ -62,11 +62,15 @@ Pages *pages_map(int fd, size_t size, int writable, int huge, int stays)
     pages->address = address;
     pages->size = size;
     pages->users = 1;
+    pages->unsought = search && size > PIECE; /* less is mapped in a moment */
     pages->stays = stays;
     pages->reserved = kind.f_type == HUGETLB;
     pages->page = (size_t)sysconf(_SC_PAGESIZE);
     return pages;
 }
+
+/* Transfers that hold the searches of this process. */
+static _Atomic int holding;
 
 static void let_go(Pages *pages)
 {
@@ -99,7 +103,8 @@ void pages_leave(Pages *pages)
     if (pages->fd >= 0)
         close(pages->fd);
     pages->fd = -1;
-    pages->users = 1; /* a search goes on in the parent only */
+    pages->users = 1; /* searches and transfers go on in the parent only */
+    holding = 0;
 }
 
 char *pages_address(const Pages *pages)
@@ -215,39 +220,39 @@ static void map_piece(Pages *pages, size_t begin)
             (void)*(volatile char *)(pages->address + at);
 }
 
-static void *map_some(void *argument)
+void pages_hold_searches(int count)
 {
-    Pages *pages = argument;
-    while (!should_stop()) {
-        size_t begin = atomic_fetch_add(&pages->next, SLICE);
-        if (begin >= pages->size)
-            break;
-        for (size_t at = begin; at < begin + SLICE && at < pages->size; at += PIECE) {
-            if (atomic_load_explicit(&pages->unmapping, memory_order_relaxed))
-                return NULL;
-            map_piece(pages, at);
-        }
-    }
-    return NULL;
+    atomic_fetch_add(&holding, count);
+}
+
+/* Let go first what moves just now; whether the search is to go on. */
+static int wait_for_others(const Pages *pages, int pauses)
+{
+    static const struct timespec pause = {.tv_nsec = 200000};
+    while (!atomic_load(&pages->unmapping) && (pauses-- > 0 || atomic_load(&holding) > 0))
+        nanosleep(&pause, NULL);
+    return !atomic_load(&pages->unmapping);
 }
 
 static void *search(void *argument)
 {
     Pages *pages = argument;
-    int most = (int)(pages->size / SLICE) + 1;
-    in_parallel(most < pages->threads ? most : pages->threads, map_some, pages);
+    (void)setpriority(PRIO_PROCESS, 0, SEARCH_NICE); /* of this thread alone, on Linux */
+    int more = wait_for_others(pages, FIRST_PAUSES);
+    for (size_t at = 0; more && at < pages->size; at += PIECE) {
+        map_piece(pages, at);
+        more = wait_for_others(pages, 0);
+    }
     let_go(pages);
     return NULL;
 }
 
-int pages_find(Pages *pages, int threads)
+/* Where no thread can be started, whatever moves maps what it uses. */
+static void begin_search(Pages *pages)
 {
     pthread_t thread;
     pthread_attr_t attributes;
     sigset_t all, before;
-    if (pages->size <= PIECE) /* whoever uses it first maps it in a moment */
-        return 0;
-    pages->threads = threads;
     atomic_fetch_add(&pages->users, 1);
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, STACK);
@@ -259,5 +264,11 @@ int pages_find(Pages *pages, int threads)
     pthread_attr_destroy(&attributes);
     if (error)
         atomic_fetch_sub(&pages->users, 1);
-    return error;
+}
+
+void pages_used(Pages *pages)
+{
+    if (atomic_load_explicit(&pages->unsought, memory_order_relaxed) &&
+        atomic_exchange(&pages->unsought, 0))
+        begin_search(pages);
 }

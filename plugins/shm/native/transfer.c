@@ -360,8 +360,10 @@ static int move_piece(const Job *job, Batch *batch, const Window *w, int64_t loc
                       int64_t bytes, int64_t now)
 {
     char *mine = (char *)(intptr_t)local;
-    if (w->pages)
+    if (w->pages) {
+        pages_used(w->pages);
         return move_carefully(job, w, mine, remote - w->base, bytes, pages_moment(w->pages, now));
+    }
     if (w->mapped) {
         char *theirs = (char *)(intptr_t)(w->mapped + (remote - w->base));
         job->copy(job->write ? theirs : mine, job->write ? mine : theirs, bytes);
@@ -453,12 +455,17 @@ static int has_to_look_before(const Job *job)
 
 int transfer(Job *job)
 {
+    int large = job->total >= STREAM_BYTES;
     job->result = DONE;
     if (has_to_look_before(job) && peer_is_gone(job))
         return PEER_GONE;
     if (job->fence)
         atomic_fetch_add(&job->fence->active, 1); /* announced before "revoked" is read: fence.py */
+    if (large)
+        pages_hold_searches(1);
     move_all(job);
+    if (large)
+        pages_hold_searches(-1);
     if (job->fence)
         atomic_fetch_sub(&job->fence->active, 1);
     if (job->result == DONE && atomic_load(job->abort_flag))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import gc
 import json
 import mmap
@@ -21,9 +22,10 @@ import pytest
 from datadist_shm import ShmTransport
 from datadist_shm.link import ShmLink
 from datadist_shm.memory import PeerMapping
+from datadist_shm.offer import OfferData, RegionOffer
 from numpy.typing import NDArray
 
-from datadist.base.memory_file import create
+from datadist.base.memory_file import RESIZE_SEALS, create
 from datadist.rank_table import RankTable
 from datadist.transport import (
     Access,
@@ -34,6 +36,7 @@ from datadist.transport import (
     Peer,
     PeerLost,
     Placement,
+    Region,
     RegistrationError,
     TransferError,
     TransferTimeout,
@@ -494,7 +497,19 @@ def test_a_small_read_ends_beside_large_ones(unhelped: Pair) -> None:
         thread.join(SOON)
 
 
-def test_pages_that_a_peer_has_made_are_mapped_soon_after_the_link_is_ready() -> None:
+def _rss(address: int) -> int:
+    """Bytes that are in our page table of the mapping that begins there."""
+    with open("/proc/self/smaps") as lines:
+        found = lines.read().partition(f"{address:x}-")[2]
+    return int(found.partition("Rss:")[2].split()[0]) << 10
+
+
+def _read_few(link: ShmLink, region: Region, remote: int) -> None:
+    vectors = [array("q", [n]) for n in (region.address, remote, 64)]
+    link.read(1, vectors[0], vectors[1], vectors[2], 30.0)
+
+
+def test_pages_that_a_peer_has_made_are_mapped_after_their_first_use() -> None:
     pair = Pair(Access.READ, size=LARGE)
     try:
         deadline = time.monotonic() + 60
@@ -508,31 +523,37 @@ def test_pages_that_a_peer_has_made_are_mapped_soon_after_the_link_is_ready() ->
         (shared,) = pair.transport._mappings._shared.values()
         mapping = shared.mapping
         assert mapping is not None
-        missing = LARGE
-        while missing >= 4 * 65536:  # the kernel passes over neighbours of a page that are locked
-            assert time.monotonic() < deadline
-            with open("/proc/self/smaps") as lines:
-                found = lines.read().partition(f"{mapping.address:x}-")[2]
-            missing = LARGE - (int(found.partition("Rss:")[2].split()[0]) << 10)
+        assert _rss(mapping.address) == 0
+        _read_few(link, pair.region, pair.remote)
+        least = LARGE - 4 * 65536  # the kernel passes over neighbours of a page that are locked
+        until(lambda: _rss(mapping.address) > least, SOON)
         link.close()
-
     finally:
         pair.close()
 
 
-def test_the_search_for_pages_ends_with_the_link_and_leaves_no_thread() -> None:
-    """However much is left to search: a mapping of this size takes minutes."""
-    size = 1 << 40
+def test_a_search_for_pages_ends_with_the_link() -> None:
+    """However much is left to search: a mapping of this size takes long, of which no page is made."""
+    pair = Pair(Access.READ)
+    size, address = 1 << 40, 1 << 45
     fd = create("datadist-large")
-    os.truncate(fd, size)
     try:
-        for _ in range(10):
+        os.truncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, RESIZE_SEALS)
+        region = RegionOffer(id=99, address=address, size=size, fd=0)
+        data = OfferData(writable=False, regions=[region], fence=None).model_dump_json().encode()
+        for number in range(5):
+            link = pair.transport.open(
+                _group(0, pair.pid, pair.pidfd, f"large-{number}"), [pair.region], Access.READ
+            )
+            link.attach(1, Offer(data, [os.dup(fd)]))
             before = set(os.listdir("/proc/self/task"))
-            mapping = PeerMapping(fd, size, False, False, False)
-            mapping.find_pages(1)
+            _read_few(link, pair.region, address)
             begun = set(os.listdir("/proc/self/task")) - before
             assert len(begun) == 1
-            del mapping
-            until(lambda: not begun & set(os.listdir("/proc/self/task")), SOON)  # noqa: B023
+            link.close()
+            until(lambda begun=begun: not begun & set(os.listdir("/proc/self/task")), SOON)  # type: ignore[misc]
+        assert os.fstat(fd).st_blocks == 0
     finally:
         os.close(fd)
+        pair.close()

@@ -178,10 +178,8 @@ static void make_pair(Pair *pair, int stays)
     expect(fd >= 0 && ftruncate(fd, SIZE) == 0, "no shared memory");
     expect(map_shared(fd, SIZE, 1, 1, &owners) == 0, "the owner cannot map");
     expect(populate(owners, SIZE / 2, THREADS) == 0, "the owner cannot populate");
-    Pages *pages = pages_map(fd, SIZE, 1, 0, stays);
+    Pages *pages = pages_map(fd, SIZE, 1, 0, stays, 1);
     expect(pages != NULL, "the peer cannot map");
-    expect(pages_find(pages, THREADS) == 0, "no thread");
-    expect(pages_found(pages, 60000), "the search does not end");
     close(fd);
     *pair = (Pair){.owners = owners, .pages = pages, .mine = filled(SIZE, 0)};
     fill(pair->owners, SIZE, 5);
@@ -383,10 +381,9 @@ static void move_holes(int stays)
     pages_unmap(pair.pages);
     expect(map_shared(fd, SIZE, 1, 0, &owners) == 0, "the owner cannot map");
     pair.owners = owners;
-    pair.pages = pair.window.pages = pages_map(fd, SIZE, 1, 0, stays);
+    pair.pages = pair.window.pages = pages_map(fd, SIZE, 1, 0, stays, 1); /* a search goes on meanwhile */
     expect(pair.pages != NULL, "the peer cannot map");
     pair.window.mapped = number(pages_address(pair.pages));
-    expect(pages_find(pair.pages, THREADS) == 0, "no thread"); /* the search goes on meanwhile */
     Job read = job_of(&pair, 0, KERNEL_MEMCPY), write = job_of(&pair, 1, KERNEL_MEMCPY), late = write;
     expect(run(&read) == DONE, "holes cannot be read");
     late.deadline_ns = now_ns() + 10000000;
