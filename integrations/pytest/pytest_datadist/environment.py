@@ -28,7 +28,7 @@ class Environment:
         self.folder = Path(tempfile.gettempdir(), self.name)
         """Made by the first engine that needs it."""
         self.tests_folder = Path(f"{self.folder}-tests")
-        """Made by the first test that needs it; each has a folder in it."""
+        """Made by a test that needs it, which has a folder in it, and removed at its end."""
         self._before: dict[str, str | None] = {}
 
     def set(self) -> None:
@@ -40,6 +40,10 @@ class Environment:
     def restore(self) -> None:
         """Undo :meth:`set`, and remove the directories."""
         replace(self._before)
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove the directories."""
         for folder in (self.folder, self.tests_folder):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from pytest_datadist import ports
@@ -38,7 +39,7 @@ class Isolation:
         return ports.free(count)
 
     def enter(self) -> None:
-        """Make the directory and set the variables."""
+        """Make the directory, and the one it is in, and set the variables."""
         for folder in (self.runtime_dir.parent, self.runtime_dir):
             folder.mkdir(mode=0o700, exist_ok=True)
             os.chmod(folder, 0o700)  # whatever the umask is
@@ -48,6 +49,8 @@ class Isolation:
         """Undo :meth:`enter`."""
         replace(self._before)
         shutil.rmtree(self.runtime_dir, ignore_errors=True)
+        with suppress(OSError):
+            self.runtime_dir.parent.rmdir()
 
     def expect_end(self, pid: int, cluster_id: int) -> None:
         """A process of a worker is about to be killed: what it leaves is not the test's."""

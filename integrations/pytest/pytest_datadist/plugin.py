@@ -76,6 +76,12 @@ def pytest_configure(config: pytest.Config) -> None:
     environment.set()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Remove the directories, after the fixtures: pytest-xdist ends its workers soon after this."""
+    session.config.stash[_environment].remove()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Take that back."""
     environment = config.stash.get(_environment, None)
