@@ -18,6 +18,7 @@ class Resources:
     descriptors: int
     threads: int
     mappings: int
+    """Of memory that processes share (memfd), as the pools of peers."""
 
 
 def resources(server: Server) -> dict[str, Resources]:
@@ -46,5 +47,5 @@ def _resources(pid: int) -> tuple[str, Resources]:
         memory_mib=int(status["RssAnon"].split()[0]) // 1024,
         descriptors=len(list((place / "fd").iterdir())),
         threads=int(status["Threads"]),
-        mappings=len((place / "maps").read_text().splitlines()),
+        mappings=sum("/memfd:" in line for line in (place / "maps").read_text().splitlines()),
     )

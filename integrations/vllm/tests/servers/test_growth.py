@@ -14,8 +14,6 @@ from harness.resources import resources
 WARM_UP, REQUESTS = 300, 1000
 MEMORY_MIB = 24
 """vLLM's own growth per process in such a run, without a connector, is up to some MiB."""
-MAPPINGS = 16
-"""Of the allocator; a link that is left has some for each peer."""
 
 
 @pytest.fixture(scope="module")
@@ -51,4 +49,4 @@ def test_nothing_grows(pair: Pair) -> None:
             assert now.memory_mib <= then.memory_mib + MEMORY_MIB, name
             assert now.descriptors <= then.descriptors + 2, name
             assert now.threads <= then.threads, name
-            assert now.mappings <= then.mappings + MAPPINGS, name
+            assert now.mappings <= then.mappings, name
