@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "parallel.h"
+
 enum {
     STACK = 256 << 10,
     LOOK_NS = 5000000,    /* from one look at the abort flag and the peer to the next */
@@ -23,6 +25,7 @@ struct Flight {
 static void *run(void *argument)
 {
     Flight *flight = argument;
+    expect_waiter();
     int result = transfer(&flight->job);
     pthread_mutex_lock(&flight->lock);
     flight->result = result;

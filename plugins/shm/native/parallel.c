@@ -15,6 +15,7 @@ typedef struct {
     void *(*work)(void *);
     void *argument;
     int wanted;       /* helpers at work, at most */
+    int waiters;
     int started;      /* in all, those that have returned included */
     _Atomic int busy; /* that have not returned */
     pthread_t helpers[MAX_THREADS];
@@ -22,6 +23,7 @@ typedef struct {
 
 static _Thread_local Crew *called; /* by this thread */
 static _Thread_local int helping;
+static _Thread_local int waiters; /* for this thread, or the one that it helps */
 
 int always_help;
 
@@ -38,7 +40,12 @@ int idle_processors(void)
             running = 1;
         close(file);
     }
-    return (int)sysconf(_SC_NPROCESSORS_ONLN) - running;
+    return (int)sysconf(_SC_NPROCESSORS_ONLN) - running + waiters;
+}
+
+void expect_waiter(void)
+{
+    waiters = 1;
 }
 
 /* The program's own threads, when they wake up, go before helpers. */
@@ -47,6 +54,7 @@ static void *help(void *argument)
     Crew *crew = argument;
     (void)setpriority(PRIO_PROCESS, 0, HELPER_NICE); /* of this thread alone, on Linux */
     helping = 1;
+    waiters = crew->waiters;
     if (!should_stop())
         crew->work(crew->argument);
     atomic_fetch_sub(&crew->busy, 1);
@@ -95,7 +103,7 @@ int should_stop(void)
 
 void in_parallel(int threads, void *(*work)(void *), void *argument)
 {
-    Crew crew = {.work = work, .argument = argument, .wanted = threads - 1};
+    Crew crew = {.work = work, .argument = argument, .wanted = threads - 1, .waiters = waiters};
     called = &crew;
     start_helpers(&crew);
     work(argument);

@@ -21,6 +21,10 @@ void in_parallel(int threads, void *(*work)(void *), void *argument);
 /* Processors that nothing runs on just now; below 0 where threads wait for one. */
 int idle_processors(void);
 
+/* Another thread waits for this one, and only looks now and then what became of it: from now on it is not
+ * counted as one that runs, neither here nor in helpers of this thread. */
+void expect_waiter(void);
+
 /* A thread with a small stack that gets no signals; an errno. */
 int start_thread(pthread_t *thread, void *(*work)(void *), void *argument);
 
