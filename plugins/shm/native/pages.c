@@ -20,6 +20,7 @@ enum {
     GRANULE = 64 << 10, /* what is known or not; no smaller than a page */
     PIECE = 512 << 10,  /* what the kernel is asked about at a time */
     SMALLEST_PAGE = 4096,
+    POPULATE_READ = 22, /* of madvise; not in all headers */
     HUGETLB = 0x958458f6, /* HUGETLBFS_MAGIC */
     MOMENT_SHIFT = 22,    /* 4 ms */
     STACK = 256 << 10,
@@ -209,15 +210,29 @@ int pages_read(const Pages *pages, size_t offset, char *to, size_t bytes)
     return 0;
 }
 
-/* One read per granule has the kernel map the pages around it. */
+/* Have the kernel map pages that exist. Before Linux 5.14 by reads: each maps its neighbours, too. */
+static void map_range(Pages *pages, size_t begin, size_t bytes)
+{
+    if (madvise(pages->address + begin, bytes, POPULATE_READ) == 0 || errno != EINVAL)
+        return;
+    for (size_t at = begin; at < begin + bytes; at += GRANULE)
+        (void)*(volatile char *)(pages->address + at);
+}
+
 static void map_piece(Pages *pages, size_t begin)
 {
-    size_t left = pages->size - begin, end = left < PIECE ? pages->size : begin + PIECE;
+    size_t left = pages->size - begin, bytes = left < PIECE ? left : PIECE;
     uint32_t moment = pages_moment(pages, 0);
-    (void)look_up(pages, begin, end - begin, moment);
-    for (size_t at = begin; at < end; at += GRANULE)
-        if (is_known(pages, at, end - at < GRANULE ? end - at : GRANULE, moment))
-            (void)*(volatile char *)(pages->address + at);
+    (void)look_up(pages, begin, bytes, moment);
+    if (is_known(pages, begin, bytes, moment)) {
+        map_range(pages, begin, bytes);
+        return;
+    }
+    for (size_t at = begin; at < begin + bytes; at += GRANULE) {
+        size_t part = begin + bytes - at < GRANULE ? begin + bytes - at : GRANULE;
+        if (is_known(pages, at, part, moment))
+            map_range(pages, at, part);
+    }
 }
 
 void pages_hold_searches(int count)
