@@ -25,7 +25,7 @@ enum {
     MOMENT_SHIFT = 22,    /* 4 ms */
     STACK = 256 << 10,
     SEARCH_NICE = 10,
-    FIRST_PAUSES = 25, /* 5 ms, for what moves first */
+    FIRST_PAUSES = 100, /* 20 ms, in which a link is made and the first transfers may be under way */
     UNMAP_MS = 2, /* that unmapping waits for the end of a search, which takes microseconds unless all
                    * processors are busy; then the search unmaps */
 };
@@ -37,11 +37,12 @@ struct Pages {
     int stays;
     int reserved;              /* huge pages of hugetlbfs, of which mincore knows nothing */
     size_t page;               /* bytes */
-    _Atomic int unsought;      /* a search is to begin with the first use */
     _Atomic int unmapping;     /* the search is to end */
     _Atomic int users;         /* who mapped it, and the search; the last one unmaps */
     _Atomic uint16_t known[]; /* per granule: the moment at which all of its pages existed, or 0 */
 };
+
+static void begin_search(Pages *pages);
 
 Pages *pages_map(int fd, size_t size, int writable, int huge, int stays, int search)
 {
@@ -63,10 +64,11 @@ Pages *pages_map(int fd, size_t size, int writable, int huge, int stays, int sea
     pages->address = address;
     pages->size = size;
     pages->users = 1;
-    pages->unsought = search && size > PIECE; /* less is mapped in a moment */
     pages->stays = stays;
     pages->reserved = kind.f_type == HUGETLB;
     pages->page = (size_t)sysconf(_SC_PAGESIZE);
+    if (search && size > PIECE) /* less is mapped in a moment */
+        begin_search(pages);
     return pages;
 }
 
@@ -279,11 +281,4 @@ static void begin_search(Pages *pages)
     pthread_attr_destroy(&attributes);
     if (error)
         atomic_fetch_sub(&pages->users, 1);
-}
-
-void pages_used(Pages *pages)
-{
-    if (atomic_load_explicit(&pages->unsought, memory_order_relaxed) &&
-        atomic_exchange(&pages->unsought, 0))
-        begin_search(pages);
 }
