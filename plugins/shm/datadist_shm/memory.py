@@ -51,9 +51,9 @@ class Mapping:
 class PeerMapping:
     """A mapping of a peer's memory, of which no page is made here; undone with the last reference.
 
-    ``stays``: the owner cannot take away what exists, see :data:`F_SEAL_FUTURE_WRITE`. ``search``: after
-    its first use a native thread of low priority has those pages mapped that exist, which makes the next
-    ones faster. It ends with the mapping.
+    ``stays``: the owner cannot take away what exists, see :data:`F_SEAL_FUTURE_WRITE`. ``search``: a
+    native thread of low priority has those pages mapped that exist, which makes the first transfers
+    faster. It ends with the mapping.
     """
 
     def __init__(

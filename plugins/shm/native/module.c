@@ -307,8 +307,8 @@ static PyObject *py_populate(PyObject *self, PyObject *args)
 
 PyDoc_STRVAR(map_peer_doc,
 "map_peer(fd, size, writable, huge, stays, search) -> (pages, address) of a mapping of a peer's memory.\n"
-"stays: what exists of it cannot be taken away. search: once it is used, have all that exists in the page\n"
-"table. Raises OSError.");
+"stays: what exists of it cannot be taken away. search: soon have all that exists in the page table, in the\n"
+"background. Raises OSError.");
 
 static PyObject *py_map_peer(PyObject *self, PyObject *args)
 {

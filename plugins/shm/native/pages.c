@@ -20,11 +20,12 @@ enum {
     GRANULE = 64 << 10, /* what is known or not; no smaller than a page */
     PIECE = 512 << 10,  /* what the kernel is asked about at a time */
     SMALLEST_PAGE = 4096,
+    POPULATE_READ = 22, /* of madvise; not in all headers */
     HUGETLB = 0x958458f6, /* HUGETLBFS_MAGIC */
     MOMENT_SHIFT = 22,    /* 4 ms */
     STACK = 256 << 10,
     SEARCH_NICE = 10,
-    FIRST_PAUSES = 25, /* 5 ms, for what moves first */
+    FIRST_PAUSES = 100, /* 20 ms, in which a link is made and the first transfers may be under way */
     UNMAP_MS = 2, /* that unmapping waits for the end of a search, which takes microseconds unless all
                    * processors are busy; then the search unmaps */
 };
@@ -36,11 +37,12 @@ struct Pages {
     int stays;
     int reserved;              /* huge pages of hugetlbfs, of which mincore knows nothing */
     size_t page;               /* bytes */
-    _Atomic int unsought;      /* a search is to begin with the first use */
     _Atomic int unmapping;     /* the search is to end */
     _Atomic int users;         /* who mapped it, and the search; the last one unmaps */
     _Atomic uint16_t known[]; /* per granule: the moment at which all of its pages existed, or 0 */
 };
+
+static void begin_search(Pages *pages);
 
 Pages *pages_map(int fd, size_t size, int writable, int huge, int stays, int search)
 {
@@ -62,10 +64,11 @@ Pages *pages_map(int fd, size_t size, int writable, int huge, int stays, int sea
     pages->address = address;
     pages->size = size;
     pages->users = 1;
-    pages->unsought = search && size > PIECE; /* less is mapped in a moment */
     pages->stays = stays;
     pages->reserved = kind.f_type == HUGETLB;
     pages->page = (size_t)sysconf(_SC_PAGESIZE);
+    if (search && size > PIECE) /* less is mapped in a moment */
+        begin_search(pages);
     return pages;
 }
 
@@ -209,15 +212,29 @@ int pages_read(const Pages *pages, size_t offset, char *to, size_t bytes)
     return 0;
 }
 
-/* One read per granule has the kernel map the pages around it. */
+/* Have the kernel map pages that exist. Before Linux 5.14 by reads: each maps its neighbours, too. */
+static void map_range(Pages *pages, size_t begin, size_t bytes)
+{
+    if (madvise(pages->address + begin, bytes, POPULATE_READ) == 0 || errno != EINVAL)
+        return;
+    for (size_t at = begin; at < begin + bytes; at += GRANULE)
+        (void)*(volatile char *)(pages->address + at);
+}
+
 static void map_piece(Pages *pages, size_t begin)
 {
-    size_t left = pages->size - begin, end = left < PIECE ? pages->size : begin + PIECE;
+    size_t left = pages->size - begin, bytes = left < PIECE ? left : PIECE;
     uint32_t moment = pages_moment(pages, 0);
-    (void)look_up(pages, begin, end - begin, moment);
-    for (size_t at = begin; at < end; at += GRANULE)
-        if (is_known(pages, at, end - at < GRANULE ? end - at : GRANULE, moment))
-            (void)*(volatile char *)(pages->address + at);
+    (void)look_up(pages, begin, bytes, moment);
+    if (is_known(pages, begin, bytes, moment)) {
+        map_range(pages, begin, bytes);
+        return;
+    }
+    for (size_t at = begin; at < begin + bytes; at += GRANULE) {
+        size_t part = begin + bytes - at < GRANULE ? begin + bytes - at : GRANULE;
+        if (is_known(pages, at, part, moment))
+            map_range(pages, at, part);
+    }
 }
 
 void pages_hold_searches(int count)
@@ -264,11 +281,4 @@ static void begin_search(Pages *pages)
     pthread_attr_destroy(&attributes);
     if (error)
         atomic_fetch_sub(&pages->users, 1);
-}
-
-void pages_used(Pages *pages)
-{
-    if (atomic_load_explicit(&pages->unsought, memory_order_relaxed) &&
-        atomic_exchange(&pages->unsought, 0))
-        begin_search(pages);
 }

@@ -12,8 +12,9 @@
 typedef struct Pages Pages;
 
 /* Map size bytes of fd, which is duplicated. stays: a page that exists cannot be taken away again, which
- * the owner has sealed; else what was seen counts for some milliseconds. search: see pages_used. NULL with
- * errno. */
+ * the owner has sealed; else what was seen counts for some milliseconds. search: have those
+ * pages in the page table that exist, which makes the first transfers faster; a thread of low priority does
+ * that, some milliseconds later. NULL with errno. */
 Pages *pages_map(int fd, size_t size, int writable, int huge, int stays, int search);
 
 /* Ends a search, too. */
@@ -23,11 +24,6 @@ void pages_unmap(Pages *pages);
 void pages_leave(Pages *pages);
 
 char *pages_address(const Pages *pages);
-
-/* To be called before each use. The first one begins the search, where that was asked for: pages that exist
- * get into the page table, which makes the next transfers faster. A thread of low priority does it, some
- * milliseconds later. */
-void pages_used(Pages *pages);
 
 /* Hold all searches of this process while something large moves (1), which needs the processors and maps
  * its pages itself, or no longer (-1). */

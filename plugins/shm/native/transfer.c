@@ -360,10 +360,8 @@ static int move_piece(const Job *job, Batch *batch, const Window *w, int64_t loc
                       int64_t bytes, int64_t now)
 {
     char *mine = (char *)(intptr_t)local;
-    if (w->pages) {
-        pages_used(w->pages);
+    if (w->pages)
         return move_carefully(job, w, mine, remote - w->base, bytes, pages_moment(w->pages, now));
-    }
     if (w->mapped) {
         char *theirs = (char *)(intptr_t)(w->mapped + (remote - w->base));
         job->copy(job->write ? theirs : mine, job->write ? mine : theirs, bytes);
