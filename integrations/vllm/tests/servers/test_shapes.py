@@ -21,9 +21,6 @@ CPU_MLA = (
 SHAPES: dict[str, dict[str, Any]] = {
     "windows": {"kind": "windows"},
     "mla": {"kind": "mla", "arguments": CPU_MLA},
-    "mla, layers within blocks": {
-        "kind": "mla", "arguments": CPU_MLA, "env": {"VLLM_KV_CACHE_LAYOUT": "BLNHC"},
-    },
     "mla by amx": {"kind": "mla", "arguments": ("--dtype", "bfloat16")},
     "bf16": {"kind": "gqa", "arguments": ("--dtype", "bfloat16")},
     "fp8": {"kind": "gqa", "arguments": ("--dtype", "bfloat16", "--kv-cache-dtype", "fp8")},
@@ -36,7 +33,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 NEEDED = {"bf16": "avx512_bf16", "fp8": "avx512_bf16", "mla by amx": "amx_tile"}
 """Flags of the processor that vLLM's kernels need; without them a server ends with SIGILL."""
 
-ROUGH = ("mla", "mla, layers within blocks", "mla by amx", "bf16", "fp8")
+ROUGH = ("mla", "mla by amx", "bf16", "fp8")
 """vLLM's kernels that prefill and those that decode round differently there, so that one instance alone
 differs from itself: the last prompt token is computed by the one or by the other. The first token is
 compared then, and some may differ; of wrong blocks nearly all do."""
@@ -50,7 +47,7 @@ def test_shape(shape: str, directory: Path) -> None:
     generator = random.Random(3)
     lengths = [3, 40, 51, 103, 205, 400, 700, 1000]
     prompts = [prompt(generator, length) for length in lengths]
-    place = directory / shape.replace(",", "").replace(" ", "-")
+    place = directory / shape.replace(" ", "-")
     place.mkdir()
     with Pair(directory=place, **SHAPES[shape]) as pair:
         length = 1 if shape in ROUGH else 16

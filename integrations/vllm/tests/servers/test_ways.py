@@ -54,14 +54,15 @@ def _mapped(server: Server) -> set[str]:
     return found
 
 
-def test_shm_maps_the_cache_of_the_other(directory: Path) -> None:
+def test_shm_maps_the_caches_of_both(directory: Path) -> None:
     place = directory / "shm"
     place.mkdir()
     with Pair("gqa", place, extra={"backend": "shm"}) as pair:
         _check(pair, "shm")
         assert "KV cache in a pool" in pair.decode.log.read_text()
-        (own,) = _mapped(pair.prefill)  # vLLM's cache is memory that can be shared
-        assert own in _mapped(pair.decode)
+        mapped = _mapped(pair.prefill)  # the cache of each is memory that can be shared
+        assert len(mapped) == 2
+        assert mapped == _mapped(pair.decode)
 
 
 @needs_nixl
