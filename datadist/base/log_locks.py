@@ -1,20 +1,32 @@
-"""Gives locks of log handlers back where an exception of a signal handler ends a log call.
+"""Gives locks of logging back where an exception of a signal handler ends a log call.
 
-``logging.Handler.handle`` of Python 3.10 to 3.12 takes the handler's lock before its ``try``. An
-exception between the two leaves the lock with the thread for good, and every other thread hangs at its
-next record.
+``logging.Handler.handle`` of Python 3.10 to 3.12 takes the handler's lock before its ``try``, and
+``Logger.isEnabledFor`` that of the module. An exception between the two leaves the lock with the thread
+for good, and every other thread hangs at its next record.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 __all__ = ["give_back_locks"]
 
 
 class _Logger(logging.Logger):
-    """The same, but no handler's lock stays taken after an exception."""
+    """The same, but no lock stays taken after an exception."""
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802
+        """Whether records of this level are handled."""
+        lock: Any = getattr(logging, "_lock", None)
+        free = hasattr(lock, "_is_owned") and not lock._is_owned()
+        try:
+            return super().isEnabledFor(level)
+        except BaseException:
+            if free and lock._is_owned():
+                lock.release()
+            raise
 
     def callHandlers(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Pass a record to all handlers of this logger and of those above it."""

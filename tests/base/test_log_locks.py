@@ -67,6 +67,22 @@ def test_no_lock_stays_taken(logger: logging.Logger) -> None:
     assert _others_can_log(logger)
 
 
+def test_the_lock_of_the_module_does_not_stay_taken(logger: logging.Logger) -> None:
+    """Python takes it where a logger is asked for a level for the first time."""
+    give_back_locks(logger)
+    moment = 0
+    while True:
+        logger.setLevel(logging.DEBUG)  # forgets what is known of levels
+        if not _log_interrupted(logger, moment):
+            break
+        lock = logging._lock  # type: ignore[attr-defined]
+        if lock._is_owned():
+            lock.release()
+            pytest.fail(f"taken after moment {moment}")
+        moment += 1
+    assert moment > 20
+
+
 def _handlers(logger: logging.Logger) -> list[logging.Handler]:
     assert logger.parent is not None
     return [*logger.handlers, *logger.parent.handlers]
