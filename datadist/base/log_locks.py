@@ -1,17 +1,20 @@
 """Gives locks of logging back where an exception of a signal handler ends a log call.
 
 ``logging.Handler.handle`` of Python 3.10 to 3.12 takes the handler's lock before its ``try``, and
-``Logger.isEnabledFor`` that of the module. An exception between the two leaves the lock with the thread
-for good, and every other thread hangs at its next record.
+``Logger.isEnabledFor`` and ``getLogger`` that of the module. An exception between the two leaves the lock
+with the thread for good, and every other thread hangs at its next record.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
-__all__ = ["give_back_locks"]
+__all__ = ["give_back_locks", "giving_back"]
+
+A = TypeVar("A")
+T = TypeVar("T")
 
 
 class _Logger(logging.Logger):
@@ -19,14 +22,7 @@ class _Logger(logging.Logger):
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802
         """Whether records of this level are handled."""
-        lock: Any = getattr(logging, "_lock", None)
-        free = hasattr(lock, "_is_owned") and not lock._is_owned()
-        try:
-            return super().isEnabledFor(level)
-        except BaseException:
-            if free and lock._is_owned():
-                lock.release()
-            raise
+        return giving_back(super().isEnabledFor, level)
 
     def callHandlers(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Pass a record to all handlers of this logger and of those above it."""
@@ -46,6 +42,18 @@ def _locks(logger: logging.Logger | None) -> Iterator[logging._RLock]:  # type: 
             if hasattr(handler.lock, "_is_owned"):
                 yield handler.lock
         logger = logger.parent if logger.propagate else None
+
+
+def giving_back(call: Callable[[A], T], argument: A) -> T:
+    """The result of a call of logging, which leaves the lock of that module as it was."""
+    lock: Any = getattr(logging, "_lock", None)
+    free = hasattr(lock, "_is_owned") and not lock._is_owned()
+    try:
+        return call(argument)
+    except BaseException:
+        if free and lock._is_owned():
+            lock.release()
+        raise
 
 
 def give_back_locks(logger: logging.Logger) -> None:

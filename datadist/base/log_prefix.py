@@ -6,7 +6,7 @@ import logging
 import os
 from dataclasses import dataclass
 
-from datadist.base.log_locks import give_back_locks
+from datadist.base.log_locks import give_back_locks, giving_back
 
 __all__ = ["attach", "clear_log_prefix", "set_log_prefix"]
 
@@ -62,7 +62,7 @@ def attach() -> None:
     """
     for name in [ROOT, *logging.root.manager.loggerDict]:
         if name == ROOT or name.startswith(f"{ROOT}."):
-            logger = logging.getLogger(name)
+            logger = giving_back(logging.getLogger, name)
             logger.addFilter(_prefix)
             give_back_locks(logger)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 
 import pytest
@@ -21,5 +22,5 @@ def test_nothing_below_critical_within_the_block(caplog: pytest.LogCaptureFixtur
 def test_a_command_leaves_the_level_as_it_was() -> None:
     logger = logging.getLogger("datadist.backend")
     before = logger.level
-    backends.run(None)  # type: ignore[arg-type]
+    backends.run(argparse.Namespace(json=False))
     assert logger.level == before

@@ -36,14 +36,22 @@ def _start(
     monkeypatch: pytest.MonkeyPatch, config: LLMConfig, environ: dict[str, str],
     transport: Callable[[TransportOptions], SimpleNamespace],
 ) -> None:  # fmt: skip
+    with ExitStack() as closing:
+        _prepared(monkeypatch, config, environ, transport)(closing)
+
+
+def _prepared(
+    monkeypatch: pytest.MonkeyPatch, config: LLMConfig, environ: dict[str, str],
+    transport: Callable[[TransportOptions], SimpleNamespace],
+) -> Callable[[ExitStack], object]:  # fmt: skip
     choice = SimpleNamespace(
         name="shm", backend="shm", why="a test", transport_class=transport,
         parts=[("shm", transport)],
     )  # fmt: skip
     monkeypatch.setattr(starting, "choose_backend", lambda *_: choice)
     given = {**config.generate_options(), "datadist.shm.speed": "9", "datadist.rdma.speed": "1"}
-    with ExitStack() as closing:
-        starting.start_transport(EngineOptions.parse(given, LLMRole.MIX, environ), environ, closing)
+    options = EngineOptions.parse(given, LLMRole.MIX, environ)
+    return partial(starting.start_transport, options, environ)
 
 
 @pytest.mark.parametrize("parallel", [0, -1, True, 2.0, None, "4"])
@@ -98,19 +106,17 @@ def test_a_start_that_is_interrupted_leaves_no_transport(monkeypatch: pytest.Mon
     config, closed = LLMConfig(), list[object]()
     config.enable_cache_manager = True
 
-    def prepare() -> Iterator[SimpleNamespace]:
+    def prepare() -> tuple[ExitStack, Iterator[SimpleNamespace], Callable[[ExitStack], object]]:
         del closed[:]
         capabilities = SimpleNamespace(parallel=1)
         close = partial(closed.append, True)
-        return iter([SimpleNamespace(describe=dict, capabilities=capabilities, close=close)])
-
-    def start(transports: Iterator[SimpleNamespace]) -> None:
-        _start(
-            monkeypatch, config, {}, partial(next, transports)
-        )  # code in C, which no exception meets
+        made = iter([SimpleNamespace(describe=dict, capabilities=capabilities, close=close)])
+        # `next` is code in C, which no exception meets
+        return ExitStack(), made, _prepared(monkeypatch, config, {}, partial(next, made))
 
     moments = 0
-    for where, left in raising_at_jumps(prepare, start):
+    for where, (closing, left, _) in raising_at_jumps(prepare, lambda state: state[2](state[0])):
         moments += 1
+        closing.close()
         assert len(closed) + len(list(left)) == 1, where
     assert moments
