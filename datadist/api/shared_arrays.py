@@ -15,9 +15,9 @@ from datadist.types import DataType
 
 if TYPE_CHECKING:
     import numpy
-    from numpy.typing import DTypeLike, NDArray
+    from numpy import typing as numpy_typing
 else:
-    numpy = LazyModule("numpy")
+    numpy, numpy_typing = LazyModule("numpy"), LazyModule("numpy.typing")
 
 __all__ = ["empty"]
 
@@ -35,7 +35,9 @@ class _Bytes:
         }
 
 
-def empty(shape: int | Sequence[int], dtype: DTypeLike | DataType = float) -> NDArray[Any]:
+def empty(
+    shape: int | Sequence[int], dtype: numpy_typing.DTypeLike | DataType = float
+) -> numpy_typing.NDArray[Any]:
     """An array of zeros in memory that peers can map, for caches that are registered.
 
     It needs no engine. Where the transport's peers map memory, as over shm, a cache over this array, or

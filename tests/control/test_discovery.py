@@ -16,7 +16,7 @@ import pytest
 
 from datadist.control import discovery
 from datadist.control.account import Item
-from datadist.control.messages import MAX_FRAME, WIRE_VERSION
+from datadist.control.messages import MAX_FDS, MAX_FRAME, WIRE_VERSION
 from datadist.control.runtime_dir import Address
 from tests import nodes
 from tests.fuzz.templates import TOKEN
@@ -140,7 +140,7 @@ def test_hellos_that_begin_no_session(engine: Engine, changes: dict[str, Any], r
         ({"kind": "shout"}, "it sent a frame that is not valid: text: Input tag 'shout'"),
         ({"kind": "sync", "id": -1}, "it sent a frame that is not valid: sync.id"),
         ({"kind": "ready", "domain": "x"}, "it sent a frame that is not valid: ready.domain"),
-        ({"kind": "offer", "domain": TOKEN, "data": "", "fds": 17, "regions": []},
+        ({"kind": "offer", "domain": TOKEN, "data": "", "fds": MAX_FDS + 1, "regions": []},
          "it sent a frame that is not valid: offer.fds"),
         ({"kind": "offer", "domain": TOKEN, "data": "", "fds": 1, "regions": []},
          "it sent fewer descriptors than it said"),

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -60,27 +61,24 @@ Answer = Callable[[bytes], None]
 @pytest.fixture
 def impostor(tmp_path: Path) -> Iterator[Answer]:
     """Listens as an engine does, and answers with bytes."""
-    directory = RuntimeDir(tmp_path)
-    listener = directory.listen(Address(7, "0" * 32))
-    listener.settimeout(30)
+    with ExitStack() as stack:
+        directory = RuntimeDir(tmp_path)
+        stack.callback(directory.close)
+        listener = stack.enter_context(directory.listen(Address(7, "0" * 32)))
+        listener.settimeout(30)
 
-    def answer(data: bytes) -> None:
-        connection, _ = listener.accept()
-        with connection:
-            connection.recv(100)
-            connection.sendall(data)
+        def answer(data: bytes) -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(data)
 
-    threads: list[threading.Thread] = []
+        def begin(data: bytes) -> None:
+            thread = threading.Thread(target=answer, args=(data,))
+            thread.start()
+            stack.callback(thread.join, 30)
 
-    def begin(data: bytes) -> None:
-        threads.append(threading.Thread(target=answer, args=(data,)))
-        threads[-1].start()
-
-    yield begin
-    for thread in threads:
-        thread.join(30)
-    listener.close()
-    directory.close()
+        yield begin
 
 
 def _frame(message: Any) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 from pytest_datadist import Cluster, Worker
 from serving.decode import Decode
@@ -52,10 +54,15 @@ def stages(datadist_pair: Cluster):
     """A prefill and a decode stage, by their workers."""
     prompt, decoder = datadist_pair
     made = {prompt: prompt.keep(make_prefill), decoder: decoder.keep(make_decode)}
-    yield made
-    for worker, stage in made.items():
-        if not worker.faulted:
-            worker.run(close, stage)
+    with ExitStack() as stack:
+        for worker, stage in made.items():
+            stack.callback(_close, worker, stage)
+        yield made
+
+
+def _close(worker: Worker, stage: object) -> None:
+    if not worker.faulted:
+        worker.run(close, stage)
 
 
 def request(worker: Worker, stage: object, request_id: int = 1) -> Prefilled:
