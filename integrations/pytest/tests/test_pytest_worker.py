@@ -24,6 +24,7 @@ from datadist import (
     LLMException,
     LLMStatusCode,
 )
+from datadist.testing.processes import Process
 
 DESC = CacheDesc(2, [4, 64], DataType.DT_FLOAT)
 SECONDS = 60.0
@@ -221,6 +222,29 @@ def test_processes_with_a_fault_are_replaced(
         assert {worker.pid for worker in second} & set(pids) == {pids[2]}
         assert len(second.run_all(pid)) == 3
         assert cluster.end(pool, second, isolation, False) == []
+    finally:
+        isolation.leave()
+
+
+def crash(_engine: LLMDataDist) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_process_that_crashed_in_a_call_is_named(
+    tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its end is seen at its pipe first."""
+    monkeypatch.setenv("DATADIST_BACKEND", "shm")
+    isolation = Isolation(tmp_path / "all" / "run", "test-of-crashes")
+    isolation.enter()
+    try:
+        alone = cluster.make(pool, cluster.Shape(1), isolation, SECONDS, 5)
+        call = alone[0].start(crash)
+        while not call.done:
+            time.sleep(0.01)
+        monkeypatch.setattr(Process, "crashed", lambda _process: False)
+        (text,) = cluster.end(pool, alone, isolation, False)
+        assert "SIGSEGV" in text
     finally:
         isolation.leave()
 
