@@ -8,7 +8,9 @@ transfers between two looks.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -78,12 +80,21 @@ def _watch(args: argparse.Namespace) -> None:
 
 
 def _redraw(lines: Sequence[str]) -> None:
-    size = shutil.get_terminal_size()
+    size = _size_of_window()
     shown = [line[: size.columns] for line in lines[: size.lines - 1]]
     if len(lines) > len(shown):
         rest = f"... {len(lines) - len(shown) + 1} more lines: enlarge the window, or use --once"
         shown[-1] = rest[: size.columns]
     print(HOME + "\n".join(f"{line}\x1b[K" for line in shown) + "\n" + CLEAR, end="", flush=True)
+
+
+def _size_of_window() -> os.terminal_size:
+    """As it is now, where the terminal says so: COLUMNS and LINES are of when a shell began."""
+    with contextlib.suppress(OSError):
+        size = os.get_terminal_size(sys.stdout.fileno())
+        if size.columns and size.lines:
+            return size
+    return shutil.get_terminal_size()
 
 
 def screen(found: Sequence[Activity]) -> list[str]:

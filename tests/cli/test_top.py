@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,15 +93,30 @@ def test_intervals_are_checked(interval: str, capsys: pytest.CaptureFixture[str]
     assert "is not a number of seconds from 0.1 to 3600" in capsys.readouterr().err
 
 
+def _read_all(terminal: int) -> str:
+    """What was written to a terminal whose other side is closed: the kernel then answers EIO."""
+    printed = b""
+    with open(terminal, "rb", buffering=0) as file, contextlib.suppress(OSError):
+        while chunk := file.read(1 << 16):
+            printed += chunk
+    return printed.decode()
+
+
 def test_a_terminal_is_drawn_anew(linked: tuple[Node, Node]) -> None:
-    """As many lines as it has, each cut where it ends."""
-    command = f"stty cols 40 rows 5; {sys.executable} -m datadist top --count 2 --interval 0.1"
-    done = subprocess.run(
-        ["script", "-qec", command, "/dev/null"], capture_output=True, text=True, timeout=60,
-        check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    looks = done.stdout.split("\x1b[H")[1:]
+    """As many lines as it has, each cut where it ends; variables of the shell do not say where."""
+    ours, theirs = pty.openpty()
+    try:
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 5, 40, 0, 0))
+        done = subprocess.run(
+            [sys.executable, "-m", "datadist", "top", "--count", "2", "--interval", "0.1"],
+            stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=60,
+            env={**os.environ, "COLUMNS": "80", "LINES": "24"}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    finally:
+        os.close(theirs)
+        printed = _read_all(ours)
+    looks = printed.split("\x1b[H")[1:]
     assert len(looks) == 2
     for look in looks:
         lines = re.sub(r"\x1b\[[JK]", "", look).splitlines()
