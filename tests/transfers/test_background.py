@@ -28,7 +28,7 @@ def _move_all(here: nodes.Here) -> tuple[list[str], int, int]:
     key = CacheKeyByIdAndIndex(1, slots.cache_id, 1)
     todo = [
         manager.pull_blocks_async(BlocksCacheKey(1), blocks, *lists),
-        manager.pull_cache_async(key, slots, 0),
+        manager.pull_cache_async(CacheKeyByIdAndIndex(1, slots.cache_id, 0), slots, 0),
         manager.push_blocks_async(BlocksCacheKey(1), blocks, [0], [50]),
         manager.push_cache_async(key, slots, 1, notify=b"slot 1"),
     ]
