@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from datadist.diagnosis.asking import Asked
 
+_Link: TypeAlias = "Mapping[str, Any]"
+_Key: TypeAlias = "tuple[int | None, str, int]"
+"""Comm id, name and peer."""
+_End: TypeAlias = "tuple[str, int]"
 UNITS = ((1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K"))
 """Binary ones."""
 
@@ -59,23 +64,38 @@ class Activity:
 
 
 class Look:
-    """The reports of one moment."""
+    """The reports of one moment, with their links by what both ends know of them."""
 
     def __init__(self, asked: Sequence[Asked]) -> None:
         self.asked = asked
         self._by_engine = {each.incarnation: each for each in asked if each.report is not None}
+        self._links: dict[tuple[str, _Key], _Link] = {}
+        self._ends: dict[tuple[str, int], dict[_End, list[tuple[Asked, _Link]]]] = {}
+        """By job and cluster that links lead to, then by name and cluster that they come from."""
+        for each in self._by_engine.values():
+            for link in _links_of(each):
+                self._links[each.incarnation, _key(link)] = link
+                there = self._ends.setdefault((each.job, link["cluster_id"]), {})
+                there.setdefault((link["name"], each.cluster_id), []).append((each, link))
 
     def of(self, incarnation: str) -> Asked | None:
         """The engine's report, where it gave one."""
         return self._by_engine.get(incarnation)
 
-    def towards(self, engine: Asked) -> Iterator[tuple[Asked, Mapping[str, Any]]]:
-        """Links of the other engines of its job to this one."""
-        for other in self._by_engine.values():
-            if other.job == engine.job and other.incarnation != engine.incarnation:
-                for link in _links_of(other):
-                    if link["cluster_id"] == engine.cluster_id:
-                        yield other, link
+    def same(self, engine: Asked, link: _Link) -> _Link:
+        """A link as it is here; empty where it is not there."""
+        return self._links.get((engine.incarnation, _key(link)), {})
+
+    def towards(self, engine: Asked, link: _Link | None) -> Iterator[tuple[Asked, _Link]]:
+        """The other ends of a link, or of all that lead to an engine."""
+        ends = self._ends.get((engine.job, engine.cluster_id), {})
+        if link is not None:
+            found = [ends.get((link["name"], link["cluster_id"]), [])]
+        else:
+            found = list(ends.values())
+        for other, theirs in itertools.chain.from_iterable(found):
+            if other.incarnation != engine.incarnation:
+                yield other, theirs
 
 
 def activities(before: Look, now: Look) -> list[Activity]:
@@ -97,7 +117,9 @@ class _Moved:
             return Rates()
         seconds = max(1e-6, engine.at - earlier.at)
         own = link if link is not None else engine.report["total"]
-        old = _same(earlier, link) if link is not None else (earlier.report or {})["total"]
+        old = (
+            self.before.same(engine, link) if link is not None else (earlier.report or {})["total"]
+        )
         pulls, pushes = _change(own, old, "pull"), _change(own, old, "push")
         foreign_in, foreign_out = self._foreign(engine, link)
         operations = pulls["operations"] + pushes["operations"]
@@ -112,19 +134,13 @@ class _Moved:
     def _foreign(self, engine: Asked, link: Mapping[str, Any] | None) -> tuple[float, float]:
         """Bytes that peers of this host pushed to the engine, and pulled from it."""
         pushed = pulled = 0.0
-        for other, theirs in self.now.towards(engine):
-            earlier = self.before.of(other.incarnation)
-            if earlier is None or not _is_end_of(theirs, other, link):
+        for other, theirs in self.now.towards(engine, link):
+            if self.before.of(other.incarnation) is None:
                 continue
-            old = _same(earlier, theirs)
+            old = self.before.same(other, theirs)
             pushed += _change(theirs, old, "push")["bytes"]
             pulled += _change(theirs, old, "pull")["bytes"]
         return pushed, pulled
-
-
-def _is_end_of(theirs: Mapping[str, Any], other: Asked, link: Mapping[str, Any] | None) -> bool:
-    """Whether it is the other end of a link of ours; any one, without ``link``."""
-    return link is None or (theirs["name"], other.cluster_id) == (link["name"], link["cluster_id"])
 
 
 def _links_of(engine: Asked) -> Sequence[Mapping[str, Any]]:
@@ -132,13 +148,8 @@ def _links_of(engine: Asked) -> Sequence[Mapping[str, Any]]:
     return links
 
 
-def _same(engine: Asked, link: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The link as it was in an earlier report; empty where it was not there."""
-    key = link["comm_id"], link["name"], link["cluster_id"]
-    for each in _links_of(engine):
-        if (each["comm_id"], each["name"], each["cluster_id"]) == key:
-            return each
-    return {}
+def _key(link: _Link) -> _Key:
+    return link["comm_id"], link["name"], link["cluster_id"]
 
 
 def _change(now: Mapping[str, Any], old: Mapping[str, Any], direction: str) -> dict[str, float]:

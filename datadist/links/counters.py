@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from itertools import takewhile
 from typing import TypeAlias
 
 __all__ = ["MOST_NOTED", "Counters", "Ledger", "Tally"]
@@ -71,30 +70,33 @@ class Ledger:
                 return
             try:
                 self._adding = True
-                left = len(self.noted)
-                while left > 0 and self.noted:
-                    left -= self._add_batch()
+                noted, done = list(self.noted), 0
+                while done < len(noted):
+                    done = self._add_batch(noted, done)
             finally:
                 self._adding = False
 
-    def _add_batch(self) -> int:
-        """Count the first ones, those of one link; how many."""
-        noted = list(self.noted)
-        tokens = [token for token, _, _, _ in noted]
-        tallies = noted[0][1]
-        if self._batch not in tokens:
-            self._batch = [each[0] for each in takewhile(lambda each: each[1] is tallies, noted)][
-                -1
-            ]
-        batch = noted[: tokens.index(self._batch) + 1]
+    def _add_batch(self, noted: list[Noted], first: int) -> int:
+        """Count those of one link from the ``first`` on; the place after the last of them."""
+        tallies, end = noted[first][1], self._end_of_batch(noted, first)
+        batch = noted[first:end]
         nbytes, seconds = sum(each[2] for each in batch), sum(each[3] for each in batch)
         for tally in tallies:
             tally.add_once(self._batch, len(batch), nbytes, seconds)
-        for (
-            _
-        ) in batch:  # nothing is added again once the first one is out: every tally has the token
+        # Nothing is added again once the first one is out: every tally has the token.
+        for _ in batch:
             self.noted.popleft()
-        return len(batch)
+        return end
+
+    def _end_of_batch(self, noted: list[Noted], first: int) -> int:
+        """Where an interrupted batch ends; else that of a new one, whose token is kept."""
+        end = first
+        while end < len(noted) and noted[end][1] is noted[first][1]:
+            end += 1
+            if noted[end - 1][0] == self._batch:
+                return end
+        self._batch = noted[end - 1][0]
+        return end
 
 
 class Counters:
