@@ -2,14 +2,12 @@
 #include "flight.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <time.h>
 
 #include "parallel.h"
 
 enum {
-    STACK = 256 << 10,
     LOOK_NS = 5000000,    /* from one look at the abort flag and the peer to the next */
     GRACE_NS = 100000000, /* for a thread that only has to end its chunk */
 };
@@ -33,23 +31,6 @@ static void *run(void *argument)
     pthread_cond_signal(&flight->changed);
     pthread_mutex_unlock(&flight->lock);
     return NULL;
-}
-
-/* The program's signals are for its own threads. */
-static int start(Flight *flight)
-{
-    pthread_t thread;
-    pthread_attr_t attributes;
-    sigset_t all, before;
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, STACK);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int error = pthread_create(&thread, &attributes, run, flight);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
-    return error;
 }
 
 static Flight *make(const Job *job)
@@ -97,7 +78,7 @@ static int reason_to_leave(const Job *job, int64_t now)
 int fly(Job *job, Flight **left)
 {
     Flight *flight = make(job);
-    int result = DONE, error = flight ? start(flight) : ENOMEM;
+    int result = DONE, error = flight ? start_detached(run, flight) : ENOMEM;
     *left = NULL;
     if (error) {
         if (flight)

@@ -3,8 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -15,6 +13,7 @@
 #include <unistd.h>
 
 #include "memory.h"
+#include "parallel.h"
 
 enum {
     GRANULE = 64 << 10, /* what is known or not; no smaller than a page */
@@ -23,7 +22,6 @@ enum {
     POPULATE_READ = 22, /* of madvise; not in all headers */
     HUGETLB = 0x958458f6, /* HUGETLBFS_MAGIC */
     MOMENT_SHIFT = 22,    /* 4 ms */
-    STACK = 256 << 10,
     SEARCH_NICE = 10,
     FIRST_PAUSES = 100, /* 20 ms, in which a link is made and the first transfers may be under way */
     UNMAP_MS = 2, /* that unmapping waits for the end of a search, which takes microseconds unless all
@@ -267,18 +265,7 @@ static void *search(void *argument)
 /* Where no thread can be started, whatever moves maps what it uses. */
 static void begin_search(Pages *pages)
 {
-    pthread_t thread;
-    pthread_attr_t attributes;
-    sigset_t all, before;
     atomic_fetch_add(&pages->users, 1);
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, STACK);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the program's threads */
-    int error = pthread_create(&thread, &attributes, search, pages);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
-    if (error)
+    if (start_detached(search, pages) != 0)
         atomic_fetch_sub(&pages->users, 1);
 }

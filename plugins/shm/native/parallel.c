@@ -75,6 +75,15 @@ int start_thread(pthread_t *thread, void *(*work)(void *), void *argument)
     return error;
 }
 
+int start_detached(void *(*work)(void *), void *argument)
+{
+    pthread_t thread;
+    int error = start_thread(&thread, work, argument);
+    if (error == 0)
+        pthread_detach(thread);
+    return error;
+}
+
 /* As many helpers as are missing and find an idle processor. */
 static void start_helpers(Crew *crew)
 {

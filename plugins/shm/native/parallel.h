@@ -28,6 +28,9 @@ void expect_waiter(void);
 /* A thread with a small stack that gets no signals; an errno. */
 int start_thread(pthread_t *thread, void *(*work)(void *), void *argument);
 
+/* The same; nobody waits for its end. */
+int start_detached(void *(*work)(void *), void *argument);
+
 /* To be asked by work between parts, each worth some microseconds. A helper hears that it should return:
  * other threads wait for a processor, such as one that the caller let go on when it released the GIL.
  * The caller's thread never does; helpers that found no idle processor at first are started here. */

@@ -190,7 +190,6 @@ static void *tune_now(void *argument)
 
 void tune_soon(int most)
 {
-    pthread_t thread;
-    if (atomic_exchange(&begun, 1) == 0 && start_thread(&thread, tune_now, (void *)(intptr_t)most) == 0)
-        pthread_detach(thread);
+    if (atomic_exchange(&begun, 1) == 0)
+        (void)start_detached(tune_now, (void *)(intptr_t)most);
 }
