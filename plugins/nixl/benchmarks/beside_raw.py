@@ -25,13 +25,11 @@ import json
 import mmap
 import multiprocessing
 import os
-import platform
 import resource
 import select
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
@@ -40,6 +38,7 @@ from datadist_nixl import NixlTransport, library
 from datadist_nixl.library import Agent
 from numpy.typing import NDArray
 
+from datadist.base.processor import processor as processor_model
 from datadist.transport import Access, Group, Offer, Peer, Placement, TransportOptions
 
 MIB = 1 << 20
@@ -236,14 +235,6 @@ def processor() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def kind_of_processor() -> str:
-    """As the kernel names it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
 # -- the run ---------------------------------------------------------------------------------------
 
 
@@ -266,7 +257,7 @@ def main() -> None:
     raw_pipe, _ = start(serve_raw)
     ours_pipe, _ = start(serve_ours)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
-    print(f"{kind_of_processor()}, {os.cpu_count()} processors")
+    print(f"{processor_model()}, {os.cpu_count()} processors")
     raw, ours = Raw(raw_pipe), Ours(ours_pipe, 0)
     for name, (block, count) in shapes().items():
         rounds = 200 if count * block < MIB else 3
