@@ -34,7 +34,8 @@ def test_process(datadist_isolation):
     subprocess.Popen(["sleep", "86401"])
 
 def test_orphan(datadist_isolation):
-    subprocess.run(["sh", "-c", "sleep 86402 > /dev/null 2>&1 &"], check=True)
+    wait = "until grep -q ^sleep /proc/$!/cmdline; do :; done"
+    subprocess.run(["sh", "-c", f"sleep 86402 > /dev/null 2>&1 & {wait}"], check=True)
 
 def test_thread(datadist_isolation):
     threading.Thread(target=time.sleep, args=(60,), name="left", daemon=True).start()

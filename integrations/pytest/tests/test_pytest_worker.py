@@ -39,16 +39,22 @@ def pool() -> Iterator[Pool]:
 
 
 @pytest.fixture
-def made(tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Two linked workers."""
+def isolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Isolation]:
+    """Surroundings of one test."""
     monkeypatch.setenv("DATADIST_BACKEND", "shm")
-    isolation = Isolation(tmp_path / "all" / "run", "test-of-workers")
+    made = Isolation(tmp_path / "all" / "run", "test-of-workers")
     with ExitStack() as stack:
-        stack.callback(isolation.leave)
-        isolation.enter()
-        found = cluster.make(pool, cluster.Shape(2), isolation, SECONDS, 1)
-        stack.callback(cluster.end, pool, found, isolation, False)
-        yield found
+        stack.callback(made.leave)
+        made.enter()
+        yield made
+
+
+@pytest.fixture
+def made(pool: Pool, isolation: Isolation) -> Iterator[Cluster]:
+    """Two linked workers."""
+    found = cluster.make(pool, cluster.Shape(2), isolation, SECONDS, 1)
+    yield found
+    cluster.end(pool, found, isolation, False)
 
 
 def filled(engine: LLMDataDist, value: float) -> Cache:
@@ -206,24 +212,16 @@ def test_cut_ends_the_session_of_two_that_live(made: Cluster, state: str) -> Non
         made.cut(prompt, decoder)
 
 
-def test_processes_with_a_fault_are_replaced(
-    tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DATADIST_BACKEND", "shm")
-    isolation = Isolation(tmp_path / "all" / "run", "test-of-faults")
-    isolation.enter()
-    try:
-        first = cluster.make(pool, cluster.Shape(3), isolation, SECONDS, 1)
-        pids = [worker.pid for worker in first]
-        first[0].kill()
-        first[1].stop()
-        assert cluster.end(pool, first, isolation, False) == []
-        second = cluster.make(pool, cluster.Shape(3), isolation, SECONDS, 1)
-        assert {worker.pid for worker in second} & set(pids) == {pids[2]}
-        assert len(second.run_all(pid)) == 3
-        assert cluster.end(pool, second, isolation, False) == []
-    finally:
-        isolation.leave()
+def test_processes_with_a_fault_are_replaced(pool: Pool, isolation: Isolation) -> None:
+    first = cluster.make(pool, cluster.Shape(3), isolation, SECONDS, 1)
+    pids = [worker.pid for worker in first]
+    first[0].kill()
+    first[1].stop()
+    assert cluster.end(pool, first, isolation, False) == []
+    second = cluster.make(pool, cluster.Shape(3), isolation, SECONDS, 1)
+    assert {worker.pid for worker in second} & set(pids) == {pids[2]}
+    assert len(second.run_all(pid)) == 3
+    assert cluster.end(pool, second, isolation, False) == []
 
 
 def crash(_engine: LLMDataDist) -> None:
@@ -231,37 +229,23 @@ def crash(_engine: LLMDataDist) -> None:
 
 
 def test_a_process_that_crashed_in_a_call_is_named(
-    tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: Pool, isolation: Isolation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where its end is seen at its pipe first."""
-    monkeypatch.setenv("DATADIST_BACKEND", "shm")
-    isolation = Isolation(tmp_path / "all" / "run", "test-of-crashes")
-    isolation.enter()
-    try:
-        alone = cluster.make(pool, cluster.Shape(1), isolation, SECONDS, 5)
-        call = alone[0].start(crash)
-        while not call.done:
-            time.sleep(0.01)
-        monkeypatch.setattr(Process, "crashed", lambda _process: False)
-        (text,) = cluster.end(pool, alone, isolation, False)
-        assert "SIGSEGV" in text
-    finally:
-        isolation.leave()
+    alone = cluster.make(pool, cluster.Shape(1), isolation, SECONDS, 5)
+    call = alone[0].start(crash)
+    while not call.done:
+        time.sleep(0.01)
+    monkeypatch.setattr(Process, "crashed", lambda _process: False)
+    (text,) = cluster.end(pool, alone, isolation, False)
+    assert "SIGSEGV" in text
 
 
-def test_pools_are_looked_at_where_that_is_asked_for(
-    tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DATADIST_BACKEND", "shm")
-    isolation = Isolation(tmp_path / "all" / "run", "test-of-pools")
-    isolation.enter()
-    try:
-        alone = cluster.make(pool, cluster.Shape(1), isolation, SECONDS, 5)
-        alone[0].keep(filled, 1.0)
-        (text,) = cluster.end(pool, alone, isolation, True)
-        assert "in the DEVICE pool of LLMDataDist(PROMPT, cluster_id=5" in text
-    finally:
-        isolation.leave()
+def test_pools_are_looked_at_where_that_is_asked_for(pool: Pool, isolation: Isolation) -> None:
+    alone = cluster.make(pool, cluster.Shape(1), isolation, SECONDS, 5)
+    alone[0].keep(filled, 1.0)
+    (text,) = cluster.end(pool, alone, isolation, True)
+    assert "in the DEVICE pool of LLMDataDist(PROMPT, cluster_id=5" in text
 
 
 @pytest.mark.parametrize(
