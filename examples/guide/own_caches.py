@@ -51,7 +51,7 @@ def before() -> None:
     """Memory that is there before the engine."""
     # region empty
     kv = datadist.empty((8, 64, 16, 8, 128), np.float16)  # zeros; torch.from_numpy takes it
-    engine = start()  # make the model, and the engine later
+    engine = start()  # later: first the model, then an engine with its options
     desc = CacheDesc(8, [64, 16, 8, 128], DataType.DT_FLOAT16)
     addresses = [tensor.ctypes.data for tensor in kv]
     cache = engine.cache_manager.register_blocks_cache(desc, addresses, BlocksCacheKey(1))
