@@ -22,7 +22,7 @@ VLLM_TORCH := torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .PHONY: help setup demo vllm demo-vllm test test-vllm test-vllm-quick test-roce test-roce-long \
-	lint types check check-fast check-long coverage soak fuzz hostile race far-faults interrupts pythons sanitize cross docs clean
+	lint types check check-fast check-long coverage soak fuzz hostile race far-faults interrupts pythons sanitize cross clean
 
 help:
 	@echo "make demo    link a prompt and a decoder and move a KV cache between them"
@@ -32,6 +32,7 @@ help:
 	@echo "make test    run all tests, a process per processor (ARGS=-n0: one after another)"
 	@echo "make test-roce  run the tests of the rdma backend in virtual machines with soft-RoCE"
 	@echo "make test-roce-long  more of them: three machines, and the conformance kit for shm+rdma"
+	@echo "make docs    write the blocks of the documents anew that are the text of scripts"
 	@echo "make check   lint, types and tests"
 	@echo "make check-fast  what says most within some minutes: lint, types, the tests marked fast"
 	@echo "make check-long  what need not be seen every day: longer soak and fuzzing, make hostile, make cross, make pythons, make test-roce-long"
@@ -45,7 +46,6 @@ help:
 	@echo "make pythons  the fast tests on every Python that is here (PYTHONS: paths of interpreters)"
 	@echo "make sanitize  tests of the native code under sanitizers"
 	@echo "make cross   compile the native code of shm for aarch64 and check it under an emulator"
-	@echo "make docs    write the blocks of the documents anew that are the text of scripts"
 	@echo "make clean   remove the virtual environment and what was built"
 	@echo "Variables: PYTHON (default python3), VENV (default .venv), ARGS (of demo and test)"
 
@@ -105,6 +105,10 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+.PHONY: docs
+docs: setup
+	$(BIN)/python -m tests.docs
+
 check: lint types test
 
 check-fast: lint types
@@ -157,9 +161,6 @@ sanitize: setup
 
 cross: setup
 	plugins/shm/cross $(BIN)/python
-
-docs: setup
-	$(BIN)/python -m tests.docs
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -39,7 +39,7 @@ PRINTS = {
         ["asyncio: 64 pulls", "threads: 64 pulls"],
     "DATADIST_JOB=blue python prompt.py & DATADIST_JOB=blue python decoder.py &":
         ["request 3: CONSUMED", "request 3 is here"],
-    "mkdir datadist-acme && cd datadist-acme": ["BACKEND"],
+    "mkdir datadist-acme && cd datadist-acme": ["shm"],
     "source /usr/local/Ascend/ascend-toolkit/set_env.sh": ["hccl"],
 }  # fmt: skip
 """What a block prints, by its first line, besides that its commands succeed."""
