@@ -32,6 +32,7 @@ help:
 	@echo "make test    run all tests, a process per processor (ARGS=-n0: one after another)"
 	@echo "make test-roce  run the tests of the rdma backend in virtual machines with soft-RoCE"
 	@echo "make test-roce-long  more of them: three machines, and the conformance kit for shm+rdma"
+	@echo "make docs    write the blocks of the documents anew that are the text of scripts"
 	@echo "make check   lint, types and tests"
 	@echo "make check-fast  what says most within some minutes: lint, types, the tests marked fast"
 	@echo "make check-long  what need not be seen every day: longer soak and fuzzing, make hostile, make cross, make pythons, make test-roce-long"
@@ -103,6 +104,10 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+
+.PHONY: docs
+docs: setup
+	$(BIN)/python -m tests.docs
 
 check: lint types test
 

@@ -148,6 +148,24 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]
             machine.close()
 
 
+PLACES = {
+    "this machine",
+    "host 1",
+    "host 2",
+    "both hosts",
+    "host 1, mixed",
+    "host 2, mixed",
+    "both hosts, mixed",
+}
+
+
+def test_every_block_is_entered_somewhere() -> None:
+    assert {block.language for block in BLOCKS} == {"sh", "json", "python", "text"}
+    for block in BLOCKS:
+        assert block.language != "sh" or block.place in PLACES, block.text
+    assert len(BLOCKS) == len(re.findall(r"^```\w", PAGE, re.M))
+
+
 def _without_key(commands: str) -> str:
     return "\n".join(line for line in commands.splitlines() if "secrets.token_hex" not in line)
 

@@ -97,6 +97,7 @@ def test_many_requests_are_decoded_while_others_are_prefilled(datadist_pair, sta
         prompt.run(release, stages[prompt], request_id - 1)
 
 
+# region faults
 @pytest.mark.parametrize("fault", ["kill", "cut"])
 def test_a_decoder_goes_on_without_its_prefill(datadist_pair, stages, fault):
     prompt, decoder = datadist_pair
@@ -115,6 +116,7 @@ def test_a_stopped_prefill_does_not_stop_its_decoder(datadist_pair, stages):
     assert decoder.run(decode, stages[decoder], given, COUNT) == generate(PROMPT, COUNT)
 
 
+# endregion
 def test_two_prefills_serve_one_decoder(datadist_cluster):
     first, second, decoder = datadist_cluster(3, roles=["PROMPT", "PROMPT", "DECODER"])
     decoding = decoder.keep(make_decode)
