@@ -1,4 +1,4 @@
-"""`datadist demo`: a prompt and its decoders move the KV cache of a real model's shape.
+"""Have a prompt and its decoders move the KV cache of a real model's shape.
 
 Each cluster is a separate process, started by spawn. All printed results were measured and
 verified.
@@ -33,6 +33,8 @@ from datadist import (
 )
 from datadist.base.digits import number_argument
 from datadist.base.texts import in_seconds
+from datadist.cli.style import BAD, GOOD, paint
+from datadist.cli.tables import output_width, paragraph
 
 LAYERS, HEADS, HEAD_DIM, BLOCK_TOKENS = 32, 8, 128, 16
 BLOCK_SHAPE = (BLOCK_TOKENS, HEADS, HEAD_DIM)
@@ -117,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     )
     per_cache = 2 * LAYERS * plan.cache_blocks * BLOCK_BYTES
     print(
-        f"Llama-3-8B shape: {LAYERS} layers, K and V, blocks of {BLOCK_TOKENS} tokens x {HEADS} "
+        f"Llama-3-8B shape: {LAYERS} layers, K and V;\nblocks of {BLOCK_TOKENS} tokens x {HEADS} "
         f"heads x {HEAD_DIM} float16;\n{plan.tokens} tokens are {plan.request_blocks} of "
         f"{plan.cache_blocks} blocks, {per_cache / 2**20:.0f} MiB of cache per process",
         flush=True,
@@ -154,7 +156,8 @@ class _Run:
 
     def _main(self) -> int:
         for cluster, pipe in self._pipes.items():
-            print(f"  {_next(pipe, cluster, 'linked')}", flush=True)
+            linked = f"  {_next(pipe, cluster, 'linked')}"
+            print(paragraph(linked, output_width(), "    "), flush=True)
         for cluster, pipe in self._pipes.items():
             _next(pipe, cluster, "ready")
         self._tell_all("pull")
@@ -169,9 +172,8 @@ class _Run:
             for problem in problems:
                 print(f"    {problem}", file=sys.stderr)
             bad += bool(problems)
-        print(
-            "verdict: " + ("MISMATCH" if bad else "every byte arrived, and no other byte changed")
-        )
+        right = paint("every byte arrived, and no other byte changed", GOOD)
+        print("verdict: " + (paint("MISMATCH", BAD) if bad else right))
         return 1 if bad else 0
 
     def _watch(self, cluster: int) -> tuple[int, float, list[str]]:

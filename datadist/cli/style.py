@@ -1,0 +1,40 @@
+"""Colours of a terminal: a few codes, for standard output where it has them.
+
+The variables are those of other programs: ``NO_COLOR`` wins over ``FORCE_COLOR``, and both over what
+the terminal is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TextIO
+
+GOOD, WARN, BAD, TITLE, SOFT = "32", "33", "31", "1", "2"
+"""Green, yellow, red, bold, faint."""
+
+
+class Styled(str):
+    """The text of a cell with its code: as long as it looks."""
+
+    __slots__ = ("code",)
+    code: str
+
+    def __new__(cls, text: str, code: str) -> Styled:
+        made = super().__new__(cls, text)
+        made.code = code
+        return made
+
+
+def coloured(stream: TextIO | None) -> bool:
+    """Whether codes may be written there."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def paint(text: str, code: str) -> str:
+    """The text in that style, where standard output has styles."""
+    return f"\x1b[{code}m{text}\x1b[0m" if text and coloured(sys.stdout) else text
