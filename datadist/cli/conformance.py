@@ -101,7 +101,7 @@ def _test(chosen: type[TransportConformance], backend: str, args: argparse.Names
                "-p", "no:randomly"]  # fmt: skip
     ended = pytest.main([*command, *(["-k", args.select] if args.select else [])], plugins=[report])
     if ended == pytest.ExitCode.INTERRUPTED:
-        print("interrupted: what was tested says nothing of the rest")
+        print("interrupted: what was tested says nothing of the rest", flush=True)
         return 130
     return report.verdict(backend, args.select)
 
@@ -179,10 +179,10 @@ class _Report:
         """Print the family, and on a terminal the name of the test that begins."""
         family = self._families[nodeid]
         if family != self._family:
-            print(f"\n{paint(family, TITLE)}", flush=True)
+            _print(f"\n{paint(family, TITLE)}")
             self._family = family
         if sys.stdout.isatty():
-            print(f"  running  {_name(nodeid)}\r", end="", flush=True)
+            _print(f"  running  {_name(nodeid)}\r", end="")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count a result and print it; a failure with its reason and what the processes wrote."""
@@ -192,21 +192,20 @@ class _Report:
         name, clear = _name(report.nodeid), CLEAR if sys.stdout.isatty() else ""
         if report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
-            print(clear, end="")
+            _print(clear, end="")
             _say_result("skipped", WARN, f"{name}: {reason.removeprefix('Skipped: ')}")
         elif report.failed:
             self._failed.append(name)
-            print(clear, end="")
+            _print(clear, end="")
             _say_result("FAILED", BAD, f"{name} ({report.duration:.2f} s)")
-            print(report.longreprtext)
+            _print(report.longreprtext)
             for title, text in report.sections:
-                print(f"- {title}\n{text}")
-            sys.stdout.flush()
+                _print(f"- {title}\n{text}")
         else:
-            print(clear, end="")
+            _print(clear, end="")
             _say_result("passed", GOOD, f"{name} ({report.duration:.2f} s)")
         if self._verbose and self._asked[report.nodeid]:
-            _say(RESULT + self._asked[report.nodeid], RESULT)
+            _print(paragraph(RESULT + self._asked[report.nodeid], output_width(), RESULT))
 
     def verdict(self, backend: str, select: str | None) -> int:
         """Print the sums and the names of failures; the exit status."""
@@ -251,8 +250,16 @@ def _count(counts: Counter[str], outcome: str) -> str:
 
 def _say_result(word: str, code: str, text: str) -> None:
     shown = paragraph(f"  {word:9}{text}", output_width(), RESULT)
-    print(f"  {paint(word, code)}{shown[2 + len(word) :]}", flush=True)
+    _print(f"  {paint(word, code)}{shown[2 + len(word) :]}")
 
 
 def _say(text: str, indent: str = "  ") -> None:
     print(paragraph(text, output_width(), indent), flush=True)
+
+
+def _print(text: str, end: str = "\n") -> None:
+    """Print from inside of pytest, which ends quietly for this error only; `print` then says why."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        raise KeyboardInterrupt from None

@@ -11,11 +11,13 @@ import json
 import multiprocessing
 import os
 import secrets
+import signal
 import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ from datadist import (
     LLMRole,
 )
 from datadist.base.digits import number_argument
+from datadist.base.shielded import start_shielded
 from datadist.base.texts import in_seconds
 from datadist.cli.style import BAD, GOOD, paint
 from datadist.cli.tables import output_width, paragraph
@@ -41,6 +44,7 @@ BLOCK_SHAPE = (BLOCK_TOKENS, HEADS, HEAD_DIM)
 BLOCK_BYTES = BLOCK_TOKENS * HEADS * HEAD_DIM * 2
 STEPS = 32
 SECONDS = 120.0
+END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -132,27 +136,36 @@ class _Run:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        context = multiprocessing.get_context("spawn")
         self._pipes: dict[int, Connection] = {}
-        self._processes = []
-        for cluster in plan.mapping:
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_child, args=(plan, cluster, theirs), name=f"cluster-{cluster}"
-            )
-            process.start()
-            theirs.close()
-            self._pipes[cluster] = ours
-            self._processes.append(process)
+        self._processes: list[BaseProcess] = []
+        self._over = False
+        """Whether the processes end by themselves."""
 
     def run(self) -> int:
         try:
-            return self._main()
+            start_shielded(self._start)
+            status = self._main()
+            self._over = True
+            return status
+        except BrokenPipeError:  # of standard output: those of the processes are _ChildFailed
+            raise
         except (_ChildFailed, EOFError, TimeoutError, OSError) as error:
             print(f"\nFAILED: {error or type(error).__name__}", file=sys.stderr)
             return 1
         finally:
             self._stop()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        for cluster in self._plan.mapping:
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_child, args=(self._plan, cluster, theirs), name=f"cluster-{cluster}"
+            )
+            process.start()
+            theirs.close()
+            self._pipes[cluster] = ours
+            self._processes.append(process)
 
     def _main(self) -> int:
         for cluster, pipe in self._pipes.items():
@@ -186,14 +199,19 @@ class _Run:
                 return value[0], value[1], value[2]
 
     def _tell_all(self, word: str) -> None:
-        for pipe in self._pipes.values():
-            pipe.send(word)
+        for cluster, pipe in self._pipes.items():
+            try:
+                pipe.send(word)
+            except BrokenPipeError:
+                raise _ChildFailed(f"the process of cluster {cluster} ended early") from None
 
     def _stop(self) -> None:
         for pipe in self._pipes.values():
             pipe.close()
+        for process in self._processes if not self._over else ():
+            process.terminate()
         for process in self._processes:
-            process.join(10)
+            process.join(END_SECONDS)
             if process.is_alive():
                 process.kill()
                 process.join()
@@ -237,6 +255,7 @@ def _show(cluster: int, done: float) -> None:
 
 
 def _child(plan: Plan, cluster: int, pipe: Connection) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the engine is finalized on the way
     with suppress(EOFError, BrokenPipeError):  # the parent has failed and reports why
         try:
             _cluster(plan, cluster, pipe)

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     named = args.backend or ([] if name == "auto" else [name])
     with quiet("datadist.backend"):
         chosen, why = _chosen(named)
+        others = [] if args.backend else _others(chosen)
     if why and named and not args.backend:
         why = f"{origin}: {why}"
     verdict = worst(findings, chosen)
@@ -50,7 +51,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(_report(findings, chosen, failed), indent=2))
     else:
-        others = [] if args.backend else _others(chosen)
         _show(findings, chosen, others)
         _say(why if failed and why else _summary(chosen, findings, failed), "  ")
     return int(failed)
