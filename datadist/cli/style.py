@@ -7,6 +7,7 @@ the terminal is.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import TextIO
 
@@ -33,6 +34,18 @@ def coloured(stream: TextIO | None) -> bool:
     if os.environ.get("FORCE_COLOR"):
         return True
     return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def cut(text: str, width: int) -> str:
+    """As many characters as that, not counting codes, which are all kept."""
+    kept, left = [], width
+    for part in re.split(r"(\x1b\[[0-9;]*m)", text):
+        if part.startswith("\x1b"):
+            kept.append(part)
+        else:
+            kept.append(part[:left])
+            left -= len(kept[-1])
+    return "".join(kept)
 
 
 def paint(text: str, code: str) -> str:
