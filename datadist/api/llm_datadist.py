@@ -148,7 +148,9 @@ class LLMDataDist(ClusterMessages, LinkInformation):
         other = LLMDataDist.llm_engine_instance
         if other is not None:
             raise LLMException(
-                f"{other!r} is initialised in this process, and only one can be: finalize it first",
+                f"{other!r} is initialised in this process, and only one can be: go on with that "
+                "engine, which is LLMDataDist.llm_engine_instance, or finalize it first "
+                "(LLMDataDist.llm_engine_instance.finalize())",
                 status_code=LLMStatusCode.LLM_FAILED,
             )
         self._await_end()
