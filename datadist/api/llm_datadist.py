@@ -540,7 +540,7 @@ def _first_version(name: str, instead: str) -> LLMException:
 def _check_name(name: str) -> None:
     checks.check_isinstance("comm_name", name, str, allow_none=False)
     if not name:
-        raise param_invalid("comm_name is empty")
+        raise param_invalid("comm_name is empty: give a name, the same one at all members")
     if len(name) >= MAX_NAME:
         raise param_invalid(
             f"comm_name has {len(name)} characters, it must have fewer than {MAX_NAME}"
