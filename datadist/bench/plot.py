@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def _panels(results: Sequence[Result]) -> list[Callable[[Any], None]]:
         panels.append(lambda axis: _draw_throughput(axis, large))
     if sizes:
         panels.append(lambda axis: _draw_sizes(axis, sizes))
-    panels += [lambda axis, result=result: _draw_latency(axis, result) for result in small]  # type: ignore[misc]
+    panels += [partial(_draw_latency, result) for result in small]
     return panels
 
 
@@ -130,7 +131,7 @@ def _draw_sizes(axis: Any, points: list[ScalePoint]) -> None:
     axis.legend(frameon=False, fontsize=8)
 
 
-def _draw_latency(axis: Any, result: Latency) -> None:
+def _draw_latency(result: Latency, axis: Any) -> None:
     micros = sorted(second * 1e6 for second in result.seconds)
     marks = percentiles(micros)
     axis.hist([value for value in micros if value <= marks["p99"]], bins=60, color=OURS, alpha=0.85)

@@ -32,6 +32,7 @@ from datadist.bench.results import Result
 from datadist.bench.scale import scale
 from datadist.bench.shapes import GIB_PULL, MIB, SHAPES
 from datadist.cli.far import add_far
+from datadist.cli.style import BAD, paint
 from datadist.cli.tables import output_width, paragraph
 from datadist.transports.loader import BackendError, choose_backend
 
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         width = output_width()
         print(f"{paragraph(_title(settings), width or 79)}\n\n{report(results, width)}")
     for problem in wrong:
-        print(f"MISMATCH {problem}", file=sys.stderr)
+        print(f"{paint('MISMATCH', BAD, sys.stderr)} {problem}", file=sys.stderr)
     return 1 if wrong else 0
 
 

@@ -150,7 +150,8 @@ class _Run:
         except BrokenPipeError:  # of standard output: those of the processes are _ChildFailed
             raise
         except (_ChildFailed, EOFError, TimeoutError, OSError) as error:
-            print(f"\nFAILED: {error or type(error).__name__}", file=sys.stderr)
+            failed = paint("FAILED", BAD, sys.stderr)
+            print(f"\n{failed}: {error or type(error).__name__}", file=sys.stderr)
             return 1
         finally:
             self._stop()
@@ -208,8 +209,9 @@ class _Run:
     def _stop(self) -> None:
         for pipe in self._pipes.values():
             pipe.close()
-        for process in self._processes if not self._over else ():
-            process.terminate()
+        for process in self._processes:
+            if not self._over:
+                process.terminate()
         for process in self._processes:
             process.join(END_SECONDS)
             if process.is_alive():

@@ -1,4 +1,4 @@
-"""Colours of a terminal: a few codes, for standard output where it has them.
+"""Colours of a terminal: a few codes, where it has them.
 
 The variables are those of other programs: ``NO_COLOR`` wins over ``FORCE_COLOR``, and both over what
 the terminal is.
@@ -48,6 +48,6 @@ def cut(text: str, width: int) -> str:
     return "".join(kept)
 
 
-def paint(text: str, code: str) -> str:
-    """The text in that style, where standard output has styles."""
-    return f"\x1b[{code}m{text}\x1b[0m" if text and coloured(sys.stdout) else text
+def paint(text: str, code: str, stream: TextIO | None = None) -> str:
+    """The text in that style, where ``stream`` (default: standard output) has styles."""
+    return f"\x1b[{code}m{text}\x1b[0m" if text and coloured(stream or sys.stdout) else text

@@ -15,7 +15,7 @@ from datadist.cli.style import TITLE, Styled, paint
 GAP = "  "
 UNDER = " " * 6
 """Before a last column that stands under its row."""
-NUMBER = re.compile(r"[<-]?[\d.]+%?( [num]?s)?|-")
+NUMBER = re.compile(r"[<-]?\d*\.?\d+%?( [num]?s)?|-")
 
 
 def render(

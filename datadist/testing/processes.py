@@ -85,6 +85,8 @@ class _Stderr:
 class Process:
     """A new Python process; ``scale`` multiplies every deadline."""
 
+    _popen: subprocess.Popen[bytes]
+
     def __init__(
         self, name: str, environ: Mapping[str, str], scale: float, namespace: str | None = None
     ) -> None:
