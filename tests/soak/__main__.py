@@ -67,7 +67,7 @@ def _report(world: World, seconds: float) -> None:
     for line in table(totals.compared):
         print(f"  {line}")
     for line in uncompared(totals.steps, totals.compared):
-        print(f"not compared: {line}")
+        print(paragraph(f"not compared: {line}", WIDTH, "  "))
     for what in sorted({what for _, what, _ in totals.latencies}):
         values = sorted(value for _, name, value in totals.latencies if name == what)
         middle, worst = values[len(values) // 2] * 1e3, values[-1] * 1e3

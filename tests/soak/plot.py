@@ -9,6 +9,7 @@ from typing import Any
 from tests.soak.world import Sample, Totals
 
 COLOURS = ("#d1242f", "#9a6700", "#8250df", "#0969da", "#1a7f37", "#bc4c00", "#57606a")
+LABELS = {"lost": "loss noticed"}
 PER_PROCESS = "mean of the processes"
 
 
@@ -67,7 +68,7 @@ def _draw_latencies(axis: Any, latencies: Sequence[tuple[float, str, float]]) ->
     axis.set_yscale("log")
     for what in sorted({what for _, what, _ in latencies}):
         points = [(at, seconds * 1e3) for at, name, seconds in latencies if name == what]
-        axis.scatter(*zip(*points, strict=True), s=8, label=what)
+        axis.scatter(*zip(*points, strict=True), s=8, label=LABELS.get(what, what))
     if latencies:
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
 
