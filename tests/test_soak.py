@@ -18,9 +18,10 @@ from tests.nodes import Here
 from tests.soak import __main__ as program
 from tests.soak import work, world
 from tests.soak.__main__ import main
-from tests.soak.comparing import EACH, SOME, Compared, Difference, missing
+from tests.soak.comparing import EACH, SOME, Compared, Difference, missing, uncompared
+from tests.soak.plot import plot
 from tests.soak.resources import ALLOWED, ENOUGH, Usage, growth, usage
-from tests.soak.world import FIRST, World
+from tests.soak.world import FIRST, Sample, Totals, World
 
 
 def _run(
@@ -39,7 +40,7 @@ def test_equal_seeds_make_equal_steps(tmp_path: Path, capsys: pytest.CaptureFixt
     assert first[1] == second[1] != ""
     assert " 0 lost or wrong" in first[2]
     for kind in (*EACH, *SOME):
-        assert re.search(rf"^  {kind} +[1-9]\d* transfers verified, +[1-9]", first[2], re.MULTILINE)
+        assert re.search(rf"^  {kind} +[1-9]\d* +[1-9]", first[2], re.MULTILINE)
 
 
 def test_wrong_bytes_are_counted(tmp_path: Path) -> None:
@@ -133,6 +134,27 @@ def test_each_transfer_counts_where_each_is_to_be_compared() -> None:
     compared["pull"].add(Difference(4, 4, 0))
     assert missing(claimed, steps, compared) == []
     assert len(missing(claimed, {}, {})) == 2
+
+
+def test_it_says_what_could_not_be_compared() -> None:
+    compared = {"pull": Compared(2), "kill_in_push": Compared(), "stop_in_pull": Compared(1)}
+    found = uncompared({"pull": 2, "kill_in_push": 3, "stop_in_pull": 2, "link": 9}, compared)
+    assert [line.partition(",")[0] for line in found] == [
+        "stop_in_pull: 1 of 2",
+        "kill_in_push: 3 of 3",
+    ]
+    assert "its memory with it" in found[1]
+
+
+def test_a_plot_marks_the_faults(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib (extra soak) is not installed")
+    totals = Totals(moments=[(1.0, "killed"), (2.0, "interrupted in a pull")])
+    totals.samples.append(Sample(0.5, [Usage(1 << 20, 9, 3, 70, 2)]))
+    totals.latencies.append((0.7, "pull", 0.001))
+    plot(totals, tmp_path / "soak.svg")
+    text = (tmp_path / "soak.svg").read_text()
+    for part in ("Soak, passed: 0 steps", "Faults", "killed", "interrupted in a pull"):
+        assert part in text
 
 
 def _uses(**changes: list[int]) -> list[Usage]:

@@ -42,7 +42,7 @@ MAX_TENSORS = 1 << 16
 def check_not_none(name: str, value: object) -> None:
     """Raise ``AttributeError`` for None, as upstream does."""
     if value is None:
-        raise AttributeError(f"{name} is None")
+        raise AttributeError(f"{name} is None: it must be given")
 
 
 def check_kind(name: str, cache: Cache, blocks: bool, hint: str) -> None:
@@ -60,14 +60,20 @@ def check_count(desc: CacheDesc, addrs: list[Any]) -> None:
         raise param_invalid("addrs is empty: give one address per tensor")
     check_not_none("cache_desc", desc)
     if len(addrs) != desc.num_tensors:
-        raise param_invalid(f"{desc.num_tensors} tensors need as many addrs, not {len(addrs)}")
+        raise param_invalid(
+            f"addrs has {len(addrs)} addresses and cache_desc {desc.num_tensors} tensors: give one "
+            "address per tensor"
+        )
 
 
 def check_addresses(addrs: list[int]) -> None:
     """Addresses of memory. Raises LLM_PARAM_INVALID."""
     for index, address in enumerate(addrs):
         if not 0 < address < 1 << 63:
-            raise param_invalid(f"addrs[{index}] is {address:#x}, which is not a valid address")
+            raise param_invalid(
+                f"addrs[{index}] is {address:#x}, which is not a valid address: give that of memory "
+                "of this process, such as array.ctypes.data or tensor.data_ptr()"
+            )
 
 
 def tensor_size(desc: CacheDesc) -> int:
@@ -77,7 +83,9 @@ def tensor_size(desc: CacheDesc) -> int:
     """
     shape = desc.shape
     if desc.num_tensors > MAX_TENSORS:
-        raise param_invalid(f"num_tensors is {desc.num_tensors}, more than {MAX_TENSORS}")
+        raise param_invalid(
+            f"num_tensors is {desc.num_tensors}, at most {MAX_TENSORS} are possible: make several caches"
+        )
     if not 1 <= len(shape) <= MAX_DIMS:
         raise param_invalid(f"shape has {len(shape)} dimensions, expected 1 to {MAX_DIMS}")
     if min(shape) <= 0:
@@ -174,7 +182,10 @@ def _is_placeholder(name: KeyName) -> bool:
 def check_key_count(keys: list[tuple[int, KeyName]], desc: CacheDesc) -> None:
     """No more keys than slots. Raises LLM_PARAM_INVALID."""
     if len(keys) > desc.shape[0]:
-        raise param_invalid(f"{len(keys)} cache keys for {desc.shape[0]} batch slots")
+        raise param_invalid(
+            f"{len(keys)} cache keys for {desc.shape[0]} batch slots (shape[0]): give at most one key "
+            "per slot"
+        )
 
 
 def check_unique(engine: Engine, keys: list[tuple[int, KeyName]]) -> None:

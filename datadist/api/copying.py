@@ -180,7 +180,10 @@ def _check_alike(src: Cache, dst: Cache) -> int:
             "be equal"
         )
     if descs[0].num_tensors != descs[1].num_tensors:
-        raise param_invalid(f"{src!r} and {dst!r} differ in their number of tensors")
+        raise param_invalid(
+            f"{src!r} has {descs[0].num_tensors} tensors and {dst!r} {descs[1].num_tensors}: they must "
+            "be equal"
+        )
     return blocks[0]
 
 

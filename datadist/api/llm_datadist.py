@@ -148,7 +148,9 @@ class LLMDataDist(ClusterMessages, LinkInformation):
         other = LLMDataDist.llm_engine_instance
         if other is not None:
             raise LLMException(
-                f"{other!r} is initialised in this process, and only one can be: finalize it first",
+                f"{other!r} is initialised in this process, and only one can be: go on with that "
+                "engine, which is LLMDataDist.llm_engine_instance, or finalize it first "
+                "(LLMDataDist.llm_engine_instance.finalize())",
                 status_code=LLMStatusCode.LLM_FAILED,
             )
         self._await_end()
@@ -538,7 +540,7 @@ def _first_version(name: str, instead: str) -> LLMException:
 def _check_name(name: str) -> None:
     checks.check_isinstance("comm_name", name, str, allow_none=False)
     if not name:
-        raise param_invalid("comm_name is empty")
+        raise param_invalid("comm_name is empty: give a name, the same one at all members")
     if len(name) >= MAX_NAME:
         raise param_invalid(
             f"comm_name has {len(name)} characters, it must have fewer than {MAX_NAME}"

@@ -131,7 +131,9 @@ def _check_elements(name: str, values: object, element: type, use: str = "") -> 
 def check_dict(name: str, values: object, key: type, value: type) -> None:
     """Raise for anything but a dict of ``key`` to ``value``: ``AttributeError`` for None."""
     if values is None:
-        raise AttributeError(f"{name} is None, only support dict")
+        raise AttributeError(
+            f"{name} is None, only support dict: give one of {key.__name__} to {value.__name__}"
+        )
     check_isinstance(name, values, dict, allow_none=False)
     assert isinstance(values, dict)
     for each, item in values.items():

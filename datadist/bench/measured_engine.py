@@ -29,6 +29,7 @@ from datadist import (
     Placement,
     empty,
 )
+from datadist.base.shielded import start_shielded
 from datadist.base.texts import in_seconds
 from datadist.bench.shapes import Shape, fill, verify
 from datadist.bench.tcp_stream import StreamServer
@@ -337,7 +338,7 @@ class RemoteEngine:
             name=f"cluster-{cluster}",
             daemon=True,
         )
-        self._process.start()
+        start_shielded(self._process.start)
         theirs.close()
 
     def begin(self, method: str, *args: Any) -> None:

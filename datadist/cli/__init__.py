@@ -27,10 +27,11 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit status."""
     try:
-        status = _run(argv)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return status
+        try:
+            return _run(argv)
+        finally:  # after --help as well, which ends by SystemExit
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader has closed the pipe; nothing more can be printed

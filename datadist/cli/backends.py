@@ -8,7 +8,8 @@ import os
 
 from datadist.base.quiet import quiet
 from datadist.base.shortage import explain
-from datadist.cli.tables import output_width, render
+from datadist.cli.style import BAD, GOOD, Styled
+from datadist.cli.tables import output_width, paragraph, render
 from datadist.transports.environment import variable_of
 from datadist.transports.loader import (
     REPAIR,
@@ -75,7 +76,7 @@ def _show() -> int:
                         row.backend.distribution,
                         row.backend.version,
                         "-" if row.priority is None else row.priority,
-                        "yes" if row.usable else "no",
+                        Styled("yes", GOOD) if row.usable else Styled("no", BAD),
                         row.reason,
                     )
                     for row in rows
@@ -84,32 +85,38 @@ def _show() -> int:
             )
         )
     for broken in scan().broken:
-        print(f"skipped: {broken}. {REPAIR}")
+        _say(f"skipped: {broken}. {REPAIR}")
     for row in rows:
         _show_options(row)
-    return _verdict(chosen)
+    print()
+    return _verdict()
 
 
 def _show_options(row: BackendState) -> None:
     """The options of a transport, and how each is set."""
     name = row.backend.name
     if row.options:
-        print(f"options of {name}, datadist.{name}.<option> or the environment variable:")
+        print()
+        _say(f"options of {name}, datadist.{name}.<option> or the environment variable:")
         shown = [(variable_of(name, each), each, text) for each, text in row.options.items()]
         print(
             render(("", "VARIABLE", "OPTION", ""), [("", *line) for line in shown], output_width())
         )
 
 
-def _verdict(chosen: str | None) -> int:
+def _verdict() -> int:
     name, origin = wanted(os.environ)
     if name != "auto":
-        print(f"{origin} names {name}: engines without transfer_backend use that")
+        _say(f"{origin} names {name}: engines without transfer_backend use that")
     try:
         choice = choose_backend(None, os.environ)
     except (BackendError, OSError) as error:
-        print(explain(error))
+        _say(explain(error))
         return 1
     if name == "auto":
-        print(f"* auto chooses {choice.name}: {choice.why}")
+        _say(f"* auto chooses {choice.name}: {choice.why_this}")
     return 0
+
+
+def _say(text: str) -> None:
+    print(paragraph(text, output_width(), "  "))

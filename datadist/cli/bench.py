@@ -26,16 +26,19 @@ from datadist.bench.limits import threads_of_machine
 from datadist.bench.measured_engine import BenchError, Settings
 from datadist.bench.parallel import parallel
 from datadist.bench.places import Places
-from datadist.bench.plot import plot
+from datadist.bench.plot import check_plot, plot
 from datadist.bench.report import problems, report
 from datadist.bench.results import Result
 from datadist.bench.scale import scale
 from datadist.bench.shapes import GIB_PULL, MIB, SHAPES
 from datadist.cli.far import add_far
+from datadist.cli.style import BAD, paint
+from datadist.cli.tables import output_width, paragraph
 from datadist.transports.loader import BackendError, choose_backend
 
 WORKLOADS = [*SHAPES, "latency", "link", "beside", "parallel", "grants", "small", "scale"]
 DEFAULT = [*SHAPES, "latency", "link", "beside", "parallel", "grants", "small"]
+STANDARD_OUTPUT = Path("-")
 POOLS = [64 * MIB, 256 * MIB, 1024 * MIB]
 
 
@@ -57,9 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--option", action="append", default=[], metavar="KEY=VALUE",
         help="an option of init, such as datadist.shm.threads=1; may be given again")  # fmt: skip
     add("--quick", action="store_true", help="small caches and few repetitions, to try it out")
-    add("--json", type=Path, metavar="FILE", help="write every measurement; - is standard output")
+    add("--json", type=Path, metavar="FILE",
+        help="write every measurement; - is standard output, instead of tables")  # fmt: skip
     add_far(parser)
-    add("--plot", type=Path, metavar="FILE.png", help="draw throughput, latency and ratios")
+    add("--plot", type=Path, metavar="FILE.png",
+        help="draw throughput and latency; .svg, .pdf and so on too")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with quiet("datadist"), Places(args.far) as places:
             names, settings = _workloads(args.workloads), _settings(args, places)
+            _check_files(args, names)
             for name in names:
                 results += _measure(name, settings, args)
         if args.plot:
@@ -80,11 +86,25 @@ def run(args: argparse.Namespace) -> int:
     wrong = problems(results)
     if args.json:
         _write_json(args.json, settings, results)
-    if args.json != Path("-"):
-        print(f"{_title(settings)}\n\n{report(results)}")
+    if args.json != STANDARD_OUTPUT:
+        width = output_width()
+        print(f"{paragraph(_title(settings), width or 79)}\n\n{report(results, width)}")
     for problem in wrong:
-        print(f"MISMATCH {problem}", file=sys.stderr)
+        print(f"{paint('MISMATCH', BAD, sys.stderr)} {problem}", file=sys.stderr)
     return 1 if wrong else 0
+
+
+def _check_files(args: argparse.Namespace, names: list[str]) -> None:
+    """Find before anything is measured what would keep the results from being written."""
+    if args.plot:
+        check_plot(args.plot, names)
+    for option, path in (("--json", args.json), ("--plot", args.plot)):
+        if path is None or path == STANDARD_OUTPUT:
+            continue
+        place = path if path.exists() else path.parent
+        if path.is_dir() or not place.exists() or not os.access(place, os.W_OK):
+            raise BenchError(f"{option} is {path}, which cannot be written: name a file in a folder "
+                             "that exists and that you may write to")  # fmt: skip
 
 
 def _workloads(given: list[str]) -> list[str]:
@@ -158,6 +178,16 @@ def _title(settings: Settings) -> str:
 
 
 def _write_json(path: Path, settings: Settings, results: list[Result]) -> None:
-    data = {"run": _title(settings), "results": [result.to_json() for result in results]}
+    data = {
+        "run": _title(settings),
+        "datadist": own_version(),
+        "backend": settings.backend,
+        "direction": settings.direction,
+        "memory": settings.memory,
+        "placement": settings.placement.name,
+        "options": dict(settings.options),
+        "far": settings.places or None,
+        "results": [result.to_json() for result in results],
+    }
     text = json.dumps(data, indent=1)
-    print(text) if path == Path("-") else path.write_text(text + "\n")
+    print(text) if path == STANDARD_OUTPUT else path.write_text(text + "\n")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from datadist.base.digits import parse_digits
 from datadist.base.texts import short_repr
-from datadist.cli.tables import render
+from datadist.cli.style import BAD, GOOD, paint
+from datadist.cli.tables import output_width, paragraph, render
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
 from datadist.transport import TransportError, TransportOptions
 from datadist.transports.loader import BackendError, choose_backend
@@ -34,10 +35,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         text = sys.stdin.read() if args.table == "-" else Path(args.table).read_text()
     except (OSError, ValueError) as error:
-        print(
-            f"cannot read {short_repr(args.table)}: {_unreadable(args.table, error)}",
-            file=sys.stderr,
-        )
+        problem = f"cannot read {short_repr(args.table)}: {_unreadable(args.table, error)}"
+        if args.json:
+            print(json.dumps(_report(None, {}, [problem]), indent=2))
+        else:
+            print(problem, file=sys.stderr)
         return 2
     problems: list[str] = []
     mapping = _mapping(args.mapping, problems)
@@ -62,11 +64,12 @@ def run(args: argparse.Namespace) -> int:
     if problems or table is None:
         for problem in problems:
             print(problem, file=sys.stderr)
-        print(f"{len(problems)} problem(s)", file=sys.stderr)
+        print(paint(f"{len(problems)} problem(s)", BAD, sys.stderr), file=sys.stderr)
         return 1
     print(_picture(table, mapping))
     checked = f"structure and {args.backend}" if args.backend else "structure only (see --backend)"
-    print(f"rank table {table.version}: {len(table.devices)} ranks; checked: {checked}")
+    ok = f"rank table {table.version}: {len(table.devices)} ranks; checked: {checked}"
+    print(paint(paragraph(ok, output_width(), "  "), GOOD))
     return 0
 
 
@@ -160,4 +163,4 @@ def _picture(table: RankTable, mapping: dict[int, int]) -> str:
         ]
         for device in table.devices
     ]
-    return render(header, rows)
+    return render(header, rows, output_width())

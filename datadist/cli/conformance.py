@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from datadist.base.texts import short_repr
 from datadist.cli.far import add_far, add_hosts
+from datadist.cli.style import BAD, GOOD, TITLE, WARN, Styled, paint
+from datadist.cli.tables import output_width, paragraph, render
 from datadist.testing.far_hosts import FarHostsError
 from datadist.transport import API_VERSION
 from datadist.transports.loader import BackendError, choose_backend
 
 CLEAR = "\r\x1b[K"
 """Erases the line of a terminal."""
+OUTCOMES = ("passed", "failed", "skipped")
+RESULT = " " * 11
+"""Before the further lines of a result."""
 
 if TYPE_CHECKING:
     import pytest
@@ -71,10 +76,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         choice = choose_backend(args.name, {})
         chosen = _class_of(args)
-        print(f"{choice.backend}: {choice.why.partition('; ')[2]}", flush=True)
+        _say(f"{choice.backend}: {choice.why_this.partition('; ')[2]}")
         try:
             if chosen.far:
-                print(f"far: {_make_hosts(chosen)}", flush=True)
+                _say(f"far: {_make_hosts(chosen)}")
             return _test(chosen, str(choice.backend), args)
         finally:
             chosen.teardown_class()
@@ -96,7 +101,7 @@ def _test(chosen: type[TransportConformance], backend: str, args: argparse.Names
                "-p", "no:randomly"]  # fmt: skip
     ended = pytest.main([*command, *(["-k", args.select] if args.select else [])], plugins=[report])
     if ended == pytest.ExitCode.INTERRUPTED:
-        print("interrupted: what was tested says nothing of the rest")
+        print("interrupted: what was tested says nothing of the rest", flush=True)
         return 130
     return report.verdict(backend, args.select)
 
@@ -174,10 +179,10 @@ class _Report:
         """Print the family, and on a terminal the name of the test that begins."""
         family = self._families[nodeid]
         if family != self._family:
-            print(f"\n{family}", flush=True)
+            _print(f"\n{paint(family, TITLE)}")
             self._family = family
         if sys.stdout.isatty():
-            print(f"  running  {_name(nodeid)}\r", end="", flush=True)
+            _print(f"  running  {_name(nodeid)}\r", end="")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count a result and print it; a failure with its reason and what the processes wrote."""
@@ -187,37 +192,46 @@ class _Report:
         name, clear = _name(report.nodeid), CLEAR if sys.stdout.isatty() else ""
         if report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
-            print(f"{clear}  skipped  {name}: {reason.removeprefix('Skipped: ')}", flush=True)
+            _print(clear, end="")
+            _say_result("skipped", WARN, f"{name}: {reason.removeprefix('Skipped: ')}")
         elif report.failed:
             self._failed.append(name)
-            print(f"{clear}  FAILED   {name} ({report.duration:.2f} s)\n{report.longreprtext}")
+            _print(clear, end="")
+            _say_result("FAILED", BAD, f"{name} ({report.duration:.2f} s)")
+            _print(report.longreprtext)
             for title, text in report.sections:
-                print(f"- {title}\n{text}")
-            sys.stdout.flush()
+                _print(f"- {title}\n{text}")
         else:
-            print(f"{clear}  passed   {name} ({report.duration:.2f} s)", flush=True)
+            _print(clear, end="")
+            _say_result("passed", GOOD, f"{name} ({report.duration:.2f} s)")
         if self._verbose and self._asked[report.nodeid]:
-            print(f"           {self._asked[report.nodeid]}", flush=True)
+            _print(paragraph(RESULT + self._asked[report.nodeid], output_width(), RESULT))
 
     def verdict(self, backend: str, select: str | None) -> int:
         """Print the sums and the names of failures; the exit status."""
         print()
-        for family, counts in self._counts.items():
-            print(f"{family}: {_sum(counts)}")
+        rows = [
+            (family, *(_count(counts, outcome) for outcome in OUTCOMES))
+            for family, counts in self._counts.items()
+        ]
+        if rows:
+            print(render(("FAMILY", *(each.upper() for each in OUTCOMES)), rows, output_width()))
         for name in self._failed:
-            print(f"failed: {name}")
+            print(f"{paint('failed', BAD)}: {name}")
         for problem in self._problems:
             print(problem)
         total = sum(self._counts.values(), Counter())
         print(f"\n{_sum(total)} in {time.monotonic() - self._begin:.0f} s")
         if total["failed"]:
-            print(f"{backend} does NOT conform to version {API_VERSION} of the interface")
+            _say(
+                f"{backend} {paint('does NOT conform', BAD)} to version {API_VERSION} of the interface"
+            )
             return 1
         if not total["passed"] or self._problems:
             print("no test was run")
             return 2
         what = f"of the tests selected by {select!r}, none failed" if select else "conforms"
-        print(f"{backend}: {what}, version {API_VERSION} of the interface")
+        _say(f"{backend}: {paint(what, GOOD)}, version {API_VERSION} of the interface")
         return 0
 
 
@@ -226,4 +240,26 @@ def _name(nodeid: str) -> str:
 
 
 def _sum(counts: Counter[str]) -> str:
-    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
+    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES)
+
+
+def _count(counts: Counter[str], outcome: str) -> str:
+    text = str(counts[outcome])
+    return Styled(text, BAD) if outcome == "failed" and counts[outcome] else text
+
+
+def _say_result(word: str, code: str, text: str) -> None:
+    shown = paragraph(f"  {word:9}{text}", output_width(), RESULT)
+    _print(f"  {paint(word, code)}{shown[2 + len(word) :]}")
+
+
+def _say(text: str, indent: str = "  ") -> None:
+    print(paragraph(text, output_width(), indent), flush=True)
+
+
+def _print(text: str, end: str = "\n") -> None:
+    """Print from inside of pytest, which ends quietly for this error only; `print` then says why."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        raise KeyboardInterrupt from None

@@ -1,4 +1,4 @@
-"""`datadist demo`: a prompt and its decoders move the KV cache of a real model's shape.
+"""Have a prompt and its decoders move the KV cache of a real model's shape.
 
 Each cluster is a separate process, started by spawn. All printed results were measured and
 verified.
@@ -11,11 +11,13 @@ import json
 import multiprocessing
 import os
 import secrets
+import signal
 import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -32,13 +34,17 @@ from datadist import (
     LLMRole,
 )
 from datadist.base.digits import number_argument
+from datadist.base.shielded import start_shielded
 from datadist.base.texts import in_seconds
+from datadist.cli.style import BAD, GOOD, paint
+from datadist.cli.tables import output_width, paragraph
 
 LAYERS, HEADS, HEAD_DIM, BLOCK_TOKENS = 32, 8, 128, 16
 BLOCK_SHAPE = (BLOCK_TOKENS, HEADS, HEAD_DIM)
 BLOCK_BYTES = BLOCK_TOKENS * HEADS * HEAD_DIM * 2
 STEPS = 32
 SECONDS = 120.0
+END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     )
     per_cache = 2 * LAYERS * plan.cache_blocks * BLOCK_BYTES
     print(
-        f"Llama-3-8B shape: {LAYERS} layers, K and V, blocks of {BLOCK_TOKENS} tokens x {HEADS} "
+        f"Llama-3-8B shape: {LAYERS} layers, K and V;\nblocks of {BLOCK_TOKENS} tokens x {HEADS} "
         f"heads x {HEAD_DIM} float16;\n{plan.tokens} tokens are {plan.request_blocks} of "
         f"{plan.cache_blocks} blocks, {per_cache / 2**20:.0f} MiB of cache per process",
         flush=True,
@@ -130,31 +136,42 @@ class _Run:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        context = multiprocessing.get_context("spawn")
         self._pipes: dict[int, Connection] = {}
-        self._processes = []
-        for cluster in plan.mapping:
+        self._processes: list[BaseProcess] = []
+        self._over = False
+        """Whether the processes end by themselves."""
+
+    def run(self) -> int:
+        try:
+            start_shielded(self._start)
+            status = self._main()
+            self._over = True
+            return status
+        except BrokenPipeError:  # of standard output: those of the processes are _ChildFailed
+            raise
+        except (_ChildFailed, EOFError, TimeoutError, OSError) as error:
+            failed = paint("FAILED", BAD, sys.stderr)
+            print(f"\n{failed}: {error or type(error).__name__}", file=sys.stderr)
+            return 1
+        finally:
+            self._stop()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        for cluster in self._plan.mapping:
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_child, args=(plan, cluster, theirs), name=f"cluster-{cluster}"
+                target=_child, args=(self._plan, cluster, theirs), name=f"cluster-{cluster}"
             )
             process.start()
             theirs.close()
             self._pipes[cluster] = ours
             self._processes.append(process)
 
-    def run(self) -> int:
-        try:
-            return self._main()
-        except (_ChildFailed, EOFError, TimeoutError, OSError) as error:
-            print(f"\nFAILED: {error or type(error).__name__}", file=sys.stderr)
-            return 1
-        finally:
-            self._stop()
-
     def _main(self) -> int:
         for cluster, pipe in self._pipes.items():
-            print(f"  {_next(pipe, cluster, 'linked')}", flush=True)
+            linked = f"  {_next(pipe, cluster, 'linked')}"
+            print(paragraph(linked, output_width(), "    "), flush=True)
         for cluster, pipe in self._pipes.items():
             _next(pipe, cluster, "ready")
         self._tell_all("pull")
@@ -169,9 +186,8 @@ class _Run:
             for problem in problems:
                 print(f"    {problem}", file=sys.stderr)
             bad += bool(problems)
-        print(
-            "verdict: " + ("MISMATCH" if bad else "every byte arrived, and no other byte changed")
-        )
+        right = paint("every byte arrived, and no other byte changed", GOOD)
+        print("verdict: " + (paint("MISMATCH", BAD) if bad else right))
         return 1 if bad else 0
 
     def _watch(self, cluster: int) -> tuple[int, float, list[str]]:
@@ -184,14 +200,20 @@ class _Run:
                 return value[0], value[1], value[2]
 
     def _tell_all(self, word: str) -> None:
-        for pipe in self._pipes.values():
-            pipe.send(word)
+        for cluster, pipe in self._pipes.items():
+            try:
+                pipe.send(word)
+            except BrokenPipeError:
+                raise _ChildFailed(f"the process of cluster {cluster} ended early") from None
 
     def _stop(self) -> None:
         for pipe in self._pipes.values():
             pipe.close()
         for process in self._processes:
-            process.join(10)
+            if not self._over:
+                process.terminate()
+        for process in self._processes:
+            process.join(END_SECONDS)
             if process.is_alive():
                 process.kill()
                 process.join()
@@ -235,6 +257,7 @@ def _show(cluster: int, done: float) -> None:
 
 
 def _child(plan: Plan, cluster: int, pipe: Connection) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the engine is finalized on the way
     with suppress(EOFError, BrokenPipeError):  # the parent has failed and reports why
         try:
             _cluster(plan, cluster, pipe)

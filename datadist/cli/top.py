@@ -2,28 +2,28 @@
 
 Engines answer over their sockets, to the same user only. IN is what an engine pulled, and what peers
 of this host pushed to it; OUT the other way round. MEAN is the time of the engine's own
-transfers between two looks.
+transfers between two looks. Links that are not OK come first, then the busiest.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
 
 from datadist.base.digits import number_argument
-from datadist.cli.tables import render
+from datadist.cli.style import BAD, GOOD, SOFT, TITLE, WARN, Styled, cut, paint
+from datadist.cli.tables import render, size_of_terminal
 from datadist.control.own_directory import RuntimeDirError
-from datadist.diagnosis.activity import Activity, Look, Rates, activities
+from datadist.diagnosis.activity import Activity, LinkActivity, Look, Rates, activities
 from datadist.diagnosis.asking import ask_engines
 
 ANSWER_SECONDS = 1.0
 RATES = ("IN", "OUT", "OPS/s", "MEAN")
+STATES = {"OK": GOOD, "PREPARING": WARN}
+"""All others are failures."""
 CLEAR, HOME = "\x1b[J", "\x1b[H"
 
 
@@ -80,46 +80,45 @@ def _watch(args: argparse.Namespace) -> None:
 
 
 def _redraw(lines: Sequence[str]) -> None:
-    size = _size_of_window()
-    shown = [line[: size.columns] for line in lines[: size.lines - 1]]
+    size = size_of_terminal()
+    shown = [cut(line, size.columns) for line in lines[: size.lines - 1]]
     if len(lines) > len(shown):
         rest = f"... {len(lines) - len(shown) + 1} more lines: enlarge the window, or use --once"
         shown[-1] = rest[: size.columns]
     print(HOME + "\n".join(f"{line}\x1b[K" for line in shown) + "\n" + CLEAR, end="", flush=True)
 
 
-def _size_of_window() -> os.terminal_size:
-    """As it is now, where the terminal says so: COLUMNS and LINES are of when a shell began."""
-    with contextlib.suppress(OSError):
-        size = os.get_terminal_size(sys.stdout.fileno())
-        if size.columns and size.lines:
-            return size
-    return shutil.get_terminal_size()
-
-
 def screen(found: Sequence[Activity]) -> list[str]:
-    """The lines of one look, 80 columns wide where names are short."""
+    """The lines of one look, 80 columns wide where names are short; the most important ones first."""
     links = [link for each in found for link in each.links]
     ok = sum(link.state == "OK" for link in links)
+    silent = sum(each.report is None for each in found)
+    counts = f"{len(found)} engines, {len(links)} links, {ok} OK"
     lines = [
-        f"datadist top, {time.strftime('%H:%M:%S')}: {len(found)} engines, {len(links)} links, {ok} OK",
-        "IN, OUT: GB/s; MEAN: us of a transfer that it began; POOL: used, size (binary)",
+        paint(f"datadist top, {time.strftime('%H:%M:%S')}: {counts}", TITLE)
+        + paint(f", {silent} silent" * bool(silent), BAD),
+        paint(
+            "IN, OUT: GB/s; MEAN: us of a transfer that it began; POOL: used, size (binary)", SOFT
+        ),
         "",
     ]
     if not found:
         lines.append("no engine of this user runs on this host (see DATADIST_RUNTIME_DIR, --job)")
         return lines
     lines += _engines(found)
+    failures = [text for each in found for text in each.failures]
+    if failures:
+        lines += ["", *(paint(text, BAD) for text in failures)]
     if links:
         lines += ["", *_links(found)]
-    failures = [text for each in found for text in each.failures]
-    return lines + (["", *failures] if failures else [])
+    return lines
 
 
 def _engines(found: Sequence[Activity]) -> list[str]:
     header = ["CLUSTER", "PID", "PROGRAM", "BACKEND", *RATES, "POOL", "GRANTS"]
     rows = [
-        [each.cluster_id, each.pid or "-", each.program[:12], each.backend,
+        [each.cluster_id, each.pid or "-", each.program[:12],
+         each.backend if each.report is not None else Styled("silent", BAD),
          *_rates(each.rates), each.pool, each.grants]
         for each in found
     ]  # fmt: skip
@@ -128,22 +127,36 @@ def _engines(found: Sequence[Activity]) -> list[str]:
 
 def _links(found: Sequence[Activity]) -> list[str]:
     header = ["LINK", "FROM", "TO", "BY", "STATE", *RATES, "FAILED"]
+    pairs = sorted(((each, link) for each in found for link in each.links), key=_urgency)
     rows = [
-        [link.name[:20], each.cluster_id, link.cluster_id, link.backend, link.state,
-         *_rates(link.rates), link.errors]
-        for each in found for link in each.links
+        [link.name[:20], each.cluster_id, link.cluster_id, link.backend, _state(link.state),
+         *_rates(link.rates), Styled(str(link.errors), BAD) if link.errors else "0"]
+        for each, link in pairs
     ]  # fmt: skip
     return render(header, rows).splitlines()
 
 
+def _urgency(pair: tuple[Activity, LinkActivity]) -> tuple[bool, float]:
+    """Sorts links that are not OK before the others, and then by what they move."""
+    _, link = pair
+    return link.state == "OK", -(link.rates.bytes_in + link.rates.bytes_out)
+
+
+def _state(state: str) -> str:
+    return Styled(state, STATES.get(state, BAD))
+
+
 def _rates(rates: Rates) -> list[str]:
     mean = "-" if rates.mean is None else f"{rates.mean * 1e6:.0f}"
-    return [
-        f"{rates.bytes_in / 1e9:.2f}",
-        f"{rates.bytes_out / 1e9:.2f}",
-        f"{rates.operations:.0f}",
-        mean,
-    ]
+    operations = f"{rates.operations:.0f}" if rates.operations else "-"
+    return [_rate(rates.bytes_in), _rate(rates.bytes_out), operations, mean]
+
+
+def _rate(value: float) -> str:
+    """GB/s; nothing at all looks different from little."""
+    if not value:
+        return "-"
+    return f"{value / 1e9:.2f}" if value >= 5e6 else "<.01"
 
 
 def _as_json(found: Sequence[Activity]) -> dict[str, object]:

@@ -37,12 +37,12 @@ def threads(wanted: int = THREADS) -> Finding:
             started += 1
     except (RuntimeError, MemoryError) as error:
         return Finding(
-            "threads", Level.PROBLEM, f"{started} more can be started: {explain(error)}",
+            "limit of threads", Level.PROBLEM, f"{started} more can be started: {explain(error)}",
             f"raise `ulimit -u`, or the limit of processes of the container: an engine needs {wanted}",
         )  # fmt: skip
     finally:
         end.set()
-    return Finding("threads", Level.OK, "; ".join(thread_limits()) or "no limit")
+    return Finding("limit of threads", Level.OK, "; ".join(thread_limits()) or "no limit")
 
 
 def descriptors_left(wanted: int = DESCRIPTORS) -> Finding:

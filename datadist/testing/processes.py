@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from datadist.base.picklable import PicklableError
+from datadist.base.shielded import start_shielded
 from datadist.base.texts import in_seconds
 from datadist.testing import wire
 
@@ -84,6 +85,8 @@ class _Stderr:
 class Process:
     """A new Python process; ``scale`` multiplies every deadline."""
 
+    _popen: subprocess.Popen[bytes]
+
     def __init__(
         self, name: str, environ: Mapping[str, str], scale: float, namespace: str | None = None
     ) -> None:
@@ -92,22 +95,21 @@ class Process:
         self._stacks_file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as we
         ours, theirs = socket.socketpair()
         fds = [theirs.fileno(), self._stacks_file.fileno()]
-        with theirs:
+        command = [
+            sys.executable, "-c", BOOT, str(fds[0]), json.dumps(sys.path), str(fds[1]), namespace or "",
+        ]  # fmt: skip
+
+        def start() -> None:
             self._popen = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    BOOT,
-                    str(fds[0]),
-                    json.dumps(sys.path),
-                    str(fds[1]),
-                    namespace or "",
-                ],
+                command,
                 pass_fds=fds,
                 env={**os.environ, **environ},
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
             )
+
+        with theirs:
+            start_shielded(start)
         self._stderr = _Stderr(self._popen)
         self._pipe = Connection(ours.detach())
         self._running: str | None = None

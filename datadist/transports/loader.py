@@ -61,7 +61,14 @@ class Choice:
 
     backend: Backend
     transport_class: type[Transport]
-    why: str
+    why_this: str
+    passed_over: tuple[str, ...] = ()
+    """Why each of those that come before it is not used."""
+
+    @property
+    def why(self) -> str:
+        """All of the reasons."""
+        return "; ".join([self.why_this, *self.passed_over])
 
     @property
     def name(self) -> str:
@@ -420,7 +427,7 @@ def _best(installed: Installed, networked: bool) -> Choice:
 def _best_one(usable: list[tuple[Backend, type[Transport], str]], passed_over: list[str]) -> Choice:
     backend, loaded, reason = usable[0]
     why = f"highest priority ({loaded.priority}) of what is usable; {reason}"
-    return Choice(backend, loaded, "; ".join([why, *passed_over]))
+    return Choice(backend, loaded, why, tuple(passed_over))
 
 
 def _best_two(usable: list[tuple[Backend, type[Transport], str]]) -> Choice | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datadist.bench.measured_engine import BenchError
+from datadist.bench import measure
 from datadist.bench.plot import plot
 from datadist.bench.report import problems, report
 from datadist.bench.results import (
@@ -143,6 +143,12 @@ def test_the_report_has_every_result() -> None:
     assert problems(RESULTS) == []
     assert problems([_throughput(["tensor 1: ..."])]) == ["paged: tensor 1: ..."]
     assert report([]) == ""
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_the_report_fits_a_narrow_terminal(width: int) -> None:
+    assert max(map(len, report(RESULTS, width).splitlines())) <= width
 
 
 def test_results_are_json() -> None:
@@ -164,14 +170,46 @@ def test_a_plot_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib (extra bench) is not installed")
     plot(RESULTS, tmp_path / "all.png", "title")
     assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(BenchError, match="nothing that was measured"):
-        plot(RESULTS[-1:], tmp_path / "none.png", "title")
+    plot(RESULTS[1:2], tmp_path / "one.SVG", "title")
+    assert "Latency of a block of 4 KiB" in (tmp_path / "one.SVG").read_text()
 
 
-def test_a_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (
+            ["latency", "--plot", "out.txt"],
+            "--plot is out.txt: expected a name that ends in .",
+        ),
+        (["latency", "--plot", "out"], "--plot is out: expected a name that ends in"),
+        (
+            ["link", "beside", "--plot", "out.png"],
+            "draws nothing of link, beside: add one of contig",
+        ),
+        (["latency", "--plot", "no/out.png"], "--plot is no/out.png, which cannot be written"),
+        (["latency", "--json", "no/out.json"], "--json is no/out.json, which cannot be written"),
+        (["latency", "--json", "."], "--json is ., which cannot be written"),
+    ],
+)
+def test_files_are_checked_before_anything_is_measured(
+    args: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    pytest.importorskip("matplotlib", reason="matplotlib (extra bench) is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measure, "latency", None)
+    monkeypatch.setattr(measure, "link_time", None)
+    assert main(["bench", *args]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_plot_without_matplotlib(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(BenchError, match=r"pip install datadist\[bench\]"):
-        plot(RESULTS, tmp_path / "none.png", "title")
+    monkeypatch.setattr(measure, "latency", None)
+    assert main(["bench", "latency", "--plot", "out.png"]) == 2
+    assert "pip install 'datadist[bench]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

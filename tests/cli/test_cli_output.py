@@ -109,7 +109,19 @@ def test_the_last_column_is_wrapped_to_the_width() -> None:
     lines = render(("NAME", "REASON"), rows, 30).splitlines()
     assert lines == ["NAME  REASON", "shm   processes of one host", "      that share memory", "x"]
     assert render(("NAME", "REASON"), rows).splitlines()[1] == "shm   " + rows[0][1]
-    assert len(render(("NAME", "REASON"), rows, 10).splitlines()) == 3
+    assert render(("NAME", "REASON"), rows, 12).splitlines() == [
+        "NAME: shm", "REASON:", "  processes", "  of one", "  host that", "  share", "  memory",
+        "", "NAME: x",
+    ]  # fmt: skip
+
+
+def test_a_last_column_that_would_be_narrow_stands_under_its_row() -> None:
+    rows = [("shm", "datadist-shm", "12", "shared memory of this host"), ("x", "y", "-", "")]
+    lines = render(("NAME", "DISTRIBUTION", "NUMBER", "REASON"), rows, 32).splitlines()
+    assert lines == [
+        "NAME  DISTRIBUTION  NUMBER", "shm   datadist-shm      12", "      shared memory of this host",
+        "x     y                  -",
+    ]  # fmt: skip
 
 
 def test_a_closed_pipe_ends_quietly() -> None:

@@ -32,7 +32,7 @@ def _doctor(*arguments: str, before: str = "") -> dict[str, dict[str, str]]:
 def test_this_machine_has_enough(capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor", "--pool", "1048576"])
     out = capsys.readouterr().out
-    for name in ("threads", "free descriptors", "room for pools", "processors"):
+    for name in ("limit of threads", "free descriptors", "room for pools", "processors"):
         assert f" {name}" in out
 
 
@@ -41,9 +41,9 @@ def test_few_threads() -> None:
         found = _doctor(
             before=f"import os; open('{path}/cgroup.procs', 'w').write(str(os.getpid()))"
         )
-    assert found["threads"]["level"] == "problem"
-    assert f"{path} may have 12" in found["threads"]["found"]
-    assert "ulimit -u" in found["threads"]["remedy"]
+    assert found["limit of threads"]["level"] == "problem"
+    assert f"{path} may have 12" in found["limit of threads"]["found"]
+    assert "ulimit -u" in found["limit of threads"]["remedy"]
 
 
 def test_few_descriptors() -> None:

@@ -20,7 +20,7 @@ import pytest
 from datadist import CacheKeyByIdAndIndex
 from datadist.cli import main
 from datadist.cli.top import screen
-from datadist.diagnosis.activity import Look, activities
+from datadist.diagnosis.activity import Activity, LinkActivity, Look, Rates, activities
 from tests import nodes
 from tests.nodes import Node
 
@@ -119,10 +119,29 @@ def test_a_terminal_is_drawn_anew(linked: tuple[Node, Node]) -> None:
     looks = printed.split("\x1b[H")[1:]
     assert len(looks) == 2
     for look in looks:
-        lines = re.sub(r"\x1b\[[JK]", "", look).splitlines()
+        lines = re.sub(r"\x1b\[[0-9;]*[JKm]", "", look).splitlines()
         assert len(lines) == 4
         assert "more lines" in lines[-1]
         assert max(map(len, lines)) <= 40
+
+
+def _link(peer: int, state: str, moved: float) -> LinkActivity:
+    return LinkActivity("serving", peer, "shm", state, "", Rates(moved, 0, 3, 0.001), 0)
+
+
+def test_what_is_urgent_comes_first() -> None:
+    links = [_link(2, "OK", 0), _link(3, "OK", 5e9), _link(4, "FAILED", 0), _link(5, "OK", 1)]
+    busy = Activity("", 1, 77, "a.py", "shm", Rates(), "-", 0, links, [], {})
+    silent = Activity("", 2, 78, "b.py", "-", Rates(), "-", 0, [], ["it is stopped"], None)
+    lines = screen([busy, silent])
+    assert lines[0].endswith(": 2 engines, 4 links, 3 OK, 1 silent")
+    assert [line.split()[3] for line in lines[4:6]] == ["shm", "silent"]
+    assert lines[7] == "it is stopped"
+    shown = [line.split() for line in lines[10:]]
+    assert [(line[2], line[5]) for line in shown] == [
+        ("4", "-"), ("3", "5.00"), ("5", "<.01"), ("2", "-"),
+    ]  # fmt: skip
+    assert max(map(len, lines)) <= 80
 
 
 def test_nothing_breaks_without_engines() -> None:

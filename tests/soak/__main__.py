@@ -15,10 +15,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.soak.comparing import table
+from datadist.cli.tables import paragraph
+from tests.soak.comparing import table, uncompared
 from tests.soak.plot import plot
 from tests.soak.resources import ENOUGH
 from tests.soak.world import World
+
+WIDTH = 79
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,22 +58,28 @@ def _report(world: World, seconds: float) -> None:
     totals = world.totals
     steps = ", ".join(f"{name} {count}" for name, count in totals.steps.most_common())
     faults = ", ".join(f"{name} {count}" for name, count in totals.faults.most_common())
-    print(f"{seconds:.0f} s, {totals.steps.total()} steps (digest {world.digest}): {steps}")
-    print(f"{totals.faults.total()} faults: {faults or 'none'}")
+    counts = f"{seconds:.0f} s, {totals.steps.total()} steps (digest {world.digest}): {steps}"
+    print(paragraph(counts, WIDTH, "  "))
+    print(paragraph(f"{totals.faults.total()} faults: {faults or 'none'}", WIDTH, "  "))
     moved = sum(found.moved for found in totals.compared.values())
     transfers = sum(found.transfers for found in totals.compared.values())
     print(f"{transfers} transfers verified, {moved} bytes moved, {totals.wrong} lost or wrong:")
     for line in table(totals.compared):
         print(f"  {line}")
+    for line in uncompared(totals.steps, totals.compared):
+        print(paragraph(f"not compared: {line}", WIDTH, "  "))
     for what in sorted({what for _, what, _ in totals.latencies}):
         values = sorted(value for _, name, value in totals.latencies if name == what)
         middle, worst = values[len(values) // 2] * 1e3, values[-1] * 1e3
         print(f"{what:12} {len(values):6} times, median {middle:9.3f} ms, worst {worst:9.3f} ms")
     judged = [rests for rests in totals.rests.values() if len(rests) >= ENOUGH]
     most = max(map(len, totals.rests.values()), default=0)
+    few = len(totals.rests) - len(judged)
     print(
         f"use compared at rest: {len(judged)} of {len(totals.rests)} processes, up to {most} times"
     )
+    if few:
+        print(f"not compared: the use of {few} processes, which had fewer than {ENOUGH} rests")
     print(f"{len(totals.leaks)} leaks, {len(totals.problems)} problems")
     for line in (*totals.leaks, *totals.problems):
         print(f"  {line[:600]}")

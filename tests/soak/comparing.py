@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from datadist.cli.tables import render
+
 
 class Difference(NamedTuple):
     """Of one transfer, in bytes: those that it moved, those around them, and how many are wrong."""
@@ -38,6 +40,12 @@ EACH = (
 """Steps whose transfer succeeds, so that every one of them is compared."""
 SOME = ("stop_in_pull",)
 """Steps whose transfer may fail as documented, but not always."""
+TORN = {
+    "stop_in_pull": "the pull failed meanwhile: each byte may be the old or the new one, no other",
+    "kill_in_pull": "the owner was killed meanwhile: each byte may be the old or the new one, no other",
+    "kill_in_push": "the target was killed, and its memory with it; the source is compared",
+}
+"""Steps whose transfer may be cut off, and what is not compared of it then."""
 
 
 def missing(
@@ -52,10 +60,21 @@ def missing(
     return found
 
 
+def uncompared(steps: Mapping[str, int], compared: Mapping[str, Compared]) -> list[str]:
+    """What could not be compared, and why; one line for each kind of transfer."""
+    found = []
+    for kind, why in (*((each, "see the problems") for each in EACH), *TORN.items()):
+        left = steps.get(kind, 0) - compared.get(kind, Compared()).transfers
+        if left > 0:
+            found.append(f"{kind}: {left} of {steps[kind]}, {why}")
+    return found
+
+
 def table(compared: Mapping[str, Compared]) -> list[str]:
     """Lines for people, one per kind."""
-    return [
-        f"{kind:15} {found.transfers:6} transfers verified, {found.moved:12} bytes moved, "
-        f"{found.around:12} bytes around them, {found.wrong} lost or wrong"
+    header = ("KIND", "COMPARED", "BYTES MOVED", "AROUND THEM", "LOST OR WRONG")
+    rows = [
+        (kind, found.transfers, found.moved, found.around, found.wrong)
         for kind, found in sorted(compared.items())
     ]
+    return render(header, rows).splitlines()

@@ -57,6 +57,8 @@ class Totals:
 
     steps: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    moments: list[tuple[float, str]] = field(default_factory=list)
+    """When each fault began, and its kind."""
     compared: defaultdict[str, Compared] = field(default_factory=lambda: defaultdict(Compared))
     """By kind of transfer."""
     problems: list[str] = field(default_factory=list)
@@ -239,7 +241,7 @@ class World:
     # -- faults ------------------------------------------------------------------------------
 
     def _kill(self, cluster: int) -> None:
-        self.totals.faults["killed"] += 1
+        self._fault("killed")
         node = self._live.pop(cluster).node
         node.kill()
         node.close()
@@ -268,7 +270,7 @@ class World:
         self._kill_other(target, "killed during a push", "kill_in_push", pusher)
 
     def _kill_other(self, cluster: int, fault: str, what: str, mover: int) -> None:
-        self.totals.faults[fault] += 1
+        self._fault(fault)
         node = self._live.pop(cluster).node
         node.kill()
         node.close()
@@ -277,7 +279,7 @@ class World:
 
     def _cut(self, pair: tuple[int, int]) -> None:
         """Cut the connection of two members: their links break, on both sides."""
-        self.totals.faults["connection cut"] += 1
+        self._fault("connection cut")
         self._live[pair[0]].node.do(work.cut, pair[1])
         for name, members in list(self._links.items()):
             if set(pair) <= set(members):
@@ -290,7 +292,7 @@ class World:
     def _stop_in_pull(self, pair: tuple[int, int]) -> None:
         puller, owner = pair
         self._begin_torn(pair)
-        self.totals.faults["stopped during a pull"] += 1
+        self._fault("stopped during a pull")
         self._live[owner].node.pause()
         time.sleep(0.2)
         self._live[owner].node.resume()
@@ -313,7 +315,7 @@ class World:
     def _interrupt_pull(self, pair: tuple[int, int]) -> None:
         """A signal handler raises in a pull; the next pull is whole."""
         puller, owner = pair
-        self.totals.faults["interrupted in a pull"] += 1
+        self._fault("interrupted in a pull")
         source, slot = self._live[owner].seed, self._random.randrange(work.SLOTS)
         torn, whole = self._live[puller].node.do(
             interrupts.pull, owner, source, slot, *self._moment(1e-3)
@@ -323,7 +325,7 @@ class World:
 
     def _interrupt_push(self, pair: tuple[int, int]) -> None:
         pusher, target = pair
-        self.totals.faults["interrupted in a push"] += 1
+        self._fault("interrupted in a push")
         slot, seed = self._random.randrange(8), self._live[pusher].seed
         self._live[pusher].node.do(interrupts.push, target, slot, *self._moment(1e-3))
         self._compared("interrupt_push", self._live[target].node.do(work.check_inbox, seed, slot))
@@ -331,7 +333,7 @@ class World:
 
     def _interrupt_link(self, group: list[int]) -> None:
         """A signal handler raises in a member's call, which it repeats."""
-        self.totals.faults["interrupted in a link"] += 1
+        self._fault("interrupted in a link")
         self._link(group, interrupted=True)
 
     def _moment(self, longest: float) -> tuple[float, int]:
@@ -339,7 +341,7 @@ class World:
         return self._random.random() * longest, self._random.randrange(len(interrupts.KINDS))
 
     def _interrupt_allocate(self, cluster: int) -> None:
-        self.totals.faults["interrupted in allocations"] += interrupts.ROUNDS
+        self._fault("interrupted in allocations", interrupts.ROUNDS)
         seed = self._random.randrange(1 << 31)
         kept = self._live[cluster].node.do(interrupts.allocate, seed)
         if kept:
@@ -348,7 +350,7 @@ class World:
     def _call_in_handler(self, pair: tuple[int, int]) -> None:
         """A signal handler calls the engine in a pull."""
         puller, owner = pair
-        self.totals.faults["called in a signal handler"] += 1
+        self._fault("called in a signal handler")
         seed, slot = self._live[owner].seed, self._random.randrange(work.SLOTS)
         found, bad = self._live[puller].node.do(
             interrupts.handled, owner, seed, slot, self._random.random() * 1e-3
@@ -358,7 +360,7 @@ class World:
             self._problem("a call in a signal handler", line)
 
     def _finalize(self, cluster: int) -> None:
-        self.totals.faults["finalized with live links"] += 1
+        self._fault("finalized with live links")
         self._end_node(cluster)
         self._forget(cluster)
 
@@ -405,6 +407,10 @@ class World:
                 stack.callback(live.node.close)
 
     # -- measuring ---------------------------------------------------------------------------
+
+    def _fault(self, kind: str, count: int = 1) -> None:
+        self.totals.faults[kind] += count
+        self.totals.moments.append((time.monotonic() - self._began, kind))
 
     def _late(self, what: str, seconds: float) -> None:
         self.totals.latencies.append((time.monotonic() - self._began, what, seconds))
