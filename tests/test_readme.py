@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from release.distributions import DISTRIBUTIONS, project
+
 README = Path(__file__).parents[1] / "README.md"
 SECONDS = 60.0
 
@@ -41,6 +43,14 @@ def test_the_example_runs(tmp_path: Path) -> None:
             process.kill()
     assert outputs == ["", "[1. 1. 1. 1.]\n"]
     assert [process.returncode for process in running] == [0, 0]
+
+
+def test_extras_are_those_of_the_project() -> None:
+    (table,) = re.findall(r"^\| Extra \|.*\n\|[-|]+\n((?:\|.*\n)+)", README.read_text(), re.M)
+    named = {
+        name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+    assert named == set(project(DISTRIBUTIONS[0])["optional-dependencies"])
 
 
 def test_the_example_is_as_short_as_it_says() -> None:
