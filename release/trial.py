@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,7 +74,7 @@ def without_compiler(venv: Path) -> Mapping[str, str]:
 
 
 def _last(text: str) -> str:
-    return text.rstrip().rsplit("\n", 1)[-1].strip()
+    return textwrap.shorten(text.rstrip().rsplit("\n", 1)[-1], 100)
 
 
 if __name__ == "__main__":
