@@ -7,10 +7,13 @@ SOURCES := conftest.py .ci/tests datadist plugins/shm/datadist_shm plugins/shm/t
 	plugins/hccl/datadist_hccl plugins/hccl/tests examples \
 	plugins/rdma/datadist_rdma plugins/rdma/tests plugins/rdma/roce \
 	plugins/nixl/datadist_nixl plugins/nixl/tests plugins/nixl/benchmarks \
-	integrations/vllm integrations/pytest
+	integrations/vllm integrations/pytest release
 
 # From 3.10 on, where they are: those of pyenv.
 PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[0-9].*/bin/python3)
+
+# Tools that build and check what is released.
+RELEASE := build/release/venv
 
 PARALLEL := -n auto --maxprocesses 8
 
@@ -22,7 +25,8 @@ VLLM_TORCH := torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .PHONY: help setup demo vllm demo-vllm test test-vllm test-vllm-quick test-roce test-roce-long \
-	lint types check check-fast check-long coverage soak fuzz hostile race far-faults interrupts pythons sanitize cross clean
+	lint types check check-fast check-long coverage soak fuzz hostile race far-faults interrupts pythons sanitize cross \
+	wheels try-wheels try-wheels-emulated release-check clean
 
 help:
 	@echo "make demo    link a prompt and a decoder and move a KV cache between them"
@@ -46,6 +50,10 @@ help:
 	@echo "make pythons  the fast tests on every Python that is here (PYTHONS: paths of interpreters)"
 	@echo "make sanitize  tests of the native code under sanitizers"
 	@echo "make cross   compile the native code of shm for aarch64 and check it under an emulator"
+	@echo "make wheels  sdists and wheels of all distributions in dist/, for x86-64 and aarch64 (PYTHONS)"
+	@echo "make try-wheels  install them without a compiler on every Python that is here (PYTHONS)"
+	@echo "make try-wheels-emulated  try those of aarch64, and x86-64 without AVX, under an emulator"
+	@echo "make release-check  whether dist/ can be uploaded, and by which commands; uploads nothing"
 	@echo "make clean   remove the virtual environment and what was built"
 	@echo "Variables: PYTHON (default python3), VENV (default .venv), ARGS (of demo and test)"
 
@@ -162,7 +170,24 @@ sanitize: setup
 cross: setup
 	plugins/shm/cross $(BIN)/python
 
+$(RELEASE)/.installed: release/requirements.txt release/backend.txt
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet -r release/requirements.txt
+	@touch $@
+
+wheels: $(RELEASE)/.installed
+	$(RELEASE)/bin/python -m release.build $(or $(PYTHONS),$(PYTHON)) $(ARGS)
+
+try-wheels: $(RELEASE)/.installed
+	$(RELEASE)/bin/python -m release.trial $(or $(PYTHONS),$(PYTHON)) $(ARGS)
+
+try-wheels-emulated: $(RELEASE)/.installed
+	$(RELEASE)/bin/python -m release.emulated $(ARGS)
+
+release-check: $(RELEASE)/.installed
+	$(RELEASE)/bin/python -m release.check
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	rm -rf examples/*/build examples/*/*.egg-info plugins/*/build plugins/*/*.egg-info plugins/*/datadist_*/*.so
 	find datadist plugins tests -name __pycache__ -type d -prune -exec rm -rf {} +

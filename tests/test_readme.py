@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from release.distributions import DISTRIBUTIONS, project
 from tests.docs.blocks import ROOT, Block, all_blocks
 from tests.docs.shell import commands_of
 
@@ -61,3 +63,13 @@ def test_the_program_is_short() -> None:
     (program,) = (block for block in BLOCKS if block.language == "python")
     lines = [line for line in program.text.splitlines() if line and "import" not in line]
     assert len(lines) <= 16
+
+
+def test_extras_are_those_of_the_project() -> None:
+    (table,) = re.findall(
+        r"^\| Extra \|.*\n\|[-|]+\n((?:\|.*\n)+)", (ROOT / "README.md").read_text(), re.M
+    )
+    named = {
+        name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+    assert named == set(project(DISTRIBUTIONS[0])["optional-dependencies"])

@@ -1,5 +1,6 @@
 /* Stores past the cache by 32 bytes. */
 #include "copy.h"
+#include "processor.h"
 
 #ifdef HAVE_X86_KERNELS
 
@@ -20,7 +21,7 @@ STREAM_TARGET static inline void move_line(char *to, const char *from)
 
 static int is_supported(void)
 {
-    return __builtin_cpu_supports("avx2");
+    return processor_features() & HAS_AVX2;
 }
 
 const Kernel avx2_kernel = {"avx2", copy_avx2, is_supported};

@@ -1,5 +1,6 @@
 /* Stores past the cache by 64 bytes: a whole line at once. */
 #include "copy.h"
+#include "processor.h"
 
 #ifdef HAVE_X86_KERNELS
 
@@ -17,7 +18,7 @@ STREAM_TARGET static inline void move_line(char *to, const char *from)
 
 static int is_supported(void)
 {
-    return __builtin_cpu_supports("avx512f");
+    return processor_features() & HAS_AVX512F;
 }
 
 const Kernel avx512_kernel = {"avx512", copy_avx512, is_supported};

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from array import array
 from pathlib import Path
@@ -22,6 +23,17 @@ KERNELS = list(_native.KERNELS)
 
 def _vector(values: list[int]) -> array[int]:
     return array("q", values)
+
+
+def test_the_kernels_are_those_that_this_processor_has_instructions_for() -> None:
+    flags = set(re.findall(r"^flags\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M)[:1])
+    known = {"rep_movsb": "erms", "avx2": "avx2", "avx512": "avx512f"}
+    if not flags:
+        pytest.skip("this machine has no x86-64 processor")
+    has = set(flags.pop().split())
+    assert {name for name in known if name in KERNELS} == {
+        name for name, flag in known.items() if flag in has
+    }
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -1,0 +1,1 @@
+"""Builds the distributions of a release, tries them, and checks what would be uploaded."""
