@@ -39,7 +39,7 @@ help:
 	@echo "make docs    write the blocks of the documents anew that are the text of scripts"
 	@echo "make check   lint, types and tests"
 	@echo "make check-fast  what says most within some minutes: lint, types, the tests marked fast"
-	@echo "make check-long  what need not be seen every day: longer soak and fuzzing, make hostile, make cross, make pythons, make test-roce-long"
+	@echo "make check-long  what need not be seen every day: longer soak and fuzzing, make hostile, make cross, make pythons, make try-wheels, make test-roce-long"
 	@echo "make coverage    run all tests and report which lines and branches of core they miss"
 	@echo "make soak    random links, transfers and kills; every byte of every kind verified (MINUTES, SEED)"
 	@echo "make interrupts  10,000 exceptions of signal handlers at random moments of every call (SEED)"
@@ -129,6 +129,7 @@ check-long: cross
 	$(MAKE) hostile
 	$(MAKE) interrupts
 	$(MAKE) pythons
+	$(MAKE) wheels try-wheels try-wheels-emulated
 	$(MAKE) test-roce-long
 
 pythons:
