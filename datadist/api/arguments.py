@@ -61,8 +61,8 @@ def check_count(desc: CacheDesc, addrs: list[Any]) -> None:
     check_not_none("cache_desc", desc)
     if len(addrs) != desc.num_tensors:
         raise param_invalid(
-            f"addrs has {len(addrs)} addresses and cache_desc {desc.num_tensors} tensors: give one "
-            "address per tensor"
+            f"{desc.num_tensors} tensors need as many addrs, not {len(addrs)}: give one address per "
+            "tensor"
         )
 
 

@@ -181,8 +181,8 @@ def _check_alike(src: Cache, dst: Cache) -> int:
         )
     if descs[0].num_tensors != descs[1].num_tensors:
         raise param_invalid(
-            f"{src!r} has {descs[0].num_tensors} tensors and {dst!r} {descs[1].num_tensors}: they must "
-            "be equal"
+            f"{src!r} and {dst!r} differ in their number of tensors, {descs[0].num_tensors} and "
+            f"{descs[1].num_tensors}: they must be equal"
         )
     return blocks[0]
 

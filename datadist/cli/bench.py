@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         _write_json(args.json, settings, results)
     if args.json != STANDARD_OUTPUT:
         width = output_width()
-        print(f"{paragraph(_title(settings), width or 79)}\n\n{report(results, width)}")
+        print(f"{paragraph(_title(settings), width)}\n\n{report(results, width)}")
     for problem in wrong:
         print(f"{paint('MISMATCH', BAD, sys.stderr)} {problem}", file=sys.stderr)
     return 1 if wrong else 0

@@ -58,7 +58,7 @@ MISTAKES: list[tuple[Callable[..., object], tuple[Any, ...], type[Exception], li
     (checks.check_int64, ("x", 1 << 63), ValueError, ["x is 9223372036854775808", "[-92233"]),
     (arguments.check_not_none, ("cache", None), AttributeError, ["cache is None", "must be given"]),
     (arguments.check_count, (DESC, [4096]), LLMException,
-     ["addrs has 1 addresses", "2 tensors", "give one address per tensor"]),
+     ["2 tensors need as many addrs, not 1", "give one address per tensor"]),
     (arguments.check_addresses, ([0],), LLMException,
      ["addrs[0] is 0x0", "not a valid address", "array.ctypes.data"]),
     (arguments.check_key_count, ([(0, NAME), (1, NAME)], DESC), LLMException,

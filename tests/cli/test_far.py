@@ -81,9 +81,9 @@ def test_a_quick_run(
     assert where in title
     assert f"device {device}" in title
     assert "(HOST)" in title
-    assert "TCP STREAM" in shown
+    assert "TCP stream" in shown
     assert "TCP request and answer" in shown
-    for local in ("MEMCPY", "NATIVE COPY", "PROCESS_VM_READV", "local native copy"):
+    for local in ("memcpy", "native copy", "process_vm_readv"):
         assert local not in shown
     large, small = json.loads(out.read_text())["results"]
     assert large["problems"] == small["problems"] == []
@@ -170,7 +170,7 @@ def test_the_limit_of_a_curve_is_named() -> None:
     far = ScalePoint(
         "segment-bytes", 512, Series([0.02]), 1 << 24, Series([0.01]), Series([1e-4]), "TCP stream"
     )
-    assert "/ NATIVE COPY" in report([near])
-    assert "/ TCP STREAM" in report([far])
+    assert "/ LIMIT: speed as part of that of the native copy" in report([near])
+    assert "/ LIMIT: speed as part of that of the TCP stream" in report([far])
     trip = Latency("latency", [1e-5], [4e-6], [1e-6], [], "TCP request and answer")
     assert "TCP request and answer" in report([trip])
