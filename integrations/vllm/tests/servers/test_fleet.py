@@ -19,7 +19,7 @@ from harness.servers import Server, ask, datadist_config, proxy_server, vllm_ser
 
 AT_ONCE = 3
 SETTLE_SECONDS = 60
-SLOW_SECONDS = 3.0
+SLOW_SECONDS = 10.0
 """Between the requests of a thread while a server starts: at full load, on two processors, the other
 three servers leave it none for minutes."""
 
@@ -126,7 +126,7 @@ def _check_no_more(server: Server, before: Resources) -> None:
 
 def _come_and_go(fleet: Fleet, server: Server, end: Callable[[], None], stays: Server) -> None:
     with Load(fleet.proxy.url) as load:
-        load.wait_for_more(24)  # all are linked
+        load.wait_for_more(16)  # all are linked
         before = _worker(stays)
         _replace(server, end, load)
     _check_no_more(stays, before)
