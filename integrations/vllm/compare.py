@@ -35,7 +35,7 @@ from harness.servers import ASK_SECONDS, Server, datadist_config, free_port
 TOKENS_PER_MIB = 32
 SIZES = (1, 16, 64)
 ARGUMENTS = ("--block-size", "32", "--no-enable-prefix-caching", "--max-num-batched-tokens", "4096")
-WARM_UPS = 3
+WARM_UPS = 2
 REQUESTS, AT_ONCE, ROUNDS = 32, 8, 3
 Found = dict[tuple[str, str], list[float]]
 
@@ -136,9 +136,9 @@ def measure_first_tokens(
 ) -> None:
     """In turns, request by request; who is first changes."""
     generator = random.Random(7)
-    for size in sizes:
-        for repeat in range(WARM_UPS + repeats):
-            names = list(pairs)
+    for repeat in range(WARM_UPS + repeats):
+        names = list(pairs)
+        for size in sizes:
             for name in names if repeat % 2 else reversed(names):
                 tokens = _tokens(generator, size * TOKENS_PER_MIB)
                 with alone(pairs, name) as pair:
@@ -179,6 +179,8 @@ def check_transferred(pairs: dict[str, Pair]) -> None:
 def report(found: Found) -> None:
     """Medians, and the lower and upper quartile."""
     for (what, connector), values in sorted(found.items()):
+        if len(values) < 2:
+            continue
         low, middle, high = statistics.quantiles(values, n=4)
         print(
             f"{what:22} {connector:9} {middle:8.2f}  ({low:.2f} to {high:.2f}, {len(values)} values)"
@@ -193,21 +195,24 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="MIB")
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, metavar="MIB")
     parser.add_argument("--connectors", nargs="+", default=["datadist", "nixl"])
     parser.add_argument("--nixl-threads", type=int, default=4, help="of NIXL's UCX; vLLM's default")
     parser.add_argument("--no-rates", action="store_true", help="without requests per second")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers are stopped
     found: Found = defaultdict(list)
     with (
         tempfile.TemporaryDirectory(prefix="compare-") as name,
         running(given.connectors, Path(name), given.nixl_threads) as pairs,
     ):
-        measure_first_tokens(pairs, given.sizes, given.repeats, found)
-        if not given.no_rates:
-            measure_rates(pairs, found)
-        check_transferred(pairs)
-    report(found)
+        try:
+            measure_first_tokens(pairs, given.sizes, given.repeats, found)
+            if not given.no_rates:
+                measure_rates(pairs, found)
+            check_transferred(pairs)
+        finally:
+            report(found)
 
 
 if __name__ == "__main__":
