@@ -16,6 +16,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from datadist import GrantState
 from datadist_vllm import renewals
+from datadist_vllm.amx import permit_amx
 from datadist_vllm.engine import WorkerEngine
 from datadist_vllm.fingerprint import encode, fingerprint
 from datadist_vllm.granting import Grants
@@ -42,6 +43,7 @@ class WorkerHalf:
         self._config = config
         self._kv_cache = kv_cache
         self._settings = settings
+        permit_amx()
         self._rank, self._split = get_tensor_model_parallel_rank(), self._own_split()
         self._shared = fingerprint(config, kv_cache)
         self._engine = WorkerEngine(settings, encode(self._shared, asdict(self._split)))

@@ -21,7 +21,7 @@ from typing import Any
 
 START_SECONDS = 300
 STOP_SECONDS = 60
-ASK_SECONDS = 120
+ASK_SECONDS = 300
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from harness.models import prompt
 from harness.pair import Pair
 
 TP2 = ("--tensor-parallel-size", "2")
-PATIENT = {"lease_seconds": 120.0}
+PATIENT = {"lease_seconds": 300.0, "link_seconds": 60.0, "pull_seconds": 120.0}
 """On two processors the first step of two ranks takes longer than the usual lease."""
 PEER2 = {"peer_tensor_parallel_size": 2, **PATIENT}
 CPU_MLA = (
