@@ -87,11 +87,15 @@ class Workers:
                 self._ready.wait()
 
     def _done(self, owner: Hashable) -> None:
+        """One call of ``owner`` less runs. At most one that waits may begin now, and this thread is
+        about to look for it: others are woken only to end.
+        """
         with self._ready:
             self._running[owner] -= 1
             if not self._running[owner]:
                 del self._running[owner]
-            self._ready.notify_all()
+            if self._stopping:
+                self._ready.notify_all()
 
     @entry
     def _run(self) -> None:

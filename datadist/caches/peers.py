@@ -162,6 +162,10 @@ class PeerView:
         """Send a message without descriptors."""
         self.session.send(message)
 
+    def send_soon(self, message: Message) -> None:
+        """The same, with what else this turn of the control thread sends."""
+        self.session.send_soon(message)
+
     # -- its directory ---------------------------------------------------------------------
 
     def apply(self, update: Directory) -> None:
@@ -279,7 +283,7 @@ class PeerView:
                     break
                 done = seq
         if done is not None:
-            self.send(Ack(seq=done))
+            self.send_soon(Ack(seq=done))
             with self.lock:
                 while self.deferred and self.deferred[0][1] <= done:
                     self.deferred.popleft()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import itertools
 import logging
 import os
 import select
@@ -10,7 +11,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from datadist.base.callers import pass_on
 from datadist.base.exclusive import NON_BLOCKING, ROUNDS
@@ -31,6 +32,8 @@ MAX_QUEUED_FRAMES = 1 << 18
 """The same for frames, of which each costs 400 bytes besides its own."""
 CHUNK = 1 << 18
 """Bytes read at once."""
+TOGETHER = 16
+"""Frames that are sent at once, at most."""
 KERNEL_FDS = 253
 """Descriptors that one message of the kernel may carry (SCM_MAX_FD). It drops those for which there is
 no room, on the thread that receives, which then may wait for what they do when they are closed."""
@@ -177,12 +180,7 @@ class Session:
 
         Raises ``ValueError`` for a message that exceeds a frame.
         """
-        try:
-            frame = encode(message)
-        except BaseException:
-            close_all(fds)
-            raise
-        self._unsealed.append(_Frame(frame, list(fds)))
+        self._queue(message, fds)
         if not (self.inline or self._reactor.is_current_thread()):
             self._reactor.post(self._send_waiting)
             return
@@ -191,6 +189,24 @@ class Session:
         except BaseException:
             self._reactor.post(self._send_waiting)
             raise
+
+    def send_soon(self, message: Sent, fds: Sequence[int] = ()) -> None:
+        """:meth:`send`, on the reactor's thread together with what else this turn sends: one call of the
+        kernel, and one wake-up of the peer.
+        """
+        if not self._reactor.is_current_thread():
+            self.send(message, fds)
+            return
+        self._queue(message, fds)
+        self._reactor.post(self._send_waiting)
+
+    def _queue(self, message: Sent, fds: Sequence[int]) -> None:
+        try:
+            frame = encode(message)
+        except BaseException:
+            close_all(fds)
+            raise
+        self._unsealed.append(_Frame(frame, list(fds)))
 
     def _send_waiting(self) -> None:
         """Seal and send what waits; waits for nobody.
@@ -357,7 +373,8 @@ class Session:
             fds = frame.fds
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             try:
-                send, data = self._sock.sendmsg, [frame.data[len(frame.data) - left :]]
+                send = self._sock.sendmsg
+                data = [frame.data[len(frame.data) - left :], *self._following()]
                 self._sent += map(send, (data,), (rights,), (socket.MSG_NOSIGNAL,))
             except BlockingIOError as error:
                 pass_on(error)
@@ -369,6 +386,13 @@ class Session:
             frame.fds = []
             close_all(fds)
         return None
+
+    def _following(self) -> Iterator[memoryview]:
+        """Frames that can go with the first one: descriptors go with the begin of their own frame."""
+        for frame in itertools.islice(self._outbox, 1, TOGETHER):
+            if frame.fds:
+                return
+            yield frame.data
 
     def _update_events(self) -> None:
         if self.closed:

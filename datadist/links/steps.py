@@ -97,8 +97,8 @@ class Steps:
     def _send_offer_and_directory(self, domain: Domain, attempt: Attempt) -> None:
         """Give our offer and our directory to the members that can be talked to.
 
-        The offer goes first, since more has to be done with it; the directory is there before
-        anybody hears that we are ready.
+        They go together, the offer first, since more has to be done with it; the directory is there
+        before anybody hears that we are ready.
         """
         for rank in attempt.others:
             view = self.view(attempt, rank)
@@ -210,7 +210,7 @@ class Steps:
                 domain=attempt.token, data=offer.data, fds=len(offer.fds), regions=attempt.regions
             )
             try:
-                view.session.send(message, offer.fds)
+                view.session.send_soon(message, offer.fds)
             except ValueError as error:
                 many = f"the offer for rank {rank} of {len(attempt.regions)} regions: {error}"
                 self.failed(domain, attempt, f"{many}; register fewer tensors")
@@ -366,4 +366,4 @@ def answer(view: PeerView, message: OfferMessage) -> None:
     """Acknowledge an offer of a peer, once for each offer."""
     view.account.give_back(Item.OFFERS)
     view.account.give_back(Item.OFFER_BYTES, weight(message))
-    view.send(Attached(domain=message.domain))
+    view.send_soon(Attached(domain=message.domain))

@@ -46,6 +46,8 @@ SET_BLOCKS = 64
 """Up to so many blocks a set finds repeated ones faster than NumPy."""
 FEW_JOINS = 16
 """If fewer than one block of so many follows the one before, the other side is looked at only there."""
+PART = 1 << 13
+"""So many numbers are compared at a time: that needs no new pages, and what the cache holds."""
 SPARSE = 16
 """From so many possible numbers per block on, sorting the blocks beats a mark for each number."""
 
@@ -357,17 +359,26 @@ def _runs(mine: Sequence[int], theirs: Sequence[int], dense: bool) -> list[tuple
     return runs
 
 
+def _follow(blocks: Int64Array) -> NDArray[np.bool_]:
+    """Whether each block but the first one is the next after the one before it."""
+    found = np.empty(len(blocks) - 1, np.bool_)
+    for at in range(0, len(found), PART):
+        part = blocks[at : at + PART + 1]
+        np.equal(part[1:] - part[:-1], 1, out=found[at : at + PART])
+    return found
+
+
 def _merge(
     mine: Int64Array, theirs: Int64Array, block_bytes: int
 ) -> tuple[Int64Array, Int64Array, Int64Array]:
     """First local block, first remote block and bytes of every run."""
     count = len(mine)
-    joins = mine[1:] - mine[:-1] == 1
+    joins = _follow(mine)
     if np.count_nonzero(joins) <= count // FEW_JOINS:  # look only at those
         (places,) = joins.nonzero()
         joins[places] = theirs[places + 1] - theirs[places] == 1
     else:
-        joins &= theirs[1:] - theirs[:-1] == 1
+        joins &= _follow(theirs)
     if not joins.any():
         return mine, theirs, _filled(count, block_bytes)
     (inner,) = np.logical_not(joins, out=joins).nonzero()

@@ -63,6 +63,28 @@ def test_one_owner_does_not_occupy_all_threads(owner: str | None) -> None:
     assert len(begun) == 50, "what was submitted is finished"
 
 
+def test_the_end_of_a_call_wakes_no_thread_that_has_nothing_to_do() -> None:
+    workers, waits, ran = Workers(3, "asleep"), list[int](), list[int]()
+    wait, calls = workers._ready.wait, 20
+
+    def noted(timeout: float | None = None) -> bool:
+        waits.append(1)
+        return wait(timeout)
+
+    def asleep() -> int:
+        return len(workers._ready._waiters)  # type: ignore[attr-defined]
+
+    try:
+        until(lambda: asleep() == 3)
+        workers._ready.wait = noted  # type: ignore[method-assign]
+        for number in range(calls):
+            workers.submit(lambda: ran.append(1))
+            until(lambda number=number: len(ran) > number and asleep() == 3)  # type: ignore[misc]
+        assert len(waits) == calls
+    finally:
+        workers.stop(SECONDS)
+
+
 def test_owners_that_wait_take_turns() -> None:
     workers, ran = Workers(1, "fair"), list[str]()
     go_on, begun = _blocked(workers, "first", 1)

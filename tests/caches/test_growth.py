@@ -18,7 +18,7 @@ from datadist.caches.peers import PeerView
 from datadist.caches.pool import Run
 from datadist.caches.pool_config import PoolConfig
 from datadist.caches.revocations import Revocations
-from datadist.control.messages import Binding, Directory, Entry
+from datadist.control.messages import Binding, Directory, Entry, Message
 from datadist.status import LLMException
 from datadist.transfers.resolve import ById, find
 from datadist.transport import Offer, Placement, Region
@@ -74,7 +74,10 @@ def _binding(number: int, key: int | None = None) -> Binding:
 
 
 def _view() -> PeerView:
-    session: Any = SimpleNamespace(send=lambda _message: None, closed=False)
+    def send(_message: Message) -> None:
+        """Nobody hears it."""
+
+    session: Any = SimpleNamespace(send=send, send_soon=send, closed=False)
     return PeerView(session)
 
 

@@ -35,6 +35,8 @@ class _Peer:
         assert isinstance(message, Ack)
         self.acknowledged.append(message.seq)
 
+    send_soon = send
+
 
 class _Noted(set[int]):
     """Something happens just before the first token comes or goes."""

@@ -55,6 +55,8 @@ class _Peer:
             assert isinstance(said, Directory)
             self.said.append(said)
 
+    send_soon = send
+
 
 def _subscribed(owned: OwnDirectory) -> _Peer:
     peer = _Peer()

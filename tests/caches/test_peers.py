@@ -91,7 +91,7 @@ def _entry(cache_id: int) -> Entry:
 
 
 def test_a_directory_that_begins_anew_replaces_the_earlier_one() -> None:
-    session: Any = SimpleNamespace(send=lambda _message: None)
+    session: Any = SimpleNamespace(send_soon=lambda _message: None)
     view = PeerView(session)
     view.apply(Directory(seq=1, reset=True, last=False, upsert=[_entry(1)]))
     view.apply(Directory(seq=2, upsert=[_entry(2)]))

@@ -57,6 +57,8 @@ class _Peer:
         if isinstance(message, Directory):
             self.said.append(message)
 
+    send_soon = send
+
 
 class World:
     """One engine's caches; a page of the pool is 1024 bytes, a tensor as large as asked for."""

@@ -252,6 +252,59 @@ def test_who_has_sent_its_own_does_not_go_on_for_others(
     assert pair.receive(len(message) * (others + 1))[0] == message * (others + 1)
 
 
+class _Counting:
+    """A socket that counts the calls which send."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock, self.calls = sock, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+    def sendmsg(self, *arguments: Any) -> int:
+        self.calls += 1
+        return self.sock.sendmsg(*arguments)
+
+
+@pytest.mark.parametrize("last_is_at_once", [False, True])
+def test_what_a_turn_sends_soon_goes_out_together(pair: Pair, last_is_at_once: bool) -> None:
+    counting = _Counting(pair.session._sock)
+    pair.session._sock = counting  # type: ignore[assignment]
+    fds, inodes = _files(2)
+    messages = [_offer(1, 1, 2), _offer(1, 2), _offer(1, 3)]
+
+    def send() -> None:
+        pair.session.send_soon(messages[0], fds)
+        pair.session.send_soon(messages[1])
+        (pair.session.send if last_is_at_once else pair.session.send_soon)(messages[2])
+
+    pair.reactor.call(send, SECONDS)
+    frames = b"".join(map(encode, messages))
+    assert pair.receive(len(frames)) == (frames, inodes)
+    pair.settle()
+    assert counting.calls == 1
+
+
+def test_descriptors_go_with_the_begin_of_their_own_frame(pair: Pair) -> None:
+    first, second = _files(1), _files(1)
+    messages = [(_offer(1, 1), []), (_offer(1, 2, 1), first[0]), (_offer(1, 3, 1), second[0])]
+
+    def send() -> None:
+        for message, fds in messages:
+            pair.session.send_soon(message, fds)
+
+    pair.reactor.call(send, SECONDS)
+    sizes = [len(encode(message)) for message, _ in messages]
+    assert pair.receive(sizes[0]) == (encode(messages[0][0]), [])
+    assert pair.receive(sizes[1]) == (encode(messages[1][0]), first[1])
+    assert pair.receive(sizes[2]) == (encode(messages[2][0]), second[1])
+
+
+def test_what_is_sent_soon_elsewhere_is_sent_at_once(pair: Pair) -> None:
+    pair.session.send_soon(_offer(1, 1))
+    assert pair.receive(len(encode(_offer(1, 1))))[0] == encode(_offer(1, 1))
+
+
 # -- the process at the other end -----------------------------------------------------------------
 
 LEAVES_A_CHILD = """

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datadist.transfers.plan import (
+    PART,
     SET_BLOCKS,
     Segments,
     check_blocks,
@@ -91,6 +92,23 @@ def test_blocks_that_follow_each_other_are_merged_where_they_do_at_both_ends(
     assert _moved(segments) == [
         (a * BLOCK, remote + b * BLOCK, BLOCK) for a, b in zip(mine, theirs, strict=True)
     ]
+
+
+@pytest.mark.parametrize("place", [PART - 2, PART - 1, PART, PART + 1, 3 * PART])
+@pytest.mark.parametrize("few", [True, False])
+def test_blocks_of_a_long_list_are_merged_wherever_they_are(place: int, few: bool) -> None:
+    """Two of them follow each other at ``place``; at the other end all of them do, or only these."""
+    count = 3 * PART + 2
+    mine, theirs = [*range(0, 2 * count, 2)], [*range(0, 2 * count, 2)]
+    mine[place + 1] = mine[place] + 1
+    theirs = (
+        [*theirs[: place + 1], theirs[place] + 1, *theirs[place + 2 :]] if few else [*range(count)]
+    )
+    for here, there in ((mine, theirs), (theirs, mine)):
+        segments = plan_blocks([0], [1 << 50], here, there, BLOCK, BLOCK, BLOCK)
+        assert np.flatnonzero(np.asarray(segments.length) != BLOCK).tolist() == [place]
+        assert segments.length[place] == 2 * BLOCK
+        assert len(segments) == count - 1
 
 
 @given(

@@ -3,11 +3,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
@@ -23,7 +25,8 @@ enum {
     HUGETLB = 0x958458f6, /* HUGETLBFS_MAGIC */
     MOMENT_SHIFT = 22,    /* 4 ms */
     SEARCH_NICE = 10,
-    FIRST_PAUSES = 100, /* 20 ms, in which a link is made and the first transfers may be under way */
+    FIRST_PAUSE_NS = 20000000, /* in which a link is made and the first transfers may be under way */
+    PAUSE_NS = 1000000,        /* from one look to the next whether these have ended */
     UNMAP_MS = 2, /* that unmapping waits for the end of a search, which takes microseconds unless all
                    * processors are busy; then the search unmaps */
 };
@@ -73,10 +76,24 @@ Pages *pages_map(int fd, size_t size, int writable, int huge, int stays, int sea
 /* Transfers that hold the searches of this process. */
 static _Atomic int holding;
 
+/* Wait while *word has that value, at most so many ns. */
+static void wait_for_change(_Atomic int *word, int value, long ns)
+{
+    struct timespec most = {.tv_nsec = ns};
+    (void)syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, &most, NULL, 0);
+}
+
+static void tell_change(_Atomic int *word)
+{
+    (void)syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
 static void let_go(Pages *pages)
 {
-    if (atomic_fetch_sub(&pages->users, 1) > 1)
+    if (atomic_fetch_sub(&pages->users, 1) > 1) {
+        tell_change(&pages->users); /* who waited may have freed it: then the address wakes nobody */
         return;
+    }
     if (pages->fd >= 0) {
         munmap(pages->address, pages->size);
         close(pages->fd);
@@ -86,15 +103,16 @@ static void let_go(Pages *pages)
 
 int pages_found(Pages *pages, int milliseconds)
 {
-    static const struct timespec pause = {.tv_nsec = 100000};
-    for (int i = 0; i < milliseconds * 10 && atomic_load(&pages->users) > 1; i++)
-        nanosleep(&pause, NULL);
+    int users;
+    for (int i = 0; i < milliseconds && (users = atomic_load(&pages->users)) > 1; i++)
+        wait_for_change(&pages->users, users, 1000000);
     return atomic_load(&pages->users) == 1;
 }
 
 void pages_unmap(Pages *pages)
 {
     atomic_store(&pages->unmapping, 1);
+    tell_change(&pages->unmapping);
     (void)pages_found(pages, UNMAP_MS);
     let_go(pages);
 }
@@ -241,11 +259,10 @@ void pages_hold_searches(int count)
 }
 
 /* Let go first what moves just now; whether the search is to go on. */
-static int wait_for_others(const Pages *pages, int pauses)
+static int wait_for_others(Pages *pages)
 {
-    static const struct timespec pause = {.tv_nsec = 200000};
-    while (!atomic_load(&pages->unmapping) && (pauses-- > 0 || atomic_load(&holding) > 0))
-        nanosleep(&pause, NULL);
+    while (!atomic_load(&pages->unmapping) && atomic_load(&holding) > 0)
+        wait_for_change(&pages->unmapping, 0, PAUSE_NS);
     return !atomic_load(&pages->unmapping);
 }
 
@@ -253,10 +270,11 @@ static void *search(void *argument)
 {
     Pages *pages = argument;
     (void)setpriority(PRIO_PROCESS, 0, SEARCH_NICE); /* of this thread alone, on Linux */
-    int more = wait_for_others(pages, FIRST_PAUSES);
+    wait_for_change(&pages->unmapping, 0, FIRST_PAUSE_NS);
+    int more = wait_for_others(pages);
     for (size_t at = 0; more && at < pages->size; at += PIECE) {
         map_piece(pages, at);
-        more = wait_for_others(pages, 0);
+        more = wait_for_others(pages);
     }
     let_go(pages);
     return NULL;
