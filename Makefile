@@ -65,11 +65,13 @@ $(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml) $(wildcard plugins
 	$(BIN)/python -m pip install --quiet -e plugins/shm -e plugins/hccl -e plugins/rdma -e ".[dev]"
 	@touch $@
 
-# The demo alone needs little: where nothing was set up, it gets that and no more.
+# The demo alone needs little: where nothing was set up, it gets that and no more. One setuptools builds
+# both packages: otherwise pip installs it twice, into environments that it removes again.
 DEMO_STAMP := $(VENV)/.installed-demo
 $(DEMO_STAMP): pyproject.toml plugins/shm/pyproject.toml $(wildcard plugins/shm/native/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e plugins/shm -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "setuptools>=77"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e plugins/shm -e .
 	@touch $@
 
 demo: $(if $(wildcard $(STAMP)),setup,$(DEMO_STAMP))
