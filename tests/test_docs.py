@@ -52,6 +52,7 @@ NO_LIMITS = {
     "listener.MAX_HANDSHAKES",  # by the process's descriptor limit: said in words
     "messages.WIRE_VERSION",
     "session.CHUNK",
+    "session.TOGETHER",
     "session.KERNEL_FDS",
     "session.DRAIN_SECONDS",
     "session.RETRY_SECONDS",

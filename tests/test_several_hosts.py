@@ -220,4 +220,4 @@ def test_near_and_far_engines_in_one_domain(machine: Machine) -> None:
         assert f"cluster {cluster} has 4 MiB" in first
     for said in (first, second):
         assert "pulled 4 MiB, all of it right" in said
-        assert "2     3        10.0.0.2  0" in said
+        assert "   2        3  10.0.0.2       0" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable
 
 from two_engines import SECONDS, link, run
@@ -55,7 +56,7 @@ def decoder(engine: LLMDataDist, meet: Callable[[], object]) -> None:
     own_cache = manager.allocate_blocks_cache(DESC)
     link(engine)
     meet()
-    tokens = [message.data for message in engine.messages()]
+    tokens = _tokens(engine, len(REQUESTS))
     req_id, token = REQUESTS[0], tokens[0]
     # region short-read
     manager.pull_blocks(CacheKey(1, req_id), own_cache, dst_blocks=[0, 1, 2], token=token)
@@ -71,6 +72,16 @@ def decoder(engine: LLMDataDist, meet: Callable[[], object]) -> None:
     manager.release_grant(CacheKey(1, request))
     in_background(engine, own_cache, REQUESTS[3], tokens[3])
     # the owner hears of releases while this engine lives
+
+
+def _tokens(engine: LLMDataDist, count: int) -> list[bytes]:
+    """So many messages, which come at any time after they were sent."""
+    tokens: list[bytes] = []
+    while len(tokens) < count:
+        if not select.select([engine.messages_fileno()], [], [], SECONDS)[0]:
+            raise TimeoutError(f"{len(tokens)} of {count} tokens came within {SECONDS:.0f} s")
+        tokens += [message.data for message in engine.messages()]
+    return tokens
 
 
 def in_background(engine: LLMDataDist, own_cache: Cache, request: int, token: bytes) -> None:

@@ -17,7 +17,10 @@ def main() -> None:
     engine = LLMDataDist(LLMRole.PROMPT, cluster_id=1)
     engine.init(config.generate_options())
     # endregion
-    engine.finalize()
+    # region again
+    if LLMDataDist.llm_engine_instance is not None:
+        LLMDataDist.llm_engine_instance.finalize()
+    # endregion
     # region module
     config.transfer_backend = "datadist_shm:ShmTransport"  # or DATADIST_BACKEND=...
     # endregion

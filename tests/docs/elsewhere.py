@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 VLLM_LINE = "request cmpl-74c4...: 770 tokens (3.5 MiB) came from 85574d6c-... over shm in 4.9 ms"
+VLLM_METRIC = 'vllm:datadist_bytes_total{engine="0",model_name="m"} 262144.0'
 TESTED = {
     ("README.md", "cd examples/first"): "tests/test_readme.py",
     ("docs/ci.md", "from datadist import BlocksCacheKey, CacheDesc, DataType"):
@@ -27,6 +28,7 @@ SHOWN = {
         "what datadist top prints: tests/cli/test_top.py has its columns",
     ("docs/operations.md", "spec:"): "a pod of Kubernetes; its rows: tests/links/test_containers.py",
     ("docs/vllm.md", VLLM_LINE): "a line of the log of vLLM",
+    ("docs/vllm.md", VLLM_METRIC): "what servers of vLLM print: make test-vllm looks for these metrics",
 }  # fmt: skip
 """Blocks that are read, not run."""
 
@@ -48,6 +50,7 @@ NOT_HERE = {
     r"pytest -n 4": "integrations/pytest/tests/test_pytest_sample.py runs the sample",
     r"PYTHONPATH=integrations/vllm |export OMP_NUM_THREADS|python -m vllm|vllm serve": "needs vLLM",
     r"CONNECTOR=|export DATADIST_AUTH_KEY=\.\.\.": "needs vLLM",
+    r"UCX_TLS=tcp python compare\.py": "needs vLLM and NIXL, and takes minutes",
     r"python -m datadist_vllm\.proxy|curl ": "needs servers of vLLM; make test-vllm",
 }
 """Commands that are not run here, as patterns of how they begin, and why."""
