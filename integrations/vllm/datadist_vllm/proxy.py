@@ -46,7 +46,7 @@ class Fleet:
         for url in self._turn():
             try:
                 return await call(url)
-            except aiohttp.ClientConnectionError as error:
+            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
                 reason = f"{url}: {error}"
                 self._out[url] = time.monotonic() + OUT_SECONDS
                 log.warning(
@@ -80,7 +80,8 @@ class Proxy:
 
     async def _with_session(self, _app: web.Application) -> Any:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
-        connector = aiohttp.TCPConnector(limit=0)
+        # An instance ends connections that were idle, perhaps while the next request is on its way.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as self._session:
             yield
 
