@@ -9,7 +9,7 @@ import os
 from datadist.base.quiet import quiet
 from datadist.base.shortage import explain
 from datadist.cli.style import BAD, GOOD, Styled
-from datadist.cli.tables import output_width, paragraph, render
+from datadist.cli.tables import output_width, render, say
 from datadist.transports.environment import variable_of
 from datadist.transports.loader import (
     REPAIR,
@@ -85,7 +85,7 @@ def _show() -> int:
             )
         )
     for broken in scan().broken:
-        _say(f"skipped: {broken}. {REPAIR}")
+        say(f"skipped: {broken}. {REPAIR}")
     for row in rows:
         _show_options(row)
     print()
@@ -97,7 +97,7 @@ def _show_options(row: BackendState) -> None:
     name = row.backend.name
     if row.options:
         print()
-        _say(f"options of {name}, datadist.{name}.<option> or the environment variable:")
+        say(f"options of {name}, datadist.{name}.<option> or the environment variable:")
         shown = [(variable_of(name, each), each, text) for each, text in row.options.items()]
         print(
             render(("", "VARIABLE", "OPTION", ""), [("", *line) for line in shown], output_width())
@@ -107,16 +107,12 @@ def _show_options(row: BackendState) -> None:
 def _verdict() -> int:
     name, origin = wanted(os.environ)
     if name != "auto":
-        _say(f"{origin} names {name}: engines without transfer_backend use that")
+        say(f"{origin} names {name}: engines without transfer_backend use that")
     try:
         choice = choose_backend(None, os.environ)
     except (BackendError, OSError) as error:
-        _say(explain(error))
+        say(explain(error))
         return 1
     if name == "auto":
-        _say(f"* auto chooses {choice.name}: {choice.why_this}")
+        say(f"* auto chooses {choice.name}: {choice.why_this}")
     return 0
-
-
-def _say(text: str) -> None:
-    print(paragraph(text, output_width(), "  "))

@@ -12,7 +12,7 @@ from pathlib import Path
 from datadist.base.digits import parse_digits
 from datadist.base.texts import short_repr
 from datadist.cli.style import BAD, GOOD, paint
-from datadist.cli.tables import output_width, paragraph, render
+from datadist.cli.tables import output_width, render, say
 from datadist.rank_table import RankTable, RankTableError, parse_rank_table
 from datadist.transport import TransportError, TransportOptions
 from datadist.transports.loader import BackendError, choose_backend
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     print(_picture(table, mapping))
     checked = f"structure and {args.backend}" if args.backend else "structure only (see --backend)"
     ok = f"rank table {table.version}: {len(table.devices)} ranks; checked: {checked}"
-    print(paint(paragraph(ok, output_width(), "  "), GOOD))
+    say(ok, code=GOOD)
     return 0
 
 

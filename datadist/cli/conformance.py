@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from datadist.base.texts import short_repr
 from datadist.cli.far import add_far, add_hosts
 from datadist.cli.style import BAD, GOOD, TITLE, WARN, Styled, paint
-from datadist.cli.tables import output_width, paragraph, render
+from datadist.cli.tables import output_width, paragraph, render, say
 from datadist.testing.far_hosts import FarHostsError
 from datadist.transport import API_VERSION
 from datadist.transports.loader import BackendError, choose_backend
@@ -76,10 +76,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         choice = choose_backend(args.name, {})
         chosen = _class_of(args)
-        _say(f"{choice.backend}: {choice.why_this.partition('; ')[2]}")
+        say(f"{choice.backend}: {choice.why_this.partition('; ')[2]}")
         try:
             if chosen.far:
-                _say(f"far: {_make_hosts(chosen)}")
+                say(f"far: {_make_hosts(chosen)}")
             return _test(chosen, str(choice.backend), args)
         finally:
             chosen.teardown_class()
@@ -223,7 +223,7 @@ class _Report:
         total = sum(self._counts.values(), Counter())
         print(f"\n{_sum(total)} in {time.monotonic() - self._begin:.0f} s")
         if total["failed"]:
-            _say(
+            say(
                 f"{backend} {paint('does NOT conform', BAD)} to version {API_VERSION} of the interface"
             )
             return 1
@@ -231,7 +231,7 @@ class _Report:
             print("no test was run")
             return 2
         what = f"of the tests selected by {select!r}, none failed" if select else "conforms"
-        _say(f"{backend}: {paint(what, GOOD)}, version {API_VERSION} of the interface")
+        say(f"{backend}: {paint(what, GOOD)}, version {API_VERSION} of the interface")
         return 0
 
 
@@ -251,10 +251,6 @@ def _count(counts: Counter[str], outcome: str) -> str:
 def _say_result(word: str, code: str, text: str) -> None:
     shown = paragraph(f"  {word:9}{text}", output_width(), RESULT)
     _print(f"  {paint(word, code)}{shown[2 + len(word) :]}")
-
-
-def _say(text: str, indent: str = "  ") -> None:
-    print(paragraph(text, output_width(), indent), flush=True)
 
 
 def _print(text: str, end: str = "\n") -> None:

@@ -37,7 +37,7 @@ from datadist.base.digits import number_argument
 from datadist.base.shielded import start_shielded
 from datadist.base.texts import in_seconds
 from datadist.cli.style import BAD, GOOD, paint
-from datadist.cli.tables import output_width, paragraph
+from datadist.cli.tables import say
 
 LAYERS, HEADS, HEAD_DIM, BLOCK_TOKENS = 32, 8, 128, 16
 BLOCK_SHAPE = (BLOCK_TOKENS, HEADS, HEAD_DIM)
@@ -171,7 +171,7 @@ class _Run:
     def _main(self) -> int:
         for cluster, pipe in self._pipes.items():
             linked = f"  {_next(pipe, cluster, 'linked')}"
-            print(paragraph(linked, output_width(), "    "), flush=True)
+            say(linked, "    ")
         for cluster, pipe in self._pipes.items():
             _next(pipe, cluster, "ready")
         self._tell_all("pull")

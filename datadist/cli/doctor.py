@@ -16,7 +16,7 @@ from datadist.base.digits import number_argument
 from datadist.base.quiet import quiet
 from datadist.base.shortage import explain
 from datadist.cli.style import BAD, GOOD, SOFT, WARN, paint
-from datadist.cli.tables import output_width, paragraph
+from datadist.cli.tables import output_width, paragraph, say
 from datadist.diagnosis import Finding, Level, examine, worst
 from datadist.transports.combined import SEPARATOR
 from datadist.transports.loader import BackendError, choose_backend, list_backends, wanted
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(_report(findings, chosen, failed), indent=2))
     else:
         _show(findings, chosen, others)
-        _say(why if failed and why else _summary(chosen, findings, failed), "  ")
+        say(why if failed and why else _summary(chosen, findings, failed), "  ")
     return int(failed)
 
 
@@ -69,9 +69,9 @@ def _show(findings: Sequence[Finding], chosen: Sequence[str], others: Sequence[s
             _show_one(finding, f" [{', '.join(sorted(tagged))}]" if tagged else "")
     if others:
         print()
-        _say("other backends, not needed (`datadist doctor --backend NAME` examines one):", "  ")
+        say("other backends, not needed (`datadist doctor --backend NAME` examines one):", "  ")
         for name in others:
-            _say(f"  {name}: {_in_short(name, findings)}", "    ", SOFT)
+            say(f"  {name}: {_in_short(name, findings)}", "    ", SOFT)
     print()
 
 
@@ -80,18 +80,13 @@ def _show_one(finding: Finding, concerns: str) -> None:
     text = paragraph(f"{word:8}{finding.name}{concerns}: {finding.found}", output_width(), INDENT)
     print(paint(word, code) + text[len(word) :])
     if finding.remedy:
-        _say(f"{INDENT}-> {finding.remedy}", INDENT + "   ")
+        say(f"{INDENT}-> {finding.remedy}", INDENT + "   ")
 
 
 def _in_short(name: str, findings: Sequence[Finding]) -> str:
     """Whether another backend can be used; the first thing that is in its way."""
     problem = next((f for f in findings if name in f.backends and f.level is Level.PROBLEM), None)
     return f"cannot be used: {shorten(problem.found, 120)}" if problem else "can be used"
-
-
-def _say(text: str, indent: str, code: str = "") -> None:
-    lines = paragraph(text, output_width(), indent)
-    print(paint(lines, code) if code else lines)
 
 
 def _concerns(finding: Finding, chosen: Sequence[str]) -> bool:

@@ -107,6 +107,12 @@ def paragraph(text: str, width: int | None, indent: str = "") -> str:
     return "\n".join(lines)
 
 
+def say(text: str, indent: str = "  ", code: str = "") -> None:
+    """Print a paragraph as wide as what is written to, in that style."""
+    lines = paragraph(text, output_width(), indent)
+    print(paint(lines, code) if code else lines, flush=True)
+
+
 def output_width() -> int | None:
     """Columns of the terminal that is written to; None for files and pipes, where a row is a line."""
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
