@@ -80,8 +80,10 @@ def _run(name: str, seconds: int, seed: int) -> tuple[int, int]:
     print(f"{name:12} {count:8} inputs, {about}{verdict}", flush=True)
     if bad:
         sys.stdout.flush()
-        raised = done.stderr.find(b"=== Uncaught Python exception")
-        sys.stderr.buffer.write(done.stderr[raised:][:4000] if raised >= 0 else done.stderr[-4000:])
+        raised = done.stdout.find(b"=== Uncaught Python exception")
+        if raised >= 0:
+            sys.stderr.buffer.write(done.stdout[raised:][:4000])
+        sys.stderr.buffer.write(done.stderr[-4000:])
     return count, int(bad)
 
 
