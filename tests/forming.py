@@ -60,7 +60,7 @@ def answers(raw_peer: RawPeer, token: str = TOKEN) -> int:
 
 def complete(engine: Engine, first: RawPeer) -> None:
     """Name the members, and be ready: the link is OK once the offer that was sent is attached."""
-    assert first.say(form(engine, PAIR, engine.comm_id, first))
+    assert first.say(form(engine, _pair(first.cluster), engine.comm_id, first))
     assert first.say({"kind": "ready", "domain": TOKEN})
     engine.api.wait_link(engine.comm_id)
 
@@ -72,9 +72,14 @@ def token_of_offer(raw_peer: RawPeer) -> str:
     return offer.domain
 
 
-def rank_0(engine: Engine) -> RawPeer:
+def _pair(cluster: int) -> dict[int, int]:
+    return {cluster: 0, 1: 1}
+
+
+def rank_0(engine: Engine, cluster: int = 2) -> RawPeer:
     """A raw peer that is rank 0 of the domain that the engine begins to wait for."""
-    engine.comm_id = engine.api.link("pair", PAIR, nodes.table_for(PAIR))
-    made = engine.raw_peer()
+    pair = _pair(cluster)
+    engine.comm_id = engine.api.link("pair", pair, nodes.table_for(pair))
+    made = engine.raw_peer(0 if cluster == 2 else cluster, cluster=cluster)
     assert made.hear("announce")
     return made

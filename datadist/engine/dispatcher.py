@@ -175,7 +175,9 @@ class Dispatcher:
 
     def _on_form(self, view: PeerView, form: Form) -> None:
         self._builder.check_room(view)
-        if not (self._links.on_form(view, form) or self._clusters.on_form(view, form)):
+        if self._builder.knows(form.domain):  # every domain has a token of its own
+            self._builder.refuse(view, form.domain, "another domain has that token")
+        elif not (self._links.on_form(view, form) or self._clusters.on_form(view, form)):
             self._builder.refuse(view, form.domain, "a member is not waiting any more")
 
     def _on_directory(self, view: PeerView, message: Message) -> bool:

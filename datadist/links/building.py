@@ -177,6 +177,10 @@ class Builder:
         """Whether an announcement is part of one of our attempts."""
         return (incarnation, link) in self._taken
 
+    def knows(self, token: str) -> bool:
+        """Whether an attempt has that token, also one that is not closed yet."""
+        return any(attempt.token == token for attempt in list(self._unclosed))
+
     def reaches(self, incarnation: str) -> bool:
         """Whether a link to that engine was opened and is not closed yet."""
         return any(

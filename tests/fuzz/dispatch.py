@@ -255,7 +255,9 @@ class Dispatch:
         """Ask a peer for a link of the two, as `link_clusters` does."""
         raw_peer = self._at(actor)
         self._settle()
-        found = Address(raw_peer.cluster, raw_peer.incarnation)
+        session = self._core._discovery.sessions.get(raw_peer.incarnation)
+        cluster = raw_peer.cluster if session is None else session.cluster_id  # what it said
+        found = Address(cluster, raw_peer.incarnation)
         with mock.patch.object(self._core._discovery, "find", return_value=found):
             call = Call(HostPort("127.0.0.1", 1), time.monotonic() + 5.0)
             self._core._call(lambda: self._core._clusters.dial(call))

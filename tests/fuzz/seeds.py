@@ -54,6 +54,10 @@ def _programs() -> list[bytes]:
     intruders = ["ready", "fail", "dissolve", "left", "offer", "attached", "fetch"]
     return [
         program(*(program("say_of_another", bytes([KINDS.index(kind)])) for kind in intruders)),
+        *(
+            program(*way, "settle", "say_of_another", bytes([KINDS.index("form")]), "settle")
+            for way in (["wait_for_other"], ["ask"])
+        ),
         *(program(*way, *used, *end) for way in ways for end in ends),
         *(
             program(*way[: 2 + n], "settle", *end)

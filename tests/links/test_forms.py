@@ -10,11 +10,22 @@ from typing import Any
 import pytest
 
 from datadist import RegisterMemStatus
-from datadist.control.messages import Dial, Form
+from datadist.control.messages import Dial, Dissolve, Form
 from datadist.control.runtime_dir import Address, RuntimeDir
 from tests import nodes
-from tests.forming import OTHER_TOKEN, PAIR, THREE, TOKEN, form, token_of_offer, until_synced
-from tests.in_process_engine import Engine
+from tests.forming import (
+    GOOD,
+    OTHER_TOKEN,
+    PAIR,
+    THREE,
+    TOKEN,
+    complete,
+    form,
+    rank_0,
+    token_of_offer,
+    until_synced,
+)
+from tests.in_process_engine import Engine, Sent
 from tests.raw_peer import RawPeer
 
 
@@ -113,6 +124,22 @@ def test_a_form_that_does_not_fit_our_wish_is_refused(engine: Engine, wrong: str
     assert first.hear("offer") is not None
 
 
+def test_the_token_of_a_domain_names_no_second_one(engine: Engine) -> None:
+    """Also not for a member that knows it: the first domain goes on."""
+    first = rank_0(engine)
+    Sent(first, GOOD, TOKEN)
+    complete(engine, first)
+    comm_id = engine.api.link("second", PAIR, nodes.table_for(PAIR))
+    assert first.hear("announce")
+    assert first.say(form(engine, PAIR, comm_id, first))
+    refused = first.hear("dissolve")
+    assert isinstance(refused, Dissolve)
+    assert refused.reason == "another domain has that token"
+    assert first.say(form(engine, PAIR, comm_id, first, token=OTHER_TOKEN))
+    assert token_of_offer(first) == OTHER_TOKEN
+    assert engine.api.query_register_mem_status(engine.comm_id) is RegisterMemStatus.OK
+
+
 PORT = 26_999
 """Nobody listens there: the runtime directory says who does."""
 
@@ -161,6 +188,20 @@ def test_a_form_that_does_not_fit_what_link_clusters_asks_is_refused(
     assert peer.hear("dissolve") is not None
     assert peer.say(form(engine, {1: 0, 2: 1}, link, peer, token=OTHER_TOKEN))
     assert token_of_offer(peer) == OTHER_TOKEN
+
+
+def test_the_token_of_a_domain_names_no_link_of_link_clusters(
+    engine: Engine, asked: tuple[RawPeer, int]
+) -> None:
+    peer, link = asked
+    first = rank_0(engine, 3)
+    Sent(first, GOOD, TOKEN)
+    complete(engine, first)
+    assert peer.say(form(engine, {1: 0, 2: 1}, link, peer))
+    assert peer.hear("dissolve") is not None
+    assert peer.say(form(engine, {1: 0, 2: 1}, link, peer, token=OTHER_TOKEN))
+    assert token_of_offer(peer) == OTHER_TOKEN
+    assert engine.api.query_register_mem_status(engine.comm_id) is RegisterMemStatus.OK
 
 
 def test_only_the_one_that_was_asked_answers_link_clusters(
