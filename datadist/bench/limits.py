@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from datadist import empty
 from datadist.base import cgroups
+from datadist.base.memory_room import least_room
 from datadist.bench.measured_engine import BenchError
 from datadist.bench.shapes import Shape
 from datadist.transport import Transport
@@ -26,8 +27,8 @@ from datadist.transport import Transport
 Int64Array = NDArray[np.int64]
 Copy = Callable[[Int64Array, Int64Array, Int64Array], None]
 NATIVE_COPY, PROCESS_VM = "native copy", "process_vm_readv"
-SOURCE_BYTES = 1 << 30
-"""Most memory that is allocated as a substitute for the peer's cache."""
+SOURCE_PART = 3
+"""One of so many parts of the memory that can be had is the most for a substitute of the peer's cache."""
 MEMCPY_BYTES = 256 << 20
 PIECE = 1 << 20
 """Larger ranges are split for process_vm_readv, so that several threads can share them."""
@@ -77,7 +78,7 @@ class HostLimits:
         self._pid = pid
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
-        self._source = empty(min(shape.cache_bytes, SOURCE_BYTES), np.uint8)
+        self._source = empty(_source_bytes(shape), np.uint8)
         self._source[:] = 1  # pages of the kind that pools have
         self._from, self._to = (
             np.ones(min(shape.nbytes, MEMCPY_BYTES), np.uint8) for _ in range(2)
@@ -172,6 +173,13 @@ class HostLimits:
         for other in others:
             other.result()
         return time.perf_counter() - began
+
+
+def _source_bytes(shape: Shape) -> int:
+    """As many as the peer's cache has, if there is room: pages of a smaller one are found faster."""
+    room = least_room()
+    most = shape.cache_bytes if room is None else room.size // SOURCE_PART
+    return max(shape.nbytes, min(shape.cache_bytes, most))
 
 
 class _Range(ctypes.Structure):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -20,7 +21,6 @@ from datadist.bench.stream_limit import StreamLimit
 Progress = Callable[[str], None]
 GIB = 1 << 30
 ROUND_TRIP = "TCP request and answer"
-OURS = "transfer"
 SPARE = 32 * MIB
 
 
@@ -115,7 +115,8 @@ def throughput(
             return both.own.move("cache", shape, PEER, cache_id, shape.lists(number))
 
         cold, second, problems = _first_transfers(both, shape, repeat, move, progress)
-        warm, limits, applicable = _beside_limits(both, shape, repeat, threads, move, progress)
+        limits, beside, applicable = _beside_limits(both, shape, repeat, threads, move, progress)
+        warm = Series([seconds for series in beside.values() for seconds in series.seconds])
         progress("what is spent where")
         prepare, transport, cpu = _spent(both, repeat, move)
         progress("verify")
@@ -129,7 +130,7 @@ def throughput(
         moved = repeat * shape.nbytes / GIB
         return Throughput(
             shape.name, shape.title, shape.nbytes, shape.segments, cold, second, warm, prepare,
-            transport, limits, applicable, cpu[0] / moved, cpu[1] / moved, problems,
+            transport, limits, beside, applicable, cpu[0] / moved, cpu[1] / moved, problems,
         )  # fmt: skip
 
 
@@ -156,18 +157,20 @@ def _first_transfers(
 
 def _beside_limits(
     both: Pair, shape: Shape, repeat: int, threads: int, move: Move, progress: Progress
-) -> tuple[Series, dict[str, Series], list[str]]:
-    """Times of transfers that alternate with the reference copies, times of these, and which apply."""
+) -> tuple[dict[str, Series], dict[str, Series], list[str]]:
+    """Times of the reference copies, of the transfer right before each of them, and which apply.
+
+    So the caches hold as little of what a copy uses as of what a transfer uses.
+    """
     with limits_of(both, shape, threads) as yardsticks:
-        ours, limits = Series(), {name: Series() for name in yardsticks.names}
+        limits, ours = ({name: Series() for name in yardsticks.names} for _ in range(2))
+        lists = itertools.count()
         for number in range(repeat):
-            progress(f"transfer {number + 1} of {repeat}")
-            for name in _in_any_order([OURS, *yardsticks.names], number):
-                if name == OURS:
-                    ours.add(move(number))
-                else:
-                    limits[name].add(yardsticks.measure(name, number))
-        return ours, limits, list(yardsticks.applicable)
+            progress(f"round {number + 1} of {repeat}")
+            for name in _in_any_order(yardsticks.names, number):
+                ours[name].add(move(next(lists)))
+                limits[name].add(yardsticks.measure(name, number))
+        return limits, ours, list(yardsticks.applicable)
 
 
 def _in_any_order(names: Sequence[str], number: int) -> list[str]:
@@ -261,14 +264,15 @@ def link_time(settings: Settings, pool: int, repeat: int, progress: Progress) ->
         result = LinkTime("link", pool, Series(), Series(), Series(), both.init_seconds)
         for number in range(repeat):
             progress(f"link {number + 1} of {repeat}")
+            first, next_one = shape.lists(number), shape.lists(number + 1)
             theirs = both.peer.call("link", f"link-{number}", 2)
             began = time.perf_counter()
             ours = both.own.link(f"link-{number}", 2)
             both.own.wait(ours)
             result.ok.add(time.perf_counter() - began)
-            both.own.move("cache", shape, PEER, cache_id, shape.lists(number))
+            both.own.move("cache", shape, PEER, cache_id, first)
             result.first_byte.add(time.perf_counter() - began)
-            result.later.add(both.own.move("cache", shape, PEER, cache_id, shape.lists(number + 1)))
+            result.later.add(both.own.move("cache", shape, PEER, cache_id, next_one))
             both.peer.begin("unlink", theirs)
             both.own.unlink(ours)
             both.peer.result()

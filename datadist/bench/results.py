@@ -61,12 +61,15 @@ class Throughput:
     second: Series
     """The transfer after each of them."""
     warm: Series
+    """Transfers over a link that is in use, one before each reference copy."""
     prepare: Series
     """Seconds of a transfer outside the transport."""
     transport: Series
     """Seconds inside."""
     limits: dict[str, Series]
-    """Seconds of the reference copies of as many bytes, each measured after a warm transfer."""
+    """Seconds of the reference copies of as many bytes."""
+    beside: dict[str, Series]
+    """Of ``warm``, the transfer right before each of them."""
     applicable: list[str]
     """The reference copies that can move this memory."""
     cpu_own: float
@@ -85,7 +88,7 @@ class Throughput:
 
     def ratios(self) -> dict[str, float]:
         """Speed as part of each limit."""
-        return {name: ratio(limit, self.warm) for name, limit in self.limits.items()}
+        return {name: ratio(limit, self.beside[name]) for name, limit in self.limits.items()}
 
     @property
     def limit(self) -> str:

@@ -92,10 +92,10 @@ class Links:
         for view in list(self._views.values()):
             if view.session.cluster_id in domain.others:
                 self._announce(domain, view)
+        self._consider(domain)
         for cluster in domain.others:
             self._contact_again(cluster)
         self._compare_later()
-        self._consider(domain)
 
     def _join(self, domain: TableDomain) -> None:
         """Let the transport's library bring the members together.

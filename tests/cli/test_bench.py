@@ -39,6 +39,7 @@ def _throughput(wrong: list[str]) -> Throughput:
         Series([0.1, 0.2, 0.125]), Series([1e-5]), Series([0.1]),
         {"memcpy": Series([0.1, 0.1, 0.1]), "native copy": Series([0.1, 0.2, 0.1]),
          "process_vm_readv": Series([0.2, 0.4, 0.25])},
+        dict.fromkeys(["memcpy", "native copy", "process_vm_readv"], Series([0.1, 0.2, 0.125])),
         ["native copy", "process_vm_readv"], 0.09, 0.0, wrong,
     )  # fmt: skip
 
@@ -241,12 +242,13 @@ def test_a_quick_run(
     args += ["--memory", memory, "--direction", direction, "--backend", "auto"]
     assert main(["bench", *args]) == 0
     shown = capsys.readouterr()
-    assert "paged-mla: transfer 2 of 2" in shown.err
+    assert "paged-mla: round 2 of 2" in shown.err
     assert "paged-mla" in shown.out
     assert "backend shm" in shown.out
     large, small = json.loads(out.read_text())["results"]
     assert large["problems"] == small["problems"] == []
-    assert len(large["warm"]["seconds"]) == 2
+    assert len(large["warm"]["seconds"]) == 2 * len(large["limits"])
+    assert all(len(series["seconds"]) == 2 for series in large["beside"].values())
     assert set(large["limits"]) >= {"memcpy", "native copy"}
     assert len(small["seconds"]) == 1000
 
