@@ -90,7 +90,8 @@ def _connections() -> list[bytes]:
         listened + hello + hello,
         listened + welcome,
         dialled + welcome,
-        bytes.fromhex("0141000000010002d9000210a600d0"),  # a lost frame that comes in a later one's place
+        # A frame that is lost, and comes in the place of a later one.
+        bytes.fromhex("0141000000010002d9000210a600d0"),
     ]
 
 
