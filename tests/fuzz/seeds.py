@@ -90,9 +90,8 @@ def _connections() -> list[bytes]:
         listened + hello + hello,
         listened + welcome,
         dialled + welcome,
-        bytes.fromhex(
-            "0141000000010002d9000210a600d0"
-        ),  # a lost frame that comes in a later one's place
+        # A lost frame that comes in a later one's place.
+        bytes.fromhex("0141000000010002d9000210a600d0"),
     ]
 
 
