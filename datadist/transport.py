@@ -40,6 +40,7 @@ __all__ = [
     "API_VERSION",
     "ENTRY_POINT_GROUP",
     "FORCE_SECONDS",
+    "MAX_SPREAD",
     "Access",
     "AddressError",
     "Availability",
@@ -72,6 +73,10 @@ ENTRY_POINT_GROUP = "datadist.transports"
 
 FORCE_SECONDS = 30.0
 """After so long core has a link end a transfer that is still in flight (:meth:`Link.force`)."""
+
+
+MAX_SPREAD = 128
+"""So many possible numbers there are at most for each listed one (:meth:`Transport.convert_list`)."""
 
 
 def __getattr__(name: str) -> Any:
@@ -560,6 +565,32 @@ class Transport(ABC):
         has nothing.
         """
         return {}
+
+    @staticmethod
+    def convert_list(
+        values: list[int],
+        limit: int,
+        stride: int,
+        base: int,
+        vector: extensions.Buffer,
+        distinct: bool,
+        /,
+    ) -> int:
+        """Turn a long list of blocks into addresses, where native code does that faster than Python.
+
+        Write ``base + stride * value`` of each value into ``vector``, a writable C-contiguous buffer of
+        int64, and return how many values are the one before them plus 1. Do that only if ``vector`` has
+        as many items as ``values``, each of which is exactly an ``int`` (no truth value, no subclass,
+        nothing else with ``__index__``) from 0 to ``limit`` - 1 and, if ``distinct``, listed once. Return
+        -1 otherwise, whatever ``vector`` holds by then: core goes through the list itself, and reports
+        what is wrong. With ``stride`` 1 and ``base`` 0 it is what ``array("Q").fromlist`` does.
+
+        All sums fit. ``limit`` is below 2**63 and, if ``distinct``, at most :data:`MAX_SPREAD` times the
+        number of values. The list is of the user, whose threads may change it meanwhile. Any thread may
+        call, for any engine of the process. Raises nothing but ``MemoryError``. The base class leaves all
+        lists to core.
+        """
+        return -1
 
     def check_table(self, table: rank_table.RankTable, rank: int) -> None:  # noqa: B027 - optional
         """What this transport needs of a rank table; core has checked its structure.

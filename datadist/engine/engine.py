@@ -64,6 +64,7 @@ from datadist.links.rendezvous import Rendezvous
 from datadist.links.steps import Steps
 from datadist.rank_table import RankTable, RankTableError, parse_own_table
 from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.transfers import int_lists
 from datadist.transfers.background import Background
 from datadist.transfers.copies import Copies
 from datadist.transfers.fetch import Fetches
@@ -129,6 +130,7 @@ class Engine:
             check_system_calls()
             check_file_size()
             self.backend, self.transport = start_transport(options, environ, stack)
+            int_lists.use(self.transport.convert_list)
             self.memory = Memory(self.transport)
             stack.callback(self.memory.close)
             self._add_pools()

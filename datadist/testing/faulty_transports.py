@@ -12,6 +12,7 @@ import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -257,6 +258,23 @@ class RaisesItsOwnErrors(FaultyReference):
     link_class = _RaisesOwnErrorsLink
 
 
+class ConvertsTruthValues(FaultyReference):
+    """It takes True for 1, as a block of a list."""
+
+    @staticmethod
+    def convert_list(
+        values: list[int], limit: int, stride: int, base: int, vector: Buffer, distinct: bool, /
+    ) -> int:
+        view = memoryview(vector).cast("B").cast("q")
+        if len(view) != len(values) or (distinct and len(set(values)) < len(values)):
+            return -1
+        for place, value in enumerate(values):
+            if not isinstance(value, int) or not 0 <= value < limit:
+                return -1
+            view[place] = base + stride * value
+        return sum(b == a + 1 for a, b in pairwise(values))
+
+
 def _stopped(pid: int) -> bool:
     """Whether a process of proc(5) has the state "stopped"."""
     stat = Path(f"/proc/{pid}/stat")
@@ -300,4 +318,5 @@ FAULTY_TRANSPORTS = (
     FaultyTransport(MovesBeforeChecking, "bad_remote_addresses_move_nothing[read--1-2]"),
     FaultyTransport(MixesPeers, "all_pairs_at_once[3]"),
     FaultyTransport(RaisesItsOwnErrors, "a_peer_that_was_killed_is_lost"),
+    FaultyTransport(ConvertsTruthValues, "lists_are_converted_exactly"),
 )

@@ -17,6 +17,7 @@ from datadist.transfers.plan import (
     check_blocks,
     check_distinct,
     plan_blocks,
+    plan_lists,
 )
 from datadist.transfers.resolve import Route
 from datadist.transfers.transfer import Transfers
@@ -126,6 +127,14 @@ class CachedRoute:
                     return None
             elif not isinstance(blocks, np.ndarray) or not blocks.size:
                 return None
+        if len(mine) * self.tensors > SCALAR_SEGMENTS:
+            found = plan_lists(
+                self.local_bases, self.remote_bases, mine, theirs,
+                self.local_stride, self.remote_stride, self.block_bytes,
+                self.local_count, self.remote_count, write,
+            )  # fmt: skip
+            if found is not None:
+                return found
         try:
             remote = check_blocks("theirs", theirs, self.remote_count)
             local = check_blocks("mine", mine, self.local_count)

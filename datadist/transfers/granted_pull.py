@@ -28,7 +28,7 @@ from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transfers import resolve
 from datadist.transfers.cuts import cut
 from datadist.transfers.limits import CallLimit
-from datadist.transfers.plan import Blocks, Segments, check_blocks, check_distinct
+from datadist.transfers.plan import Blocks, Segments, check_blocks, check_destinations
 from datadist.transfers.pull import plan_pairs
 from datadist.transfers.resolve import Found, Layers, Route
 from datadist.transfers.transfer import (
@@ -166,8 +166,7 @@ class _Pull:
             check_accessible(self._cache)
         resolve.check_local(wanted.layers, len(layout.bases))
         with as_param_invalid():
-            self._targets = check_blocks("dst_blocks", wanted.dst_blocks, layout.count)
-            check_distinct("dst_blocks", self._targets, layout.count)
+            self._targets = check_destinations("dst_blocks", wanted.dst_blocks, layout.count)
         if wanted.token is not None:
             self._places(wanted.token)
 

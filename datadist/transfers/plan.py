@@ -18,21 +18,24 @@ from numpy.typing import NDArray
 
 from datadist.base.callers import pass_on
 from datadist.base.checks import is_index
+from datadist.transfers import int_lists
+from datadist.transfers.int_lists import Int64Array
 
 __all__ = [
     "Bases",
     "Blocks",
     "Segments",
     "check_blocks",
+    "check_destinations",
     "check_distinct",
     "check_named_distinct",
     "joined",
     "plan_blocks",
+    "plan_lists",
     "plan_scatter",
     "plan_slots",
 ]
 
-Int64Array: TypeAlias = NDArray[np.int64]
 Bases: TypeAlias = Sequence[int] | Int64Array
 """Base address per tensor."""
 Blocks: TypeAlias = Sequence[int] | NDArray[np.integer]
@@ -46,7 +49,7 @@ SET_BLOCKS = 64
 """Up to so many blocks a set finds repeated ones faster than NumPy."""
 FEW_JOINS = 16
 """If fewer than one block of so many follows the one before, the other side is looked at only there."""
-PART = 1 << 13
+PART = 1 << 14
 """So many numbers are compared at a time: that needs no new pages, and what the cache holds."""
 SPARSE = 16
 """From so many possible numbers per block on, sorting the blocks beats a mark for each number."""
@@ -136,6 +139,47 @@ def plan_blocks(
     )
 
 
+def plan_lists(
+    local_bases: Bases,
+    remote_bases: Bases,
+    local_blocks: object,
+    remote_blocks: object,
+    local_stride: int,
+    remote_stride: int,
+    block_bytes: int,
+    local_count: int,
+    remote_count: int,
+    write: bool,
+) -> Segments | None:
+    """:func:`plan_blocks` with the checks of both lists, in a single pass over each.
+
+    The caches have ``local_count`` and ``remote_count`` blocks, those of the destination (``write`` says
+    which) are to be distinct. None for lists that are not in order or short, for what is no list, and
+    where no native code is there: the caller plans, and checks, in the other way.
+    """
+    one = len(local_bases) == 1  # then the vectors become the result
+    mine = int_lists.addresses(
+        local_blocks, local_count, local_stride, int(local_bases[0]) if one else 0, not write
+    )
+    theirs = mine and int_lists.addresses(
+        remote_blocks, remote_count, remote_stride, int(remote_bases[0]) if one else 0, write
+    )
+    if not mine or not theirs:
+        return None
+    (local, following), (remote, following_too) = mine, theirs
+    count = len(local)
+    if len(remote) != count:
+        return None
+    if following and following_too and local_stride == remote_stride == block_bytes:
+        local, remote, lengths = _merge(local, remote, block_bytes, block_bytes)
+    else:
+        lengths = _filled(count, block_bytes)
+    total = len(local_bases) * count * block_bytes
+    if one:
+        return Segments(local, remote, lengths, total)
+    return _spread(local_bases, remote_bases, local, remote, lengths, total)
+
+
 def plan_scatter(
     local_bases: Bases,
     remote_bases: Bases,
@@ -204,6 +248,9 @@ def check_blocks(name: str, blocks: Blocks, count: int, holder: str = "the cache
         if plain and (min(plain) < 0 or max(plain) >= count):
             raise _out_of_range(name, plain, count, holder)
         return plain
+    known = int_lists.checked(blocks, count)
+    if known is not None:
+        return known
     try:
         # As unsigned numbers negative ones are huge, so that one pass finds both kinds.
         vector = _vector(blocks)
@@ -239,6 +286,17 @@ def check_distinct(name: str, blocks: Blocks, count: int | None = None) -> None:
     """
     if not _distinct(blocks, count):
         raise _repeated(blocks, (f"{name}[{place}]" for place in range(len(blocks))))
+
+
+def check_destinations(name: str, blocks: Blocks, count: int, holder: str = "the cache") -> Blocks:
+    """:func:`check_blocks` and :func:`check_distinct`, in a single pass over a list where possible."""
+    if len(blocks) > SCALAR_SEGMENTS:
+        known = int_lists.checked(blocks, count, distinct=True)
+        if known is not None:
+            return known
+    checked = check_blocks(name, blocks, count, holder)
+    check_distinct(name, checked, count)
+    return checked
 
 
 def check_named_distinct(blocks: Blocks, names: Iterable[str]) -> None:
@@ -332,12 +390,7 @@ def _vector(values: Bases | Blocks) -> Int64Array:
         return np.ascontiguousarray(values, np.int64)
     if isinstance(values, range):
         return np.arange(values.start, values.stop, values.step, dtype=np.int64)
-    # A quarter of the time of array("q") or np.array(); refuses floats, and negative numbers.
-    if type(values) is not list:
-        return np.frombuffer(array("Q", values), np.int64)
-    vector = array("Q")
-    vector.fromlist(values)  # half the time of the constructor
-    return np.frombuffer(vector, np.int64)
+    return int_lists.by_python(values)
 
 
 def _filled(count: int, value: int) -> Int64Array:
@@ -359,26 +412,32 @@ def _runs(mine: Sequence[int], theirs: Sequence[int], dense: bool) -> list[tuple
     return runs
 
 
-def _follow(blocks: Int64Array) -> NDArray[np.bool_]:
-    """Whether each block but the first one is the next after the one before it."""
+def _follow(blocks: Int64Array, stride: int) -> NDArray[np.bool_]:
+    """Whether each block but the first one is the next after the one before it: ``stride`` further."""
     found = np.empty(len(blocks) - 1, np.bool_)
+    steps = np.empty(min(PART, len(found)), np.int64)
     for at in range(0, len(found), PART):
         part = blocks[at : at + PART + 1]
-        np.equal(part[1:] - part[:-1], 1, out=found[at : at + PART])
+        step = np.subtract(part[1:], part[:-1], out=steps[: len(part) - 1])
+        np.equal(step, stride, out=found[at : at + PART])
     return found
 
 
 def _merge(
-    mine: Int64Array, theirs: Int64Array, block_bytes: int
+    mine: Int64Array, theirs: Int64Array, block_bytes: int, stride: int = 1
 ) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """First local block, first remote block and bytes of every run."""
+    """First local block, first remote block and bytes of every run.
+
+    ``stride`` is from one block to the next: 1, or the bytes where blocks are given by addresses.
+    """
     count = len(mine)
-    joins = _follow(mine)
+    joins = _follow(mine, stride)
     if np.count_nonzero(joins) <= count // FEW_JOINS:  # look only at those
         (places,) = joins.nonzero()
-        joins[places] = theirs[places + 1] - theirs[places] == 1
+        if len(places):
+            joins[places] = theirs[places + 1] - theirs[places] == stride
     else:
-        joins &= _follow(theirs)
+        joins &= _follow(theirs, stride)
     if not joins.any():
         return mine, theirs, _filled(count, block_bytes)
     (inner,) = np.logical_not(joins, out=joins).nonzero()

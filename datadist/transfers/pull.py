@@ -18,7 +18,7 @@ from datadist.transfers.plan import (
     Blocks,
     Segments,
     check_blocks,
-    check_distinct,
+    check_destinations,
     plan_blocks,
     plan_scatter,
     plan_slots,
@@ -239,9 +239,7 @@ def _check_blocks(cache: OwnCache, src_blocks: Blocks, dst_blocks: Blocks) -> Bl
             "each source block goes to the destination block at the same place"
         )
     with as_param_invalid():
-        targets = check_blocks("dst_blocks", dst_blocks, cache.layout.count)
-        check_distinct("dst_blocks", targets, cache.layout.count)
-    return targets
+        return check_destinations("dst_blocks", dst_blocks, cache.layout.count)
 
 
 def _plan_slot(

@@ -344,6 +344,7 @@ def combine(
         "near": Part(near_name, near),
         "far": Part(far_name, far),
         "priority": near.priority,
+        "convert_list": staticmethod(near.convert_list),
         "options": {
             f"{name}.{option}": text
             for name, part in ((near_name, near), (far_name, far))

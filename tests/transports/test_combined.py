@@ -170,6 +170,14 @@ def make(log: list[Any]) -> Callable[..., type[CombinedTransport]]:
 Make = Callable[..., "type[CombinedTransport]"]
 
 
+def test_lists_are_converted_by_the_first_if_it_has_a_way(make: Make) -> None:
+    def convert(*_: object) -> int:
+        return 7
+
+    assert make(near={"convert_list": staticmethod(convert)}).convert_list is convert
+    assert make(far={"convert_list": staticmethod(convert)}).convert_list is Transport.convert_list
+
+
 def _start(kind: type[CombinedTransport], **extra: str) -> CombinedTransport:
     return kind(TransportOptions(extra=extra))
 

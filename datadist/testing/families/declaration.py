@@ -6,7 +6,7 @@ import json
 import re
 
 from datadist.base.texts import in_seconds
-from datadist.testing import operations
+from datadist.testing import list_operations, operations
 from datadist.testing.families.kit import Kit
 from datadist.testing.rules import rule
 from datadist.testing.testbed import Testbed
@@ -87,6 +87,12 @@ class Declaration(Kit):
     def test_description_is_for_people(self, testbed: Testbed) -> None:
         """Facts that can be printed and sent in a report."""
         json.dumps(testbed.process(0).do(operations.describe), default=str)
+
+    @rule("Transport.convert_list")
+    def test_lists_are_converted_exactly(self, testbed: Testbed) -> None:
+        """Lists that are in order, if any, and no other ones."""
+        wrong = testbed.bare(0).do(list_operations.wrong_conversions, self.transport)
+        assert not wrong, f"convert_list: {wrong[0]} ({len(wrong)} such calls)"
 
     @rule("Transport.check_table")
     def test_rank_tables_are_accepted(self, testbed: Testbed) -> None:

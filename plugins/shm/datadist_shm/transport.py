@@ -49,6 +49,7 @@ class ShmTransport(Transport):
     priority: ClassVar[int] = 10
     combining: ClassVar[Combining] = Combining.NEAR
     options: ClassVar[MappingType[str, str]] = KNOWN
+    convert_list = staticmethod(_native.convert_list)
 
     @classmethod
     def probe(cls) -> Availability:

@@ -13,6 +13,7 @@
 #include "copy.h"
 #include "flight.h"
 #include "memory.h"
+#include "module_lists.h"
 #include "pages.h"
 #include "parallel.h"
 #include "transfer.h"
@@ -396,6 +397,7 @@ static PyObject *py_active(PyObject *self, PyObject *argument)
 static PyMethodDef methods[] = {
     {"transfer", (PyCFunction)(void (*)(void))py_transfer, METH_FASTCALL, transfer_doc},
     {"copy", (PyCFunction)(void (*)(void))py_copy, METH_FASTCALL, copy_doc},
+    {"convert_list", (PyCFunction)(void (*)(void))py_convert_list, METH_FASTCALL, convert_list_doc},
     {"tune", py_tune, METH_O, tune_doc},
     {"map", py_map, METH_VARARGS, map_doc},
     {"settled", py_settled, METH_O, settled_doc},
