@@ -251,6 +251,17 @@ class Dispatcher:
         """See :class:`~datadist.messaging.session.Keeper`."""
         self.loop.expect_tick(seconds)
 
+    def retire(self, session: Session) -> None:
+        """See :class:`~datadist.messaging.session.Keeper`."""
+        del self._by_incarnation[session.incarnation]
+        self._guarded(session, session.retire)
+        retired = [
+            each for each in self._by_secret.values()
+            if each.retired and each.incarnation == session.incarnation
+        ]  # fmt: skip
+        for each in retired[:-MAX_RETIRED]:
+            each.end("it is not used any more", End.TOLD)
+
     def keep(self, buffer: object) -> None:
         """See :class:`~datadist.messaging.session.Keeper`."""
         self._kept.append(buffer)
@@ -342,7 +353,7 @@ class Dispatcher:
                 self._guarded(session, partial(session.check, now))
         for session in list(self._by_incarnation.values()):
             if session.unused_since is not None and now - session.unused_since >= UNUSED_SECONDS:
-                self._retire(session)
+                self.retire(session)
         for session, until in list(self._closing.items()):
             if now >= until:
                 self._close_endpoint(session)
@@ -350,16 +361,6 @@ class Dispatcher:
         watched = self._farewells.waiting or any(each.watched for each in self._by_secret.values())
         unused = any(each.unused_since is not None for each in self._by_incarnation.values())
         return TICK_SECONDS if watched or unused or self._closing else None
-
-    def _retire(self, session: Session) -> None:
-        del self._by_incarnation[session.incarnation]
-        self._guarded(session, session.retire)
-        retired = [
-            each for each in self._by_secret.values()
-            if each.retired and each.incarnation == session.incarnation
-        ]  # fmt: skip
-        for each in retired[:-MAX_RETIRED]:
-            each.end("it is not used any more", End.TOLD)
 
     def fail(self, reason: str) -> None:
         """See :class:`~datadist.messaging.loop.Handler`."""

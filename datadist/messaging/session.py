@@ -75,6 +75,9 @@ class Keeper(Protocol):
     def session_ended(self, session: Session, how: End) -> None:
         """Forget the session and its sides, and close the endpoint when all was sent that can be."""
 
+    def retire(self, session: Session) -> None:
+        """Use it for new links no more; see :meth:`Session.retire`."""
+
     def keep(self, buffer: object) -> None:
         """Refer to what the engine may still use until it is closed."""
 
@@ -347,6 +350,15 @@ class Session:
             raise WireError("it sent a BYE of a session that is unknown or was ended before")
         self._peers[secret] = True
         self._end_if_unused()
+        if self.ended is None and not self.retired and all(self._peers.values()):
+            self._leave_retired()
+
+    def _leave_retired(self) -> None:
+        """The peer waits for us, but not for long, to close what may be one connection with ours."""
+        if self.unused_since is None:
+            self._renew()
+        else:
+            self._keeper.retire(self)
 
     def _end_if_unused(self) -> None:
         if self.all_retired:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from datadist import CacheKeyByIdAndIndex
-from datadist.cli import main
+from datadist.cli import main, top
 from datadist.cli.top import screen
 from datadist.diagnosis.activity import Activity, LinkActivity, Look, Rates, activities
 from tests import nodes
@@ -31,7 +31,8 @@ Start = Callable[..., Node]
 def linked(
     start_node: Start, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Node, Node]:
-    """An owner, and a puller that has pulled, where the command looks."""
+    """An owner, and a puller that has pulled, where the command looks and waits for answers."""
+    monkeypatch.setattr(top, "ANSWER_SECONDS", nodes.SECONDS)
     monkeypatch.setenv("DATADIST_RUNTIME_DIR", str(runtime_dir))
     owner, puller = start_node(1), start_node(2)
     for node in (owner, puller):

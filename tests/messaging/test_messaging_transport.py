@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from datadist.messaging import dispatcher
+from datadist.messaging import dispatcher, session
 from datadist.messaging.engine import EngineError
 from datadist.transport import Availability, OptionError, Peer, TransportError, TransportOptions
 from tests.messaging_links import FAR, Node, attach_links, linked, nodes, open_links, until, whole
@@ -89,6 +89,33 @@ def test_an_endpoint_is_open_while_the_peer_uses_it(monkeypatch: pytest.MonkeyPa
             link.read(1, *whole(mine, theirs), FAR)
         others.close()
         until(lambda: not _endpoints(mine) + _endpoints(theirs))
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_link_outlives_an_endpoint_that_the_peer_has_retired(
+    used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In some engines both endpoints are one connection: who goes on needs another one."""
+    monkeypatch.setattr(session, "RETIRED_SECONDS", 0.5)
+    monkeypatch.setattr(dispatcher, "UNUSED_SECONDS", 3600.0)
+    with nodes(kinds=[PairTransport]) as (mine, theirs):
+        ours, others = open_links([mine, theirs])
+        attach_links([ours, others])
+        ours.read(1, *whole(mine, theirs), FAR)
+        (old,) = theirs.transport._dispatcher._by_secret.values()
+        endpoint = old.endpoint
+        ours.close()
+        if not used:
+            others.close()
+        (retired,) = mine.transport._dispatcher._by_secret.values()
+        mine.on_thread(lambda: mine.transport._dispatcher.retire(retired))
+        until(lambda: old.ended or old.endpoint is not endpoint)
+        with linked([mine, theirs]) as (link, other):
+            until(lambda: retired.ended)
+            for _ in range(2):
+                link.read(1, *whole(mine, theirs), FAR)
+                other.read(0, *whole(theirs, mine), FAR)
+        others.close()
 
 
 def test_core_keeps_the_endpoint_between_links(monkeypatch: pytest.MonkeyPatch) -> None:

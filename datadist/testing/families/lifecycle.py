@@ -26,6 +26,8 @@ MANY_LINKS, FEW_LINKS = 100, 6
 IDLE_SECONDS = 1.5
 BUSY = 0.05
 """Part of one processor that many idle links may take more than one."""
+SETTLING_SECONDS = 10.0
+"""So long threads and descriptors may take to go, times the scale; a busy machine needs some of it."""
 SLACK_MAPPINGS = ROUNDS // 2
 """Tolerance for the arenas of Python's allocator."""
 
@@ -93,6 +95,7 @@ class Lifecycle(Kit):
     def test_failed_moves_leave_nothing(self, testbed: Testbed) -> None:
         """Wrong addresses."""
         linked, mine, theirs = pair(testbed)
+        _move_both_ways(linked, {0: mine, 1: theirs})  # a peer may connect as late as for that
 
         def once() -> None:
             outcome = linked.move(0, 1, mine, theirs, [(0, theirs.size, 1)])
@@ -193,8 +196,8 @@ def _check_leaks(processes: list[Process], once: Callable[[], None], scale: floa
 
 
 def _settled(process: Process, old: ResourceUsage, scale: float) -> ResourceUsage:
-    """What a process holds; threads and descriptors get a moment to go."""
-    end = time.monotonic() + 2 * scale
+    """What a process holds; threads and descriptors get the time to go."""
+    end = time.monotonic() + SETTLING_SECONDS * scale
     while True:
         new: ResourceUsage = process.do(operations.resource_usage)
         quiet = new.descriptors <= old.descriptors and new.threads <= old.threads

@@ -1,4 +1,10 @@
-"""UCX as an engine of messages: one worker, which listens, and an endpoint per peer process.
+"""UCX as an engine of messages: a worker that receives, one that sends, and an endpoint per peer process.
+
+UCX makes a pair of two endpoints that two workers have made to each other, by their numbers. Where one
+end closes its own, the other one is reset, or loses messages, also if it belongs to a newer session.
+So connections are made by a worker whose address nobody has, to the one that receives: none has a
+counterpart that the peer can close. UCX keeps what it made for one at the receiver until the sender's
+engine ends. So there is one per peer process, which stays.
 
 Messages are UCX's tagged ones. Each endpoint sends with a tag that it has drawn. So who receives knows
 which messages are of one sender, and no other process can send in its name. It looks for messages of any
@@ -10,6 +16,7 @@ of one sender do not wait for those of another.
 from __future__ import annotations
 
 import secrets
+import select
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,32 +44,31 @@ MAX_LARGE = 64
 MAX_SPARE = 8
 CLOSE_NANOSECONDS = 1_000_000
 CLOSE_STEPS = 50
+GONE = "the connection is gone"
 
 
-class UcxEndpoint(Endpoint):
-    """See :class:`datadist.messaging.Endpoint`."""
+class _Connection:
+    """UCX's endpoint of a peer process, which those of its sessions use one after another."""
 
     def __init__(self, engine: UcxEngine, address: bytes) -> None:
         ucx = engine.ucx
+        self.endpoints: set[UcxEndpoint] = set()
         self._engine = engine
         self._ucx: Any = ucx.UCXEndpoint.create_from_worker_address(
-            engine.worker, ucx.UCXAddress.create_from_buffer(address), True
+            engine.sender, ucx.UCXAddress.create_from_buffer(address), True
         )
-        self._tag = ucx.UCXXTag(secrets.randbits(64))
-        self._ucx.set_close_callback(engine.lost.append, (Lost(self, "the connection is gone"),))
+        self._ucx.set_close_callback(engine.closed.append, (self,))
 
-    def send(self, message: bytearray, token: object) -> None:
-        """Begin to send; the request keeps the message."""
-        engine = self._engine
-        try:
-            request = self._ucx.tag_send(engine.array(message), self._tag)
-        except engine.ucx.UCXError as error:
-            raise EngineError(str(error)) from None
-        engine.sending.append((self, request, message, token))
+    @property
+    def alive(self) -> bool:
+        """Whether UCX has seen no end of it."""
+        return self._ucx is not None and bool(self._ucx.alive)
 
-    def problem(self) -> str | None:
-        """Whether UCX has seen the end of the connection."""
-        return None if self._ucx is not None and self._ucx.alive else "the connection is gone"
+    def send(self, message: bytearray, tag: Any) -> Any:
+        """Begin to send; the request."""
+        if self._ucx is None:
+            raise EngineError(GONE)
+        return self._ucx.tag_send(self._engine.array(message), tag)
 
     def close(self) -> None:
         """Close it before the call returns, which takes microseconds, unless something is being sent.
@@ -73,11 +79,55 @@ class UcxEndpoint(Endpoint):
         ucx, self._ucx = self._ucx, None  # its callback refers to us
         if ucx is None:
             return
-        if ucx.alive and any(entry[0] is self for entry in self._engine.sending):
+        if ucx.alive and any(sending.connection is self for sending in self._engine.sending):
             ucx.close()
         else:
             ucx.close_blocking(CLOSE_NANOSECONDS, CLOSE_STEPS)
-        self._engine.endpoints.discard(self)
+
+
+class UcxEndpoint(Endpoint):
+    """See :class:`datadist.messaging.Endpoint`."""
+
+    def __init__(self, engine: UcxEngine, connection: _Connection) -> None:
+        self._engine = engine
+        self._connection = connection
+        self._tag = engine.ucx.UCXXTag(secrets.randbits(64))
+        connection.endpoints.add(self)
+
+    def send(self, message: bytearray, token: object) -> None:
+        """Begin to send; the request keeps the message."""
+        engine = self._engine
+        try:
+            request = self._connection.send(message, self._tag)
+        except engine.ucx.UCXError as error:
+            raise EngineError(str(error)) from None
+        engine.sending.append(_Sending(self, self._connection, request, message, token))
+
+    def problem(self) -> str | None:
+        """Whether UCX has seen the end of the connection."""
+        return None if self._connection.alive else GONE
+
+    def close(self) -> None:
+        """The connection stays for later endpoints, unless something is still being sent.
+
+        That says that it is stuck, or the peer is: then nothing new begins over it.
+        """
+        connection, engine = self._connection, self._engine
+        connection.endpoints.discard(self)
+        if any(sending.endpoint is self for sending in engine.sending):
+            engine.give_up(connection)
+        engine.close_given_up()
+
+
+@dataclass(eq=False)
+class _Sending:
+    """A message that UCX has not sent."""
+
+    endpoint: UcxEndpoint
+    connection: _Connection
+    request: Any
+    message: bytearray
+    token: object
 
 
 @dataclass(eq=False)
@@ -104,12 +154,18 @@ class UcxEngine(Engine):
 
         self.ucx, self.array = libucxx, Array
         self._any = libucxx.UCXXTag(ANY), libucxx.UCXXTagMask(ANY)
-        self.worker = libucxx.UCXWorker(context, False, False)
-        self.worker.init_blocking_progress_mode()
-        self._address: bytes = self.worker.address.tobytes()
-        self.endpoints: set[UcxEndpoint] = set()
-        self.lost: list[EngineEvent] = []
-        self.sending: list[tuple[UcxEndpoint, Any, bytearray, object]] = []
+        self._worker, self.sender = (libucxx.UCXWorker(context, False, False) for _ in range(2))
+        self._poller = select.epoll()
+        for worker in self._workers:
+            worker.init_blocking_progress_mode()
+            self._poller.register(worker.epoll_file_descriptor, select.EPOLLIN)
+        self._address: bytes = self._worker.address.tobytes()
+        self._connections: dict[bytes, _Connection] = {}
+        """Those for new endpoints, by the peer's address."""
+        self._given_up: set[_Connection] = set()
+        self.closed: list[_Connection] = []
+        """Those whose end UCX has reported: those of a peer that has gone may come later, or not."""
+        self.sending: list[_Sending] = []
         self._incoming: dict[int, deque[_Incoming]] = {}
         """By the sender's tag."""
         self._large = 0
@@ -119,50 +175,73 @@ class UcxEngine(Engine):
         """Buffers of messages that the base has, until it polls again."""
 
     @property
+    def _workers(self) -> tuple[Any, Any]:
+        return self._worker, self.sender
+
+    @property
     def address(self) -> bytes:
-        """The worker's."""
+        """That of the worker that receives."""
         return self._address
 
     def connect(self, address: bytes) -> UcxEndpoint:
         """Make an endpoint; UCX connects as it makes progress."""
-        for closed in [each for each in self.endpoints if each.problem() is not None]:
-            closed.close()
-        try:
-            endpoint = UcxEndpoint(self, address)
-        except self.ucx.UCXError as error:
-            raise EngineError(str(error)) from None
-        self.endpoints.add(endpoint)
-        return endpoint
+        for each in [each for each in self._connections.values() if not each.alive]:
+            self.give_up(each)
+        self.close_given_up()
+        connection = self._connections.get(address)
+        if connection is None:
+            try:
+                connection = self._connections[address] = _Connection(self, address)
+            except self.ucx.UCXError as error:
+                raise EngineError(str(error)) from None
+        return UcxEndpoint(self, connection)
+
+    def give_up(self, connection: _Connection) -> None:
+        """Use it for no new endpoint; it is closed after its last one."""
+        for address in [key for key, each in self._connections.items() if each is connection]:
+            del self._connections[address]
+        self._given_up.add(connection)
+
+    def close_given_up(self) -> None:
+        """Those that nobody uses, and those that are gone."""
+        for each in [each for each in self._given_up if not (each.alive and each.endpoints)]:
+            self._given_up.discard(each)
+            each.close()
 
     def fileno(self) -> int:
-        """Readable when the worker has something to do; see :meth:`poll`."""
-        return int(self.worker.epoll_file_descriptor)
+        """Readable when a worker has something to do; see :meth:`poll`."""
+        return self._poller.fileno()
 
     def poll(self) -> list[EngineEvent]:
-        """Make progress; arm the descriptor before nothing is returned."""
+        """Make progress; arm the descriptors before nothing is returned."""
         self._spare = [*self._spare, *self._reported][:MAX_SPARE]
         self._reported = []
         while True:
-            self.worker.progress()
+            for worker in self._workers:
+                worker.progress()
             found = self._find()
-            lost, self.lost = self.lost, []
-            events = [*lost, *self._completed(), *self._arrived()]
-            if events or (not found and self.worker.arm()):
+            events = [*self._lost(), *self._completed(), *self._arrived()]
+            if events or (not found and all(worker.arm() for worker in self._workers)):
                 return events
+
+    def _lost(self) -> Iterator[EngineEvent]:
+        closed, self.closed = self.closed, []
+        for connection in closed:
+            yield from [Lost(endpoint, GONE) for endpoint in connection.endpoints]
 
     def _completed(self) -> Iterator[EngineEvent]:
         left = []
-        for entry in self.sending:
-            if entry[1].completed:
-                yield Completed(entry[3], self._error(entry[1]))
+        for each in self.sending:
+            if each.request.completed:
+                yield Completed(each.token, self._error(each.request))
             else:
-                left.append(entry)
+                left.append(each)
         self.sending = left
 
     def _find(self) -> bool:
         """Take messages from UCX's queue, and whether there was one."""
         found = False
-        while (probe := self.worker.tag_probe(*self._any, remove=True)).matched:
+        while (probe := self._worker.tag_probe(*self._any, remove=True)).matched:
             found = True
             queue = self._incoming.setdefault(probe.sender_tag, deque())
             queue.append(_Incoming(probe))
@@ -180,7 +259,7 @@ class UcxEngine(Engine):
                 self._large += size >= LARGE
                 incoming.buffer = self._buffer(size)
                 target = self.array(memoryview(incoming.buffer)[:size])
-                incoming.request = self.worker.tag_recv_with_handle(target, incoming.probe)
+                incoming.request = self._worker.tag_recv_with_handle(target, incoming.probe)
 
     def _buffer(self, size: int) -> bytearray:
         if size < LARGE:
@@ -211,11 +290,15 @@ class UcxEngine(Engine):
         return None
 
     def close(self) -> None:
-        """Cancel what is left, and give the worker back."""
-        self.worker.cancel_inflight_requests(CLOSE_NANOSECONDS, CLOSE_STEPS)
-        for endpoint in list(self.endpoints):
-            endpoint.close()
+        """Cancel what is left, and give the workers back."""
+        self._poller.close()
+        for worker in self._workers:
+            worker.cancel_inflight_requests(CLOSE_NANOSECONDS, CLOSE_STEPS)
+        for connection in (*self._connections.values(), *self._given_up):
+            connection.close()
+        self._connections.clear()
+        self._given_up.clear()
         self.sending.clear()
         self._incoming.clear()
-        self.lost.clear()
-        self.worker = None
+        self.closed.clear()
+        self._worker = self.sender = None

@@ -61,11 +61,11 @@ def _open(
     return transport.open(group, [region], access), region
 
 
-def test_each_transport_listens_on_one_port_of_loopback() -> None:
+def test_each_transport_listens_on_two_ports_of_loopback() -> None:
     before = _listeners()
     transport = UcxTransport(TransportOptions())
     links = [_open(transport, 0)[0] for _ in range(3)]
-    assert sorted(_listeners()) == sorted([*before, LOOPBACK])
+    assert sorted(_listeners()) == sorted([*before, LOOPBACK, LOOPBACK])
     for link in links:
         link.close()
     transport.close()
