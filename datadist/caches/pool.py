@@ -189,9 +189,15 @@ class PagePool:
             f"the memory pool is exhausted: {len(pages)} allocation(s) need {requested} pages of "
             f"{self.page_size} bytes and {before} of {self._capacity} are free; number {index} "
             f"({size} bytes) needs a run of {pages[index]} and the longest free run is {largest}. "
-            "Free caches or raise memory_size"
+            + self._remedy(requested)
         )
         return PoolExhausted(message, requested, before, largest)
+
+    def _remedy(self, pages: int) -> str:
+        if pages <= self._capacity:
+            return "Free caches or raise memory_size"
+        needed, size = (number << self._shift for number in (pages, self._capacity))
+        return f"They need {needed} bytes and the pool has {size}: raise memory_size"
 
     def _take(self, count: int) -> int | None:
         """First page of a run of ``count`` pages that is free no more; None if there is none."""

@@ -76,6 +76,10 @@ class _Stderr:
                 with contextlib.suppress(OSError, ValueError):  # ours is closed
                     sys.stderr.write(line.decode(errors="replace"))
 
+    def forget(self) -> None:
+        """Keep nothing of what it has written so far."""
+        self._lines.clear()
+
     def last_lines(self) -> str:
         """The end of what it wrote; the process has ended."""
         self._thread.join(STDERR_SECONDS)
@@ -120,6 +124,10 @@ class Process:
     def pid(self) -> int:
         """Process id."""
         return self._popen.pid
+
+    def forget_stderr(self) -> None:
+        """Tell nothing of what it has written to stderr so far; for a process that is used again."""
+        self._stderr.forget()
 
     @property
     def busy(self) -> bool:

@@ -125,21 +125,29 @@ def members_of(
 def no_route(
     domains: Iterable[Domain], cluster: int, kind: type[LLMException] = LLMException
 ) -> LLMException:
-    """LLM_NOT_YET_LINK, with the state of the newest link to the cluster and what to do."""
-    newest = max((d for d in domains if cluster in d.others), key=lambda d: d.serial, default=None)
-    if newest is None:
-        why = "no link names it; call link on every member and wait for status OK, or link_clusters"
-    elif newest.status is RegisterMemStatus.PREPARING:
-        why = f"{newest} is still PREPARING; wait_link waits until it is OK"
-    elif newest.status is RegisterMemStatus.FAILED:
-        why = f"{newest} FAILED ({newest.reason}); unlink it, correct that and link again"
-    else:
-        gone = newest.attempt.gone if newest.attempt else {}
-        reason = gone.get(newest.ranks[cluster], "it was unlinked just now")
-        why = f"{newest} is broken: {reason}; unlink it and link again"
+    """LLM_NOT_YET_LINK, with the state of the newest link to the cluster, of the newest one that was
+    OK, and what to do.
+    """
+    newest_first = sorted((d for d in domains if cluster in d.others), key=lambda d: -d.serial)
+    broken = [d for d in newest_first[1:] if d.status is RegisterMemStatus.OK]
+    why = "; ".join(_why_unusable(d, cluster) for d in newest_first[:1] + broken[:1])
+    why = (
+        why
+        or "no link names it; call link on every member and wait for status OK, or link_clusters"
+    )
     return kind(
         f"cluster {cluster} is not linked: {why}", status_code=LLMStatusCode.LLM_NOT_YET_LINK
     )
+
+
+def _why_unusable(domain: Domain, cluster: int) -> str:
+    if domain.status is RegisterMemStatus.PREPARING:
+        return f"{domain} is still PREPARING; wait_link waits until it is OK"
+    if domain.status is RegisterMemStatus.FAILED:
+        return f"{domain} FAILED ({domain.reason}); unlink it, correct that and link again"
+    gone = domain.attempt.gone if domain.attempt else {}
+    reason = gone.get(domain.ranks[cluster], "it was unlinked just now")
+    return f"{domain} is broken: {reason}; unlink it and link again"
 
 
 def reaching(routes: list[Route], first: Route, entry: Entry) -> list[Route]:

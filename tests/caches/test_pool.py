@@ -75,8 +75,17 @@ def test_exhaustion_gives_the_numbers_and_keeps_nothing() -> None:
     assert (error.requested, error.free, error.largest_run) == (3, 3, 1)
     assert "need 3 pages of 1024 bytes and 3 of 5 are free" in str(error)
     assert "number 1 (2048 bytes) needs a run of 2 and the longest free run is 1" in str(error)
+    assert str(error).endswith("Free caches or raise memory_size")
     assert pool.pages_free == 3
     assert len(pool.allocate([PAGE] * 3)) == 3
+
+
+def test_freeing_is_no_remedy_for_more_than_the_pool_has() -> None:
+    with pytest.raises(PoolExhausted) as caught:
+        pool_of(5).allocate([PAGE] * 4 + [2 * PAGE])
+    assert str(caught.value).endswith(
+        "They need 6144 bytes and the pool has 5120: raise memory_size"
+    )
 
 
 def test_misuse_is_refused() -> None:

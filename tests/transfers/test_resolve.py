@@ -11,7 +11,8 @@ import pytest
 
 from datadist import CacheKey, LLMException, LLMStatusCode
 from datadist.control.messages import Sync
-from tests.forming import GOOD, TOKEN, complete, rank_0
+from tests import nodes
+from tests.forming import GOOD, PAIR, TOKEN, complete, rank_0
 from tests.in_process_engine import SECONDS, Engine, Sent
 from tests.raw_peer import RawPeer
 
@@ -82,3 +83,19 @@ def test_an_owner_that_does_not_answer(runtime_dir: Path) -> None:
         pull.start()
         pull.join(SECONDS)
         assert pull.status is LLMStatusCode.LLM_TIMEOUT
+
+
+def test_a_link_that_is_broken_is_told_beside_one_that_is_not_complete(runtime_dir: Path) -> None:
+    """Waiting for the newer one helps only if the cluster comes again."""
+    with _linked(runtime_dir, LONG) as (engine, owner):
+        engine.api.link("again", PAIR, nodes.table_for(PAIR))
+        owner.close()
+        assert engine.ended("the session with")
+        with pytest.raises(LLMException) as caught:
+            engine.api.cache_manager.pull_cache(CacheKey(2, 5), engine.cache)
+    assert caught.value.status_code is LLMStatusCode.LLM_NOT_YET_LINK
+    newer, older = (
+        "link 'again' (comm id 2) is still PREPARING",
+        "link 'pair' (comm id 1) is broken",
+    )
+    assert str(caught.value).index(newer) < str(caught.value).index(older)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, overload
 
 from pytest_datadist import remote
@@ -81,6 +81,17 @@ class Shape:
         if self.pool:
             made["llm.MemPoolConfig"] = json.dumps({"memory_size": self.pool, "page_shift": 12})
         return {**made, **self.options}
+
+
+def shape_of(count: int, settings: Mapping[str, Any]) -> Shape:
+    """What a test asks for by arguments with names. Raises ``TypeError``, ``ValueError``."""
+    known = [each.name for each in fields(Shape) if each.name != "count"]
+    for name in settings:
+        if name not in known:
+            raise TypeError(
+                f"{name} is no argument of datadist_cluster, which has {', '.join(known)}"
+            )
+    return Shape(count, **settings)
 
 
 def _name(role: Any) -> str:

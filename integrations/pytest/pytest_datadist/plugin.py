@@ -172,7 +172,7 @@ def datadist_cluster(
     ids = itertools.count(1)
 
     def make(count: int, **settings: Any) -> Cluster:
-        shape = cluster.Shape(count, **settings)
+        shape = cluster.shape_of(count, settings)
         first, *_ = itertools.islice(ids, shape.count)
         seconds = _timeout(request.config)
         found = cluster.make(_datadist_pool, shape, datadist_isolation, seconds, first)
@@ -189,6 +189,11 @@ def datadist_pair(
 ) -> Cluster:
     """Two linked engines: a PROMPT with cluster id 1 and a DECODER with cluster id 2."""
     marker = request.node.get_closest_marker("datadist")
+    if marker is not None and marker.args:
+        raise TypeError(
+            f"the marker datadist has {', '.join(map(repr, marker.args))}, and takes only arguments with "
+            "names; for another number of workers use the fixture datadist_cluster"
+        )
     return datadist_cluster(2, **(marker.kwargs if marker else {}))
 
 

@@ -37,6 +37,7 @@ class Pool:
             while self._idle and len(taken) < count:
                 process = self._idle.pop()
                 taken.append(process)
+                process.forget_stderr()
                 if process.crashed():
                     self.discard(taken.pop())
             new = [self._start(taken) for _ in range(count - len(taken))]

@@ -265,6 +265,27 @@ def test_the_first_test_of_the_documents_passes(tmp_path: Path) -> None:
     assert len(ran.names("passed")) == 4
 
 
+MISTAKES = """
+import pytest
+
+@pytest.mark.datadist(3)
+def test_a_number(datadist_pair):
+    pass
+
+@pytest.mark.datadist(pol=3)
+def test_a_name(datadist_pair):
+    pass
+"""
+
+
+def test_a_marker_with_a_mistake_is_an_error_that_says_what_it_takes(tmp_path: Path) -> None:
+    write(tmp_path, MISTAKES)
+    ran = run(tmp_path)
+    assert ran.names("error") == {"test_a_number", "test_a_name"}
+    assert "takes only arguments with names" in ran.output
+    assert "pol is no argument of datadist_cluster, which has roles, pool, options," in ran.output
+
+
 ISOLATED = """
 import os, time
 import pytest

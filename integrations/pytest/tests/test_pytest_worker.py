@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -239,6 +240,30 @@ def test_a_process_that_crashed_in_a_call_is_named(
     monkeypatch.setattr(Process, "crashed", lambda _process: False)
     (text,) = cluster.end(pool, alone, isolation, False)
     assert "SIGSEGV" in text
+
+
+def say(_engine: LLMDataDist, text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def test_the_end_of_a_process_is_told_without_what_it_said_in_earlier_tests(
+    pool: Pool, isolation: Isolation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in ("in the first test", "in the second test"):
+        alone = cluster.make(pool, cluster.Shape(1), isolation, SECONDS, 5)
+        alone[0].run(say, text)
+        deadline = time.monotonic() + SECONDS
+        while text not in capsys.readouterr().err:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        if text.startswith("in the first"):
+            number = alone[0].pid
+            assert cluster.end(pool, alone, isolation, False) == []
+    assert alone[0].pid == number
+    with pytest.raises(WorkerEnded) as caught:
+        alone[0].run(die)
+    assert str(caught.value).endswith("its last lines of stderr:\nin the second test")
+    cluster.end(pool, alone, isolation, False)
 
 
 def test_pools_are_looked_at_where_that_is_asked_for(pool: Pool, isolation: Isolation) -> None:
