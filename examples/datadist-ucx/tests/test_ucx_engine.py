@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 from datadist_ucx import UcxTransport
@@ -21,10 +22,11 @@ ROUNDS = 5
 @pytest.fixture
 def engines() -> Iterator[tuple[UcxEngine, UcxEngine]]:
     """Two engines on `lo`."""
-    both = _engine(), _engine()
-    yield both
-    for engine in both:
-        engine.close()
+    with ExitStack() as stack:
+        both = _engine(), _engine()
+        for engine in both:
+            stack.callback(engine.close)
+        yield both
 
 
 def _engine() -> UcxEngine:
