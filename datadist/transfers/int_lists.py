@@ -53,8 +53,6 @@ def addresses(
 
 def checked(values: object, limit: int, distinct: bool = False) -> Int64Array | None:
     """The values of a list; None as for :func:`addresses`."""
-    if _converter is None:
-        return None
     found = addresses(values, limit, 1, 0, distinct)
     return None if found is None else found[0]
 
