@@ -89,6 +89,8 @@ class _Awaited:
     condition: Callable[[], bool]
     then: Callable[[], object]
     deadline: float
+    turn: Timer
+    """Brings a turn at the deadline."""
 
 
 class Reactor:
@@ -206,8 +208,9 @@ class Reactor:
 
         From the reactor. Whoever changes what the condition is about on another thread posts something.
         """
-        self._awaited.append(_Awaited(condition, then, time.monotonic() + seconds))
-        self.later(seconds, lambda: None)  # has a turn then
+        deadline = time.monotonic() + seconds
+        turn = self.later(seconds, lambda: None)  # not before the deadline
+        self._awaited.append(_Awaited(condition, then, deadline, turn))
 
     def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Wait as :meth:`when` does, on another thread; whether the condition holds."""
@@ -272,6 +275,7 @@ class Reactor:
     def _look_at(self, awaited: _Awaited) -> None:
         if awaited.deadline <= time.monotonic() or awaited.condition():
             self._awaited.remove(awaited)
+            awaited.turn.cancel()
             awaited.then()
 
     def _handle_events(self) -> None:

@@ -278,6 +278,8 @@ class TableDomain(Domain):
     """Ends the waiting."""
     search_timer: Timer | None = None
     """Timer that starts the search for missing members."""
+    withdraw_timer: Timer | None = None
+    """Timer that tells engines outside a formed domain that it looks for nobody."""
 
     @property
     def searching(self) -> bool:

@@ -206,7 +206,7 @@ class Links:
             view.send(self._rendezvous.announcement(domain, view))
 
     def _stop_waiting(self, domain: TableDomain, but: Collection[str] = ()) -> None:
-        for timer in (domain.expiry, domain.search_timer):
+        for timer in (domain.expiry, domain.search_timer, domain.withdraw_timer):
             if timer is not None:
                 timer.cancel()
         self._rendezvous.end(domain)
@@ -341,7 +341,9 @@ class Links:
                 view.announcements.pop(member.link)
         members = {member.incarnation for member in attempt.members.values()}
         self._stop_waiting(domain, members)
-        self._reactor.later(WITHDRAW_SECONDS, lambda: self._withdraw(domain))
+        domain.withdraw_timer = self._reactor.later(
+            WITHDRAW_SECONDS, lambda: self._withdraw(domain)
+        )
         log.info(
             "%s: linked rank %d with %s", domain, domain.rank,
             ", ".join(f"cluster {c} (rank {r})" for c, r in domain.others.items()),

@@ -180,6 +180,12 @@ def test_what_does_not_come_is_awaited_within_its_limit_only(reactor: Reactor) -
     assert reactor.call_when(lambda: False, 0.05, lambda: 7, SECONDS) == 7
 
 
+def test_what_came_keeps_no_timer(reactor: Reactor) -> None:
+    for _ in range(200):
+        assert reactor.call_when(lambda: True, SECONDS, lambda: 7, SECONDS) == 7
+    assert sum(timer.call is not None for _, _, timer in reactor._timers) == 0
+
+
 def test_a_condition_that_raises_ends_nothing_else(
     reactor: Reactor, caplog: pytest.LogCaptureFixture
 ) -> None:

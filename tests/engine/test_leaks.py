@@ -14,7 +14,14 @@ from typing import Any
 
 import pytest
 
-from datadist import BlocksCacheKey, CacheDesc, CacheKey, CacheKeyByIdAndIndex, DataType
+from datadist import (
+    BlocksCacheKey,
+    CacheDesc,
+    CacheKey,
+    CacheKeyByIdAndIndex,
+    DataType,
+    LLMStatusCode,
+)
 from tests import nodes, tasks
 from tests.nodes import Node
 
@@ -42,13 +49,13 @@ def _heap() -> int:
 
 
 def _usage(here: nodes.Here) -> dict[str, int]:
-    """The least of several looks: what a thread holds only while it reads a message is no growth."""
+    """The least of several looks: what a thread or a timer holds for a moment only is no growth."""
     looks = []
-    for _ in range(5):
+    for _ in range(10):
         here.log.clear()
         gc.collect()
         looks.append(_look())
-        time.sleep(0.02)
+        time.sleep(0.1)
     return {name: min(look[name] for look in looks) for name in looks[0]}
 
 
@@ -140,6 +147,20 @@ def test_after_unlink_no_descriptor_of_the_peers_process_stays(start_node: Start
     while puller.do(_descriptors_of_processes) > before:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def _links_in_timers(here: nodes.Here, rounds: int) -> int:
+    """Timers of domains that are unlinked, right after the last one."""
+    for _ in range(rounds):
+        here.live.unlink(nodes.link_and_wait(here, "round", PAIR))
+    timers = here.live._live(LLMStatusCode.LLM_FAILED)._reactor._timers
+    return sum("on_ok" in getattr(timer.call, "__qualname__", "") for _, _, timer in list(timers))
+
+
+def test_a_link_that_ended_is_in_no_timer(start_node: Start) -> None:
+    owner, puller = start_node(1), start_node(2)
+    owner.begin(_links_in_timers, 10)
+    assert puller.do(_links_in_timers, 10) == owner.result() == 0
 
 
 def _stay_linked(here: nodes.Here) -> None:
