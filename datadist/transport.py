@@ -23,6 +23,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from datadist.base.enums import NamedInt
+from datadist.base.known_way import KnownCall, KnownWay
 from datadist.base.lazy_module import LazyModule
 from datadist.base.names import NamedMembers
 from datadist.base.picklable import PicklableError
@@ -48,6 +49,8 @@ __all__ = [
     "Combining",
     "Group",
     "InFlight",
+    "KnownCall",
+    "KnownWay",
     "Link",
     "LinkError",
     "Offer",
@@ -465,6 +468,31 @@ class Link(ABC):
         call started writes the peer's memory any more, unless its :attr:`~TransportError.in_flight`
         says otherwise: also where the owner moves the bytes, and takes them later.
         """
+
+    def known_way(self, way: KnownWay) -> KnownCall | None:
+        """A call that transfers few blocks over a route that core has looked up, in one step.
+
+        ``call(theirs, ours, timeout)`` moves block ``theirs[i]`` of the peer to block ``ours[i]``, or the
+        other way if ``way.write``, and returns the seconds that it took. It returns None, and raises
+        nothing, where core has to go its own way, over :meth:`read` or :meth:`write`, which also reports
+        what is wrong. That is where
+
+        - the lists are not two ``list`` of equal length, not empty, of exactly ``int`` that are blocks
+          of the caches; or a block that is written is listed twice;
+        - a condition of ``way`` does not hold before the first byte moves;
+        - the peer's ``control_fd`` is readable: after the last byte of a read, before the first one of
+          a write; or it is None;
+        - the transfer failed, is refused, or may take longer than some microseconds. Bytes of a read
+          may have arrived then.
+
+        From the look at the conditions until the call returns, no other thread of Python runs: it holds
+        the GIL, and runs no code of Python. So nothing that is checked changes meanwhile, and core takes
+        no permit for it (:attr:`Capabilities.parallel`). It ends with the link: after :meth:`abort` or
+        :meth:`close` it returns None. Any thread may call it.
+
+        None, as the base class returns: there is no such call. Core asks again for each route.
+        """
+        return None
 
     @abstractmethod
     def abort(self, rank: int) -> bool | None:

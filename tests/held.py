@@ -10,7 +10,7 @@ from typing import Any
 from datadist.links.domain import Attempt
 from datadist.links.permits import Permits
 from datadist.status import LLMStatusCode
-from tests import nodes
+from tests import core_ways, nodes
 
 SECONDS = 20.0
 """No test waits longer for what cannot happen."""
@@ -128,6 +128,7 @@ def waiting(here: nodes.Here, count: int) -> bool:
 
 def hold_moves(here: nodes.Here, *clusters: int) -> None:
     """Let reads and writes over the newest links with these clusters wait in the transport."""
+    core_ways.take(here)
     gate: Gate = here.any.setdefault("gate", Gate())
     for cluster in clusters:
         link: Any = attempt_with(here, cluster).link

@@ -17,6 +17,7 @@ from datadist.bench.measured_engine import OWN, PEER, MeasuredEngine, RemoteEngi
 from datadist.bench.results import Latency, LinkTime, Series, ThreadSpeed, Throughput
 from datadist.bench.shapes import MIB, ONE_BLOCK, SHAPES, Shape
 from datadist.bench.stream_limit import StreamLimit
+from datadist.transport import KnownWay
 
 Progress = Callable[[str], None]
 GIB = 1 << 30
@@ -60,19 +61,31 @@ class Pair:
         """Collects the seconds of each call into the transport."""
         link: Any = self.own.link_to(PEER)
         name = "read" if self.settings.direction == "pull" else "write"
-        operate, spent = getattr(link, name), []
+        operate, known_way, spent = getattr(link, name), link.known_way, list[float]()
 
-        def timed(*args: Any) -> Any:
-            began = time.perf_counter()
-            answer = operate(*args)
-            spent.append(time.perf_counter() - began)
-            return answer
+        def timed(call: Any, moves: Callable[[Any], bool]) -> Any:
+            def timed_call(*args: Any) -> Any:
+                began = time.perf_counter()
+                answer = call(*args)
+                took = time.perf_counter() - began
+                spent.extend([took] if moves(answer) else [])
+                return answer
 
-        setattr(link, name, timed)
+            return timed_call
+
+        def timed_way(way: KnownWay) -> Any:
+            call = known_way(way)
+            return None if call is None else timed(call, lambda answer: answer is not None)
+
+        setattr(link, name, timed(operate, lambda _: True))
+        link.known_way = timed_way
         try:
+            self.own.forget_routes()
             yield spent
         finally:
             delattr(link, name)
+            del link.known_way
+            self.own.forget_routes()
 
     def close(self) -> None:
         """End both."""

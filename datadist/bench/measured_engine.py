@@ -145,6 +145,10 @@ class MeasuredEngine:
         """The transport in use."""
         return self.core.transport
 
+    def forget_routes(self) -> None:
+        """Have each transfer's route looked up again."""
+        self.core.route_cache.clear()
+
     def link_to(self, peer: int) -> Link:
         """The transport's link to a cluster."""
         link = self.core.transfers.routes(peer, time.monotonic() + 10)[0].attempt.link

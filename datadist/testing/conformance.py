@@ -9,6 +9,7 @@ from datadist.testing.families.end_to_end import EndToEnd
 from datadist.testing.families.failures import Failures
 from datadist.testing.families.fence import Fence
 from datadist.testing.families.in_flight import InFlight
+from datadist.testing.families.known_ways import KnownWays
 from datadist.testing.families.lifecycle import Lifecycle
 from datadist.testing.families.linking import Linking
 from datadist.testing.families.owners import Owners
@@ -27,6 +28,7 @@ class TransportConformance(
     Fence,
     Failures,
     Control,
+    KnownWays,
     Parallel,
     Data,
     Linking,

@@ -14,13 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadist.testing.reference import ReferenceLink, ReferenceTransport
 from datadist.transport import (
     Access,
     Capabilities,
     Group,
+    KnownCall,
+    KnownWay,
     LinkError,
     Offer,
     PeerLost,
@@ -275,6 +277,24 @@ class ConvertsTruthValues(FaultyReference):
         return sum(b == a + 1 for a, b in pairwise(values))
 
 
+class _BlindWayLink(ReferenceLink):
+    def known_way(self, way: KnownWay) -> KnownCall | None:
+        def call(theirs: Any, ours: Any, timeout: float) -> float | None:
+            local = array("q", [way.local_bases[0] + ours[0] * way.local_stride])
+            remote = array("q", [way.remote_bases[0] + theirs[0] * way.remote_stride])
+            move = self.write if way.write else self.read
+            move(way.rank, local, remote, array("q", [way.block_bytes]), timeout)
+            return 0.0
+
+        return call
+
+
+class IgnoresConditions(FaultyReference):
+    """Its call for few blocks does not look at what core names."""
+
+    link_class = _BlindWayLink
+
+
 def _stopped(pid: int) -> bool:
     """Whether a process of proc(5) has the state "stopped"."""
     stat = Path(f"/proc/{pid}/stat")
@@ -319,4 +339,6 @@ FAULTY_TRANSPORTS = (
     FaultyTransport(MixesPeers, "all_pairs_at_once[3]"),
     FaultyTransport(RaisesItsOwnErrors, "a_peer_that_was_killed_is_lost"),
     FaultyTransport(ConvertsTruthValues, "lists_are_converted_exactly"),
+    FaultyTransport(IgnoresConditions, "known_ways_look_at_conditions[read-attribute]"),
+    FaultyTransport(IgnoresConditions, "known_ways_hear_the_peer[write]"),
 )

@@ -8,7 +8,8 @@ from typing import TypeAlias
 import numpy as np
 
 from datadist.base.callers import pass_on
-from datadist.caches.owned import OwnCache
+from datadist.base.known_way import KnownCall, KnownWay
+from datadist.caches.owned import OwnCache, OwnDirectory
 from datadist.control.messages import Entry
 from datadist.transfers.plan import (
     SCALAR_SEGMENTS,
@@ -34,12 +35,13 @@ class CachedRoute:
     """A resolved route between a blocks key of a cluster and one of our caches.
 
     What every small transfer reads is an attribute of its own: a property or a chain of objects costs
-    as much as a part of the copy. ``layers`` is None for pulls, and the layers of our cache for pushes.
+    as much as a part of the copy. ``owned`` is where ``cache`` is, and ``version`` that of the peer's
+    directory. ``layers`` is None for pulls, and the layers of our cache for pushes.
     """
 
     def __init__(
-        self, cache: OwnCache, entry: Entry, route: Route, version: int, transfers: Transfers,
-        layers: int | None = None,
+        self, cache: OwnCache, owned: OwnDirectory, entry: Entry, route: Route, version: int,
+        transfers: Transfers, layers: int | None = None,
     ) -> None:  # fmt: skip
         layout, push = cache.layout, layers is not None
         self.cache = cache
@@ -71,6 +73,29 @@ class CachedRoute:
         self.small = min(SCALAR_SEGMENTS, SMALL_BYTES // layout.block_bytes)
         self.lengths = [array("q", (layout.block_bytes,) * n) for n in range(self.small + 1)]
         """Vectors of ``block_bytes``, by their number."""
+        self.known_bytes = layout.block_bytes * self.tensors
+        """Of a block in all tensors."""
+        self.known = self._known_way(owned, push) if self.moves_small else None
+        """The transport's own call for few blocks, if it has one (:meth:`Link.known_way`)."""
+
+    def _known_way(self, owned: OwnDirectory, write: bool) -> KnownCall | None:
+        """What :meth:`RouteCache._move_small` looks at and pins, looked at in one step."""
+        cache, attempt, session = self.cache, self.attempt, self.session
+        link = attempt.link
+        if link is None:
+            return None
+        way = KnownWay(
+            self.rank, write, self.block_bytes,
+            self.local_bases, self.local_stride, self.local_count,
+            self.remote_bases, self.remote_stride, self.remote_count,
+            (
+                (self.view, "version", self.version), (session, "dispatching", False),
+                (session, "closed", False), (cache, "held", True), (attempt, "dead", False),
+                (attempt, "link", link),
+            ),
+            ((owned.caches, cache.cache_id, True), (self.gone, self.rank, False)),
+        )  # fmt: skip
+        return link.known_way(way)
 
     def is_current(self) -> bool:
         """Whether the peer is still linked and its directory has not changed."""

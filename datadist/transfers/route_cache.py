@@ -60,7 +60,9 @@ class RouteCache:
             return
         if len(self._routes) >= MAX_ROUTES:
             self._routes.clear()
-        self._routes[key] = CachedRoute(cache, entry, route, version, self._transfers, layers)
+        self._routes[key] = CachedRoute(
+            cache, self._owned, entry, route, version, self._transfers, layers
+        )
 
     def clear(self) -> None:
         """Forget all routes."""
@@ -78,6 +80,8 @@ class RouteCache:
         cached = self._routes.get(key)
         if cached is None:
             return False
+        if cached.known is not None and self._move_known(cached, src_blocks, dst_blocks, limit):
+            return True
         if cached.moves_small and type(src_blocks) is list and type(dst_blocks) is list:
             small = cached.small_plan(src_blocks, dst_blocks)
             if small is not None:
@@ -99,6 +103,8 @@ class RouteCache:
         cached = self._routes.get(key)
         if cached is None:
             return False
+        if cached.known is not None and self._move_known(cached, dst_blocks, src_blocks, limit):
+            return True
         if cached.moves_small and type(src_blocks) is list and type(dst_blocks) is list:
             small = cached.small_plan(dst_blocks, src_blocks, True)
             if small is not None:
@@ -108,6 +114,23 @@ class RouteCache:
                         limit.peer = cached.view  # read only where that went well
                     return done
         return self._move(key, cached, cached.plan(dst_blocks, src_blocks, True), limit, True)
+
+    def _move_known(
+        self, cached: CachedRoute, theirs: Blocks, ours: Blocks, limit: CallLimit | None
+    ) -> bool:
+        """Few blocks in one step of the transport; False where any other way is to be taken."""
+        took = cached.known(  # type: ignore[misc]
+            theirs, ours, cached.seconds if limit is None else limit.begin(cached.seconds).seconds
+        )
+        if took is None or (took > MIN_REUSE_SECONDS and not cached.entry.pooled):
+            return False
+        ledger = self._transfers.ledger
+        ledger.noted.append((next(TOKENS), cached.tallies, cached.known_bytes * len(ours), took))
+        if len(ledger.noted) > MOST_NOTED:
+            ledger.add_up()
+        if limit is not None:
+            limit.peer = cached.view  # read only where that went well
+        return True
 
     def _move(
         self,

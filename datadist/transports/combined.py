@@ -20,6 +20,8 @@ from datadist.transport import (
     Capabilities,
     Combining,
     Group,
+    KnownCall,
+    KnownWay,
     Link,
     Offer,
     OptionError,
@@ -96,6 +98,9 @@ class CombinedLink(Link):
         self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
     ) -> None:
         self._links[rank].write(rank, local, remote, length, timeout)
+
+    def known_way(self, way: KnownWay) -> KnownCall | None:
+        return self._links[way.rank].known_way(way)
 
     def abort(self, rank: int) -> bool | None:
         return self._links[rank].abort(rank)

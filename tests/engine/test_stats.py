@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from datadist import BlocksCacheKey, CacheKeyByIdAndIndex, LLMDataDist, LLMRole
-from tests import nodes
+from tests import core_ways, nodes
 from tests.nodes import Node, RemoteError
 
 Start = Callable[..., Node]
@@ -121,6 +121,7 @@ def _time_out(here: nodes.Here, what: str) -> dict[str, Any]:
     def read(*_args: object) -> None:
         raise TransferTimeout("made by the test", link_usable=True)
 
+    core_ways.take(here)
     original, ShmLink.read = ShmLink.read, read  # type: ignore[method-assign,assignment]
     try:
         _pull(here, what)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from datadist import BlocksCacheKey, CacheDesc, DataType, LLMException, LLMStatusCode
-from tests import nodes
+from tests import core_ways, nodes
 from tests.block_lists import LISTS
 from tests.nodes import Node, RemoteError
 
@@ -308,6 +308,7 @@ def test_small_pulls_that_are_interrupted_leave_nothing_taken(linked: tuple[Node
 
 def _reads_of_a_pull(here: nodes.Here, seconds: float) -> tuple[int, str]:
     """Reads of the transport in one pull, and its outcome; each takes so much longer."""
+    core_ways.take(here)
     link, reads = _cached(here).attempt.link, 0
     read = link.read
 

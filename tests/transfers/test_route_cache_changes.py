@@ -12,7 +12,7 @@ import pytest
 
 from datadist import BlocksCacheKey, LLMStatusCode
 from datadist.transfers.route_cache import RouteCache
-from tests import nodes
+from tests import core_ways, nodes
 from tests.nodes import Node, RemoteError
 from tests.waiting import until
 
@@ -47,6 +47,7 @@ def _pull_slowly(here: nodes.Here, has_read: str, handled: bool) -> None:
         threading.Event(),
         RouteCache.pull,
     )
+    core_ways.take(here)
     assert link is not None
     assert session.on_message is not None
     read, handle = link.read, session.on_message

@@ -34,18 +34,18 @@ def _cached_parts(tensors: int, stride: int = 64) -> Any:
     entry = SimpleNamespace(
         bases=list(bases(THEIRS)), count=OWNERS, stride=stride, cuts=[], tensors_per_layer=2
     )
-    attempt = SimpleNamespace(permits=[Permits()], gone={})
+    attempt = SimpleNamespace(permits=[Permits()], gone={}, link=None)
     route = SimpleNamespace(view=SimpleNamespace(session=None), attempt=attempt, rank=0)
     transfers = SimpleNamespace(
         tallies=lambda _route, push: push, watches_control=lambda _route: True, timeout=1.0
     )
-    cache = SimpleNamespace(layout=layout)
-    return SimpleNamespace(cache=cache, entry=entry, route=route, transfers=transfers)
+    cache, owned = SimpleNamespace(layout=layout), SimpleNamespace(caches={})
+    return SimpleNamespace(cache=cache, owned=owned, entry=entry, route=route, transfers=transfers)
 
 
 def _cached(tensors: int, stride: int = 64) -> CachedRoute:
     parts = _cached_parts(tensors, stride)
-    return CachedRoute(parts.cache, parts.entry, parts.route, 0, parts.transfers)
+    return CachedRoute(parts.cache, parts.owned, parts.entry, parts.route, 0, parts.transfers)
 
 
 def _pairs(max_small: SmallPlan) -> list[tuple[int, int, int]]:

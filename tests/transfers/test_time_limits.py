@@ -17,6 +17,7 @@ from datadist import (
     TransferConfig,
     TransferWithCacheKeyConfig,
 )
+from datadist.transport import KnownWay
 from tests import nodes
 from tests.nodes import Node
 
@@ -45,7 +46,18 @@ def _note_limits(here: nodes.Here) -> None:
 
         return noted
 
-    link.read, link.write = noting(link.read), noting(link.write)
+    def noting_way(way: KnownWay) -> Callable[..., Any]:
+        move = known_way(way)
+
+        def noted(*args: Any) -> Any:
+            took = move(*args)
+            limits.extend([] if took is None else [args[-1]])
+            return took
+
+        return noted
+
+    known_way = link.known_way
+    link.read, link.write, link.known_way = noting(link.read), noting(link.write), noting_way
 
 
 def _limits(here: nodes.Here) -> list[float]:

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 from typing_extensions import Buffer
 
 DONE: int
@@ -8,6 +10,7 @@ PEER_GONE: int
 REVOKED: int
 FAILED: int
 MAX_THREADS: int
+BRIEF_SEGMENTS: int
 AUTO: int
 KERNELS: dict[str, int]
 
@@ -27,6 +30,9 @@ def copy(dst: Buffer, src: Buffer, length: Buffer, threads: int, kernel: int, /)
 def convert_list(
     values: list[int], limit: int, stride: int, base: int, vector: Buffer, distinct: bool, /
 ) -> int: ...
+def known_way(
+    path: Buffer, numbers: bytes, attributes: tuple[object, ...], keys: tuple[object, ...], /
+) -> Callable[[object, object, float], float | None]: ...
 def tune(
     threads: int, /
 ) -> tuple[tuple[str, int], dict[str, float], int, list[tuple[int, float]]]: ...

@@ -21,6 +21,8 @@ from datadist.transport import (
     Access,
     AddressError,
     Group,
+    KnownCall,
+    KnownWay,
     Link,
     LinkError,
     Offer,
@@ -37,6 +39,7 @@ from datadist_shm import _native
 from datadist_shm._native import transfer
 from datadist_shm.fence import PAGE, Fence
 from datadist_shm.forking import let_go_in_children
+from datadist_shm.known_ways import known_way
 from datadist_shm.memory import (
     Mapping,
     PeerMapping,
@@ -344,6 +347,15 @@ class ShmLink(Link):
             raise
         finally:
             path.inside.discard(token)
+
+    def known_way(self, way: KnownWay) -> KnownCall | None:
+        """See :mod:`datadist_shm.known_ways`."""
+        path = self._paths[way.rank]
+        fence = path.fence
+        if not path.open or (way.write and fence is None):
+            return None
+        address = fence.address if way.write and fence is not None else 0
+        return known_way(way, path.native, address, ((path, "open", True),))
 
     def _path(self, rank: int) -> _Path:
         try:

@@ -13,7 +13,9 @@
 #include "copy.h"
 #include "flight.h"
 #include "memory.h"
+#include "module_known_way.h"
 #include "module_lists.h"
+#include "module_path.h"
 #include "pages.h"
 #include "parallel.h"
 #include "transfer.h"
@@ -39,11 +41,6 @@ static void release(Py_buffer *views, int taken)
         PyBuffer_Release(&views[taken]);
 }
 
-static int is_number_of_threads(int64_t number)
-{
-    return number != 0 && number >= -MAX_THREADS && number <= MAX_THREADS;
-}
-
 /* The two arguments that say how to copy; 0 with an exception where they are not valid. */
 static int get_copy_mode(PyObject *const *args, int *threads, int *kernel)
 {
@@ -66,34 +63,6 @@ PyDoc_STRVAR(transfer_doc,
 "descriptor) or -1, threads as tuned if negative, kernel of KERNELS or AUTO, descriptors of our and the peer's pagemap or -1,\n"
 "number of own pools, these as pairs (base, size), then (owner's base, size, mapped base or 0, pages of\n"
 "map_peer or 0) sorted by base; fence: address of the page, or 0; seconds: how long it may take, from now.");
-
-enum { PATH_HEAD = 9, POOL_WORDS = 2, WINDOW_WORDS = 4 };
-
-/* The fixed part of a job from its path; 0 with an exception where it is not valid. */
-static int read_path(Job *job, const Py_buffer *path)
-{
-    const int64_t *words = path->buf;
-    Py_ssize_t left = path->len / 8 - PATH_HEAD;
-    if (path->len % 8 || left < 0 || words[8] < 0 || words[8] > left / POOL_WORDS ||
-        (left - words[8] * POOL_WORDS) % WINDOW_WORDS || !is_number_of_threads(words[4]) ||
-        copy_kernel((int)words[5]) == NULL) {
-        PyErr_SetString(PyExc_ValueError, "path is not valid");
-        return 0;
-    }
-    job->abort_flag = path->buf;
-    job->pid = (pid_t)words[1];
-    job->pidfd = (int)words[2];
-    job->control = (int)words[3];
-    job->threads = (int)words[4];
-    job->kernel = (int)words[5];
-    job->own_pagemap = (int)words[6];
-    job->peer_pagemap = (int)words[7];
-    job->n_pools = words[8];
-    job->pools = (const Pool *)(words + PATH_HEAD);
-    job->windows = (const Window *)(job->pools + job->n_pools);
-    job->n_windows = (left - job->n_pools * POOL_WORDS) / WINDOW_WORDS;
-    return 1;
-}
 
 /* What a transfer uses, for as long as it goes on. */
 typedef struct {
@@ -398,6 +367,7 @@ static PyMethodDef methods[] = {
     {"transfer", (PyCFunction)(void (*)(void))py_transfer, METH_FASTCALL, transfer_doc},
     {"copy", (PyCFunction)(void (*)(void))py_copy, METH_FASTCALL, copy_doc},
     {"convert_list", (PyCFunction)(void (*)(void))py_convert_list, METH_FASTCALL, convert_list_doc},
+    {"known_way", (PyCFunction)(void (*)(void))py_known_way, METH_FASTCALL, known_way_doc},
     {"tune", py_tune, METH_O, tune_doc},
     {"map", py_map, METH_VARARGS, map_doc},
     {"settled", py_settled, METH_O, settled_doc},
@@ -426,6 +396,7 @@ static const struct {
     {"DONE", DONE},           {"BAD_ADDRESS", BAD_ADDRESS}, {"TIMED_OUT", TIMED_OUT},
     {"ABORTED", ABORTED},     {"PEER_GONE", PEER_GONE},     {"REVOKED", REVOKED},
     {"FAILED", FAILED},       {"MAX_THREADS", MAX_THREADS}, {"AUTO", KERNEL_AUTO},
+    {"BRIEF_SEGMENTS", BRIEF_SEGMENTS},
 };
 
 /* KERNELS: the kernels that this machine has, by name. */

@@ -21,8 +21,7 @@ enum {
     STREAM_BYTES = 1 << 20, /* totals from which stores go past the cache */
     THREAD_BYTES = 4 << 20, /* what makes a thread worth its start */
     TUNE_BYTES = 8 << 20,   /* totals with which it begins to matter how they are copied */
-    BRIEF_BYTES = 64 << 10, /* at most so much is copied in some microseconds, */
-    BRIEF_SEGMENTS = 16,    /* in at most so many segments */
+    BRIEF_BYTES = 64 << 10, /* at most so much is copied in some microseconds */
     LOOK_BYTES = 4 << 20,   /* above, a thread of its own costs less than the looks at the pages, */
     LOOK_SEGMENTS = 24,     /* as for more segments */
     IOVECS = 128,
@@ -48,6 +47,12 @@ int peer_is_gone(const Job *job)
     int known = job->pidfd >= 0;
     struct pollfd p = {.fd = known ? job->pidfd : job->control, .events = known ? POLLIN : 0};
     return p.fd >= 0 && poll(&p, 1, 0) > 0;
+}
+
+int is_control_readable(const Job *job)
+{
+    struct pollfd p = {.fd = job->control, .events = POLLIN};
+    return p.fd < 0 || poll(&p, 1, 0) != 0;
 }
 
 /* After the last byte: PEER_GONE or DONE, and job->control_readable, also where that cannot be told. */

@@ -34,6 +34,8 @@ typedef struct {
     _Atomic int64_t revoked;
 } Fence;
 
+enum { BRIEF_SEGMENTS = 16 }; /* most segments of what takes some microseconds only */
+
 typedef struct {
     int write;
     const Window *windows; /* sorted by base */
@@ -78,6 +80,9 @@ int64_t deadline_after(double seconds);
 
 /* Whether the peer's process has ended. */
 int peer_is_gone(const Job *job);
+
+/* Whether something has arrived from the peer that was not read yet, also where that cannot be told. */
+int is_control_readable(const Job *job);
 
 /* Bounds of every segment, and what the whole is; to be called first. Returns a result. */
 int check(Job *job);

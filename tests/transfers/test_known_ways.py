@@ -1,0 +1,168 @@
+"""Few blocks over a known route by the transport's own call: what core asks for, and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from datadist import BlocksCacheKey, CacheDesc, DataType, LLMStatusCode
+from datadist.transfers.cached_route import CachedRoute
+from tests import core_ways, nodes
+from tests.nodes import Node
+
+Start = Callable[..., Node]
+SHAPE, TENSORS = (8, 64), 4
+BLOCK = SHAPE[1] * 4
+KEY = BlocksCacheKey(1)
+LISTS = ([1, 5], [6, 2])
+
+
+@pytest.fixture
+def linked(start_node: Start) -> tuple[Node, Node]:
+    """An owner with a blocks cache, and an engine that knows the way to it for pulls and pushes."""
+    owner, other = (start_node(n, enable_remote_cache_accessible=True) for n in (1, 2))
+    owner.do(nodes.make, "c", "blocks", list(SHAPE), TENSORS, KEY)
+    owner.do(nodes.fill, "c", 1)
+    other.do(nodes.make, "c", "blocks", list(SHAPE), TENSORS)
+    nodes.link_pair(owner, other)
+    other.do(nodes.pull_blocks, KEY, "c", [0], [0])
+    other.do(nodes.push_blocks, KEY, "c", [0], [0])
+    return owner, other
+
+
+def _routes(here: nodes.Here) -> list[CachedRoute]:
+    """Of pulls, and of pushes."""
+    return list(here.live._live(LLMStatusCode.LLM_FAILED).route_cache._routes.values())
+
+
+def _move(here: nodes.Here, push: bool, times: int, **options: Any) -> None:
+    move = nodes.push_blocks if push else nodes.pull_blocks
+    for _ in range(times):
+        move(here, KEY, "c", *LISTS, **options)
+
+
+def _move_mostly_without_core(here: nodes.Here, push: bool, times: int, **options: Any) -> None:
+    """Core reads and writes itself only while messages of the owner are on their way."""
+    link: Any = _routes(here)[0].attempt.link
+    with (
+        mock.patch.object(link, "read", wraps=link.read) as read,
+        mock.patch.object(link, "write", wraps=link.write) as write,
+    ):
+        _move(here, push, times, **options)
+    if "notify" not in options:  # which the owner answers
+        assert read.call_count + write.call_count < times // 2
+
+
+def _counts(here: nodes.Here, push: bool) -> tuple[int, int, int]:
+    found = here.live.stats()["links"][0]["push" if push else "pull"]
+    return found["operations"], found["bytes"], found["errors"]
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout_in_millis": 5000}, {"notify": b"done"}])
+@pytest.mark.parametrize("push", [False, True])
+def test_what_it_moves_is_what_core_moves_and_is_counted_alike(
+    linked: tuple[Node, Node], push: bool, options: dict[str, Any]
+) -> None:
+    owner, other = linked
+    other.do(nodes.fill, "c", 2)
+    contents, counts = [], [other.do(_counts, push)]
+    for move, times in ((_move_mostly_without_core, 50), (_move, 1)):
+        (owner if push else other).do(nodes.fill, "c", 3)
+        other.do(move, push, times, **options)
+        contents.append((owner if push else other).do(nodes.read, "c"))
+        counts.append(other.do(_counts, push))
+        other.do(core_ways.take)
+    for first, second in zip(*contents, strict=True):
+        np.testing.assert_array_equal(first, second)
+    nbytes = 2 * TENSORS * BLOCK
+    (a, b, c), (d, e, f), (g, h, i) = counts
+    assert (d - a, e - b, f - c) == (50, 50 * nbytes, 0)
+    assert (g - d, h - e, i - f) == (1, nbytes, 0)
+
+
+def _change(here: nodes.Here, push: bool, name: str) -> tuple[bool, bool]:
+    """Whether the call moves before a change, and beside it."""
+    cached = _routes(here)[push]
+    owned = here.live._live(LLMStatusCode.LLM_FAILED).route_cache._caches
+    changes: dict[str, Any] = {
+        "version": mock.patch.object(cached.view, "version", cached.version + 1),
+        "handling": mock.patch.object(cached.session, "dispatching", True),
+        "closed": mock.patch.object(cached.session, "closed", True),
+        "freed": mock.patch.object(cached.cache, "held", False),
+        "dropped": mock.patch.object(cached.attempt, "dead", True),
+        "another link": mock.patch.object(cached.attempt, "link", object()),
+        "gone": mock.patch.dict(cached.gone, {cached.rank: "for the test"}),
+        "forgotten": mock.patch.dict(owned, clear=True),
+    }
+    assert cached.known is not None
+    before = cached.known(*LISTS, 5.0) is not None
+    with changes[name]:
+        return before, cached.known(*LISTS, 5.0) is not None
+
+
+@pytest.mark.parametrize("push", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    ["version", "handling", "closed", "freed", "dropped", "another link", "gone", "forgotten"],
+)
+def test_it_moves_nothing_where_the_route_is_not_as_it_was(
+    linked: tuple[Node, Node], name: str, push: bool
+) -> None:
+    assert linked[1].do(_change, push, name) == (True, False)
+
+
+def _end(here: nodes.Here, comm_id: int) -> list[float | None]:
+    known = [cached.known for cached in _routes(here)]
+    here.live.unlink(comm_id)
+    return [None if call is None else call(*LISTS, 5.0) for call in known]
+
+
+def test_it_ends_with_the_link(start_node: Start) -> None:
+    owner, other = (start_node(n, enable_remote_cache_accessible=True) for n in (1, 2))
+    owner.do(nodes.make, "c", "blocks", list(SHAPE), TENSORS, KEY)
+    other.do(nodes.make, "c", "blocks", list(SHAPE), TENSORS)
+    _, comm_id = nodes.link_pair(owner, other)
+    other.do(nodes.pull_blocks, KEY, "c", [0], [0])
+    other.do(nodes.push_blocks, KEY, "c", [0], [0])
+    assert other.do(_end, comm_id) == [None, None]
+
+
+def _register(here: nodes.Here, label: str, key: BlocksCacheKey | None) -> None:
+    memory = here.any[label] = np.ones((4, 256), np.uint8)
+    here.caches[label] = here.live.cache_manager.register_blocks_cache(
+        CacheDesc(1, list(memory.shape), DataType.DT_UINT8), [memory.ctypes.data], key
+    )
+
+
+def _reads_after(here: nodes.Here, seconds: float) -> int:
+    """Reads by core's way of a pull whose own call says that it took so long."""
+    (cached,) = _routes(here)
+    link: Any = cached.attempt.link
+    with (
+        mock.patch.object(link, "read", wraps=link.read) as read,
+        mock.patch.object(cached, "known", return_value=seconds),
+    ):
+        nodes.pull_blocks(here, KEY, "c", [1], [2])
+    return int(read.call_count)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_registered_memory_is_read_again_after_a_call_that_took_long(
+    start_node: Start, pooled: bool
+) -> None:
+    """Its owner may have told meanwhile that it is used for something else."""
+    owner, puller = start_node(1), start_node(2)
+    if pooled:
+        owner.do(nodes.make, "c", "blocks", list(SHAPE), 1, KEY)
+        puller.do(nodes.make, "c", "blocks", list(SHAPE), 1)
+    else:
+        owner.do(_register, "c", KEY)
+        puller.do(_register, "c", None)
+    nodes.link_pair(owner, puller)
+    puller.do(nodes.pull_blocks, KEY, "c", [1], [2])
+    assert puller.do(_reads_after, 0.1) == 0
+    assert puller.do(_reads_after, 0.6) == (0 if pooled else 1)
