@@ -41,6 +41,7 @@ SHAPES_HERE: dict[str, Shape] = {
     **SHAPES,
     "paged-gqa": replace(SHAPES["paged-gqa"], blocks=1024, title="256 of 1024 blocks of 32 KiB"),
     "latency": ONE_BLOCK,
+    "push": replace(ONE_BLOCK, name="push", title="one block of 4 KiB, pushed"),
     "link": replace(ONE_BLOCK, name="link", blocks=16384 - 64),
 }
 """As in `datadist bench`; smaller caches around the same transfers, and a pool of 64 MiB for link."""
@@ -129,40 +130,47 @@ def _workload(
 
 def _turn(contender: Contender, name: str, shape: Shape, pulls: int) -> dict[str, list[float]]:
     """One pair of processes from its start to its end."""
+    direction = "push" if name == "push" else "pull"
     with tempfile.TemporaryDirectory(prefix="datadist-compare-") as place:
         environ = {**contender.environ, "DATADIST_RUNTIME_DIR": place}
-        owner = _Process(contender.owner, environ, contender, shape)
-        puller = _Process(contender.puller, environ, contender, shape)
+        owner = _Process(contender.owner, environ, contender, shape, direction)
+        mover = _Process(contender.mover, environ, contender, shape, direction)
         try:
             card = owner.call("card")
             owner.call("expect")
             cpu = -owner.call("cpu")
-            count = 2000 if name == "latency" else pulls
-            measured = puller.call("measure", card, count)
+            count = 2000 if name in ("latency", "push") else pulls
+            measured: dict[str, list[float]] = mover.call("measure", card, count)
             cpu += owner.call("cpu")
-            if measured.pop("problems"):
+            target, lists = owner if direction == "push" else mover, shape.lists(count + 1)
+            target.call("clear")
+            mover.call("move", lists)
+            if target.call("problems", lists):
                 raise Failed("bytes are wrong")
-            puller.call("close")
+            mover.call("close")
             owner.call("close")
             return {**measured, "owner_cpu": [cpu]}
         finally:
-            puller.end()
+            mover.end()
             owner.end()
 
 
 class _Process:
-    """An owner or a puller in a process that was started with the contender's environment."""
+    """An owner or a mover in a process that was started with the contender's environment."""
 
     def __init__(
-        self, target: str, environ: dict[str, str], contender: Contender, shape: Shape
-    ) -> None:
+        self, target: str, environ: dict[str, str], contender: Contender, shape: Shape,
+        direction: str,
+    ) -> None:  # fmt: skip
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         before = dict(os.environ)
         os.environ.update(environ)
         try:
             self._process = context.Process(
-                target=_serve, args=(theirs, target, dict(contender.tuning), shape), daemon=True
+                target=_serve,
+                args=(theirs, target, {**contender.tuning, "direction": direction}, shape),
+                daemon=True,
             )
             self._process.start()
         finally:
@@ -226,26 +234,19 @@ def _serve(pipe: Connection, target: str, tuning: dict[str, str], shape: Shape) 
 
 
 def _measure(side: Any, shape: Shape, card: Any, pulls: int) -> dict[str, Any]:
-    """Connect, pull once, pull again and again, then verify one more pull."""
-    lists = [shape.lists(number) for number in range(pulls + 2)]
+    """Connect, move once, and again and again."""
+    lists = [shape.lists(number) for number in range(pulls + 1)]
     began = time.perf_counter()
     side.connect(card)
     connected = time.perf_counter()
-    side.pull(lists[0])
+    side.move(lists[0])
     first = time.perf_counter()
     warm = []
-    for fresh in lists[1:-1]:
+    for fresh in lists[1:]:
         start = time.perf_counter()
-        side.pull(fresh)
+        side.move(fresh)
         warm.append(time.perf_counter() - start)
-    side.clear()
-    side.pull(lists[-1])
-    return {
-        "connect": [first - began],
-        "cold": [first - connected],
-        "warm": warm,
-        "problems": side.problems(lists[-1]),
-    }
+    return {"connect": [first - began], "cold": [first - connected], "warm": warm}
 
 
 def _table(name: str, shape: Shape, results: list[dict[str, Any]]) -> str:

@@ -12,6 +12,7 @@ from datadist.base.processor import processor
 
 BEGIN, END = "<!-- tables of compare.py: begin -->", "<!-- tables of compare.py: end -->"
 LARGE = ("contiguous", "paged-gqa", "paged-mla")
+SMALL = (("latency", "One block of 4 KiB, pulled"), ("push", "One block of 4 KiB, pushed"))
 OURS, OTHERS = "datadist", "nixl"
 
 Results = Sequence[Mapping[str, Any]]
@@ -27,7 +28,8 @@ def described(rounds: int, pulls: int) -> str:
 
 def markdown(results: Results, what: str) -> str:
     """A table of each kind for which there are results."""
-    parts = [what, _large(results), _small(results), _connecting(results)]
+    small = [_small(results, *each) for each in SMALL]
+    parts = [what, _large(results), *small, _connecting(results)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -63,13 +65,13 @@ def _large(results: Results) -> str:
     return _table(["GB/s", *workloads], rows)
 
 
-def _small(results: Results) -> str:
+def _small(results: Results, workload: str, title: str) -> str:
     rows = [
         [r["contender"], f"{statistics.median(r['warm']) * 1e6:.1f} us", f"{min(r['warm']) * 1e6:.1f} us"]
         for r in results
-        if r["workload"] == "latency" and r["warm"] and "failed" not in r
+        if r["workload"] == workload and r["warm"] and "failed" not in r
     ]  # fmt: skip
-    return _table(["One block of 4 KiB", "median", "fastest"], rows) if rows else ""
+    return _table([title, "median", "fastest"], rows) if rows else ""
 
 
 def _connecting(results: Results) -> str:

@@ -36,6 +36,7 @@ RESULTS = [
     _result("nixl tuned", "paged-gqa", failed="not installed"),
     _result("datadist pool", "paged-gqa", 0.5),
     _result("datadist pool", "latency", 4e-6, 5e-6, 6e-6),
+    _result("datadist pool", "push", 7e-6),
     _result("datadist pool", "link", 1e-6),
 ]
 
@@ -48,7 +49,10 @@ def test_each_kind_of_result_has_a_table(tables: ModuleType) -> None:
         "| datadist pool | 10.00 | 2.00 |",
         "| nixl tuned | 5.00 | - |",
         "| **datadist pool / nixl tuned** | 2.00 | - |",
+        "| One block of 4 KiB, pulled | median | fastest |",
         "| datadist pool | 5.0 us | 4.0 us |",
+        "| One block of 4 KiB, pushed | median | fastest |",
+        "| datadist pool | 7.0 us | 7.0 us |",
         "| datadist pool | 2.0 ms |",
     ):
         assert line in lines

@@ -1,7 +1,8 @@
 """Ways to move blocks between two processes of one host, behind one small interface.
 
-A contender is a module-level class pair: an owner, which holds filled memory, and a puller, which
-reads from it. Each lives in a process of its own, which is started with the contender's environment.
+A contender is a module-level class pair: an owner, which holds memory, and a mover, which reads from it,
+or writes to it where the tuning has the direction ``push``. The source is filled, the target zero. Each
+lives in a process of its own, which is started with the contender's environment.
 """
 
 from __future__ import annotations
@@ -9,29 +10,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+LARGE = ("contiguous", "paged-gqa", "paged-mla")
+
 
 @dataclass(frozen=True)
 class Contender:
-    """A way with one tuning; ``owner`` and ``puller`` are "module:Class"."""
+    """A way with one tuning; ``owner`` and ``mover`` are "module:Class"."""
 
     name: str
     owner: str
-    puller: str
+    mover: str
     environ: Mapping[str, str] = field(default_factory=dict)
     tuning: Mapping[str, str] = field(default_factory=dict)
-    workloads: frozenset[str] = frozenset(
-        {"contiguous", "paged-gqa", "paged-mla", "latency", "link"}
-    )
+    workloads: frozenset[str] = frozenset({*LARGE, "latency", "push", "link"})
 
 
 def _nixl(name: str, environ: Mapping[str, str], **tuning: str) -> Contender:
     here = "contenders.nixl_ucx"
-    return Contender(name, f"{here}:NixlOwner", f"{here}:NixlPuller", environ, tuning)
+    return Contender(name, f"{here}:NixlOwner", f"{here}:NixlMover", environ, tuning)
 
 
 def _ours(name: str, **tuning: str) -> Contender:
     here = "contenders.this_library"
-    return Contender(name, f"{here}:Owner", f"{here}:Puller", {}, tuning)
+    return Contender(name, f"{here}:Owner", f"{here}:Mover", {}, tuning)
 
 
 CONTENDERS = [
@@ -49,11 +50,12 @@ CONTENDERS = [
     _ours("datadist over nixl, tcp", backend="nixl"),
     _nixl("nixl tcp", {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo"}, progress="0", poll="0"),
     Contender(
-        "mooncake tcp", "contenders.mooncake_tcp:Owner", "contenders.mooncake_tcp:Puller",
+        "mooncake tcp", "contenders.mooncake_tcp:Owner", "contenders.mooncake_tcp:Mover",
         {"MC_LOG_LEVEL": "ERROR", "GLOG_minloglevel": "2"},
+        workloads=frozenset({*LARGE, "latency", "link"}),
     ),
     Contender(
-        "by hand", "contenders.by_hand:Owner", "contenders.by_hand:Puller",
-        workloads=frozenset({"contiguous", "paged-gqa", "paged-mla", "latency"}),
+        "by hand", "contenders.by_hand:Owner", "contenders.by_hand:Mover",
+        workloads=frozenset({*LARGE, "latency"}),
     ),
 ]  # fmt: skip

@@ -39,7 +39,7 @@ class Owner:
         self._segment.unlink()
 
 
-class Puller:
+class Mover:
     """Copies block by block."""
 
     def __init__(self, shape: Shape, tuning: Mapping[str, str]) -> None:
@@ -52,7 +52,7 @@ class Puller:
         self._segment = shared_memory.SharedMemory(card)
         self._source = _arrays(self._shape, self._segment)
 
-    def pull(self, lists: Lists) -> None:
+    def move(self, lists: Lists) -> None:
         """One assignment per block."""
         for target, source in zip(self._memory.arrays, self._source, strict=True):
             for here, there in zip(lists[1], lists[0], strict=True):

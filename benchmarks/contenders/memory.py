@@ -13,7 +13,7 @@ Lists = tuple[list[int], list[int]]
 
 
 class Memory:
-    """One array per tensor; ``filled`` at the owner, zero at the puller."""
+    """One array per tensor; ``filled`` at the source, zero at the target."""
 
     def __init__(
         self, shape: Shape, filled: bool, arrays: list[NDArray[Any]] | None = None
@@ -41,5 +41,5 @@ class Memory:
         return np.add.outer(bases, offsets).ravel()
 
     def problems(self, lists: Lists) -> list[str]:
-        """What is wrong after one pull into cleared memory."""
+        """What is wrong after one transfer into cleared memory."""
         return verify(self.shape, self.arrays, *lists)

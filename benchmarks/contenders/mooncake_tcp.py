@@ -43,7 +43,7 @@ class Owner:
             self._engine.unregister_memory(address)
 
 
-class Puller(Owner):
+class Mover(Owner):
     """Reads from the owner's engine."""
 
     filled = False
@@ -53,7 +53,7 @@ class Puller(Owner):
         self._peer, bases = card
         self._bases = np.array(bases, np.int64)
 
-    def pull(self, lists: Lists) -> None:
+    def move(self, lists: Lists) -> None:
         """Batches of reads, one after another."""
         local = self._memory.blocks(self._memory.addresses(), lists[1]).tolist()
         remote = self._memory.blocks(self._bases, lists[0]).tolist()

@@ -17,7 +17,7 @@ _NAME = "nixl" if importlib.util.find_spec("nixl") else "nixl_cu12"  # with torc
 _api = importlib.import_module(f"{_NAME}._api")
 
 PREPARED = 4096
-"""Up to so many blocks in a cache, pulls of few blocks pick from prepared descriptors."""
+"""Up to so many blocks in a cache, transfers of few blocks pick from prepared descriptors."""
 FEW = 64
 
 
@@ -34,7 +34,7 @@ class NixlOwner:
 
     def __init__(self, shape: Shape, tuning: Mapping[str, str]) -> None:
         self._agent = _agent("owner", tuning)
-        self._memory = Memory(shape, True)
+        self._memory = Memory(shape, tuning.get("direction") != "push")
         size = shape.blocks * shape.block_bytes
         self._registered = self._agent.register_memory(
             [(int(a), size, 0, "") for a in self._memory.addresses()], "DRAM"
@@ -58,6 +58,14 @@ class NixlOwner:
     def expect(self) -> None:
         """Nothing to do."""
 
+    def clear(self) -> None:
+        """Zero the target."""
+        self._memory.clear()
+
+    def problems(self, lists: Lists) -> list[str]:
+        """What is wrong after one transfer into cleared memory."""
+        return self._memory.problems(lists)
+
     def close(self) -> None:
         """Give everything up."""
         self._stop.set()
@@ -66,12 +74,13 @@ class NixlOwner:
         self._agent.deregister_memory(self._registered)
 
 
-class NixlPuller:
-    """Reads from the owner's agent."""
+class NixlMover:
+    """Reads from the owner's agent, or writes to it."""
 
     def __init__(self, shape: Shape, tuning: Mapping[str, str]) -> None:
         self._agent = _agent("puller", tuning)
-        self._memory = Memory(shape, False)
+        self._push = tuning.get("direction") == "push"
+        self._memory = Memory(shape, self._push)
         self._shape = shape
         size = shape.blocks * shape.block_bytes
         self._registered = self._agent.register_memory(
@@ -79,7 +88,7 @@ class NixlPuller:
         )
 
     def connect(self, card: tuple[bytes, list[int]]) -> None:
-        """Load the owner's metadata; where pulls are small, prepare descriptors of all blocks."""
+        """Load the owner's metadata; where transfers are small, prepare descriptors of all blocks."""
         metadata, bases = card
         self._peer = self._agent.add_remote_agent(metadata)
         self._agent.make_connection(self._peer)
@@ -101,17 +110,16 @@ class NixlPuller:
         rows[:, 1] = self._shape.block_bytes
         return rows
 
-    def pull(self, lists: Lists) -> None:
+    def move(self, lists: Lists) -> None:
         """Prepare, start, and poll until it is done."""
-        agent = self._agent
+        agent, what = self._agent, "WRITE" if self._push else "READ"
+        mine, theirs = lists if self._push else lists[::-1]
         if self._sides is not None:
-            handle = agent.make_prepped_xfer(
-                "READ", self._sides[0], lists[1], self._sides[1], lists[0]
-            )
+            handle = agent.make_prepped_xfer(what, self._sides[0], mine, self._sides[1], theirs)
         else:
-            local = agent.get_xfer_descs(self._rows(self._memory.addresses(), lists[1]), "DRAM")
-            remote = agent.get_xfer_descs(self._rows(self._bases, lists[0]), "DRAM")
-            handle = agent.initialize_xfer("READ", local, remote, self._peer)
+            local = agent.get_xfer_descs(self._rows(self._memory.addresses(), mine), "DRAM")
+            remote = agent.get_xfer_descs(self._rows(self._bases, theirs), "DRAM")
+            handle = agent.initialize_xfer(what, local, remote, self._peer)
         state = agent.transfer(handle)
         while state == "PROC":
             state = agent.check_xfer_state(handle)
@@ -124,7 +132,7 @@ class NixlPuller:
         self._memory.clear()
 
     def problems(self, lists: Lists) -> list[str]:
-        """What is wrong after one pull into cleared memory."""
+        """What is wrong after one transfer into cleared memory."""
         return self._memory.problems(lists)
 
     def close(self) -> None:
