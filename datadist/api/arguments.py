@@ -15,7 +15,7 @@ from datadist.control.messages import MAX_CUTS
 from datadist.control.messages import MAX_TENSORS as MAX_REGIONS
 from datadist.engine.engine import Engine
 from datadist.status import param_invalid
-from datadist.transfers.plan import Blocks
+from datadist.transfers.block_lists import Blocks
 from datadist.transfers.resolve import ById, Layers, Source
 from datadist.types import (
     INVALID_ID,

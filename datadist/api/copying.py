@@ -16,8 +16,8 @@ from datadist.base.callers import pass_on
 from datadist.base.calls import begin, entries
 from datadist.base.keywords import named_keywords
 from datadist.status import LLMException, LLMStatusCode, param_invalid
+from datadist.transfers.block_lists import check_named_distinct
 from datadist.transfers.copies import SwapSide
-from datadist.transfers.plan import check_named_distinct
 from datadist.transfers.transfer import as_param_invalid
 from datadist.transport import Placement, Region, Unsupported
 from datadist.transports.defects import text_of

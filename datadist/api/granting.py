@@ -19,7 +19,7 @@ from datadist.engine.engine import Engine
 from datadist.grants.granted import MAX_BLOCKS, Granted
 from datadist.grants.own_grant import OwnGrant
 from datadist.status import LLMException, LLMStatusCode, param_invalid
-from datadist.transfers.plan import Blocks, check_blocks
+from datadist.transfers.block_lists import Blocks, check_blocks
 from datadist.transfers.transfer import as_param_invalid, check_accessible
 from datadist.types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 

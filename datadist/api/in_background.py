@@ -18,8 +18,8 @@ from datadist.base.keywords import named_keywords
 from datadist.base.lazy_module import LazyModule
 from datadist.status import system_errors
 from datadist.transfers.background import BackgroundTransfer
+from datadist.transfers.block_lists import Blocks
 from datadist.transfers.limits import CallLimit
-from datadist.transfers.plan import Blocks
 from datadist.types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 
 if TYPE_CHECKING:

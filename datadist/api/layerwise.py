@@ -30,18 +30,11 @@ from datadist.base.keywords import named_keywords
 from datadist.caches.owned import Layout, OwnCache
 from datadist.engine.engine import Engine
 from datadist.status import LLMException, param_invalid, system_errors
+from datadist.transfers.block_lists import Blocks
 from datadist.transfers.cuts import cut
 from datadist.transfers.layerwise import LayerJob, LayerSend
 from datadist.transfers.limits import CallLimit
-from datadist.transfers.plan import (
-    Bases,
-    Blocks,
-    Segments,
-    joined,
-    plan_blocks,
-    plan_scatter,
-    plan_slots,
-)
+from datadist.transfers.plan import Bases, Segments, joined, plan_blocks, plan_scatter, plan_slots
 from datadist.transfers.push import PushLayers
 from datadist.transfers.resolve import ById
 from datadist.transfers.transfer import as_param_invalid, check_accessible

@@ -13,7 +13,7 @@ from datadist.api.cache import Cache, desc_at_creation
 from datadist.api.tasks import TransferConfig, TransferWithCacheKeyConfig, check_uint64s
 from datadist.base import checks
 from datadist.status import param_invalid
-from datadist.transfers.plan import Blocks, check_blocks, check_distinct
+from datadist.transfers.block_lists import Blocks, check_blocks, check_distinct
 from datadist.transfers.resolve import slots_of
 from datadist.transfers.transfer import as_param_invalid
 from datadist.types import BlocksCacheKey

@@ -25,9 +25,9 @@ from datadist.base.calls import begin, entries
 from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
 from datadist.base.lazy_module import LazyModule
 from datadist.status import param_invalid
+from datadist.transfers.block_lists import Blocks
 from datadist.transfers.granted_pull import GrantedRead
 from datadist.transfers.limits import CallLimit
-from datadist.transfers.plan import Blocks
 from datadist.types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from datadist.base.calls import begin, entries
 from datadist.base.keywords import NoKeywords, keywords_of, named_keywords, unknown_keyword
 from datadist.base.lazy_module import LazyModule
 from datadist.status import param_invalid
+from datadist.transfers.block_lists import Blocks, check_distinct
 from datadist.transfers.limits import CallLimit
-from datadist.transfers.plan import Blocks, check_distinct
 from datadist.transfers.push import PushLayers, layers_to_push
 from datadist.transfers.resolve import ById
 from datadist.transfers.transfer import as_param_invalid

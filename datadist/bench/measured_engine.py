@@ -35,7 +35,7 @@ from datadist.bench.shapes import Shape, fill, verify
 from datadist.bench.tcp_stream import StreamServer
 from datadist.engine.engine import Engine
 from datadist.testing.far_hosts import LISTEN_PORT, Host
-from datadist.transfers.plan import Blocks
+from datadist.transfers.block_lists import Blocks
 from datadist.transport import Link, Transport
 
 PEER, OWN = 1, 2

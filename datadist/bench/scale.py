@@ -12,7 +12,7 @@ from datadist.bench.measure import Pair, Progress, limits_of, pair, pool_for
 from datadist.bench.measured_engine import OWN, PEER, RemoteEngine, Settings
 from datadist.bench.results import ScalePoint, Series
 from datadist.bench.shapes import MIB, Shape
-from datadist.transfers.plan import Blocks
+from datadist.transfers.block_lists import Blocks
 
 SIZES = [512 << n for n in range(14)]
 """512 B to 4 MiB."""

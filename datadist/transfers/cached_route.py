@@ -11,15 +11,8 @@ from datadist.base.callers import pass_on
 from datadist.base.known_way import KnownCall, KnownWay
 from datadist.caches.owned import OwnCache, OwnDirectory
 from datadist.control.messages import Entry
-from datadist.transfers.plan import (
-    SCALAR_SEGMENTS,
-    Blocks,
-    Segments,
-    check_blocks,
-    check_distinct,
-    plan_blocks,
-    plan_lists,
-)
+from datadist.transfers.block_lists import Blocks, check_blocks, check_distinct
+from datadist.transfers.plan import SCALAR_SEGMENTS, Segments, plan_blocks, plan_lists
 from datadist.transfers.resolve import Route
 from datadist.transfers.transfer import Transfers
 

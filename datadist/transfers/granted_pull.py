@@ -26,9 +26,10 @@ from datadist.grants.messages import GrantMessages
 from datadist.grants.words import WORD, Words
 from datadist.status import LLMException, LLMStatusCode, param_invalid
 from datadist.transfers import resolve
+from datadist.transfers.block_lists import Blocks, check_blocks, check_destinations
 from datadist.transfers.cuts import cut
 from datadist.transfers.limits import CallLimit
-from datadist.transfers.plan import Blocks, Segments, check_blocks, check_destinations
+from datadist.transfers.plan import Segments
 from datadist.transfers.pull import plan_pairs
 from datadist.transfers.resolve import Found, Layers, Route
 from datadist.transfers.transfer import (

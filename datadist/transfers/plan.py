@@ -1,34 +1,27 @@
 """Planning: which bytes go where, as three int64 vectors for one native call.
 
-Pure functions. The caller has checked ids, kinds and bounds (:func:`check_blocks` helps with block
-lists). A request costs time by its tensors plus blocks: block lists become int64 arrays, runs that
-are consecutive on both sides are merged, and offsets are broadcast over the tensors. Requests of a
-few segments take plain Python instead, which beats the fixed cost of the array operations.
+Pure functions. The caller has checked ids, kinds, bounds and block lists (`block_lists.py`). A request
+costs time by its tensors plus blocks: block lists become int64 arrays, runs that are consecutive on
+both sides are merged, and offsets are broadcast over the tensors. Requests of a few segments take plain
+Python instead, which beats the fixed cost of the array operations.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
-from operator import index as as_index
-from typing import TypeAlias, cast
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datadist.base.callers import pass_on
-from datadist.base.checks import is_index
 from datadist.transfers import int_lists
+from datadist.transfers.block_lists import FEW, Blocks, as_sequence, as_vector
 from datadist.transfers.int_lists import Int64Array
 
 __all__ = [
     "Bases",
-    "Blocks",
     "Segments",
-    "check_blocks",
-    "check_destinations",
-    "check_distinct",
-    "check_named_distinct",
     "joined",
     "plan_blocks",
     "plan_lists",
@@ -38,21 +31,15 @@ __all__ = [
 
 Bases: TypeAlias = Sequence[int] | Int64Array
 """Base address per tensor."""
-Blocks: TypeAlias = Sequence[int] | NDArray[np.integer]
-"""Block indices: a list, tuple or range of int, or a NumPy array of integers."""
 Vector: TypeAlias = "array[int] | Int64Array"
 """What holds segments: both are buffers of int64."""
 
-SCALAR_SEGMENTS = 8
-"""Up to so many segments plain Python is faster than NumPy (measured: 4 us each at 8 to 16)."""
-SET_BLOCKS = 64
-"""Up to so many blocks a set finds repeated ones faster than NumPy."""
+SCALAR_SEGMENTS = FEW
+"""Up to so many segments plain Python plans faster than NumPy."""
 FEW_JOINS = 16
 """If fewer than one block of so many follows the one before, the other side is looked at only there."""
 PART = 1 << 14
 """So many numbers are compared at a time: that needs no new pages, and what the cache holds."""
-SPARSE = 16
-"""From so many possible numbers per block on, sorting the blocks beats a mark for each number."""
 
 
 class Segments:
@@ -87,14 +74,14 @@ def plan_slots(
     tensors = _tensors(local_bases, remote_bases)
     if tensors <= SCALAR_SEGMENTS:
         return Segments(
-            array("q", [base + local_offset for base in _plain(local_bases)]),
-            array("q", [base + remote_offset for base in _plain(remote_bases)]),
+            array("q", [base + local_offset for base in as_sequence(local_bases)]),
+            array("q", [base + remote_offset for base in as_sequence(remote_bases)]),
             array("q", [size] * tensors),
             size * tensors,
         )
     return Segments(
-        _vector(local_bases) + local_offset,
-        _vector(remote_bases) + remote_offset,
+        as_vector(local_bases) + local_offset,
+        as_vector(remote_bases) + remote_offset,
         _filled(tensors, size),
         size * tensors,
     )
@@ -124,12 +111,12 @@ def plan_blocks(
     dense = local_stride == remote_stride == block_bytes
     total = tensors * count * block_bytes
     if tensors * count <= SCALAR_SEGMENTS:
-        runs = _runs(_plain(local_blocks), _plain(remote_blocks), dense)
+        runs = _runs(as_sequence(local_blocks), as_sequence(remote_blocks), dense)
         local = [first * local_stride for first, _, _ in runs]
         remote = [first * remote_stride for _, first, _ in runs]
         length = [n * block_bytes for _, _, n in runs]
         return _spread_scalar(local_bases, remote_bases, local, remote, length, total)
-    mine, theirs = _vector(local_blocks), _vector(remote_blocks)
+    mine, theirs = as_vector(local_blocks), as_vector(remote_blocks)
     if not dense:
         lengths = _filled(count, block_bytes)
     else:
@@ -232,138 +219,6 @@ def joined(parts: Sequence[Segments]) -> Segments:
     return Segments(local, remote, length, sum(part.nbytes for part in parts))
 
 
-def check_blocks(name: str, blocks: Blocks, count: int, holder: str = "the cache") -> Blocks:
-    """``blocks`` in the form that the planning functions take fastest, all in ``[0, count)``.
-
-    Raises :class:`ValueError` naming the first bad index, its position and the limit (``name``
-    begins the text), :class:`TypeError` for a negative one (LLM-DataDist API, pull_blocks) and for
-    something that is not a flat list of integers. ``holder`` has the ``count`` blocks, for people.
-    """
-    if isinstance(blocks, np.ndarray) and (blocks.dtype.kind not in "iu" or blocks.ndim != 1):
-        raise TypeError(
-            f"{name} must be a flat array of integers, not {blocks.dtype} of shape {blocks.shape}"
-        )
-    if len(blocks) <= SCALAR_SEGMENTS:
-        plain = _plain_checked(name, blocks)
-        if plain and (min(plain) < 0 or max(plain) >= count):
-            raise _out_of_range(name, plain, count, holder)
-        return plain
-    known = int_lists.checked(blocks, count)
-    if known is not None:
-        return known
-    try:
-        # As unsigned numbers negative ones are huge, so that one pass finds both kinds.
-        vector = _vector(blocks)
-        wrapped = isinstance(blocks, np.ndarray) and blocks.dtype == np.uint64
-        unsigned = blocks if wrapped else vector.view(np.uint64)
-        bad = int(np.maximum.reduce(unsigned)) >= count
-        _refuse_bool(name, blocks, vector)
-    except OverflowError as error:
-        pass_on(error)
-        bad = True
-    except TypeError as error:
-        pass_on(error)
-        raise TypeError(f"{name} must hold only integers: {error}") from None
-    if bad:
-        raise _out_of_range(name, blocks, count, holder)
-    return vector
-
-
-def _refuse_bool(name: str, blocks: Blocks, vector: Int64Array) -> None:
-    """Only what became 0 or 1 can have been a truth value: looking at every type would take longer."""
-    if isinstance(blocks, (np.ndarray, range)):
-        return
-    for place in (vector < 2).nonzero()[0].tolist():
-        if isinstance(blocks[place], bool):
-            raise TypeError(f"{name}[{place}] is {blocks[place]}, which is no block index")
-
-
-def check_distinct(name: str, blocks: Blocks, count: int | None = None) -> None:
-    """Raise :class:`ValueError` for a block that is listed twice, naming it and both places.
-
-    For lists of destinations: which of two sources such a block would get is not defined. ``count``
-    says that all blocks are known to be in ``[0, count)``.
-    """
-    if not _distinct(blocks, count):
-        raise _repeated(blocks, (f"{name}[{place}]" for place in range(len(blocks))))
-
-
-def check_destinations(name: str, blocks: Blocks, count: int, holder: str = "the cache") -> Blocks:
-    """:func:`check_blocks` and :func:`check_distinct`, in a single pass over a list where possible."""
-    if len(blocks) > SCALAR_SEGMENTS:
-        known = int_lists.checked(blocks, count, distinct=True)
-        if known is not None:
-            return known
-    checked = check_blocks(name, blocks, count, holder)
-    check_distinct(name, checked, count)
-    return checked
-
-
-def check_named_distinct(blocks: Blocks, names: Iterable[str]) -> None:
-    """:func:`check_distinct` where each block has a name of its own in the text."""
-    if not _distinct(blocks, None):
-        raise _repeated(blocks, names)
-
-
-def _repeated(blocks: Blocks, names: Iterable[str]) -> ValueError:
-    seen: dict[int, str] = {}
-    for block, name in zip(map(as_index, blocks), names, strict=True):
-        if block in seen:
-            return ValueError(
-                f"{name} is {block}, and so is {seen[block]}: list each destination block once"
-            )
-        seen[block] = name
-    raise AssertionError("no block is listed twice")
-
-
-def _distinct(blocks: Blocks, count: int | None) -> bool:
-    number = len(blocks)
-    if number <= SET_BLOCKS:
-        return len(set(_plain(blocks))) == number
-    try:
-        vector = _vector(blocks)
-    except (OverflowError, TypeError) as error:  # out of any cache's range, which the caller finds
-        pass_on(error)
-        return len(set(blocks)) == number
-    if _ascends(vector[:SET_BLOCKS]) and _ascends(vector):
-        return True
-    if count is None or count > SPARSE * number:
-        low = int(vector.min())
-        count = int(vector.max()) - low + 1
-        if count > SPARSE * number:
-            vector = np.sort(vector)
-            return not np.equal(vector[1:], vector[:-1]).any()
-        vector = vector - low
-    seen = np.zeros(count, np.bool_)
-    seen[vector] = True
-    return int(np.count_nonzero(seen)) == number
-
-
-def _ascends(vector: Int64Array) -> bool:
-    return bool(np.greater(vector[1:], vector[:-1]).all())
-
-
-def _out_of_range(name: str, blocks: Blocks, count: int, holder: str) -> Exception:
-    numbers = map(as_index, blocks)
-    place, block = next((i, b) for i, b in enumerate(numbers) if not 0 <= b < count)
-    if block < 0:
-        return TypeError(f"{name}[{place}] is {int(block)}, only support unsigned integers")
-    limit = f"{holder} has {count} blocks, 0 to {count - 1}" if count else f"{holder} has no blocks"
-    return ValueError(f"{name}[{place}] is {int(block)}: {limit}")
-
-
-def _plain_checked(name: str, blocks: Blocks) -> list[int]:
-    plain = _plain(blocks)
-    if set(map(type, plain)) <= {int}:
-        return list(plain)
-    for place, block in enumerate(plain):
-        if not is_index(block):
-            raise TypeError(
-                f"{name} must hold only integers: {name}[{place}] is a {type(block).__name__}"
-            )
-    return [as_index(block) for block in plain]
-
-
 def _tensors(local_bases: Bases, remote_bases: Bases) -> int:
     tensors = len(local_bases)
     if len(remote_bases) != tensors:
@@ -377,20 +232,6 @@ def _shifted(bases: Bases, offset: int) -> Bases:
     if isinstance(bases, np.ndarray):
         return bases + offset
     return [base + offset for base in bases]
-
-
-def _plain(values: Bases | Blocks) -> Sequence[int]:
-    if isinstance(values, np.ndarray):
-        return cast("list[int]", values.tolist())
-    return values
-
-
-def _vector(values: Bases | Blocks) -> Int64Array:
-    if isinstance(values, np.ndarray):
-        return np.ascontiguousarray(values, np.int64)
-    if isinstance(values, range):
-        return np.arange(values.start, values.stop, values.step, dtype=np.int64)
-    return int_lists.by_python(values)
 
 
 def _filled(count: int, value: int) -> Int64Array:
@@ -458,8 +299,8 @@ def _spread_scalar(
 ) -> Segments:
     """The same runs in every tensor, by plain Python."""
     return Segments(
-        array("q", [base + offset for base in _plain(local_bases) for offset in local]),
-        array("q", [base + offset for base in _plain(remote_bases) for offset in remote]),
+        array("q", [base + offset for base in as_sequence(local_bases) for offset in local]),
+        array("q", [base + offset for base in as_sequence(remote_bases) for offset in remote]),
         array("q", length * len(local_bases)),
         nbytes,
     )
@@ -481,7 +322,7 @@ def _spread(
         local += local_bases[0]
         remote += remote_bases[0]
         return Segments(local, remote, length, nbytes)
-    mine, theirs = _vector(local_bases), _vector(remote_bases)
+    mine, theirs = as_vector(local_bases), as_vector(remote_bases)
     lengths = np.empty((len(mine), len(length)), np.int64)
     lengths[:] = length
     return Segments(

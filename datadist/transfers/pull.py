@@ -12,17 +12,10 @@ from datadist.caches.peers import PeerView
 from datadist.control.messages import Consume
 from datadist.status import param_invalid
 from datadist.transfers import resolve
+from datadist.transfers.block_lists import Blocks, check_blocks, check_destinations
 from datadist.transfers.cuts import cut
 from datadist.transfers.limits import CallLimit
-from datadist.transfers.plan import (
-    Blocks,
-    Segments,
-    check_blocks,
-    check_destinations,
-    plan_blocks,
-    plan_scatter,
-    plan_slots,
-)
+from datadist.transfers.plan import Segments, plan_blocks, plan_scatter, plan_slots
 from datadist.transfers.resolve import Found, Layers, Route, Source
 from datadist.transfers.route_cache import RouteCache
 from datadist.transfers.transfer import (

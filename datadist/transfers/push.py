@@ -10,16 +10,10 @@ from datadist.caches.element_types import ElementTypes
 from datadist.caches.owned import OwnCache, OwnDirectory
 from datadist.status import param_invalid
 from datadist.transfers import resolve
+from datadist.transfers.block_lists import Blocks, check_blocks
 from datadist.transfers.cuts import cut
 from datadist.transfers.limits import CallLimit
-from datadist.transfers.plan import (
-    Blocks,
-    Segments,
-    check_blocks,
-    plan_blocks,
-    plan_scatter,
-    plan_slots,
-)
+from datadist.transfers.plan import Segments, plan_blocks, plan_scatter, plan_slots
 from datadist.transfers.resolve import ById, Found, Route, Source, tensor_range
 from datadist.transfers.route_cache import RouteCache
 from datadist.transfers.transfer import (

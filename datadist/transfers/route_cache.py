@@ -21,9 +21,10 @@ from datadist.control.messages import Entry
 from datadist.links.counters import MOST_NOTED
 from datadist.links.permits import NON_BLOCKING, NOT_FREE
 from datadist.transfers import resolve
+from datadist.transfers.block_lists import Blocks
 from datadist.transfers.cached_route import CachedRoute, SmallPlan
 from datadist.transfers.limits import CallLimit
-from datadist.transfers.plan import Blocks, Segments
+from datadist.transfers.plan import Segments
 from datadist.transfers.resolve import Route
 from datadist.transfers.transfer import MIN_REUSE_SECONDS, Transfers
 

@@ -17,7 +17,7 @@ from datadist import (
     TransferWithCacheKeyConfig,
 )
 from datadist.api.layerwise_checks import take_blocks
-from datadist.transfers.plan import Blocks
+from datadist.transfers.block_lists import Blocks
 from tests.matrix import OWN, PEER, Worlds, worlds_in
 
 PI = LLMStatusCode.LLM_PARAM_INVALID

@@ -17,7 +17,7 @@ from datadist.base import checks
 from datadist.base.hints import ADDRESSES
 from datadist.caches.directory import KeyName
 from datadist.engine import options
-from datadist.transfers import plan
+from datadist.transfers import block_lists
 
 DESC = CacheDesc(2, [1, 8], DataType.DT_FLOAT16)
 NAME = KeyName("request", 5, 0)
@@ -79,8 +79,9 @@ MISTAKES: list[tuple[Callable[..., object], tuple[Any, ...], type[Exception], li
      ["addrs[0] is a bytes", "only support int", "give numpy.frombuffer"]),
     (options.check_is_options, ("options", None), AttributeError,
      ["options is None", "only support dict", "give config.generate_options()"]),
-    (plan.check_blocks, ("dst_blocks", [1, 9], 4), ValueError, ["dst_blocks[1] is 9", "4"]),
-    (plan.check_distinct, ("dst_blocks", [3, 1, 3]), ValueError, ["3", "dst_blocks[0]", "dst_blocks[2]"]),
+    (block_lists.check_blocks, ("dst_blocks", [1, 9], 4), ValueError, ["dst_blocks[1] is 9", "4"]),
+    (block_lists.check_distinct, ("dst_blocks", [3, 1, 3]), ValueError,
+     ["3", "dst_blocks[0]", "dst_blocks[2]"]),
     (llm_datadist._check_timeout, (0,), LLMException,
      ["timeout is 0", "must be positive (milliseconds)"]),
     (llm_datadist._check_name, ("",), LLMException, ["comm_name is empty", "give a name"]),

@@ -12,13 +12,8 @@ from hypothesis import strategies as st
 
 from datadist.testing.list_operations import ListCase, expected
 from datadist.transfers import int_lists
-from datadist.transfers.plan import (
-    check_blocks,
-    check_destinations,
-    check_distinct,
-    plan_blocks,
-    plan_lists,
-)
+from datadist.transfers.block_lists import check_blocks, check_destinations, check_distinct
+from datadist.transfers.plan import plan_blocks, plan_lists
 from datadist.transport import MAX_SPREAD, Transport
 
 COUNT = 64
