@@ -109,6 +109,9 @@ class CachedRoute:
         self, their_blocks: list[int], our_blocks: list[int], write: bool = False
     ) -> SmallPlan | None:
         """Up to ``small`` segments; None for more, and for lists that are not in order."""
+        most = self.small + 1
+        # Copies: another thread may change the caller's lists meanwhile.
+        our_blocks, their_blocks = our_blocks[:most], their_blocks[:most]
         count = len(our_blocks)
         segments = count * self.tensors
         if count != len(their_blocks) or not 0 < segments <= self.small:
