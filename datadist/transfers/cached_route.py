@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 from typing import TypeAlias
 
@@ -24,6 +25,8 @@ from datadist.transfers.resolve import Route
 from datadist.transfers.transfer import Transfers
 
 __all__ = ["SMALL_BYTES", "CachedRoute", "SmallPlan"]
+
+log = logging.getLogger("datadist.transfer")
 
 SMALL_BYTES = 256 << 10
 """Largest transfer of the small path in bytes; it takes microseconds, so that repeating it is cheap."""
@@ -95,7 +98,12 @@ class CachedRoute:
             ),
             ((owned.caches, cache.cache_id, True), (self.gone, self.rank, False)),
         )  # fmt: skip
-        return link.known_way(way)
+        try:
+            return link.known_way(way)
+        except Exception as error:  # the transfer that found the route has gone well
+            pass_on(error)
+            log.exception("defect of the transport: known_way raised; please report it")
+            return None
 
     def is_current(self) -> bool:
         """Whether the peer is still linked and its directory has not changed."""
