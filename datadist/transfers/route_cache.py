@@ -132,7 +132,7 @@ class RouteCache:
             )
         except Exception as error:
             return self._failed(key, cached, error, monotonic(), limit, write)
-        if took is None or (took > MIN_REUSE_SECONDS and not cached.entry.pooled):
+        if took is None or (took > MIN_REUSE_SECONDS and not (write or cached.entry.pooled)):
             return False
         ledger = self._transfers.ledger
         ledger.noted.append((next(TOKENS), cached.tallies, cached.known_bytes * len(ours), took))

@@ -204,3 +204,35 @@ def test_a_link_that_raises_where_it_is_asked_for_a_call_has_none(
     other = linked[1]
     assert other.do(_find_route, push) == [False]
     assert any("known_way" in line for line in other.do(nodes.log_of, "ERROR"))
+
+
+def _register_accessible(here: nodes.Here, key: BlocksCacheKey | None) -> None:
+    memory = here.any["c"] = np.ones((4, 256), np.uint8)
+    here.caches["c"] = here.live.cache_manager.register_blocks_cache(
+        CacheDesc(1, list(memory.shape), DataType.DT_UINT8),
+        [memory.ctypes.data],
+        key,
+        remote_accessible=True,
+    )
+
+
+def _writes_after(here: nodes.Here, seconds: float) -> int:
+    """Writes by core's way of a push whose own call says that it took so long."""
+    (cached,) = _routes(here)
+    link: Any = cached.attempt.link
+    with (
+        mock.patch.object(link, "write", wraps=link.write) as write,
+        mock.patch.object(cached, "known", return_value=seconds),
+    ):
+        nodes.push_blocks(here, KEY, "c", [1], [2], tensor_num_per_layer=1)
+    return int(write.call_count)
+
+
+def test_a_push_that_took_long_is_not_written_again(start_node: Start) -> None:
+    """Its memory was the owner's cache when it was written."""
+    owner, pusher = (start_node(n, enable_remote_cache_accessible=True) for n in (1, 2))
+    owner.do(_register_accessible, KEY)
+    pusher.do(_register_accessible, None)
+    nodes.link_pair(owner, pusher)
+    pusher.do(nodes.push_blocks, KEY, "c", [1], [2], tensor_num_per_layer=1)
+    assert pusher.do(_writes_after, 0.6) == 0
