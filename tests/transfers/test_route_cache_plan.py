@@ -147,10 +147,10 @@ def test_a_list_that_changes_meanwhile_is_planned_as_it_was_or_not_at_all(
     line: int, which: str
 ) -> None:
     for change in ("clear", "grow"):
-        lists = {"source": [0, 1, 2], "target": [3, 4, 5]}
-        changed = lists[which]
+        source, target = [0, 1, 2], [3, 4, 5]
+        changed = source if which == "source" else target
         act = changed.clear if change == "clear" else partial(changed.extend, [6, 7, 8])
-        max_small = _plan_while_a_list_changes(*lists.values(), line, act)
+        max_small = _plan_while_a_list_changes(source, target, line, act)
         if max_small is not None:
             assert _pairs(max_small) == _expected(2, 64, [0, 1, 2], [3, 4, 5])
 
