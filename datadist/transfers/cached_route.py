@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 from typing import TypeAlias
 
@@ -17,6 +18,8 @@ from datadist.transfers.resolve import Route
 from datadist.transfers.transfer import Transfers
 
 __all__ = ["SMALL_BYTES", "CachedRoute", "SmallPlan"]
+
+log = logging.getLogger("datadist.transfer")
 
 SMALL_BYTES = 256 << 10
 """Largest transfer of the small path in bytes; it takes microseconds, so that repeating it is cheap."""
@@ -88,7 +91,12 @@ class CachedRoute:
             ),
             ((owned.caches, cache.cache_id, True), (self.gone, self.rank, False)),
         )  # fmt: skip
-        return link.known_way(way)
+        try:
+            return link.known_way(way)
+        except Exception as error:  # the transfer that found the route has gone well
+            pass_on(error)
+            log.exception("defect of the transport: known_way raised; please report it")
+            return None
 
     def is_current(self) -> bool:
         """Whether the peer is still linked and its directory has not changed."""
@@ -102,6 +110,9 @@ class CachedRoute:
         self, their_blocks: list[int], our_blocks: list[int], write: bool = False
     ) -> SmallPlan | None:
         """Up to ``small`` segments; None for more, and for lists that are not in order."""
+        most = self.small + 1
+        # Copies: another thread may change the caller's lists meanwhile.
+        our_blocks, their_blocks = our_blocks[:most], their_blocks[:most]
         count = len(our_blocks)
         segments = count * self.tensors
         if count != len(their_blocks) or not 0 < segments <= self.small:

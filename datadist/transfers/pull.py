@@ -280,15 +280,15 @@ def plan_pairs(
         )
     with as_param_invalid():
         sources = check_blocks("src_blocks", src_blocks, entry.count)
-    return plan_blocks(
-        cache.layout.bases[mine],
-        entry.bases[theirs],
-        dst_blocks,
-        sources,
-        cache.layout.stride,
-        entry.stride,
-        block_bytes,
-    )
+        return plan_blocks(
+            cache.layout.bases[mine],
+            entry.bases[theirs],
+            dst_blocks,
+            sources,
+            cache.layout.stride,
+            entry.stride,
+            block_bytes,
+        )
 
 
 def _plan_scatter(

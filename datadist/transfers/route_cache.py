@@ -81,7 +81,9 @@ class RouteCache:
         cached = self._routes.get(key)
         if cached is None:
             return False
-        if cached.known is not None and self._move_known(cached, src_blocks, dst_blocks, limit):
+        if cached.known is not None and self._move_known(
+            key, cached, src_blocks, dst_blocks, limit, False
+        ):
             return True
         if cached.moves_small and type(src_blocks) is list and type(dst_blocks) is list:
             small = cached.small_plan(src_blocks, dst_blocks)
@@ -104,7 +106,9 @@ class RouteCache:
         cached = self._routes.get(key)
         if cached is None:
             return False
-        if cached.known is not None and self._move_known(cached, dst_blocks, src_blocks, limit):
+        if cached.known is not None and self._move_known(
+            key, cached, dst_blocks, src_blocks, limit, True
+        ):
             return True
         if cached.moves_small and type(src_blocks) is list and type(dst_blocks) is list:
             small = cached.small_plan(dst_blocks, src_blocks, True)
@@ -117,13 +121,19 @@ class RouteCache:
         return self._move(key, cached, cached.plan(dst_blocks, src_blocks, True), limit, True)
 
     def _move_known(
-        self, cached: CachedRoute, theirs: Blocks, ours: Blocks, limit: CallLimit | None
-    ) -> bool:
+        self, key: RouteKey, cached: CachedRoute, theirs: Blocks, ours: Blocks,
+        limit: CallLimit | None, write: bool,
+    ) -> bool:  # fmt: skip
         """Few blocks in one step of the transport; False where any other way is to be taken."""
-        took = cached.known(  # type: ignore[misc]
-            theirs, ours, cached.seconds if limit is None else limit.begin(cached.seconds).seconds
-        )
-        if took is None or (took > MIN_REUSE_SECONDS and not cached.entry.pooled):
+        try:
+            took = cached.known(  # type: ignore[misc]
+                theirs,
+                ours,
+                cached.seconds if limit is None else limit.begin(cached.seconds).seconds,
+            )
+        except Exception as error:
+            return self._failed(key, cached, error, monotonic(), limit, write)
+        if took is None or (took > MIN_REUSE_SECONDS and not (write or cached.entry.pooled)):
             return False
         ledger = self._transfers.ledger
         ledger.noted.append((next(TOKENS), cached.tallies, cached.known_bytes * len(ours), took))

@@ -12,7 +12,7 @@ import pytest
 from datadist import BlocksCacheKey, CacheDesc, DataType, LLMStatusCode
 from datadist.transfers.cached_route import CachedRoute
 from tests import core_ways, nodes
-from tests.nodes import Node
+from tests.nodes import Node, RemoteError
 
 Start = Callable[..., Node]
 SHAPE, TENSORS = (8, 64), 4
@@ -166,3 +166,73 @@ def test_registered_memory_is_read_again_after_a_call_that_took_long(
     puller.do(nodes.pull_blocks, KEY, "c", [1], [2])
     assert puller.do(_reads_after, 0.1) == 0
     assert puller.do(_reads_after, 0.6) == (0 if pooled else 1)
+
+
+def _raise(here: nodes.Here, push: bool) -> None:
+    """A transfer whose own call raises what the interface does not allow."""
+    error = ZeroDivisionError("made by the test")
+    with mock.patch.object(_routes(here)[push], "known", side_effect=error):
+        _move(here, push, 1)
+
+
+@pytest.mark.parametrize("push", [False, True])
+def test_what_a_call_raises_is_reported_as_a_defect_of_the_transport(
+    linked: tuple[Node, Node], push: bool
+) -> None:
+    other = linked[1]
+    operations, nbytes, errors = other.do(_counts, push)
+    with pytest.raises(RemoteError, match="ZeroDivisionError") as caught:
+        other.do(_raise, push)
+    assert (caught.value.kind, caught.value.status) == ("LLMException", "LLM_FAILED")
+    assert other.do(_counts, push) == (operations, nbytes, errors + 1)
+    other.do(_move, push, 1)
+
+
+def _find_route(here: nodes.Here, push: bool) -> list[bool]:
+    """Whether there is a call for a route that is looked up while the link raises for that."""
+    link: Any = _routes(here)[push].attempt.link
+    here.live._live(LLMStatusCode.LLM_FAILED).route_cache.clear()
+    with mock.patch.object(link, "known_way", side_effect=ZeroDivisionError("made by the test")):
+        _move(here, push, 2)
+    return [cached.known is not None for cached in _routes(here)]
+
+
+@pytest.mark.parametrize("push", [False, True])
+def test_a_link_that_raises_where_it_is_asked_for_a_call_has_none(
+    linked: tuple[Node, Node], push: bool
+) -> None:
+    other = linked[1]
+    assert other.do(_find_route, push) == [False]
+    assert any("known_way" in line for line in other.do(nodes.log_of, "ERROR"))
+
+
+def _register_accessible(here: nodes.Here, key: BlocksCacheKey | None) -> None:
+    memory = here.any["c"] = np.ones((4, 256), np.uint8)
+    here.caches["c"] = here.live.cache_manager.register_blocks_cache(
+        CacheDesc(1, list(memory.shape), DataType.DT_UINT8),
+        [memory.ctypes.data],
+        key,
+        remote_accessible=True,
+    )
+
+
+def _writes_after(here: nodes.Here, seconds: float) -> int:
+    """Writes by core's way of a push whose own call says that it took so long."""
+    (cached,) = _routes(here)
+    link: Any = cached.attempt.link
+    with (
+        mock.patch.object(link, "write", wraps=link.write) as write,
+        mock.patch.object(cached, "known", return_value=seconds),
+    ):
+        nodes.push_blocks(here, KEY, "c", [1], [2], tensor_num_per_layer=1)
+    return int(write.call_count)
+
+
+def test_a_push_that_took_long_is_not_written_again(start_node: Start) -> None:
+    """Its memory was the owner's cache when it was written."""
+    owner, pusher = (start_node(n, enable_remote_cache_accessible=True) for n in (1, 2))
+    owner.do(_register_accessible, KEY)
+    pusher.do(_register_accessible, None)
+    nodes.link_pair(owner, pusher)
+    pusher.do(nodes.push_blocks, KEY, "c", [1], [2], tensor_num_per_layer=1)
+    assert pusher.do(_writes_after, 0.6) == 0

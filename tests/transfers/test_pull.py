@@ -5,13 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from datadist import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
+from datadist import (
+    BlocksCacheKey,
+    CacheKey,
+    CacheKeyByIdAndIndex,
+    LLMException,
+    LLMStatusCode,
+)
+from datadist.transfers.pull import plan_pairs
 from tests import nodes
 from tests.nodes import Node, RemoteError, pattern
 
@@ -330,3 +338,13 @@ def test_misspelt_layers_move_nothing(start_node: Start, method: Callable[..., N
         assert "src_layer_range, dst_layer_range, tensor_num_per_layer" in caught.value.text
     _same(puller.do(nodes.read, "mine"), expected)
     _same(owner.do(nodes.read, "theirs"), [pattern(1, i, (BLOCKS, WIDTH)) for i in range(TENSORS)])
+
+
+def test_a_list_that_another_thread_has_changed_since_it_was_checked_is_refused() -> None:
+    layout = SimpleNamespace(block_bytes=64, bases=(1 << 40,), stride=64)
+    entry = SimpleNamespace(cache_id=2, block_bytes=64, bases=[1 << 50], stride=64, count=BLOCKS)
+    mine, theirs = (SimpleNamespace(layout=layout, cache_id=1), SimpleNamespace(entry=entry))
+    first = slice(0, 1)
+    with pytest.raises(LLMException, match="differ in length") as caught:
+        plan_pairs(cast("Any", mine), cast("Any", theirs), first, first, [1], [1, 2])
+    assert caught.value.status_code is LLMStatusCode.LLM_PARAM_INVALID

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Callable
-from types import SimpleNamespace
+from functools import partial
+from types import FrameType, SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -117,6 +120,39 @@ def test_no_more_bytes_than_can_be_read_again(stride: int, most: int) -> None:
     assert _pairs(max_small) == _expected(1, stride, blocks[:most], blocks[:most])
     assert cached.small_plan(blocks[: most + 1], blocks[: most + 1]) is None
     assert _cached(1, SMALL_BYTES + 1).small_plan([0], [0]) is None
+
+
+def _plan_while_a_list_changes(
+    source: list[int], target: list[int], line: int, change: Callable[[], None]
+) -> SmallPlan | None:
+    """A plan in which another thread changes a list before the ``line``-th line runs."""
+    lines = itertools.count()
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if event == "line" and next(lines) == line:
+            change()
+        return trace if frame.f_code is CachedRoute.small_plan.__code__ else None
+
+    cached, before = _cached(2), sys.gettrace()
+    sys.settrace(trace)
+    try:
+        return cached.small_plan(source, target)
+    finally:
+        sys.settrace(before)
+
+
+@pytest.mark.parametrize("line", range(20))
+@pytest.mark.parametrize("which", ["source", "target"])
+def test_a_list_that_changes_meanwhile_is_planned_as_it_was_or_not_at_all(
+    line: int, which: str
+) -> None:
+    for change in ("clear", "grow"):
+        source, target = [0, 1, 2], [3, 4, 5]
+        changed = source if which == "source" else target
+        act = changed.clear if change == "clear" else partial(changed.extend, [6, 7, 8])
+        max_small = _plan_while_a_list_changes(source, target, line, act)
+        if max_small is not None:
+            assert _pairs(max_small) == _expected(2, 64, [0, 1, 2], [3, 4, 5])
 
 
 def test_plans_do_not_share_their_vectors() -> None:
