@@ -14,6 +14,8 @@ enum {
 
 struct Flight {
     Job job;
+    Crew crew;
+    int has_leader; /* else whoever asks ends it, once its helpers have returned */
     pthread_mutex_t lock;
     pthread_cond_t changed;
     int ended;
@@ -23,8 +25,7 @@ struct Flight {
 static void *run(void *argument)
 {
     Flight *flight = argument;
-    expect_waiter();
-    int result = transfer(&flight->job);
+    int result = end_transfer(&flight->job, &flight->crew);
     pthread_mutex_lock(&flight->lock);
     flight->result = result;
     flight->ended = 1;
@@ -40,6 +41,7 @@ static Flight *make(const Job *job)
     if (flight == NULL)
         return NULL;
     flight->job = *job;
+    flight->has_leader = 1;
     pthread_mutex_init(&flight->lock, NULL);
     pthread_condattr_init(&attributes);
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
@@ -75,26 +77,61 @@ static int reason_to_leave(const Job *job, int64_t now)
     return peer_is_gone(job) ? PEER_GONE : DONE;
 }
 
+/* Of a flight that was given up before it had a leader; called with the lock held. */
+static void end_without_leader(Flight *flight)
+{
+    if (flight->has_leader || flight->ended || atomic_load(&flight->crew.busy) > 0)
+        return;
+    flight->result = end_transfer(&flight->job, &flight->crew); /* moves nothing more */
+    flight->ended = 1;
+}
+
+/* No thread can be had for it: its helpers, if there are any, return after their chunks. */
+static void give_up(Flight *flight, int64_t until)
+{
+    static const struct timespec pause = {.tv_nsec = 1000000};
+    atomic_store(&flight->job.given_up, 1);
+    flight->has_leader = 0;
+    for (end_without_leader(flight); !flight->ended && now_ns() < until; end_without_leader(flight))
+        nanosleep(&pause, NULL);
+}
+
+/* Until it has ended, or there is a reason not to wait any longer: DONE, or that reason. Called with the
+ * lock held. */
+static int await_end(Flight *flight)
+{
+    int64_t deadline = flight->job.deadline_ns;
+    int result = DONE;
+    while (result == DONE) {
+        int64_t next = now_ns() + LOOK_NS;
+        if (ends_by(flight, next < deadline ? next : deadline))
+            break;
+        result = reason_to_leave(&flight->job, now_ns());
+    }
+    atomic_store(&flight->job.given_up, result != DONE);
+    (void)ends_by(flight, now_ns() + GRACE_NS);
+    return result;
+}
+
 int fly(Job *job, Flight **left)
 {
     Flight *flight = make(job);
-    int result = DONE, error = flight ? start_detached(run, flight) : ENOMEM;
     *left = NULL;
-    if (error) {
-        if (flight)
-            drop(flight);
-        job->error = error;
+    if (flight == NULL) {
+        job->error = ENOMEM;
         return FAILED;
     }
-    pthread_mutex_lock(&flight->lock);
-    while (result == DONE) {
-        int64_t now = now_ns(), next = now + LOOK_NS;
-        if (ends_by(flight, next < job->deadline_ns ? next : job->deadline_ns))
-            break;
-        result = reason_to_leave(job, now_ns());
+    int result = begin_transfer(&flight->job, &flight->crew, 1);
+    if (result != DONE) {
+        drop(flight);
+        return result;
     }
-    atomic_store(&flight->job.given_up, result != DONE);
-    if (!ends_by(flight, now_ns() + GRACE_NS))
+    pthread_mutex_lock(&flight->lock);
+    int error = start_in_place(run, flight); /* cannot end before it has the lock */
+    if (error)
+        give_up(flight, now_ns() + GRACE_NS);
+    result = error ? FAILED : await_end(flight);
+    if (!flight->ended)
         *left = flight;
     else if (flight->result != ABORTED || result == DONE)
         result = flight->result;
@@ -103,6 +140,8 @@ int fly(Job *job, Flight **left)
         job->error = flight->job.error;
         job->index = flight->job.index;
     }
+    if (error)
+        job->error = error;
     pthread_mutex_unlock(&flight->lock);
     if (*left == NULL)
         drop(flight);
@@ -112,6 +151,7 @@ int fly(Job *job, Flight **left)
 int settle(Flight *flight)
 {
     pthread_mutex_lock(&flight->lock);
+    end_without_leader(flight);
     int ended = flight->ended;
     pthread_mutex_unlock(&flight->lock);
     if (ended)

@@ -2,34 +2,26 @@
 #include "parallel.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 enum { STACK = 256 << 10, HELPER_NICE = 10 };
 
-/* One call of in_parallel. */
-typedef struct {
-    void *(*work)(void *);
-    void *argument;
-    int wanted;       /* helpers at work, at most */
-    int waiters;
-    int started;      /* in all, those that have returned included */
-    _Atomic int busy; /* that have not returned */
-    pthread_t helpers[MAX_THREADS];
-} Crew;
-
-static _Thread_local Crew *called; /* by this thread */
-static _Thread_local int helping;
-static _Thread_local int waiters; /* for this thread, or the one that it helps */
+static _Thread_local Crew *led;    /* by this thread */
+static _Thread_local Crew *helped; /* by this thread */
+static _Thread_local int waiters;  /* of either */
 
 int always_help;
 
-/* A helper that has to wait holds its part of the work back for a time slice of somebody else, which
- * costs more than a helper gains. */
-int idle_processors(void)
+static int count_processors(void)
+{
+    return (int)sysconf(_SC_NPROCESSORS_ONLN);
+}
+
+static int idle_of(int processors)
 {
     if (always_help)
         return MAX_THREADS;
@@ -40,12 +32,14 @@ int idle_processors(void)
             running = 1;
         close(file);
     }
-    return (int)sysconf(_SC_NPROCESSORS_ONLN) - running + waiters;
+    return processors - running + waiters;
 }
 
-void expect_waiter(void)
+/* A helper that has to wait holds its part of the work back for a time slice of somebody else, which
+ * costs more than a helper gains. */
+int idle_processors(void)
 {
-    waiters = 1;
+    return idle_of(count_processors());
 }
 
 /* The program's own threads, when they wake up, go before helpers. */
@@ -53,7 +47,7 @@ static void *help(void *argument)
 {
     Crew *crew = argument;
     (void)setpriority(PRIO_PROCESS, 0, HELPER_NICE); /* of this thread alone, on Linux */
-    helping = 1;
+    helped = crew;
     waiters = crew->waiters;
     if (!should_stop())
         crew->work(crew->argument);
@@ -84,11 +78,35 @@ int start_detached(void *(*work)(void *), void *argument)
     return error;
 }
 
+/* Have a thread of ours run on this processor next, and later wherever it may. */
+static void move_here(pthread_t thread)
+{
+    cpu_set_t all, here;
+    int processor = sched_getcpu();
+    if (processor < 0 || processor >= CPU_SETSIZE || sched_getaffinity(0, sizeof(all), &all) != 0)
+        return;
+    CPU_ZERO(&here);
+    CPU_SET(processor, &here);
+    if (pthread_setaffinity_np(thread, sizeof(here), &here) == 0)
+        pthread_setaffinity_np(thread, sizeof(all), &all);
+}
+
+int start_in_place(void *(*work)(void *), void *argument)
+{
+    pthread_t thread;
+    int error = start_thread(&thread, work, argument);
+    if (error == 0) {
+        move_here(thread);
+        pthread_detach(thread);
+    }
+    return error;
+}
+
 /* As many helpers as are missing and find an idle processor. */
 static void start_helpers(Crew *crew)
 {
     int missing = crew->wanted - atomic_load(&crew->busy);
-    int idle = missing > 0 && crew->started < MAX_THREADS ? idle_processors() : 0;
+    int idle = missing > 0 && crew->started < MAX_THREADS ? idle_of(crew->processors) : 0;
     if (missing > idle)
         missing = idle;
     for (; missing > 0 && crew->started < MAX_THREADS; missing--) {
@@ -103,20 +121,39 @@ static void start_helpers(Crew *crew)
 
 int should_stop(void)
 {
-    if (helping)
-        return idle_processors() < 0;
-    if (called)
-        start_helpers(called);
+    if (helped)
+        return idle_of(helped->processors) < 0;
+    if (led)
+        start_helpers(led);
     return 0;
+}
+
+void gather(Crew *crew, int threads, int those_who_wait, void *(*work)(void *), void *argument)
+{
+    crew->work = work;
+    crew->argument = argument;
+    crew->wanted = threads - 1;
+    crew->waiters = those_who_wait;
+    crew->processors = crew->wanted > 0 ? count_processors() : 1;
+    crew->started = 0;
+    atomic_init(&crew->busy, 0);
+    start_helpers(crew);
+}
+
+void lead(Crew *crew)
+{
+    led = crew;
+    waiters = crew->waiters;
+    crew->work(crew->argument);
+    led = NULL;
+    waiters = 0;
+    while (crew->started > 0)
+        pthread_join(crew->helpers[--crew->started], NULL);
 }
 
 void in_parallel(int threads, void *(*work)(void *), void *argument)
 {
-    Crew crew = {.work = work, .argument = argument, .wanted = threads - 1, .waiters = waiters};
-    called = &crew;
-    start_helpers(&crew);
-    work(argument);
-    called = NULL;
-    while (crew.started > 0)
-        pthread_join(crew.helpers[--crew.started], NULL);
+    Crew crew;
+    gather(&crew, threads, 0, work, argument);
+    lead(&crew);
 }

@@ -9,12 +9,13 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "parallel.h"
 #include "sightings.h"
 #include "tuning.h"
 
 enum {
-    CHUNK = 512 << 10,      /* what a thread takes at a time; between chunks it asks to go on */
+    CHUNK = 1 << 20,        /* what a thread takes at a time; between chunks it asks to go on */
+    LAST_CHUNK = 512 << 10, /* the same of the last LAST_BYTES, */
+    LAST_BYTES = 16 << 20,  /* so that no thread has to wait long for the others */
     PEER_CHECK_CHUNKS = 32, /* chunks from one look at the peer's process to the next */
     HELP_CHUNKS = 8,        /* chunks of a thread from one look at the machine's load to the next; the
                              * first one has another look: who started it may not have gone to sleep */
@@ -225,8 +226,9 @@ static int take(Job *job, Span *span)
     pthread_mutex_lock(&job->lock);
     *span = (Span){job->at, job->offset, 0, job->chunks++, 0};
     int more = job->result == DONE && job->at < job->n;
-    while (more && job->at < job->n && span->bytes < CHUNK) {
-        int64_t left = job->length[job->at] - job->offset, room = CHUNK - span->bytes;
+    int64_t chunk = job->left > LAST_BYTES ? CHUNK : LAST_CHUNK;
+    while (more && job->at < job->n && span->bytes < chunk) {
+        int64_t left = job->length[job->at] - job->offset, room = chunk - span->bytes;
         if (left > room) {
             job->offset += room;
             span->bytes += room;
@@ -236,6 +238,7 @@ static int take(Job *job, Span *span)
             span->bytes += left;
         }
     }
+    job->left -= span->bytes;
     pthread_mutex_unlock(&job->lock);
     return more;
 }
@@ -438,11 +441,22 @@ static int useful_threads(const Job *job)
     return most < threads ? (int)most : threads;
 }
 
-static void move_all(Job *job)
+static int is_large(const Job *job)
 {
-    job->copy = copy_kernel(job->total >= STREAM_BYTES ? job->kernel : KERNEL_MEMCPY);
+    return job->total >= STREAM_BYTES;
+}
+
+static void begin_moving(Job *job, Crew *crew, int waiters)
+{
+    job->copy = copy_kernel(is_large(job) ? job->kernel : KERNEL_MEMCPY);
+    job->left = job->total;
     pthread_mutex_init(&job->lock, NULL);
-    in_parallel(useful_threads(job), work, job);
+    gather(crew, useful_threads(job), waiters, work, job);
+}
+
+static void end_moving(Job *job, Crew *crew)
+{
+    lead(crew);
     pthread_mutex_destroy(&job->lock);
     if (job->kernel == KERNEL_AUTO && job->total >= TUNE_BYTES)
         tune_soon(abs(job->threads));
@@ -456,18 +470,23 @@ static int has_to_look_before(const Job *job)
            (job->write || job->n > BRIEF_SEGMENTS || job->total > BRIEF_BYTES);
 }
 
-int transfer(Job *job)
+int begin_transfer(Job *job, Crew *crew, int waiters)
 {
-    int large = job->total >= STREAM_BYTES;
     job->result = DONE;
     if (has_to_look_before(job) && peer_is_gone(job))
         return PEER_GONE;
     if (job->fence)
         atomic_fetch_add(&job->fence->active, 1); /* announced before "revoked" is read: fence.py */
-    if (large)
+    if (is_large(job))
         pages_hold_searches(1);
-    move_all(job);
-    if (large)
+    begin_moving(job, crew, waiters);
+    return DONE;
+}
+
+int end_transfer(Job *job, Crew *crew)
+{
+    end_moving(job, crew);
+    if (is_large(job))
         pages_hold_searches(-1);
     if (job->fence)
         atomic_fetch_sub(&job->fence->active, 1);
@@ -477,6 +496,13 @@ int transfer(Job *job)
         return check_peer_state(job);
     int unreachable = job->foreign && (job->result == FAILED || job->result == BAD_ADDRESS);
     return unreachable && peer_is_gone(job) ? PEER_GONE : job->result;
+}
+
+int transfer(Job *job)
+{
+    Crew crew;
+    int result = begin_transfer(job, &crew, 0);
+    return result == DONE ? end_transfer(job, &crew) : result;
 }
 
 /* -- local copies ---------------------------------------------------------------------------- */
@@ -512,5 +538,7 @@ void copy_local(const int64_t *dst, const int64_t *src, const int64_t *length, s
     };
     for (ssize_t i = 0; i < n; i++)
         job.total += length[i];
-    move_all(&job);
+    Crew crew;
+    begin_moving(&job, &crew, 0);
+    end_moving(&job, &crew);
 }

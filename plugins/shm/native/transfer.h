@@ -9,6 +9,7 @@
 
 #include "copy.h"
 #include "pages.h"
+#include "parallel.h"
 
 /* What the Python side turns into errors. */
 enum { DONE = 0, BAD_ADDRESS = 1, TIMED_OUT = 2, ABORTED = 3, PEER_GONE = 4, REVOKED = 5, FAILED = 6 };
@@ -65,9 +66,10 @@ typedef struct {
     int strange; /* whether some local range is outside of our pools */
     int alive;   /* whether the peer's process was seen after the call began */
     Copy copy;
-    pthread_mutex_t lock; /* of the four that follow */
+    pthread_mutex_t lock; /* of the five that follow */
     ssize_t at;
     int64_t offset;
+    int64_t left; /* bytes that no thread has taken */
     int64_t chunks;
     int result;
 } Job;
@@ -97,6 +99,13 @@ int is_safe(Job *job);
 
 /* Move every segment, or fail; after check(); returns a result. */
 int transfer(Job *job);
+
+/* The same in two steps, for a caller that is not to move anything itself, but to wait for who does. The
+ * first one never waits; helpers are at work from then on. DONE, or a result: nothing has begun. */
+int begin_transfer(Job *job, Crew *crew, int waiters);
+
+/* In any thread, after DONE; returns a result. */
+int end_transfer(Job *job, Crew *crew);
 
 /* Local copies; ranges may overlap, in which case segments are moved in order. */
 void copy_local(const int64_t *dst, const int64_t *src, const int64_t *length, ssize_t n,
