@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 __all__ = ["KnownCall", "KnownWay"]
 
-KnownCall: TypeAlias = "Callable[[object, object, float], float | None]"
+KnownCall: TypeAlias = Callable[[object, object, float], float | None]
 """See :meth:`datadist.transport.Link.known_way`: blocks of the peer, ours, and seconds."""
 
 

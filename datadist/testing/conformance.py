@@ -43,7 +43,8 @@ class TransportConformance(
         class TestAcme(TransportConformance):
             transport = "acme"
 
-    Only ``capabilities`` decide which tests are skipped. These attributes may be set:
+    Only ``capabilities``, and whether links have a `known_way`, decide which tests are skipped. These
+    attributes may be set:
 
     ``transport``
         Name of the entry point; the transport must be installed and usable here.

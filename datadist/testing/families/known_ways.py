@@ -93,5 +93,7 @@ def _prepared(testbed: Testbed, write: bool) -> tuple[Linked, Memory, Memory, wa
     )
     if not linked.members[0].do(ways.has_known_way, route):
         linked.close_all()
-        pytest.skip("Link.known_way returns None")
+        pytest.skip(
+            "links of this transport have no call for few blocks (Link.known_way returns None)"
+        )
     return linked, mine, theirs, route

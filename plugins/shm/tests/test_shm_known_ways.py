@@ -9,6 +9,7 @@ import sys
 import weakref
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,16 +99,15 @@ class World:
 
 @pytest.fixture
 def world() -> Iterator[Callable[..., World]]:
-    made: list[World] = []
+    with ExitStack() as made:
 
-    def make(**options: Any) -> World:
-        made.append(World(**options))
-        made[-1].ours[:] = 0 if not made[-1].write else 9
-        return made[-1]
+        def make(**options: Any) -> World:
+            here = World(**options)
+            made.callback(here.close)
+            here.ours[:] = 9 if here.write else 0
+            return here
 
-    yield make
-    for each in made:
-        each.close()
+        yield make
 
 
 def _in_order(world: World, theirs: list[Any], ours: list[Any]) -> bool:
