@@ -105,6 +105,7 @@ def watch_permits(here: nodes.Here, cluster: int) -> None:
 
 def take_permits(here: nodes.Here, attempt: Attempt) -> None:
     """Have all transfers of a link with one peer wait, until :func:`release_permits`."""
+    core_ways.take(here)  # a transport's own call needs no permit
     (permits,) = attempt.permits.values()
     here.any["permits"] = permits, list[bool]()
     permits.take_all(here.any["permits"][1], time.monotonic() + SECONDS)

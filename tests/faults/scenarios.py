@@ -358,8 +358,15 @@ def cut(here: nodes.Here) -> None:
 
 def half_open(here: nodes.Here) -> None:
     """Keep the connection and never read it again."""
-    session = _session(here)
-    session._reactor.call(lambda: session._reactor.unwatch(session._sock.fileno()), 5)
+    session: Any = _session(here)
+
+    def stop_reading() -> None:
+        if session._rest is not None:
+            session._rest.cancel()  # it would go on where it pauses now
+        session._update_events = lambda: None  # nothing that is sent has it watched again
+        session._reactor.unwatch(session._sock.fileno())
+
+    session._reactor.call(stop_reading, 5)
 
 
 def garbage(here: nodes.Here) -> None:
