@@ -123,35 +123,46 @@ def _is_out_of_reach(frame: FrameType) -> bool:
 
 
 @contextmanager
-def _tracing(moment: _Moment) -> Iterator[None]:
-    before = sys.gettrace()
-    sys.settrace(moment.trace)
+def _collecting_nothing() -> Iterator[None]:
+    """What is raised in `__del__`, or in a callback of the collector (as of Hypothesis), gets nowhere."""
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         yield
     finally:
-        sys.settrace(before)
+        if collecting:
+            gc.enable()
+
+
+@contextmanager
+def _tracing(moment: _Moment) -> Iterator[None]:
+    before = sys.gettrace()
+    with _collecting_nothing():
+        sys.settrace(moment.trace)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
 
 
 def _traced(moment: _Moment, call: Callable[[], T]) -> T:
     before = sys.gettrace()
-    sys.settrace(moment.trace_jumps)
-    try:
-        return call()
-    finally:
-        sys.settrace(before)
+    with _collecting_nothing():
+        sys.settrace(moment.trace_jumps)
+        try:
+            return call()
+        finally:
+            sys.settrace(before)
 
 
 def _profiled(moment: _Moment, call: Callable[[], T]) -> T:
-    """Without garbage collection: what is raised inside of `__del__` gets nowhere."""
-    before, collecting = sys.getprofile(), gc.isenabled()
-    gc.disable()
-    sys.setprofile(moment.profile)
-    try:
-        return call()
-    finally:
-        sys.setprofile(before)
-        if collecting:
-            gc.enable()
+    before = sys.getprofile()
+    with _collecting_nothing():
+        sys.setprofile(moment.profile)
+        try:
+            return call()
+        finally:
+            sys.setprofile(before)
 
 
 def raise_at(number: int, call: Callable[[], object], kind: type[BaseException]) -> str:
