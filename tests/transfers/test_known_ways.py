@@ -140,16 +140,20 @@ def _register(here: nodes.Here, label: str, key: BlocksCacheKey | None) -> None:
     )
 
 
-def _reads_after(here: nodes.Here, seconds: float) -> int:
-    """Reads by core's way of a pull whose own call says that it took so long."""
+def _moves_after(here: nodes.Here, push: bool, seconds: float) -> int:
+    """Reads or writes by core's way of a transfer whose own call says that it took so long."""
     (cached,) = _routes(here)
     link: Any = cached.attempt.link
+    name = "write" if push else "read"
     with (
-        mock.patch.object(link, "read", wraps=link.read) as read,
+        mock.patch.object(link, name, wraps=getattr(link, name)) as moved,
         mock.patch.object(cached, "known", return_value=seconds),
     ):
-        nodes.pull_blocks(here, KEY, "c", [1], [2])
-    return int(read.call_count)
+        if push:
+            nodes.push_blocks(here, KEY, "c", [1], [2], tensor_num_per_layer=1)
+        else:
+            nodes.pull_blocks(here, KEY, "c", [1], [2])
+    return int(moved.call_count)
 
 
 @pytest.mark.parametrize("pooled", [True, False])
@@ -166,8 +170,8 @@ def test_registered_memory_is_read_again_after_a_call_that_took_long(
         puller.do(_register, "c", None)
     nodes.link_pair(owner, puller)
     puller.do(nodes.pull_blocks, KEY, "c", [1], [2])
-    assert puller.do(_reads_after, 0.1) == 0
-    assert (puller.do(_reads_after, 0.6) > 0) is not pooled
+    assert puller.do(_moves_after, False, 0.1) == 0
+    assert (puller.do(_moves_after, False, 0.6) > 0) is not pooled
 
 
 def _raise(here: nodes.Here, push: bool) -> None:
@@ -218,18 +222,6 @@ def _register_accessible(here: nodes.Here, key: BlocksCacheKey | None) -> None:
     )
 
 
-def _writes_after(here: nodes.Here, seconds: float) -> int:
-    """Writes by core's way of a push whose own call says that it took so long."""
-    (cached,) = _routes(here)
-    link: Any = cached.attempt.link
-    with (
-        mock.patch.object(link, "write", wraps=link.write) as write,
-        mock.patch.object(cached, "known", return_value=seconds),
-    ):
-        nodes.push_blocks(here, KEY, "c", [1], [2], tensor_num_per_layer=1)
-    return int(write.call_count)
-
-
 def test_a_push_that_took_long_is_not_written_again(start_node: Start) -> None:
     """Its memory was the owner's cache when it was written."""
     owner, pusher = (start_node(n, enable_remote_cache_accessible=True) for n in (1, 2))
@@ -237,4 +229,4 @@ def test_a_push_that_took_long_is_not_written_again(start_node: Start) -> None:
     pusher.do(_register_accessible, None)
     nodes.link_pair(owner, pusher)
     pusher.do(nodes.push_blocks, KEY, "c", [1], [2], tensor_num_per_layer=1)
-    assert pusher.do(_writes_after, 0.6) == 0
+    assert pusher.do(_moves_after, True, 0.6) == 0
