@@ -237,6 +237,13 @@ class Capabilities:
     link or the peer: the read raises, or returns any bytes. Small pulls are then much faster, since
     core need not check for messages of the owner before and after each pull.
     """
+    opens_at_once: bool = False
+    """Whether :meth:`Transport.connect`, :meth:`Transport.disconnect` and :meth:`Transport.open` take
+    some hundred microseconds at most, wait for nothing and start no thread of Python.
+
+    Core then calls the first and the last of them on the control thread, which serves all links: to
+    hand them to a worker and back takes longer.
+    """
     follows_addresses: bool = False
     """Whether peers reach what is mapped at an exposed address at the time of a transfer.
 
@@ -403,6 +410,16 @@ class Link(ABC):
         Local work; may be slow (mapping, populating), never waits for the peer. Called on a
         worker thread. Raises :class:`LinkError`.
         """
+
+    def attach_at_once(self, rank: int, offer: Offer) -> bool:
+        """:meth:`attach`, if that waits for nothing, takes some hundred microseconds and does not fail.
+
+        Called first, on the control thread, which serves all links. False, as the base class returns:
+        a worker has to attach, which also tells what is wrong. Then nothing was done, and the
+        descriptors are as they were. Must not raise. No descriptor of a peer may be closed here of
+        which this would be the last one in use, nor one that is not memory: that may block.
+        """
+        return False
 
     def join(self, timeout: float) -> None:  # noqa: B027 - optional by design
         """Connect to the peers inside the transport's own library; the base class does nothing.

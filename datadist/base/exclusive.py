@@ -64,6 +64,26 @@ class Exclusive:
             if self._changes:
                 self._serve(NON_BLOCKING)
 
+    def run_at_once(self, change: Callable[[], object]) -> bool:
+        """Make a change that waits for nobody; False where others are at it, or have changes to make.
+
+        Changes that others ask for meanwhile are left to them: nobody may :meth:`post` here.
+        """
+        held: list[bool] = []
+        try:
+            held += map(self._lock.acquire, NON_BLOCKING)
+            if True not in held or self._changing or self._changes:
+                return False
+            self._changing = True
+            try:
+                change()
+            finally:
+                self._changing = False
+        finally:
+            if True in held:
+                self._lock.release()
+        return True
+
     def do(self, change: Callable[[], object]) -> None:
         """Make a change now, once other threads have made theirs.
 

@@ -534,6 +534,14 @@ class Memory:
             if held.users:
                 told.add(region_id, held.region)
 
+    def tell_link_at_once(self, key: Hashable, link: Link) -> bool:
+        """:meth:`tell_link`, unless memory is being registered or released, or the link raises."""
+        try:
+            return self._registering.run_at_once(lambda: self._tell_link(key, link))
+        except Exception as error:
+            log.debug("a link is told again of what was registered: %s", text_of(error, link))
+            return False
+
     def forget_link(self, key: Hashable) -> None:
         """Tell a link nothing any more: it is about to be closed."""
         self._registering.do(lambda: self._links.pop(key, None))

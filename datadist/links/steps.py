@@ -69,11 +69,11 @@ class Steps:
         return None if member is None else self._views.get(member.incarnation)
 
     def tell(self, attempt: Attempt, message: Message) -> None:
-        """Send ``message`` to every member that is still there."""
+        """Send ``message`` to every member that is still there, with what else this turn sends."""
         for rank in attempt.others:
             view = self.view(attempt, rank)
             if view is not None:
-                view.send(message)
+                view.send_soon(message)
 
     def advance(self, domain: Domain, attempt: Attempt) -> None:
         """Take every step that can be taken now."""
@@ -85,7 +85,8 @@ class Steps:
             return
         self._send_offer_and_directory(domain, attempt)
         for rank in [r for r in attempt.offers if r not in attempt.attaching]:
-            self._attach(domain, attempt, rank)
+            if rank in attempt.offers:  # still: the one before it may have led to this as well
+                self._attach(domain, attempt, rank)
         if attempt.attached.issuperset(attempt.others) and not attempt.told_ready:
             if self._transport.capabilities.self_bootstrapping and not attempt.joined:
                 self.join(
@@ -145,16 +146,37 @@ class Steps:
             else:
                 opened(link)
 
-        self._job(
-            domain, attempt, "opening the transport",
-            lambda: self._open(attempt, group, list(exposed.values())), finished,
-        )  # fmt: skip
+        def tell(link: Link) -> None:
+            if self._memory.tell_link_at_once(attempt, link):
+                finished(link)
+            else:
+                self._job(domain, attempt, stage, lambda: self._complete(attempt, link), finished)
+
+        stage, regions = "opening the transport", list(exposed.values())
+        if self._transport.capabilities.opens_at_once:
+            self._job(
+                domain, attempt, stage, lambda: self._open(attempt, group, regions), tell,
+                at_once=True,
+            )  # fmt: skip
+        else:
+            self._job(
+                domain, attempt, stage,
+                lambda: self._complete(attempt, self._open(attempt, group, regions)), finished,
+            )  # fmt: skip
 
     def _open(self, attempt: Attempt, group: Group, regions: list[Region]) -> Link:
         connected = self.connections.connect(attempt, group)
         link = self._transport.open(connected, regions, self._access)
         try:
             attempt.learn(link, self._transport.capabilities)
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    def _complete(self, attempt: Attempt, link: Link) -> Link:
+        """Tell a link what was registered since it was asked for; not on the control thread."""
+        try:
             self._memory.tell_link(attempt, link)
         except BaseException:
             link.close()
@@ -225,9 +247,11 @@ class Steps:
         link = attempt.link
         assert link is not None
 
+        offer = Offer(message.data, fds)
+
         def take() -> None:
             try:
-                link.attach(rank, Offer(message.data, fds))
+                link.attach(rank, offer)
             finally:
                 self._reactor.post(tell_peer)
 
@@ -242,10 +266,14 @@ class Steps:
                 attempt.exposed[rank] = frozenset(message.regions)
                 self.advance(domain, attempt)
 
-        self._job(
-            domain, attempt, f"attaching the memory of rank {rank}", take, attached,
-            owner=attempt.members[rank].incarnation,
-        )  # fmt: skip
+        if link.attach_at_once(rank, offer):
+            tell_peer()
+            attached(None)
+        else:
+            self._job(
+                domain, attempt, f"attaching the memory of rank {rank}", take, attached,
+                owner=attempt.members[rank].incarnation,
+            )  # fmt: skip
 
     def join(
         self,
@@ -296,7 +324,9 @@ class Steps:
         done: Callable[..., None],
         own_thread: bool = False,
         owner: str | None = None,
+        at_once: bool = False,
     ) -> None:
+        """Do some work, then what follows from its result: on a worker, on a thread, or here and now."""
         if attempt.jobs == 0:
             attempt.idle = Flag()
         attempt.jobs += 1
@@ -329,7 +359,10 @@ class Steps:
                 reason = f"{stage} failed: {explain(error)}"
                 self._reactor.post(lambda: finish(lambda: self.failed(domain, attempt, reason)))
 
-        self._workers.submit(run_on_own_thread if own_thread else run, owner or attempt.owner)
+        if at_once:
+            run()
+        else:
+            self._workers.submit(run_on_own_thread if own_thread else run, owner or attempt.owner)
 
     def failed(self, domain: Domain, attempt: Attempt, reason: str) -> None:
         """The domain fails, unless the attempt was given up."""

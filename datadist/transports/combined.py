@@ -89,6 +89,9 @@ class CombinedLink(Link):
     def attach(self, rank: int, offer: Offer) -> None:
         self._links[rank].attach(rank, offer)
 
+    def attach_at_once(self, rank: int, offer: Offer) -> bool:
+        return self._links[rank].attach_at_once(rank, offer)
+
     def read(
         self, rank: int, local: Buffer, remote: Buffer, length: Buffer, timeout: float
     ) -> bool | None:
@@ -418,6 +421,7 @@ def _common(near_name: str, near: Transport, far_name: str, far: Transport) -> C
         revokes_access=first.revokes_access and second.revokes_access,
         passive_target=first.passive_target and second.passive_target,
         watches_control=first.watches_control and second.watches_control,
+        opens_at_once=first.opens_at_once and second.opens_at_once,
         follows_addresses=first.follows_addresses and second.follows_addresses,
     )
 

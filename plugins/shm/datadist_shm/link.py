@@ -58,6 +58,8 @@ log = logging.getLogger("datadist.shm")
 
 ABORT, PAGEMAP = 0, 7
 """Places of the abort flag, and of the peer's pagemap, in what native code knows of a path."""
+AT_ONCE = 4096
+"""Bytes of an offer that are read in some ten microseconds."""
 CLOSE_SECONDS = 2.0
 FENCE_SECONDS = 1.0
 LOOK_SECONDS = 0.001
@@ -232,6 +234,35 @@ class ShmLink(Link):
             for fd in offer.fds:
                 os.close(fd)
         self._check_filling()
+
+    def attach_at_once(self, rank: int, offer: Offer) -> bool:
+        """Small offers of nothing but pools: a process may keep us waiting who looks at its memory."""
+        path = self._paths[rank]
+        if len(offer.data) > AT_ONCE or not path.lock.acquire(blocking=False):
+            return False
+        try:
+            return self._try_to_attach(rank, path, offer)
+        finally:
+            path.lock.release()
+
+    def _try_to_attach(self, rank: int, path: _Path, offer: Offer) -> bool:
+        """Whether the offer was taken; if not, :meth:`attach` tells why it cannot be."""
+        if self._closed or path.open:
+            return False
+        try:
+            data = parse_offer(rank, offer.data, len(offer.fds))
+            if any(region.fd is None for region in data.regions):
+                return False
+            self._check_filling()
+            self._attach(rank, path, data, offer.fds)
+        except (LinkError, OSError) as error:
+            log.debug("rank %d is attached by a worker: %s", rank, error)
+            self._detach(path)
+            return False
+        path.open = True
+        for fd in offer.fds:  # of memory that is mapped by now, so that this does not take long
+            os.close(fd)
+        return True
 
     def _attach(self, rank: int, path: _Path, data: OfferData, fds: Sequence[int]) -> None:
         windows = [

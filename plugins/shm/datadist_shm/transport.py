@@ -85,6 +85,7 @@ class ShmTransport(Transport):
             host_addressable=both,
             watches_control=True,
             parallel=PARALLEL,
+            opens_at_once=self._options.populate,
             follows_addresses=True,
         )
 
