@@ -707,7 +707,8 @@ class Transport(ABC):
     def connect(self, peer: Peer) -> Any:
         """What all links with one peer process share, such as an endpoint; the base class has nothing.
 
-        Called on a worker before the first link with a peer is opened, and again once it was lost
+        Called on a worker (or the control thread, see :attr:`Capabilities.opens_at_once`) before the
+        first link with a peer is opened, and again once it was lost
         or disconnected: by incarnation, there is one at a time that is not lost. The result is
         :attr:`Peer.connection` in the group of each link with that peer. Local and quick: the
         peer's offers come later. Not called for ourselves, nor by self-bootstrapping transports
@@ -734,7 +735,8 @@ class Transport(ABC):
     def open(self, group: Group, regions: Sequence[Region], access: Access) -> Link:
         """Make this rank's side of a link. Local and quick.
 
-        Called on worker threads, several of which may be opening links over the same regions.
+        Called on worker threads, several of which may be opening links over the same regions, or on the
+        control thread (:attr:`Capabilities.opens_at_once`).
         ``regions`` are those that peers may touch for the link's life, with ``access``.
         Raises :class:`LinkError` or :class:`RegistrationError`.
         """

@@ -260,6 +260,18 @@ class RaisesItsOwnErrors(FaultyReference):
     link_class = _RaisesOwnErrorsLink
 
 
+class _RaisesAtOnceLink(ReferenceLink):
+    def attach_at_once(self, rank: int, offer: Offer) -> bool:
+        self.attach(rank, offer)
+        return True
+
+
+class RaisesAtOnce(FaultyReference):
+    """It attaches at once, and does not leave to a worker what fails."""
+
+    link_class = _RaisesAtOnceLink
+
+
 class ConvertsTruthValues(FaultyReference):
     """It takes True for 1, as a block of a list."""
 
@@ -338,6 +350,7 @@ FAULTY_TRANSPORTS = (
     FaultyTransport(MovesBeforeChecking, "bad_remote_addresses_move_nothing[read--1-2]"),
     FaultyTransport(MixesPeers, "all_pairs_at_once[3]"),
     FaultyTransport(RaisesItsOwnErrors, "a_peer_that_was_killed_is_lost"),
+    FaultyTransport(RaisesAtOnce, "offers_that_are_none_are_refused[empty]"),
     FaultyTransport(ConvertsTruthValues, "lists_are_converted_exactly"),
     FaultyTransport(IgnoresConditions, "known_ways_look_at_conditions[read-attribute]"),
     FaultyTransport(IgnoresConditions, "known_ways_hear_the_peer[write]"),

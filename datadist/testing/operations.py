@@ -174,9 +174,28 @@ def offer(state: State, link: str, rank: int) -> WithFds:
 
 
 def attach(state: State, link: str, rank: int, data: bytes) -> Outcome:
-    """Take a peer's offer, whose descriptors came with the call."""
-    fds = state.take_fds()
-    return outcome_of(lambda: state.links[link].attach(rank, Offer(data, fds)))
+    """Take a peer's offer, whose descriptors came with the call: at once, or else as a worker does."""
+    taken, offer = state.links[link], Offer(data, state.take_fds())
+
+    def call() -> None:
+        if not _attached_at_once(taken, rank, offer):
+            taken.attach(rank, offer)
+
+    return outcome_of(call)
+
+
+def _attached_at_once(link: Link, rank: int, offer: Offer) -> bool:
+    """Whether the offer was taken; if not, it has to be as it was."""
+    before = [os.fstat(fd) for fd in offer.fds]
+    try:
+        taken = link.attach_at_once(rank, offer)
+    except Exception as error:
+        raise AssertionError(f"attach_at_once raised {type(error).__name__}: {error}") from error
+    assert type(taken) is bool, f"attach_at_once returned {taken!r}, expected True or False"
+    for fd, file in zip(offer.fds, before, strict=True):
+        if not taken:
+            assert os.path.samestat(os.fstat(fd), file), "attach_at_once closed what it left"
+    return taken
 
 
 def join(state: State, link: str, timeout: float) -> Outcome:

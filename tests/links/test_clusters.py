@@ -11,6 +11,7 @@ import pytest
 
 from datadist import BlocksCacheKey, LLMRole, LLMStatusCode
 from datadist.control.messages import Form, Refused
+from datadist.transport import Link
 from tests import nodes
 from tests.forming import GOOD, until_synced
 from tests.in_process_engine import Engine, Sent
@@ -65,6 +66,7 @@ def _attach_slowly(here: nodes.Here) -> None:
         attach(link, *args)
 
     ShmLink.attach = slowly  # type: ignore[method-assign,assignment]
+    ShmLink.attach_at_once = Link.attach_at_once  # type: ignore[method-assign]
 
 
 def _hang_once_ready(here: nodes.Here) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from datadist import CacheKey, CacheKeyByIdAndIndex, RegisterMemStatus
-from datadist.transport import LinkError, Offer
+from datadist.transport import Link, LinkError, Offer
 from tests import nodes
 from tests.nodes import Node, RemoteError
 
@@ -29,10 +29,11 @@ def _break_attach(here: nodes.Here, broken: bool) -> None:
                 os.close(fd)
             raise LinkError("sabotage", rank)
 
-        here.any["attach"] = ShmLink.attach
+        here.any["attach"] = ShmLink.attach, ShmLink.attach_at_once
         ShmLink.attach = attach  # type: ignore[method-assign]
+        ShmLink.attach_at_once = Link.attach_at_once  # type: ignore[method-assign]
     else:
-        ShmLink.attach = here.any["attach"]  # type: ignore[method-assign]
+        ShmLink.attach, ShmLink.attach_at_once = here.any["attach"]  # type: ignore[method-assign]
 
 
 def _try(here: nodes.Here, name: str) -> str:

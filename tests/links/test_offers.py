@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from datadist_shm import ShmTransport
 
-from datadist import RegisterMemStatus
+from datadist import LLMStatusCode, RegisterMemStatus
 from datadist.caches.peers import OFFER_WINDOW
 from datadist.links import building
 from tests import nodes
@@ -113,6 +114,9 @@ def test_a_second_offer_before_the_link_is_open_changes_nothing(
         assert go_on.wait(SECONDS)
         return real(*args)
 
+    transport = engine.api._live(LLMStatusCode.LLM_FAILED).transport
+    by_worker = replace(transport.capabilities, opens_at_once=False)
+    monkeypatch.setattr(ShmTransport, "capabilities", by_worker)
     monkeypatch.setattr(ShmTransport, "open", slowly)
     try:
         assert first.say(form(engine, PAIR, engine.comm_id, first))

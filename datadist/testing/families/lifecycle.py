@@ -75,7 +75,7 @@ class Lifecycle(Kit):
 
         _check_leaks(list(members.values()), once, self.timeout_scale)
 
-    @rule("Link.attach")
+    @rule("Link.attach", "Link.attach_at_once")
     def test_refused_offers_leave_nothing(self, testbed: Testbed) -> None:
         """`attach` owns the descriptors also when it fails."""
         members = testbed.processes(2)

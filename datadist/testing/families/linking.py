@@ -85,7 +85,7 @@ class Linking(Kit):
             assert len(fds) <= Offer.MAX_FDS, f"{len(fds)} descriptors are too many"
         linked.close_all()
 
-    @rule("Link.attach")
+    @rule("Link.attach", "Link.attach_at_once")
     def test_attaching_does_not_wait_for_the_peer(self, testbed: Testbed) -> None:
         """A peer that was stopped after its offer does not block others."""
         if testbed.capabilities.self_bootstrapping:
@@ -148,7 +148,7 @@ class Linking(Kit):
             assert came == blobs, f"exchange returned {came} at rank {rank}, expected {blobs}"
         linked.close_all()
 
-    @rule("Link.attach")
+    @rule("Link.attach", "Link.attach_at_once")
     @pytest.mark.parametrize("damage", ["empty", "cut", "random", "no descriptors"])
     def test_offers_that_are_none_are_refused(self, testbed: Testbed, damage: str) -> None:
         """With `LinkError`; the link can still be closed."""

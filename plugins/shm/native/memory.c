@@ -11,7 +11,11 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-enum { SLICE = 8 << 20 };
+enum {
+    SLICE = 8 << 20,
+    STEP = 256 << 10, /* between two of them others can map: the kernel lets nobody in meanwhile */
+    UNMAP_STEP = 64 << 20, /* the same where memory is unmapped, which takes less per byte */
+};
 
 static int map_with(int flags, int fd, size_t size, int writable, int huge, void **address)
 {
@@ -49,7 +53,15 @@ int is_refused(int error)
     return error == EPERM || error == ENOSYS || error == EACCES;
 }
 
-static int populate_slice(char *address, size_t size)
+int unmap(char *address, size_t size)
+{
+    int failed = 0;
+    for (size_t at = 0; at < size && !failed; at += UNMAP_STEP)
+        failed = munmap(address + at, size - at < UNMAP_STEP ? size - at : UNMAP_STEP);
+    return failed;
+}
+
+static int populate_step(char *address, size_t size)
 {
     if (madvise(address, size, MADV_POPULATE_WRITE) == 0)
         return 0;
@@ -58,6 +70,16 @@ static int populate_slice(char *address, size_t size)
     /* Linux before 5.14, or a filter of system calls; adds nothing, and loses nothing */
     for (size_t at = 0; at < size; at += PAGE)
         __atomic_fetch_add(address + at, 0, __ATOMIC_RELAXED);
+    return 0;
+}
+
+static int populate_slice(char *address, size_t size)
+{
+    for (size_t at = 0; at < size; at += STEP) {
+        int error = populate_step(address + at, size - at < STEP ? size - at : STEP);
+        if (error)
+            return error;
+    }
     return 0;
 }
 

@@ -13,6 +13,9 @@ int map_shared(int fd, size_t size, int writable, int huge, void **address);
 /* The same for memory of a peer, for which nothing is reserved here. */
 int map_peer(int fd, size_t size, int writable, int huge, void **address);
 
+/* In steps, between which other threads can map. */
+int unmap(char *address, size_t size);
+
 /* Make all pages that do not exist yet, in up to threads threads; errno is ENOMEM where memory is short. */
 int populate(char *address, size_t size, int threads);
 

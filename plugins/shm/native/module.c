@@ -333,7 +333,7 @@ static PyObject *py_unmap(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "Ln", &address, &size))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    failed = munmap((void *)(intptr_t)address, size);
+    failed = unmap((char *)(intptr_t)address, size);
     Py_END_ALLOW_THREADS
     if (failed)
         return PyErr_SetFromErrno(PyExc_OSError);

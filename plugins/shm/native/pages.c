@@ -95,7 +95,7 @@ static void let_go(Pages *pages)
         return;
     }
     if (pages->fd >= 0) {
-        munmap(pages->address, pages->size);
+        (void)unmap(pages->address, pages->size);
         close(pages->fd);
     }
     free(pages);
