@@ -140,3 +140,25 @@ def test_who_made_its_change_does_not_go_on_for_others() -> None:
     while handed:
         handed.pop()()
     assert account.one == account.two >= 1000
+
+
+def test_a_change_at_once_waits_for_nobody() -> None:
+    account = _Account()
+    assert account.state.run_at_once(account.add)
+    held: list[bool] = []
+
+    def meanwhile_elsewhere() -> None:
+        thread = threading.Thread(
+            target=lambda: held.append(account.state.run_at_once(account.add))
+        )
+        thread.start()
+        thread.join()
+        held.append(account.state.run_at_once(account.add))  # and inside of one's own change
+
+    account.state.run(meanwhile_elsewhere)
+    account.state.leave(account.add)
+    held.append(account.state.run_at_once(account.add))
+    assert held == [False, False, False]
+    assert account.one == 1
+    account.state.run(lambda: None)
+    assert account.one == 2

@@ -332,10 +332,44 @@ def test_bad_offers_are_refused(reading: Pair, change: dict[str, Any], match: st
     link = reading.transport.open(group, [reading.region], Access.READ)
     data = json.dumps({**json.loads(reading.data), **change}).encode()
     gc.collect()  # what earlier tests left may close descriptors at any moment
-    before = len(os.listdir("/proc/self/fd"))
+    before, mapped = len(os.listdir("/proc/self/fd")), len(reading.transport._mappings)
+    offer = Offer(data, [os.dup(reading.fds[0])])
+    assert not link.attach_at_once(1, offer)
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert len(reading.transport._mappings) == mapped
     with pytest.raises(LinkError, match=match):
-        link.attach(1, Offer(data, [os.dup(reading.fds[0])]))
+        link.attach(1, offer)
     assert len(os.listdir("/proc/self/fd")) == before
+    link.close()
+
+
+def test_an_offer_of_a_pool_is_taken_at_once(reading: Pair) -> None:
+    group = _group(0, reading.pid, reading.pidfd, "at once")
+    link = reading.transport.open(group, [reading.region], Access.READ)
+    offers = [Offer(reading.data, [os.dup(reading.fds[0])]) for _ in range(2)]
+    assert link.attach_at_once(1, offers[0])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(offers[0].fds[0])
+    assert not link.attach_at_once(1, offers[1])  # a second time
+    with pytest.raises(LinkError, match="attached before"):
+        link.attach(1, offers[1])
+    remote = json.loads(reading.data)["regions"][0]["address"]
+    vectors = [array("q", [number]) for number in (reading.region.address, remote, 8)]
+    link.read(1, *vectors, 10.0)
+    assert ctypes.string_at(reading.region.address, 8) == bytes([7]) * 8
+    link.close()
+
+
+def test_what_may_wait_is_not_attached_at_once(reading: Pair) -> None:
+    """Registered memory, for which the kernel looks at the peer, and descriptors that are no memory."""
+    group = _group(0, reading.pid, reading.pidfd, "later")
+    link = reading.transport.open(group, [reading.region], Access.READ)
+    own = RegionOffer(id=5, address=1 << 20, size=4096, fd=None)
+    registered = OfferData(writable=False, regions=[own], fence=None).model_dump_json().encode()
+    assert not link.attach_at_once(1, Offer(registered))
+    with socket.socket() as stranger:
+        assert not link.attach_at_once(1, Offer(reading.data, [stranger.fileno()]))
+        assert stranger.getsockname()
     link.close()
 
 
