@@ -266,14 +266,20 @@ class Steps:
                 attempt.exposed[rank] = frozenset(message.regions)
                 self.advance(domain, attempt)
 
-        if link.attach_at_once(rank, offer):
+        stage = f"attaching the memory of rank {rank}"
+        try:
+            done = link.attach_at_once(rank, offer)
+        except Exception as error:  # which it must not
+            tell_peer()
+            self.failed(domain, attempt, self._blame(stage, error))
+            return
+        if done:
             tell_peer()
             attached(None)
         else:
             self._job(
-                domain, attempt, f"attaching the memory of rank {rank}", take, attached,
-                owner=attempt.members[rank].incarnation,
-            )  # fmt: skip
+                domain, attempt, stage, take, attached, owner=attempt.members[rank].incarnation
+            )
 
     def join(
         self,

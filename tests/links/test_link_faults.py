@@ -59,6 +59,26 @@ def test_links_that_failed_do_not_hold_up_later_ones(start_node: Start) -> None:
     nodes.link_pair(first, second, "good")
 
 
+def _raise_at_once(here: nodes.Here) -> None:
+    from datadist_shm.link import ShmLink
+
+    def attach_at_once(self: ShmLink, rank: int, offer: Offer) -> bool:
+        raise ValueError("a defect")
+
+    ShmLink.attach_at_once = attach_at_once  # type: ignore[method-assign]
+
+
+def test_a_transport_that_raises_at_once_fails_this_link_only(start_node: Start) -> None:
+    first, second = start_node(1), start_node(2)
+    ours, theirs = nodes.link_pair(first, second, "before")
+    second.do(_raise_at_once)
+    first.begin(_try, "bad")
+    assert "attaching the memory of rank 0 failed" in second.do(_try, "bad")
+    assert "attaching the memory of rank 0 failed" in first.result()
+    for node, comm_id in ((first, ours), (second, theirs)):
+        assert node.do(nodes.link_error, comm_id) is None
+
+
 def _offer_much(here: nodes.Here, size: int, fds: int) -> None:
     from datadist_shm.link import ShmLink
 

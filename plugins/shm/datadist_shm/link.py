@@ -255,7 +255,7 @@ class ShmLink(Link):
                 return False
             self._check_filling()
             self._attach(rank, path, data, offer.fds)
-        except (LinkError, OSError) as error:
+        except (LinkError, OSError, MemoryError) as error:
             log.debug("rank %d is attached by a worker: %s", rank, error)
             self._detach(path)
             return False
