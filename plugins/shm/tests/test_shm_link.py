@@ -354,8 +354,8 @@ def test_an_offer_of_a_pool_is_taken_at_once(reading: Pair) -> None:
     with pytest.raises(LinkError, match="attached before"):
         link.attach(1, offers[1])
     remote = json.loads(reading.data)["regions"][0]["address"]
-    vectors = [array("q", [number]) for number in (reading.region.address, remote, 8)]
-    link.read(1, *vectors, 10.0)
+    local, length = array("q", [reading.region.address]), array("q", [8])
+    link.read(1, local, array("q", [remote]), length, 10.0)
     assert ctypes.string_at(reading.region.address, 8) == bytes([7]) * 8
     link.close()
 
