@@ -431,7 +431,7 @@ class Engine:
         self._check_link(ranks)
         table = self._read_table(ranks, table_text)
         self._check_tables(table)
-        self._claim()
+        self._claim(ranks)
         comm_id = next(self._comm_ids)
         domain = TableDomain(
             owner=self._links,
@@ -476,10 +476,17 @@ class Engine:
                     self._leave(domain, grace_seconds=0.0)
             self._undelivered.pop(number, None)
 
-    def _claim(self) -> None:
-        """Make our cluster id ours within the job, at the first link."""
+    def _claim(self, ranks: Mapping[int, int]) -> None:
+        """Make our cluster id ours within the job, at the first link.
+
+        Our names are looked at where somebody has to find us by them yet.
+        """
+        met = {session.cluster_id for session in list(self._discovery.sessions.values())}
         try:
-            if not self._discovery.has_names():
+            if (
+                not met.issuperset(ranks.keys() - {self.cluster_id})
+                and not self._discovery.has_names()
+            ):
                 self._call(self._discovery.keep_names)
             holder = self._discovery.claims.take()
         except LLMException:

@@ -349,7 +349,7 @@ class Links:
             ", ".join(f"cluster {c} (rank {r})" for c, r in domain.others.items()),
         )  # fmt: skip
         invalidate_routes(self._views, domain)
-        self._duplicates.on_linked(domain)
+        self._reactor.post(lambda: self._duplicates.on_linked(domain))  # nobody waits for it
         self._builder.note_ok(domain)
         domain.settled.set()
 
