@@ -283,7 +283,7 @@ class Engine:
         )
         stack.callback(self._builder.events.close)
         self.links_known = KnownLinks(
-            self.domain, self._all_domains, self.memory.quarantine, self._builder.events
+            self.domain, self._all_domains, self._hear, self.memory.quarantine, self._builder.events
         )
         self.clusters = ClusterCalls(
             self._call,
@@ -409,6 +409,12 @@ class Engine:
             log.debug("looking keys up as they are known: %s", error)
             return False
         return True
+
+    def _hear(self, cluster: int) -> None:
+        """Handle what the engines of a cluster have sent by now."""
+        for session in list(self._discovery.sessions.values()):
+            if session.cluster_id == cluster and not session.settled():
+                self._drain(session, CONTROL_SECONDS)
 
     # -- links -------------------------------------------------------------------------------
 

@@ -17,17 +17,22 @@ MAX_REASONS = 1024
 
 
 class KnownLinks:
-    """For any thread. ``domain`` finds a domain by comm id or raises, ``domains`` gives all links."""
+    """For any thread. ``domain`` finds a domain by comm id or raises, ``domains`` gives all links.
+
+    ``hear`` handles what the engines of a cluster have sent by now.
+    """
 
     def __init__(
         self,
         domain: Callable[[int], TableDomain],
         domains: Callable[[], list[Domain]],
+        hear: Callable[[int], None],
         quarantine: Quarantine,
         events: LinkEvents,
     ) -> None:
         self._domain = domain
         self._domains = domains
+        self._hear = hear
         self._quarantine = quarantine
         self.events = events
         self._reasons: dict[int, str] = {}
@@ -70,6 +75,9 @@ class KnownLinks:
             domain: Domain | None = self._domain(-1 if comm_id is None else comm_id)
         else:
             domain = self._newest(cluster, RegisterMemStatus.OK)
+            if domain is None:  # the peer may be OK already, and what makes us OK may have arrived
+                self._hear(cluster)
+                domain = self._newest(cluster, RegisterMemStatus.OK)
         if domain is None:
             raise _not_linked(cluster)
         attempt = domain.attempt

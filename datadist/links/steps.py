@@ -69,11 +69,11 @@ class Steps:
         return None if member is None else self._views.get(member.incarnation)
 
     def tell(self, attempt: Attempt, message: Message) -> None:
-        """Send ``message`` to every member that is still there, with what else this turn sends."""
+        """Send ``message`` to every member that is still there."""
         for rank in attempt.others:
             view = self.view(attempt, rank)
             if view is not None:
-                view.send_soon(message)
+                view.send(message)
 
     def advance(self, domain: Domain, attempt: Attempt) -> None:
         """Take every step that can be taken now."""
@@ -313,7 +313,10 @@ class Steps:
             self.check_ok(domain, attempt)
 
     def tell_metadata(self, domain: Domain, attempt: Attempt) -> None:
-        """Tell the members that we are ready, and what our program gives them."""
+        """Tell the members that we are ready, and what our program gives them.
+
+        This is on its way before we are OK: a member that hears what was sent to it is OK as well.
+        """
         self.tell(attempt, Ready.model_construct(domain=attempt.token, metadata=domain.metadata))
 
     def check_ok(self, domain: Domain, attempt: Attempt) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import select
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from datadist import LinkEventKind, LLMConfig, LLMException, LLMStatusCode
+from datadist.caches.peers import PeerView
+from datadist.control.messages import Ready
 from tests import nodes
 from tests.in_process_engine import Engine
 from tests.nodes import Here, Node
@@ -117,6 +120,30 @@ def test_metadata_and_reasons_of_links_by_address(
     assert client.do(_metadata_when, 1, b"later") == {1: b"later"}
 
 
+def _delay_ready(here: Here) -> None:
+    """What a peer says of being ready is handled late."""
+    builder = here.live._live(NOT_YET)._builder
+    on_ready = builder.on_ready
+
+    def later(view: PeerView, message: Ready) -> None:
+        time.sleep(0.5)
+        on_ready(view, message)
+
+    builder.on_ready = later  # type: ignore[method-assign]
+
+
+def test_metadata_of_a_peer_that_is_ok_already(
+    start_node: Start, free_ports: Callable[[int], list[int]]
+) -> None:
+    """Its link call has returned: what it said by then is handled first."""
+    (port,) = free_ports(1)
+    listener = _listening(start_node, 1, port)
+    client = start_node(2, local_comm_res="")
+    listener.do(_delay_ready)
+    assert client.do(_link_clusters, [(1, port)], metadata=b"client")[0][0] == "LLM_SUCCESS"
+    assert listener.do(_metadata, cluster_id=2) == {2: b"client"}
+
+
 def _mix() -> Any:
     from datadist import LLMRole
 
@@ -124,8 +151,6 @@ def _mix() -> Any:
 
 
 def _metadata_when(here: Here, cluster: int, wanted: bytes) -> dict[int, bytes]:
-    import time
-
     deadline = time.monotonic() + nodes.SECONDS
     while True:
         found = here.live.link_metadata(cluster_id=cluster)
