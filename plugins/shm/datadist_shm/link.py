@@ -47,6 +47,7 @@ from datadist_shm.memory import (
     PoolRegion,
     UserRegion,
     descriptor_for_peer,
+    file_of,
 )
 from datadist_shm.offer import OfferData, RegionOffer, check_descriptor, keeps_pages, parse_offer
 from datadist_shm.options import Options
@@ -60,6 +61,8 @@ ABORT, PAGEMAP = 0, 7
 """Places of the abort flag, and of the peer's pagemap, in what native code knows of a path."""
 AT_ONCE = 4096
 """Bytes of an offer that are read in some ten microseconds."""
+AT_ONCE_FDS = 8
+"""Descriptors of an offer that are mapped in some hundred microseconds."""
 CLOSE_SECONDS = 2.0
 FENCE_SECONDS = 1.0
 LOOK_SECONDS = 0.001
@@ -124,9 +127,9 @@ class _Path:
         self.native.append(len(pools))
         for pool in pools:
             self.native.extend((pool.address, pool.size))
-        self.keepers: list[object] = [pool.keeper for pool in pools]
-        """What keeps memory mapped that a transfer uses."""
-        self.keys: list[tuple[str, int, bool]] = []
+        self.pools = [pool.keeper for pool in pools]
+        self.keepers: list[PeerMapping] = []
+        """These two keep memory mapped that a transfer uses: ours, and the peer's."""
         self.writable = False
         self.fence: Mapping | None = None
         self.open = False
@@ -142,6 +145,11 @@ class _Path:
 
     def leave(self) -> None:
         """See :mod:`datadist_shm.forking`."""
+        self.detach()
+        self.pools = []
+
+    def detach(self) -> None:
+        """Undo what was attached, also in part."""
         self.open = False
         self.keepers, self.fence = [], None
         pagemap, self.native[PAGEMAP] = self.native[PAGEMAP], -1
@@ -218,13 +226,14 @@ class ShmLink(Link):
                 if self._closed or path.open:
                     state = "this link is closed" if self._closed else "it was attached before"
                     raise LinkError(f"cannot attach rank {rank}: {state}", rank)
+                path.detach()  # what an attempt to do it at once has left
                 try:
                     self._attach(rank, path, data, offer.fds)
                     path.open = True
                 finally:
                     closed = self._closed
                     if closed and path.ends_by(time.monotonic() + CLOSE_SECONDS):
-                        self._detach(path)  # `close` did not wait for so long
+                        path.leave()  # `close` did not wait for so long
                 if closed:
                     raise LinkError(f"cannot attach rank {rank}: this link was closed", rank)
         except OSError as error:
@@ -236,9 +245,14 @@ class ShmLink(Link):
         self._check_filling()
 
     def attach_at_once(self, rank: int, offer: Offer) -> bool:
-        """Small offers of nothing but pools: a process may keep us waiting who looks at its memory."""
+        """Small offers of nothing but pools: a process may keep us waiting who looks at its memory.
+
+        What was mapped of one that is not taken is left to :meth:`attach` and :meth:`close`, since to
+        undo that may take longer.
+        """
         path = self._paths[rank]
-        if len(offer.data) > AT_ONCE or not path.lock.acquire(blocking=False):
+        small = len(offer.data) <= AT_ONCE and len(offer.fds) <= AT_ONCE_FDS
+        if not small or not path.lock.acquire(blocking=False):
             return False
         try:
             return self._try_to_attach(rank, path, offer)
@@ -257,10 +271,9 @@ class ShmLink(Link):
             self._attach(rank, path, data, offer.fds)
         except (LinkError, OSError, MemoryError) as error:
             log.debug("rank %d is attached by a worker: %s", rank, error)
-            self._detach(path)
             return False
         path.open = True
-        for fd in offer.fds:  # of memory that is mapped by now, so that this does not take long
+        for fd in offer.fds:  # each of memory that is mapped here, so that this frees nothing
             os.close(fd)
         return True
 
@@ -315,10 +328,9 @@ class ShmLink(Link):
         check_descriptor(rank, fd, region.size)
         key = (path.peer.incarnation, region.id, writable)
         mapping = self._mappings.take(key, lambda: self._map_anew(fd, region, writable))
-        path.keys.append(key)
         path.keepers.append(mapping)
-        if mapping.size != region.size:
-            raise LinkError(f"rank {rank} changed the size of region {region.id}", rank)
+        if mapping.file != file_of(fd):
+            raise LinkError(f"rank {rank} changed the memory of region {region.id}", rank)
         return mapping.address, mapping.pages
 
     def _map_anew(self, fd: int, region: RegionOffer, writable: bool) -> PeerMapping:
@@ -429,17 +441,8 @@ class ShmLink(Link):
             )
         possible_writers = self._revoke()
         for path in ended:
-            self._detach(path)
+            path.leave()
         return possible_writers
-
-    def _detach(self, path: _Path) -> None:
-        path.open = False
-        for key in path.keys:
-            self._mappings.give_back(key)
-        path.keys, path.keepers, path.fence = [], [], None
-        pagemap, path.native[PAGEMAP] = path.native[PAGEMAP], -1
-        if pagemap >= 0:
-            os.close(pagemap)
 
     def _revoke(self) -> frozenset[int]:
         """Ranks that may still be writing our memory."""
@@ -479,7 +482,7 @@ def _stop_new_transfers(path: _Path, deadline: float) -> bool:
 
 def _note_flight(error: BaseException, flight: object, path: _Path) -> None:
     """Let an exception say what goes on, also one of the caller's; while the path is not closed."""
-    error.in_flight = Unsettled.of(flight, [*path.keepers, path.fence])  # type: ignore[attr-defined]
+    error.in_flight = Unsettled.of(flight, [*path.pools, *path.keepers, path.fence])  # type: ignore[attr-defined]
 
 
 def _gone(peer: Peer) -> bool:

@@ -59,6 +59,7 @@ class PeerMapping:
     def __init__(
         self, fd: int, size: int, writable: bool, huge: bool, stays: bool, search: bool = False
     ) -> None:
+        self.file = file_of(fd)
         self.pages, self.address = _native.map_peer(fd, size, writable, huge, stays, search)
         self.size = size
         weakref.finalize(self, _native.unmap_peer, self.pages).atexit = False
@@ -67,6 +68,12 @@ class PeerMapping:
     def leave(self) -> None:
         """See :mod:`datadist_shm.forking`."""
         _native.leave_peer(self.pages)
+
+
+def file_of(fd: int) -> tuple[int, int]:
+    """What tells apart the files that are open."""
+    file = os.fstat(fd)
+    return file.st_dev, file.st_ino
 
 
 class PoolRegion(Region):
@@ -314,41 +321,27 @@ def permit_access(allowed: bool) -> None:
         )
 
 
-class _Shared:
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.users = 0
-        self.mapping: PeerMapping | None = None
-
-
 class PeerMappings:
-    """Mappings of peers' memory, one per region however many links use it."""
+    """Mappings of peers' memory, one per region however many links use it.
+
+    Each is undone with the last reference. There is no lock: a thread that serves all links asks, too,
+    and a handler of a signal may keep the holder of a lock for long.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._shared: dict[tuple[str, int, bool], _Shared] = {}
+        self._known: dict[tuple[str, int, bool], weakref.ref[PeerMapping]] = {}
 
     def take(self, key: tuple[str, int, bool], make: Callable[[], PeerMapping]) -> PeerMapping:
-        """The mapping of ``key``, made once; each take needs a :meth:`give_back`."""
-        with self._lock:
-            shared = self._shared.setdefault(key, _Shared())
-            shared.users += 1
-        try:
-            with shared.lock:  # a second link waits here while the first one maps
-                if shared.mapping is None:
-                    shared.mapping = make()
-                return shared.mapping
-        except BaseException:
-            self.give_back(key)
-            raise
+        """The mapping of ``key``, made where there is none; two threads at once may make two."""
+        known = self._known.get(key)
+        mapping = None if known is None else known()
+        if mapping is None:
+            mapping = make()
+            self._known = {**self._living(), key: weakref.ref(mapping)}
+        return mapping
 
-    def give_back(self, key: tuple[str, int, bool]) -> None:
-        """Undo one take; the last one unmaps."""
-        with self._lock:
-            shared = self._shared[key]
-            shared.users -= 1
-            if shared.users == 0:
-                del self._shared[key]
+    def _living(self) -> dict[tuple[str, int, bool], weakref.ref[PeerMapping]]:
+        return {key: known for key, known in self._known.items() if known() is not None}
 
     def __len__(self) -> int:
-        return len(self._shared)
+        return len(self._living())

@@ -55,10 +55,10 @@ int is_refused(int error)
 
 int unmap(char *address, size_t size)
 {
-    int failed = 0;
-    for (size_t at = 0; at < size && !failed; at += UNMAP_STEP)
-        failed = munmap(address + at, size - at < UNMAP_STEP ? size - at : UNMAP_STEP);
-    return failed;
+    size_t at = 0;
+    while (size - at > UNMAP_STEP && munmap(address + at, UNMAP_STEP) == 0)
+        at += UNMAP_STEP;
+    return munmap(address + at, size - at); /* the last step, or all where pages are larger than a step */
 }
 
 static int populate_step(char *address, size_t size)

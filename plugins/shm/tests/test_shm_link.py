@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import gc
 import json
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from datadist_shm import ShmTransport
-from datadist_shm.link import ShmLink
+from datadist_shm.link import AT_ONCE_FDS, ShmLink, Unsettled, _note_flight
 from datadist_shm.memory import PeerMapping
 from datadist_shm.offer import OfferData, RegionOffer
 from numpy.typing import NDArray
@@ -360,6 +361,82 @@ def test_an_offer_of_a_pool_is_taken_at_once(reading: Pair) -> None:
     link.close()
 
 
+def _many(count: int) -> Offer:
+    """Of so many regions, each a page of its own."""
+    fds = [create("datadist-many") for _ in range(count)]
+    for fd in fds:
+        os.truncate(fd, 4096)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, RESIZE_SEALS)
+    regions = [
+        RegionOffer(id=50 + place, address=(place + 1) << 20, size=4096, fd=place)
+        for place in range(count)
+    ]
+    data = OfferData(writable=False, regions=regions, fence=None)
+    return Offer(data.model_dump_json().encode(), fds)
+
+
+def test_offers_of_many_descriptors_are_left_to_a_worker(reading: Pair) -> None:
+    group = _group(0, reading.pid, reading.pidfd, "many")
+    for count in (AT_ONCE_FDS, AT_ONCE_FDS + 1):
+        link, offer = reading.transport.open(group, [reading.region], Access.READ), _many(count)
+        at_once = link.attach_at_once(1, offer)
+        assert at_once == (count == AT_ONCE_FDS)
+        if not at_once:
+            link.attach(1, offer)
+        link.close()
+
+
+def test_what_was_mapped_of_an_offer_that_is_not_taken_goes_with_the_link(reading: Pair) -> None:
+    group = _group(0, reading.pid, reading.pidfd, "in part")
+    link = reading.transport.open(group, [reading.region], Access.READ)
+    before, offer = len(reading.transport._mappings), _many(3)
+    with open(os.devnull) as null:
+        os.dup2(null.fileno(), offer.fds[2])
+    assert not link.attach_at_once(1, offer)
+    for fd in offer.fds:
+        os.close(fd)
+    link.close()
+    assert len(reading.transport._mappings) == before
+
+
+def test_other_memory_under_a_known_id_is_refused(reading: Pair) -> None:
+    """If the descriptor were closed at once, as the last one, all its pages would be freed there."""
+    group = _group(0, reading.pid, reading.pidfd, "other")
+    link = reading.transport.open(group, [reading.region], Access.READ)
+    fd = create("datadist-other")
+    os.truncate(fd, SIZE)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, RESIZE_SEALS)
+    offer = Offer(reading.data, [fd])
+    assert not link.attach_at_once(1, offer)
+    assert os.fstat(fd).st_size == SIZE
+    with pytest.raises(LinkError, match="rank 1 changed the memory of region"):
+        link.attach(1, offer)
+    link.close()
+
+
+def test_a_transfer_that_goes_on_keeps_our_memory_where_attaching_at_once_failed(
+    reading: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = _group(0, reading.pid, reading.pidfd, "again")
+    reading.links[0].close()
+    link = reading.transport.open(group, [reading.region], Access.READ)
+    offer = Offer(reading.data, [os.dup(reading.fds[0])])
+
+    def fail(*args: Any) -> PeerMapping:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShmLink, "_map_anew", fail)
+        assert not link.attach_at_once(1, offer)
+    link.attach(1, offer)
+    error = TransferTimeout("not complete", link_usable=True)
+    _note_flight(error, object(), link._paths[1])
+    assert isinstance(error.in_flight, Unsettled)
+    assert reading.region.keeper in error.in_flight._keepers
+    error.in_flight._all.discard(error.in_flight)
+    link.close()
+
+
 def test_what_may_wait_is_not_attached_at_once(reading: Pair) -> None:
     """Registered memory, for which the kernel looks at the peer, and descriptors that are no memory."""
     group = _group(0, reading.pid, reading.pidfd, "later")
@@ -554,9 +631,7 @@ def test_pages_that_a_peer_has_made_are_mapped_soon_after_the_link_is_ready() ->
         group = _group(0, pair.pid, pair.pidfd, "populated")
         link = pair.transport.open(group, [pair.region], Access.READ)
         link.attach(1, Offer(pair.data, [os.dup(pair.fds[0])]))
-        (shared,) = pair.transport._mappings._shared.values()
-        mapping = shared.mapping
-        assert mapping is not None
+        (mapping,) = link._paths[1].keepers
         least = LARGE - 4 * 65536  # the kernel passes over neighbours of a page that are locked
         until(lambda: _rss(mapping.address) > least, SOON)
         link.close()

@@ -272,23 +272,49 @@ def test_memory_that_cannot_be_read_and_written_is_refused(access: int, mode: st
     memory.check_user_memory(current_mappings(), first, 3 * page)
 
 
+class _Mapped:
+    """Stands for a mapping."""
+
+
 def test_a_peers_memory_is_mapped_once_and_forgotten_after_its_last_user() -> None:
-    mappings, key, made = memory.PeerMappings(), ("peer", 1, False), []
+    mappings, key = memory.PeerMappings(), ("peer", 1, False)
+    made: list[int] = []
 
     def fail() -> memory.PeerMapping:
         raise OSError(errno.ENOMEM, "no memory")
 
     def make() -> memory.PeerMapping:
-        made.append(cast("memory.PeerMapping", object()))
-        return made[-1]
+        mapping = cast("memory.PeerMapping", _Mapped())
+        made.append(id(mapping))
+        return mapping
 
     with pytest.raises(OSError, match="no memory"):
         mappings.take(key, fail)
-    assert len(mappings) == 0, "nobody has to give back what was not had"
-    for users in (1, 2):
-        assert [mappings.take(key, make) for _ in range(users)] == [made[-1]] * users
-        for left in range(users, 0, -1):
-            assert len(mappings) == 1, left
-            mappings.give_back(key)
+    assert len(mappings) == 0
+    for times in (1, 2):
+        users = [mappings.take(key, make) for _ in range(3)]
+        other = mappings.take(("peer", 2, False), make)
+        assert {id(user) for user in users} == {made[-2]}
+        assert (len(made), len(mappings)) == (2 * times, 2)
+        users.clear()
+        assert len(mappings) == 1
+        del other
         assert len(mappings) == 0
-    assert len(made) == 2
+
+
+def test_a_mapping_of_pages_as_large_as_itself_is_undone() -> None:
+    """Which a peer may offer, and which cannot be unmapped in parts."""
+    size, huge_1g = 1 << 30, 30 << 26
+    try:
+        fd = os.memfd_create("datadist-gigantic", os.MFD_CLOEXEC | os.MFD_HUGETLB | huge_1g)
+    except OSError:
+        pytest.skip("this machine has no huge pages for shared memory")
+    try:
+        os.ftruncate(fd, size)
+        mapping = memory.PeerMapping(fd, size, False, huge=True, stays=False)
+        address = f"{mapping.address:x}-"
+        assert address in Path("/proc/self/maps").read_text()
+        del mapping
+        assert address not in Path("/proc/self/maps").read_text()
+    finally:
+        os.close(fd)
