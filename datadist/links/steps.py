@@ -34,6 +34,8 @@ log = logging.getLogger("datadist.link")
 
 REGION_BYTES = 40
 """Of the id of a region in an offer."""
+FEW_REGIONS = 512
+"""A transport goes through so many, and a link hears of them, in some hundred microseconds."""
 
 
 class Steps:
@@ -85,7 +87,7 @@ class Steps:
             return
         self._send_offer_and_directory(domain, attempt)
         for rank in [r for r in attempt.offers if r not in attempt.attaching]:
-            if rank in attempt.offers:  # still: the one before it may have led to this as well
+            if rank in attempt.offers:  # still: one that fails ends the attempt
                 self._attach(domain, attempt, rank)
         if attempt.attached.issuperset(attempt.others) and not attempt.told_ready:
             if self._transport.capabilities.self_bootstrapping and not attempt.joined:
@@ -153,7 +155,7 @@ class Steps:
                 self._job(domain, attempt, stage, lambda: self._complete(attempt, link), finished)
 
         stage, regions = "opening the transport", list(exposed.values())
-        if self._transport.capabilities.opens_at_once:
+        if self._transport.capabilities.opens_at_once and len(regions) <= FEW_REGIONS:
             self._job(
                 domain, attempt, stage, lambda: self._open(attempt, group, regions), tell,
                 at_once=True,
@@ -260,10 +262,13 @@ class Steps:
             if view is not None:
                 answer(view, message)
 
+        def note() -> None:
+            attempt.attached.add(rank)
+            attempt.exposed[rank] = frozenset(message.regions)
+
         def attached(_: None) -> None:
             if not attempt.dead:
-                attempt.attached.add(rank)
-                attempt.exposed[rank] = frozenset(message.regions)
+                note()
                 self.advance(domain, attempt)
 
         stage = f"attaching the memory of rank {rank}"
@@ -273,9 +278,9 @@ class Steps:
             tell_peer()
             self.failed(domain, attempt, self._blame(stage, error))
             return
-        if done:
+        if done:  # what follows is up to our caller, which takes all steps that can be taken
             tell_peer()
-            attached(None)
+            note()
         else:
             self._job(
                 domain, attempt, stage, take, attached, owner=attempt.members[rank].incarnation

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from datadist_shm import ShmTransport
+from datadist_shm.link import ShmLink
 
-from datadist import CacheDesc, DataType, LinkEventKind, LLMException, RegisterMemStatus
+from datadist import (
+    CacheDesc,
+    DataType,
+    LinkEventKind,
+    LLMException,
+    LLMStatusCode,
+    RegisterMemStatus,
+)
 from tests import nodes
 from tests.forming import GOOD, PAIR, THREE, TOKEN, complete, form, rank_0, until_synced
 from tests.in_process_engine import Engine, Sent
@@ -54,6 +64,21 @@ def test_we_are_ready_once_all_members_are_attached_and_linked_once_all_are_read
     assert engine.api.query_register_mem_status(comm_id) is RegisterMemStatus.PREPARING
     assert other.say({"kind": "ready", "domain": TOKEN})
     engine.api.wait_link(comm_id)
+
+
+def test_members_join_once_however_their_offers_are_attached(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = engine.api._live(LLMStatusCode.LLM_FAILED).transport
+    joins = replace(transport.capabilities, self_bootstrapping=True)
+    monkeypatch.setattr(ShmTransport, "capabilities", joins)
+    joined: list[float] = []
+    monkeypatch.setattr(ShmLink, "join", lambda _link, timeout: joined.append(timeout))
+    first = rank_0(engine)
+    Sent(first, GOOD, TOKEN)
+    complete(engine, first)
+    _kinds_for_a_while(first)
+    assert len(joined) == 1
 
 
 @pytest.mark.parametrize("how", ["unlinked", "lost"])
