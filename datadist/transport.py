@@ -238,11 +238,12 @@ class Capabilities:
     core need not check for messages of the owner before and after each pull.
     """
     opens_at_once: bool = False
-    """Whether :meth:`Transport.connect`, :meth:`Transport.disconnect` and :meth:`Transport.open` take
-    some hundred microseconds at most, wait for nothing and start no thread of Python.
+    """Whether :meth:`Transport.connect`, :meth:`Transport.disconnect`, :meth:`Link.region_added` and
+    :meth:`Transport.open` take some hundred microseconds at most, wait for nothing and start no thread
+    of Python; the last one for some hundred regions.
 
-    Core then calls the first and the last of them on the control thread, which serves all links: to
-    hand them to a worker and back takes longer.
+    Core then calls all but the second on the control thread, which serves all links: to hand them to a
+    worker and back takes longer.
     """
     follows_addresses: bool = False
     """Whether peers reach what is mapped at an exposed address at the time of a transfer.
@@ -543,7 +544,8 @@ class Link(ABC):
         """A region was allocated or registered after this link was opened; before its first use.
 
         Called once per region, on the thread that registers, or at the end of the opening for
-        what came meanwhile; never beside another call of this method or :meth:`region_removed`.
+        what came meanwhile (then on the control thread where :attr:`Capabilities.opens_at_once` says
+        that this is quick); never beside another call of this method or :meth:`region_removed`.
         Transfers of this link may use it as local memory; peers do not reach it over this link.
         Local and quick; the base class does nothing. Raises :class:`RegistrationError`: the
         registration fails.

@@ -65,9 +65,10 @@ class Exclusive:
                 self._serve(NON_BLOCKING)
 
     def run_at_once(self, change: Callable[[], object]) -> bool:
-        """Make a change that waits for nobody; False where others are at it, or have changes to make.
+        """Make a change that waits for nobody, where nobody is at one or has asked for one.
 
-        Changes that others ask for meanwhile are left to them: nobody may :meth:`post` here.
+        False where that was not so, or is not so any more: the caller has :meth:`run` the change (once
+        more), and with it those that were asked for meanwhile, where waiting is possible.
         """
         held: list[bool] = []
         try:
@@ -82,7 +83,7 @@ class Exclusive:
         finally:
             if True in held:
                 self._lock.release()
-        return True
+        return not self._changes
 
     def do(self, change: Callable[[], object]) -> None:
         """Make a change now, once other threads have made theirs.

@@ -162,3 +162,11 @@ def test_a_change_at_once_waits_for_nobody() -> None:
     assert account.one == 1
     account.state.run(lambda: None)
     assert account.one == 2
+
+
+def test_a_change_at_once_leaves_what_its_thread_was_asked_for_meanwhile_to_another_call() -> None:
+    account = _Account()
+    assert not account.state.run_at_once(lambda: account.state.do(account.add)), "not all is done"
+    assert account.one == 0
+    account.state.run(lambda: None)
+    assert account.one == account.two == 1
