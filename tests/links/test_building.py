@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +65,26 @@ def test_we_are_ready_once_all_members_are_attached_and_linked_once_all_are_read
     assert engine.api.query_register_mem_status(comm_id) is RegisterMemStatus.PREPARING
     assert other.say({"kind": "ready", "domain": TOKEN})
     engine.api.wait_link(comm_id)
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_the_control_thread_opens_links_over_few_regions_only(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, few: bool
+) -> None:
+    reactor = engine.api._live(LLMStatusCode.LLM_FAILED)._reactor
+    real, on_control_thread = ShmTransport.open, []
+
+    def noted(*args: Any) -> ShmLink:
+        on_control_thread.append(reactor.is_current_thread())
+        return real(*args)
+
+    monkeypatch.setattr(ShmTransport, "open", noted)
+    if not few:
+        monkeypatch.setattr("datadist.links.steps.FEW_REGIONS", 0)
+    first = rank_0(engine)
+    Sent(first, GOOD, TOKEN)
+    complete(engine, first)
+    assert on_control_thread == [few]
 
 
 def test_members_join_once_however_their_offers_are_attached(
