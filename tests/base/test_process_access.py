@@ -39,7 +39,8 @@ def test_the_attempt_makes_no_page_of_the_owner() -> None:
     for _ in range(1000):
         assert try_access(os.getpid()) == try_access(os.getpid(), True) == 0
     after = Path("/proc/self/statm").read_text().split()[1]
-    assert abs(int(after) - int(before)) < 500  # pages; the interpreter's own
+    more = int(after) - int(before)
+    assert more < 500  # pages; the interpreter's own, and others may be given back
     memory.close()
 
 
