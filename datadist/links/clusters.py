@@ -366,7 +366,7 @@ class Clusters:
         self._release(pair)
         log.info("linked with cluster %d", pair.cluster)
         invalidate_routes(self._views, pair)
-        self._duplicates.on_linked(pair)
+        self._reactor.post(lambda: self._duplicates.on_linked(pair))  # nobody waits for it
         self._builder.note_ok(pair)
         pair.settled.set()
 
