@@ -157,8 +157,10 @@ def hold_copies(here: nodes.Here) -> None:
 
 def _noting(event: threading.Event, call: Callable[..., Any]) -> Callable[..., Any]:
     def noted(*args: Any) -> Any:
-        event.set()
-        return call(*args)
+        try:
+            return call(*args)
+        finally:
+            event.set()
 
     return noted
 
