@@ -112,7 +112,7 @@ def test_a_closed_host_leaves_nothing(kind: str) -> None:
     made.close()
     assert not any(folder.exists() for folder in folders)
     assert not any(folder.parent.exists() for folder in folders)
-    assert descriptors.count() <= before
+    assert descriptors.falls_to(before)
 
 
 @namespaces_needed
