@@ -17,7 +17,7 @@ BACKENDS = {
 
 LINK_SECONDS = 5
 """link_total_time of both members."""
-SYNC_SECONDS = 5
+SYNC_SECONDS = 10
 """sync_kv_timeout of both members."""
 
 FAULTS = {

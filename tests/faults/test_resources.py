@@ -145,6 +145,8 @@ def test_a_link_without_descriptors_fails_or_works_and_recovers(
     we.do(_lift, resource.RLIMIT_NOFILE)
     for node in linked:
         node.do(nodes.unlink, 1)
+    for node in (peer, we):
+        node.do(scenarios.give_time)
     nodes.link_pair(peer, we, "again")
     assert we.do(scenarios.pull_now)[0] == "OK"
     scenarios.check_moved(we, peer, "mid-pull", whole=True)
