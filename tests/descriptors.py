@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import time
 
-__all__ = ["count"]
+__all__ = ["count", "falls_to", "targets"]
+
+SECONDS = 20.0
 
 
 def count() -> int:
-    """How many are open, once what earlier tests have left was collected.
-
-    Threads of theirs may close some yet: compare with ``<=``.
-    """
+    """How many are open, once what earlier tests have left was collected."""
     gc.collect()
     return len(os.listdir("/proc/self/fd"))
+
+
+def falls_to(number: int) -> bool:
+    """Whether no more are left, in time: other threads may close some yet, also of earlier tests."""
+    deadline = time.monotonic() + SECONDS
+    while count() > number:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def targets(pid: int | str = "self") -> list[str]:
+    """What the open ones of a process lead to; others may be closed meanwhile."""
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return found

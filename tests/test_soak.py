@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,16 +181,27 @@ def test_growth_is_seen_through_wobbling(name: str) -> None:
 
 
 def test_usage_counts_what_a_process_has() -> None:
-    gc.collect()  # what earlier tests left may close descriptors at any moment
-    before = usage(os.getpid())
     reader, writer = os.pipe()
-    after = usage(os.getpid())
-    os.close(reader)
-    os.close(writer)
-    assert after.descriptors == before.descriptors + 2
-    assert after.resident > 1 << 20
-    assert after.threads >= 1
-    assert after.mappings > 10
+    try:
+        few, more = _usage_of_a_program(), _usage_of_a_program(reader, writer)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert more.descriptors == few.descriptors + 2
+    assert few.resident > 1 << 20
+    assert few.threads == 1
+    assert few.mappings > 10
+
+
+def _usage_of_a_program(*descriptors: int) -> Usage:
+    """Of one that does nothing, and has these descriptors besides its own."""
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; print('up', flush=True); sys.stdin.read()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=descriptors,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        return usage(process.pid)
 
 
 class _KilledInStep(World):

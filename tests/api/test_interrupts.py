@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +20,7 @@ from datadist import (
     LLMRole,
     TransferWithCacheKeyConfig,
 )
-from tests import interrupts, nodes
+from tests import descriptors, interrupts, nodes, tasks
 from tests.nodes import Node
 from tests.waiting import until
 
@@ -52,7 +50,11 @@ KINDS = (interrupts.Interrupt, KeyboardInterrupt, SoftLimit, Late, Wrong)
 
 
 def _use() -> tuple[int, int]:
-    return len(os.listdir("/proc/self/fd")), threading.active_count()
+    return descriptors.count(), tasks.count()
+
+
+def _nothing_is_left(used: tuple[int, int]) -> bool:
+    return descriptors.falls_to(used[0]) and tasks.falls_to(used[1])
 
 
 def _started(here: nodes.Here) -> LLMDataDist:
@@ -100,7 +102,7 @@ def _interrupt_unlink(here: nodes.Here) -> int:
         rounds += 1
         with suppress(LLMException):  # it has happened
             engine.unlink(ids[-1])
-        assert engine.stats()["links"] == [], where
+        until(lambda: engine.stats()["links"] == [], SECONDS, where)
         ids.append(engine.link("lonely", LONELY, nodes.table_for(LONELY)))
     return rounds
 
@@ -122,16 +124,15 @@ def _interrupt_init(here: nodes.Here, what: str, kind: type[BaseException]) -> i
         rounds += 1
         if rounds % 2 or what == "finalize":
             engine.finalize()
-            assert _use() <= used
+            assert _nothing_is_left(used)
             assert LLMDataDist.llm_engine_instance is None
         engine.init(options)
         engine.link("lonely", LONELY, nodes.table_for(LONELY))
         if what == "init":
             engine.finalize()
-            gc.collect()
-            assert _use() <= used
+            assert _nothing_is_left(used)
     engine.finalize()
-    assert _use() <= used
+    assert _nothing_is_left(used)
     return rounds
 
 

@@ -218,7 +218,7 @@ def test_a_claim_that_is_held_is_taken_once(claims: Claims) -> None:
     before = descriptors.count()
     for _ in range(3):
         assert claims.take() is None
-    assert descriptors.count() <= before
+    assert descriptors.falls_to(before)
 
 
 def _failing(number: int) -> Callable[..., None]:
@@ -267,4 +267,4 @@ def test_a_claim_that_is_not_had_leaves_no_descriptor(
         else:
             with pytest.raises(OSError, match="Input/output error"):
                 claims.take()
-    assert descriptors.count() <= before
+    assert descriptors.falls_to(before)

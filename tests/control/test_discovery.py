@@ -18,7 +18,7 @@ from datadist.control import discovery
 from datadist.control.account import Item
 from datadist.control.messages import MAX_FDS, MAX_FRAME, WIRE_VERSION
 from datadist.control.runtime_dir import Address
-from tests import nodes
+from tests import descriptors, nodes
 from tests.fuzz.templates import TOKEN
 from tests.in_process_engine import SECONDS, TABLE, Engine
 from tests.nodes import Node
@@ -252,7 +252,7 @@ def test_a_frame_may_be_so_large_and_no_larger(engine: Engine, over: int) -> Non
 def test_descriptors_that_nobody_asked_for_do_not_pile_up(engine: Engine) -> None:
     raw_peer = engine.raw_peer()
     assert raw_peer.hear("hello")
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors.count()
     frame = b'\0\0\0\x0f{"kind":"idle"}'
     fd = memory(4096)
     for _ in range(100):
@@ -261,7 +261,7 @@ def test_descriptors_that_nobody_asked_for_do_not_pile_up(engine: Engine) -> Non
     assert raw_peer.closed(5)
     assert engine.ended("it sent descriptors that no message names")
     os.close(fd)
-    assert len(os.listdir("/proc/self/fd")) < before + 32
+    assert descriptors.falls_to(before + 31)
     engine.works()
 
 

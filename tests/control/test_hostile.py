@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from datadist import CacheKeyByIdAndIndex, LLMException, LLMStatusCode
-from tests import nodes
+from tests import descriptors, nodes
 from tests.fuzz.seeds import SEEDS
 from tests.fuzz.templates import TOKEN
 from tests.in_process_engine import BASE, PAIR, SIZE, TABLE, Engine, entry_of, offer_of
@@ -181,7 +181,7 @@ class HostileMembers(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._place = tempfile.TemporaryDirectory(prefix="datadist-")
-        self._before = len(os.listdir("/proc/self/fd"))
+        self._before = descriptors.count()
         self.engine = Engine(Path(self._place.name))
         self.numbers = iter(range(1, 10_000))
         self.token = TOKEN
@@ -248,7 +248,7 @@ class HostileMembers(RuleBasedStateMachine):
         self.engine.close()
         self.engine.cache = None  # type: ignore[assignment]
         self._place.cleanup()
-        assert len(os.listdir("/proc/self/fd")) <= self._before
+        assert descriptors.falls_to(self._before)
 
 
 HostileMembers.TestCase.settings = settings(

@@ -18,7 +18,7 @@ from datadist import BlocksCacheKey
 from datadist.control import default_place
 from datadist.control.kernel import kernel_id
 from datadist.control.own_names import OwnNames
-from tests import nodes
+from tests import descriptors, nodes
 from tests.nodes import Node, RemoteError
 from tests.raw_peer import socket_of
 from tests.waiting import until
@@ -186,11 +186,11 @@ def test_an_engine_that_ends_leaves_nothing_though_names_were_made_again(
     node = start(1, listen_ip_info=f"127.0.0.1:{free_ports(1)[0]}")
     node.do(nodes.link, "pair", {1: 0, 2: 1})
     before = {path.name for path in place.iterdir()}
-    descriptors = node.do(_descriptors)
+    open_before = node.do(_descriptors)
     for _ in range(5):
         _remove(place, "everything")
         until(lambda: place.exists() and {path.name for path in place.iterdir()} == before)
-    assert node.do(_descriptors) <= descriptors + 3
+    assert node.do(_descriptors_fall_to, open_before + 3)
     node.do(nodes.finalize)
     assert list(place.iterdir()) == []
 
@@ -236,7 +236,11 @@ def _link_without_descriptors(here: nodes.Here, place: str) -> None:
 
 
 def _descriptors(_here: nodes.Here) -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return descriptors.count()
+
+
+def _descriptors_fall_to(_here: nodes.Here, number: int) -> bool:
+    return descriptors.falls_to(number)
 
 
 def test_a_directory_that_cannot_be_made_again_is_said_once(

@@ -81,7 +81,7 @@ def test_nothing_is_left_open(reactor: Reactor) -> None:
         server.close()
         assert is_closed(proved)
         assert is_closed(silent)
-    assert descriptors.count() <= before
+    assert descriptors.falls_to(before)
 
 
 class _Program:

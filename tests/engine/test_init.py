@@ -20,6 +20,7 @@ from datadist.links import building
 from tests import nodes
 from tests.faults import scenarios
 from tests.nodes import MIB, Node
+from tests.waiting import until
 
 Start = Callable[..., Node]
 OPTIONS = {"llm.EnableCacheManager": "1", "llm.MemPoolConfig": '{"memory_size": 1048576}'}
@@ -38,7 +39,7 @@ def test_threads_do_not_start_two_engines(
     with pair[0]:
         assert _init_at_once(pair[:1] * 3) == ["ready"] * 3
         assert _control_threads() == 1
-    assert _control_threads() == 0
+    until(lambda: _control_threads() == 0)
 
 
 def _init_at_once(engines: list[LLMDataDist]) -> list[str]:
@@ -63,7 +64,12 @@ def _init_at_once(engines: list[LLMDataDist]) -> list[str]:
 
 
 def _control_threads() -> int:
-    return sum(thread.name == "datadist-control" for thread in threading.enumerate())
+    return _threads().count("datadist-control")
+
+
+def _threads() -> list[str]:
+    """Those of engines."""
+    return [each.name for each in threading.enumerate() if each.name.startswith("datadist")]
 
 
 def test_a_child_forked_while_an_engine_starts_has_its_own(start_node: Start) -> None:
@@ -126,26 +132,30 @@ def _finalize_during_unlink(here: nodes.Here, comm_id: int, who: str) -> tuple[l
     scenarios.slow_down(here)
     scenarios.begin(here, "mid-pull")
     scenarios.PAUSE = 1.0
+    scenarios.go_on(here)
+    links = engine._live(LLMStatusCode.LLM_FAILED)._links
 
     def finalize(*_: object) -> None:
         started = time.monotonic()
         engine.finalize()
         took.append(time.monotonic() - started)
 
+    def strike() -> None:
+        until(lambda: not links.domains, what="unlink has not begun")
+        os.kill(os.getpid(), signal.SIGUSR1)
+
     started = time.monotonic()
     if who == "signal handler":
         signal.signal(signal.SIGUSR1, finalize)
-        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        threading.Thread(target=strike).start()
         engine.unlink(comm_id)
     else:
         thread = threading.Thread(target=engine.unlink, args=(comm_id,))
         thread.start()
-        time.sleep(0.2)
+        until(lambda: not links.domains, what="unlink has not begun")
         finalize()
         thread.join()
-    while any(each.name.startswith("datadist") for each in threading.enumerate()):
-        assert time.monotonic() - started < 30
-        time.sleep(0.01)
+    until(lambda: not _threads())
     return took, time.monotonic() - started
 
 
@@ -172,13 +182,20 @@ def _finalize_during_pull(here: nodes.Here) -> tuple[str, float, float]:
     scenarios.PAUSE = 1.0
     scenarios.slow_down(here)
     signal.signal(signal.SIGUSR1, lambda *_: engine.finalize())
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+
+    def strike() -> None:
+        until(lambda: here.any["slow"].pieces > 0)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    threading.Thread(target=strike).start()
     started = time.monotonic()
     status, ended, _ = scenarios.pull_now(here)
     engine.init(dict(OPTIONS))  # waits for what is left
     whole = time.monotonic() - started
-    ending = [each for each in threading.enumerate() if each.name == "datadist-finalize"]
-    assert len(ending) == 1, "the new engine's, which waits for finalize"
+    until(
+        lambda: _threads().count("datadist-finalize") == 1,
+        what="the new engine's, which waits for finalize",
+    )
     return status, ended - started, whole
 
 
@@ -199,12 +216,14 @@ def test_a_control_thread_that_hangs_keeps_nothing_open(
     engine = LLMDataDist(LLMRole.MIX, 1)
     engine.init(dict(OPTIONS))
     inner = engine._live(LLMStatusCode.LLM_FAILED)
-    inner._reactor.post(lambda: time.sleep(1.5))
+    hangs = threading.Event()
+    inner._reactor.post(lambda: hangs.wait(nodes.SECONDS))
     with pytest.raises(LLMException, match="control thread") as caught:
         engine.unlink_clusters([nodes.cluster_info(2, 1)])
     assert caught.value.status_code is LLMStatusCode.LLM_FAILED
+    threading.Timer(1.0, hangs.set).start()
     engine.finalize()
-    assert not [t.name for t in threading.enumerate() if t.name.startswith("datadist")]
+    until(lambda: not _threads())
     del inner
     gc.collect()  # which warns of descriptors that were left open
     engine.init(dict(OPTIONS))

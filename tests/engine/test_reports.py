@@ -11,7 +11,7 @@ import pytest
 from datadist.control import discovery
 from datadist.engine import reports
 from tests import nodes
-from tests.in_process_engine import PAIR, Engine
+from tests.in_process_engine import PAIR, SECONDS, Engine
 from tests.raw_peer import RawPeer
 
 
@@ -39,11 +39,11 @@ def test_a_report_says_what_the_engine_is(engine: Engine) -> None:
 
 
 def test_who_asks_has_no_session(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery, "HANDSHAKE_SECONDS", 0.5)
+    monkeypatch.setattr(discovery, "HANDSHAKE_SECONDS", 3.0)
     peer = engine.raw_peer(hello=False)
     for _ in range(3):
         assert _ask(peer)["cluster_id"] == 1
-    assert peer.closed(10)
+    assert peer.closed(SECONDS)
     assert engine.ended("it did not say hello in time"), engine.ends()
 
 
@@ -61,6 +61,6 @@ def test_a_report_that_fails_ends_that_connection_only(
     monkeypatch.setattr(reports, "own_program", lambda: 1 // 0)
     peer = engine.raw_peer(hello=False)
     peer.say({"kind": "ask_report"})
-    assert peer.closed(10)
+    assert peer.closed(SECONDS)
     assert any("a report could not be made" in line for line in engine.log)
     engine.works()

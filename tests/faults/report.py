@@ -90,8 +90,8 @@ def main() -> int:
     before, _, rest = DOCUMENT.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     settings = (
-        f"`link_total_time` is {LINK_SECONDS} s and `sync_kv_timeout` {SYNC_SECONDS} s in "
-        "these tests."
+        f"`link_total_time` is {LINK_SECONDS} s where the link fails, and `sync_kv_timeout` is "
+        f"{SYNC_SECONDS} s in these tests."
     )
     middle = "\n".join([BEGIN, *explanations(), "", settings, "", *table(measured), END])
     DOCUMENT.write_text(before + middle + after)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,14 @@ from datadist.control.tcp import Authentication
 from datadist.transport import TransferTimeout
 from tests import nodes, torn
 from tests.nodes import Node
+from tests.waiting import until
 
 PIECE = 32 << 10
 PAUSE = 0.005
 TENSORS, SHAPE, SLOT = 4, [3, 128 << 10], 1
 """A cache of 6 MiB; the slot that moves, between two that do not, takes a slowed link 64 pieces."""
+BEFORE_HOLD = 10
+"""Pieces of a transfer that is held in its middle."""
 BYTE_PAUSE = 0.0005
 
 
@@ -40,9 +44,16 @@ class SlowLink:
     def __init__(self, link: Any) -> None:
         self._link = link
         self.pieces = 0
+        self.held, self.go_on = threading.Event(), threading.Event()
+        """Set where a transfer that :func:`begin` began has come, and may go on."""
+        self._hold_at = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._link, name)
+
+    def hold(self) -> None:
+        """Have the next transfer wait in its middle."""
+        self._hold_at = self.pieces + BEFORE_HOLD
 
     def read(self, rank: int, local: Any, remote: Any, length: Any, timeout: float) -> None:
         """As the link's, slowly."""
@@ -70,6 +81,9 @@ class SlowLink:
                     raise TransferTimeout("the wire is too slow", link_usable=True)
                 move(rank, *[np.array([number], np.int64) for number in piece], left)
                 self.pieces += 1
+                if self.pieces == self._hold_at:
+                    self.held.set()
+                    self.go_on.wait(nodes.SECONDS)
                 time.sleep(PAUSE)
 
 
@@ -176,7 +190,7 @@ def move(here: nodes.Here, moment: str) -> None:
 
 
 def begin(here: nodes.Here, moment: str) -> None:
-    """Start a transfer of that kind in a thread, and return in the middle of it."""
+    """Start a transfer of that kind in a thread; it waits in its middle until :func:`go_on`."""
 
     def run() -> None:
         try:
@@ -185,15 +199,19 @@ def begin(here: nodes.Here, moment: str) -> None:
         except Exception as error:
             here.any["outcome"] = (status_of(error), time.monotonic(), str(error))
 
+    slow: SlowLink = here.any["slow"]
+    slow.hold()
     here.any["thread"] = thread = threading.Thread(target=run)
     thread.start()
-    slow: SlowLink = here.any["slow"]
-    before = slow.pieces
-    deadline = time.monotonic() + nodes.SECONDS
-    while slow.pieces < before + 10 and thread.is_alive():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    assert thread.is_alive(), here.any["outcome"]
+    until(lambda: slow.held.is_set() or not thread.is_alive())
+    assert slow.held.is_set(), here.any["outcome"]
+
+
+def go_on(here: nodes.Here, comm_id: int | None = None) -> None:
+    """Let that transfer go on, once the link is known to have broken where it is given."""
+    if comm_id is not None:
+        until(lambda: here.live.link_error(comm_id) is not None)
+    here.any["slow"].go_on.set()
 
 
 def _send_layers(here: nodes.Here) -> None:
@@ -222,7 +240,12 @@ def status_of(error: BaseException) -> str:
 
 
 def outcome(here: nodes.Here, timeout: float = 30) -> tuple[str, float, str]:
-    """Status, time (CLOCK_MONOTONIC, which processes share) and text of what :func:`begin` began."""
+    """Status, time (CLOCK_MONOTONIC, which processes share) and text of what :func:`begin` began.
+
+    It goes on now at the latest.
+    """
+    if "slow" in here.any:
+        go_on(here)
     here.any["thread"].join(timeout)
     assert not here.any["thread"].is_alive(), "the transfer hangs"
     result: tuple[str, float, str] = here.any["outcome"]
@@ -231,11 +254,8 @@ def outcome(here: nodes.Here, timeout: float = 30) -> tuple[str, float, str]:
 
 def wait_until_broken(here: nodes.Here, comm_id: int) -> tuple[str, float, str]:
     """Wait for link_error; then the status of a pull, and when the error was there."""
-    deadline = time.monotonic() + 30
-    while (reason := here.live.link_error(comm_id)) is None:
-        assert time.monotonic() < deadline, "the fault was not noticed"
-        time.sleep(0.001)
-    noticed = time.monotonic()
+    until(lambda: here.live.link_error(comm_id) is not None, what="the fault was not noticed")
+    noticed, reason = time.monotonic(), str(here.live.link_error(comm_id))
     assert here.live.query_register_mem_status(comm_id).name == "OK"
     try:
         nodes.pull_cache(here, CacheKeyByIdAndIndex(1, 1, SLOT), "c", SLOT)
@@ -309,15 +329,19 @@ def await_loss(here: nodes.Here) -> None:
     """Wait until it has noticed that the control connection is lost."""
     engine = here.live._engine
     assert engine is not None
-    deadline = time.monotonic() + 20
-    while engine.views:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    until(lambda: not engine.views)
 
 
 def await_attaching(here: nodes.Here) -> None:
     """Wait until it is held there."""
-    assert here.any["attaching"].wait(20)
+    assert here.any["attaching"].wait(nodes.SECONDS)
+
+
+def give_time(here: nodes.Here) -> None:
+    """Have links to come fail late only: those that must not, on a crowded machine."""
+    engine = here.live._engine
+    assert engine is not None
+    engine.options = replace(engine.options, link_total_time=nodes.SECONDS)
 
 
 def exit_now(here: nodes.Here) -> None:

@@ -60,6 +60,7 @@ def _interrupted(here: nodes.Here, what: str, comm_id: int) -> str:
         else:
             scenarios.slow_down(here)
             scenarios.move(here, what)
+        timer.join()
         time.sleep(1)
     except KeyboardInterrupt:
         return "interrupted"
@@ -130,7 +131,13 @@ def test_an_interrupted_finalize_can_be_called_again(start_node: Start) -> None:
 
 
 def _threads_of_engines(_here: nodes.Here) -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("datadist")]
+    """Those that are left, once there was time to end."""
+    deadline = time.monotonic() + nodes.SECONDS
+    while left := [t.name for t in threading.enumerate() if t.name.startswith("datadist")]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.001)
+    return left
 
 
 # -- fork ------------------------------------------------------------------------------------

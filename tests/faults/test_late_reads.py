@@ -169,7 +169,7 @@ LATE = 0.6
 
 def _held(start: Start) -> tuple[Node, Node]:
     """An owner of registered cache 1 and of cache 2 from its pool, and a puller that is held."""
-    owner, puller = start(1), start(2, sync_kv_timeout=3000)
+    owner, puller = start(1), start(2, sync_kv_timeout=6000)
     for label, memory in (("c", "numpy"), ("pooled", "pool")):
         owner.do(nodes.make, label, "cache", [1, 64], 1, None, memory)
     puller.do(nodes.make, "mine", "cache", [1, 64], 1, None, "numpy")

@@ -28,6 +28,8 @@ from tests.nodes import MIB, Node
 Start = Callable[..., Node]
 Outcome = tuple[str, float, str]
 DURING = ("mid-pull", "mid-push", "mid-async")
+CROWDED = 4.0
+"""Seconds beyond the bound that a crowded machine may take; the time limits of the members are longer."""
 CASES = [(cell, backend) for cell in MATRIX for backend in BACKENDS if runs_on(cell, backend)]
 
 
@@ -67,7 +69,7 @@ def run_cell(start_node: Start, cell: Cell, on: Setting) -> tuple[str, float]:
         status, ended, text, struck = _linked(peer, we, cell, on, comm_id)
     assert status in cell.status.split(" or "), text
     assert any(said in text for said in cell.says.split(" or ")), text
-    assert ended - struck < cell.seconds
+    assert ended - struck < cell.seconds + CROWDED
     if cell.moment in DURING:
         _compare(peer, we, cell, status)
     _go_on(start_node, peer, we, cell, comm_id, on)
@@ -86,7 +88,7 @@ def _start(start: Start, clusters: Sequence[int], cell: Cell, on: Setting) -> li
             cluster,
             16 * MIB,
             transfer_backend=on.transport,
-            link_total_time=LINK_SECONDS,
+            link_total_time=LINK_SECONDS if cell.status == "FAILED" else int(nodes.SECONDS),
             sync_kv_timeout=SYNC_SECONDS * 1000,
             enable_remote_cache_accessible=cell.moment in ("mid-push", "mid-async"),
             **on.options,
@@ -120,6 +122,7 @@ def _linked(
         we.do(scenarios.slow_down)
         we.do(scenarios.begin, cell.moment)
         struck = _inject_fault(peer, cell, on)
+        we.do(scenarios.go_on, None if cell.status == "OK" else comm_id)
         return (*we.do(scenarios.outcome), struck)
     struck = _inject_fault(peer, cell, on)
     if cell.moment == "idle":
@@ -180,11 +183,13 @@ def _go_on(start: Start, peer: Node, we: Node, cell: Cell, comm_id: int, on: Set
         if cell.moment != "finalizing":
             we.do(nodes.finalize)
         return
+    we.do(scenarios.give_time)
     if cell.after == "relink":
         if cell.moment != "unlinking":
             we.do(nodes.unlink, comm_id)
         if cell.fault in ("killed", "exits", "finalizes"):
             (peer,) = _start(start, [1], cell, on)
+            peer.do(scenarios.give_time)
         elif cell.fault == "unlinks" and cell.moment not in DURING:
             peer.result()
         if cell.moment == "preparing" and cell.fault == "stopped":

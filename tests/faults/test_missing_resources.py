@@ -174,7 +174,8 @@ def test_init_with_few_threads(few_threads: Path, start_node: Start) -> None:
 
 
 def test_a_transfer_by_layers_with_few_threads(few_threads: Path, start_node: Start) -> None:
-    owner, we = start_node(1), start_node(2)
+    unfilled = {"DATADIST_SHM_POPULATE": "0"}  # no thread that makes pages ends in between
+    owner, we = start_node(1), start_node(2, unfilled)
     for node in (owner, we):
         node.do(nodes.make, "c", "cache", [1, 1024])
     nodes.link_pair(owner, we)

@@ -18,6 +18,9 @@ from tests.nodes import Here, Node, RemoteError
 FAR = 600_000
 """ms of a time limit that no test reaches."""
 SHORT = 300
+"""ms that are over before anything else happens."""
+ROOM = 2000
+"""ms that are over after the data was read."""
 MODES = pytest.mark.parametrize("one_sided", [False, True])
 
 
@@ -290,7 +293,7 @@ def test_the_question_after_the_read_has_what_is_left(start_node: Start, one_sid
     reader.do(grants.pull, [9], [0])  # the link is warm, and the cache known
     owner.pause()
     try:
-        status, text = reader.do(_outcome, token=token, timeout_in_millis=SHORT)
+        status, text = reader.do(_outcome, token=token, timeout_in_millis=ROOM)
         assert status == "LLM_TIMEOUT"
         assert "timeout_in_millis" in text
         assert "whether the grant lives" in text
@@ -308,13 +311,13 @@ def _pull_late(here: Here, **options: Any) -> tuple[str, str, int]:
     def read(*args: Any) -> Any:
         result = inner(*args)
         if not reads:
-            time.sleep(3 * SHORT / 1000)
+            time.sleep(1.5 * ROOM / 1000)
         reads.append(1)
         return result
 
     link.read = read
     try:
-        return (*_outcome(here, timeout_in_millis=SHORT, **options), len(reads))
+        return (*_outcome(here, timeout_in_millis=ROOM, **options), len(reads))
     finally:
         link.read = inner
 

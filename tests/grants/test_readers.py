@@ -106,7 +106,9 @@ def test_an_owner_that_leaves_during_a_read_ends_no_grant(
     start_node: Start, tmp_path: Any, leave: str, memory: str, one_sided: bool
 ) -> None:
     """Nobody can say then whether it lives: after an unlink it does."""
-    owner, reader = linked(start_node, memory=memory, enable_remote_cache_accessible=one_sided)
+    owner, reader = linked(
+        start_node, memory=memory, enable_remote_cache_accessible=one_sided, sync_kv_timeout=30_000
+    )
     token = owner.do(grants.grant)
     reader.do(_marks_until_left, tmp_path)
     reader.begin(_pull_slowly, "after", token=token)
@@ -247,10 +249,12 @@ def test_an_owner_that_is_killed_and_comes_again(start_node: Start) -> None:
 def test_a_stopped_owner_is_a_timeout_of_the_question_only(start_node: Start) -> None:
     owner, reader = linked(start_node, sync_kv_timeout=1000)
     token = owner.do(grants.grant)
+    for node in (reader, owner):
+        node.do(grants.settle)  # so that the reader knows the cache
     owner.pause()
     try:
         assert failed(reader) == "LLM_TIMEOUT"
-        reader.do(grants.pull, token=token)  # reads need no owner
+        reader.do(grants.pull, token=token, timeout_in_millis=30_000)  # reads need no owner
     finally:
         owner.resume()
     check(reader)

@@ -59,7 +59,7 @@ GRANTED = 77
 """A request whose blocks the peer grants."""
 ENDINGS = 50
 """So many interrupted calls, on average, come between two `finalize`."""
-REST_SECONDS = 10.0
+REST_SECONDS = 60.0
 LOGGING = logging.__file__
 PAGES = 2 * 2 * 4
 """Pages of the two caches that stay: 2 tensors of 16 KiB each."""

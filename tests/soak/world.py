@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests import nodes
 from tests.nodes import Node, RemoteError
 from tests.soak import interrupts, work
 from tests.soak.comparing import Compared, Difference, missing
@@ -218,7 +219,7 @@ class World:
         giver.node.do(work.hand_over, owner, giver.requests, giver.seed)
         arguments = (owner, giver.requests, giver.seed)
         self._moved("hand_over", puller, work.take_over, *arguments)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + nodes.SECONDS
         while (after := giver.node.do(work.pages_used)) != before and time.monotonic() < deadline:
             time.sleep(0.01)
         if after != before:

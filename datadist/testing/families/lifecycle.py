@@ -26,7 +26,7 @@ MANY_LINKS, FEW_LINKS = 100, 6
 IDLE_SECONDS = 1.5
 BUSY = 0.05
 """Part of one processor that many idle links may take more than one."""
-SETTLING_SECONDS = 10.0
+SETTLING_SECONDS = 20.0
 """So long threads and descriptors may take to go, times the scale; a busy machine needs some of it."""
 SLACK_MAPPINGS = ROUNDS // 2
 """Tolerance for the arenas of Python's allocator."""
@@ -196,11 +196,12 @@ def _check_leaks(processes: list[Process], once: Callable[[], None], scale: floa
 
 
 def _settled(process: Process, old: ResourceUsage, scale: float) -> ResourceUsage:
-    """What a process holds; threads and descriptors get the time to go."""
+    """What a process holds; what is only about to go gets the time for that."""
     end = time.monotonic() + SETTLING_SECONDS * scale
     while True:
         new: ResourceUsage = process.do(operations.resource_usage)
         quiet = new.descriptors <= old.descriptors and new.threads <= old.threads
+        quiet = quiet and new.mappings <= old.mappings + SLACK_MAPPINGS
         if quiet or time.monotonic() > end:
             return new
         time.sleep(0.05)

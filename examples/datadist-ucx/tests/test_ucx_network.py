@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,13 +44,23 @@ def transport() -> Iterator[UcxTransport]:
 
 
 def _listeners() -> list[str]:
-    """Local addresses, in the kernel's hexadecimal, on which anybody here listens."""
-    found = []
+    """Local addresses, in the kernel's hexadecimal, on which this process listens."""
+    own, found = _sockets(), []
     for table in ("tcp", "tcp6", "udp", "udp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
-            if fields[3] == LISTEN or table.startswith("udp"):
+            if fields[9] in own and (fields[3] == LISTEN or table.startswith("udp")):
                 found.append(fields[1].partition(":")[0])
+    return found
+
+
+def _sockets() -> set[str]:
+    """Sockets of this process, by inode."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{name}")
+            found.add(target.removeprefix("socket:[").removesuffix("]"))
     return found
 
 
@@ -62,6 +74,7 @@ def _open(
 
 
 def test_each_transport_listens_on_two_ports_of_loopback() -> None:
+    gc.collect()  # what earlier tests left listens no more
     before = _listeners()
     transport = UcxTransport(TransportOptions())
     links = [_open(transport, 0)[0] for _ in range(3)]
@@ -115,7 +128,7 @@ def _end_sessions(transport: UcxTransport) -> None:
 
 def test_a_transport_closes_its_descriptors_though_its_peer_is_connected() -> None:
     used = [_descriptors_after_closing() for _ in range(3)]
-    assert used[0] == used[2]
+    assert used[2] <= used[0]
 
 
 def _descriptors_after_closing() -> int:
@@ -126,6 +139,7 @@ def _descriptors_after_closing() -> int:
     asker.read(1, *[array("q", [n]) for n in (mine.address, theirs.address, 4096)], timeout=20)
     for end in (asker, owner, *transports):
         end.close()
+    gc.collect()
     return len(os.listdir("/proc/self/fd"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 
 PLUGIN = Path(__file__).parents[1]
 SECONDS = 300.0
+LEFT_SECONDS = 20.0
 OWN = ("PYTEST", "DATADIST_", "COV_", "COVERAGE_")
 """How variables of the outer run begin."""
 
@@ -20,6 +22,7 @@ OWN = ("PYTEST", "DATADIST_", "COV_", "COVERAGE_")
 class Ran:
     """What came of it."""
 
+    folder: Path
     status: int
     output: str
     outcomes: Mapping[str, str]
@@ -57,7 +60,31 @@ def run(folder: Path, *arguments: str, plugin: bool = True, **more: str) -> Ran:
                 outcomes[name] = outcome
                 texts[name] = texts.get(name, "") + (each.text or "")
         outcomes.setdefault(name, "passed")
-    return Ran(done.returncode, done.stdout, outcomes, texts)
+    return Ran(folder, done.returncode, done.stdout, outcomes, texts)
+
+
+def left_running(assignment: str) -> list[str]:
+    """Processes that were started with a variable, once there was time to end.
+
+    Helpers of multiprocessing end after the process that started them.
+    """
+    deadline = time.monotonic() + LEFT_SECONDS
+    while (found := _processes(assignment)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
+
+
+def _processes(assignment: str) -> list[str]:
+    found = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            try:
+                environment = (path / "environ").read_bytes().split(b"\0")
+                if assignment.encode() in environment:
+                    found.append((path / "cmdline").read_bytes().decode(errors="replace"))
+            except OSError:
+                continue
+    return found
 
 
 def write(folder: Path, text: str, ini: str = "") -> None:

@@ -6,23 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-from tests.inner_run import run
+from tests.inner_run import left_running, run
 
 SAMPLE = Path(__file__).parents[3] / "examples" / "serving"
-
-
-def _processes(assignment: str) -> list[str]:
-    """Processes with a variable in the environment that they were started with."""
-    found = []
-    for path in Path("/proc").iterdir():
-        if path.name.isdigit():
-            try:
-                environment = (path / "environ").read_bytes().split(b"\0")
-                if assignment.encode() in environment:
-                    found.append((path / "cmdline").read_bytes().decode(errors="replace"))
-            except OSError:
-                continue
-    return found
 
 
 def test_the_sample_passes_and_leaves_nothing(tmp_path: Path) -> None:
@@ -33,7 +19,7 @@ def test_the_sample_passes_and_leaves_nothing(tmp_path: Path) -> None:
     ran = run(folder, "-n", "4", "-p", "no:randomly", TMPDIR=str(temporary), SAMPLE=str(tmp_path))
     assert ran.status == 0, ran.output
     assert len(ran.names("passed")) == len(ran.outcomes) >= 9
-    assert _processes(f"SAMPLE={tmp_path}") == []
+    assert left_running(f"SAMPLE={tmp_path}") == []
     left = [path for path in temporary.iterdir() if not path.name.startswith("pytest-of-")]
     assert left == []
     assert not [name for name in os.listdir("/dev/shm") if name.startswith("pytest")]

@@ -30,6 +30,7 @@ from datadist import (
 )
 from tests import nodes
 from tests.nodes import Here, Node, RemoteError, pattern
+from tests.waiting import until
 
 Start = Callable[..., Node]
 MIB = 1 << 20
@@ -285,15 +286,16 @@ def test_a_peer_that_dies_while_hccl_meets_it_can_come_back(start_node: Start) -
     group[0].do(_delay_meeting, 60_000)
     group[0].begin(engines.link, engines.CONTRACT_TABLE)
     group[1].begin(engines.link, engines.CONTRACT_TABLE)
-    time.sleep(2)
+    time.sleep(2)  # it meets the other one by now, mostly
     group[0].kill()
     again = start_node()
     again.do(engines.paged_engine, 1, "hccl", BlocksCacheKey(1, 0))
     again.do(engines.link, engines.CONTRACT_TABLE)
     group[1].result()
     group[1].do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", engines.SOURCE, engines.TARGET)
-    time.sleep(12)  # the attempt with the dead process has ended by now
-    assert group[1].do(engines.live)["communicators"] == 1
+    until(
+        lambda: group[1].do(engines.live)["communicators"] == 1
+    )  # without that with the dead process
 
 
 def _delay_meeting(here: Here, ms: int) -> None:
@@ -308,7 +310,7 @@ def test_unlink_while_hccl_meets_the_peers(start_node: Start) -> None:
     for node in group:
         node.do(_stay_inside)
         node.do(_begin_link)
-    time.sleep(2)
+    until(lambda: group[1].do(_meetings) > 0)
     began = time.monotonic()
     group[1].do(nodes.unlink, 1)
     assert time.monotonic() - began < 30, "meeting takes a minute"
@@ -316,11 +318,15 @@ def test_unlink_while_hccl_meets_the_peers(start_node: Start) -> None:
     began = time.monotonic()
     group[1].do(nodes.finalize)
     assert time.monotonic() - began < 30, "meeting takes a minute"
-    deadline = time.monotonic() + 30
-    while group[1].do(engines.live)["contexts"] and time.monotonic() < deadline:
-        time.sleep(0.2)
+    until(lambda: not group[1].do(engines.live)["contexts"])
     left = group[1].do(engines.live)
     assert (left["communicators"], left["contexts"], left["registrations"]) == (0, 0, 0)
+
+
+def _meetings(here: Here) -> int:
+    """How often the library was asked to meet the peers."""
+    calls: int = here.any["framework"].sim.calls("HcclCommPrepare")
+    return calls
 
 
 def _stay_inside(here: Here) -> None:
@@ -335,9 +341,9 @@ def _begin_link(here: Here) -> None:
 
 
 def test_a_transfer_that_takes_too_long(start_node: Start) -> None:
-    _, two = _paged_pair(start_node, "hccl", sync_kv_timeout=300)
+    _, two = _paged_pair(start_node, "hccl", sync_kv_timeout=2000)
     two.do(_stick, True)
-    with pytest.raises(RemoteError, match=r"not complete after 0\.(3|29)") as caught:
+    with pytest.raises(RemoteError, match=r"not complete after (2|1\.[5-9])") as caught:
         two.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", engines.SOURCE, engines.TARGET)
     assert caught.value.status == "LLM_TIMEOUT"
     with pytest.raises(RemoteError, match="is still in flight") as caught:
@@ -354,7 +360,7 @@ def test_a_transfer_that_takes_too_long(start_node: Start) -> None:
 
 
 def _until_settled(node: Node) -> None:
-    """Pull until the transfer that went on is through: a time limit of 300 ms may be short for that."""
+    """Pull until the transfer that went on is through: a time limit of 2 s may be short for that."""
     deadline = time.monotonic() + 60
     while True:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +17,7 @@ from hccl_sim.ranks import MIB, Ranks
 from datadist.transport import Placement
 from tests import torn
 from tests.nodes import Here, RemoteError
+from tests.waiting import until
 
 Start = Callable[..., Ranks]
 
@@ -199,10 +202,10 @@ def test_attempts_to_meet_that_fail_are_repeated(start_ranks: Start, code: int) 
     group[0].do(ranks.move, "link", 1, ONE)
     group.close()
     group[0].do(partial(ranks.sim, last=99), "fault", "HcclCommPrepare", code)
-    group.open("never", seconds=2)
-    group[1].begin(ranks.join, "never", 2.0)
+    group.open("never", seconds=6)
+    group[1].begin(ranks.join, "never", 6.0)
     with pytest.raises(RemoteError, match=rf"returned {code} \("):
-        group[0].do(ranks.join, "never", 2.0)
+        group[0].do(ranks.join, "never", 6.0)
     with pytest.raises(RemoteError, match="did not link in time"):
         group[1].result()
     group[0].do(ranks.sim, "clear")
@@ -224,7 +227,7 @@ def test_a_rank_that_comes_late(start_ranks: Start) -> None:
 
 def test_a_rank_that_never_comes(start_ranks: Start) -> None:
     group = start_ranks().start()
-    group.open(seconds=3)
+    group.open(seconds=LONG)
     began = time.monotonic()
     with pytest.raises(RemoteError, match="did not link in time, or its rank table differs"):
         group[0].do(ranks.join, "link", 3.0)
@@ -264,7 +267,7 @@ def _close_while_joining(here: Here) -> tuple[float, str, dict[str, int]]:
 
     thread = threading.Thread(target=joining)
     thread.start()
-    time.sleep(0.3)
+    until(lambda: own.sim.calls("HcclCommPrepare") > 0)
     began = time.monotonic()
     link.close()
     took = time.monotonic() - began
@@ -447,26 +450,18 @@ def test_a_stuck_transfer_is_ended_from_another_thread(
 
 
 def _end_stuck(here: Here, end: str) -> tuple[str, str, float]:
-    import threading
 
     own = ranks.of(here)
     own.sim.tasks(stuck=True)
-    result: list[Any] = []
-
-    def moving() -> None:
-        result.extend(ranks.try_move(here, "link", 1, ONE, timeout=LONG))
-        result.append(time.monotonic())
-
-    thread = threading.Thread(target=moving)
-    thread.start()
-    time.sleep(0.3)
+    thread = ranks.begin_move(here, "link", 1, ONE, timeout=LONG)
     began = time.monotonic()
     if end == "abort":
         own.links["link"].abort(1)
     else:
         own.links.pop("link").close()
     thread.join(SOON)
-    return result[0], result[3], result[4] - began
+    kind, _, _, text = here.any["outcome"]
+    return kind, text, time.monotonic() - began
 
 
 def test_an_aborted_rank_leaves_the_others_usable(start_ranks: Start) -> None:
@@ -493,10 +488,9 @@ def test_a_peer_that_dies(start_ranks: Start, servers: int, code: int) -> None:
         else:
             group[0].do(partial(ranks.sim, stuck=True), "tasks")
             grace_seconds = 3.0 if code == 0 else 55.0
-            group[0].begin(partial(ranks.try_move, timeout=grace_seconds), "link", 1, ONE)
-            time.sleep(0.3)
-            group[1].kill()
+            group[0].begin(_move_while_it_dies, group[1].pid, grace_seconds)
             outcome = group[0].result()
+            group[1].kill()
         kind, usable, took, _ = outcome
         assert kind == ("TransferTimeout" if code == 0 and not idle else "PeerLost")
         assert took < SOON
@@ -507,6 +501,15 @@ def test_a_peer_that_dies(start_ranks: Start, servers: int, code: int) -> None:
         assert group[0].do(ranks.close_link, "link")[1] < SOON
         assert group[0].do(ranks.sim, "live") == quiet
         assert not any(group[0].do(ranks.finish).values())
+
+
+def _move_while_it_dies(here: Here, pid: int, timeout: float) -> tuple[str, bool, float, str]:
+    """Kill the peer once the library has a transfer with it; what came of that."""
+    thread = ranks.begin_move(here, "link", 1, ONE, timeout=timeout)
+    os.kill(pid, signal.SIGKILL)
+    thread.join()
+    outcome: tuple[str, bool, float, str] = here.any["outcome"]
+    return outcome
 
 
 def test_who_closes_a_link_finds_the_device_given_back_whoever_did_it(start_ranks: Start) -> None:
@@ -524,9 +527,7 @@ def _finish_while_moving(here: Here) -> dict[str, int]:
     from datadist_hccl.acl import Device
 
     own, drop = ranks.of(here), Device.drop
-    moving = threading.Thread(target=ranks.try_move, args=(here, "link", 1, ONE))
-    moving.start()
-    time.sleep(0.3)
+    moving = ranks.begin_move(here, "link", 1, ONE)
 
     def slow_drop(device: Device) -> None:
         if threading.current_thread() is not threading.main_thread():

@@ -6,7 +6,6 @@ import ctypes
 import json
 import os
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -221,11 +220,7 @@ def test_memory_that_is_freed_while_it_is_copied_is_noticed(start_ranks: StartRa
 def _free_under_a_copy(here: Here) -> str:
     own = ranks.of(here)
     own.sim.tasks(stuck=True)
-    moving = threading.Thread(
-        target=ranks.try_move, args=(here, "link", 1, [(0, 0, 64)]), kwargs={"timeout": 1.0}
-    )
-    moving.start()
-    time.sleep(0.5)
+    moving = ranks.begin_move(here, "link", 1, [(0, 0, 64)], timeout=3.0)
     own.sim.use_device()
     own.sim.free(own.regions["device"].address)
     moving.join()

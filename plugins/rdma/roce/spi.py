@@ -258,6 +258,16 @@ def resources(here: Here) -> tuple[int, int]:
     return len(os.listdir("/proc/self/fd")), threading.active_count()
 
 
+def falls_to(here: Here, before: tuple[int, int]) -> bool:
+    """Whether no more of them are left, in time: a thread may be about to end."""
+    deadline = time.monotonic() + 20
+    while any(now > then for now, then in zip(resources(here), before, strict=True)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
 def try_register(here: Here, address: int, size: int) -> str:
     """The text of the error of a registration that must fail."""
     from datadist.transport import RegistrationError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import threading
 import time
 from array import array
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from datadist.transport import (
     TransportOptions,
 )
 from tests.nodes import Here, Node
+from tests.waiting import until
 
 MIB = 1 << 20
 SIZE = 4 * MIB
@@ -200,6 +202,20 @@ def finish(here: Here) -> dict[str, int]:
     own.regions.clear()
     own.transport.close()
     return own.sim.live()
+
+
+def begin_move(here: Here, *args: Any, **kwargs: Any) -> threading.Thread:
+    """Start :func:`try_move` on a thread, and return when the library has the transfer."""
+    own, symbol = of(here), "aclrtSynchronizeStreamWithTimeout"
+    before = own.sim.calls(symbol)
+
+    def run() -> None:
+        here.any["outcome"] = try_move(here, *args, **kwargs)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    until(lambda: own.sim.calls(symbol) > before)
+    return thread
 
 
 class Ranks:

@@ -179,4 +179,4 @@ def test_closing_ends_all_and_leaves_nothing(two: Two) -> None:
     got = two.here().tobytes()
     two.owner.do(spi.close_link, "closing")
     assert two.here().tobytes() == got
-    assert two.mover.do(spi.resources) == before
+    assert two.mover.do(spi.falls_to, before)
