@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import gc
 import mmap
 import os
 import threading
@@ -81,13 +82,14 @@ def _memory_descriptors() -> list[str]:
 
 def test_release_ends_the_filling() -> None:
     transport = _transport()
-    before, native = {thread.name for thread in threading.enumerate()}, tasks.count()
+    before, native = set(threading.enumerate()), tasks.count()
     region = transport.allocate(1024 * MIB, Placement.HOST)
+    gc.collect()  # what earlier tests left is not what is released here
     held = _memory_descriptors()
     transport.release(region)  # at once: see test_shm_pages.py
-    assert {thread.name for thread in threading.enumerate()} == before
+    assert set(threading.enumerate()) <= before
     assert tasks.falls_to(native)
-    assert len(_memory_descriptors()) == len(held) - 1
+    assert len(_memory_descriptors()) <= len(held) - 1
 
 
 def test_more_than_there_is_is_refused_before_pages_are_made(
@@ -129,7 +131,7 @@ def test_a_failure_in_the_background_is_told_to_who_links(monkeypatch: pytest.Mo
     region = transport.allocate(MIB, Placement.HOST)
     assert isinstance(region, PoolRegion)
     with pytest.raises(RegistrationError, match="Cannot allocate memory"):
-        region.wait_filled(10)
+        region.wait_filled(60)
     assert not region.filled
     transport.release(region)
 
@@ -180,7 +182,7 @@ def test_huge_pages_of_this_machine() -> None:
     region = transport.allocate(3 * MIB, Placement.HOST)
     assert isinstance(region, PoolRegion)
     assert region.size == 4 * MIB
-    region.wait_filled(10)
+    region.wait_filled(60)
     assert ctypes.string_at(region.address, 16) == bytes(16)
     transport.release(region)
 
