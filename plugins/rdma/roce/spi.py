@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import threading
 import time
 from array import array
@@ -256,6 +257,17 @@ def resources(here: Here) -> tuple[int, int]:
     import os
 
     return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+
+def no_more(here: Here, before: tuple[int, int]) -> bool:
+    """Whether there are no more than before, in time: what earlier tests left may go meanwhile."""
+    deadline = time.monotonic() + 20
+    while any(now > then for now, then in zip(resources(here), before, strict=True)):
+        if time.monotonic() > deadline:
+            return False
+        gc.collect()
+        time.sleep(0.01)
+    return True
 
 
 def try_register(here: Here, address: int, size: int) -> str:

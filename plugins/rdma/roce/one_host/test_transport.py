@@ -20,7 +20,7 @@ from tests.nodes import Node, RemoteError
 SIZE = 4 * MIB
 DEAD_SECONDS = 0.47
 """4.096 us x 2^14 x 7: after this an adapter gives a silent peer up."""
-SLACK = 5.0
+SLACK = 15.0
 """For an emulated machine whose host is busy."""
 
 
@@ -240,7 +240,7 @@ def test_links_run_side_by_side(two: Two) -> None:
     before = two.mover.do(spi.resources)
     two.mover.do(spi.move_parallel, names, 1, "read", *two.vectors((0, 0, MIB)))
     assert (two.here()[:MIB] == DATA[:MIB]).all()
-    assert two.mover.do(spi.resources) == before
+    assert two.mover.do(spi.no_more, before)
     for name in names:
         two.mover.do(spi.close_link, name)
         two.owner.do(spi.close_link, name)
@@ -251,11 +251,11 @@ def test_links_take_no_descriptor_and_leave_nothing(two: Two) -> None:
     names = [f"many{n}" for n in range(30)]
     for name in names:
         spi.connect(two.mover, two.owner, name)
-    assert two.mover.do(spi.resources) == before
+    assert two.mover.do(spi.no_more, before)
     for name in names:
         two.mover.do(spi.close_link, name)
         two.owner.do(spi.close_link, name)
-    assert two.mover.do(spi.resources) == before
+    assert two.mover.do(spi.no_more, before)
 
 
 def test_offers_are_checked(two: Two) -> None:
