@@ -41,7 +41,7 @@ def test_a_stopped_engine_is_named_and_holds_nobody_up(start_node: Start, tmp_pa
     start_node(2, environ={"DATADIST_RUNTIME_DIR": str(place)})
     first.pause()
     try:
-        stopped, other = ask_engines(None, 3, place)
+        stopped, other = ask_engines(None, 10, place)  # which the other one does not need
     finally:
         first.resume()
     assert stopped.report is None
@@ -128,7 +128,7 @@ def test_who_talks_slowly_is_not_waited_for(tmp_path: Path) -> None:
     try:
         began = time.monotonic()
         (found,) = ask_engines(None, 1, tmp_path)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 45, "it would go on as long as somebody talks"
     finally:
         over.set()
         thread.join(30)
