@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from datadist_ucx.engine import UcxEngine
 from datadist.messaging import Arrived, Completed, Endpoint, EngineEvent, Lost
 from datadist.transport import TransportOptions
 
-SECONDS = 20
+SECONDS = 60
 SMALL, LARGE = 40, 2 << 20
 ROUNDS = 5
 
@@ -108,8 +109,9 @@ def test_little_is_left_of_peers_that_have_come_and_gone(
     for _ in range(ROUNDS):
         comes = _engine()
         _exchange(stays, comes)
+        gc.collect()  # what earlier tests left may close descriptors at any moment
         used.append(len(os.listdir("/proc/self/fd")))
-    assert used[1] == used[-1], used
+    assert used[-1] <= used[1], used
 
 
 def _exchange(stays: UcxEngine, comes: UcxEngine) -> None:

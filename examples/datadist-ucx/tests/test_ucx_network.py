@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from array import array
@@ -41,14 +42,14 @@ def transport() -> Iterator[UcxTransport]:
     transport.close()
 
 
-def _listeners() -> list[str]:
-    """Local addresses, in the kernel's hexadecimal, on which anybody here listens."""
-    found = []
+def _listeners() -> set[str]:
+    """Local addresses and ports, in the kernel's hexadecimal, on which anybody here listens."""
+    found = set()
     for table in ("tcp", "tcp6", "udp", "udp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == LISTEN or table.startswith("udp"):
-                found.append(fields[1].partition(":")[0])
+                found.add(fields[1])
     return found
 
 
@@ -65,11 +66,12 @@ def test_each_transport_listens_on_two_ports_of_loopback() -> None:
     before = _listeners()
     transport = UcxTransport(TransportOptions())
     links = [_open(transport, 0)[0] for _ in range(3)]
-    assert sorted(_listeners()) == sorted([*before, LOOPBACK, LOOPBACK])
+    new = _listeners() - before  # others may have ended meanwhile
+    assert [each.partition(":")[0] for each in new] == [LOOPBACK, LOOPBACK]
     for link in links:
         link.close()
     transport.close()
-    assert _listeners() == before
+    assert not new & _listeners()
 
 
 def test_who_does_not_know_the_secret_gets_nothing(transport: UcxTransport) -> None:
@@ -115,7 +117,7 @@ def _end_sessions(transport: UcxTransport) -> None:
 
 def test_a_transport_closes_its_descriptors_though_its_peer_is_connected() -> None:
     used = [_descriptors_after_closing() for _ in range(3)]
-    assert used[0] == used[2]
+    assert used[2] <= used[0]
 
 
 def _descriptors_after_closing() -> int:
@@ -126,6 +128,7 @@ def _descriptors_after_closing() -> int:
     asker.read(1, *[array("q", [n]) for n in (mine.address, theirs.address, 4096)], timeout=20)
     for end in (asker, owner, *transports):
         end.close()
+    gc.collect()  # what earlier tests left may close descriptors at any moment
     return len(os.listdir("/proc/self/fd"))
 
 
