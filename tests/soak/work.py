@@ -21,6 +21,8 @@ from tests.soak.comparing import Difference
 SLOTS, WIDTH, TENSORS = 4, 16 << 10, 4
 BLOCKS, BLOCK_WIDTH = 32, 1024
 GUARD = 61
+END_SECONDS = 10.0
+"""Threads may take so long to end after finalize, and what they close."""
 OWN, BLOCKS_OWN, INTO, BLOCKS_INTO, INBOX = 1, 2, 3, 4, 5
 """Cache ids, in the order in which they are made."""
 
@@ -199,6 +201,13 @@ def end(here: nodes.Here) -> dict[str, Any]:
     here.arrays.clear()
     here.caches.clear()
     here.live.finalize()
+    deadline = time.monotonic() + END_SECONDS
+    while any((left := _left(here)).values()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def _left(here: nodes.Here) -> dict[str, Any]:
     gc.collect()
     left = []
     for name in os.listdir("/proc/self/fd"):
