@@ -137,6 +137,35 @@ def test_who_talks_slowly_is_not_waited_for(tmp_path: Path) -> None:
     assert found.problem.startswith("no answer")
 
 
+def test_a_large_report_is_not_waited_for_after_those_that_never_come(tmp_path: Path) -> None:
+    """Its engine sends more when somebody has read what is there; two stopped ones are beside it."""
+    directory = RuntimeDir(tmp_path)
+    with ExitStack() as stack:
+        stack.callback(directory.close)
+        talking, *_ = (
+            stack.enter_context(directory.listen(Address(cluster, str(cluster) * 32)))
+            for cluster in (2, 1, 3)
+        )
+        frame = _frame({"kind": "report", "report": {"text": "x" * (8 << 20)}})
+
+        def talk() -> None:
+            talking.settimeout(30)
+            connection, _ = talking.accept()
+            with connection:
+                connection.settimeout(30)
+                for begin in range(0, len(frame), 1 << 18):
+                    connection.sendall(frame[begin : begin + (1 << 18)])
+                    time.sleep(0.01)
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        stack.callback(thread.join, 60)
+        first, found, last = ask_engines(None, 8, tmp_path)
+    assert found.problem == ""
+    assert found.report == {"text": "x" * (8 << 20)}
+    assert [each.problem[:10] for each in (first, last)] == ["no answer:"] * 2
+
+
 def _fill(directory: RuntimeDir, waiting: list[socket.socket]) -> None:
     """Connect until no room is left; somebody else accepts."""
     for _ in range(4096):
