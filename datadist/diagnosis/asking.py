@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import selectors
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,14 @@ class _Question:
         self.job, self.address, self.sock = job, address, sock
         self.pid, user = (0, os.geteuid()) if sock is None else peer_of(sock)
         self.problem = problem if user == os.geteuid() else f"it belongs to user {user}"
+        self._report: dict[str, Any] | None = None
+        self._data = bytearray()
+        self._at = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether there is a report, or none will come."""
+        return self._report is not None or bool(self.problem)
 
     def ask(self) -> None:
         """Send the question, which fits the buffer of a new connection."""
@@ -54,41 +63,47 @@ class _Question:
             except OSError as error:
                 self.problem = f"cannot be asked: {error.strerror or error}"
 
-    def answer(self, deadline: float) -> Asked:
-        """Wait for the report until ``deadline`` (time.monotonic)."""
-        report, problem = None, self.problem
-        if not problem:
-            try:
-                report = self._report(deadline)
-            except TimeoutError:
-                problem = "no answer: it is stopped, or its control thread is busy"
-            except (OSError, ValueError) as error:
-                problem = f"no report: {error}"
-        return Asked(
-            self.job, self.address.cluster_id, self.address.incarnation, self.pid,
-            program_of(self.pid) if self.pid else "unknown", report, problem, time.monotonic(),
-        )  # fmt: skip
+    def hear(self) -> None:
+        """Take what has arrived of the answer."""
+        try:
+            self._hear()
+        except BlockingIOError:
+            return
+        except (OSError, ValueError) as error:
+            self.problem = f"no report: {error}"
 
-    def _report(self, deadline: float) -> dict[str, Any]:
-        (size,) = HEADER.unpack(self._receive(HEADER.size, deadline))
+    def _hear(self) -> None:
+        assert self.sock is not None
+        more = self.sock.recv(CHUNK)
+        if not more:
+            raise ValueError("it closed the connection; is it another release of datadist?")
+        self._data += more
+        if len(self._data) < HEADER.size:
+            return
+        (size,) = HEADER.unpack_from(self._data)
         if size > MAX_FRAME:
             raise ValueError(f"a frame of {size} bytes is larger than {MAX_FRAME}")
-        message = json.loads(self._receive(size, deadline))
-        report = message.get("report") if isinstance(message, dict) else None
-        if not isinstance(report, dict):
-            raise ValueError("it answered with something else; is it another release of datadist?")
-        return report
+        if len(self._data) >= HEADER.size + size:
+            self._report = _report_in(self._data[HEADER.size : HEADER.size + size])
+            self._at = time.monotonic()
 
-    def _receive(self, size: int, deadline: float) -> bytes:
-        assert self.sock is not None
-        data = bytearray()
-        while len(data) < size:
-            self.sock.settimeout(max(0.001, deadline - time.monotonic()))
-            more = self.sock.recv(min(CHUNK, size - len(data)))
-            if not more:
-                raise ValueError("it closed the connection; is it another release of datadist?")
-            data += more
-        return bytes(data)
+    def asked(self) -> Asked:
+        """The report, if it has come by now."""
+        silent = "no answer: it is stopped, or its control thread is busy"
+        return Asked(
+            self.job, self.address.cluster_id, self.address.incarnation, self.pid,
+            program_of(self.pid) if self.pid else "unknown", self._report,
+            self.problem if self.over else silent, self._at or time.monotonic(),
+        )  # fmt: skip
+
+
+def _report_in(body: bytearray) -> dict[str, Any]:
+    """Raises ValueError for what is no report."""
+    message = json.loads(body)
+    report = message.get("report") if isinstance(message, dict) else None
+    if not isinstance(report, dict):
+        raise ValueError("it answered with something else; is it another release of datadist?")
+    return report
 
 
 def ask_engines(job: str | None, seconds: float, path: Path | None = None) -> list[Asked]:
@@ -102,11 +117,25 @@ def ask_engines(job: str | None, seconds: float, path: Path | None = None) -> li
         return []
     deadline = time.monotonic() + seconds
     with ExitStack() as stack:
-        asked = list(_questions(path, job, stack))
-        for question in asked:
+        questions = list(_questions(path, job, stack))
+        for question in questions:
             question.ask()
-        found = [question.answer(deadline) for question in asked]
+        _hear_all([each for each in questions if not each.over], deadline)
+        found = [question.asked() for question in questions]
     return sorted(found, key=lambda each: (each.job, each.cluster_id, each.pid))
+
+
+def _hear_all(questions: Sequence[_Question], deadline: float) -> None:
+    """Wait for all answers at the same time: a large one takes turns, and others may never come."""
+    with selectors.DefaultSelector() as selector:
+        for question in questions:
+            assert question.sock is not None
+            selector.register(question.sock, selectors.EVENT_READ, question)
+        while selector.get_map() and (left := deadline - time.monotonic()) > 0:
+            for key, _ in selector.select(left):
+                key.data.hear()
+                if key.data.over:
+                    selector.unregister(key.fileobj)
 
 
 def _questions(path: Path | None, job: str | None, stack: ExitStack) -> Iterator[_Question]:

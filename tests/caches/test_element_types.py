@@ -103,7 +103,7 @@ def _send(here: nodes.Here, label: str, config: Any, **blocks: Any) -> None:
     )
     code = task.synchronize(20_000)
     if code is not LLMStatusCode.LLM_SUCCESS:
-        raise LLMException(here.log[-1], status_code=code)
+        raise LLMException(nodes.log_of(here, "ERROR")[-1], status_code=code)
 
 
 # -- every way between engines -----------------------------------------------------------------

@@ -347,7 +347,7 @@ def test_requests_for_addresses_cost_nothing_for_the_other_caches() -> None:
         owned.caches_at(at, np.array([1]))
         return lambda: [owned.caches_at(at, np.array([1])) for _ in range(MAX_SINGLE_INSERTS)]
 
-    assert growth(prepare, MAX_SINGLE_INSERTS) < MOST / 2
+    assert growth(prepare, MAX_SINGLE_INSERTS, MOST / 2) < MOST / 2
 
 
 def test_addresses_are_looked_for_in_the_caches_there_are_now() -> None:

@@ -20,6 +20,7 @@ from datadist.caches.quarantine import Quarantine
 from datadist.control.messages import Ack, Directory, Message
 from datadist.control.session import Session
 from datadist.transport import Placement
+from tests.waiting import until
 
 
 class _Peer:
@@ -199,6 +200,7 @@ def test_registered_memory_is_let_go_after_the_last_transfer_that_uses_it(
     assert all(owned.pin(cache, token) for token in tokens)
     thread = threading.Thread(target=owned.unregister, args=(1, 60, certain))
     thread.start()
+    until(lambda: not cache.held)
     for token in tokens:
         thread.join(0.1)  # there is no peer that it waits for
         assert pages.released_by_peers == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
@@ -224,7 +223,7 @@ NESTED: dict[str, Callable[[World], object]] = {
 }
 
 
-def _beside(world: World, act: Act) -> None:
+def _beside(world: World, act: Act, beside: list[threading.Thread]) -> None:
     """Run ``act`` while another thread frees a cache, unless that waits for this one."""
 
     def free() -> None:
@@ -232,6 +231,7 @@ def _beside(world: World, act: Act) -> None:
         world.ack()
 
     other = threading.Thread(target=free, daemon=True)
+    beside.append(other)
     other.start()
     other.join(0.02)
     act()
@@ -243,16 +243,21 @@ def test_freeing_inside_of_a_call_waits_for_no_thread_that_waits_for_that_call(
     outside: str, inside: str
 ) -> None:
     places: list[str] = []
+    beside: list[threading.Thread] = []
 
     def work() -> None:
         for where, world in meanwhile_anew(
             _world,
             (MAKING | FREEING)[outside],
-            lambda world: _beside(world, lambda: NESTED[inside](world)),
+            lambda world: _beside(world, lambda: NESTED[inside](world), beside),
             STEP,
         ):
             places.append(where)
-            _wait_until(lambda world=world: 3 not in world.owned._caches, where)  # type: ignore[misc]
+            for other in beside:
+                other.join(60)
+                assert not other.is_alive(), where
+            beside.clear()
+            assert 3 not in world.owned._caches, where
             world.settle()
             if inside != "settle":
                 freed = {"deallocate": 2, "a key": 0, "unregister": 4}[inside]
@@ -263,16 +268,9 @@ def test_freeing_inside_of_a_call_waits_for_no_thread_that_waits_for_that_call(
 
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
-    worker.join(60)
+    worker.join(240)
     assert places[-1:] == ["the end"], f"after {places[-1:]} something hung"
     assert len(places) > 5
-
-
-def _wait_until(condition: Callable[[], bool], where: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, where
-        time.sleep(0.0005)
 
 
 class _Held:

@@ -44,7 +44,7 @@ def _in_terminal(command: str, columns: int, folder: Path, runtime_dir: Path) ->
     try:
         done = subprocess.run(
             [sys.executable, "-m", "datadist", *command.split()], stdin=subprocess.DEVNULL,
-            stdout=theirs, stderr=theirs, cwd=folder, env=environ, timeout=120, check=False,
+            stdout=theirs, stderr=theirs, cwd=folder, env=environ, timeout=400, check=False,
         )  # fmt: skip
     finally:
         os.close(theirs)

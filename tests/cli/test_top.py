@@ -103,14 +103,23 @@ def _read_all(terminal: int) -> str:
     return printed.decode()
 
 
+PATIENT = f"""
+import sys
+from datadist.cli import main, top
+top.ANSWER_SECONDS = {nodes.SECONDS}
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command, which waits longer for answers: who gives none is shown in another way."""
+
+
 def test_a_terminal_is_drawn_anew(linked: tuple[Node, Node]) -> None:
     """As many lines as it has, each cut where it ends; variables of the shell do not say where."""
     ours, theirs = pty.openpty()
     try:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 5, 40, 0, 0))
         done = subprocess.run(
-            [sys.executable, "-m", "datadist", "top", "--count", "2", "--interval", "0.1"],
-            stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=60,
+            [sys.executable, "-c", PATIENT, "top", "--count", "2", "--interval", "0.1"],
+            stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=120,
             env={**os.environ, "COLUMNS": "80", "LINES": "24"}, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

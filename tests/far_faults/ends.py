@@ -37,7 +37,7 @@ number and the cluster's id, since a late write may bring what the other end has
 MOVED, SMALL = "moved", "small"
 PLACEMENT = Placement.HOST
 PORT = 26000
-END_SECONDS = 5.0
+END_SECONDS = 20.0
 """Threads may take so long to end after finalize."""
 BLOCK = 8 * MIB
 SAMPLES = 64

@@ -178,7 +178,7 @@ class Round:
     def _see_error_of_owner(self) -> None:
         """It has made no call: its link says what has become of the peer."""
         if "owner" in self._case.living and not self._case.times_out:
-            seconds = error_limit(self._case) + GRACE
+            seconds = self._error_limit() + GRACE
             arguments = (ends.await_loss, self._links["owner"], CLUSTERS["mover"], seconds)
             found = self._try("the owner", self._here.nodes["owner"].do, *arguments)
             if found is not None:
@@ -186,7 +186,7 @@ class Round:
 
     def _judge(self, end: End, found: tuple[str, float, str]) -> None:
         """In time, and with a documented status?"""
-        limit = error_limit(self._case)
+        limit = self._error_limit()
         status, when, text = found
         if status == "OK" and end == "mover" and self._is_whole():
             raise Missed
@@ -228,7 +228,11 @@ class Round:
 
     def _quarantine_limit(self) -> float:
         forced = self._first_error + self._outcome.setting.force_seconds
-        return max(forced, self._lifted_at() if self._case.lasts else 0.0) + QUARANTINE_MARGIN
+        latest = max(forced, self._lifted_at() if self._case.lasts else 0.0)
+        return latest + QUARANTINE_MARGIN + self._outcome.setting.patience
+
+    def _error_limit(self) -> float:
+        return error_limit(self._case) + self._outcome.setting.patience
 
     def _see_reused(self) -> None:
         limit = self._quarantine_limit()

@@ -59,6 +59,8 @@ class Setting:
     """Further variables of all processes."""
     defect: str | None = None
     """One of tests.far_faults.defects, to see that it is found."""
+    patience: float = 0.0
+    """Seconds that every limit is longer: where it matters that something ends, and not how fast."""
 
     @property
     def real(self) -> bool:

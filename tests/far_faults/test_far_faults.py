@@ -17,6 +17,8 @@ from tests.far_faults.report import table
 from tests.far_faults.rounds import Outcome, run
 from tests.far_faults.settings import INTERFACES, MEMORIES, Setting
 
+PATIENCE = 20.0
+"""How fast it is, is a question for `make far-faults`, on a machine that does nothing else."""
 LEFT_OPEN = {"ucx": "UCX keeps its context where a cable was cut while it sent"}
 """What is known of a backend after a cable was down: nothing else may be wrong."""
 FOUND = {
@@ -56,7 +58,7 @@ def _any_backend() -> str:
 def test_a_fault_between_hosts(backend: str, case: Case, tmp_path: Path) -> None:
     _check_place(backend)
     memory = MEMORIES[CASES.index(case) % len(MEMORIES)]
-    outcome = run(case, Setting(backend, memory), tmp_path)
+    outcome = run(case, Setting(backend, memory, patience=PATIENCE), tmp_path)
     others = [text for text in outcome.findings if "after finalize: " not in text]
     if outcome.findings and not others and case.cable and backend in LEFT_OPEN:
         pytest.xfail(LEFT_OPEN[backend])

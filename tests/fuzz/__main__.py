@@ -57,7 +57,7 @@ def _run(name: str, seconds: int, seed: int) -> tuple[int, int]:
             (corpus / str(number)).write_bytes(data)
         command = [
             sys.executable, "-m", "tests.fuzz.one", name, str(corpus),
-            f"-max_total_time={seconds}", f"-timeout={20 if name in LIVE else 5}",
+            f"-max_total_time={seconds}", f"-timeout={60 if name in LIVE else 20}",
             "-rss_limit_mb=2048", "-max_len=4096",
             f"-artifact_prefix={OUT}/{name}-", "-print_final_stats=1", f"-seed={seed}",
         ]  # fmt: skip

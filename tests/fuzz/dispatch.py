@@ -34,7 +34,7 @@ from tests.fuzz.templates import NOTICE, TEMPLATES
 from tests.in_process_engine import BASE, GUARD, PAIR, SIZE, TABLE, Engine, entry_of, offer_of
 from tests.raw_peer import RawPeer, link, memory
 
-SECONDS = 10.0
+SECONDS = 50.0
 STEPS = 40
 """Of one input."""
 OTHER = {2: 0, 1: 1}

@@ -32,7 +32,7 @@ from tests.fuzz.handshakes import KEY, WRONG, attempt, conversation
 from tests.fuzz.templates import TEMPLATES
 from tests.in_process_engine import Collector
 
-SECONDS = 10.0
+SECONDS = 50.0
 HANDSHAKE_SIZE = 48 + 32
 """Bytes that either end says in it."""
 MESSAGES = 8

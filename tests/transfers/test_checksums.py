@@ -27,7 +27,7 @@ Start = Callable[..., Node]
 WIDTH, TENSORS = 40, 4
 
 
-def _init(here: nodes.Here, cluster: int, one_sided: bool = False, timeout: int = 3000) -> None:
+def _init(here: nodes.Here, cluster: int, one_sided: bool = False, timeout: int = 60_000) -> None:
     config = LLMConfig()
     config.enable_cache_manager = True
     config.transfer_backend = "shm"
@@ -39,7 +39,7 @@ def _init(here: nodes.Here, cluster: int, one_sided: bool = False, timeout: int 
 
 
 def _pair(
-    start: Start, memory: str = "pool", one_sided: bool = False, timeout: int = 3000
+    start: Start, memory: str = "pool", one_sided: bool = False, timeout: int = 60_000
 ) -> tuple[Node, Node]:
     owner, mover = start(), start()
     owner.do(_init, 1, one_sided)
@@ -122,7 +122,7 @@ def test_an_owner_that_is_stopped_cannot_verify(start_node: Start) -> None:
     owner, puller = _pair(start_node)
     owner.pause()
     with pytest.raises(RemoteError, match="not verified") as error:
-        puller.do(nodes.pull_cache, CacheKeyByIdAndIndex(1, 1, 0), "c")
+        puller.do(nodes.pull_cache, CacheKeyByIdAndIndex(1, 1, 0), "c", timeout_in_millis=3000)
     assert error.value.status == "LLM_TIMEOUT"
     owner.resume()
     puller.do(nodes.pull_cache, CacheKeyByIdAndIndex(1, 1, 0), "c")
@@ -222,7 +222,7 @@ def _ask(here: nodes.Here, address: int, size: int) -> Any:
     own = here.arrays["c"][0].ctypes.data
     local, remote, length = (np.array([n], np.int64) for n in (own, address, size))
     route = Route(None, None, 0, view)  # type: ignore[arg-type]
-    engine.verification.compare(route, Segments(local, remote, length, size), time.monotonic() + 5)
+    engine.verification.compare(route, Segments(local, remote, length, size), time.monotonic() + 60)
 
 
 @pytest.mark.parametrize("address", [8, -8, 1 << 62, (1 << 63) - 1])

@@ -60,13 +60,13 @@ def _pull_until_it_fails(here: nodes.Here) -> None:
 
 
 def _outcome(here: nodes.Here) -> tuple[int, tuple[str, str]]:
-    here.any["thread"].join(20)
+    here.any["thread"].join(50)
     assert not here.any["thread"].is_alive()
     return here.any["pulls"], here.any["error"]
 
 
 def _pulling_pair(start: Start) -> tuple[Node, Node, int]:
-    puller, owner = start(1, pool=160 * MIB), start(2, pool=160 * MIB)
+    puller, owner = (start(n, pool=160 * MIB, sync_kv_timeout=60_000) for n in (1, 2))
     for node in (puller, owner):
         node.do(nodes.make, "large", "cache", LARGE, 4)
     owner.do(nodes.fill, "large", 7)
@@ -140,37 +140,48 @@ def test_the_owner_frees_a_cache_during_a_pull(start_node: Start) -> None:
     _check_whole(puller)
 
 
+LAYERS = 20
+"""Of two tensors each."""
+
+
 class Slow(LayerSynchronizer):
-    """Lets layers pass one by one, each after a moment."""
+    """Lets layers pass one by one, each after a moment, and the last one when it is told to."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
 
     def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
-        time.sleep(0.2)
-        return True
+        if layer_index < LAYERS - 1:
+            self.over.wait(0.2)
+            return True
+        return self.over.wait(60)
 
 
 def _after_layers(count: int) -> list[NDArray[np.int32]]:
     """The target's cache when so many of the 20 layers, of two tensors each, have come."""
-    seeds = [1 if tensor < 2 * count else 2 for tensor in range(40)]
+    seeds = [1 if tensor < 2 * count else 2 for tensor in range(2 * LAYERS)]
     return [pattern(seed, tensor, (4, 8)) for tensor, seed in enumerate(seeds)]
 
 
 def _send_slowly(here: nodes.Here) -> None:
-    config = TransferWithCacheKeyConfig(BlocksCacheKey(2, 0), range(20), range(20))
+    config = TransferWithCacheKeyConfig(BlocksCacheKey(2, 0), range(LAYERS), range(LAYERS))
+    here.any["slow"] = Slow()
     here.any["task"] = here.live.cache_manager.transfer_cache_async(
-        here.caches["c"], Slow(), [config]
+        here.caches["c"], here.any["slow"], [config]
     )
 
 
 def _task_result(here: nodes.Here) -> str:
-    code = here.any["task"].synchronize(20_000)
+    here.any["slow"].over.set()
+    code = here.any["task"].synchronize(50_000)
     return str(code.name)
 
 
 @pytest.mark.parametrize("end", ["unlink", "finalize"])
 def test_a_task_ends_with_its_link(start_node: Start, end: str) -> None:
     sender, target = start_node(1, local_comm_res=""), start_node(2, local_comm_res="")
-    sender.do(nodes.make, "c", "blocks", [4, 8], 40)
-    target.do(nodes.make, "c", "blocks", [4, 8], 40, BlocksCacheKey(2, 0))
+    sender.do(nodes.make, "c", "blocks", [4, 8], 2 * LAYERS)
+    target.do(nodes.make, "c", "blocks", [4, 8], 2 * LAYERS, BlocksCacheKey(2, 0))
     for node, seed in ((sender, 1), (target, 2)):
         node.do(nodes.fill, "c", seed)
     comm_id = _link_all(sender, {2: target})[2]
@@ -181,6 +192,8 @@ def test_a_task_ends_with_its_link(start_node: Start, end: str) -> None:
         sender.do(nodes.finalize)
     ends = ("LLM_NOT_YET_LINK", "LLM_FAILED", "LLM_KV_CACHE_NOT_EXIST", "LLM_ENGINE_FINALIZED")
     assert sender.do(_task_result) in ends
-    torn.check_torn(target.do(nodes.read, "c"), _after_layers(0), _after_layers(20), "the target")
+    torn.check_torn(
+        target.do(nodes.read, "c"), _after_layers(0), _after_layers(LAYERS), "the target"
+    )
     if end == "unlink":
-        torn.check_unchanged(sender.do(nodes.read, "c"), _after_layers(20), "the source")
+        torn.check_unchanged(sender.do(nodes.read, "c"), _after_layers(LAYERS), "the source")

@@ -107,7 +107,7 @@ def _await_pages(here: nodes.Here) -> bool:
 
 def test_pages_are_kept_until_the_target_has_read_them(start_node: Start) -> None:
     """Also when the sender has given up: what it frees then may still be read."""
-    sender, target = _linked(start_node, timeout=200)
+    sender, target = _linked(start_node, timeout=3000)  # it has asked long before
     sender.do(_send, target.do(_addresses))
     target.do(_await_reading)
     assert sender.do(_result) == "LLM_TIMEOUT"

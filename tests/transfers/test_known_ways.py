@@ -13,6 +13,7 @@ from datadist import BlocksCacheKey, CacheDesc, DataType, LLMStatusCode
 from datadist.transfers.cached_route import CachedRoute
 from tests import core_ways, nodes
 from tests.nodes import Node, RemoteError
+from tests.quiet import until_quiet
 from tests.waiting import until
 
 Start = Callable[..., Node]
@@ -69,6 +70,7 @@ def test_what_it_moves_is_what_core_moves_and_is_counted_alike(
     linked: tuple[Node, Node], push: bool, options: dict[str, Any]
 ) -> None:
     owner, other = linked
+    until_quiet(owner, other)
     other.do(nodes.fill, "c", 2)
     contents, counts = [], [other.do(_counts, push)]
     for move, times in ((_move_mostly_without_core, 50), (_move, 1)):

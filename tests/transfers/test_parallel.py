@@ -330,7 +330,7 @@ def test_unlink_waits_for_all_that_goes_on_and_finalize_for_none(
 
 
 def test_unlink_aborts_all_that_goes_on_after_its_grace(start_node: Start) -> None:
-    we, second = (start_node(c, sync_kv_timeout=300) for c in (1, 2))
+    we, second = (start_node(c, sync_kv_timeout=2000) for c in (1, 2))
     for node, cluster in ((we, 1), (second, 2)):
         node.do(_make, cluster)
     _link(we, second, 2)

@@ -243,12 +243,12 @@ def _is_dead(here: nodes.Here) -> bool:
         if attempt.dead:
             return True
         time.sleep(0.002)
-    return True
+    return here.live._engine is None
 
 
 def _timed_large(here: nodes.Here) -> None:
     every = list(range(BLOCKS))
-    nodes.pull_blocks(here, BlocksCacheKey(1), "large", every, every, timeout_in_millis=300)
+    nodes.pull_blocks(here, BlocksCacheKey(1), "large", every, every, timeout_in_millis=2000)
 
 
 def test_the_time_limit_is_that_of_the_whole_call(start: Start) -> None:
@@ -259,11 +259,11 @@ def test_the_time_limit_is_that_of_the_whole_call(start: Start) -> None:
     two.do(_outlast)
     outcome = two.do(held.outcome, "large")
     assert "LLM_TIMEOUT" in outcome
-    assert "timeout_in_millis (0.3 s)" in outcome
+    assert "timeout_in_millis (2 s)" in outcome
 
 
 def _outlast(here: nodes.Here) -> None:
-    time.sleep(0.35)
+    time.sleep(2.05)
     here.any["go"].set()
 
 

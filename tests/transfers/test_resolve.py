@@ -15,6 +15,7 @@ from tests import nodes
 from tests.forming import GOOD, PAIR, TOKEN, complete, rank_0
 from tests.in_process_engine import SECONDS, Engine, Sent
 from tests.raw_peer import RawPeer
+from tests.waiting import until
 
 LONG = 60_000
 """Milliseconds that no test waits for."""
@@ -90,7 +91,7 @@ def test_a_link_that_is_broken_is_told_beside_one_that_is_not_complete(runtime_d
     with _linked(runtime_dir, LONG) as (engine, owner):
         engine.api.link("again", PAIR, nodes.table_for(PAIR))
         owner.close()
-        assert engine.ended("the session with")
+        until(lambda: engine.api.link_error(engine.comm_id) is not None)
         with pytest.raises(LLMException) as caught:
             engine.api.cache_manager.pull_cache(CacheKey(2, 5), engine.cache)
     assert caught.value.status_code is LLMStatusCode.LLM_NOT_YET_LINK

@@ -17,6 +17,7 @@ from datadist import BlocksCacheKey, CacheDesc, DataType, LLMException, LLMStatu
 from tests import core_ways, nodes
 from tests.block_lists import LISTS
 from tests.nodes import Node, RemoteError
+from tests.quiet import until_quiet
 
 Start = Callable[..., Node]
 BLOCKS, BYTES, TENSORS = 64, 256, 3
@@ -187,8 +188,9 @@ def test_an_owner_that_died_is_reported(linked: tuple[Node, Node]) -> None:
 
 def test_a_small_pull_does_not_wait_for_a_thread_that_computes(linked: tuple[Node, Node]) -> None:
     """Whoever lets the GIL go gets it back from a computing thread after 5 ms."""
-    _, puller = linked
+    owner, puller = linked
     puller.do(_pull, [5], [6])
+    until_quiet(owner, puller)
     assert puller.do(_switches_during_pulls) == 0
 
 
@@ -356,6 +358,7 @@ def test_what_takes_long_is_not_read_twice(start_node: Start) -> None:
     puller.do(_register_large, "target", False)
     nodes.link_pair(owner, puller, "large")
     puller.do(_pull_only, [1], [2])
+    until_quiet(owner, puller)
     assert puller.do(_reads_of_a_pull, 0.6) == (1, "OK")
 
 
@@ -378,4 +381,5 @@ def test_a_few_blocks_that_took_long(
     puller.do(make, "target", False, *([0] if make is _make else []))
     nodes.link_pair(owner, puller, "small")
     puller.do(_pull_only, [1], [2])
+    until_quiet(owner, puller)
     assert puller.do(_reads_of_a_pull, 0.55) == (reads, "OK")

@@ -14,6 +14,7 @@ from datadist import BlocksCacheKey, LLMStatusCode
 from datadist.transfers.route_cache import RouteCache
 from tests import core_ways, nodes
 from tests.nodes import Node, RemoteError
+from tests.quiet import until_quiet
 from tests.waiting import until
 
 Start = Callable[..., Node]
@@ -32,6 +33,7 @@ def linked(start_node: Start) -> tuple[Node, Node]:
     nodes.link_pair(owner, puller)
     for _ in range(2):
         puller.do(nodes.pull_blocks, KEY, "target", [5], [6])
+    until_quiet(owner, puller)
     return owner, puller
 
 

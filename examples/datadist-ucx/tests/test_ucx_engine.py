@@ -15,7 +15,7 @@ from datadist_ucx.engine import UcxEngine
 from datadist.messaging import Arrived, Completed, Endpoint, EngineEvent, Lost
 from datadist.transport import TransportOptions
 
-SECONDS = 20
+SECONDS = 60
 SMALL, LARGE = 40, 2 << 20
 ROUNDS = 5
 

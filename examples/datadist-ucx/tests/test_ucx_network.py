@@ -78,11 +78,12 @@ def test_each_transport_listens_on_two_ports_of_loopback() -> None:
     before = _listeners()
     transport = UcxTransport(TransportOptions())
     links = [_open(transport, 0)[0] for _ in range(3)]
-    assert sorted(_listeners()) == sorted([*before, LOOPBACK, LOOPBACK])
+    new = _listeners() - before  # others may have ended meanwhile
+    assert [each.partition(":")[0] for each in new] == [LOOPBACK, LOOPBACK]
     for link in links:
         link.close()
     transport.close()
-    assert _listeners() == before
+    assert not new & _listeners()
 
 
 def test_who_does_not_know_the_secret_gets_nothing(transport: UcxTransport) -> None:

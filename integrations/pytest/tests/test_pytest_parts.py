@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from pytest_datadist.environment import JOB, RUNTIME_DIR, Environment
 from pytest_datadist.held import Held
 from pytest_datadist.memory import shared_memory
 from pytest_datadist.references import Reference, reference_to, resolve
+
+SECONDS = 60.0
 
 
 def top() -> str:
@@ -49,11 +52,17 @@ def test_importing_the_plugin_imports_no_engine() -> None:
     assert done.stdout == "[]\n"
 
 
+def _sleepers(pid: int) -> set[processes.Found]:
+    """Children that sleep by now: a new one has its parent's command line for a moment."""
+    return {each for each in processes.descendants(pid) if each.command.startswith("sleep")}
+
+
 def test_descendants_are_found_and_killed() -> None:
     child = subprocess.Popen(["sh", "-c", "sleep 500 & wait"], stdout=subprocess.PIPE)
     try:
-        while len(found := processes.descendants(child.pid)) != 1:
-            pass
+        deadline = time.monotonic() + SECONDS
+        while not (found := _sleepers(child.pid)):
+            assert time.monotonic() < deadline, processes.descendants(child.pid)
         (sleeper,) = found
         assert str(sleeper) == f"process {sleeper.pid} (sleep 500)"
         processes.kill(found, 10)
@@ -65,11 +74,10 @@ def test_descendants_are_found_and_killed() -> None:
 
 
 def test_a_process_is_found_by_its_environment() -> None:
-    with subprocess.Popen(["sleep", "500"], env={"MARK": "some value"}) as child:
+    value = f"some value of {os.getpid()}"
+    with subprocess.Popen(["sleep", "500"], env={"MARK": value}) as child:
         try:
-            while not processes.with_variable("MARK=some value", processes.everything()):
-                pass
-            (found,) = processes.with_variable("MARK=some value", processes.everything())
+            (found,) = processes.with_variable(f"MARK={value}", processes.everything())
             assert found.pid == child.pid
             assert processes.with_variable("MARK=some", processes.everything()) == set()
         finally:

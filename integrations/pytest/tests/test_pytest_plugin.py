@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 from tests.inner_run import PLUGIN, Ran, environ, left_running, run, write
 
+MARK = f"8{os.getpid():07d}"
+"""Begins the seconds of sleeps: another worker, or another run, does the same at the same time."""
 LEAVING = """
 import json, os, subprocess, sys, threading, time
 from multiprocessing import shared_memory
@@ -31,11 +34,11 @@ def test_engine(datadist_isolation):
     an_engine(datadist_isolation)
 
 def test_process(datadist_isolation):
-    subprocess.Popen(["sleep", "86401"])
+    subprocess.Popen(["sleep", "MARK1"])
 
 def test_orphan(datadist_isolation):
     wait = "until grep -q ^sleep /proc/$!/cmdline; do :; done"
-    subprocess.run(["sh", "-c", f"sleep 86402 > /dev/null 2>&1 & {wait}"], check=True)
+    subprocess.run(["sh", "-c", f"sleep MARK2 > /dev/null 2>&1 & {wait}"], check=True)
 
 def test_thread(datadist_isolation):
     threading.Thread(target=time.sleep, args=(60,), name="left", daemon=True).start()
@@ -52,7 +55,7 @@ def test_killed_engine(datadist_isolation):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 def test_failed_and_left(datadist_isolation):
-    subprocess.Popen(["sleep", "86403"])
+    subprocess.Popen(["sleep", "MARK3"])
     assert False
 
 def test_clean(datadist_isolation):
@@ -71,7 +74,7 @@ def start_a_thread(engine):
     threading.Thread(target=time.sleep, args=(60,), name="left there", daemon=True).start()
 
 def start_a_process(engine):
-    subprocess.Popen(["sleep", "86404"])
+    subprocess.Popen(["sleep", "MARK4"])
 
 def crash(engine):
     os.kill(os.getpid(), 11)
@@ -92,18 +95,18 @@ def test_worker_crashed(datadist_pair):
     call = datadist_pair[0].start(crash)
     while not call.done:
         time.sleep(0.01)
-"""
+""".replace("MARK", MARK)
 NAMED = {
     "test_engine": "LLMDataDist(MIX, cluster_id=7, backend='shm'), which was not finalized",
-    "test_process": "(sleep 86401), which still ran",
-    "test_orphan": "(sleep 86402), which still ran",
+    "test_process": f"(sleep {MARK}1), which still ran",
+    "test_orphan": f"(sleep {MARK}2), which still ran",
     "test_thread": "thread 'left' (a daemon), which still runs",
     "test_memfd": "shared memory memfd:left",
     "test_shm": "shared memory dev/shm/",
     "test_killed_engine": "the engine with cluster id 7 in the runtime directory: its process has ended",
     "test_worker_link": "link 'another' (comm id 2) of LLMDataDist(PROMPT, cluster_id=1",
     "test_worker_thread": "thread 'left there' (a daemon), which still runs; in Worker(PROMPT, cluster 1",
-    "test_worker_process": "(sleep 86404), which still runs; in Worker(DECODER, cluster 2",
+    "test_worker_process": f"(sleep {MARK}4), which still runs; in Worker(DECODER, cluster 2",
     "test_worker_busy": "which still runs sleep or whose result nobody took",
     "test_worker_crashed": "ended with signal SIGSEGV",
 }
@@ -133,7 +136,7 @@ def test_each_test_is_blamed_for_its_own(leaving: Ran) -> None:
 
 def test_a_test_that_failed_gets_a_section(leaving: Ran) -> None:
     assert leaving.outcomes["test_failed_and_left"] == "failed"
-    assert "(sleep 86403), which still ran" in leaving.output
+    assert f"(sleep {MARK}3), which still ran" in leaving.output
 
 
 def test_what_was_left_is_cleaned(leaving: Ran) -> None:

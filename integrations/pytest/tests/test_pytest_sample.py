@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 from tests.inner_run import left_running, run
 
+SECONDS = 60.0
 SAMPLE = Path(__file__).parents[3] / "examples" / "serving"
 
 

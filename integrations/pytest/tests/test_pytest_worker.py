@@ -166,9 +166,19 @@ def test_one_function_at_a_time(made: Cluster) -> None:
         running.result()
 
 
-def test_a_function_that_is_late_is_killed_with_its_stacks(made: Cluster) -> None:
-    with pytest.raises(WorkerTimeout, match=r"(?s)did not end sleep.*in sleep"):
-        made[0].start(sleep, 1000.0).result(0.3)
+def sleep_long(_engine: LLMDataDist, begun: Path) -> None:
+    begun.touch()
+    time.sleep(1000)
+
+
+def test_a_function_that_is_late_is_killed_with_its_stacks(made: Cluster, tmp_path: Path) -> None:
+    running = made[0].start(sleep_long, tmp_path / "begun")
+    deadline = time.monotonic() + SECONDS
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with pytest.raises(WorkerTimeout, match=r"(?s)did not end sleep_long.*in sleep_long"):
+        running.result(0.3)
     with pytest.raises(WorkerEnded):
         made[0].run(pid)
     assert made[1].run(pid) == made[1].pid
@@ -188,6 +198,7 @@ def test_a_stopped_owner_is_read(made: Cluster) -> None:
     prompt, decoder = made
     prompt.keep(filled, 2.5)
     target = decoder.keep(filled, 0.0)
+    assert decoder.run(pull, target, block=0) == 2.5  # it has heard of the cache
     prompt.stop()
     with pytest.raises(WorkerError, match="is stopped: call cont"):
         prompt.run(pid)

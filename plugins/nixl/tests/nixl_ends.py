@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import threading
 import time
 from typing import Any
 
@@ -22,6 +23,7 @@ from datadist.transport import (
 )
 from tests import hosts
 from tests.nodes import Here, Node
+from tests.waiting import SECONDS, until
 
 NAME = "test"
 
@@ -79,6 +81,28 @@ def move(
     return "", False, time.monotonic() - begun
 
 
+def begin(here: Here, verb: str, remote: int, timeout: float, repeat: int) -> None:
+    """:meth:`move` in a thread; :func:`moved` tells how it ended."""
+
+    def run() -> None:
+        here.any["moved"] = move(here, verb, remote, timeout, repeat)
+
+    here.any["moving"] = threading.Thread(target=run, daemon=True)
+    here.any["moving"].start()
+
+
+def moved(here: Here) -> tuple[str, bool, float]:
+    """See :func:`begin`."""
+    here.any["moving"].join(SECONDS)
+    found: tuple[str, bool, float] = here.any["moved"]
+    return found
+
+
+def await_value(here: Here, value: int) -> None:
+    """Until our memory ends with that value: a transfer is under way."""
+    until(lambda: bool(memory(here)[-1] == value))
+
+
 def settled(here: Here) -> bool:
     """Whether the transfer that failed last touches no memory any more."""
     left = here.any.get("in_flight")
@@ -131,6 +155,14 @@ class Pair:
             move, verb, self.addresses[1], timeout, repeat, timeout=timeout + 60
         )
         return found
+
+    def begin(self, verb: str, timeout: float, repeat: int) -> None:
+        """Have rank 0 begin to move; return once bytes of that arrive, again and again."""
+        source, target = (1, 0) if verb == "read" else (0, 1)
+        self.nodes[target].do(fill, 1)
+        self.nodes[source].do(fill, 2)
+        self.nodes[0].do(begin, verb, self.addresses[1], timeout, repeat)
+        self.nodes[target].do(await_value, 2)
 
     def wait_settled(self, seconds: float) -> bool:
         """Whether what failed last settles in that time."""

@@ -53,7 +53,7 @@ def asker(end: End) -> Asker:
 def on_owner(end: End, function: str) -> None:
     """Call a method of each connection of an owner, on its thread."""
     service = service_of(end)
-    assert service.ask(lambda: service.for_servers(lambda s: getattr(s, function)()), 10)
+    assert service.ask(lambda: service.for_servers(lambda s: getattr(s, function)()), SECONDS)
 
 
 def test_writes_go_on_after_the_owner_gave_up_its_end_between_two_of_them() -> None:
@@ -87,7 +87,7 @@ def test_a_link_that_is_not_used_stays_when_others_connect(monkeypatch: pytest.M
     monkeypatch.setattr(services, "STRANGER_SECONDS", 0.2)
     with linked(SIZE) as (one, two):
         time.sleep(0.5)
-        assert service_of(two).ask(lambda: None, 10)
+        assert service_of(two).ask(lambda: None, SECONDS)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
             other.connect("\0" + service_of(two).address.removeprefix("unix:"))
             time.sleep(0.2)
@@ -102,14 +102,14 @@ def test_memory_stays_until_the_thread_has_let_go_of_it(monkeypatch: pytest.Monk
         go = threading.Event()
 
         def wait() -> None:
-            go.wait(30)
+            go.wait(SECONDS)
 
         service_of(two).call(wait)
         with pytest.raises(TransportError, match="has not let go"):
             two.transport.release(region)
         assert mapping() is not None
         go.set()
-        assert service_of(two).ask(lambda: None, 10)
+        assert service_of(two).ask(lambda: None, SECONDS)
 
 
 def test_what_is_left_while_the_thread_ends_is_given_up() -> None:
@@ -126,7 +126,7 @@ def test_what_is_left_while_the_thread_ends_is_given_up() -> None:
         service = service_of(End(stack, 0, SIZE, Access.READ))
         service._stopping = True
         service.call(lambda: None)
-        service._thread.join(10)
+        service._thread.join(SECONDS)
         left = Left()
         service.tend(left)
         service.stop()
@@ -143,7 +143,7 @@ def test_an_error_in_what_is_left_harms_nobody_else(caplog: pytest.LogCaptureFix
 
     with linked(SIZE) as (one, two):
         service_of(two).tend(Left())
-        assert service_of(two).ask(lambda: None, 10)
+        assert service_of(two).ask(lambda: None, SECONDS)
         one.move("read", two, [(0, 0, 64)])
     assert "please report it" in caplog.text
 
@@ -229,7 +229,7 @@ class Peer:
     def __init__(self, stack: ExitStack, service: Service, greeting: bytes) -> None:
         self.service = service
         self.socket = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        self.socket.settimeout(10)
+        self.socket.settimeout(SECONDS)
         self.socket.connect("\0" + service.address.removeprefix("unix:"))
         self.send(Kind.HELLO, 0, hello(greeting))
         self.fence(0)
@@ -265,10 +265,8 @@ def test_an_owner_sleeps_while_answers_are_left_unread() -> None:
         peer = Peer(stack, service, service.greetings.make())
         for number in range(many):
             peer.send(Kind.FENCE, number)
-        end = time.monotonic() + 10
-        while not peer.server.unsent and time.monotonic() < end:
-            time.sleep(0.001)
-        assert service.ask(lambda: None, 10)
+        until(lambda: bool(peer.server.unsent))
+        assert service.ask(lambda: None, SECONDS)
         assert peer.server.unsent
         assert service._timeout(0.0) == -1
         assert [peer.receive() for _ in range(many)] == [(Kind.FENCED, n) for n in range(many)]
@@ -286,7 +284,7 @@ def test_an_owner_looks_ever_more_seldom_after_a_peer_that_does_not_end_its_writ
         peer.send(Kind.WRITE, 7, pack_request(side.secret, "DRAM", 0, request))
         assert peer.receive()[0] is Kind.TARGET
         assert peer.receive() == (Kind.GO, 7)
-        assert service.ask(lambda: None, 10)
+        assert service.ask(lambda: None, SECONDS)
         waits = []
         for seconds in (1, 10, 100):
             peer.server.last = time.monotonic() - seconds
@@ -331,12 +329,12 @@ def test_many_sides_that_end_are_ended_in_one_pass(monkeypatch: pytest.MonkeyPat
         go = threading.Event()
 
         def wait() -> None:
-            go.wait(30)
+            go.wait(SECONDS)
 
         service.call(wait)
         for rank in range(50):
             service.end_soon(Side(rank, [], Access.READ))
         go.set()
-        assert service.ask(lambda: None, 10)
+        assert service.ask(lambda: None, SECONDS)
         assert passes == [50]
         monkeypatch.undo()

@@ -173,7 +173,7 @@ def test_pages_that_were_taken_away_are_not_made_anew(calm: Pair, size: int) -> 
 def test_who_writes_waits_for_the_owner_to_make_the_pages(writing: Pair, size: int) -> None:
     writing.attach()
     with pytest.raises(TransferTimeout, match="the owner has not made the pages yet") as error:
-        writing.read(0, size, write=True, seconds=0.2)
+        writing.read(0, size, write=True, seconds=1.0)
     assert error.value.link_usable
     assert writing.blocks() == 0
     writing.region.keeper.make_pages(1, 0, SIZE)  # type: ignore[attr-defined]

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from datadist.testing.list_operations import Indexed, Whole
 from datadist.transport import KnownWay
+from tests.waiting import until
 
 BLOCK, OURS, THEIRS = 64, 10, 14
 """Bytes of a block, and blocks of both caches."""
@@ -312,5 +313,4 @@ def test_a_circle_through_it_is_collected(world: Callable[..., World]) -> None:
     circle.call = here.call(attributes=((circle, "fine", True),))
     seen = weakref.ref(circle)
     del circle
-    gc.collect()
-    assert seen() is None
+    until(lambda: gc.collect() >= 0 and seen() is None)  # none where another thread collects

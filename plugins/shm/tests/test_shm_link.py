@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from datadist_shm import ShmTransport
 from datadist_shm.link import AT_ONCE_FDS, ShmLink, Unsettled, _note_flight
-from datadist_shm.memory import PeerMapping
+from datadist_shm.memory import PeerMapping, PoolRegion
 from datadist_shm.offer import OfferData, RegionOffer
 from numpy.typing import NDArray
 
@@ -113,7 +113,7 @@ class Pair:
         self.transport = ShmTransport(TransportOptions(extra=extra))
         self.region = self.transport.allocate(size, Placement.HOST)
         self.links = []
-        self.sock.settimeout(20)
+        self.sock.settimeout(60)  # a new interpreter imports all of this first
         for number in range(links):
             link = self.transport.open(
                 _group(0, self.pid, self.pidfd, f"l{number}"), [self.region], access
@@ -640,6 +640,8 @@ def test_pages_that_a_peer_has_made_are_mapped_soon_after_the_link_is_ready() ->
 def test_a_search_for_pages_ends_with_the_link() -> None:
     """However much is left to search: a mapping of this size takes long, of which no page is made."""
     pair = Pair(Access.READ)
+    assert isinstance(pair.region, PoolRegion)
+    pair.region.wait_filled(60)  # by threads that are none of the search
     size, address = 1 << 40, 1 << 45
     fd = create("datadist-large")
     try:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import gc
 import mmap
 import os
 import threading
@@ -130,7 +131,7 @@ def test_a_failure_in_the_background_is_told_to_who_links(monkeypatch: pytest.Mo
     region = transport.allocate(MIB, Placement.HOST)
     assert isinstance(region, PoolRegion)
     with pytest.raises(RegistrationError, match="Cannot allocate memory"):
-        region.wait_filled(10)
+        region.wait_filled(60)
     assert not region.filled
     transport.release(region)
 
@@ -181,7 +182,7 @@ def test_huge_pages_of_this_machine() -> None:
     region = transport.allocate(3 * MIB, Placement.HOST)
     assert isinstance(region, PoolRegion)
     assert region.size == 4 * MIB
-    region.wait_filled(10)
+    region.wait_filled(60)
     assert ctypes.string_at(region.address, 16) == bytes(16)
     transport.release(region)
 

@@ -8,6 +8,7 @@ import pytest
 from datadist_shm.pages import SLICE, Filling
 
 from datadist.transport import RegistrationError
+from tests.waiting import until
 
 SECONDS = 20.0
 
@@ -56,6 +57,7 @@ def test_who_says_stop_waits_for_what_has_begun_and_nothing_else_begins() -> Non
     assert pool.begun.wait(SECONDS)
     stopping = threading.Thread(target=filling.stop)
     stopping.start()
+    until(lambda: filling._stop)
     stopping.join(0.1)
     assert stopping.is_alive()
     pool.may_go_on.set()
