@@ -35,7 +35,7 @@ from datadist.transport import (
     TransportOptions,
 )
 from tests import descriptors
-from tests.waiting import until
+from tests.waiting import SECONDS, until
 
 pytestmark = nixl_skips.needed
 

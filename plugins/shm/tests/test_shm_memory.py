@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import gc
 import mmap
 import os
 import threading
