@@ -301,7 +301,7 @@ def _rests(background: Any) -> bool:
     """Whether nothing waits or goes on; a thread has what it took of the queue until it is idle again."""
     with background._lock:
         idle = background._idle == background._threads and not background._submitted.qsize()
-        return idle and not (background._running or background._waiting)
+        return bool(idle) and not (background._running or background._waiting)
 
 
 def test_an_interrupted_call_leaves_no_transfer(start: Start) -> None:

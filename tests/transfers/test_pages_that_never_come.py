@@ -19,7 +19,8 @@ Start = Callable[..., Node]
 PAGES, BLOCK = 64, missing.PAGE
 KEY = BlocksCacheKey(1)
 SECONDS = 1.0
-SHORT, WHOLE = {"timeout_in_millis": int(SECONDS * 1000)}, dict[str, int]()
+SHORT: dict[str, Any] = {"timeout_in_millis": int(SECONDS * 1000)}
+WHOLE: dict[str, Any] = {}
 """Limits of calls that are to time out, and of those that are to succeed, which have a minute."""
 FAR = 30.0
 """No end that is awaited comes so late, however busy the machine."""
@@ -59,7 +60,7 @@ def _free(here: nodes.Here, label: str) -> None:
 
 
 def _pull(
-    here: nodes.Here, label: str, blocks: list[int], key: Any = KEY, limit: dict[str, int] = WHOLE
+    here: nodes.Here, label: str, blocks: list[int], key: Any = KEY, limit: dict[str, Any] = WHOLE
 ) -> tuple[str, float]:
     """How a pull ended, and after how many seconds."""
     started = time.monotonic()

@@ -126,7 +126,7 @@ class Pair:
         self.remote = json.loads(self.data)["regions"][0]["address"]
 
     def move(
-        self, offset: int, size: int, timeout: float = 10, write: bool = False, number: int = 0
+        self, offset: int, size: int, timeout: float = 60, write: bool = False, number: int = 0
     ) -> None:
         local, remote = array("q", [self.region.address]), array("q", [self.remote + offset])
         link = self.links[number]
