@@ -14,7 +14,7 @@ from tests.nodes import Node
 
 Start = Callable[..., Node]
 CALL_THREADS = ("datadist-finalize", "datadist-calls")
-TRIES = 8
+TRIES = 30
 MOST = {"unlink": 2, "finalize": 8}
 """Waits of the caller and of these threads; docs/guide.md names them."""
 
