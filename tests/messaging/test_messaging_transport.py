@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,19 @@ def test_links_with_one_peer_share_an_endpoint_and_a_thread() -> None:
             attach_links(pair)
             pair[0].read(1, *whole(members[0], members[1], 64), FAR)
         assert [_endpoints(node) for node in members] == [1, 1]
-        assert _threads() == threads
+        assert _threads() <= threads, "one of an earlier test may end meanwhile"
         for pair in links:
             for link in pair:
                 link.close()
         for node in members:
             until(partial(_has_no_sides, node))
+
+
+def _rests(engines: Sequence[PairEngine]) -> bool:
+    """Whether nothing is done for a second."""
+    polls, used = [each.polls for each in engines], time.process_time()
+    time.sleep(1)
+    return [each.polls for each in engines] == polls and time.process_time() - used < 0.5
 
 
 def test_an_idle_process_with_many_links_does_nothing() -> None:
@@ -57,10 +65,7 @@ def test_an_idle_process_with_many_links_does_nothing() -> None:
         engines = [node.transport.engine for node in members]
         links[0][0].read(1, *whole(members[0], members[1], 64), FAR)
         until(lambda: all(node.transport._dispatcher.loop._tick_at is None for node in members))
-        polls, used = [each.polls for each in engines], time.process_time()
-        time.sleep(1)
-        assert [each.polls for each in engines] == polls
-        assert time.process_time() - used < 0.5
+        until(lambda: _rests(engines))  # something of what was said before may come yet
         for pair in links:
             for link in pair:
                 link.close()
@@ -139,7 +144,7 @@ def test_a_transport_that_was_closed_leaves_nothing() -> None:
     for _ in range(3):
         with nodes() as members, linked(members) as (link, _):
             link.read(1, *whole(members[0], members[1]), FAR)
-    until(lambda: _threads() == before)
+    until(lambda: _threads() <= before)
 
 
 def test_the_example_of_the_documentation_moves_bytes() -> None:
