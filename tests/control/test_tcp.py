@@ -16,6 +16,7 @@ from datadist.control.reactor import Reactor
 from datadist.control.tcp import Dial, TcpSession
 from tests import descriptors
 from tests.tcp_server import LOCAL, SECONDS, SETTINGS, Server, connect, framed, is_closed, prove
+from tests.waiting import until
 
 
 def test_one_byte_at_a_time_is_understood(server: Server) -> None:
@@ -81,7 +82,7 @@ def test_nothing_is_left_open(reactor: Reactor) -> None:
         server.close()
         assert is_closed(proved)
         assert is_closed(silent)
-    assert descriptors.count() <= before
+    until(lambda: descriptors.count() <= before)  # another thread closes what was not read
 
 
 class _Program:
