@@ -49,7 +49,7 @@ class Engine:
         config = LLMConfig()
         config.enable_cache_manager = True
         config.transfer_backend = "shm"
-        config.link_total_time = 10
+        config.link_total_time = 30
         config.sync_kv_timeout = sync_kv_timeout
         config.mem_pool_cfg = json.dumps({"memory_size": MIB, "page_shift": 12})
         self.api = LLMDataDist(LLMRole.MIX, 1)

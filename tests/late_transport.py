@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 SECONDS = 60.0
+LATE_SECONDS = 0.2
+"""How long a call waits for a transfer that is held, or whose peer is stopped."""
 
 
 class Flight:
@@ -89,7 +91,8 @@ class LateLink(ReferenceLink):
             raise TransferError("the link was aborted or closed")
         flight = Flight(self, rank, call, vectors)
         self.flights.append(flight)
-        if not flight.ended.wait(timeout):
+        late = HELD.is_set() or _is_stopped(self.pid(rank))
+        if not flight.ended.wait(min(timeout, LATE_SECONDS) if late else timeout):
             error = TransferTimeout("the peer did not take part", link_usable=True)
             error.in_flight = flight
             raise error

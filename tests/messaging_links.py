@@ -12,9 +12,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
 from datadist.messaging.link import MessagingLink
 from datadist.messaging.wire import OfferFields, parse_offer
-from datadist.transport import Access, Group, Peer, Placement, Region, TransportOptions
+from datadist.transport import (
+    Access,
+    Group,
+    Peer,
+    Placement,
+    Region,
+    TransferTimeout,
+    TransportOptions,
+)
 from tests.pair_engine import PairEndpoint, PairEngine, PairTransport
 
 FAR = 60.0
@@ -164,6 +174,21 @@ class RawPeer:
 def offer_of(link: MessagingLink, rank: int) -> OfferFields:
     """What a link offers a rank."""
     return parse_offer(bytes(link.offer(rank).data))
+
+
+def late_write(
+    link: MessagingLink, mine: Node, theirs: Node, size: int, rank: int = 1
+) -> TransferTimeout:
+    """What a write raises of which something was sent, and that is not answered.
+
+    A slow machine may have sent nothing of it in so short a time: then once more, with more of it.
+    """
+    for seconds in (0.1, 1.0, 10.0):
+        with pytest.raises(TransferTimeout) as caught:
+            link.write(rank, *whole(mine, theirs, size), seconds)
+        if getattr(caught.value, "in_flight", None) is not None:
+            return caught.value
+    raise AssertionError("nothing was sent")
 
 
 @contextmanager

@@ -416,7 +416,7 @@ def cluster_info(
 def link_clusters(
     here: Here,
     clusters: Sequence[tuple[int, int]],
-    timeout: int = 10_000,
+    timeout: int = 30_000,
     address: str = "127.0.0.1",
 ) -> tuple[str, list[str]]:
     """Link with (cluster, port) pairs; the names of the results."""
@@ -426,7 +426,7 @@ def link_clusters(
 
 
 def unlink_clusters(
-    here: Here, clusters: Sequence[tuple[int, ...]], timeout: int = 10_000, force: bool = False
+    here: Here, clusters: Sequence[tuple[int, ...]], timeout: int = 30_000, force: bool = False
 ) -> tuple[str, list[str]]:
     """Unlink (cluster, port...) tuples; the names of the results."""
     infos = [cluster_info(cluster, *ports) for cluster, *ports in clusters]

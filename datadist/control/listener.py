@@ -121,7 +121,12 @@ class Listener:
             self._authenticate(sock, canonical(str(address[0])))
 
     def _evict_oldest(self, places: Places[Authentication], host: str) -> None:
+        """Who has spoken while this thread was busy is heard before it goes for having said nothing."""
+        heard: Authentication | None = None
         oldest = places.crowded(host)
+        while oldest is not None and oldest is not heard:
+            oldest.hear()
+            oldest, heard = places.crowded(host), oldest
         if oldest is not None:
             crowd = f"{MAX_HANDSHAKES} connections that have proved nothing"
             self.refusals.note(places.host(oldest), f"it was the oldest of {crowd}")

@@ -157,6 +157,10 @@ class Authentication:
         """Whether all of the other end's greeting has come; what follows is its proof."""
         return self._handshake.greeted
 
+    def hear(self) -> None:
+        """Handle what has arrived by now."""
+        self._on_readable(READ)
+
     def cancel(self) -> None:
         """Close without reporting a failure."""
         if self._open:

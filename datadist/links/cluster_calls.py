@@ -75,6 +75,7 @@ class ClusterCalls:
     ) -> list[Linked]:
         """Link with every target, all at once; a status and a reason each, within ``seconds``."""
         self._catch_up()
+        self._hear()
         calls = [_call_to(target, seconds, metadata) for target in targets]
         try:
             for call in calls:
@@ -115,7 +116,7 @@ class ClusterCalls:
             return _refuse(
                 target, "unlink", LLMStatusCode.LLM_PARAM_INVALID, _needs_one_address(target)
             )
-        # asked of the reactor, which first handles what has arrived: that the peer died, say
+        self._hear()
         pair = self._call(lambda: self._clusters.pairs.get(target.cluster))
         if pair is None:
             return LLMStatusCode.LLM_SUCCESS
@@ -127,6 +128,13 @@ class ClusterCalls:
                 f"the peer cannot be told: {why}; use force=True",
             )  # fmt: skip
         return self.close(pair, max(0.0, deadline - time.monotonic()), wait=not force)
+
+    def _hear(self) -> None:
+        """Have the next call on the reactor come after what has arrived by now: that a peer died, say.
+
+        The turn that runs this one may have looked for arrivals before: the next turn looks anew.
+        """
+        self._call(lambda: None)
 
     def close(self, pair: PairDomain, seconds: float, wait: bool) -> LLMStatusCode:
         """End a pair; with ``wait`` until the peer confirmed, or ``seconds`` have passed."""

@@ -128,20 +128,20 @@ def _names(text: str, pid: int) -> None:
     [(socket.AF_INET, LOOPBACK), (socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")],
 )
 def test_a_program_that_listens_is_named(family: int, address: str) -> None:
+    (port,) = ports.free(1)  # those that the kernel chooses may be others' at other addresses
     with socket.socket(family) as listener:
-        listener.bind((address, 0))
+        listener.bind((address, port))
         listener.listen()
-        port = listener.getsockname()[1]
         assert describe_holders(HostPort(LOOPBACK, port)).startswith(f"pid {os.getpid()}, ")
         assert describe_holders(HostPort("0.0.0.0", port)).startswith(f"pid {os.getpid()}, ")
     assert describe_holders(HostPort(LOOPBACK, port)) == ""
 
 
 def test_a_program_at_an_ipv6_address_is_named() -> None:
+    (port,) = ports.free(1)
     with socket.socket(socket.AF_INET6) as listener:
-        listener.bind(("::1", 0))
+        listener.bind(("::1", port))
         listener.listen()
-        port = listener.getsockname()[1]
         for host in ("::1", "::"):
             assert describe_holders(HostPort(host, port)).startswith(f"pid {os.getpid()}, ")
         for host in ("fe80::1", LOOPBACK):
@@ -153,8 +153,9 @@ def test_a_connection_that_has_the_port_is_named() -> None:
     with socket.socket() as listener:
         listener.bind((LOOPBACK, 0))
         listener.listen()
-        with socket.create_connection(listener.getsockname()) as client:
-            port = client.getsockname()[1]
+        (port,) = ports.free(1)
+        place = listener.getsockname()
+        with socket.create_connection(place, source_address=(LOOPBACK, port)):
             assert f"pid {os.getpid()}" in describe_holders(HostPort(LOOPBACK, port))
             assert describe_holders(HostPort("127.0.0.2", port)) == ""
 
@@ -162,10 +163,10 @@ def test_a_connection_that_has_the_port_is_named() -> None:
 def test_a_process_of_another_user_is_named_by_its_user(start_node: Start) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to become another user")
+    (port,) = ports.free(1)
     with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
+        listener.bind((LOOPBACK, port))
         listener.listen()
-        port = listener.getsockname()[1]
         found = start_node().do(_ask_as_nobody, port)
     assert found == "a process of user 0 that this one cannot see"
 

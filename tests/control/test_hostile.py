@@ -22,8 +22,11 @@ from tests.fuzz.templates import TOKEN
 from tests.in_process_engine import BASE, PAIR, SIZE, TABLE, Engine, entry_of, offer_of
 from tests.nodes import Node
 from tests.raw_peer import RawPeer, link, memory
+from tests.waiting import until
 
 Start = Callable[..., Node]
+FAR_MS = 30_000
+"""Where a pull need not wait for a peer that says nothing."""
 
 
 def _linked(engine: Engine, entry: dict[str, Any]) -> RawPeer:
@@ -82,7 +85,7 @@ def test_lies_about_the_layout_are_refused_before_a_byte_moves(engine: Engine, l
     raw_peer = _linked(engine, entry_of(**changes))
     manager = engine.api.cache_manager
     with pytest.raises(LLMException) as error:
-        manager.pull_cache(CacheKeyByIdAndIndex(2, 1, 0), engine.cache)
+        manager.pull_cache(CacheKeyByIdAndIndex(2, 1, 0), engine.cache, timeout_in_millis=FAR_MS)
     assert error.value.status_code is status
     if status is BROKEN:
         assert engine.ended(reason), engine.ends()
@@ -100,7 +103,9 @@ def test_lies_about_the_layout_are_refused_before_a_byte_moves(engine: Engine, l
 
 def test_an_honest_member_is_served(engine: Engine) -> None:
     raw_peer = _linked(engine, entry_of())
-    engine.api.cache_manager.pull_cache(CacheKeyByIdAndIndex(2, 1, 0), engine.cache)
+    engine.api.cache_manager.pull_cache(
+        CacheKeyByIdAndIndex(2, 1, 0), engine.cache, timeout_in_millis=FAR_MS
+    )
     assert all((array == 0).all() for array in engine.cache.numpy())
     raw_peer.close()
 
@@ -108,7 +113,9 @@ def test_an_honest_member_is_served(engine: Engine) -> None:
 def test_a_member_with_element_types_of_a_newer_version_is_served(engine: Engine) -> None:
     raw_peer = _linked(engine, entry_of(data_type=77))
     for _ in range(3):
-        engine.api.cache_manager.pull_cache(CacheKeyByIdAndIndex(2, 1, 0), engine.cache)
+        engine.api.cache_manager.pull_cache(
+            CacheKeyByIdAndIndex(2, 1, 0), engine.cache, timeout_in_millis=FAR_MS
+        )
     assert len([line for line in engine.log if "data_type number 77" in line]) == 1
     assert not raw_peer.closed(0.1)
     raw_peer.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from datadist.engine.engine import Engine as Core
 from tests import nodes
 from tests.in_process_engine import BASE, PAIR, SIZE, TABLE, Engine
 from tests.raw_peer import RawPeer, link, memory
+from tests.waiting import until
 
 LARGEST = (1 << 64) - 1
 TENSORS = 3
@@ -62,10 +62,7 @@ def test_acknowledgements_of_the_future_free_nothing(engine: Engine) -> None:
     _was_handled(raw_peer)
     assert _pages(engine) == before
     raw_peer.say(Ack(seq=view.seq_sent))
-    deadline = time.monotonic() + 20
-    while _pages(engine) == before:
-        assert time.monotonic() < deadline
-    assert _pages(engine) == before - TENSORS
+    until(lambda: _pages(engine) == before - TENSORS)
     raw_peer.close()
 
 

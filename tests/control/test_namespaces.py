@@ -44,7 +44,7 @@ def start_in(net: Network, runtime_dir: Path) -> Iterator[Start]:
 
 
 def _link(node: Node, cluster: int, address: str) -> Any:
-    return node.do(nodes.link_clusters, [(cluster, PORT)], 10_000, address)
+    return node.do(nodes.link_clusters, [(cluster, PORT)], 30_000, address)
 
 
 def _pulled(node: Node, cluster: int) -> int:

@@ -60,12 +60,24 @@ def _live_sockets() -> set[str]:
     return {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines()}
 
 
-def _remove(place: Path, what: str) -> None:
-    for path in place.rglob("*"):
-        if what == "everything" or path.name.endswith(what):
-            path.unlink()
-    if what == "everything":
-        shutil.rmtree(place)
+def _remove(node: Node, place: Path, what: str) -> None:
+    """While the engine does nothing, which would make names again in the middle of that."""
+    with _paused(node):
+        if what == "everything":
+            shutil.rmtree(place)
+            return
+        for path in place.rglob("*"):
+            if path.name.endswith(what):
+                path.unlink()
+
+
+@contextlib.contextmanager
+def _paused(node: Node) -> Iterator[None]:
+    node.pause()
+    try:
+        yield
+    finally:
+        node.resume()
 
 
 def test_a_cleaner_sees_that_the_socket_lives(
@@ -125,7 +137,7 @@ def test_an_engine_whose_names_were_removed_can_be_found(
     first = start(1, listen_ip_info=f"127.0.0.1:{port}", **settings)
     first.do(nodes.make, "blocks", "blocks", [2, 64], 1, BlocksCacheKey(1, 0))
     before = {path.name for path in place.iterdir()}
-    _remove(place, what)
+    _remove(first, place, what)
     until(lambda: place.exists() and {path.name for path in place.iterdir()} == before)
     second = start(2, **settings)
     second.do(nodes.make, "blocks", "blocks", [2, 64], 1, BlocksCacheKey(2, 0))
@@ -143,7 +155,7 @@ def test_engines_that_wait_for_each_other_meet_after_a_removal(
     first = start_node()
     first.do(_init_that_looks_late, str(place))
     first.do(nodes.link, "pair", {1: 0, 2: 1})
-    _remove(place, ".sock")
+    _remove(first, place, ".sock")
     second = start(2)
     comm = second.do(nodes.link, "pair", {1: 0, 2: 1})
     second.do(nodes.wait, comm)
@@ -162,7 +174,7 @@ def test_a_claim_that_was_removed_is_made_again(
     first = start(1)
     first.do(nodes.link, "pair", {1: 0, 2: 1})
     claim = place / f"1@{kernel_id()}.claim"
-    _remove(place, what)
+    _remove(first, place, what)
     until(lambda: claim.exists() and claim.stat().st_size > 0)
     with pytest.raises(RemoteError, match=f"belongs to another live engine .* pid {first.pid}"):
         start(1).do(nodes.link, "pair", {1: 0, 2: 1})
@@ -173,10 +185,9 @@ def test_a_claim_that_was_removed_is_made_again(
 def test_a_claim_that_was_taken_meanwhile_is_named(start: Callable[..., Node], place: Path) -> None:
     first, second = start(1), start(1)
     first.do(nodes.link, "pair", {1: 0, 2: 1})
-    first.pause()
-    _remove(place, ".claim")
-    second.do(nodes.link, "pair", {1: 0, 2: 1})
-    first.resume()
+    with _paused(first):
+        (place / f"1@{kernel_id()}.claim").unlink()
+        second.do(nodes.link, "pair", {1: 0, 2: 1})
     nodes.said(first, "", "another engine has taken the id", f"pid {second.pid}")
 
 
@@ -188,7 +199,7 @@ def test_an_engine_that_ends_leaves_nothing_though_names_were_made_again(
     before = {path.name for path in place.iterdir()}
     open_before = node.do(_descriptors)
     for _ in range(5):
-        _remove(place, "everything")
+        _remove(node, place, "everything")
         until(lambda: place.exists() and {path.name for path in place.iterdir()} == before)
     assert node.do(_descriptors_fall_to, open_before + 3)
     node.do(nodes.finalize)
@@ -247,8 +258,9 @@ def test_a_directory_that_cannot_be_made_again_is_said_once(
     start: Callable[..., Node], place: Path
 ) -> None:
     node = start(1)
-    _remove(place, "everything")
-    place.write_text("in the way")
+    with _paused(node):
+        shutil.rmtree(place)
+        place.write_text("in the way")
     nodes.said(node, "", "peers may not find this engine", "Not a directory")
     place.unlink()
     until(lambda: place.is_dir() and len(list(place.glob("1-*.sock"))) == 1)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from datadist.control import reactor as reactors
 from datadist.control.reactor import READ, Reactor
 
 SECONDS = 60.0
@@ -17,8 +20,8 @@ def test_a_timer_in_the_far_future_keeps_it_alive() -> None:
     reactor = Reactor("far")
     try:
         for _ in range(2):
-            reactor.call(lambda: reactor.later(3e6, lambda: None), 5.0)
-        assert reactor.call(lambda: 7, 5.0) == 7
+            reactor.call(lambda: reactor.later(3e6, lambda: None), SECONDS)
+        assert reactor.call(lambda: 7, SECONDS) == 7
     finally:
         reactor.stop()
 
@@ -140,7 +143,10 @@ def test_what_a_call_raises_is_for_who_called() -> None:
         reactor.stop()
 
 
-def test_timers_run_in_the_order_of_their_time() -> None:
+def test_timers_run_in_the_order_of_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All begin at one time, and all are due at another one."""
+    now = [time.monotonic()]
+    monkeypatch.setattr(reactors, "time", SimpleNamespace(monotonic=lambda: now[0]))
     reactor = Reactor("test")
     ran: list[float] = []
     done = threading.Event()
@@ -153,6 +159,9 @@ def test_timers_run_in_the_order_of_their_time() -> None:
 
     try:
         reactor.call(start, 20)
+        assert ran == []
+        now[0] += 1.0
+        reactor.call(lambda: None, 20)
         assert done.wait(20)
         assert ran == [0.1, 0.2, 0.3]
     finally:

@@ -161,7 +161,7 @@ class World:
 
 
 def _init(here: Here, cluster: int, settings: dict[str, Any]) -> None:
-    nodes.init(here, cluster, **settings)
+    nodes.init(here, cluster, sync_kv_timeout=30_000, **settings)
     manager = here.live.cache_manager
     here.caches["into"] = manager.allocate_cache(DESC)
     here.caches["blocks"] = manager.allocate_blocks_cache(DESC)

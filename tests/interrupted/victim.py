@@ -167,7 +167,7 @@ def options() -> LLMConfig:
     config.local_comm_res = ""
     config.transfer_backend = "shm"
     config.mem_pool_cfg = '{"memory_size": 4194304, "page_shift": 12}'
-    config.sync_kv_timeout = 5000
+    config.sync_kv_timeout = 20_000
     config.link_total_time = 300
     return config
 
@@ -374,10 +374,10 @@ class Victim:
 
     def link_peer(self) -> None:
         """Link with the peer, which listens."""
-        self.engine.link_clusters([nodes.cluster_info(PEER, self.port)], 10_000)
+        self.engine.link_clusters([nodes.cluster_info(PEER, self.port)], 30_000)
 
     def _unlink_peer(self) -> None:
-        self.engine.unlink_clusters([nodes.cluster_info(PEER, self.port)], 10_000)
+        self.engine.unlink_clusters([nodes.cluster_info(PEER, self.port)], 30_000)
 
     # -- interrupting ------------------------------------------------------------------------
 

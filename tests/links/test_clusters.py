@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,8 @@ from tests import nodes
 from tests.forming import GOOD, until_synced
 from tests.in_process_engine import Engine, Sent
 from tests.nodes import Node, RemoteError, pattern
+from tests.raw_peer import RawPeer
+from tests.waiting import until
 
 Start = Callable[..., Node]
 Ports = Callable[[int], list[int]]
@@ -105,8 +108,8 @@ def test_two_that_link_with_each_other_at_once(start_node: Start, free_ports: Po
         assert (first.result(), second.result()) == (OK, OK)
         first.do(nodes.pull_blocks, BlocksCacheKey(2, 0), "blocks", [3], [5])
         second.do(nodes.pull_blocks, BlocksCacheKey(1, 0), "blocks", [3], [5])
-        first.begin(nodes.unlink_clusters, [(2,)], 10_000, True)
-        second.begin(nodes.unlink_clusters, [(1,)], 10_000, True)
+        first.begin(nodes.unlink_clusters, [(2,)], 30_000, True)
+        second.begin(nodes.unlink_clusters, [(1,)], 30_000, True)
         assert (first.result(), second.result()) == (OK, OK)
 
 
@@ -143,14 +146,14 @@ def test_a_live_link_is_reported_and_a_stale_half_replaced(
     server, client = _listening(start_node, 1, port), start_node(2, local_comm_res="")
     assert client.do(nodes.link_clusters, [(1, port)]) == OK
     assert client.do(nodes.link_clusters, [(1, port)])[0] == "LLM_ALREADY_LINK"
-    assert client.do(nodes.unlink_clusters, [(1,)], 10_000, True) == OK
+    assert client.do(nodes.unlink_clusters, [(1,)], 30_000, True) == OK
     assert client.do(nodes.link_clusters, [(1, port)]) == OK
     client.kill()
     client = start_node(2, local_comm_res="")
     assert client.do(nodes.link_clusters, [(1, port)]) == OK
     server.kill()
     assert client.do(nodes.unlink_clusters, [(1, port)])[0] == "LLM_UNLINK_FAILED"
-    assert client.do(nodes.unlink_clusters, [(1,)], 10_000, True) == OK
+    assert client.do(nodes.unlink_clusters, [(1,)], 30_000, True) == OK
     assert client.do(nodes.link_clusters, [(1, port)])[0] == "LLM_LINK_FAILED"
     server = _listening(start_node, 1, port)
     assert client.do(nodes.link_clusters, [(1, port)]) == OK
@@ -212,10 +215,12 @@ def test_another_cluster_id_than_expected_is_filed_as_it_is(
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "127.0.0.1"])
-def test_addresses_that_cannot_be_listened_on(start_node: Start, address: str) -> None:
+def test_addresses_that_cannot_be_listened_on(
+    start_node: Start, free_ports: Ports, address: str
+) -> None:
+    (port,) = free_ports(1)
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+        taken.bind(("127.0.0.1", port))
         node = start_node()
         with pytest.raises(RemoteError) as error:
             node.do(_init_listening, f"{address}:{port}")
@@ -231,6 +236,16 @@ def _init_listening(here: nodes.Here, info: str) -> None:
 
 def _listen_address(here: nodes.Here) -> tuple[str, int] | None:
     return here.live.listen_address
+
+
+def _can_bind(ip: str, port: int) -> bool:
+    """Another process may have been given the port by the kernel, for a moment."""
+    with socket.socket() as again:
+        try:
+            again.bind((ip, port))
+        except OSError:
+            return False
+        return True
 
 
 def test_port_0_is_a_free_one(start_node: Start, free_ports: Ports) -> None:
@@ -249,8 +264,7 @@ def test_port_0_is_a_free_one(start_node: Start, free_ports: Ports) -> None:
     assert first.do(_listen_address) == (ip, port), "the one that it has stays"
     first.do(nodes.switch_role, LLMRole.DECODER)
     assert first.do(_listen_address) is None
-    with socket.socket() as again:
-        again.bind((ip, port))  # it was given back
+    until(lambda: _can_bind(ip, port), what="it was given back")
     (chosen,) = free_ports(1)
     first.do(nodes.switch_role, LLMRole.DECODER, chosen)
     assert first.do(_listen_address) == (ip, chosen)
@@ -336,7 +350,9 @@ def test_an_engine_that_ends_begins_no_link(engine: Engine) -> None:
     assert not parts._clusters.pairs
 
 
-def test_a_peer_that_does_not_confirm_the_end_of_a_link(engine: Engine) -> None:
+@pytest.fixture
+def linked(engine: Engine) -> RawPeer:
+    """A peer of cluster 2 that has asked for a link, which is complete."""
     peer = engine.raw_peer()
     assert peer.say(
         {"kind": "dial", "link": 5, "backend": "shm", "one_sided": False, "seconds": 10}
@@ -347,5 +363,35 @@ def test_a_peer_that_does_not_confirm_the_end_of_a_link(engine: Engine) -> None:
     assert peer.say({"kind": "ready", "domain": form.domain})
     assert peer.hear("ready") is not None
     until_synced(peer)
+    return peer
+
+
+def test_a_peer_whose_end_nobody_has_handled_yet_cannot_be_told(
+    engine: Engine, linked: RawPeer
+) -> None:
+    """Also where the control thread is in the middle of a turn, and has looked for arrivals before."""
+    parts = engine.api._engine
+    assert parts is not None
+    reactor, inside, go_on = parts._reactor, threading.Event(), threading.Event()
+
+    def be_busy() -> None:
+        inside.set()
+        go_on.wait(nodes.SECONDS)
+
+    reactor.call(lambda: reactor.later(0.0, be_busy), nodes.SECONDS)
+    assert inside.wait(nodes.SECONDS)
+    linked.close()
+    found: list[LLMStatusCode] = []
+    unlinking = threading.Thread(
+        target=lambda: found.append(engine.api.unlink_clusters([nodes.cluster_info(2, 1)])[0])
+    )
+    unlinking.start()
+    until(lambda: bool(reactor._posted))
+    go_on.set()
+    unlinking.join(nodes.SECONDS)
+    assert found == [LLMStatusCode.LLM_UNLINK_FAILED]
+
+
+def test_a_peer_that_does_not_confirm_the_end_of_a_link(engine: Engine, linked: RawPeer) -> None:
     result, _ = engine.api.unlink_clusters([nodes.cluster_info(2, 1)], 200)
     assert result is LLMStatusCode.LLM_TIMEOUT

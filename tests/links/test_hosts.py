@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from tests import hosts, nodes
-from tests.hosts import Network
+from tests.hosts import Host, Network
 from tests.nodes import Node
+from tests.waiting import until
 
 pytestmark = hosts.needed
 
@@ -31,7 +33,8 @@ def test_two_hosts_link_and_pull(start_on: Start, net: Network, version: int) ->
     hosts.check_pull(two, 2, one)
     two.do(nodes.unlink, ids[1])
     one.do(nodes.unlink, ids[0])
-    assert not one.do(nodes.log_of, "WARNING")
+    said = one.do(nodes.log_of, "WARNING")  # members of a slow machine are waited for
+    assert [line for line in said if "is not complete after" not in line] == []
 
 
 def test_three_hosts_link_through_rank_0(start_on: Start, net: Network) -> None:
@@ -42,7 +45,11 @@ def test_three_hosts_link_through_rank_0(start_on: Start, net: Network) -> None:
     hosts.check_pull(members[1], 2, members[2])
     hosts.check_pull(members[2], 3, members[0])
     for host in net.hosts:
-        assert not host.run("ss", "-Hltn"), "something listens although the link is complete"
+        until(partial(_nobody_listens, host), what="the link is complete")
+
+
+def _nobody_listens(host: Host) -> bool:
+    return not host.run("ss", "-Hltn")
 
 
 def test_ranks_that_share_a_host_meet_there(start_on: Start, net: Network) -> None:
@@ -52,13 +59,15 @@ def test_ranks_that_share_a_host_meet_there(start_on: Start, net: Network) -> No
     _link_all(members, "quad", mapping, hosts.table(addresses))
     hosts.check_pull(members[0], 1, members[3])
     hosts.check_pull(members[3], 4, members[1])
-    connections = net.hosts[0].run("ss", "-Htn").splitlines()
-    assert len(connections) == 4, "one session per pair of engines on different hosts"
+    until(
+        lambda: len(net.hosts[0].run("ss", "-Htn").splitlines()) == 4,
+        what="one session per pair of engines on different hosts",
+    )
 
 
 @pytest.mark.parametrize("key", [None, "another key"])
 def test_a_wrong_key_lets_nobody_in(start_on: Start, net: Network, key: str | None) -> None:
-    one, two = start_on(0, 1, link_total_time=4), start_on(1, 2, key=key, link_total_time=3)
+    one, two = start_on(0, 1, link_total_time=7), start_on(1, 2, key=key, link_total_time=5)
     table = hosts.table([h.ipv4 for h in net.hosts[:2]])
     for node in (one, two):
         node.do(nodes.link, "pair", PAIR, table)
@@ -85,8 +94,8 @@ def test_the_variable_replaces_the_table(start_on: Start, net: Network) -> None:
 
 def test_engines_of_different_jobs_never_link(start_on: Start, net: Network) -> None:
     table = hosts.table([host.ipv4 for host in net.hosts[:2]])
-    first = start_on(0, 1, environ={"DATADIST_JOB": "a"}, link_total_time=4)
-    second = start_on(1, 2, environ={"DATADIST_JOB": "b"}, link_total_time=4)
+    first = start_on(0, 1, environ={"DATADIST_JOB": "a"}, link_total_time=5)
+    second = start_on(1, 2, environ={"DATADIST_JOB": "b"}, link_total_time=5)
     for node in (first, second):
         node.do(nodes.link, "pair", {1: 0, 2: 1}, table)
     assert "belongs to job 'a', this engine to job 'b': set the same DATADIST_JOB" in hosts.why(

@@ -13,6 +13,7 @@ from datadist import BlocksCacheKey
 from tests import hosts, nodes
 from tests.hosts import Network
 from tests.nodes import Node, RemoteError
+from tests.waiting import until
 
 pytestmark = hosts.needed
 
@@ -43,12 +44,12 @@ def client_on(start_on: Start) -> Start:
     return start
 
 
-def _link(node: Node, cluster: int, address: str, timeout: int = 10_000) -> Any:
+def _link(node: Node, cluster: int, address: str, timeout: int = 30_000) -> Any:
     return node.do(nodes.link_clusters, [(cluster, PORT)], timeout, address)
 
 
 def _unlink(node: Node, cluster: int, force: bool = False) -> Any:
-    return node.do(nodes.unlink_clusters, [(cluster, PORT)], 10_000, force)
+    return node.do(nodes.unlink_clusters, [(cluster, PORT)], 30_000, force)
 
 
 def _last_error(node: Node) -> str:
@@ -83,22 +84,22 @@ def test_port_0_is_a_free_one(start_on: Start, client_on: Start, net: Network) -
     ip, port = server.do(_listen_address)
     assert (ip, port != 0) == (address, True)
     for _ in range(2):
-        assert client.do(nodes.link_clusters, [(1, port)], 10_000, address) == OK
+        assert client.do(nodes.link_clusters, [(1, port)], 30_000, address) == OK
         hosts.check_pull(server, 1, client)
-        assert client.do(nodes.unlink_clusters, [(1, port)], 10_000, False) == OK
+        assert client.do(nodes.unlink_clusters, [(1, port)], 30_000, False) == OK
 
 
 def test_two_that_link_with_each_other_at_once(serve: Start, net: Network) -> None:
     first, second = serve(0, 1), serve(1, 2)
     ips = [host.ipv4 for host in net.hosts]
     for _ in range(10):
-        first.begin(nodes.link_clusters, [(2, PORT)], 10_000, ips[1])
-        second.begin(nodes.link_clusters, [(1, PORT)], 10_000, ips[0])
+        first.begin(nodes.link_clusters, [(2, PORT)], 30_000, ips[1])
+        second.begin(nodes.link_clusters, [(1, PORT)], 30_000, ips[0])
         assert (first.result(), second.result()) == (OK, OK)
         hosts.check_pull(first, 1, second)
         hosts.check_pull(second, 2, first)
-        first.begin(nodes.unlink_clusters, [(2,)], 10_000, True)
-        second.begin(nodes.unlink_clusters, [(1,)], 10_000, True)
+        first.begin(nodes.unlink_clusters, [(2,)], 30_000, True)
+        second.begin(nodes.unlink_clusters, [(1,)], 30_000, True)
         assert (first.result(), second.result()) == (OK, OK)
 
 
@@ -108,13 +109,15 @@ def test_one_server_on_all_its_addresses_many_clients(
     server = serve(0, 1, "0.0.0.0")
     clients = {2: client_on(1, 2), 3: client_on(2, 3), 4: client_on(0, 4)}
     for client in clients.values():
-        client.begin(nodes.link_clusters, [(1, PORT)], 10_000, net.hosts[0].ipv4)
+        client.begin(nodes.link_clusters, [(1, PORT)], 30_000, net.hosts[0].ipv4)
     assert [client.result() for client in clients.values()] == [OK] * 3
     for cluster, client in clients.items():
         hosts.check_pull(server, 1, client)
         hosts.check_pull(client, cluster, server)
-    connections = net.hosts[0].run("ss", "-Htn").splitlines()
-    assert len(connections) == 2, "the client on the server's host needs no network"
+    until(
+        lambda: len(net.hosts[0].run("ss", "-Htn").splitlines()) == 2,
+        what="the client on the server's host needs no network",
+    )
 
 
 def test_a_restarted_server_is_linked_again(serve: Start, client_on: Start, net: Network) -> None:
@@ -176,8 +179,8 @@ def test_packets_that_vanish(serve: Start, client_on: Start, net: Network) -> No
     server, client, address = serve(0, 1), client_on(1, 2), net.hosts[0].ipv4
     net.hosts[0].run("ip", "route", "add", "blackhole", f"{net.hosts[1].ipv4}/32")
     began = time.monotonic()
-    assert _link(client, 1, address, 900)[0] == "LLM_TIMEOUT"
-    assert 0.8 < time.monotonic() - began < 60, "the kernel gives up after two minutes"
+    assert _link(client, 1, address, 2000)[0] == "LLM_TIMEOUT"
+    assert 1.9 < time.monotonic() - began < 60, "the kernel gives up after two minutes"
     assert "firewall" in _last_error(client)
     net.hosts[0].run("ip", "route", "del", "blackhole", f"{net.hosts[1].ipv4}/32")
     server.pause()
@@ -211,7 +214,7 @@ def test_processes_of_one_host_leave_the_network(
     name.unlink()  # or it would not even dial
     assert _link(client, 1, net.hosts[0].ipv4) == OK
     hosts.check_pull(server, 1, client)
-    assert not net.hosts[0].run("ss", "-Htn"), "they talk over the runtime directory"
+    until(lambda: not net.hosts[0].run("ss", "-Htn"), what="they talk over the runtime directory")
 
 
 def test_finalize_ends_a_call(client_on: Start, net: Network) -> None:
@@ -225,7 +228,7 @@ def _call_in_background(here: nodes.Here, address: str) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     pool = ThreadPoolExecutor()
-    here.any["call"] = pool.submit(nodes.link_clusters, here, [(1, PORT)], 110_000, address)
+    here.any["call"] = pool.submit(nodes.link_clusters, here, [(1, PORT)], 130_000, address)
     engine = here.live._engine
     assert engine is not None
     while not engine._clusters._calls:  # it has begun

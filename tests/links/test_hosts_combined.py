@@ -63,8 +63,8 @@ def test_what_a_transport_can_do_counts_for_its_own_peers(four: Four) -> None:
 
 
 def test_one_side_that_names_another_backend_is_told(start_on: Start, net: Network) -> None:
-    one = start_on(0, 1, transfer_backend=BOTH, link_total_time=5)
-    two = start_on(1, 2, transfer_backend="netcopy", link_total_time=5)
+    one = start_on(0, 1, transfer_backend=BOTH)
+    two = start_on(1, 2, transfer_backend="netcopy")
     table = hosts.table([h.ipv4 for h in net.hosts[:2]])
     for node in (one, two):
         node.do(nodes.link, "pair", {1: 0, 2: 1}, table)

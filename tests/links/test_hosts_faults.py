@@ -107,11 +107,11 @@ def test_a_port_in_use_is_waited_for(start_on: Start, net: Network) -> None:
         blocker.do(_listen, net.hosts[0].ipv4)
         two = start_on(1, 2)
         ids = _begin([one, two], _table(net))
+        nodes.said(one, "WARNING", "cannot listen at", f"the port is held by pid {blocker.pid}")
         with pytest.raises(RemoteError) as error:
-            one.do(nodes.wait, ids[0], 1000)
+            one.do(nodes.wait, ids[0], 100)
         assert f"cannot listen at {net.hosts[0].ipv4}:{PORT}" in error.value.text
         assert "another process uses this port" in error.value.text
-        nodes.said(one, "WARNING", "cannot listen at", f"the port is held by pid {blocker.pid}")
         blocker.kill()
         for node, comm_id in zip((one, two), ids, strict=True):
             node.do(nodes.wait, comm_id)
@@ -120,7 +120,7 @@ def test_a_port_in_use_is_waited_for(start_on: Start, net: Network) -> None:
 
 
 def test_a_program_that_is_no_engine_is_named(start_on: Start, net: Network) -> None:
-    other, two = Node({}), start_on(1, 2, link_total_time=2)
+    other, two = Node({}), start_on(1, 2, link_total_time=5)
     try:
         other.do(hosts.enter, net.hosts[0].namespace)
         other.do(_greet, net.hosts[0].ipv4)
@@ -132,14 +132,14 @@ def test_a_program_that_is_no_engine_is_named(start_on: Start, net: Network) -> 
 
 def test_an_address_that_is_not_of_rank_0s_host(start_on: Start, net: Network) -> None:
     table = hosts.table(["10.77.0.99", net.hosts[1].ipv4])
-    one, two = start_on(0, 1, link_total_time=6), start_on(1, 2, link_total_time=6)
+    one, two = start_on(0, 1, link_total_time=9), start_on(1, 2, link_total_time=9)
     _begin([one, two], table)
     assert "this host has no such address" in hosts.why(one)
     assert "10.77.0.99:26500: no route to host" in hosts.why(two)
 
 
 def test_a_firewall_that_drops(start_on: Start, net: Network) -> None:
-    one, two = start_on(0, 1, link_total_time=8), start_on(1, 2, link_total_time=7)
+    one, two = start_on(0, 1, link_total_time=12), start_on(1, 2, link_total_time=10)
     net.hosts[0].run("ip", "route", "add", "blackhole", f"{net.hosts[1].ipv4}/32")
     _begin([one, two], _table(net))
     why = hosts.why(two)

@@ -81,12 +81,12 @@ def test_a_domain_is_formed_at_the_first_call(
     """Strangers know the protocol, and come while rank 0 listens; the table names rank 1's address."""
     (port,) = free_ports(1)
     table = hosts.table(["127.0.0.1", "127.0.0.1"], host_port=str(port))
-    first, second, strangers = start(1), start(2), start()
+    first, second, strangers = start(1, link_total_time=120), start(2, link_total_time=120), start()
     ours = first.do(nodes.link, "pair", {1: 0, 2: 1}, table)
     strangers.do(_crowd, HostPort("127.0.0.1", port), KINDS)
     strangers.do(_settled)
     began = time.monotonic()
     theirs = second.do(nodes.link, "pair", {1: 0, 2: 1}, table)
     hosts.wait_all([first, second], [ours, theirs])
-    assert time.monotonic() - began < 25, "the limit of link is 30 s"
+    assert time.monotonic() - began < 60, "the limit of link is two minutes"
     hosts.check_pull(first, 1, second)

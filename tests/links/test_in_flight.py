@@ -20,7 +20,8 @@ LATE, FORCED = "tests.late_transport:LateTransport", "tests.late_transport:Force
 BLOCKS, BLOCK = 16, 4096
 POOL = 3 * BLOCKS * BLOCK
 KEY = BlocksCacheKey(1)
-LATE_MS = 200
+FAR_MS = 20_000
+"""The transport says long before that a transfer goes on: of it alone, not of a slow machine."""
 
 
 def _make(here: nodes.Here, label: str, memory: str, value: int, key: Any = None) -> None:
@@ -45,13 +46,19 @@ def _drop(here: nodes.Here, label: str) -> None:
         here.live.cache_manager.deallocate_blocks_cache(cache)
 
 
-def _move(here: nodes.Here, label: str, what: str, key: Any = KEY, blocks: int = BLOCKS) -> str:
+def _move(
+    here: nodes.Here, label: str, what: str, key: Any = KEY, blocks: int = BLOCKS,
+    millis: int | None = None,
+) -> str:  # fmt: skip
     manager, every = here.live.cache_manager, list(range(blocks))
+    options: dict[str, Any] = {"timeout_in_millis": millis}
     try:
         if what == "push":
-            manager.push_blocks(key, here.caches[label], every, every, tensor_num_per_layer=1)
+            manager.push_blocks(
+                key, here.caches[label], every, every, tensor_num_per_layer=1, **options
+            )
         else:
-            manager.pull_blocks(key, here.caches[label], every, every)
+            manager.pull_blocks(key, here.caches[label], every, every, **options)
     except LLMException as error:
         return str(error)
     return "done"
@@ -88,7 +95,7 @@ def _start(start: Start, *clusters: int, backend: str = LATE) -> list[Node]:
     return [
         start(
             cluster, pool=POOL, transfer_backend=backend, enable_remote_cache_accessible=True,
-            sync_kv_timeout=LATE_MS if cluster == 2 else 20_000,
+            sync_kv_timeout=FAR_MS,
         )
         for cluster in clusters
     ]  # fmt: skip

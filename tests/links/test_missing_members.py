@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from datadist.links import missing_members
 from tests import nodes
 from tests.nodes import Node, RemoteError
 
@@ -22,9 +23,14 @@ WARNING = re.compile(
 )
 
 
+def _search_patiently(_here: nodes.Here) -> None:
+    """The warning waits for what is found elsewhere, however slow the machine is."""
+    missing_members.SEARCH_SECONDS = nodes.SECONDS
+
+
 def _told(node: Node) -> str:
     """The one warning of a link that waits, which comes after 5 s; what it says is missing."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + nodes.SECONDS
     while time.monotonic() < deadline:
         found = [m for m in map(WARNING.match, node.do(nodes.log_of, "WARNING")) if m]
         if found:
@@ -86,7 +92,7 @@ def test_the_peer_waits_under_another_name(start_node: Start) -> None:
 
 
 def test_who_fails_second_still_hears_of_the_other_name(start_node: Start) -> None:
-    first, second = start_node(1, link_total_time=2), start_node(2, link_total_time=4)
+    first, second = start_node(1, link_total_time=3), start_node(2, link_total_time=6)
     first.do(nodes.link, "pair", PAIR)
     second.do(nodes.link, "pears", PAIR)
     _wait_failed(first)
@@ -104,6 +110,8 @@ def test_the_peer_waits_with_another_mapping_that_names_us(start_node: Start) ->
 
 def test_the_peer_is_in_another_job(start_node: Start) -> None:
     node, peer = start_node(1), start_node(2, {"DATADIST_JOB": "blue"})
+    for each in (node, peer):
+        each.do(_search_patiently)
     node.do(nodes.link, "pair", PAIR)
     peer.do(nodes.link, "pair", PAIR)
     told = _told(node)
@@ -119,6 +127,7 @@ def test_the_peer_is_in_another_job(start_node: Start) -> None:
 def test_the_peer_is_in_another_directory(start_node: Start, tmp_path: Path) -> None:
     other = tmp_path / "other"
     node, peer = start_node(1), start_node(ELSEWHERE, {"DATADIST_RUNTIME_DIR": str(other)})
+    node.do(_search_patiently)
     node.do(nodes.link, "pair", {1: 0, ELSEWHERE: 1})
     told = _told(node)
     assert f"pid {peer.pid}, " in told
@@ -128,8 +137,8 @@ def test_the_peer_is_in_another_directory(start_node: Start, tmp_path: Path) -> 
 
 def test_a_short_link_says_it_at_its_end(start_node: Start) -> None:
     node, peer = (
-        start_node(1, link_total_time=2),
-        start_node(2, {"DATADIST_JOB": "blue"}, link_total_time=2),
+        start_node(1, link_total_time=5),
+        start_node(2, {"DATADIST_JOB": "blue"}, link_total_time=5),
     )
     node.do(nodes.link, "pair", PAIR)
     text = _wait_failed(node)
@@ -151,7 +160,6 @@ def test_a_link_that_is_complete_says_nothing(start_node: Start) -> None:
 
 def _delay_searches(here: nodes.Here) -> None:
     """As a mount that does not answer does."""
-    from datadist.links import missing_members
 
     def find_unreachable_engines(*_: Any) -> list[Any]:
         time.sleep(3600)
@@ -166,7 +174,7 @@ def test_the_warning_does_not_wait_for_a_look_that_hangs(start_node: Start) -> N
     node.do(nodes.link, "pair", {1: 0, ABSENT: 1})
     assert f"cluster {ABSENT} (rank 1) has not called link" in _told(node)
     node.do(nodes.link, "second", {1: 0, ABSENT: 1})
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + nodes.SECONDS
     while not any("'second'" in line for line in node.do(nodes.log_of, "WARNING")):
         assert time.monotonic() < deadline, "a second one is warned of as well"
         time.sleep(0.1)

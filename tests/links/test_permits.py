@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -63,9 +64,30 @@ def test_who_waits_gets_one_in_the_order_of_arrival(count: int) -> None:
     assert order == list(range(8))
 
 
+class _Line(dict[int, threading.Lock]):
+    """Notes how many rounds of others pass while the thread that made it stands in the line."""
+
+    def __init__(self, rounds: Callable[[], int]) -> None:
+        super().__init__()
+        self.passed: list[int] = []
+        self._rounds, self._before = rounds, 0
+        self._thread = threading.get_ident()
+
+    def __setitem__(self, arrival: int, bell: threading.Lock) -> None:
+        super().__setitem__(arrival, bell)
+        if threading.get_ident() == self._thread:
+            self._before = self._rounds()
+
+    def pop(self, arrival: int, *default: Any) -> Any:
+        if threading.get_ident() == self._thread:
+            self.passed.append(self._rounds() - self._before)
+        return super().pop(arrival, *default)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_nobody_starves_beside_those_who_take_one_again_at_once(count: int) -> None:
     permits, over = Permits(count), threading.Event()
+    line = permits.line = _Line(lambda: sum(rounds))
     rounds = [0] * count
 
     def greedy(number: int) -> None:
@@ -78,11 +100,12 @@ def test_nobody_starves_beside_those_who_take_one_again_at_once(count: int) -> N
     threads = [_start(lambda number=number: greedy(number)) for number in range(count)]  # type: ignore[misc]
     try:
         until(lambda: all(rounds))
-        for _ in range(5):
-            before = sum(rounds)
+        deadline = time.monotonic() + SECONDS
+        while len(line.passed) < 5:
+            assert time.monotonic() < deadline
             assert _take(permits)
             permits.release()
-            assert sum(rounds) - before <= 10 * count
+        assert max(line.passed) <= 10 * count
     finally:
         over.set()
         for thread in threads:
@@ -94,8 +117,8 @@ def test_one_who_gives_up_keeps_nobody_behind_him_waiting() -> None:
     permits = Permits()
     taken: list[bool] = []
     permits.take(taken, 0)
-    first = _start(lambda: _take(permits, 0.05))
-    until(lambda: len(permits.line) == 1)
+    first = _start(lambda: _take(permits, 0.5))
+    until(lambda: len(permits.line) == 1 or not first.is_alive())
     got: list[bool] = []
     second = _start(lambda: got.append(_take(permits)))
     first.join(SECONDS)

@@ -65,7 +65,8 @@ def _totals(here: nodes.Here, direction: str) -> tuple[int, int]:
 def test_a_transfer_whose_link_ends_takes_the_other_one(
     start_node: Start, what: str, links: int
 ) -> None:
-    peer, we = (start_node(c, enable_remote_cache_accessible=True) for c in (1, 2))
+    options: dict[str, Any] = {"enable_remote_cache_accessible": True, "sync_kv_timeout": 60_000}
+    peer, we = (start_node(c, **options) for c in (1, 2))
     peer.do(nodes.make, "c", "blocks", SHAPE, 2, KEY)
     peer.do(nodes.fill, "c", 1)
     we.do(nodes.make, "c", "blocks", SHAPE, 2)

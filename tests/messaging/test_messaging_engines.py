@@ -22,6 +22,7 @@ from tests.waiting import until
 
 PAIR = "tests.pair_engine:PairTransport"
 FAR = 60.0
+LATE_MS = 1500
 
 
 def _stick(here: Here, stick: bool) -> None:
@@ -77,15 +78,21 @@ def _is_inside(here: Here) -> bool:
 def _linked(start_node: Callable[..., Node]) -> tuple[Node, Node, int]:
     """An owner, one that has pushed into its cache, which fills a third of its pool, and their link."""
     settings: dict[str, Any] = {
-        "pool": POOL, "transfer_backend": PAIR, "enable_remote_cache_accessible": True
+        "pool": POOL, "transfer_backend": PAIR, "enable_remote_cache_accessible": True,
+        "sync_kv_timeout": 20_000,
     }  # fmt: skip
     owner = start_node(1, **settings)
-    pusher = start_node(2, sync_kv_timeout=200, **settings)
+    pusher = start_node(2, **settings)
     owner.do(_make, "theirs", "pool", 1, KEY)
     pusher.do(_make, "mine", "pool", 2)
     link = _link("link", {1: owner, 2: pusher})
     assert pusher.do(_move, "mine", "push") == "done"
     return owner, pusher, link
+
+
+def _push_late(pusher: Node) -> str:
+    """What a push says that has begun, and does not end: a slow machine begins it in time, too."""
+    return str(pusher.do(_move, "mine", "push", millis=LATE_MS))
 
 
 def _check_pages(owner: Node, go_on: Callable[[], object]) -> None:
@@ -105,7 +112,7 @@ def test_what_a_pusher_that_has_ended_had_sent_is_in_no_other_cache(
     """The owner's own thread is in the middle of the copy when the pusher ends."""
     owner, pusher, _ = _linked(start_node)
     owner.do(_hold_copies, True)
-    pusher.do(_move, "mine", "push")
+    _push_late(pusher)
     assert owner.do(_is_inside)
     if end == "kill":
         pusher.kill()
@@ -119,7 +126,7 @@ def test_late_bytes_of_a_push_are_in_no_other_cache(start_node: Callable[..., No
     """The owner takes them when its engine goes on: until then it keeps the pages."""
     owner, pusher, _ = _linked(start_node)
     owner.do(_stick, True)
-    assert "the transfer goes on" in pusher.do(_move, "mine", "push")
+    assert "the transfer goes on" in _push_late(pusher)
     _check_pages(owner, lambda: owner.do(_stick, False))
 
 
@@ -136,7 +143,7 @@ def test_memory_is_free_again_after_the_connections_were_cut_in_a_push(
     """At both ends, while both processes live: the pages of the pools can be given to other caches."""
     owner, pusher, link = _linked(start_node)
     owner.do(_stick, True)
-    assert "the transfer goes on" in pusher.do(_move, "mine", "push")
+    assert "the transfer goes on" in _push_late(pusher)
     pusher.do(_cut)
     owner.do(_cut)
     owner.do(_stick, False)
@@ -153,7 +160,7 @@ def test_a_link_whose_owner_did_not_confirm_is_given_up(start_node: Callable[...
     owner, pusher, link = _linked(start_node)
     pusher.do(_set, "FORCE_SECONDS", 0.1)
     owner.do(_stick, True)
-    assert "the transfer goes on" in pusher.do(_move, "mine", "push")
+    assert "the transfer goes on" in _push_late(pusher)
     nodes.said(pusher, "WARNING", "did not settle", "has not confirmed")
     until(lambda: "given up" in (pusher.do(nodes.link_error, link) or ""))
     assert "LLM_NOT_YET_LINK" in pusher.do(_move, "mine", "push")

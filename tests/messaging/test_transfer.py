@@ -27,7 +27,6 @@ from datadist.transport import (
     PeerLost,
     TransferError,
     TransferTimeout,
-    TransportError,
 )
 from tests import interrupts
 from tests.messaging_links import (
@@ -35,6 +34,7 @@ from tests.messaging_links import (
     Calling,
     Node,
     attach_links,
+    late_write,
     linked,
     nodes,
     open_links,
@@ -44,13 +44,6 @@ from tests.messaging_links import (
 )
 
 SIZE = 100_000
-
-
-def _late_write(link: MessagingLink, mine: Node, theirs: Node) -> TransportError:
-    """What a write to an owner raises that takes nothing now."""
-    with pytest.raises(TransferTimeout) as caught:
-        link.write(1, *whole(mine, theirs, SIZE), 0.1)
-    return caught.value
 
 
 def _settled(error: BaseException | None) -> bool:
@@ -73,7 +66,7 @@ def _pair(size: int = 4 << 20) -> Iterator[tuple[Node, Node, MessagingLink, Mess
 def test_a_write_that_timed_out_is_in_flight_until_the_owner_has_answered() -> None:
     with _pair() as (mine, theirs, link, _):
         with stuck(theirs):
-            error = _late_write(link, mine, theirs)
+            error = late_write(link, mine, theirs, SIZE)
             assert not _settled(error)
             link.abort(1)
             time.sleep(0.05)
@@ -88,7 +81,9 @@ def test_a_write_of_which_nothing_was_sent_is_over() -> None:
     with nodes() as (mine, theirs):
         link, owners = open_links([mine, theirs])
         link.attach(1, owners.offer(0))  # the owner has not attached: nothing is asked yet
-        assert _late_write(link, mine, theirs).in_flight is None
+        with pytest.raises(TransferTimeout) as caught:
+            link.write(1, *whole(mine, theirs, SIZE), 0.1)
+        assert caught.value.in_flight is None
         owners.attach(0, link.offer(1))
         link.write(1, *whole(mine, theirs), FAR)
         link.close()
@@ -153,7 +148,7 @@ def test_the_end_of_the_session_settles_no_write(
     """The owner confirms: it hears of the end, closes its side, or greets us by another session."""
     with _pair() as (mine, theirs, link, owners):
         with stuck(theirs):
-            error = _late_write(link, mine, theirs)
+            error = late_write(link, mine, theirs, SIZE)
             end(mine, monkeypatch)
             until(lambda: not _sessions(mine))
             time.sleep(0.05)
@@ -164,7 +159,7 @@ def test_the_end_of_the_session_settles_no_write(
         time.sleep(0.05)
         assert set(bytes(theirs.memory)) == {9}
         until(lambda: len(mine.transport.engine.endpoints) == len(_sessions(mine)))
-        assert not mine.transport._dispatcher._unconfirmed._sides
+        until(lambda: not mine.transport._dispatcher._unconfirmed._sides)
 
 
 def test_a_write_settles_when_the_owner_is_gone() -> None:
@@ -179,9 +174,11 @@ def test_a_write_settles_when_the_owner_is_gone() -> None:
         links = open_links([mine, theirs])
         links[0]._group = replace(links[0]._group, peers=peers)
         attach_links(links)
+        for rank, node, other in ((0, mine, theirs), (1, theirs, mine)):  # all connections are made
+            links[rank].read(1 - rank, *whole(node, other, 64), FAR)
         descriptors = len(os.listdir("/proc/self/fd"))
         with stuck(theirs):
-            error = _late_write(links[0], mine, theirs)
+            error = late_write(links[0], mine, theirs, SIZE)
             mine.transport.peer_lost(peers[1])
             until(lambda: links[0]._sides[1].ended)
             mine.on_thread(lambda: None)
@@ -196,7 +193,7 @@ def test_a_write_settles_when_the_owner_is_gone() -> None:
 def test_force_settles_what_the_owner_confirms_and_nothing_else() -> None:
     with _pair() as (mine, theirs, link, _):
         theirs.on_thread(lambda: setattr(theirs.transport.engine.faults, "on_send", _without_done))
-        error = _late_write(link, mine, theirs)
+        error = late_write(link, mine, theirs, SIZE)
         assert not _settled(error)
         link.force(1)
         assert _settled(error)
@@ -204,7 +201,7 @@ def test_force_settles_what_the_owner_confirms_and_nothing_else() -> None:
             link.write(1, *whole(mine, theirs, SIZE), FAR)
     with _pair() as (mine, theirs, link, _):
         with stuck(theirs):
-            error = _late_write(link, mine, theirs)
+            error = late_write(link, mine, theirs, SIZE)
             with pytest.raises(TransferError, match="rank 1 has not confirmed"):
                 link.force(1)
             assert not _settled(error)
@@ -222,8 +219,7 @@ def test_forcing_waits_once_for_all_ranks_that_were_aborted(
         for rank, owner in enumerate(owners, 1):
             links[0].read(rank, *whole(mine, owner, 64), FAR)
             stopped.enter_context(stuck(owner))
-            with pytest.raises(TransferTimeout):
-                links[0].write(rank, *whole(mine, owner, SIZE), 0.1)
+            late_write(links[0], mine, owner, SIZE, rank)
         clock = SimpleNamespace(
             monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)
         )
@@ -298,7 +294,7 @@ def test_handlers_that_raise_again_and_again_hide_nothing(
     with _pair() as (mine, theirs, link, _):
         with stuck(theirs):
             with pytest.raises(interrupts.Interrupt) as caught:
-                link.write(1, *whole(mine, theirs, SIZE), 0.1)
+                link.write(1, *whole(mine, theirs, SIZE), 2.0)
             assert not _settled(caught.value)
             assert not link._sides[1]._transfers
         until(lambda: _settled(caught.value))
@@ -363,7 +359,7 @@ def test_a_local_page_that_does_not_come_is_a_timeout_in_flight(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with _pair() as (mine, theirs, link, _), _missing_page(monkeypatch, transfer, scatter) as page:
-        reading = Calling(lambda: link.read(1, *whole(mine, theirs, SIZE), 0.2))
+        reading = Calling(lambda: link.read(1, *whole(mine, theirs, SIZE), 2.0))
         assert page.reached.wait(FAR)
         error = reading.result()
         assert isinstance(error, TransferTimeout)

@@ -11,7 +11,7 @@ import numpy as np
 
 from llm_datadist import LLMConfig
 
-TIMEOUT = 60
+TIMEOUT = 120
 
 
 def arguments() -> argparse.Namespace:

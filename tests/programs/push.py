@@ -31,7 +31,7 @@ info.remote_cluster_id = other
 info.append_local_ip_info("127.0.0.1", 0)
 info.append_remote_ip_info("127.0.0.1", args.ports[other - 1])
 if me == 1:
-    ret, rets = datadist.link_clusters([info], 5000)
+    ret, rets = datadist.link_clusters([info], 20_000)
     assert ret == LLMStatusCode.LLM_SUCCESS, rets
 barrier(args, "linked")
 key = CacheKeyByIdAndIndex(cluster_id=other, cache_id=1, batch_index=me)
@@ -52,7 +52,7 @@ barrier(args, "pushed")
 assert [plain.row(1, row) for row in (other, me)] == [10.0 * other + 1, 10.0 * me + 1]
 assert [paged.row(2, row) for row in (other + 2, other + 5)] == [100.0 * other + 2] * 2
 assert [paged.row(3, 9), paged.row(2, 9)] == [100.0 * other, 100.0 * me + 2]
-ret, _ = datadist.unlink_clusters([info], 5000, force=True)
+ret, _ = datadist.unlink_clusters([info], 20_000, force=True)
 assert ret == LLMStatusCode.LLM_SUCCESS
 manager.unregister_cache(cache.cache_id)
 manager.unregister_cache(blocks.cache_id)

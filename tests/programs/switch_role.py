@@ -33,13 +33,13 @@ def link_and_pull(port: int, row: int) -> None:
     info.remote_cluster_id = other
     info.append_local_ip_info("127.0.0.1", 0)
     info.append_remote_ip_info("127.0.0.1", port)
-    assert datadist.link_clusters([info], 5000)[0] == LLMStatusCode.LLM_SUCCESS
+    assert datadist.link_clusters([info], 20_000)[0] == LLMStatusCode.LLM_SUCCESS
     manager.pull_blocks(BlocksCacheKey(other, 0), cache, [0], [row])
     assert tensors.row(1, row) == 100.0 * other + 1
     barrier(args, f"linked {port}")
     barrier(args, f"pushed {port}")
     assert tensors.row(0, row + 1) == 100.0 * other
-    assert datadist.unlink_clusters([info], 5000)[0] == LLMStatusCode.LLM_SUCCESS
+    assert datadist.unlink_clusters([info], 20_000)[0] == LLMStatusCode.LLM_SUCCESS
     barrier(args, f"unlinked {port}")
 
 

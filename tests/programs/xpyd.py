@@ -33,7 +33,7 @@ if not prompt:
         info.append_local_ip_info("127.0.0.1", 26000)
         info.append_remote_ip_info("127.0.0.1", args.ports[cluster - 1])
         infos.append(info)
-    ret, rets = datadist.link_clusters(infos, timeout=5000)
+    ret, rets = datadist.link_clusters(infos, timeout=20_000)
     assert ret == LLMStatusCode.LLM_SUCCESS, rets
     for cluster in (1, 2):
         key = BlocksCacheKey(cluster_id=cluster, model_id=0)
@@ -42,7 +42,7 @@ if not prompt:
         for cluster in (1, 2):
             assert tensors.row(tensor, cluster) == 100.0 * cluster + tensor
             assert tensors.row(tensor, cluster + 4) == 100.0 * cluster + tensor
-    ret, rets = datadist.unlink_clusters(infos, timeout=5000)
+    ret, rets = datadist.unlink_clusters(infos, timeout=20_000)
     assert ret == LLMStatusCode.LLM_SUCCESS, rets
 barrier(args, "pulled")
 datadist.cache_manager.unregister_cache(cache.cache_id)
