@@ -22,7 +22,6 @@ from tests.fuzz.templates import TOKEN
 from tests.in_process_engine import BASE, PAIR, SIZE, TABLE, Engine, entry_of, offer_of
 from tests.nodes import Node
 from tests.raw_peer import RawPeer, link, memory
-from tests.waiting import until
 
 Start = Callable[..., Node]
 FAR_MS = 30_000

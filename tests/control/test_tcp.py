@@ -16,7 +16,6 @@ from datadist.control.reactor import Reactor
 from datadist.control.tcp import Dial, TcpSession
 from tests import descriptors
 from tests.tcp_server import LOCAL, SECONDS, SETTINGS, Server, connect, framed, is_closed, prove
-from tests.waiting import until
 
 
 def test_one_byte_at_a_time_is_understood(server: Server) -> None:

@@ -15,7 +15,6 @@ import pytest
 from datadist import CacheKey
 from tests import descriptors, nodes
 from tests.nodes import Node, RemoteError, pattern
-from tests.waiting import until
 
 Start = Callable[..., Node]
 Ports = Callable[[int], list[int]]
