@@ -25,7 +25,7 @@ from datadist import (
 from datadist.control.session import Session
 from datadist.control.tcp import Authentication
 from datadist.transport import TransferTimeout
-from tests import nodes, torn
+from tests import held, nodes, torn
 from tests.nodes import Node
 from tests.waiting import until
 
@@ -349,11 +349,15 @@ def exit_now(here: nodes.Here) -> None:
     threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
 
 
-def let_attach_soon(here: nodes.Here) -> None:
-    """Let it get done with attaching a moment later: once the fault has begun."""
-    timer = threading.Timer(0.3, here.any["go on"].set)
-    timer.daemon = True  # or the program would wait for it before it ends
-    timer.start()
+def let_attach_once_it_ends(here: nodes.Here) -> None:
+    """Let it get done with attaching when the link is being ended, which waits for that."""
+    attempt = held.attempt_with(here, 2)
+
+    def await_end() -> None:
+        until(lambda: attempt.dead)
+        here.any["go on"].set()
+
+    threading.Thread(target=await_end, daemon=True).start()
 
 
 def _session(here: nodes.Here) -> Any:

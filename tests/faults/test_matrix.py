@@ -144,7 +144,7 @@ def _inject_fault(peer: Node, cell: Cell, on: Setting) -> float:
         _damage_connection(peer, cell, on)
     else:
         if cell.moment == "preparing":
-            peer.do(scenarios.let_attach_soon)
+            peer.do(scenarios.let_attach_once_it_ends)
         if cell.fault == "unlinks":
             peer.begin(nodes.unlink, 1)
         else:
