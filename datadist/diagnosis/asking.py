@@ -69,8 +69,10 @@ class _Question:
             self._hear()
         except BlockingIOError:
             return
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             self.problem = f"no report: {error}"
+        if self.over:
+            self._data.clear()
 
     def _hear(self) -> None:
         assert self.sock is not None
@@ -98,7 +100,7 @@ class _Question:
 
 
 def _report_in(body: bytearray) -> dict[str, Any]:
-    """Raises ValueError for what is no report."""
+    """Raises ValueError for what is no report, RecursionError where it is nested too deeply."""
     message = json.loads(body)
     report = message.get("report") if isinstance(message, dict) else None
     if not isinstance(report, dict):
@@ -126,13 +128,18 @@ def ask_engines(job: str | None, seconds: float, path: Path | None = None) -> li
 
 
 def _hear_all(questions: Sequence[_Question], deadline: float) -> None:
-    """Wait for all answers at the same time: a large one takes turns, and others may never come."""
-    with selectors.DefaultSelector() as selector:
+    """Wait for all answers at the same time: a large one takes turns, and others may never come.
+
+    What lies there at the deadline counts, however late this process came to it.
+    """
+    with selectors.PollSelector() as selector:  # it takes no descriptor, of which few may be left
         for question in questions:
             assert question.sock is not None
             selector.register(question.sock, selectors.EVENT_READ, question)
-        while selector.get_map() and (left := deadline - time.monotonic()) > 0:
-            for key, _ in selector.select(left):
+        left = 1.0
+        while selector.get_map() and left > 0:
+            left = deadline - time.monotonic()
+            for key, _ in selector.select(max(0.0, left)):
                 key.data.hear()
                 if key.data.over:
                     selector.unregister(key.fileobj)

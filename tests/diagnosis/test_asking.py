@@ -16,8 +16,10 @@ import pytest
 
 from datadist.control.messages import HEADER
 from datadist.control.runtime_dir import Address, RuntimeDir
+from datadist.diagnosis import asking
 from datadist.diagnosis.asking import ask_engines
 from tests.nodes import Node
+from tests.shortage import missing
 
 Start = Callable[..., Node]
 
@@ -95,6 +97,7 @@ def _frame(message: Any) -> bytes:
         (_frame({"kind": "hello"}), "no report: it answered with something else"),
         (HEADER.pack(3) + b"{{{", "no report: Expecting property name"),
         (HEADER.pack(3) + b"\xff\xff\xff", "no report: "),
+        (HEADER.pack(200_000) + b"[" * 200_000, "no report: maximum recursion depth exceeded"),
     ],
 )
 def test_what_is_no_report_is_told(
@@ -164,6 +167,25 @@ def test_a_large_report_is_not_waited_for_after_those_that_never_come(tmp_path: 
     assert found.problem == ""
     assert found.report == {"text": "x" * (8 << 20)}
     assert [each.problem[:10] for each in (first, last)] == ["no answer:"] * 2
+
+
+def test_what_lies_there_when_the_time_is_over_counts() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        question = asking._Question("", Address(7, "0" * 32), ours, "")
+        theirs.sendall(_frame({"kind": "report", "report": {"cluster_id": 7}}))
+        asking._hear_all([question], time.monotonic() - 1)
+    assert question.asked().report == {"cluster_id": 7}
+
+
+def test_engines_are_asked_where_no_descriptor_is_left_for_more_than_them(
+    start_node: Start, runtime_dir: Path
+) -> None:
+    start_node(1)
+    with missing("epoll", 0):
+        (found,) = ask_engines(None, 30, runtime_dir)
+    assert found.report
 
 
 def _fill(directory: RuntimeDir, waiting: list[socket.socket]) -> None:
