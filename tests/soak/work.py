@@ -21,8 +21,6 @@ from tests.soak.comparing import Difference
 SLOTS, WIDTH, TENSORS = 4, 16 << 10, 4
 BLOCKS, BLOCK_WIDTH = 32, 1024
 GUARD = 61
-END_SECONDS = 10.0
-"""Threads may take so long to end after finalize, and what they close."""
 OWN, BLOCKS_OWN, INTO, BLOCKS_INTO, INBOX = 1, 2, 3, 4, 5
 """Cache ids, in the order in which they are made."""
 

@@ -43,14 +43,14 @@ def transport() -> Iterator[UcxTransport]:
     transport.close()
 
 
-def _listeners() -> list[str]:
-    """Local addresses, in the kernel's hexadecimal, on which this process listens."""
-    own, found = _sockets(), []
+def _listeners() -> set[str]:
+    """Addresses and ports, in the kernel's hexadecimal, on which this process listens."""
+    own, found = _sockets(), set()
     for table in ("tcp", "tcp6", "udp", "udp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[9] in own and (fields[3] == LISTEN or table.startswith("udp")):
-                found.append(fields[1].partition(":")[0])
+                found.add(fields[1])
     return found
 
 

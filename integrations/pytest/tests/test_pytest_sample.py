@@ -8,7 +8,6 @@ from pathlib import Path
 
 from tests.inner_run import left_running, run
 
-SECONDS = 60.0
 SAMPLE = Path(__file__).parents[3] / "examples" / "serving"
 
 
