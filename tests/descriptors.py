@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import time
 
-__all__ = ["count", "falls_to", "targets"]
+from tests.waiting import comes_true
+
+__all__ = ["count", "count_in", "fall_to_in", "falls_to", "targets"]
 
 SECONDS = 20.0
 
@@ -20,12 +21,17 @@ def count() -> int:
 
 def falls_to(number: int) -> bool:
     """Whether no more are left, in time: other threads may close some yet, also of earlier tests."""
-    deadline = time.monotonic() + SECONDS
-    while count() > number:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.001)
-    return True
+    return comes_true(lambda: count() <= number, SECONDS)
+
+
+def count_in(_here: object) -> int:
+    """:func:`count`, of a node."""
+    return count()
+
+
+def fall_to_in(_here: object, number: int) -> bool:
+    """:func:`falls_to`, of a node."""
+    return falls_to(number)
 
 
 def targets(pid: int | str = "self") -> list[str]:

@@ -17,6 +17,7 @@ import pytest
 from datadist import BlocksCacheKey
 from tests import nodes
 from tests.nodes import AnyNode, Node, RemoteError
+from tests.waiting import comes_true
 
 CLONE_NEWNET = 0x40000000
 KEY = "a key that only this test knows"
@@ -184,6 +185,16 @@ def check_pull(owner: AnyNode, cluster: int, puller: AnyNode) -> None:
         expected = np.zeros_like(here)
         expected[[0, 3, 4]] = there[[1, 2, 5]]
         np.testing.assert_array_equal(here, expected)
+
+
+def nobody_listens(host: Host) -> bool:
+    """Whether no process of a host listens, in time: what did may be closed a moment later."""
+    return comes_true(lambda: not host.run("ss", "-Hltn"))
+
+
+def connections_come_to(host: Host, count: int) -> bool:
+    """Whether a host has so many connections, in time: others may be closed a moment later."""
+    return comes_true(lambda: len(host.run("ss", "-Htn").splitlines()) == count)
 
 
 def wait_all(members: Sequence[AnyNode], ids: list[int]) -> None:

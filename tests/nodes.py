@@ -305,6 +305,11 @@ def log_of(here: Here, level: str = "") -> list[str]:
     return [line for line in here.log if line.startswith(level)]
 
 
+def warnings_of(here: Here) -> list[str]:
+    """Without that of a link whose members are waited for, as those of a slow machine are."""
+    return [line for line in log_of(here, "WARNING") if "is not complete after" not in line]
+
+
 def said(node: Node, level: str, *words: str) -> str:
     """The first line of that level that has all these words; another process may say it later."""
     deadline = time.monotonic() + SECONDS

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tests.nodes import Here, Node
+from tests.waiting import comes_true
 
 SECONDS = 20.0
 
@@ -20,21 +20,12 @@ def count() -> int:
 
 def falls_to(number: int) -> bool:
     """Whether no more are left, in time: the kernel lists a thread for a moment after it was joined."""
-    return _comes_true(lambda: count() <= number)
+    return comes_true(lambda: count() <= number, SECONDS)
 
 
 def rises_to(number: int) -> bool:
     """Whether so many run at once, in time."""
-    return _comes_true(lambda: count() >= number)
-
-
-def _comes_true(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.0005)
-    return True
+    return comes_true(lambda: count() >= number, SECONDS)
 
 
 @contextmanager

@@ -197,11 +197,11 @@ def test_an_engine_that_ends_leaves_nothing_though_names_were_made_again(
     node = start(1, listen_ip_info=f"127.0.0.1:{free_ports(1)[0]}")
     node.do(nodes.link, "pair", {1: 0, 2: 1})
     before = {path.name for path in place.iterdir()}
-    open_before = node.do(_descriptors)
+    open_before = node.do(descriptors.count_in)
     for _ in range(5):
         _remove(node, place, "everything")
         until(lambda: place.exists() and {path.name for path in place.iterdir()} == before)
-    assert node.do(_descriptors_fall_to, open_before + 3)
+    assert node.do(descriptors.fall_to_in, open_before + 3)
     node.do(nodes.finalize)
     assert list(place.iterdir()) == []
 
@@ -244,14 +244,6 @@ def _link_without_descriptors(here: nodes.Here, place: str) -> None:
         os.close(fd)
     resource.setrlimit(resource.RLIMIT_NOFILE, limit)
     assert not Path(place, "shm").exists() or not os.listdir(Path(place, "shm"))
-
-
-def _descriptors(_here: nodes.Here) -> int:
-    return descriptors.count()
-
-
-def _descriptors_fall_to(_here: nodes.Here, number: int) -> bool:
-    return descriptors.falls_to(number)
 
 
 def test_a_directory_that_cannot_be_made_again_is_said_once(

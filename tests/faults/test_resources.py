@@ -32,14 +32,6 @@ CGROUPS = {"/sys/fs/cgroup/memory": "memory.limit_in_bytes", "/sys/fs/cgroup": "
 """Where groups of either version are made, and how they are limited."""
 
 
-def _descriptors(_here: nodes.Here) -> int:
-    return descriptors.count()
-
-
-def _descriptors_fall_to(_here: nodes.Here, number: int) -> bool:
-    return descriptors.falls_to(number)
-
-
 def _limit_address_space(_here: nodes.Here, room: int) -> None:
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + room, resource.RLIM_INFINITY))
@@ -65,13 +57,13 @@ def _lift(here: nodes.Here, what: int) -> None:
 def test_a_pool_beyond_the_address_space(start_node: Start) -> None:
     node = start_node()
     node.do(_init_once)
-    before = node.do(_descriptors)
+    before = node.do(descriptors.count_in)
     node.do(_limit_address_space, 128 * MIB)
     for _ in range(3):
         with pytest.raises(RemoteError, match="cannot allocate the DEVICE pool") as error:
             node.do(nodes.init, 1, 512 * MIB)
         assert error.value.status == "LLM_OUT_OF_MEMORY"
-    assert node.do(_descriptors_fall_to, before)
+    assert node.do(descriptors.fall_to_in, before)
     node.do(nodes.init, 1, 8 * MIB)
 
 
@@ -102,7 +94,7 @@ def test_a_peers_pool_beyond_the_address_space(start_node: Start) -> None:
 def test_init_without_descriptors(start_node: Start) -> None:
     node = start_node()
     node.do(_init_once)
-    before = node.do(_descriptors)
+    before = node.do(descriptors.count_in)
     for room in range(40):
         node.do(_limit_descriptors, room)
         try:
@@ -114,10 +106,10 @@ def test_init_without_descriptors(start_node: Start) -> None:
             break
         finally:
             node.do(_lift, resource.RLIMIT_NOFILE)
-        assert node.do(_descriptors_fall_to, before), room
+        assert node.do(descriptors.fall_to_in, before), room
     assert 0 < room < 39
     node.do(nodes.finalize)
-    assert node.do(_descriptors_fall_to, before)
+    assert node.do(descriptors.fall_to_in, before)
 
 
 @pytest.mark.parametrize("room", [0, 1, 2, 3, 4, 6])

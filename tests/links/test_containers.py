@@ -58,7 +58,7 @@ def _move(node: Node, other: int) -> None:
 
 def _check_refused(node: Node, other: int, *words: str) -> None:
     """One WARNING of the link has the cause; pulls and pushes fail with it, and again."""
-    (warning,) = _warnings(node)
+    (warning,) = node.do(nodes.warnings_of)
     for call in (nodes.pull_blocks, nodes.push_blocks, nodes.pull_blocks):
         with pytest.raises(RemoteError) as caught:
             node.do(call, BlocksCacheKey(other, 0), "blocks", [1], [2])
@@ -66,13 +66,7 @@ def _check_refused(node: Node, other: int, *words: str) -> None:
         for word in words:
             assert word in caught.value.text
             assert word in warning
-    assert len(_warnings(node)) == 1
-
-
-def _warnings(node: Node) -> list[str]:
-    """Without that of a link for which members of a slow machine are waited for."""
-    said = node.do(nodes.log_of, "WARNING")
-    return [line for line in said if "is not complete after" not in line]
+    assert len(node.do(nodes.warnings_of)) == 1
 
 
 @pytest.mark.parametrize(
@@ -87,7 +81,7 @@ def test_pools_need_the_runtime_directory_and_the_user_only(
     nodes.link_pair(first, second)
     _move(first, 2)
     _move(second, 1)
-    assert _warnings(first) == _warnings(second) == []
+    assert first.do(nodes.warnings_of) == second.do(nodes.warnings_of) == []
 
 
 def test_registered_memory_needs_no_other_namespace_than_that_of_pids(
@@ -275,7 +269,7 @@ def test_the_attempt_at_registered_memory_makes_no_page_of_it(start_node: Start)
     second.do(nodes.init, 2, enable_remote_cache_accessible=True)
     second.do(_register_untouched)
     nodes.link_pair(first, second)
-    assert _warnings(first) == []
+    assert first.do(nodes.warnings_of) == []
     assert second.do(_pages_made) == 0
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 
 from tests import hosts, nodes
-from tests.hosts import Host, Network
+from tests.hosts import Network
 from tests.nodes import Node
-from tests.waiting import until
 
 pytestmark = hosts.needed
 
@@ -33,8 +31,7 @@ def test_two_hosts_link_and_pull(start_on: Start, net: Network, version: int) ->
     hosts.check_pull(two, 2, one)
     two.do(nodes.unlink, ids[1])
     one.do(nodes.unlink, ids[0])
-    said = one.do(nodes.log_of, "WARNING")  # members of a slow machine are waited for
-    assert [line for line in said if "is not complete after" not in line] == []
+    assert one.do(nodes.warnings_of) == []
 
 
 def test_three_hosts_link_through_rank_0(start_on: Start, net: Network) -> None:
@@ -45,11 +42,7 @@ def test_three_hosts_link_through_rank_0(start_on: Start, net: Network) -> None:
     hosts.check_pull(members[1], 2, members[2])
     hosts.check_pull(members[2], 3, members[0])
     for host in net.hosts:
-        until(partial(_nobody_listens, host), what="the link is complete")
-
-
-def _nobody_listens(host: Host) -> bool:
-    return not host.run("ss", "-Hltn")
+        assert hosts.nobody_listens(host), "something listens although the link is complete"
 
 
 def test_ranks_that_share_a_host_meet_there(start_on: Start, net: Network) -> None:
@@ -59,10 +52,8 @@ def test_ranks_that_share_a_host_meet_there(start_on: Start, net: Network) -> No
     _link_all(members, "quad", mapping, hosts.table(addresses))
     hosts.check_pull(members[0], 1, members[3])
     hosts.check_pull(members[3], 4, members[1])
-    until(
-        lambda: len(net.hosts[0].run("ss", "-Htn").splitlines()) == 4,
-        what="one session per pair of engines on different hosts",
-    )
+    one_each = "one session per pair of engines on different hosts"
+    assert hosts.connections_come_to(net.hosts[0], 4), one_each
 
 
 @pytest.mark.parametrize("key", [None, "another key"])

@@ -13,7 +13,6 @@ from datadist import BlocksCacheKey
 from tests import hosts, nodes
 from tests.hosts import Network
 from tests.nodes import Node, RemoteError
-from tests.waiting import until
 
 pytestmark = hosts.needed
 
@@ -114,10 +113,8 @@ def test_one_server_on_all_its_addresses_many_clients(
     for cluster, client in clients.items():
         hosts.check_pull(server, 1, client)
         hosts.check_pull(client, cluster, server)
-    until(
-        lambda: len(net.hosts[0].run("ss", "-Htn").splitlines()) == 2,
-        what="the client on the server's host needs no network",
-    )
+    near = "the client on the server's host needs no network"
+    assert hosts.connections_come_to(net.hosts[0], 2), near
 
 
 def test_a_restarted_server_is_linked_again(serve: Start, client_on: Start, net: Network) -> None:
@@ -214,7 +211,7 @@ def test_processes_of_one_host_leave_the_network(
     name.unlink()  # or it would not even dial
     assert _link(client, 1, net.hosts[0].ipv4) == OK
     hosts.check_pull(server, 1, client)
-    until(lambda: not net.hosts[0].run("ss", "-Htn"), what="they talk over the runtime directory")
+    assert hosts.connections_come_to(net.hosts[0], 0), "they talk over the runtime directory"
 
 
 def test_finalize_ends_a_call(client_on: Start, net: Network) -> None:

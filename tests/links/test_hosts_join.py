@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from datadist import LLMException
 from datadist.links import building
 from tests import hosts, nodes
-from tests.hosts import Host, Network
+from tests.hosts import Network
 from tests.nodes import Here, Node
 from tests.waiting import until
 
@@ -48,13 +47,9 @@ def test_two_hosts_find_each_other_without_an_address(join_on: Start, net: Netwo
         hosts.check_pull(members[0], 1, members[1])
         hosts.check_pull(members[1], 2, members[0])
         for host in net.hosts:
-            until(partial(_nobody_listens, host), what="the link is complete")
+            assert hosts.nobody_listens(host), "something listens although the link is complete"
         for node, comm_id in zip(members, ids, strict=True):
             node.do(nodes.unlink, comm_id)
-
-
-def _nobody_listens(host: Host) -> bool:
-    return not host.run("ss", "-Hltn")
 
 
 def test_four_ranks_on_two_hosts_use_both_ways_to_meet(join_on: Start, net: Network) -> None:
@@ -63,7 +58,7 @@ def test_four_ranks_on_two_hosts_use_both_ways_to_meet(join_on: Start, net: Netw
     hosts.wait_all(members, _begin(members, mapping))
     for cluster, puller in ((1, 1), (2, 2), (3, 3), (4, 0)):
         hosts.check_pull(members[cluster - 1], cluster, members[puller])
-    until(lambda: len(net.hosts[0].run("ss", "-Htn").splitlines()) == 4)
+    assert hosts.connections_come_to(net.hosts[0], 4)
 
 
 def test_one_host_needs_no_key(join_on: Start) -> None:

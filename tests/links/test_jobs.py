@@ -140,11 +140,11 @@ def test_the_same_engine_links_often_and_after_init_again(start_node: Start) -> 
 def test_a_refusal_leaves_the_engine_as_it_was(start_node: Start) -> None:
     first, second = start_node(1), start_node(1)
     first.do(nodes.link, "never", {1: 0, 9: 1})
-    before = second.do(_descriptors)
+    before = second.do(descriptors.count_in)
     for _ in range(5):
         with pytest.raises(RemoteError, match="cluster id 1 belongs"):
             second.do(nodes.link, "pair", PAIR)
-    assert second.do(_descriptors_fall_to, before)
+    assert second.do(descriptors.fall_to_in, before)
     assert second.do(_domains) == 0
     nodes.said(first, "WARNING", "was refused")
     warnings = [x for x in first.do(nodes.log_of, "WARNING") if "was refused" in x]
@@ -155,14 +155,6 @@ def test_a_job_with_an_at_sign_is_beside_engines_without_a_job(start_node: Start
     start_node(1, {"DATADIST_JOB": "me@host"})
     start_node(1)
     start_node(1, {"DATADIST_JOB": "me@host:1"})
-
-
-def _descriptors(here: nodes.Here) -> int:
-    return descriptors.count()
-
-
-def _descriptors_fall_to(here: nodes.Here, number: int) -> bool:
-    return descriptors.falls_to(number)
 
 
 def _domains(here: nodes.Here) -> int:

@@ -292,10 +292,11 @@ def test_a_peer_that_dies_while_hccl_meets_it_can_come_back(start_node: Start) -
     again.do(engines.paged_engine, 1, "hccl", BlocksCacheKey(1, 0))
     again.do(engines.link, engines.CONTRACT_TABLE)
     group[1].result()
-    group[1].do(nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", engines.SOURCE, engines.TARGET)
-    until(
-        lambda: group[1].do(engines.live)["communicators"] == 1
-    )  # without that with the dead process
+    pull = nodes.pull_blocks, BlocksCacheKey(1, 0), "paged", engines.SOURCE, engines.TARGET
+    group[1].do(*pull)
+    # that of the attempt with the dead process is gone then, and this one is not
+    until(lambda: group[1].do(engines.live)["communicators"] == 1)
+    group[1].do(*pull)
 
 
 def _delay_meeting(here: Here, ms: int) -> None:
