@@ -121,7 +121,10 @@ class Listener:
             self._authenticate(sock, canonical(str(address[0])))
 
     def _evict_oldest(self, places: Places[Authentication], host: str) -> None:
-        """Who has spoken while this thread was busy is heard before it goes for having said nothing."""
+        """Disconnect who has to go before one more of ``host`` comes, if the house is full.
+
+        What it has sent is read first: it may lie there because this thread was busy.
+        """
         heard: Authentication | None = None
         oldest = places.crowded(host)
         while oldest is not None and oldest is not heard:

@@ -75,7 +75,7 @@ class ClusterCalls:
     ) -> list[Linked]:
         """Link with every target, all at once; a status and a reason each, within ``seconds``."""
         self._catch_up()
-        self._hear()
+        self._await_turn()
         calls = [_call_to(target, seconds, metadata) for target in targets]
         try:
             for call in calls:
@@ -116,7 +116,7 @@ class ClusterCalls:
             return _refuse(
                 target, "unlink", LLMStatusCode.LLM_PARAM_INVALID, _needs_one_address(target)
             )
-        self._hear()
+        self._await_turn()
         pair = self._call(lambda: self._clusters.pairs.get(target.cluster))
         if pair is None:
             return LLMStatusCode.LLM_SUCCESS
@@ -129,10 +129,10 @@ class ClusterCalls:
             )  # fmt: skip
         return self.close(pair, max(0.0, deadline - time.monotonic()), wait=not force)
 
-    def _hear(self) -> None:
-        """Have the next call on the reactor come after what has arrived by now: that a peer died, say.
+    def _await_turn(self) -> None:
+        """Have the next call on the reactor see what has arrived by now, such as the end of a peer.
 
-        The turn that runs this one may have looked for arrivals before: the next turn looks anew.
+        The turn that runs this call may have looked for arrivals before. The next turn looks again.
         """
         self._call(lambda: None)
 

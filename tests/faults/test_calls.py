@@ -21,6 +21,7 @@ from datadist.links import building
 from tests import nodes
 from tests.faults import scenarios
 from tests.nodes import MIB, Node
+from tests.waiting import comes_true
 
 Start = Callable[..., Node]
 PAIR = {1: 0, 2: 1}
@@ -132,12 +133,12 @@ def test_an_interrupted_finalize_can_be_called_again(start_node: Start) -> None:
 
 def _threads_of_engines(_here: nodes.Here) -> list[str]:
     """Those that are left, once there was time to end."""
-    deadline = time.monotonic() + nodes.SECONDS
-    while left := [t.name for t in threading.enumerate() if t.name.startswith("datadist")]:
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.001)
-    return left
+
+    def left() -> list[str]:
+        return [t.name for t in threading.enumerate() if t.name.startswith("datadist")]
+
+    comes_true(lambda: not left())
+    return left()
 
 
 # -- fork ------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from datadist_rdma import RdmaTransport
 from datadist.rank_table import parse_rank_table
 from datadist.transport import Access, Group, Offer, Peer, Placement, Region, TransportOptions
 from tests.nodes import Here
+from tests.waiting import comes_true
 
 T = TypeVar("T")
 MIB = 1 << 20
@@ -260,12 +261,9 @@ def resources(here: Here) -> tuple[int, int]:
 
 def falls_to(here: Here, before: tuple[int, int]) -> bool:
     """Whether no more of them are left, in time: a thread may be about to end."""
-    deadline = time.monotonic() + 20
-    while any(now > then for now, then in zip(resources(here), before, strict=True)):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
+    return comes_true(
+        lambda: all(now <= then for now, then in zip(resources(here), before, strict=True)), 20
+    )
 
 
 def try_register(here: Here, address: int, size: int) -> str:
