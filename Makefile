@@ -114,6 +114,7 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+	$(BIN)/mypy examples/datadist-ucx/tests
 
 .PHONY: docs
 docs: setup

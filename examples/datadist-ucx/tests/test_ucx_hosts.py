@@ -68,7 +68,7 @@ def _wait_running(pid: int) -> None:
 
 def _start(pid: int, cluster: int, folder: Path) -> subprocess.Popen[str]:
     folder.mkdir(mode=0o700)
-    command = ["nsenter", "--target", str(pid), "--net", sys.executable, PROGRAM, str(cluster)]
+    command = ["nsenter", "--target", str(pid), "--net", sys.executable, str(PROGRAM), str(cluster)]
     environ = {"DATADIST_AUTH_KEY": "k" * 32, "DATADIST_RUNTIME_DIR": str(folder)}
     return subprocess.Popen(
         command, env={**os.environ, **environ}, text=True,

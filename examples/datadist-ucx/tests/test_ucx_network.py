@@ -64,6 +64,11 @@ def _sockets() -> set[str]:
     return found
 
 
+def _vectors(local: int, remote: int, length: int) -> tuple[array[int], array[int], array[int]]:
+    """What a read or write is asked for: one segment."""
+    return array("q", [local]), array("q", [remote]), array("q", [length])
+
+
 def _open(
     transport: UcxTransport, rank: int, size: int = 4096, access: Access = Access.READ
 ) -> tuple[MessagingLink, Region]:
@@ -91,7 +96,7 @@ def test_who_does_not_know_the_secret_gets_nothing(transport: UcxTransport) -> N
     owner.attach(0, asker.offer(1))
     forged = replace(parse_offer(owner.offer(0).data), secret=bytes(16))
     asker.attach(1, Offer(seal_offer(forged)))
-    vectors = [array("q", [number]) for number in (mine.address, theirs.address, 100)]
+    vectors = _vectors(mine.address, theirs.address, 100)
     with pytest.raises(TransferTimeout):
         asker.read(1, *vectors, timeout=0.5)
     asker.close()
@@ -110,8 +115,8 @@ def test_a_new_link_does_not_use_the_connection_of_a_session_that_one_end_has_en
         ]
         asker.attach(1, owner.offer(0))
         owner.attach(0, asker.offer(1))
-        vectors = [array("q", [number]) for number in (mine.address, theirs.address, size)]
-        back = [array("q", [number]) for number in (theirs.address, mine.address, size)]
+        vectors = _vectors(mine.address, theirs.address, size)
+        back = _vectors(theirs.address, mine.address, size)
         for move, rank, columns in ((asker, 1, vectors), (owner, 0, back)):
             move.read(rank, *columns, timeout=20)
             move.write(rank, *columns, timeout=20)
@@ -137,9 +142,11 @@ def _descriptors_after_closing() -> int:
     (asker, mine), (owner, theirs) = [_open(each, n) for n, each in enumerate(transports)]
     asker.attach(1, owner.offer(0))
     owner.attach(0, asker.offer(1))
-    asker.read(1, *[array("q", [n]) for n in (mine.address, theirs.address, 4096)], timeout=20)
-    for end in (asker, owner, *transports):
-        end.close()
+    asker.read(1, *_vectors(mine.address, theirs.address, 4096), timeout=20)
+    for link in (asker, owner):
+        link.close()
+    for each in transports:
+        each.close()
     gc.collect()
     return len(os.listdir("/proc/self/fd"))
 
