@@ -372,14 +372,10 @@ def test_a_peer_whose_end_nobody_has_handled_yet_cannot_be_told(
     """Also where the control thread is in the middle of a turn, and has looked for arrivals before."""
     parts = engine.api._engine
     assert parts is not None
-    reactor, inside, go_on = parts._reactor, threading.Event(), threading.Event()
-
-    def be_busy() -> None:
-        inside.set()
-        go_on.wait(nodes.SECONDS)
-
-    reactor.call(lambda: reactor.later(0.0, be_busy), nodes.SECONDS)
-    assert inside.wait(nodes.SECONDS)
+    reactor = parts._reactor
+    first, second = _Busy(), _Busy()
+    reactor.call(lambda: reactor.later(0.0, first.run), nodes.SECONDS)
+    assert first.inside.wait(nodes.SECONDS)
     linked.close()
     found: list[LLMStatusCode] = []
     unlinking = threading.Thread(
@@ -387,9 +383,24 @@ def test_a_peer_whose_end_nobody_has_handled_yet_cannot_be_told(
     )
     unlinking.start()
     until(lambda: bool(reactor._posted))
-    go_on.set()
+    reactor.post(second.run)  # the turn does not end before the caller has acted on its answer
+    first.go_on.set()
+    assert second.inside.wait(nodes.SECONDS)
+    until(lambda: bool(reactor._posted))
+    second.go_on.set()
     unlinking.join(nodes.SECONDS)
     assert found == [LLMStatusCode.LLM_UNLINK_FAILED]
+
+
+class _Busy:
+    """A call that the control thread is inside of until it may go on."""
+
+    def __init__(self) -> None:
+        self.inside, self.go_on = threading.Event(), threading.Event()
+
+    def run(self) -> None:
+        self.inside.set()
+        self.go_on.wait(nodes.SECONDS)
 
 
 def test_a_peer_that_does_not_confirm_the_end_of_a_link(engine: Engine, linked: RawPeer) -> None:
