@@ -165,7 +165,8 @@ def test_an_engine_gets_in_at_once_whatever_crowd_of_hosts_there_is(
 ) -> None:
     """With its first connection, among those who come again as soon as they are disconnected.
 
-    Some may be refused: this process may not run while as many come as may wait.
+    Some may be refused: this process may not run while as many come as may wait. So this test may pass
+    where those who have greeted go before others do: test_listener.py looks at that without a crowd.
     """
     crowd = _start(start_node, server.place, kinds)
     came, refused = crowd.do(_tries), 0
