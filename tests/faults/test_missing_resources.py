@@ -56,7 +56,7 @@ def _try_init(here: nodes.Here, name: str) -> list[str]:
 def test_init_without_one_resource_raises_in_words_and_leaves_nothing(
     start_node: Start, name: str
 ) -> None:
-    found = start_node().do(_try_init, name)
+    found = start_node().do(_try_init, name, timeout=300)
     assert found[-1] == "OK" or len(found) == MOST
     for outcome in found:
         assert outcome == "OK" or outcome.split()[0] in CODES, outcome
