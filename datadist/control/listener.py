@@ -121,7 +121,7 @@ class Listener:
             self._authenticate(sock, canonical(str(address[0])))
 
     def _evict_oldest(self, places: Places[Authentication], host: str) -> None:
-        """Disconnect who has to go before one more of ``host`` comes, if the house is full.
+        """Disconnect who has to go before one more of ``host`` comes, if no place is left.
 
         What it has sent is read first: it may lie there because this thread was busy.
         """

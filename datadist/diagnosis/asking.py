@@ -136,13 +136,14 @@ def _hear_all(questions: Sequence[_Question], deadline: float) -> None:
         for question in questions:
             assert question.sock is not None
             selector.register(question.sock, selectors.EVENT_READ, question)
-        left = 1.0
-        while selector.get_map() and left > 0:
+        while selector.get_map():
             left = deadline - time.monotonic()
             for key, _ in selector.select(max(0.0, left)):
                 key.data.hear()
                 if key.data.over:
                     selector.unregister(key.fileobj)
+            if left <= 0:
+                break
 
 
 def _questions(path: Path | None, job: str | None, stack: ExitStack) -> Iterator[_Question]:
