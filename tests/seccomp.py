@@ -19,14 +19,14 @@ NUMBERS = {
         "epoll_create1": 291, "eventfd2": 290, "getsockopt": 55, "madvise": 28, "memfd_create": 319,
         "mincore": 27, "pidfd_open": 434, "pidfd_send_signal": 424, "prctl": 157,
         "process_vm_readv": 310, "process_vm_writev": 311, "sched_getaffinity": 204,
-        "fcntl": 72, "fstatfs": 138,
+        "fallocate": 285, "fcntl": 72, "fstatfs": 138,
         "setpriority": 141, "socket": 41, "socketpair": 53, "membarrier": 324,
     },
     "aarch64": {
         "epoll_create1": 20, "eventfd2": 19, "getsockopt": 209, "madvise": 233, "memfd_create": 279,
         "mincore": 232, "pidfd_open": 434, "pidfd_send_signal": 424, "prctl": 167,
         "process_vm_readv": 270, "process_vm_writev": 271, "sched_getaffinity": 123,
-        "fcntl": 25, "fstatfs": 44,
+        "fallocate": 47, "fcntl": 25, "fstatfs": 44,
         "setpriority": 140, "socket": 198, "socketpair": 199, "membarrier": 283,
     },
 }  # fmt: skip

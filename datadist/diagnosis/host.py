@@ -19,8 +19,6 @@ MIB = 1 << 20
 FEW_DESCRIPTORS = 1024
 OLDEST = (5, 1)
 """First kernel with F_SEAL_FUTURE_WRITE."""
-POPULATES = (5, 14)
-"""First kernel with MADV_POPULATE_WRITE."""
 
 
 def examine() -> Iterator[Finding]:
@@ -43,11 +41,6 @@ def kernel(release: str) -> Finding:
         return Finding(
             "kernel", Level.PROBLEM, f"Linux {release} has no F_SEAL_FUTURE_WRITE",
             "use Linux 5.1 or later", on("shm"),
-        )  # fmt: skip
-    if version < POPULATES:
-        return Finding(
-            "kernel", Level.NOTE, f"Linux {release}: pools are populated page by page",
-            "Linux 5.14 and later reserve pools faster", on("shm"),
         )  # fmt: skip
     return Finding("kernel", Level.OK, f"Linux {release}")
 

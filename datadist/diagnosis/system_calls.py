@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 from collections.abc import Callable, Iterator
 
@@ -11,7 +10,6 @@ from datadist.base.process_access import POOLS, PROC, REFUSALS, try_access
 from datadist.control import kernel_calls
 from datadist.diagnosis.finding import Finding, Level, on
 
-MADV_POPULATE_WRITE = 23
 PR_GET_DUMPABLE = 3
 SHM = on("shm")
 NAME = "system calls"
@@ -47,7 +45,10 @@ def _of_shm() -> Iterator[Finding]:
                 f"allow it in the seccomp profile, or {POOLS}",
             )
     tries: dict[str, tuple[Callable[[], object], str]] = {
-        "madvise": (_populate, "pools are populated page by page"),
+        "madvise": (lambda: _call("madvise", None, ctypes.c_size_t(0), 0),
+                    "pools have no transparent huge pages"),
+        "fallocate": (lambda: os.posix_fallocate(-1, 0, 1),
+                      "who maps memory waits for a pool that is populated meanwhile"),
         "mincore": (lambda: _call("mincore", None, ctypes.c_size_t(0), None),
                     "pools that are not populated yet are read more slowly"),
         "sched_getaffinity": (lambda: os.sched_getaffinity(0), "all processors count as ours"),
@@ -64,11 +65,6 @@ def _of_shm() -> Iterator[Finding]:
 
 def _note(call: str, effect: str, remedy: str) -> Finding:
     return Finding(NAME, Level.NOTE, f"{call} is refused: {effect}", remedy, SHM)
-
-
-def _populate() -> None:
-    with mmap.mmap(-1, mmap.PAGESIZE) as memory:
-        memory.madvise(MADV_POPULATE_WRITE)
 
 
 def _call(name: str, *arguments: object) -> None:

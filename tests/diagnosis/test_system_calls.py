@@ -42,6 +42,7 @@ def test_a_filter_that_refuses_nothing_needed_is_told() -> None:
         (("process_vm_readv",), "NOTE", "process_vm_readv is refused: registered memory"),
         (("process_vm_writev",), "NOTE", "process_vm_writev is refused: registered memory"),
         (("madvise",), "NOTE", "madvise is refused"),
+        (("fallocate",), "NOTE", "fallocate is refused"),
         (("mincore",), "NOTE", "mincore is refused"),
         (("sched_getaffinity",), "NOTE", "sched_getaffinity is refused"),
         (("prctl",), "NOTE", "prctl is refused: register_cache"),

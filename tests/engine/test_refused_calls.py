@@ -51,6 +51,7 @@ def _push(node: Node, cluster: int) -> None:
         (seccomp.PEERPIDFD,),
         ("eventfd2",),
         ("madvise",),
+        ("fallocate",),
         ("mincore",),
         ("fstatfs",),
         ("setpriority", "membarrier", "pidfd_send_signal", "prctl"),

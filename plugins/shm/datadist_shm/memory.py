@@ -43,9 +43,12 @@ class Mapping:
         self.size = size
         weakref.finalize(self, _native.unmap, self.address, size).atexit = False
 
-    def make_pages(self, threads: int, begin: int, size: int) -> None:
-        """Populate the pages of a range of our own memory. Raises OSError."""
-        _native.populate(self.address + begin, size, threads)
+    def make_pages(self, threads: int, begin: int, size: int, file: int = -1) -> None:
+        """Populate the pages of a range of our own memory. Raises OSError.
+
+        With its ``file`` nobody who maps memory waits meanwhile; it knows of no huge pages.
+        """
+        _native.populate(self.address + begin, size, threads, file, begin)
 
 
 class PeerMapping:
@@ -102,7 +105,8 @@ class PoolRegion(Region):
         if self._filling is None:
             assert isinstance(self.keeper, Mapping)
             try:
-                self._filling = Filling(self.keeper, self._threads)
+                file = self.fd if self.pages == "small" and not pages.transparent() else -1
+                self._filling = Filling(self.keeper, self._threads, file)
             except RuntimeError as error:
                 raise RegistrationError(f"cannot populate the pool: {explain(error)}") from error
 

@@ -18,6 +18,7 @@ log = logging.getLogger("datadist.shm")
 TRANSPARENT = Path("/sys/kernel/mm/transparent_hugepage")
 RESERVED = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
 HUGE = 2 << 20
+NICE = 10
 SLICE = 32 << 20
 """Bytes that are populated between two checks of the stop flag: 5 to 20 ms of work."""
 
@@ -69,30 +70,35 @@ class Pages(Protocol):
 
     size: int
 
-    def make_pages(self, threads: int, begin: int, size: int) -> None:
-        """Make the pages of a part, with so many threads."""
+    def make_pages(self, threads: int, begin: int, size: int, file: int) -> None:
+        """See :class:`datadist_shm.memory.Mapping`."""
 
 
 class Filling:
-    """Populates the pages of a new pool in the background; the pool can be used meanwhile."""
+    """Populates the pages of a new pool in the background; the pool can be used meanwhile.
 
-    def __init__(self, pages: Pages, threads: int) -> None:
+    The threads of the program go first: an engine that begins to link has just made its pool.
+    """
+
+    def __init__(self, pages: Pages, threads: int, file: int = -1) -> None:
         self._done = Flag()
         self._stop = False
         self._error: int | None = None
         """The number; the exception would keep the pages mapped by its frames."""
         thread = threading.Thread(
-            target=self._run, args=(pages, threads), name="datadist-shm-pages", daemon=True
+            target=self._run, args=(pages, threads, file), name="datadist-shm-pages", daemon=True
         )
         start(thread)  # first: one that does not start would keep the pages in a circle with this
         self._thread = thread
 
-    def _run(self, pages: Pages, threads: int) -> None:
+    def _run(self, pages: Pages, threads: int, file: int) -> None:
         try:
+            with contextlib.suppress(OSError):  # a filter of system calls
+                os.setpriority(os.PRIO_PROCESS, 0, NICE)  # of this thread alone, on Linux
             for begin in range(0, pages.size, SLICE):
                 if self._stop:
                     break
-                pages.make_pages(threads, begin, min(SLICE, pages.size - begin))
+                pages.make_pages(threads, begin, min(SLICE, pages.size - begin), file)
         except OSError as error:
             self._error = error.errno or 0
             log.error("the pages of a pool cannot be had: %s", os.strerror(self._error))

@@ -2,6 +2,7 @@
 #include "memory.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
 
@@ -42,6 +43,8 @@ int map_peer(int fd, size_t size, int writable, int huge, void **address)
 typedef struct {
     char *address;
     size_t size;
+    int file;
+    off_t offset;
     _Atomic size_t next;
     _Atomic int error;
 } Task;
@@ -61,26 +64,46 @@ int unmap(char *address, size_t size)
     return munmap(address + at, size - at); /* the last step, or all where pages are larger than a step */
 }
 
-static int populate_step(char *address, size_t size)
+/* Adds nothing, and loses nothing. */
+static void touch(char *address, size_t size)
+{
+    for (size_t at = 0; at < size; at += PAGE)
+        __atomic_fetch_add(address + at, 0, __ATOMIC_RELAXED);
+}
+
+static int populate_mapping(char *address, size_t size)
 {
     if (madvise(address, size, MADV_POPULATE_WRITE) == 0)
         return 0;
     if (errno != EINVAL && !is_refused(errno))
         return errno == EFAULT ? ENOMEM : errno;
-    /* Linux before 5.14, or a filter of system calls; adds nothing, and loses nothing */
-    for (size_t at = 0; at < size; at += PAGE)
-        __atomic_fetch_add(address + at, 0, __ATOMIC_RELAXED);
+    touch(address, size); /* Linux before 5.14, or a filter of system calls */
     return 0;
 }
 
-static int populate_slice(char *address, size_t size)
+/* The file has its pages first, so that nothing can be short when they are touched. The kernel lets nobody map
+ * while it populates a mapping, also while this thread waits for a processor; a touch has no such moment. */
+static int populate_file(const Task *task, size_t at, size_t size)
 {
-    for (size_t at = 0; at < size; at += STEP) {
-        int error = populate_step(address + at, size - at < STEP ? size - at : STEP);
-        if (error)
-            return error;
+    int error;
+    do
+        error = fallocate(task->file, 0, task->offset + (off_t)at, (off_t)size) == 0 ? 0 : errno;
+    while (error == EINTR);
+    if (error == EOPNOTSUPP || is_refused(error))
+        return populate_mapping(task->address + at, size);
+    if (error == 0)
+        touch(task->address + at, size);
+    return error == ENOSPC ? ENOMEM : error;
+}
+
+static int populate_slice(const Task *task, size_t begin, size_t end)
+{
+    int error = 0;
+    for (size_t at = begin; at < end && !error; at += STEP) {
+        size_t size = end - at < STEP ? end - at : STEP;
+        error = task->file < 0 ? populate_mapping(task->address + at, size) : populate_file(task, at, size);
     }
-    return 0;
+    return error;
 }
 
 static void *populate_some(void *argument)
@@ -90,17 +113,16 @@ static void *populate_some(void *argument)
         size_t at = atomic_fetch_add(&task->next, SLICE);
         if (at >= task->size)
             break;
-        size_t left = task->size - at;
-        int error = populate_slice(task->address + at, left < SLICE ? left : SLICE);
+        int error = populate_slice(task, at, task->size - at < SLICE ? task->size : at + SLICE);
         if (error)
             task->error = error;
     }
     return NULL;
 }
 
-int populate(char *address, size_t size, int threads)
+int populate(char *address, size_t size, int threads, int file, off_t offset)
 {
-    Task task = {.address = address, .size = size};
+    Task task = {.address = address, .size = size, .file = file, .offset = offset};
     int most = (int)(size / SLICE) + 1;
     in_parallel(most < threads ? most : threads, populate_some, &task);
     errno = task.error;

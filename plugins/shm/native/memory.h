@@ -3,6 +3,7 @@
 #define DATADIST_MEMORY_H
 
 #include <stddef.h>
+#include <sys/types.h>
 
 /* Whether an errno says that the call itself is not permitted here, as by a filter of system calls. */
 int is_refused(int error);
@@ -16,7 +17,9 @@ int map_peer(int fd, size_t size, int writable, int huge, void **address);
 /* In steps, between which other threads can map. */
 int unmap(char *address, size_t size);
 
-/* Make all pages that do not exist yet, in up to threads threads; errno is ENOMEM where memory is short. */
-int populate(char *address, size_t size, int threads);
+/* Make all pages that do not exist yet, in up to threads threads; errno is ENOMEM where memory is short.
+ * With the file that is mapped there, and offset, where that begins in it: nobody who maps or unmaps has to
+ * wait meanwhile, but a file knows nothing of the huge pages that its mapping asked for. Else file is -1. */
+int populate(char *address, size_t size, int threads, int file, off_t offset);
 
 #endif

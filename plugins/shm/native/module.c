@@ -257,18 +257,19 @@ static PyObject *py_map(PyObject *self, PyObject *args)
     return failed ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromVoidPtr(memory);
 }
 
-PyDoc_STRVAR(populate_doc, "populate(address, size, threads): make all pages. Raises OSError.");
+PyDoc_STRVAR(populate_doc,
+"populate(address, size, threads, file, offset): make all pages, of a file unless that is -1. Raises OSError.");
 
 static PyObject *py_populate(PyObject *self, PyObject *args)
 {
     (void)self;
-    long long address;
+    long long address, offset;
     Py_ssize_t size;
-    int threads, failed;
-    if (!PyArg_ParseTuple(args, "Lni", &address, &size, &threads))
+    int threads, file, failed;
+    if (!PyArg_ParseTuple(args, "LniiL", &address, &size, &threads, &file, &offset))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    failed = populate((char *)(intptr_t)address, size, threads);
+    failed = populate((char *)(intptr_t)address, size, threads, file, offset);
     Py_END_ALLOW_THREADS
     if (failed)
         return PyErr_SetFromErrno(PyExc_OSError);

@@ -17,6 +17,7 @@ from datadist_shm import ShmTransport, _native, memory, options, pages
 from datadist_shm.memory import PoolRegion
 
 from datadist.base import cgroups, memory_room
+from datadist.base.memory_file import create_sealed
 from datadist.base.memory_map import current_mappings
 from datadist.transport import (
     Placement,
@@ -28,6 +29,7 @@ from datadist.transport import (
 from tests import tasks
 
 MIB = 1 << 20
+PAGE = mmap.PAGESIZE
 
 
 def _transport(**extra: str) -> ShmTransport:
@@ -106,18 +108,36 @@ def test_more_than_there_is_is_refused_before_pages_are_made(
     lazy.release(lazy.allocate(MIB, Placement.HOST))
 
 
+@pytest.mark.parametrize("by_file", [True, False])
 @pytest.mark.parametrize("threads", [1, 4])
-def test_pages_that_cannot_be_had_are_an_error(threads: int) -> None:
-    fd = os.memfd_create("short")
-    os.ftruncate(fd, 9 * MIB)
+def test_pages_that_cannot_be_had_are_an_error(threads: int, by_file: bool) -> None:
+    fd = create_sealed("short", 9 * MIB)
     address = _native.map(fd, 18 * MIB, True, False)
+    file = fd if by_file else -1
     try:
-        _native.populate(address, 9 * MIB, threads)
+        _native.populate(address, 9 * MIB, threads, file, 0)
         with pytest.raises(OSError, match="Cannot allocate memory") as error:
-            _native.populate(address, 18 * MIB, threads)
+            _native.populate(address, 18 * MIB, threads, file, 0)
         assert error.value.errno == errno.ENOMEM
     finally:
         _native.unmap(address, 18 * MIB)
+        os.close(fd)
+
+
+@pytest.mark.parametrize("by_file", [True, False])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_part_is_populated_and_keeps_what_was_written(threads: int, by_file: bool) -> None:
+    begin, end, size = 3 * MIB + PAGE, 20 * MIB - PAGE, 21 * MIB
+    fd = create_sealed("part", size)
+    address = _native.map(fd, size, True, False)
+    try:
+        os.pwrite(fd, b"written", begin + MIB + 5)
+        _native.populate(address + begin, end - begin, threads, fd if by_file else -1, begin)
+        assert os.fstat(fd).st_blocks * 512 == end - begin
+        assert os.pread(fd, end - begin, begin).strip(b"\0") == b"written"
+        assert os.lseek(fd, 0, os.SEEK_DATA) == begin
+    finally:
+        _native.unmap(address, size)
         os.close(fd)
 
 

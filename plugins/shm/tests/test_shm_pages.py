@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
@@ -22,10 +23,12 @@ class Pool:
         """Begin and end."""
         self.begun, self.may_go_on = threading.Event(), threading.Event()
         self._error = error
+        self.nice = 0
 
-    def make_pages(self, threads: int, begin: int, size: int) -> None:
+    def make_pages(self, threads: int, begin: int, size: int, file: int) -> None:
         """Make none, after a while."""
-        assert threads == 3
+        assert (threads, file) == (3, 7)
+        self.nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
         self.begun.set()
         assert self.may_go_on.wait(SECONDS)
         if self._error is not None:
@@ -38,7 +41,7 @@ class Pool:
 )
 def test_all_pages_of_a_pool_are_made_and_none_beyond(size: int) -> None:
     pool = Pool(size)
-    filling = Filling(pool, 3)
+    filling = Filling(pool, 3, 7)
     assert not filling.done
     pool.may_go_on.set()
     filling.wait(SECONDS)
@@ -50,10 +53,18 @@ def test_all_pages_of_a_pool_are_made_and_none_beyond(size: int) -> None:
     assert ends[-1] == size
 
 
+def test_the_program_goes_first() -> None:
+    pool = Pool(SLICE)
+    filling = Filling(pool, 3, 7)
+    pool.may_go_on.set()
+    filling.wait(SECONDS)
+    assert pool.nice > os.getpriority(os.PRIO_PROCESS, 0)
+
+
 def test_who_says_stop_waits_for_what_has_begun_and_nothing_else_begins() -> None:
     """The memory may be unmapped afterwards."""
     pool = Pool(3 * SLICE)
-    filling = Filling(pool, 3)
+    filling = Filling(pool, 3, 7)
     assert pool.begun.wait(SECONDS)
     stopping = threading.Thread(target=filling.stop)
     stopping.start()
@@ -68,7 +79,7 @@ def test_who_says_stop_waits_for_what_has_begun_and_nothing_else_begins() -> Non
 
 def test_the_first_error_ends_the_filling() -> None:
     pool = Pool(3 * SLICE, OSError(12, "no memory"))
-    filling = Filling(pool, 3)
+    filling = Filling(pool, 3, 7)
     pool.may_go_on.set()
     with pytest.raises(RegistrationError, match="the pages of the pool cannot be had"):
         filling.wait(SECONDS)

@@ -9,7 +9,7 @@ from array import array
 from pathlib import Path
 
 import pytest
-from datadist_shm import ShmTransport, memory
+from datadist_shm import ShmTransport, memory, pages
 from datadist_shm.memory import PoolRegion
 
 from datadist.transport import Access, Group, Peer, Placement, TransportOptions
@@ -43,13 +43,33 @@ def test_probe_names_a_call_that_pools_need(call: str, error: int) -> None:
 
 
 @pytest.mark.parametrize("error", REFUSALS)
-def test_without_madvise_pages_are_made_by_touching_them(error: int) -> None:
+@pytest.mark.parametrize(
+    "calls", [["fallocate"], ["madvise"], ["fallocate", "madvise"]], ids="+".join
+)
+def test_without_these_pages_are_made_in_another_way(calls: list[str], error: int) -> None:
     def look() -> object:
-        seccomp.install(["madvise"], error)
+        seccomp.install(calls, error)
         region = _pool()
         return region.filled, os.fstat(region.fd).st_blocks * 512 >= SIZE
 
     assert in_child(look) == "(True, True)"
+
+
+def test_pools_of_small_pages_are_populated_without_madvise() -> None:
+    """Nobody can map while it populates, also while its thread waits for a processor."""
+
+    def look() -> object:
+        seccomp.install(["madvise"], errno.ENOMEM)  # which is no refusal
+        region = ShmTransport(TransportOptions(extra={"huge_pages": "0"})).allocate(
+            SIZE, Placement.HOST
+        )
+        assert isinstance(region, PoolRegion)
+        region.wait_filled(60)
+        return region.filled
+
+    if pages.transparent():
+        pytest.skip("this machine gives shared memory huge pages, which only a mapping asks for")
+    assert in_child(look) == "True"
 
 
 @pytest.mark.parametrize("error", REFUSALS)
