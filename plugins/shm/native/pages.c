@@ -20,12 +20,14 @@
 enum {
     GRANULE = 64 << 10, /* what is known or not; no smaller than a page */
     PIECE = 512 << 10,  /* what the kernel is asked about at a time */
+    STRETCH = 4 << 20,  /* what a search maps at a time: some hundred microseconds */
     SMALLEST_PAGE = 4096,
     HUGETLB = 0x958458f6, /* HUGETLBFS_MAGIC */
     MOMENT_SHIFT = 22,    /* 4 ms */
     SEARCH_NICE = 10,
     FIRST_PAUSE_NS = 20000000, /* in which a link is made and the first transfers may be under way */
-    PAUSE_NS = 1000000,        /* from one look to the next whether these have ended */
+    LEAST_PAUSE_NS = 1000000,  /* from one look to the next whether these have ended; twice as long each time, */
+    MOST_PAUSE_NS = 32000000,  /* since a look is in their way */
     UNMAP_MS = 2, /* that unmapping waits for the end of a search, which takes microseconds unless all
                    * processors are busy; then the search unmaps */
 };
@@ -37,6 +39,7 @@ struct Pages {
     int stays;
     int reserved;              /* huge pages of hugetlbfs, of which mincore knows nothing */
     size_t page;               /* bytes */
+    _Atomic int whole;         /* all of it exists, and stays */
     _Atomic int unmapping;     /* the search is to end */
     _Atomic int users;         /* who mapped it, and the search; the last one unmaps */
     _Atomic uint16_t known[]; /* per granule: the moment at which all of its pages existed, or 0 */
@@ -165,6 +168,10 @@ static int look_up(Pages *pages, size_t offset, size_t bytes, uint32_t moment)
 {
     if (pages->reserved)
         return look_up_all(pages, moment);
+    if (pages->stays && is_whole(pages)) {
+        pages->whole = 1;
+        return 1;
+    }
     unsigned char found[(PIECE + 2 * GRANULE) / SMALLEST_PAGE];
     size_t begin = offset / GRANULE * GRANULE, end = (offset + bytes + GRANULE - 1) / GRANULE * GRANULE;
     int all = 1;
@@ -188,6 +195,8 @@ static int look_up(Pages *pages, size_t offset, size_t bytes, uint32_t moment)
 
 static int is_known(const Pages *pages, size_t offset, size_t bytes, uint32_t moment)
 {
+    if (pages->whole)
+        return 1;
     for (size_t at = offset / GRANULE; at <= (offset + bytes - 1) / GRANULE; at++)
         if (atomic_load_explicit(&pages->known[at], memory_order_relaxed) != moment)
             return 0;
@@ -256,12 +265,22 @@ void pages_hold_searches(int count)
     atomic_fetch_add(&holding, count);
 }
 
-/* Let go first what moves just now; whether the search is to go on. */
+/* Let go first what moves just now, here or in another process; whether the search is to go on. */
 static int wait_for_others(Pages *pages)
 {
-    while (!atomic_load(&pages->unmapping) && atomic_load(&holding) > 0)
-        wait_for_change(&pages->unmapping, 0, PAUSE_NS);
+    long pause = LEAST_PAUSE_NS;
+    while (!atomic_load(&pages->unmapping) && (atomic_load(&holding) > 0 || !is_processor_spare())) {
+        wait_for_change(&pages->unmapping, 0, pause);
+        pause = 2 * pause < MOST_PAUSE_NS ? 2 * pause : MOST_PAUSE_NS;
+    }
     return !atomic_load(&pages->unmapping);
+}
+
+static void map_stretch(Pages *pages, size_t begin)
+{
+    size_t end = pages->size - begin < STRETCH ? pages->size : begin + STRETCH;
+    for (size_t at = begin; at < end && !atomic_load(&pages->unmapping); at += PIECE)
+        map_piece(pages, at);
 }
 
 static void *search(void *argument)
@@ -269,11 +288,8 @@ static void *search(void *argument)
     Pages *pages = argument;
     (void)setpriority(PRIO_PROCESS, 0, SEARCH_NICE); /* of this thread alone, on Linux */
     wait_for_change(&pages->unmapping, 0, FIRST_PAUSE_NS);
-    int more = wait_for_others(pages);
-    for (size_t at = 0; more && at < pages->size; at += PIECE) {
-        map_piece(pages, at);
-        more = wait_for_others(pages);
-    }
+    for (size_t at = 0; at < pages->size && wait_for_others(pages); at += STRETCH)
+        map_stretch(pages, at);
     let_go(pages);
     return NULL;
 }

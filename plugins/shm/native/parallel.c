@@ -42,6 +42,12 @@ int idle_processors(void)
     return idle_of(count_processors());
 }
 
+int is_processor_spare(void)
+{
+    int processors = count_processors();
+    return idle_of(processors) >= (processors > 1);
+}
+
 /* The program's own threads, when they wake up, go before helpers. */
 static void *help(void *argument)
 {

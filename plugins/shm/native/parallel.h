@@ -40,6 +40,9 @@ void in_parallel(int threads, void *(*work)(void *), void *argument);
 /* Processors that nothing runs on just now; below 0 where threads wait for one. */
 int idle_processors(void);
 
+/* Whether what can wait may take a processor: another one is left for who has to go on, or there is none. */
+int is_processor_spare(void);
+
 /* A thread with a small stack that gets no signals; an errno. */
 int start_thread(pthread_t *thread, void *(*work)(void *), void *argument);
 

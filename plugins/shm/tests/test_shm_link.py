@@ -45,6 +45,7 @@ from datadist.transport import (
     Unsupported,
 )
 from tests import descriptors, tasks
+from tests.resident import resident
 from tests.waiting import until
 
 SIZE = 1 << 20
@@ -606,13 +607,6 @@ def test_a_small_read_ends_beside_large_ones(unhelped: Pair) -> None:
         thread.join(SOON)
 
 
-def _rss(address: int) -> int:
-    """Bytes that are in our page table of the mapping that begins there."""
-    with open("/proc/self/smaps") as lines:
-        found = lines.read().partition(f"{address:x}-")[2]
-    return int(found.partition("Rss:")[2].split()[0]) << 10
-
-
 def _read_few(link: ShmLink, region: Region, remote: int) -> None:
     vectors = [array("q", [n]) for n in (region.address, remote, 64)]
     link.read(1, vectors[0], vectors[1], vectors[2], 30.0)
@@ -631,7 +625,7 @@ def test_pages_that_a_peer_has_made_are_mapped_soon_after_the_link_is_ready() ->
         link.attach(1, Offer(pair.data, [os.dup(pair.fds[0])]))
         (mapping,) = link._paths[1].keepers
         least = LARGE - 4 * 65536  # the kernel passes over neighbours of a page that are locked
-        until(lambda: _rss(mapping.address) > least, SOON)
+        until(lambda: resident(mapping.address) > least, SOON)
         link.close()
     finally:
         pair.close()

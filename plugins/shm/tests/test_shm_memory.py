@@ -21,12 +21,12 @@ from datadist.base.memory_file import create_sealed
 from datadist.base.memory_map import current_mappings
 from datadist.transport import (
     Placement,
-    Region,
     RegistrationError,
     TransportError,
     TransportOptions,
 )
 from tests import tasks
+from tests.resident import resident
 
 MIB = 1 << 20
 PAGE = mmap.PAGESIZE
@@ -36,19 +36,6 @@ def _transport(**extra: str) -> ShmTransport:
     return ShmTransport(TransportOptions(extra=extra))
 
 
-def _present(region: Region) -> int:
-    """Bytes of a region that are in the page table."""
-    with open("/proc/self/smaps") as lines:
-        inside = False
-        for line in lines:
-            head = line.split()[0]
-            if "-" in head:
-                inside = int(head.split("-")[0], 16) == region.address
-            elif inside and head == "Rss:":
-                return int(line.split()[1]) << 10
-    raise AssertionError("the region is not mapped")
-
-
 def test_a_pool_can_be_used_at_once_and_is_filled_in_the_background() -> None:
     transport = _transport()
     region = transport.allocate(96 * MIB, Placement.HOST)
@@ -56,7 +43,7 @@ def test_a_pool_can_be_used_at_once_and_is_filled_in_the_background() -> None:
     ctypes.memset(region.address + 90 * MIB, 5, 100)
     region.wait_filled(30)
     assert region.filled
-    assert _present(region) == 96 * MIB
+    assert resident(region.address) == 96 * MIB
     assert ctypes.string_at(region.address + 90 * MIB, 101) == b"\5" * 100 + b"\0"
     transport.release(region)
 
@@ -67,7 +54,7 @@ def test_without_population_no_page_is_made() -> None:
     assert isinstance(region, PoolRegion)
     region.wait_filled(0)
     assert not region.filled
-    assert _present(region) == 0
+    assert resident(region.address) == 0
     transport.release(region)
 
 

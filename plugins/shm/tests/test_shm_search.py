@@ -1,0 +1,81 @@
+"""The thread that maps a peer's pages ahead: what it does, and whom it lets go first."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from array import array
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from datadist_shm import ShmTransport
+from datadist_shm.memory import PeerMapping, PoolRegion
+
+from datadist.transport import Access, Group, Peer, Placement, TransportOptions
+from tests import seccomp
+from tests.privileges import in_child
+from tests.resident import resident
+from tests.waiting import until
+
+SIZE = 64 << 20
+LEAST = SIZE - 4 * 65536
+"""The kernel passes over neighbours of a page that are locked."""
+BUSY = "print(flush=True)\nwhile True: pass"
+FIRST_PAUSE = 0.02
+
+
+def _pool() -> PoolRegion:
+    region = ShmTransport(TransportOptions()).allocate(SIZE, Placement.HOST)
+    assert isinstance(region, PoolRegion)
+    region.wait_filled(60)
+    return region
+
+
+@contextmanager
+def _busy_processors() -> Iterator[None]:
+    """More programs that compute than there are processors."""
+    with ExitStack() as stack:
+        for _ in range((os.cpu_count() or 1) + 1):
+            program = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE)
+            stack.callback(program.wait)
+            stack.callback(program.kill)
+            assert program.stdout is not None
+            stack.enter_context(program.stdout)
+            program.stdout.readline()
+        yield
+
+
+def test_pages_that_exist_are_mapped_once_a_processor_is_left_for_that() -> None:
+    pool = _pool()
+    with _busy_processors():
+        mapping = PeerMapping(pool.fd, SIZE, writable=False, huge=False, stays=False, search=True)
+        time.sleep(10 * FIRST_PAUSE)
+        assert resident(mapping.address) == 0
+    until(lambda: resident(mapping.address) > LEAST)
+    pool.close()
+
+
+@seccomp.needed
+def test_the_kernel_is_not_asked_for_each_page_of_a_pool_that_has_all() -> None:
+    """They stay: its owner has given up the right to punch holes."""
+
+    def look() -> object:
+        mine, theirs = _pool(), _pool()
+        peers = {0: Peer(0, "owner", os.getpid()), 1: Peer(1, "reader", os.getpid())}
+        offering, link = (
+            ShmTransport(TransportOptions(extra={"populate": "0"})).open(
+                Group("pair", rank, peers, None, 1e12), [region], Access.READ
+            )
+            for rank, region in enumerate((theirs, mine))
+        )
+        link.attach(0, offering.offer(1))
+        seccomp.install(["mincore"], errno.ENOMEM)  # which is no refusal: it knows of no page
+        local, remote, length = (array("q", [n]) for n in (mine.address, theirs.address, SIZE))
+        link.read(0, local, remote, length, 60)
+        (mapping,) = link._paths[0].keepers
+        return resident(mapping.address) > LEAST
+
+    assert in_child(look) == "True"
