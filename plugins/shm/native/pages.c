@@ -70,7 +70,7 @@ Pages *pages_map(int fd, size_t size, int writable, int huge, int stays, int sea
     pages->stays = stays;
     pages->reserved = kind.f_type == HUGETLB;
     pages->page = (size_t)sysconf(_SC_PAGESIZE);
-    if (search && size > PIECE) /* less is mapped in a moment */
+    if (search && size > STRETCH) /* less is mapped in a moment */
         begin_search(pages);
     return pages;
 }
