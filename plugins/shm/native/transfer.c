@@ -50,10 +50,14 @@ int peer_is_gone(const Job *job)
     return p.fd >= 0 && poll(&p, 1, 0) > 0;
 }
 
-int is_control_readable(const Job *job)
+int is_control_readable(Job *job)
 {
-    struct pollfd p = {.fd = job->control, .events = POLLIN};
-    return p.fd < 0 || poll(&p, 1, 0) != 0;
+    struct pollfd p[] = {{.fd = job->control, .events = POLLIN}, {.fd = job->pidfd, .events = POLLIN}};
+    if (job->control < 0)
+        return 1;
+    int ready = poll(p, 2, 0); /* negative descriptors are passed over */
+    job->alive |= ready == 0;  /* saves another look at the process */
+    return ready < 0 || p[0].revents != 0;
 }
 
 /* After the last byte: PEER_GONE or DONE, and job->control_readable, also where that cannot be told. */

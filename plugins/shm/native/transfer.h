@@ -84,7 +84,7 @@ int64_t deadline_after(double seconds);
 int peer_is_gone(const Job *job);
 
 /* Whether something has arrived from the peer that was not read yet, also where that cannot be told. */
-int is_control_readable(const Job *job);
+int is_control_readable(Job *job);
 
 /* Bounds of every segment, and what the whole is; to be called first. Returns a result. */
 int check(Job *job);
