@@ -27,7 +27,7 @@ enum {
     SEARCH_NICE = 10,
     FIRST_PAUSE_NS = 20000000, /* in which a link is made and the first transfers may be under way */
     LEAST_PAUSE_NS = 1000000,  /* from one look to the next whether these have ended; twice as long each time, */
-    MOST_PAUSE_NS = 32000000,  /* since a look is in their way */
+    MOST_PAUSE_NS = 32000000,  /* since a look is in their way; after the longest a stretch is mapped anyway */
     UNMAP_MS = 2, /* that unmapping waits for the end of a search, which takes microseconds unless all
                    * processors are busy; then the search unmaps */
 };
@@ -266,14 +266,16 @@ void pages_hold_searches(int count)
     atomic_fetch_add(&holding, count);
 }
 
+static int is_needed_elsewhere(const Pages *pages)
+{
+    return !atomic_load(&pages->unmapping) && (atomic_load(&holding) > 0 || !is_processor_spare());
+}
+
 /* Let go first what moves just now, here or in another process; whether the search is to go on. */
 static int wait_for_others(Pages *pages)
 {
-    long pause = LEAST_PAUSE_NS;
-    while (!atomic_load(&pages->unmapping) && (atomic_load(&holding) > 0 || !is_processor_spare())) {
+    for (long pause = LEAST_PAUSE_NS; pause <= MOST_PAUSE_NS && is_needed_elsewhere(pages); pause *= 2)
         wait_for_change(&pages->unmapping, 0, pause);
-        pause = 2 * pause < MOST_PAUSE_NS ? 2 * pause : MOST_PAUSE_NS;
-    }
     return !atomic_load(&pages->unmapping);
 }
 
