@@ -11,6 +11,7 @@ import random
 import threading
 import time
 import weakref
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,12 +44,21 @@ class Mapping:
         self.size = size
         weakref.finalize(self, _native.unmap, self.address, size).atexit = False
 
-    def make_pages(self, threads: int, begin: int, size: int, file: int = -1) -> None:
+    def make_pages(
+        self,
+        threads: int,
+        begin: int,
+        size: int,
+        file: int = -1,
+        stop: array[int] | None = None,
+    ) -> None:
         """Populate the pages of a range of our own memory. Raises OSError.
 
-        With its ``file`` nobody who maps memory waits meanwhile; it knows of no huge pages.
+        With its ``file`` nobody who maps memory waits meanwhile; it knows of no huge pages. With
+        ``stop`` the threads of the program go first, and it ends early once that is not 0.
         """
-        _native.populate(self.address + begin, size, threads, file, begin)
+        flag = () if stop is None else (stop,)
+        _native.populate(self.address + begin, size, threads, file, begin, *flag)
 
 
 class PeerMapping:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import threading
+from array import array
 from pathlib import Path
 from typing import Protocol
 
@@ -18,9 +19,8 @@ log = logging.getLogger("datadist.shm")
 TRANSPARENT = Path("/sys/kernel/mm/transparent_hugepage")
 RESERVED = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
 HUGE = 2 << 20
-NICE = 10
 SLICE = 32 << 20
-"""Bytes that are populated between two checks of the stop flag: 5 to 20 ms of work."""
+"""Bytes that are populated in one call: 5 to 20 ms of work."""
 
 
 def transparent() -> bool:
@@ -70,19 +70,20 @@ class Pages(Protocol):
 
     size: int
 
-    def make_pages(self, threads: int, begin: int, size: int, file: int) -> None:
+    def make_pages(self, threads: int, begin: int, size: int, file: int, stop: array[int]) -> None:
         """See :class:`datadist_shm.memory.Mapping`."""
 
 
 class Filling:
     """Populates the pages of a new pool in the background; the pool can be used meanwhile.
 
-    The threads of the program go first: an engine that begins to link has just made its pool.
+    The threads of the program go first: an engine that begins to link has just made its pool. So the
+    work is done by native threads of low priority; this one, which needs the GIL, only waits for them.
     """
 
     def __init__(self, pages: Pages, threads: int, file: int = -1) -> None:
         self._done = Flag()
-        self._stop = False
+        self._stop = array("q", [0])
         self._error: int | None = None
         """The number; the exception would keep the pages mapped by its frames."""
         thread = threading.Thread(
@@ -93,12 +94,10 @@ class Filling:
 
     def _run(self, pages: Pages, threads: int, file: int) -> None:
         try:
-            with contextlib.suppress(OSError):  # a filter of system calls
-                os.setpriority(os.PRIO_PROCESS, 0, NICE)  # of this thread alone, on Linux
             for begin in range(0, pages.size, SLICE):
-                if self._stop:
+                if self._stop[0]:
                     break
-                pages.make_pages(threads, begin, min(SLICE, pages.size - begin), file)
+                pages.make_pages(threads, begin, min(SLICE, pages.size - begin), file, self._stop)
         except OSError as error:
             self._error = error.errno or 0
             log.error("the pages of a pool cannot be had: %s", os.strerror(self._error))
@@ -108,7 +107,7 @@ class Filling:
     @property
     def done(self) -> bool:
         """Whether all pages are there."""
-        return self._done.is_set() and self._error is None and not self._stop
+        return self._done.is_set() and self._error is None and not self._stop[0]
 
     def wait(self, timeout: float) -> None:
         """Until all pages are there, or ``timeout`` seconds. Raises :class:`RegistrationError`."""
@@ -122,6 +121,6 @@ class Filling:
             raise RegistrationError(f"the pages of the pool cannot be had: {text}")
 
     def stop(self) -> None:
-        """End early, within milliseconds."""
-        self._stop = True
+        """End early, within milliseconds of its thread having a processor."""
+        self._stop[0] = 1
         self._thread.join()

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdatomic.h>
 #include <sys/mman.h>
 
 #include "parallel.h"
@@ -45,6 +44,8 @@ typedef struct {
     size_t size;
     int file;
     off_t offset;
+    int threads;
+    const _Atomic int64_t *stop;
     _Atomic size_t next;
     _Atomic int error;
 } Task;
@@ -97,10 +98,16 @@ static int populate_file(const Task *task, size_t at, size_t size)
     return error == ENOSPC ? ENOMEM : error;
 }
 
+static int is_stopped(const Task *task)
+{
+    return task->stop != NULL && atomic_load_explicit(task->stop, memory_order_relaxed);
+}
+
+/* Asks at each step whether to stop: where all processors are busy, a slice can take a second. */
 static int populate_slice(const Task *task, size_t begin, size_t end)
 {
     int error = 0;
-    for (size_t at = begin; at < end && !error; at += STEP) {
+    for (size_t at = begin; at < end && !error && !is_stopped(task); at += STEP) {
         size_t size = end - at < STEP ? end - at : STEP;
         error = task->file < 0 ? populate_mapping(task->address + at, size) : populate_file(task, at, size);
     }
@@ -110,7 +117,7 @@ static int populate_slice(const Task *task, size_t begin, size_t end)
 static void *populate_some(void *argument)
 {
     Task *task = argument;
-    while (!task->error && !should_stop()) {
+    while (!task->error && !is_stopped(task) && !should_stop()) {
         size_t at = atomic_fetch_add(&task->next, SLICE);
         if (at >= task->size)
             break;
@@ -121,11 +128,26 @@ static void *populate_some(void *argument)
     return NULL;
 }
 
-int populate(char *address, size_t size, int threads, int file, off_t offset)
+static void *populate_last(void *argument)
 {
-    Task task = {.address = address, .size = size, .file = file, .offset = offset};
+    Task *task = argument;
+    go_last();
+    in_parallel(task->threads, populate_some, task);
+    return NULL;
+}
+
+int populate(char *address, size_t size, int threads, int file, off_t offset, const _Atomic int64_t *stop)
+{
     int most = (int)(size / SLICE) + 1;
-    in_parallel(most < threads ? most : threads, populate_some, &task);
+    Task task = {
+        .address = address, .size = size, .threads = most < threads ? most : threads,
+        .file = file, .offset = offset, .stop = stop,
+    };
+    pthread_t thread;
+    if (stop != NULL && start_thread(&thread, populate_last, &task) == 0)
+        pthread_join(thread, NULL);
+    else
+        in_parallel(task.threads, populate_some, &task);
     errno = task.error;
     return task.error ? -1 : 0;
 }

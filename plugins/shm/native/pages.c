@@ -7,7 +7,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
@@ -24,7 +23,6 @@ enum {
     SMALLEST_PAGE = 4096,
     HUGETLB = 0x958458f6, /* HUGETLBFS_MAGIC */
     MOMENT_SHIFT = 22,    /* 4 ms */
-    SEARCH_NICE = 10,
     FIRST_PAUSE_NS = 20000000, /* in which a link is made and the first transfers may be under way */
     LEAST_PAUSE_NS = 1000000,  /* from one look to the next whether these have ended; twice as long each time, */
     MOST_PAUSE_NS = 32000000,  /* since a look is in their way; after the longest a stretch is mapped anyway */
@@ -289,7 +287,7 @@ static void map_stretch(Pages *pages, size_t begin)
 static void *search(void *argument)
 {
     Pages *pages = argument;
-    (void)setpriority(PRIO_PROCESS, 0, SEARCH_NICE); /* of this thread alone, on Linux */
+    go_last();
     wait_for_change(&pages->unmapping, 0, FIRST_PAUSE_NS);
     for (size_t at = 0; at < pages->size && wait_for_others(pages); at += STRETCH)
         map_stretch(pages, at);

@@ -8,7 +8,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-enum { STACK = 256 << 10, HELPER_NICE = 10 };
+enum { STACK = 256 << 10, NICE = 10 };
 
 static _Thread_local Crew *led;    /* by this thread */
 static _Thread_local Crew *helped; /* by this thread */
@@ -48,11 +48,17 @@ int is_processor_spare(void)
     return idle_of(processors) >= (processors > 1);
 }
 
+void go_last(void)
+{
+    if (getpriority(PRIO_PROCESS, 0) < NICE) /* of this thread alone, on Linux */
+        (void)setpriority(PRIO_PROCESS, 0, NICE);
+}
+
 /* The program's own threads, when they wake up, go before helpers. */
 static void *help(void *argument)
 {
     Crew *crew = argument;
-    (void)setpriority(PRIO_PROCESS, 0, HELPER_NICE); /* of this thread alone, on Linux */
+    go_last();
     helped = crew;
     waiters = crew->waiters;
     if (!should_stop())

@@ -43,6 +43,10 @@ int idle_processors(void);
 /* Whether what can wait may take a processor: another one is left for who has to go on, or there is none. */
 int is_processor_spare(void);
 
+/* This thread gets a low priority, unless it has one. Not for threads that hold the lock of the interpreter: where
+ * all processors are busy they would keep it for long. */
+void go_last(void);
+
 /* A thread with a small stack that gets no signals; an errno. */
 int start_thread(pthread_t *thread, void *(*work)(void *), void *argument);
 

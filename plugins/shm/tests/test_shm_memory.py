@@ -9,6 +9,7 @@ import fcntl
 import mmap
 import os
 import threading
+from array import array
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from datadist.transport import (
     TransportOptions,
 )
 from tests import tasks
+from tests.privileges import in_child
 from tests.resident import resident
 
 MIB = 1 << 20
@@ -126,6 +128,40 @@ def test_a_part_is_populated_and_keeps_what_was_written(threads: int, by_file: b
     finally:
         _native.unmap(address, size)
         os.close(fd)
+
+
+def test_populating_ends_once_it_is_told_to() -> None:
+    fd = create_sealed("stopped", 64 * MIB)
+    address = _native.map(fd, 64 * MIB, True, False)
+    try:
+        _native.populate(address, 64 * MIB, 2, fd, 0, array("q", [1]))
+        assert os.fstat(fd).st_blocks == 0
+    finally:
+        _native.unmap(address, 64 * MIB)
+        os.close(fd)
+
+
+def _nice_values() -> list[int]:
+    """Of all threads of this process, as far as they still live."""
+    values = []
+    for stat in Path("/proc/self/task").glob("*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            values.append(int(stat.read_text().rpartition(")")[2].split()[16]))
+    return values
+
+
+@pytest.mark.parametrize("own", [0, 15])
+def test_the_threads_that_populate_go_last(own: int) -> None:
+    def look() -> object:
+        os.nice(max(0, own - os.nice(0)))
+        region = _transport().allocate(128 * MIB, Placement.HOST)
+        assert isinstance(region, PoolRegion)
+        seen = set(_nice_values())
+        while not region.filled:
+            seen.update(_nice_values())
+        return sorted(seen) == sorted({os.nice(0), max(10, os.nice(0))})
+
+    assert in_child(look) == "True"
 
 
 def test_a_failure_in_the_background_is_told_to_who_links(monkeypatch: pytest.MonkeyPatch) -> None:

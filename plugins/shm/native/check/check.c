@@ -220,8 +220,8 @@ int main(void)
 {
     char *mine = memory(), *theirs = memory();
     always_help = 1;
-    CHECK(populate(mine, SIZE, 4, -1, 0) == 0);
-    CHECK(populate(theirs, SIZE, 4, -1, 0) == 0);
+    CHECK(populate(mine, SIZE, 4, -1, 0, NULL) == 0);
+    CHECK(populate(theirs, SIZE, 4, -1, 0, NULL) == 0);
     check_kernels();
     check_tuning();
     check_sightings();

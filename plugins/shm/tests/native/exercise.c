@@ -177,7 +177,7 @@ static void make_pair(Pair *pair, int stays)
     int fd = (int)syscall(SYS_memfd_create, "exercise", MFD_CLOEXEC);
     expect(fd >= 0 && ftruncate(fd, SIZE) == 0, "no shared memory");
     expect(map_shared(fd, SIZE, 1, 1, &owners) == 0, "the owner cannot map");
-    expect(populate(owners, SIZE / 2, THREADS, -1, 0) == 0, "the owner cannot populate");
+    expect(populate(owners, SIZE / 2, THREADS, -1, 0, NULL) == 0, "the owner cannot populate");
     Pages *pages = pages_map(fd, SIZE, 1, 0, stays, 1);
     expect(pages != NULL, "the peer cannot map");
     close(fd);
@@ -365,7 +365,7 @@ static void *make_later(void *argument)
 {
     Pair *pair = argument;
     usleep(20000);
-    expect(populate((char *)pair->owners, SIZE, 1, -1, 0) == 0, "the owner cannot populate");
+    expect(populate((char *)pair->owners, SIZE, 1, -1, 0, NULL) == 0, "the owner cannot populate");
     return NULL;
 }
 
