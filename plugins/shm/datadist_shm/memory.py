@@ -55,7 +55,7 @@ class Mapping:
         """Populate the pages of a range of our own memory. Raises OSError.
 
         With its ``file`` nobody who maps memory waits meanwhile; it knows of no huge pages. With
-        ``stop`` the threads of the program go first, and it ends early once that is not 0.
+        ``stop`` it ends early once that is not 0, and with both the threads of the program go first.
         """
         flag = () if stop is None else (stop,)
         _native.populate(self.address + begin, size, threads, file, begin, *flag)

@@ -83,21 +83,6 @@ static int populate_mapping(char *address, size_t size)
     return 0;
 }
 
-/* The file has its pages first, so that nothing can be short when they are touched. The kernel lets nobody map
- * while it populates a mapping, also while this thread waits for a processor; a touch has no such moment. */
-static int populate_file(const Task *task, size_t at, size_t size)
-{
-    int error;
-    do
-        error = fallocate(task->file, 0, task->offset + (off_t)at, (off_t)size) == 0 ? 0 : errno;
-    while (error == EINTR);
-    if (error == EOPNOTSUPP || is_refused(error))
-        return populate_mapping(task->address + at, size);
-    if (error == 0)
-        touch(task->address + at, size);
-    return error == ENOSPC ? ENOMEM : error;
-}
-
 static int is_stopped(const Task *task)
 {
     return task->stop != NULL && atomic_load_explicit(task->stop, memory_order_relaxed);
@@ -109,7 +94,10 @@ static int populate_slice(const Task *task, size_t begin, size_t end)
     int error = 0;
     for (size_t at = begin; at < end && !error && !is_stopped(task); at += STEP) {
         size_t size = end - at < STEP ? end - at : STEP;
-        error = task->file < 0 ? populate_mapping(task->address + at, size) : populate_file(task, at, size);
+        if (task->file < 0)
+            error = populate_mapping(task->address + at, size);
+        else
+            touch(task->address + at, size);
     }
     return error;
 }
@@ -136,6 +124,31 @@ static void *populate_last(void *argument)
     return NULL;
 }
 
+/* The file has its pages before they are touched, so that nothing can be short then. The kernel lets nobody seal
+ * the file meanwhile: this is no work for a thread of low priority. An errno. */
+static int make_in_file(const Task *task)
+{
+    int error = 0;
+    for (size_t at = 0; at < task->size && !error && !is_stopped(task); at += STEP) {
+        size_t size = task->size - at < STEP ? task->size - at : STEP;
+        do
+            error = fallocate(task->file, 0, task->offset + (off_t)at, (off_t)size) == 0 ? 0 : errno;
+        while (error == EINTR);
+    }
+    return error == ENOSPC ? ENOMEM : error;
+}
+
+/* The kernel lets nobody map while it populates a mapping, also while this thread waits for a processor; a touch
+ * has no such moment, so that it can be left to a thread of low priority. */
+static void populate_task(Task *task)
+{
+    pthread_t thread;
+    if (task->file >= 0 && task->stop != NULL && start_thread(&thread, populate_last, task) == 0)
+        pthread_join(thread, NULL);
+    else
+        in_parallel(task->threads, populate_some, task);
+}
+
 int populate(char *address, size_t size, int threads, int file, off_t offset, const _Atomic int64_t *stop)
 {
     int most = (int)(size / SLICE) + 1;
@@ -143,11 +156,13 @@ int populate(char *address, size_t size, int threads, int file, off_t offset, co
         .address = address, .size = size, .threads = most < threads ? most : threads,
         .file = file, .offset = offset, .stop = stop,
     };
-    pthread_t thread;
-    if (stop != NULL && start_thread(&thread, populate_last, &task) == 0)
-        pthread_join(thread, NULL);
+    int error = file < 0 ? 0 : make_in_file(&task);
+    if (error == EOPNOTSUPP || is_refused(error))
+        task.file = -1;
     else
-        in_parallel(task.threads, populate_some, &task);
+        task.error = error;
+    if (!task.error)
+        populate_task(&task);
     errno = task.error;
     return task.error ? -1 : 0;
 }

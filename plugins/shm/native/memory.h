@@ -22,7 +22,8 @@ int unmap(char *address, size_t size);
 /* Make all pages that do not exist yet, in up to threads threads; errno is ENOMEM where memory is short.
  * With the file that is mapped there, and offset, where that begins in it: nobody who maps or unmaps has to
  * wait meanwhile, but a file knows nothing of the huge pages that its mapping asked for. Else file is -1.
- * Unless stop is NULL the program's threads go first, and this ends early, without an error, once *stop is not 0. */
+ * Unless stop is NULL this ends early, without an error, once *stop is not 0; and with a file the program's threads
+ * go first. */
 int populate(char *address, size_t size, int threads, int file, off_t offset, const _Atomic int64_t *stop);
 
 #endif

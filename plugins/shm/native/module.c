@@ -259,7 +259,7 @@ static PyObject *py_map(PyObject *self, PyObject *args)
 
 PyDoc_STRVAR(populate_doc,
 "populate(address, size, threads, file, offset, stop): make all pages, of a file unless that is -1. stop: writable\n"
-"int64 buffer, which ends it early once it is not 0; with it the program's threads go first. Raises OSError.");
+"int64 buffer, which ends it early once it is not 0; with both the program's threads go first. Raises OSError.");
 
 static PyObject *py_populate(PyObject *self, PyObject *args)
 {

@@ -141,6 +141,24 @@ def test_populating_ends_once_it_is_told_to() -> None:
         os.close(fd)
 
 
+def test_a_file_has_all_pages_of_a_part_before_one_is_touched() -> None:
+    """No thread of low priority makes them: the kernel lets nobody seal the file meanwhile."""
+    size = 128 * MIB
+    fd = create_sealed("first", size)
+    address = _native.map(fd, size, True, False)
+    arguments = address, size, 2, fd, 0, array("q", [0])
+    thread = threading.Thread(target=_native.populate, args=arguments)
+    thread.start()
+    try:
+        while resident(address) == 0:
+            pass
+        assert os.fstat(fd).st_blocks * 512 == size
+    finally:
+        thread.join()
+        _native.unmap(address, size)
+        os.close(fd)
+
+
 def _nice_values() -> list[int]:
     """Of all threads of this process, as far as they still live."""
     values = []
