@@ -137,8 +137,9 @@ class PoolRegion(Region):
 
     def close(self) -> None:
         """Close the descriptor; the mapping goes with its last user."""
-        if self._filling is not None:
-            self._filling.stop()
+        if self._filling is not None and self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            self._filling.stop(fd)
         self._drop()
 
     def _drop(self) -> None:

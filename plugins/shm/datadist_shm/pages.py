@@ -21,6 +21,8 @@ RESERVED = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
 HUGE = 2 << 20
 SLICE = 32 << 20
 """Bytes that are populated in one call: 5 to 20 ms of work."""
+STOP_SECONDS = 0.02
+"""How long to wait for threads that need microseconds to stop, unless all processors are busy."""
 
 
 def transparent() -> bool:
@@ -86,6 +88,8 @@ class Filling:
         self._stop = array("q", [0])
         self._error: int | None = None
         """The number; the exception would keep the pages mapped by its frames."""
+        self._left: list[int] = []
+        """The file, once it is only used here."""
         thread = threading.Thread(
             target=self._run, args=(pages, threads, file), name="datadist-shm-pages", daemon=True
         )
@@ -103,6 +107,11 @@ class Filling:
             log.error("the pages of a pool cannot be had: %s", os.strerror(self._error))
         finally:
             self._done.set()
+            self._close()
+
+    def _close(self) -> None:
+        with contextlib.suppress(IndexError):
+            os.close(self._left.pop())
 
     @property
     def done(self) -> bool:
@@ -120,7 +129,13 @@ class Filling:
             text = os.strerror(self._error)
             raise RegistrationError(f"the pages of the pool cannot be had: {text}")
 
-    def stop(self) -> None:
-        """End early, within milliseconds of its thread having a processor."""
+    def stop(self, file: int) -> None:
+        """End early, and close the file of the pages; both later where no processor is left for that.
+
+        The pages stay mapped until then.
+        """
         self._stop[0] = 1
-        self._thread.join()
+        self._thread.join(STOP_SECONDS)
+        self._left.append(file)
+        if self._done.is_set():
+            self._close()

@@ -29,6 +29,7 @@ from datadist.transport import (
 from tests import tasks
 from tests.privileges import in_child
 from tests.resident import resident
+from tests.waiting import until
 
 MIB = 1 << 20
 PAGE = mmap.PAGESIZE
@@ -77,9 +78,9 @@ def test_release_ends_the_filling() -> None:
     region = transport.allocate(1024 * MIB, Placement.HOST)
     assert _open_memory() - earlier
     transport.release(region)  # at once: see test_shm_pages.py
-    assert {thread.name for thread in threading.enumerate()} <= before
+    until(lambda: {thread.name for thread in threading.enumerate()} <= before)
     assert tasks.falls_to(native)
-    assert _open_memory() <= earlier
+    until(lambda: _open_memory() <= earlier)
 
 
 def test_more_than_there_is_is_refused_before_pages_are_made(

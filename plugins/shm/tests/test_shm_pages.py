@@ -65,20 +65,37 @@ def test_the_thread_that_needs_the_interpreter_keeps_the_priority_of_the_program
     assert pool.nice == os.getpriority(os.PRIO_PROCESS, 0)
 
 
-def test_who_says_stop_waits_for_what_has_begun_and_nothing_else_begins() -> None:
-    """The memory may be unmapped afterwards."""
+def _is_open(file: int) -> bool:
+    try:
+        os.fstat(file)
+    except OSError:
+        return False
+    return True
+
+
+def test_nothing_else_begins_once_somebody_has_said_stop() -> None:
+    """Nobody waits for threads that get no processor: the last one closes the file."""
+    file = os.open(os.devnull, os.O_RDONLY)
     pool = Pool(3 * SLICE)
     filling = Filling(pool, 3, 7)
     assert pool.begun.wait(SECONDS)
-    stopping = threading.Thread(target=filling.stop)
-    stopping.start()
-    until(lambda: pool.stop[0] == 1)
-    stopping.join(0.1)
-    assert stopping.is_alive()
+    filling.stop(file)
+    assert pool.stop[0] == 1
+    assert _is_open(file)
     pool.may_go_on.set()
-    stopping.join(SECONDS)
+    until(lambda: not _is_open(file))
     assert pool.parts == [(0, SLICE)]
     assert not filling.done
+
+
+def test_who_says_stop_afterwards_closes_the_file() -> None:
+    file = os.open(os.devnull, os.O_RDONLY)
+    pool = Pool(SLICE)
+    filling = Filling(pool, 3, 7)
+    pool.may_go_on.set()
+    filling.wait(SECONDS)
+    filling.stop(file)
+    assert not _is_open(file)
 
 
 def test_the_first_error_ends_the_filling() -> None:
