@@ -68,7 +68,7 @@ def test_pools_of_small_pages_are_populated_without_madvise() -> None:
         return region.filled
 
     if pages.transparent():
-        pytest.skip("this machine gives shared memory huge pages, which only a mapping asks for")
+        pytest.skip("this machine has huge pages for shared memory")  # only a mapping asks for them
     assert in_child(look) == "True"
 
 
