@@ -134,8 +134,10 @@ class Filling:
 
         The pages stay mapped until then.
         """
-        self._stop[0] = 1
-        self._thread.join(STOP_SECONDS)
         self._left.append(file)
-        if self._done.is_set():
-            self._close()
+        self._stop[0] = 1
+        try:
+            self._thread.join(STOP_SECONDS)
+        finally:
+            if self._done.is_set():
+                self._close()
