@@ -46,7 +46,10 @@ def test_a_pool_can_be_used_at_once_and_is_filled_in_the_background() -> None:
     ctypes.memset(region.address + 90 * MIB, 5, 100)
     region.wait_filled(30)
     assert region.filled
-    assert resident(region.address) == 96 * MIB
+    assert os.fstat(region.fd).st_blocks * 512 == 96 * MIB
+    assert (
+        resident(region.address) > 95 * MIB
+    )  # the kernel may take single ones out of the page table
     assert ctypes.string_at(region.address + 90 * MIB, 101) == b"\5" * 100 + b"\0"
     transport.release(region)
 
@@ -169,6 +172,10 @@ def _nice_values() -> list[int]:
     return values
 
 
+@pytest.mark.skipif(
+    "libtsan" in os.environ.get("LD_PRELOAD", ""),
+    reason="a sanitizer ends a process that starts threads after a fork",
+)
 @pytest.mark.parametrize("own", [0, 15])
 def test_the_threads_that_populate_go_last(own: int) -> None:
     def look() -> object:
