@@ -14,6 +14,7 @@ import weakref
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from datadist.base.memory_file import RESIZE_SEALS, create, create_sealed
 from datadist.base.memory_map import MemoryMap, NotWritable
@@ -44,21 +45,9 @@ class Mapping:
         self.size = size
         weakref.finalize(self, _native.unmap, self.address, size).atexit = False
 
-    def make_pages(
-        self,
-        threads: int,
-        begin: int,
-        size: int,
-        file: int = -1,
-        stop: array[int] | None = None,
-    ) -> None:
-        """Populate the pages of a range of our own memory. Raises OSError.
-
-        With its ``file`` nobody who maps memory waits meanwhile; it knows of no huge pages. With
-        ``stop`` it ends early once that is not 0, and with both the threads of the program go first.
-        """
-        flag = () if stop is None else (stop,)
-        _native.populate(self.address + begin, size, threads, file, begin, *flag)
+    def make_pages(self, threads: int, begin: int, size: int) -> None:
+        """Populate the pages of a range of our own memory. Raises OSError."""
+        _native.populate(self.address + begin, size, threads, -1, begin)
 
 
 class PeerMapping:
@@ -116,7 +105,8 @@ class PoolRegion(Region):
             assert isinstance(self.keeper, Mapping)
             try:
                 file = self.fd if self.pages == "small" and not pages.transparent() else -1
-                self._filling = Filling(self.keeper, self._threads, file)
+                populate = partial(_populate, self.address, self._threads, file)
+                self._filling = Filling(self.keeper, populate)
             except RuntimeError as error:
                 raise RegistrationError(f"cannot populate the pool: {explain(error)}") from error
 
@@ -151,6 +141,17 @@ class PoolRegion(Region):
         """See :mod:`datadist_shm.forking`; its mapping stays while arrays over it do."""
         self._filling = None
         self._drop()
+
+
+def _populate(
+    address: int, threads: int, file: int, begin: int, size: int, stop: array[int]
+) -> None:
+    """Populate a part of what is mapped at ``address``, until ``stop`` is not 0. Raises OSError.
+
+    With its file (else -1) nobody who maps memory waits meanwhile, and the threads of the program go
+    first; a file knows of no huge pages.
+    """
+    _native.populate(address + begin, size, threads, file, begin, stop)
 
 
 class UserRegion(Region):

@@ -7,12 +7,14 @@ import logging
 import os
 import threading
 from array import array
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from datadist.base.flag import Flag
 from datadist.base.threads import start
 from datadist.transport import RegistrationError
+from datadist_shm.forking import let_go_in_children
 
 log = logging.getLogger("datadist.shm")
 
@@ -72,8 +74,9 @@ class Pages(Protocol):
 
     size: int
 
-    def make_pages(self, threads: int, begin: int, size: int, file: int, stop: array[int]) -> None:
-        """See :class:`datadist_shm.memory.Mapping`."""
+
+Populate: TypeAlias = "Callable[[int, int, array[int]], None]"
+"""Makes the pages of a part (begin, bytes) until a flag is not 0. It does not refer to the memory."""
 
 
 class Filling:
@@ -81,9 +84,13 @@ class Filling:
 
     The threads of the program go first: an engine that begins to link has just made its pool. So the
     work is done by native threads of low priority; this one, which needs the GIL, only waits for them.
+
+    The pages are kept by this object alone, not by frames of its thread: a child that is forked meanwhile
+    inherits these, and nobody ends them there.
     """
 
-    def __init__(self, pages: Pages, threads: int, file: int = -1) -> None:
+    def __init__(self, pages: Pages, populate: Populate) -> None:
+        self._pages: Pages | None = pages
         self._done = Flag()
         self._stop = array("q", [0])
         self._error: int | None = None
@@ -91,23 +98,30 @@ class Filling:
         self._left: list[int] = []
         """The file, once it is only used here."""
         thread = threading.Thread(
-            target=self._run, args=(pages, threads, file), name="datadist-shm-pages", daemon=True
+            target=self._run, args=(pages.size, populate), name="datadist-shm-pages", daemon=True
         )
+        let_go_in_children(self)
         start(thread)  # first: one that does not start would keep the pages in a circle with this
         self._thread = thread
 
-    def _run(self, pages: Pages, threads: int, file: int) -> None:
+    def _run(self, size: int, populate: Populate) -> None:
         try:
-            for begin in range(0, pages.size, SLICE):
+            for begin in range(0, size, SLICE):
                 if self._stop[0]:
                     break
-                pages.make_pages(threads, begin, min(SLICE, pages.size - begin), file, self._stop)
+                populate(begin, min(SLICE, size - begin), self._stop)
         except OSError as error:
             self._error = error.errno or 0
             log.error("the pages of a pool cannot be had: %s", os.strerror(self._error))
         finally:
+            self._pages = None
             self._done.set()
             self._close()
+
+    def leave(self) -> None:
+        """See :mod:`datadist_shm.forking`."""
+        self._pages = None
+        self._close()
 
     def _close(self) -> None:
         with contextlib.suppress(IndexError):

@@ -190,11 +190,36 @@ def test_the_threads_that_populate_go_last(own: int) -> None:
     assert in_child(look) == "True"
 
 
+def test_a_child_that_is_forked_while_a_pool_is_populated_does_not_keep_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def wait(*_args: Any) -> None:
+        begun.set()
+        assert may_go_on.wait(60)
+
+    def look() -> object:
+        return f"{address:x}-" in Path("/proc/self/maps").read_text()
+
+    monkeypatch.setattr(memory, "_populate", wait)
+    transport = _transport()
+    region = transport.allocate(MIB, Placement.HOST)
+    address = region.address
+    try:
+        assert begun.wait(60)
+        assert in_child(look) == "False"
+        assert look()
+    finally:
+        may_go_on.set()
+        transport.release(region)
+
+
 def test_a_failure_in_the_background_is_told_to_who_links(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_args: Any) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(memory.Mapping, "make_pages", fail)
+    monkeypatch.setattr(memory, "_populate", fail)
     transport = _transport()
     region = transport.allocate(MIB, Placement.HOST)
     assert isinstance(region, PoolRegion)

@@ -27,9 +27,8 @@ class Pool:
         self.stop = array("q", [0])
         self.nice = 0
 
-    def make_pages(self, threads: int, begin: int, size: int, file: int, stop: array[int]) -> None:
+    def populate(self, begin: int, size: int, stop: array[int]) -> None:
         """Make none, after a while."""
-        assert (threads, file) == (3, 7)
         self.stop = stop
         self.nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
         self.begun.set()
@@ -44,7 +43,7 @@ class Pool:
 )
 def test_all_pages_of_a_pool_are_made_and_none_beyond(size: int) -> None:
     pool = Pool(size)
-    filling = Filling(pool, 3, 7)
+    filling = Filling(pool, pool.populate)
     assert not filling.done
     pool.may_go_on.set()
     filling.wait(SECONDS)
@@ -59,7 +58,7 @@ def test_all_pages_of_a_pool_are_made_and_none_beyond(size: int) -> None:
 def test_the_thread_that_needs_the_interpreter_keeps_the_priority_of_the_program() -> None:
     """Else all others would wait for it where it holds the GIL and has to wait for a processor."""
     pool = Pool(SLICE)
-    filling = Filling(pool, 3, 7)
+    filling = Filling(pool, pool.populate)
     pool.may_go_on.set()
     filling.wait(SECONDS)
     assert pool.nice == os.getpriority(os.PRIO_PROCESS, 0)
@@ -77,7 +76,7 @@ def test_nothing_else_begins_once_somebody_has_said_stop() -> None:
     """Nobody waits for threads that get no processor: the last one closes the file."""
     file = os.open(os.devnull, os.O_RDONLY)
     pool = Pool(3 * SLICE)
-    filling = Filling(pool, 3, 7)
+    filling = Filling(pool, pool.populate)
     assert pool.begun.wait(SECONDS)
     filling.stop(file)
     assert pool.stop[0] == 1
@@ -91,7 +90,7 @@ def test_nothing_else_begins_once_somebody_has_said_stop() -> None:
 def test_who_says_stop_afterwards_closes_the_file() -> None:
     file = os.open(os.devnull, os.O_RDONLY)
     pool = Pool(SLICE)
-    filling = Filling(pool, 3, 7)
+    filling = Filling(pool, pool.populate)
     pool.may_go_on.set()
     filling.wait(SECONDS)
     filling.stop(file)
@@ -100,7 +99,7 @@ def test_who_says_stop_afterwards_closes_the_file() -> None:
 
 def test_the_first_error_ends_the_filling() -> None:
     pool = Pool(3 * SLICE, OSError(12, "no memory"))
-    filling = Filling(pool, 3, 7)
+    filling = Filling(pool, pool.populate)
     pool.may_go_on.set()
     with pytest.raises(RegistrationError, match="the pages of the pool cannot be had"):
         filling.wait(SECONDS)
