@@ -8,7 +8,7 @@ import os
 
 from tests.waiting import comes_true
 
-__all__ = ["count", "count_in", "fall_to_in", "falls_to", "targets"]
+__all__ = ["count", "count_in", "fall_to_in", "falls_to", "is_open", "targets"]
 
 SECONDS = 20.0
 
@@ -32,6 +32,15 @@ def count_in(_here: object) -> int:
 def fall_to_in(_here: object, number: int) -> bool:
     """:func:`falls_to`, of a node."""
     return falls_to(number)
+
+
+def is_open(fd: int) -> bool:
+    """Whether this process has that one."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def targets(pid: int | str = "self") -> list[str]:

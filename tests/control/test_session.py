@@ -20,6 +20,7 @@ from datadist.control.messages import MAX_FDS, MAX_FRAME, Idle, Message, OfferMe
 from datadist.control.reactor import READ, Reactor
 from datadist.control.session import Session, _Frame, close_all
 from datadist.transport import Offer
+from tests.descriptors import is_open
 
 SECONDS = 20.0
 
@@ -128,7 +129,7 @@ def test_descriptors_go_once_with_the_first_byte_of_a_frame_that_the_kernel_take
     message = _offer(1 << 20, 3, 2)
     pair.session.send(message, fds)
     assert pair.session.hears(pair.session.sending())
-    assert not any(map(_is_open_here, fds)), "the kernel has them: ours are closed"
+    assert not any(map(is_open, fds)), "the kernel has them: ours are closed"
     first, found = pair.receive(1)
     assert found == inodes
     rest, found = pair.receive(len(encode(message)) - 1)
@@ -138,14 +139,6 @@ def test_descriptors_go_once_with_the_first_byte_of_a_frame_that_the_kernel_take
     assert not any(map(_is_open, inodes))
     pair.session.send(Idle())
     assert pair.receive(len(encode(Idle()))) == (encode(Idle()), [])
-
-
-def _is_open_here(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
 
 
 def test_descriptors_of_a_frame_that_waits_go_with_its_own_first_byte(pair: Pair) -> None:

@@ -16,6 +16,7 @@ from datadist.messaging.dispatcher import Dispatcher
 from datadist.messaging.link import MessagingLink
 from datadist.messaging.wire import Kind
 from datadist.transport import LinkError, Offer, Peer, PeerLost, TransferError
+from tests.descriptors import is_open
 from tests.messaging_links import (
     FAR,
     Node,
@@ -348,18 +349,10 @@ def test_descriptors_of_an_offer_are_closed_elsewhere(monkeypatch: pytest.Monkey
         pipe = os.pipe()
         with pytest.raises(LinkError, match="3 descriptors, expected none"):
             links[0].attach(1, Offer(offer.data, [pipe[0], 1 << 20, pipe[1]]))
-        until(lambda: not any(map(_is_open, pipe)))
+        until(lambda: not any(map(is_open, pipe)))
         links[0].attach(1, offer)
         for link in links:
             link.close()
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
 
 
 def test_a_lost_peer_is_told_if_its_process_lives() -> None:

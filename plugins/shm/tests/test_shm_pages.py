@@ -10,6 +10,7 @@ import pytest
 from datadist_shm.pages import SLICE, Filling
 
 from datadist.transport import RegistrationError
+from tests.descriptors import is_open
 from tests.waiting import until
 
 SECONDS = 20.0
@@ -64,14 +65,6 @@ def test_the_thread_that_needs_the_interpreter_keeps_the_priority_of_the_program
     assert pool.nice == os.getpriority(os.PRIO_PROCESS, 0)
 
 
-def _is_open(file: int) -> bool:
-    try:
-        os.fstat(file)
-    except OSError:
-        return False
-    return True
-
-
 def test_nothing_else_begins_once_somebody_has_said_stop() -> None:
     """Nobody waits for threads that get no processor: the last one closes the file."""
     file = os.open(os.devnull, os.O_RDONLY)
@@ -80,9 +73,9 @@ def test_nothing_else_begins_once_somebody_has_said_stop() -> None:
     assert pool.begun.wait(SECONDS)
     filling.stop(file)
     assert pool.stop[0] == 1
-    assert _is_open(file)
+    assert is_open(file)
     pool.may_go_on.set()
-    until(lambda: not _is_open(file))
+    until(lambda: not is_open(file))
     assert pool.parts == [(0, SLICE)]
     assert not filling.done
 
@@ -94,7 +87,7 @@ def test_who_says_stop_afterwards_closes_the_file() -> None:
     pool.may_go_on.set()
     filling.wait(SECONDS)
     filling.stop(file)
-    assert not _is_open(file)
+    assert not is_open(file)
 
 
 def test_the_first_error_ends_the_filling() -> None:
