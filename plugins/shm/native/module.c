@@ -8,15 +8,13 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "copy.h"
 #include "flight.h"
-#include "memory.h"
 #include "module_known_way.h"
 #include "module_lists.h"
+#include "module_memory.h"
 #include "module_path.h"
-#include "pages.h"
 #include "parallel.h"
 #include "transfer.h"
 #include "tuning.h"
@@ -241,114 +239,6 @@ static PyObject *py_tune(PyObject *self, PyObject *argument)
                          speeds_of_threads(&tuning));
 }
 
-PyDoc_STRVAR(map_doc, "map(fd, size, writable, huge) -> address of a shared mapping. Raises OSError.");
-
-static PyObject *py_map(PyObject *self, PyObject *args)
-{
-    (void)self;
-    int fd, writable, huge, failed;
-    Py_ssize_t size;
-    void *memory;
-    if (!PyArg_ParseTuple(args, "inpp", &fd, &size, &writable, &huge))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    failed = map_shared(fd, size, writable, huge, &memory);
-    Py_END_ALLOW_THREADS
-    return failed ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromVoidPtr(memory);
-}
-
-PyDoc_STRVAR(populate_doc,
-"populate(address, size, threads, file, offset, stop): make all pages, of a file unless that is -1. stop: writable\n"
-"int64 buffer, which ends it early once it is not 0; with both the program's threads go first. Raises OSError.");
-
-static PyObject *py_populate(PyObject *self, PyObject *args)
-{
-    (void)self;
-    long long address, offset;
-    Py_ssize_t size;
-    Py_buffer stop = {.obj = NULL};
-    int threads, file, failed;
-    if (!PyArg_ParseTuple(args, "LniiL|w*", &address, &size, &threads, &file, &offset, &stop))
-        return NULL;
-    if (stop.obj != NULL && stop.len < (Py_ssize_t)sizeof(int64_t)) {
-        PyErr_SetString(PyExc_ValueError, "stop is too small");
-        PyBuffer_Release(&stop);
-        return NULL;
-    }
-    Py_BEGIN_ALLOW_THREADS
-    failed = populate((char *)(intptr_t)address, size, threads, file, offset, stop.buf);
-    Py_END_ALLOW_THREADS
-    PyBuffer_Release(&stop);
-    if (failed)
-        return PyErr_SetFromErrno(PyExc_OSError);
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(map_peer_doc,
-"map_peer(fd, size, writable, huge, stays, search) -> (pages, address) of a mapping of a peer's memory.\n"
-"stays: what exists of it cannot be taken away. search: soon have all that exists in the page table, in the\n"
-"background. Raises OSError.");
-
-static PyObject *py_map_peer(PyObject *self, PyObject *args)
-{
-    (void)self;
-    int fd, writable, huge, stays, search;
-    Py_ssize_t size;
-    Pages *pages;
-    if (!PyArg_ParseTuple(args, "inpppp", &fd, &size, &writable, &huge, &stays, &search))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    pages = pages_map(fd, size, writable, huge, stays, search);
-    Py_END_ALLOW_THREADS
-    if (pages == NULL)
-        return PyErr_SetFromErrno(PyExc_OSError);
-    return Py_BuildValue("LL", (long long)(intptr_t)pages, (long long)(intptr_t)pages_address(pages));
-}
-
-PyDoc_STRVAR(unmap_peer_doc, "unmap_peer(pages): undo map_peer.");
-
-static PyObject *py_unmap_peer(PyObject *self, PyObject *argument)
-{
-    (void)self;
-    Pages *pages = PyLong_AsVoidPtr(argument);
-    if (pages == NULL)
-        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "pages is 0");
-    Py_BEGIN_ALLOW_THREADS
-    pages_unmap(pages);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(leave_peer_doc, "leave_peer(pages): in a forked child; unmap_peer frees the rest.");
-
-static PyObject *py_leave_peer(PyObject *self, PyObject *argument)
-{
-    (void)self;
-    Pages *pages = PyLong_AsVoidPtr(argument);
-    if (pages == NULL)
-        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "pages is 0");
-    pages_leave(pages);
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(unmap_doc, "unmap(address, size). Raises OSError.");
-
-static PyObject *py_unmap(PyObject *self, PyObject *args)
-{
-    (void)self;
-    long long address;
-    Py_ssize_t size;
-    int failed;
-    if (!PyArg_ParseTuple(args, "Ln", &address, &size))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    failed = unmap((char *)(intptr_t)address, size);
-    Py_END_ALLOW_THREADS
-    if (failed)
-        return PyErr_SetFromErrno(PyExc_OSError);
-    Py_RETURN_NONE;
-}
-
 PyDoc_STRVAR(revoke_doc, "revoke(fence): writers that have not begun will not begin.");
 
 static PyObject *py_revoke(PyObject *self, PyObject *argument)
@@ -378,13 +268,7 @@ static PyMethodDef methods[] = {
     {"convert_list", (PyCFunction)(void (*)(void))py_convert_list, METH_FASTCALL, convert_list_doc},
     {"known_way", (PyCFunction)(void (*)(void))py_known_way, METH_FASTCALL, known_way_doc},
     {"tune", py_tune, METH_O, tune_doc},
-    {"map", py_map, METH_VARARGS, map_doc},
     {"settled", py_settled, METH_O, settled_doc},
-    {"map_peer", py_map_peer, METH_VARARGS, map_peer_doc},
-    {"unmap_peer", py_unmap_peer, METH_O, unmap_peer_doc},
-    {"leave_peer", py_leave_peer, METH_O, leave_peer_doc},
-    {"populate", py_populate, METH_VARARGS, populate_doc},
-    {"unmap", py_unmap, METH_VARARGS, unmap_doc},
     {"revoke", py_revoke, METH_O, revoke_doc},
     {"active", py_active, METH_O, active_doc},
     {NULL, NULL, 0, NULL},
@@ -442,7 +326,7 @@ PyMODINIT_FUNC PyInit__native(void)
 {
     read_environment();
     PyObject *m = PyModule_Create(&module);
-    int failed = m == NULL;
+    int failed = m == NULL || PyModule_AddFunctions(m, memory_methods) < 0;
     for (size_t i = 0; !failed && i < sizeof(constants) / sizeof(*constants); i++)
         failed = PyModule_AddIntConstant(m, constants[i].name, constants[i].value) < 0;
     if (failed || add_kernels(m) < 0) {
