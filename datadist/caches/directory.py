@@ -58,11 +58,8 @@ class KeyDirectory:
         bindings: dict[int, Binding] = {}
         for binding in entry.bindings:
             bindings.setdefault(binding.id, binding)
-        kept, tensors, keys = (
-            entry.model_copy(update={"bindings": []}),
-            _tensors(entry),
-            len(bindings),
-        )
+        kept = entry.model_copy(update={"bindings": []}) if bindings else entry
+        tensors, keys = _tensors(entry), len(bindings)
         self.tensors += tensors  # nothing is called, so nothing interrupts, up to the next line
         self.entries[entry.cache_id] = kept
         self.keys += keys

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -537,6 +538,8 @@ _adapter: TypeAdapter[_InJson] = TypeAdapter(
     config=ConfigDict(cache_strings="keys"),  # tokens come once: a cache of them only grows
 )
 
+_validate: Callable[[bytes], _InJson] = _adapter.validator.validate_json
+
 
 def seconds_until(deadline: float) -> float:
     """The remaining seconds until a deadline (time.monotonic), for messages to other hosts."""
@@ -547,7 +550,7 @@ def encode(message: Sent) -> bytes:
     """The frame of ``message``. Raises ``ValueError`` when it is larger than a frame may be."""
     if isinstance(message, Notice):
         return HEADER.pack(1 + len(message.data)) + b"\0" + message.data
-    body = message.model_dump_json().encode()
+    body = message.__pydantic_serializer__.to_json(message)
     if len(body) > MAX_FRAME:
         raise ValueError(f"a {message.kind} message of {len(body)} bytes exceeds {MAX_FRAME}")
     return HEADER.pack(len(body)) + body
@@ -557,7 +560,7 @@ def decode(body: bytes | bytearray | memoryview) -> Message:
     """The message in a frame's body. Raises ``ValueError``, in one line, when it is none."""
     content = bytes(body)
     if content[:1] != b"\0":
-        return parse(content, MAX_ELEMENTS, _adapter.validate_json)
+        return parse(content, MAX_ELEMENTS, _validate)
     if len(content) > 1 + MAX_NOTICE:
         raise ValueError(f"a message of {len(content) - 1} bytes is larger than {MAX_NOTICE}")
     return Notice.model_construct(data=content[1:])

@@ -122,12 +122,14 @@ class Reactor:
         self._stopping = False
         self._awaited: list[_Awaited] = []
         self._waited_for: set[Outcome[Any]] = set()
+        self._ident = 0
+        """Of the thread, while it runs: another one may have the same number afterwards."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         start(self._thread)
 
     def is_current_thread(self) -> bool:
         """Whether the caller is on the reactor's thread."""
-        return threading.current_thread() is self._thread
+        return threading.get_ident() == self._ident
 
     def post(self, call: Callable[[], object]) -> None:
         """Run ``call`` soon on the reactor; from any thread."""
@@ -249,6 +251,7 @@ class Reactor:
 
     def abandon(self) -> None:
         """Close the descriptors without waiting for the thread (as in a forked child)."""
+        self._ident = 0
         self._selector.close()
         wake, self._wake = self._wake, -1
         if wake >= 0:
@@ -260,6 +263,13 @@ class Reactor:
 
     @entry
     def _run(self) -> None:
+        self._ident = threading.get_ident()
+        try:
+            self._take_turns()
+        finally:
+            self._ident = 0
+
+    def _take_turns(self) -> None:
         while not self._stopping:
             self._handle_events()
             self._run_timers()

@@ -37,6 +37,8 @@ TOGETHER = 16
 KERNEL_FDS = 253
 """Descriptors that one message of the kernel may carry (SCM_MAX_FD). It drops those for which there is
 no room, on the thread that receives, which then may wait for what they do when they are closed."""
+TRUNCATED = int(socket.MSG_CTRUNC)
+"""As a plain number, with which `&` takes a tenth of the time."""
 DRAIN_SECONDS = 0.25
 """Processor time that :meth:`Session.drain` may take."""
 STALLED_SECONDS = 0.1
@@ -495,7 +497,7 @@ class Session:
             except OSError as error:
                 return self._explain("receiving", error)
             self._fds.extend(fds)
-            if flags & socket.MSG_CTRUNC:
+            if flags & TRUNCATED:
                 return "descriptors it sent were lost (is the descriptor limit reached here?)"
             if not data:
                 return "it closed the connection"

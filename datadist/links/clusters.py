@@ -24,7 +24,7 @@ from datadist.control.reactor import Reactor, Timer
 from datadist.control.runtime_dir import Address
 from datadist.links.building import Builder
 from datadist.links.domain import Attempt, PairDomain, invalidate_routes
-from datadist.links.duplicates import Duplicates
+from datadist.links.duplicates import AFTER_SECONDS, Duplicates
 from datadist.links.events import LinkEventKind
 from datadist.links.rendezvous import NO_KEY
 from datadist.status import LLMStatusCode, code_of
@@ -366,7 +366,7 @@ class Clusters:
         self._release(pair)
         log.info("linked with cluster %d", pair.cluster)
         invalidate_routes(self._views, pair)
-        self._reactor.post(lambda: self._duplicates.on_linked(pair))  # nobody waits for it
+        self._reactor.later(AFTER_SECONDS, lambda: self._duplicates.on_linked(pair))
         self._builder.note_ok(pair)
         pair.settled.set()
 

@@ -28,6 +28,8 @@ REPORTED_ACTIONS = {
     "took": "ended for this engine its link with",
 }
 """Texts for the action of a peer that found our cluster id at two engines."""
+AFTER_SECONDS = 0.1
+"""A link is looked at so long after it is OK: the first transfers, which follow at once, go first."""
 MAX_REPORTED = 256
 MAX_REPORTS_PER_PEER = 8
 """Most warnings that the reports of one peer can cause."""

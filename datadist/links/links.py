@@ -12,6 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import Collection
+from functools import partial
 
 from datadist.base.texts import in_seconds
 from datadist.caches.peers import Announcement, DomainKey, PeerView, domain_key
@@ -21,7 +22,7 @@ from datadist.control.reactor import Reactor, Timer
 from datadist.links import member_record
 from datadist.links.building import Builder
 from datadist.links.domain import Attempt, TableDomain, invalidate_routes
-from datadist.links.duplicates import Duplicates
+from datadist.links.duplicates import AFTER_SECONDS, Duplicates
 from datadist.links.events import LinkEventKind
 from datadist.links.matching import differences, disagreement, mutual
 from datadist.links.missing_members import MissingMembers
@@ -34,6 +35,8 @@ RETRY_SECONDS = 0.2
 """Pause before a peer is sought again whose session broke."""
 SHORT_SECONDS = 1.0
 """Pause before it is tried again to look for peers, when descriptors were short."""
+SEARCH_SECONDS = 0.05
+"""Pause before an engine is sought beside one that was met, which is nearly always the one meant."""
 REJOIN_SECONDS = 0.5
 """Pause before members that a library brings together join again, after one of them left."""
 WITHDRAW_SECONDS = 0.5
@@ -89,12 +92,17 @@ class Links:
         self._search_members(domain)
 
     def _search_members(self, domain: TableDomain) -> None:
+        others, met = domain.others, set()
         for view in list(self._views.values()):
-            if view.session.cluster_id in domain.others:
+            if view.session.cluster_id in others:
+                met.add(view.session.cluster_id)
                 self._announce(domain, view)
         self._consider(domain)
-        for cluster in domain.others:
-            self._contact_again(cluster)
+        for cluster in others:
+            if cluster in met:  # another engine with its cluster id may have begun meanwhile
+                self._reactor.later(SEARCH_SECONDS, partial(self._retry_contact, cluster))
+            else:
+                self._contact_again(cluster)
         self._compare_later()
 
     def _join(self, domain: TableDomain) -> None:
@@ -349,7 +357,7 @@ class Links:
             ", ".join(f"cluster {c} (rank {r})" for c, r in domain.others.items()),
         )  # fmt: skip
         invalidate_routes(self._views, domain)
-        self._reactor.post(lambda: self._duplicates.on_linked(domain))  # nobody waits for it
+        self._reactor.later(AFTER_SECONDS, lambda: self._duplicates.on_linked(domain))
         self._builder.note_ok(domain)
         domain.settled.set()
 

@@ -62,8 +62,9 @@ class PeerConnections:
         peers = dict(group.peers)
         for rank, peer in group.peers.items():
             if rank != group.rank and peer.incarnation:
-                taken = self._take(attempt, peer)
-                peers[rank] = replace(peer, connection=self._connected(attempt, taken))
+                connection = self._connected(attempt, self._take(attempt, peer))
+                if connection is not None:
+                    peers[rank] = replace(peer, connection=connection)
         return replace(group, peers=peers)
 
     def disconnect(self, attempt: Attempt) -> None:

@@ -66,6 +66,7 @@ class ShmTransport(Transport):
 
     def __init__(self, options: TransportOptions) -> None:
         self._options = Options.parse(options.extra)
+        self._capabilities = _capabilities(self._options)
         self._ids = itertools.count(1)
         self._mappings = PeerMappings()
         self._mapped = KeptMappings()
@@ -77,17 +78,7 @@ class ShmTransport(Transport):
     @property
     def capabilities(self) -> Capabilities:
         """HOST and DEVICE are labels: all memory is memory of the host."""
-        both = frozenset(Placement)
-        return Capabilities(
-            placements=both,
-            foreign_memory=True,
-            same_host_only=True,
-            host_addressable=both,
-            watches_control=True,
-            parallel=PARALLEL,
-            opens_at_once=self._options.populate,
-            follows_addresses=True,
-        )
+        return self._capabilities
 
     def allocate(self, size: int, placement: Placement) -> Region:
         """A sealed memfd, populated in the background unless the option ``populate`` is off."""
@@ -149,6 +140,20 @@ class ShmTransport(Transport):
             "huge_pages": options.huge_pages,
             "kernel": options.kernel,
         }
+
+
+def _capabilities(options: Options) -> Capabilities:
+    both = frozenset(Placement)
+    return Capabilities(
+        placements=both,
+        foreign_memory=True,
+        same_host_only=True,
+        host_addressable=both,
+        watches_control=True,
+        parallel=PARALLEL,
+        opens_at_once=options.populate,
+        follows_addresses=True,
+    )
 
 
 def _copy(threads: int, kernel: int, dst: Buffer, src: Buffer, length: Buffer) -> None:
