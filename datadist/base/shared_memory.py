@@ -27,6 +27,11 @@ _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 FAILED = ctypes.c_void_p(-1).value
 HUGE_PAGES = 14
 """MADV_HUGEPAGE: a wish, no more."""
+HUGE = 2 << 20
+TRIES = 3
+PROT_NONE = 0
+MAP_NORESERVE = 0x4000
+"""asm-generic/mman.h; in Python's module only since 3.11.3."""
 
 _all: dict[int, weakref.ref[SharedMemory]] = {}
 """By address; changed in one step each."""
@@ -88,12 +93,29 @@ def _create(size: int) -> int:
 
 def _map(fd: int, size: int) -> int:
     writable = mmap.PROT_READ | mmap.PROT_WRITE
-    address = _libc.mmap(None, size, writable, mmap.MAP_SHARED, fd, 0)
-    if address in (FAILED, None):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    for left in reversed(range(TRIES)):
+        place = _huge_place(size) if left else None
+        address = _libc.mmap(place, size, writable, mmap.MAP_SHARED, fd, 0)
+        if address in (FAILED, None):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        if place in (None, address):
+            break
+        _libc.munmap(address, size)  # another thread was faster
     _libc.madvise(address, size, HUGE_PAGES)
     return int(address)
+
+
+def _huge_place(size: int) -> int | None:
+    """Where huge pages can be mapped as such, if nobody else maps there first; None for anywhere."""
+    if size < HUGE:
+        return None
+    kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    place = _libc.mmap(None, size + HUGE, PROT_NONE, kind, -1, 0)
+    if place in (FAILED, None):
+        return None
+    _libc.munmap(place, size + HUGE)
+    return -(-int(place) // HUGE) * HUGE
 
 
 def _free(held: list[int], size: int) -> None:

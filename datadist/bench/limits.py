@@ -17,12 +17,11 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from datadist import empty
 from datadist.base import cgroups
 from datadist.base.memory_room import least_room
 from datadist.bench.measured_engine import BenchError
 from datadist.bench.shapes import Shape
-from datadist.transport import Transport
+from datadist.transport import Placement, Transport
 
 Int64Array = NDArray[np.int64]
 Copy = Callable[[Int64Array, Int64Array, Int64Array], None]
@@ -78,8 +77,8 @@ class HostLimits:
         self._pid = pid
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
-        self._source = empty(_source_bytes(shape), np.uint8)
-        self._source[:] = 1  # pages of the kind that pools have
+        self._source = transport.allocate(_source_bytes(shape), _addressable(transport))
+        ctypes.memset(self._source.address, 1, self._source.size)  # pages as those of pools
         self._from, self._to = (
             np.ones(min(shape.nbytes, MEMCPY_BYTES), np.uint8) for _ in range(2)
         )
@@ -106,8 +105,9 @@ class HostLimits:
         return list(self._ways)
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, and give the memory back."""
         self._pool.shutdown()
+        self._transport.release(self._source)
 
     def measure(self, name: str, number: int) -> float:
         """Seconds that this reference copy needs for as many bytes as transfer ``number`` moves.
@@ -132,10 +132,10 @@ class HostLimits:
         """A local copy of as many blocks, at random places of each tensor as those of the transfer."""
         shape = self._shape
         dst = self._blocks(self._mine, shape.lists(number)[1])
-        slots = self._source.nbytes // shape.block_bytes // shape.tensors
+        slots = self._source.size // shape.block_bytes // shape.tensors
         chosen = np.resize(np.random.default_rng(number).permutation(slots), shape.count)
         tensors = np.arange(shape.tensors) * slots
-        src = self._source.ctypes.data + np.add.outer(tensors, chosen).ravel() * shape.block_bytes
+        src = self._source.address + np.add.outer(tensors, chosen).ravel() * shape.block_bytes
         length = np.full(len(dst), shape.block_bytes, np.int64)
         began = time.perf_counter()
         copy(dst, src, length)
@@ -173,6 +173,12 @@ class HostLimits:
         for other in others:
             other.result()
         return time.perf_counter() - began
+
+
+def _addressable(transport: Transport) -> Placement:
+    """A placement of memory that both the transport and the reference copies can use."""
+    capabilities = transport.capabilities
+    return min(capabilities.host_addressable & capabilities.placements)
 
 
 def _source_bytes(shape: Shape) -> int:

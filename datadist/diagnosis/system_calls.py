@@ -46,7 +46,7 @@ def _of_shm() -> Iterator[Finding]:
             )
     tries: dict[str, tuple[Callable[[], object], str]] = {
         "madvise": (lambda: _call("madvise", None, ctypes.c_size_t(0), 0),
-                    "pools have no transparent huge pages"),
+                    "pools have no huge pages"),
         "fallocate": (lambda: os.posix_fallocate(-1, 0, 1),
                       "who maps memory waits for a pool that is populated meanwhile"),
         "mincore": (lambda: _call("mincore", None, ctypes.c_size_t(0), None),

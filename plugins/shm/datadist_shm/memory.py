@@ -14,7 +14,6 @@ import weakref
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from datadist.base.memory_file import RESIZE_SEALS, create, create_sealed
 from datadist.base.memory_map import MemoryMap, NotWritable
@@ -31,6 +30,10 @@ log = logging.getLogger("datadist.shm")
 
 F_SEAL_FUTURE_WRITE = 0x10
 """linux/fcntl.h, not in Python's module. Who maps anew cannot write; and nobody punches holes."""
+NO_HUGE_PAGES = (
+    "this kernel makes no huge ones on demand (Linux 6.1 or later does), and offers none: write advise "
+    f"to {pages.TRANSPARENT / 'shmem_enabled'} for faster transfers"
+)
 TRIES, TRY_SECONDS = 5, 0.1
 """How often a pool is tried that only lacks what other engines have just begun to take."""
 PR_SET_PTRACER = 0x59616D61
@@ -81,18 +84,27 @@ def file_of(fd: int) -> tuple[int, int]:
 class PoolRegion(Region):
     """Memory of our own in a memfd, which peers map."""
 
-    __slots__ = ("__weakref__", "_filling", "_threads", "fd", "pages", "region_id", "sealing")
+    __slots__ = (
+        "__weakref__",
+        "_filling",
+        "_huge",
+        "_threads",
+        "fd",
+        "pages",
+        "region_id",
+        "sealing",
+    )
 
     def __init__(
         self, region_id: int, fd: int, mapping: Mapping, placement: Placement, kind: str,
-        threads: int,
+        options: Options,
     ) -> None:  # fmt: skip
         super().__init__(mapping.address, mapping.size, placement, keeper=mapping)
         self.region_id = region_id
         self.fd = fd
         self.sealing = threading.Lock()
         self.pages = kind
-        self._threads = threads
+        self._threads, self._huge = options.threads, options.huge_pages != "0"
         self._filling: Filling | None = None
         let_go_in_children(self)
 
@@ -105,8 +117,8 @@ class PoolRegion(Region):
             assert isinstance(self.keeper, Mapping)
             try:
                 file = self.fd if self.pages == "small" and not pages.transparent() else -1
-                populate = partial(_populate, self.address, self._threads, file)
-                self._filling = Filling(self.keeper, populate)
+                maker = Maker(self.address, self._threads, file, self._huge and file >= 0)
+                self._filling = Filling(self.keeper, maker)
             except RuntimeError as error:
                 raise RegistrationError(f"cannot populate the pool: {explain(error)}") from error
 
@@ -143,15 +155,27 @@ class PoolRegion(Region):
         self._drop()
 
 
-def _populate(
-    address: int, threads: int, file: int, begin: int, size: int, stop: array[int]
-) -> None:
-    """Populate a part of what is mapped at ``address``, until ``stop`` is not 0. Raises OSError.
+class Maker:
+    """Makes the pages of what is mapped at an address, until a flag is not 0; it does not refer to that.
 
     With its file (else -1) nobody who maps memory waits meanwhile, and the threads of the program go
-    first; a file knows of no huge pages.
+    first. ``huge``: of huge pages, as far as the kernel has them.
     """
-    _native.populate(address + begin, size, threads, file, begin, stop)
+
+    def __init__(self, address: int, threads: int, file: int, huge: bool) -> None:
+        self._address, self._threads, self._file, self._huge = address, threads, file, huge
+
+    def make(self, begin: int, size: int, stop: array[int]) -> None:
+        """Populate a part. Raises OSError."""
+        address = self._address + begin
+        if self._huge:
+            self._huge = _native.huge_make(address, size, self._file, begin, stop)
+        _native.populate(address, size, self._threads, self._file, begin, stop)
+
+    def improve(self, size: int, stop: array[int]) -> None:
+        """Make huge pages of the small ones that others have made meanwhile, or before."""
+        if self._huge:
+            _native.huge_merge(self._address, size, stop)
 
 
 class UserRegion(Region):
@@ -230,7 +254,7 @@ def _map_pool(
         mapping = Mapping(fd, size, writable=True, huge=options.huge_pages != "0")
     except OSError as error:
         raise _refused(size, error) from error
-    region = PoolRegion(region_id, fd, mapping, placement, kind, options.threads)
+    region = PoolRegion(region_id, fd, mapping, placement, kind, options)
     if options.populate:
         region.fill()
     return region
@@ -254,6 +278,23 @@ def unusable() -> str | None:
         if fd >= 0:
             os.close(fd)
     return None
+
+
+def kind_of_pages() -> str:
+    """What pools are made of on this machine, for people."""
+    if pages.transparent():
+        return "huge ones, which the machine offers"
+    fd = -1
+    try:
+        fd = create_sealed("datadist-probe", pages.HUGE)
+        probe = Mapping(fd, pages.HUGE, writable=True, huge=True)
+        made = _native.huge_make(probe.address, pages.HUGE, fd, 0, array("q", [0]))
+    except OSError as error:
+        return f"cannot be tried: {explain(error)}"
+    finally:
+        if fd >= 0:
+            os.close(fd)
+    return "huge ones, made on demand" if made else f"small ones: {NO_HUGE_PAGES}"
 
 
 def _remedy(error: Exception) -> str:

@@ -19,7 +19,7 @@ KNOWN = {
     "overcommit": "warn of a pool that memory does not suffice for, instead of refusing it (default 0)",
     "ptracer": "let peers reach registered memory where kernel.yama.ptrace_scope is 1 (default 1)",
     "threads": "threads that one large transfer uses, at most (default: measured, at most the CPUs)",
-    "huge_pages": "huge pages for pools: auto (where offered, default), 1 (or fail), 0 (never)",
+    "huge_pages": "huge pages: auto (where the kernel has them, default), 1 (or fail), 0 (never)",
     "kernel": "how large transfers copy: auto (measured, default), or "
     + ", ".join(_native.KERNELS),
 }

@@ -7,9 +7,8 @@ import logging
 import os
 import threading
 from array import array
-from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from datadist.base.flag import Flag
 from datadist.base.threads import start
@@ -75,8 +74,14 @@ class Pages(Protocol):
     size: int
 
 
-Populate: TypeAlias = "Callable[[int, int, array[int]], None]"
-"""Makes the pages of a part (begin, bytes) until a flag is not 0. It does not refer to the memory."""
+class Maker(Protocol):
+    """Makes pages until a flag is not 0. It does not refer to the memory."""
+
+    def make(self, begin: int, size: int, stop: array[int]) -> None:
+        """Those of a part. Raises OSError."""
+
+    def improve(self, size: int, stop: array[int]) -> None:
+        """Do what makes them faster, once all are there."""
 
 
 class Filling:
@@ -89,34 +94,44 @@ class Filling:
     inherits these, and nobody ends them there.
     """
 
-    def __init__(self, pages: Pages, populate: Populate) -> None:
+    def __init__(self, pages: Pages, maker: Maker) -> None:
         self._pages: Pages | None = pages
         self._done = Flag()
+        """Whether all pages are there, or cannot be had, or are not wanted any more."""
+        self._ended = False
         self._stop = array("q", [0])
         self._error: int | None = None
         """The number; the exception would keep the pages mapped by its frames."""
         self._left: list[int] = []
         """The file, once it is only used here."""
         thread = threading.Thread(
-            target=self._run, args=(pages.size, populate), name="datadist-shm-pages", daemon=True
+            target=self._run, args=(pages.size, maker), name="datadist-shm-pages", daemon=True
         )
         let_go_in_children(self)
         start(thread)  # first: one that does not start would keep the pages in a circle with this
         self._thread = thread
 
-    def _run(self, size: int, populate: Populate) -> None:
+    def _run(self, size: int, maker: Maker) -> None:
+        try:
+            self._make_all(size, maker)
+            if self.done:
+                maker.improve(size, self._stop)
+        finally:
+            self._pages = None
+            self._ended = True
+            self._close()
+
+    def _make_all(self, size: int, maker: Maker) -> None:
         try:
             for begin in range(0, size, SLICE):
                 if self._stop[0]:
                     break
-                populate(begin, min(SLICE, size - begin), self._stop)
+                maker.make(begin, min(SLICE, size - begin), self._stop)
         except OSError as error:
             self._error = error.errno or 0
             log.error("the pages of a pool cannot be had: %s", os.strerror(self._error))
         finally:
-            self._pages = None
             self._done.set()
-            self._close()
 
     def leave(self) -> None:
         """See :mod:`datadist_shm.forking`."""
@@ -153,5 +168,5 @@ class Filling:
         try:
             self._thread.join(STOP_SECONDS)
         finally:
-            if self._done.is_set():
+            if self._ended:
                 self._close()

@@ -76,9 +76,7 @@ class SharedRegions:
             fd = os.dup(shared.fd)
         except OSError as error:
             raise RegistrationError(f"cannot expose shared memory: {explain(error)}") from error
-        whole = PoolRegion(
-            region_id, fd, SharedMapping(shared), placement, "small", self._options.threads
-        )
+        whole = PoolRegion(region_id, fd, SharedMapping(shared), placement, "small", self._options)
         whole.sealing = shared.sealing
         self._wholes[shared.address] = whole
         if self._options.populate:

@@ -61,8 +61,8 @@ class ShmTransport(Transport):
 
     @classmethod
     def measure(cls) -> MappingType[str, str]:
-        """How fast each copy kernel is, and how many threads help."""
-        return tuning.measure()
+        """How fast each copy kernel is, how many threads help, and which pages pools have."""
+        return {**tuning.measure(), "pages": memory.kind_of_pages()}
 
     def __init__(self, options: TransportOptions) -> None:
         self._options = Options.parse(options.extra)

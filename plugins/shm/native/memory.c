@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
+#include "huge.h"
 #include "parallel.h"
 
 #ifndef MADV_POPULATE_WRITE
@@ -14,14 +15,23 @@
 enum {
     SLICE = 8 << 20,
     STEP = 256 << 10, /* between two of them others can map: the kernel lets nobody in meanwhile */
+    TRIES = 3,
     UNMAP_STEP = 64 << 20, /* the same where memory is unmapped, which takes less per byte */
 };
 
 static int map_with(int flags, int fd, size_t size, int writable, int huge, void **address)
 {
-    *address = mmap(NULL, size, PROT_READ | (writable ? PROT_WRITE : 0), MAP_SHARED | flags, fd, 0);
-    if (*address == MAP_FAILED)
-        return -1;
+    int access = PROT_READ | (writable ? PROT_WRITE : 0);
+    void *place;
+    for (int left = huge ? TRIES : 1; left > 0; left--) {
+        place = left > 1 ? huge_place(size) : NULL;
+        *address = mmap(place, size, access, MAP_SHARED | flags, fd, 0);
+        if (*address == MAP_FAILED)
+            return -1;
+        if (place == NULL || *address == place)
+            break;
+        (void)munmap(*address, size); /* another thread was faster */
+    }
     (void)madvise(*address, size, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE); /* a wish, no more */
     return 0;
 }

@@ -10,7 +10,7 @@
 /* Whether an errno says that the call itself is not permitted here, as by a filter of system calls. */
 int is_refused(int error);
 
-/* Map size bytes of fd; huge asks for huge pages, which the kernel gives where it is set up to. */
+/* Map size bytes of fd; huge: so that there can be huge pages, for which the kernel is asked as well. */
 int map_shared(int fd, size_t size, int writable, int huge, void **address);
 
 /* The same for memory of a peer, for which nothing is reserved here. */

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdint.h>
 
+#include "huge.h"
 #include "memory.h"
 #include "pages.h"
 
@@ -22,6 +23,16 @@ static PyObject *py_map(PyObject *self, PyObject *args)
     return failed ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromVoidPtr(memory);
 }
 
+/* Whether what says when to end is large enough; else it is released. */
+static int has_stop(Py_buffer *stop)
+{
+    if (stop->len >= (Py_ssize_t)sizeof(int64_t))
+        return 1;
+    PyErr_SetString(PyExc_ValueError, "stop is too small");
+    PyBuffer_Release(stop);
+    return 0;
+}
+
 PyDoc_STRVAR(populate_doc,
 "populate(address, size, threads, file, offset, stop): make all pages, of a file unless that is -1. stop: writable\n"
 "int64 buffer, which ends it early once it is not 0; with both the program's threads go first. Raises OSError.");
@@ -35,17 +46,51 @@ static PyObject *py_populate(PyObject *self, PyObject *args)
     int threads, file, failed;
     if (!PyArg_ParseTuple(args, "LniiL|w*", &address, &size, &threads, &file, &offset, &stop))
         return NULL;
-    if (stop.obj != NULL && stop.len < (Py_ssize_t)sizeof(int64_t)) {
-        PyErr_SetString(PyExc_ValueError, "stop is too small");
-        PyBuffer_Release(&stop);
+    if (stop.obj != NULL && !has_stop(&stop))
         return NULL;
-    }
     Py_BEGIN_ALLOW_THREADS
     failed = populate((char *)(intptr_t)address, size, threads, file, offset, stop.buf);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&stop);
     if (failed)
         return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(huge_make_doc,
+"huge_make(address, size, file, offset, stop) -> whether more can be had: huge pages where a file has none yet.\n"
+"stop: writable int64 buffer, which ends it early once it is not 0.");
+
+static PyObject *py_huge_make(PyObject *self, PyObject *args)
+{
+    (void)self;
+    long long address, offset;
+    Py_ssize_t size;
+    Py_buffer stop;
+    int file, more;
+    if (!PyArg_ParseTuple(args, "LniLw*", &address, &size, &file, &offset, &stop) || !has_stop(&stop))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    more = huge_make((char *)(intptr_t)address, size, file, offset, stop.buf);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&stop);
+    return PyBool_FromLong(more);
+}
+
+PyDoc_STRVAR(huge_merge_doc, "huge_merge(address, size, stop): make huge pages of small ones, while a processor is spare.");
+
+static PyObject *py_huge_merge(PyObject *self, PyObject *args)
+{
+    (void)self;
+    long long address;
+    Py_ssize_t size;
+    Py_buffer stop;
+    if (!PyArg_ParseTuple(args, "Lnw*", &address, &size, &stop) || !has_stop(&stop))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    huge_merge((char *)(intptr_t)address, size, stop.buf);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&stop);
     Py_RETURN_NONE;
 }
 
@@ -120,6 +165,8 @@ PyMethodDef memory_methods[] = {
     {"unmap_peer", py_unmap_peer, METH_O, unmap_peer_doc},
     {"leave_peer", py_leave_peer, METH_O, leave_peer_doc},
     {"populate", py_populate, METH_VARARGS, populate_doc},
+    {"huge_make", py_huge_make, METH_VARARGS, huge_make_doc},
+    {"huge_merge", py_huge_merge, METH_VARARGS, huge_merge_doc},
     {"unmap", py_unmap, METH_VARARGS, unmap_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -180,7 +180,7 @@ def _nice_values() -> list[int]:
 def test_the_threads_that_populate_go_last(own: int) -> None:
     def look() -> object:
         os.nice(max(0, own - os.nice(0)))
-        region = _transport().allocate(128 * MIB, Placement.HOST)
+        region = _transport(huge_pages="0").allocate(128 * MIB, Placement.HOST)
         assert isinstance(region, PoolRegion)
         seen = set(_nice_values())
         while not region.filled:
@@ -202,7 +202,7 @@ def test_a_child_that_is_forked_while_a_pool_is_populated_does_not_keep_it(
     def look() -> object:
         return f"{address:x}-" in Path("/proc/self/maps").read_text()
 
-    monkeypatch.setattr(memory, "_populate", wait)
+    monkeypatch.setattr(memory.Maker, "make", wait)
     transport = _transport()
     region = transport.allocate(MIB, Placement.HOST)
     address = region.address
@@ -219,7 +219,7 @@ def test_a_failure_in_the_background_is_told_to_who_links(monkeypatch: pytest.Mo
     def fail(*_args: Any) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(memory, "_populate", fail)
+    monkeypatch.setattr(memory.Maker, "make", fail)
     transport = _transport()
     region = transport.allocate(MIB, Placement.HOST)
     assert isinstance(region, PoolRegion)

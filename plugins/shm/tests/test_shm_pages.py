@@ -27,8 +27,17 @@ class Pool:
         self._error = error
         self.stop = array("q", [0])
         self.nice = 0
+        self.improved = 0
+        """Bytes that were made faster, once all were there."""
+        self.improving, self.may_end = threading.Event(), threading.Event()
 
-    def populate(self, begin: int, size: int, stop: array[int]) -> None:
+    def improve(self, size: int, stop: array[int]) -> None:
+        """Take as long as the test wants."""
+        self.improving.set()
+        assert self.may_end.wait(SECONDS)
+        self.improved = 0 if stop[0] else size
+
+    def make(self, begin: int, size: int, stop: array[int]) -> None:
         """Make none, after a while."""
         self.stop = stop
         self.nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
@@ -44,11 +53,12 @@ class Pool:
 )
 def test_all_pages_of_a_pool_are_made_and_none_beyond(size: int) -> None:
     pool = Pool(size)
-    filling = Filling(pool, pool.populate)
+    filling = Filling(pool, pool)
     assert not filling.done
     pool.may_go_on.set()
     filling.wait(SECONDS)
     assert filling.done
+    pool.may_end.set()
     ends = [0, *(end for _, end in pool.parts)]
     assert [begin for begin, _ in pool.parts] == ends[:-1], (
         "each part begins at the end of the last"
@@ -59,9 +69,10 @@ def test_all_pages_of_a_pool_are_made_and_none_beyond(size: int) -> None:
 def test_the_thread_that_needs_the_interpreter_keeps_the_priority_of_the_program() -> None:
     """Else all others would wait for it where it holds the GIL and has to wait for a processor."""
     pool = Pool(SLICE)
-    filling = Filling(pool, pool.populate)
+    filling = Filling(pool, pool)
     pool.may_go_on.set()
     filling.wait(SECONDS)
+    pool.may_end.set()
     assert pool.nice == os.getpriority(os.PRIO_PROCESS, 0)
 
 
@@ -69,7 +80,7 @@ def test_nothing_else_begins_once_somebody_has_said_stop() -> None:
     """Nobody waits for threads that get no processor: the last one closes the file."""
     file = os.open(os.devnull, os.O_RDONLY)
     pool = Pool(3 * SLICE)
-    filling = Filling(pool, pool.populate)
+    filling = Filling(pool, pool)
     assert pool.begun.wait(SECONDS)
     filling.stop(file)
     assert pool.stop[0] == 1
@@ -83,16 +94,42 @@ def test_nothing_else_begins_once_somebody_has_said_stop() -> None:
 def test_who_says_stop_afterwards_closes_the_file() -> None:
     file = os.open(os.devnull, os.O_RDONLY)
     pool = Pool(SLICE)
-    filling = Filling(pool, pool.populate)
+    filling = Filling(pool, pool)
     pool.may_go_on.set()
     filling.wait(SECONDS)
+    pool.may_end.set()
+    until(lambda: pool.improved == SLICE)
     filling.stop(file)
-    assert not is_open(file)
+    until(lambda: not is_open(file))
+
+
+def test_pages_are_there_before_they_are_made_faster_and_stay_until_that_has_ended() -> None:
+    file = os.open(os.devnull, os.O_RDONLY)
+    pool = Pool(SLICE)
+    filling = Filling(pool, pool)
+    pool.may_go_on.set()
+    assert pool.improving.wait(SECONDS)
+    assert filling.done
+    filling.stop(file)
+    assert is_open(file)
+    assert not filling.done
+    pool.may_end.set()
+    until(lambda: not is_open(file))
+    assert pool.improved == 0
+    assert filling._pages is None
+
+
+def test_what_could_not_be_made_is_not_made_faster() -> None:
+    pool = Pool(SLICE, OSError(12, "no memory"))
+    filling = Filling(pool, pool)
+    pool.may_go_on.set()
+    filling._thread.join(SECONDS)
+    assert not pool.improving.is_set()
 
 
 def test_the_first_error_ends_the_filling() -> None:
     pool = Pool(3 * SLICE, OSError(12, "no memory"))
-    filling = Filling(pool, pool.populate)
+    filling = Filling(pool, pool)
     pool.may_go_on.set()
     with pytest.raises(RegistrationError, match="the pages of the pool cannot be had"):
         filling.wait(SECONDS)

@@ -1,0 +1,232 @@
+"""Huge pages that are made on demand, where the kernel offers none to programs that merely ask."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import threading
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datadist_shm import ShmTransport, _native, memory, pages
+from datadist_shm.memory import PeerMapping, PoolRegion
+
+from datadist import empty
+from datadist.base.memory_file import create_sealed
+from datadist.transport import Placement, TransportOptions
+from tests import seccomp
+from tests.descriptors import is_open
+from tests.privileges import in_child
+from tests.resident import resident
+from tests.waiting import until
+
+MIB = 1 << 20
+HUGE = 2 * MIB
+COLLAPSE = 25
+"""MADV_COLLAPSE of Linux 6.1; not in Python's module."""
+GO_ON, STOP = array("q", [0]), array("q", [1])
+
+
+def _on_demand() -> bool:
+    """Whether this kernel makes huge pages on demand."""
+    with _file(2 * HUGE) as (fd, address):
+        os.posix_fallocate(fd, 0, 1)
+        return bool(ctypes.CDLL(None).madvise(ctypes.c_void_p(address), HUGE, COLLAPSE) == 0)
+
+
+@contextmanager
+def _file(size: int, huge: bool = True) -> Iterator[tuple[int, int]]:
+    """A file of memory and where it is mapped."""
+    fd = create_sealed("huge", size)
+    address = _native.map(fd, size, True, huge)
+    try:
+        yield fd, address
+    finally:
+        _native.unmap(address, size)
+        os.close(fd)
+
+
+needed = pytest.mark.skipif(
+    not _on_demand(), reason="this machine has no huge pages for shared memory"
+)
+
+
+def _pool(size: int, **extra: str) -> PoolRegion:
+    region = ShmTransport(TransportOptions(extra=extra)).allocate(size, Placement.HOST)
+    assert isinstance(region, PoolRegion)
+    region.wait_filled(60)
+    return region
+
+
+def _huge(address: int) -> int:
+    return resident(address, "ShmemPmdMapped")
+
+
+@needed
+@pytest.mark.parametrize(
+    "size", [HUGE - 4096, HUGE, HUGE + 4096, 16 * MIB, 18 * MIB, 70 * MIB + 8192], ids=str
+)
+def test_a_pool_has_huge_pages_but_for_its_rest(size: int) -> None:
+    pool = _pool(size)
+    assert _huge(pool.address) == size // HUGE * HUGE
+    assert os.fstat(pool.fd).st_blocks * 512 == size
+    assert ctypes.string_at(pool.address, size) == bytes(size)
+    pool.close()
+
+
+def test_a_pool_has_none_where_that_is_chosen() -> None:
+    pool = _pool(8 * MIB, huge_pages="0")
+    assert _huge(pool.address) == 0
+    pool.close()
+
+
+@needed
+def test_a_peer_maps_each_in_one_step() -> None:
+    pool = _pool(8 * MIB)
+    theirs = PeerMapping(pool.fd, pool.size, writable=False, huge=True, stays=False)
+    assert theirs.address % HUGE == 0
+    assert resident(theirs.address) == 0
+    ctypes.string_at(theirs.address + 3 * MIB, 1)
+    assert resident(theirs.address) == HUGE
+    pool.close()
+
+
+@needed
+def test_what_is_in_use_is_copied_afterwards() -> None:
+    """Whoever writes before a page is made, or while it is, finds that in the huge page."""
+    size = 32 * MIB
+    with _file(size) as (fd, address):
+        os.pwrite(fd, b"first", 5 * MIB)
+        blocks = os.fstat(fd).st_blocks
+        assert _native.huge_make(address, size, fd, 0, GO_ON)
+        assert os.fstat(fd).st_blocks - blocks == (size - HUGE) // 512
+        assert _huge(address) == size - HUGE
+        _native.populate(address, size, 1, fd, 0)
+        ctypes.memmove(address + 5 * MIB + 5, b" second", 7)
+        _native.huge_merge(address, size, GO_ON)
+        assert _huge(address) == size
+        assert ctypes.string_at(address + 5 * MIB, 12) == b"first second"
+        assert ctypes.string_at(address, size).count(0) == size - 12
+
+
+@needed
+def test_nothing_is_lost_that_is_written_meanwhile() -> None:
+    size = 64 * MIB
+    pool = ShmTransport(TransportOptions()).allocate(size, Placement.HOST)
+    assert isinstance(pool, PoolRegion)
+    words = np.ctypeslib.as_array((ctypes.c_int64 * (size // 8)).from_address(pool.address))
+    written = np.zeros(size // 8, bool)
+    rng = np.random.default_rng(7)
+    while not (pool.filled and _huge(pool.address) == size):
+        places = rng.integers(0, size // 8, 1000)
+        words[places], written[places] = places + 1, True
+    assert np.array_equal(np.flatnonzero(words), np.flatnonzero(written))
+    assert np.array_equal(words[written], np.flatnonzero(written) + 1)
+    del words
+    pool.close()
+
+
+@needed
+def test_an_array_that_was_written_before_it_is_registered_gets_huge_pages() -> None:
+    held = empty(8 * MIB, np.uint8)
+    held[:] = 7
+    transport = ShmTransport(TransportOptions())
+    address = held.ctypes.data
+    assert address % HUGE == 0
+    part = transport.register(address, held.nbytes, Placement.HOST)
+    until(lambda: _huge(address) == held.nbytes)
+    assert (held == 7).all()
+    transport.release(part)
+    transport.close()
+
+
+@needed
+def test_they_end_early_once_that_is_said() -> None:
+    with _file(32 * MIB) as (fd, address):
+        assert _native.huge_make(address, 32 * MIB, fd, 0, STOP)
+        assert os.fstat(fd).st_blocks == 0
+        _native.populate(address, 32 * MIB, 1, fd, 0)
+        _native.huge_merge(address, 32 * MIB, STOP)
+        assert _huge(address) == 0
+
+
+def test_a_mapping_that_is_to_have_none_gets_none() -> None:
+    """As where the kernel knows no such call: nobody tries again."""
+    with _file(8 * MIB, huge=False) as (fd, address):
+        assert not _native.huge_make(address, 8 * MIB, fd, 0, GO_ON)
+        _native.populate(address, 8 * MIB, 1, fd, 0)
+        _native.huge_merge(address, 8 * MIB, GO_ON)
+        assert _huge(address) == 0
+
+
+def test_parts_that_do_not_lie_as_in_the_file_are_left_alone() -> None:
+    with _file(8 * MIB) as (fd, address):
+        assert not _native.huge_make(address + 4096, 7 * MIB, fd, 0, GO_ON)
+        assert os.fstat(fd).st_blocks == 0
+
+
+@seccomp.needed
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOMEM, errno.EPERM, errno.EBUSY])
+def test_pools_get_small_pages_where_the_kernel_has_no_huge_ones(error: int) -> None:
+    def look() -> object:
+        size = 64 * MIB
+        seccomp.install(["madvise"], error)
+        pool = _pool(size)
+        return pool.filled, _huge(pool.address), os.fstat(pool.fd).st_blocks * 512 == size
+
+    if pages.transparent():
+        pytest.skip("this machine has huge pages for shared memory")  # then madvise makes them all
+    assert in_child(look) == "(True, 0, True)"
+
+
+def test_a_pool_that_is_released_meanwhile_goes_once_that_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def wait(*_args: Any) -> None:
+        begun.set()
+        assert may_end.wait(60)
+
+    monkeypatch.setattr(memory.Maker, "improve", wait)
+    pool = _pool(4 * MIB)
+    assert begun.wait(60)
+    fd, mapped = pool.fd, f"{pool.address:x}-"
+    pool.close()
+    del pool
+    assert is_open(fd)
+    assert mapped in Path("/proc/self/maps").read_text()
+    may_end.set()
+    until(lambda: not is_open(fd))
+    until(lambda: mapped not in Path("/proc/self/maps").read_text())
+
+
+def test_an_array_of_any_size_lies_where_it_can_have_them() -> None:
+    for size in (1, mmap.PAGESIZE, HUGE - 1, HUGE, 3 * HUGE + 1):
+        held = empty(size, np.uint8)
+        assert held.ctypes.data % (HUGE if size >= HUGE else mmap.PAGESIZE) == 0
+
+
+@needed
+def test_doctor_tells_what_pools_are_made_of() -> None:
+    expected = "which the machine offers" if pages.transparent() else "made on demand"
+    assert ShmTransport.measure()["pages"] == f"huge ones, {expected}"
+
+
+@seccomp.needed
+def test_doctor_tells_how_to_get_them() -> None:
+    def look() -> object:
+        seccomp.install(["madvise"], errno.EINVAL)
+        return ShmTransport.measure()["pages"]
+
+    if pages.transparent():
+        pytest.skip("this machine has huge pages for shared memory")
+    assert "small ones: " in in_child(look)
+    assert "shmem_enabled" in in_child(look)
