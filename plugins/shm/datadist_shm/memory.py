@@ -159,7 +159,8 @@ class Maker:
     """Makes the pages of what is mapped at an address, until a flag is not 0; it does not refer to that.
 
     With its file (else -1) nobody who maps memory waits meanwhile, and the threads of the program go
-    first. ``huge``: of huge pages, as far as the kernel has them.
+    first; a file knows of no huge pages that its mapping asked for. ``huge``: of huge pages, as far as
+    the kernel makes them on demand.
     """
 
     def __init__(self, address: int, threads: int, file: int, huge: bool) -> None:
@@ -284,17 +285,10 @@ def kind_of_pages() -> str:
     """What pools are made of on this machine, for people."""
     if pages.transparent():
         return "huge ones, which the machine offers"
-    fd = -1
     try:
-        fd = create_sealed("datadist-probe", pages.HUGE)
-        probe = Mapping(fd, pages.HUGE, writable=True, huge=True)
-        made = _native.huge_make(probe.address, pages.HUGE, fd, 0, array("q", [0]))
+        return "huge ones, made on demand" if pages.on_demand() else f"small ones: {NO_HUGE_PAGES}"
     except OSError as error:
         return f"cannot be tried: {explain(error)}"
-    finally:
-        if fd >= 0:
-            os.close(fd)
-    return "huge ones, made on demand" if made else f"small ones: {NO_HUGE_PAGES}"
 
 
 def _remedy(error: Exception) -> str:

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 from datadist.base.flag import Flag
+from datadist.base.memory_file import create_sealed
+from datadist.base.shortage import explain
 from datadist.base.threads import start
 from datadist.transport import RegistrationError
+from datadist_shm import _native
 from datadist_shm.forking import let_go_in_children
 
 log = logging.getLogger("datadist.shm")
@@ -42,6 +45,19 @@ def _selected(path: Path) -> str:
     return ""
 
 
+def on_demand() -> bool:
+    """Whether the kernel makes huge pages that it is told to make. Raises OSError."""
+    fd = create_sealed("datadist-probe", HUGE)
+    try:
+        address = _native.map(fd, HUGE, True, True)
+        try:
+            return _native.huge_make(address, HUGE, fd, 0, array("q", [0]))
+        finally:
+            _native.unmap(address, HUGE)
+    finally:
+        os.close(fd)
+
+
 def reserved() -> int:
     """Bytes of reserved huge pages that are free."""
     with contextlib.suppress(OSError, ValueError):
@@ -52,19 +68,25 @@ def reserved() -> int:
 def choose(requested: str, size: int) -> tuple[str, int]:
     """Kind of pages (``transparent``, ``reserved``, ``small``) and the size in whole pages.
 
-    Raises :class:`RegistrationError` where huge pages are a must and there are none.
+    Small ones are made huge where the kernel does that on demand. Raises :class:`RegistrationError`
+    where huge pages are a must and there are none.
     """
     whole = -(-size // HUGE) * HUGE
     if requested != "0" and transparent():
         return "transparent", whole
     if requested != "1":
         return "small", size
+    try:
+        if on_demand():
+            return "small", whole
+    except OSError as error:
+        raise RegistrationError(f"cannot get huge pages: {explain(error)}") from error
     if reserved() >= whole:
         return "reserved", whole
     raise RegistrationError(
         f"huge pages for {size} bytes were asked for (datadist.shm.huge_pages is 1) and this "
-        f"machine has none: write advise to {TRANSPARENT / 'shmem_enabled'}, or reserve "
-        f"{whole // HUGE} pages (sysctl vm.nr_hugepages; {reserved() // HUGE} are free)"
+        f"machine has none: use Linux 6.1 or later, write advise to {TRANSPARENT / 'shmem_enabled'}, "
+        f"or reserve {whole // HUGE} pages (sysctl vm.nr_hugepages; {reserved() // HUGE} are free)"
     )
 
 

@@ -47,13 +47,17 @@ static int collapse(char *address, size_t size)
 }
 
 /* Whether the file has nothing there yet; then it is given one page: the kernel makes a huge one where it finds a part
- * of it, and on the same node. */
-static int begin_one(int file, off_t at)
+ * of it, and on the same node. The read has the kernel clear what it has set aside, which may be a whole huge page: it
+ * would map that as it is, and clear it later, with what was written meanwhile. */
+static int begin_one(const char *address, int file, off_t at)
 {
     off_t data = lseek(file, at, SEEK_DATA);
     if (data < 0 ? errno != ENXIO : data < at + HUGE_PAGE)
         return 0;
-    return fallocate(file, 0, at, PAGE) == 0;
+    if (fallocate(file, 0, at, PAGE) != 0)
+        return 0;
+    (void)*(const volatile char *)address;
+    return 1;
 }
 
 int huge_make(char *address, size_t size, int file, off_t offset, const _Atomic int64_t *stop)
@@ -63,7 +67,7 @@ int huge_make(char *address, size_t size, int file, off_t offset, const _Atomic 
         return 0;
     while (at + HUGE_PAGE <= size && !is_stopped(stop)) {
         size_t from = at, end = size - at < STRETCH ? size : at + STRETCH;
-        while (at + HUGE_PAGE <= end && begin_one(file, offset + (off_t)at))
+        while (at + HUGE_PAGE <= end && begin_one(address + at, file, offset + (off_t)at))
             at += HUGE_PAGE;
         if (at > from && !collapse(address + from, at - from))
             return 0;
