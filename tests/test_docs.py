@@ -57,6 +57,7 @@ NO_LIMITS = {
     "session.DRAIN_SECONDS",
     "session.RETRY_SECONDS",
     "session.STALLED_SECONDS",
+    "session.TRUNCATED",
     "session.READ",
     "session.WRITE",
     "discovery.RETRY_SECONDS",

@@ -190,7 +190,7 @@ class UserRegion(Region):
 
 
 def allocate(region_id: int, size: int, placement: Placement, options: Options) -> PoolRegion:
-    """A zeroed region in a memfd that nobody can resize; huge pages round ``size`` up.
+    """A zeroed region in a memfd that nobody can resize; reserved huge pages round ``size`` up.
 
     Raises ``MemoryError`` where there is not enough, also of what other engines leave,
     :class:`RegistrationError` otherwise, also where no thread can be started.

@@ -66,21 +66,21 @@ def reserved() -> int:
 
 
 def choose(requested: str, size: int) -> tuple[str, int]:
-    """Kind of pages (``transparent``, ``reserved``, ``small``) and the size in whole pages.
+    """Kind of pages (``transparent``, ``reserved``, ``small``) and the size, in whole reserved ones.
 
     Small ones are made huge where the kernel does that on demand. Raises :class:`RegistrationError`
     where huge pages are a must and there are none.
     """
-    whole = -(-size // HUGE) * HUGE
     if requested != "0" and transparent():
-        return "transparent", whole
+        return "transparent", size
     if requested != "1":
         return "small", size
     try:
         if on_demand():
-            return "small", whole
+            return "small", size
     except OSError as error:
         raise RegistrationError(f"cannot get huge pages: {explain(error)}") from error
+    whole = -(-size // HUGE) * HUGE
     if reserved() >= whole:
         return "reserved", whole
     raise RegistrationError(

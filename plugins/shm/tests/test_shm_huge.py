@@ -75,9 +75,8 @@ def _huge(address: int) -> int:
 )
 def test_a_pool_has_huge_pages_but_for_its_rest(size: int) -> None:
     pool = _pool(size)
-    whole = size if not pages.transparent() else pool.size
-    assert _huge(pool.address) == whole // HUGE * HUGE
-    assert os.fstat(pool.fd).st_blocks * 512 == whole
+    assert _huge(pool.address) == size // HUGE * HUGE
+    assert os.fstat(pool.fd).st_blocks * 512 >= size
     assert ctypes.string_at(pool.address, size) == bytes(size)
     pool.close()
 
@@ -231,10 +230,3 @@ def test_doctor_tells_how_to_get_them() -> None:
         pytest.skip("this machine has huge pages for shared memory")
     assert "small ones: " in in_child(look)
     assert "shmem_enabled" in in_child(look)
-
-
-@needed
-def test_a_pool_that_has_to_have_them_has_nothing_else() -> None:
-    pool = _pool(5 * MIB, huge_pages="1")
-    assert pool.size == _huge(pool.address) == 6 * MIB
-    pool.close()
