@@ -366,7 +366,9 @@ class Clusters:
         self._release(pair)
         log.info("linked with cluster %d", pair.cluster)
         invalidate_routes(self._views, pair)
-        self._reactor.later(AFTER_SECONDS, lambda: self._duplicates.on_linked(pair))
+        pair.look_timer = self._reactor.later(
+            AFTER_SECONDS, lambda: self._duplicates.on_linked(pair)
+        )
         self._builder.note_ok(pair)
         pair.settled.set()
 
@@ -438,8 +440,9 @@ class Clusters:
         pair.settled.set()
 
     def _release(self, pair: PairDomain) -> None:
-        if pair.expiry is not None:
-            pair.expiry.cancel()
+        for timer in (pair.expiry, pair.look_timer):
+            if timer is not None:
+                timer.cancel()
         view = self._views.get(pair.incarnation)
         if view is not None:
             self._discovery.release(view.session, pair)

@@ -241,6 +241,8 @@ class Domain:
     """Why the last attempt was given up."""
     metadata: bytes = b""
     """What our program gives the peers."""
+    look_timer: Timer | None = None
+    """Has it looked at once more soon after it is OK."""
 
     @property
     def rank(self) -> int:

@@ -214,7 +214,8 @@ class Links:
             view.send(self._rendezvous.announcement(domain, view))
 
     def _stop_waiting(self, domain: TableDomain, but: Collection[str] = ()) -> None:
-        for timer in (domain.expiry, domain.search_timer, domain.withdraw_timer):
+        timers = domain.expiry, domain.search_timer, domain.withdraw_timer, domain.look_timer
+        for timer in timers:
             if timer is not None:
                 timer.cancel()
         self._rendezvous.end(domain)
@@ -357,7 +358,9 @@ class Links:
             ", ".join(f"cluster {c} (rank {r})" for c, r in domain.others.items()),
         )  # fmt: skip
         invalidate_routes(self._views, domain)
-        self._reactor.later(AFTER_SECONDS, lambda: self._duplicates.on_linked(domain))
+        domain.look_timer = self._reactor.later(
+            AFTER_SECONDS, lambda: self._duplicates.on_linked(domain)
+        )
         self._builder.note_ok(domain)
         domain.settled.set()
 
