@@ -34,6 +34,8 @@ NO_HUGE_PAGES = (
     "this kernel makes no huge ones on demand (Linux 6.1 or later does), and offers none: write advise "
     f"to {pages.TRANSPARENT / 'shmem_enabled'} for faster transfers"
 )
+MOST_FAILURES = 3
+"""For want of memory, after which no more huge pages are tried for a pool."""
 TRIES, TRY_SECONDS = 5, 0.1
 """How often a pool is tried that only lacks what other engines have just begun to take."""
 PR_SET_PTRACER = 0x59616D61
@@ -117,7 +119,8 @@ class PoolRegion(Region):
             assert isinstance(self.keeper, Mapping)
             try:
                 file = self.fd if self.pages == "small" and not pages.transparent() else -1
-                maker = Maker(self.address, self._threads, file, self._huge and file >= 0)
+                huge = self._huge and file >= 0
+                maker = Maker(self.address, self.size, self._threads, file, huge)
                 self._filling = Filling(self.keeper, maker)
             except RuntimeError as error:
                 raise RegistrationError(f"cannot populate the pool: {explain(error)}") from error
@@ -163,20 +166,26 @@ class Maker:
     the kernel makes them on demand.
     """
 
-    def __init__(self, address: int, threads: int, file: int, huge: bool) -> None:
+    def __init__(self, address: int, size: int, threads: int, file: int, huge: bool) -> None:
         self._address, self._threads, self._file, self._huge = address, threads, file, huge
+        self._left = bytearray(size // pages.HUGE)
+        """Which huge pages are to be made of small ones."""
+        self._failures = 0
+        """How often there was too little memory, one after another."""
 
     def make(self, begin: int, size: int, stop: array[int]) -> None:
         """Populate a part. Raises OSError."""
         address = self._address + begin
         if self._huge:
-            self._huge = _native.huge_make(address, size, self._file, begin, stop)
+            how = _native.huge_make(address, size, self._file, begin, self._left, stop)
+            self._failures = self._failures + 1 if how == _native.HUGE_SHORT else 0
+            self._huge = how != _native.HUGE_REFUSED and self._failures < MOST_FAILURES
         _native.populate(address, size, self._threads, self._file, begin, stop)
 
-    def improve(self, size: int, stop: array[int]) -> None:
+    def improve(self, stop: array[int]) -> None:
         """Make huge pages of the small ones that others have made meanwhile, or before."""
         if self._huge:
-            _native.huge_merge(self._address, size, stop)
+            _native.huge_merge(self._address, self._left, stop)
 
 
 class UserRegion(Region):

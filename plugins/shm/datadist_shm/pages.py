@@ -51,7 +51,8 @@ def on_demand() -> bool:
     try:
         address = _native.map(fd, HUGE, True, True)
         try:
-            return _native.huge_make(address, HUGE, fd, 0, array("q", [0]))
+            how = _native.huge_make(address, HUGE, fd, 0, bytearray(1), array("q", [0]))
+            return how == _native.HUGE_MADE
         finally:
             _native.unmap(address, HUGE)
     finally:
@@ -102,7 +103,7 @@ class Maker(Protocol):
     def make(self, begin: int, size: int, stop: array[int]) -> None:
         """Those of a part. Raises OSError."""
 
-    def improve(self, size: int, stop: array[int]) -> None:
+    def improve(self, stop: array[int]) -> None:
         """Do what makes them faster, once all are there."""
 
 
@@ -137,7 +138,7 @@ class Filling:
         try:
             self._make_all(size, maker)
             if self.done:
-                maker.improve(size, self._stop)
+                maker.improve(self._stop)
         finally:
             self._pages = None
             self._ended = True

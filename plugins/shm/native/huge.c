@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
@@ -15,8 +16,11 @@
 
 enum {
     PAGE = 4096,
-    STRETCH = 16 << 20, /* what is made in one call: some milliseconds, where the kernel has memory at hand */
-    LOOKS = 64,         /* a millisecond apart, at most, for a processor that is spare; then a stretch is copied anyway */
+    PAGES = HUGE_PAGE / PAGE,
+    AT_ONCE = 8,       /* made in one call: a millisecond, where the kernel has memory at hand */
+    MOST_MS = 100,     /* for a call; one that takes longer is the last one */
+    MAKE_LOOKS = 4,    /* a millisecond apart, at most, for a processor that is spare; then a call comes anyway */
+    MERGE_LOOKS = 64,
 };
 
 static size_t next_huge(size_t offset)
@@ -40,55 +44,91 @@ static int is_stopped(const _Atomic int64_t *stop)
     return atomic_load_explicit(stop, memory_order_relaxed) != 0;
 }
 
-/* Whether the kernel has taken that, but for what others use just now. */
-static int collapse(char *address, size_t size)
-{
-    return madvise(address, size, MADV_COLLAPSE) == 0 || errno == EAGAIN;
-}
-
-/* Whether the file has nothing there yet; then it is given one page: the kernel makes a huge one where it finds a part
- * of it, and on the same node. The read has the kernel clear what it has set aside, which may be a whole huge page: it
- * would map that as it is, and clear it later, with what was written meanwhile. */
-static int begin_one(const char *address, int file, off_t at)
-{
-    off_t data = lseek(file, at, SEEK_DATA);
-    if (data < 0 ? errno != ENXIO : data < at + HUGE_PAGE)
-        return 0;
-    if (fallocate(file, 0, at, PAGE) != 0)
-        return 0;
-    (void)*(const volatile char *)address;
-    return 1;
-}
-
-int huge_make(char *address, size_t size, int file, off_t offset, const _Atomic int64_t *stop)
-{
-    size_t at = next_huge((size_t)address) - (size_t)address;
-    if ((offset + (off_t)at) % HUGE_PAGE != 0 || sysconf(_SC_PAGESIZE) != PAGE)
-        return 0;
-    while (at + HUGE_PAGE <= size && !is_stopped(stop)) {
-        size_t from = at, end = size - at < STRETCH ? size : at + STRETCH;
-        while (at + HUGE_PAGE <= end && begin_one(address + at, file, offset + (off_t)at))
-            at += HUGE_PAGE;
-        if (at > from && !collapse(address + from, at - from))
-            return 0;
-        if (at + HUGE_PAGE <= end)
-            at += HUGE_PAGE; /* which is in use */
-    }
-    return 1;
-}
-
-static void wait_for_a_processor(const _Atomic int64_t *stop)
+static void wait_for_a_processor(int looks, const _Atomic int64_t *stop)
 {
     struct timespec moment = {.tv_nsec = 1000000};
-    for (int i = 0; i < LOOKS && !is_stopped(stop) && !is_processor_spare(); i++)
+    for (int i = 0; i < looks && !is_stopped(stop) && !is_processor_spare(); i++)
         nanosleep(&moment, NULL);
 }
 
-void huge_merge(char *address, size_t size, const _Atomic int64_t *stop)
+static int64_t now_ms(void)
 {
-    for (size_t at = 0; at < size; at += STRETCH) {
-        wait_for_a_processor(stop);
-        if (is_stopped(stop) || !collapse(address + at, size - at < STRETCH ? size - at : STRETCH))
-            return;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Have the kernel make count pages; *whole is whether it has made all. */
+static int collapse(char *address, size_t count, int *whole)
+{
+    int64_t began = now_ms();
+    *whole = madvise(address, count * HUGE_PAGE, MADV_COLLAPSE) == 0;
+    int error = *whole ? 0 : errno;
+    if (now_ms() - began > MOST_MS)
+        return HUGE_REFUSED;
+    if (error == ENOMEM || error == EBUSY)
+        return HUGE_SHORT;
+    return error == 0 || error == EAGAIN ? HUGE_MADE : HUGE_REFUSED; /* EAGAIN: others use some of it just now */
+}
+
+/* Whether the file has nothing there yet; then it is given one page: the kernel makes a huge one where it finds a part
+ * of it, and on the same node. That is another one of the huge page each time, since it decides about the node where
+ * these are to alternate. The read has the kernel clear what it has set aside, which may be a whole huge page: it would
+ * map that as it is, and clear it later, with what was written meanwhile. */
+static int begin_one(const char *address, int file, off_t at)
+{
+    off_t data = lseek(file, at, SEEK_DATA), place = at / HUGE_PAGE % PAGES * PAGE;
+    if (data < 0 ? errno != ENXIO : data < at + HUGE_PAGE)
+        return 0;
+    if (fallocate(file, 0, at + place, PAGE) != 0)
+        return 0;
+    (void)*(const volatile char *)(address + place);
+    return 1;
+}
+
+int huge_make(char *address, size_t size, int file, off_t offset, char *left, const _Atomic int64_t *stop)
+{
+    size_t first = next_huge((size_t)address) - (size_t)address;
+    if ((offset + (off_t)first) % HUGE_PAGE != 0 || sysconf(_SC_PAGESIZE) != PAGE || first > size)
+        return HUGE_REFUSED;
+    char *pages = address + first;
+    size_t count = (size - first) / HUGE_PAGE, at = 0;
+    off_t begin = offset + (off_t)first;
+    int more = HUGE_MADE;
+    left += begin / HUGE_PAGE;
+    while (at < count && more == HUGE_MADE && !is_stopped(stop)) {
+        size_t from = at, end = count - at < AT_ONCE ? count : at + AT_ONCE;
+        int whole = 1;
+        while (at < end && begin_one(pages + at * HUGE_PAGE, file, begin + (off_t)(at * HUGE_PAGE)))
+            at++;
+        if (at > from) {
+            wait_for_a_processor(MAKE_LOOKS, stop);
+            more = collapse(pages + from * HUGE_PAGE, at - from, &whole);
+        }
+        if (!whole)
+            memset(left + from, 1, at - from);
+        if (at < end)
+            left[at++] = 1; /* which is in use */
+    }
+    if (more == HUGE_SHORT)
+        memset(left + at, 1, count - at);
+    return more;
+}
+
+void huge_merge(char *address, const char *left, size_t count, const _Atomic int64_t *stop)
+{
+    size_t at = 0;
+    int whole, more = HUGE_MADE;
+    while (at < count && more == HUGE_MADE && !is_stopped(stop)) {
+        size_t from = at;
+        while (at < count && left[at] && at - from < AT_ONCE)
+            at++;
+        if (at > from) {
+            wait_for_a_processor(MERGE_LOOKS, stop);
+            if (!is_stopped(stop))
+                more = collapse(address + from * HUGE_PAGE, at - from, &whole);
+        } else {
+            at++;
+        }
     }
 }

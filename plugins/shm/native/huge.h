@@ -1,6 +1,9 @@
 /* Huge pages of a file of memory, made on demand (MADV_COLLAPSE, Linux 6.1): the kernel does that also where it offers
  * none to programs that merely ask (shmem_enabled is never). They take a third of the time of small pages, and whoever
- * maps the file maps each in one step. */
+ * maps the file maps each in one step.
+ *
+ * During such a call nobody in the process can map or unmap until each processor has done a little work of the
+ * kernel's, so where processors are busy it can take many milliseconds. */
 #ifndef DATADIST_HUGE_H
 #define DATADIST_HUGE_H
 
@@ -12,14 +15,23 @@
 /* What a mapping and its place in the file have to be multiples of. */
 enum { HUGE_PAGE = 2 << 20 };
 
+/* Whether more can be had. */
+enum {
+    HUGE_REFUSED, /* never: the kernel has no such call, or the processors are too busy for it */
+    HUGE_SHORT,   /* not now: it found too little memory */
+    HUGE_MADE,
+};
+
 /* Where to map so many bytes so that they can have some, if nobody else maps there first; NULL for anywhere. */
 void *huge_place(size_t size);
 
-/* Make those of a mapping of which the file has nothing yet. What cannot be made is left out; it may be made of
- * small pages. Ends early once *stop is not 0. Whether more can be had. */
-int huge_make(char *address, size_t size, int file, off_t offset, const _Atomic int64_t *stop);
+/* Make those of a mapping of which the file has nothing yet. left is a byte for each page from the beginning of the
+ * file, and becomes 1 where there is something, or none could be made: huge_merge does these. Ends early once *stop is
+ * not 0. */
+int huge_make(char *address, size_t size, int file, off_t offset, char *left, const _Atomic int64_t *stop);
 
-/* Make them of the small pages that a file has, which are copied; while a processor is spare, else slowly. */
-void huge_merge(char *address, size_t size, const _Atomic int64_t *stop);
+/* Make those that are left, count of them from the beginning of a file on that is mapped there, of the small pages that
+ * it has, which are copied; while a processor is spare, else slowly. */
+void huge_merge(char *address, const char *left, size_t count, const _Atomic int64_t *stop);
 
 #endif

@@ -11,6 +11,7 @@
 
 #include "copy.h"
 #include "flight.h"
+#include "huge.h"
 #include "module_known_way.h"
 #include "module_lists.h"
 #include "module_memory.h"
@@ -290,6 +291,7 @@ static const struct {
     {"ABORTED", ABORTED},     {"PEER_GONE", PEER_GONE},     {"REVOKED", REVOKED},
     {"FAILED", FAILED},       {"MAX_THREADS", MAX_THREADS}, {"AUTO", KERNEL_AUTO},
     {"BRIEF_SEGMENTS", BRIEF_SEGMENTS},
+    {"HUGE_REFUSED", HUGE_REFUSED}, {"HUGE_SHORT", HUGE_SHORT}, {"HUGE_MADE", HUGE_MADE},
 };
 
 /* KERNELS: the kernels that this machine has, by name. */

@@ -23,16 +23,6 @@ static PyObject *py_map(PyObject *self, PyObject *args)
     return failed ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromVoidPtr(memory);
 }
 
-/* Whether what says when to end is large enough; else it is released. */
-static int has_stop(Py_buffer *stop)
-{
-    if (stop->len >= (Py_ssize_t)sizeof(int64_t))
-        return 1;
-    PyErr_SetString(PyExc_ValueError, "stop is too small");
-    PyBuffer_Release(stop);
-    return 0;
-}
-
 PyDoc_STRVAR(populate_doc,
 "populate(address, size, threads, file, offset, stop): make all pages, of a file unless that is -1. stop: writable\n"
 "int64 buffer, which ends it early once it is not 0; with both the program's threads go first. Raises OSError.");
@@ -46,8 +36,11 @@ static PyObject *py_populate(PyObject *self, PyObject *args)
     int threads, file, failed;
     if (!PyArg_ParseTuple(args, "LniiL|w*", &address, &size, &threads, &file, &offset, &stop))
         return NULL;
-    if (stop.obj != NULL && !has_stop(&stop))
+    if (stop.obj != NULL && stop.len < (Py_ssize_t)sizeof(int64_t)) {
+        PyErr_SetString(PyExc_ValueError, "stop is too small");
+        PyBuffer_Release(&stop);
         return NULL;
+    }
     Py_BEGIN_ALLOW_THREADS
     failed = populate((char *)(intptr_t)address, size, threads, file, offset, stop.buf);
     Py_END_ALLOW_THREADS
@@ -58,39 +51,51 @@ static PyObject *py_populate(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(huge_make_doc,
-"huge_make(address, size, file, offset, stop) -> whether more can be had: huge pages where a file has none yet.\n"
-"stop: writable int64 buffer, which ends it early once it is not 0.");
+"huge_make(address, size, file, offset, left, stop) -> HUGE_MADE, HUGE_SHORT or HUGE_REFUSED, see huge.h. left: a byte\n"
+"for each huge page of the file. stop: writable int64 buffer, which ends it early once it is not 0.");
 
 static PyObject *py_huge_make(PyObject *self, PyObject *args)
 {
     (void)self;
     long long address, offset;
     Py_ssize_t size;
-    Py_buffer stop;
-    int file, more;
-    if (!PyArg_ParseTuple(args, "LniLw*", &address, &size, &file, &offset, &stop) || !has_stop(&stop))
+    Py_buffer left, stop;
+    int file, more = HUGE_REFUSED, valid;
+    if (!PyArg_ParseTuple(args, "LniLw*w*", &address, &size, &file, &offset, &left, &stop))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    more = huge_make((char *)(intptr_t)address, size, file, offset, stop.buf);
-    Py_END_ALLOW_THREADS
+    valid = size >= 0 && offset >= 0 && left.len >= (offset + size) / HUGE_PAGE &&
+            stop.len >= (Py_ssize_t)sizeof(int64_t);
+    if (valid) {
+        Py_BEGIN_ALLOW_THREADS
+        more = huge_make((char *)(intptr_t)address, size, file, offset, left.buf, stop.buf);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&left);
     PyBuffer_Release(&stop);
-    return PyBool_FromLong(more);
+    return valid ? PyLong_FromLong(more) : PyErr_Format(PyExc_ValueError, "left or stop is too small");
 }
 
-PyDoc_STRVAR(huge_merge_doc, "huge_merge(address, size, stop): make huge pages of small ones, while a processor is spare.");
+PyDoc_STRVAR(huge_merge_doc,
+"huge_merge(address, left, stop): make huge pages of the small ones of those that are left, while a processor is spare.");
 
 static PyObject *py_huge_merge(PyObject *self, PyObject *args)
 {
     (void)self;
     long long address;
-    Py_ssize_t size;
-    Py_buffer stop;
-    if (!PyArg_ParseTuple(args, "Lnw*", &address, &size, &stop) || !has_stop(&stop))
+    Py_buffer left, stop;
+    int valid;
+    if (!PyArg_ParseTuple(args, "Lw*w*", &address, &left, &stop))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    huge_merge((char *)(intptr_t)address, size, stop.buf);
-    Py_END_ALLOW_THREADS
+    valid = stop.len >= (Py_ssize_t)sizeof(int64_t);
+    if (valid) {
+        Py_BEGIN_ALLOW_THREADS
+        huge_merge((char *)(intptr_t)address, left.buf, left.len, stop.buf);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&left);
     PyBuffer_Release(&stop);
+    if (!valid)
+        return PyErr_Format(PyExc_ValueError, "stop is too small");
     Py_RETURN_NONE;
 }
 

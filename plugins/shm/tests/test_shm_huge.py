@@ -65,6 +65,11 @@ def _pool(size: int, **extra: str) -> PoolRegion:
     return region
 
 
+def _make(fd: int, address: int, size: int, left: bytearray | None = None) -> int:
+    left = bytearray(size // HUGE) if left is None else left
+    return _native.huge_make(address, size, fd, 0, left, GO_ON)
+
+
 def _huge(address: int) -> int:
     return resident(address, "ShmemPmdMapped")
 
@@ -104,13 +109,14 @@ def test_what_is_in_use_is_copied_afterwards() -> None:
     size = 32 * MIB
     with _file(size) as (fd, address):
         os.pwrite(fd, b"first", 5 * MIB)
-        blocks = os.fstat(fd).st_blocks
-        assert _native.huge_make(address, size, fd, 0, GO_ON)
+        blocks, left = os.fstat(fd).st_blocks, bytearray(size // HUGE)
+        assert _make(fd, address, size, left) == _native.HUGE_MADE
         assert os.fstat(fd).st_blocks - blocks == (size - HUGE) // 512
         assert _huge(address) == size - HUGE
+        assert [page for page, is_left in enumerate(left) if is_left] == [2]
         _native.populate(address, size, 1, fd, 0)
         ctypes.memmove(address + 5 * MIB + 5, b" second", 7)
-        _native.huge_merge(address, size, GO_ON)
+        _native.huge_merge(address, left, GO_ON)
         assert _huge(address) == size
         assert ctypes.string_at(address + 5 * MIB, 12) == b"first second"
         assert ctypes.string_at(address, size).count(0) == size - 12
@@ -148,27 +154,76 @@ def test_an_array_that_was_written_before_it_is_registered_gets_huge_pages() -> 
 
 
 @needed
+@pytest.mark.parametrize("begin", [0, 6 * MIB, 7 * MIB])
+def test_a_part_is_made_and_what_is_left_is_noted_by_its_place(begin: int) -> None:
+    size, used = 24 * MIB, 14 * MIB
+    with _file(size) as (fd, address):
+        os.pwrite(fd, b"used", used)
+        left = bytearray(size // HUGE)
+        how = _native.huge_make(address + begin, 13 * MIB, fd, begin, left, GO_ON)
+        assert how == _native.HUGE_MADE
+        first, end = -(-begin // HUGE), (begin + 13 * MIB) // HUGE
+        made = [page for page in range(first, end) if page != used // HUGE]
+        assert _huge(address) == HUGE * len(made)
+        assert [page for page, is_left in enumerate(left) if is_left] == [
+            page for page in range(first, end) if page == used // HUGE
+        ]
+
+
+@pytest.mark.parametrize(("left", "stop"), [(3, 8), (4, 7)])
+def test_what_is_too_small_for_the_notes_is_refused(left: int, stop: int) -> None:
+    with _file(8 * MIB) as (fd, address):
+        with pytest.raises(ValueError, match="too small"):
+            _native.huge_make(address, 8 * MIB, fd, 0, bytearray(left), bytearray(stop))
+        with pytest.raises(ValueError, match="too small"):
+            _native.huge_merge(address, bytearray(4), bytearray(7))
+
+
+def test_too_little_memory_is_asked_for_again_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = [_native.HUGE_SHORT, _native.HUGE_SHORT, _native.HUGE_MADE, *[_native.HUGE_SHORT] * 9]
+    made: list[int] = []
+    merged: list[int] = []
+
+    def answer(_address: int, _size: int, _file: int, begin: int, *_rest: object) -> int:
+        made.append(begin)
+        return answers[len(made) - 1]
+
+    monkeypatch.setattr(_native, "huge_make", answer)
+    monkeypatch.setattr(_native, "populate", lambda *_args: None)
+    monkeypatch.setattr(_native, "huge_merge", lambda address, *_rest: merged.append(address))
+    maker = memory.Maker(0, 20 * HUGE, 1, -1, huge=True)
+    for part in range(10):
+        maker.make(part * HUGE, HUGE, GO_ON)
+    maker.improve(GO_ON)
+    assert made == [part * HUGE for part in range(6)]
+    assert not merged
+
+
+@needed
 def test_they_end_early_once_that_is_said() -> None:
     with _file(32 * MIB) as (fd, address):
-        assert _native.huge_make(address, 32 * MIB, fd, 0, STOP)
+        left = bytearray(16)
+        assert _native.huge_make(address, 32 * MIB, fd, 0, left, STOP) == _native.HUGE_MADE
         assert os.fstat(fd).st_blocks == 0
         _native.populate(address, 32 * MIB, 1, fd, 0)
-        _native.huge_merge(address, 32 * MIB, STOP)
+        _native.huge_merge(address, bytearray(b"\1" * 16), STOP)
         assert _huge(address) == 0
 
 
 def test_a_mapping_that_is_to_have_none_gets_none() -> None:
     """As where the kernel knows no such call: nobody tries again."""
     with _file(8 * MIB, huge=False) as (fd, address):
-        assert not _native.huge_make(address, 8 * MIB, fd, 0, GO_ON)
+        assert _make(fd, address, 8 * MIB) == _native.HUGE_REFUSED
         _native.populate(address, 8 * MIB, 1, fd, 0)
-        _native.huge_merge(address, 8 * MIB, GO_ON)
+        _native.huge_merge(address, bytearray(b"\1" * 4), GO_ON)
         assert _huge(address) == 0
 
 
 def test_parts_that_do_not_lie_as_in_the_file_are_left_alone() -> None:
     with _file(8 * MIB) as (fd, address):
-        assert not _native.huge_make(address + 4096, 7 * MIB, fd, 0, GO_ON)
+        assert _make(fd, address + 4096, 7 * MIB) == _native.HUGE_REFUSED
         assert os.fstat(fd).st_blocks == 0
 
 

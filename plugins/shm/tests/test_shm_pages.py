@@ -27,15 +27,15 @@ class Pool:
         self._error = error
         self.stop = array("q", [0])
         self.nice = 0
-        self.improved = 0
-        """Bytes that were made faster, once all were there."""
+        self.improved = False
+        """Whether they were made faster, once all were there."""
         self.improving, self.may_end = threading.Event(), threading.Event()
 
-    def improve(self, size: int, stop: array[int]) -> None:
+    def improve(self, stop: array[int]) -> None:
         """Take as long as the test wants."""
         self.improving.set()
         assert self.may_end.wait(SECONDS)
-        self.improved = 0 if stop[0] else size
+        self.improved = not stop[0]
 
     def make(self, begin: int, size: int, stop: array[int]) -> None:
         """Make none, after a while."""
@@ -98,7 +98,7 @@ def test_who_says_stop_afterwards_closes_the_file() -> None:
     pool.may_go_on.set()
     filling.wait(SECONDS)
     pool.may_end.set()
-    until(lambda: pool.improved == SLICE)
+    until(lambda: pool.improved)
     filling.stop(file)
     until(lambda: not is_open(file))
 
@@ -115,7 +115,7 @@ def test_pages_are_there_before_they_are_made_faster_and_stay_until_that_has_end
     assert not filling.done
     pool.may_end.set()
     until(lambda: not is_open(file))
-    assert pool.improved == 0
+    assert not pool.improved
     assert filling._pages is None
 
 
