@@ -298,6 +298,13 @@ class Region:
         self.placement = placement
         self.keeper = keeper
 
+    def wait_filled(self, timeout: float) -> None:
+        """Wait until its pages exist, at most ``timeout`` seconds, if the transport makes them later.
+
+        Memory can be used before that. Core does not wait; `datadist bench` does. The base class
+        returns at once. Raises :class:`RegistrationError` where the pages cannot be had.
+        """
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address:#x}, {self.size} bytes, {self.placement})"
 

@@ -32,6 +32,7 @@ MEMCPY_BYTES = 256 << 20
 PIECE = 1 << 20
 """Larger ranges are split for process_vm_readv, so that several threads can share them."""
 CALL_RANGES = 128
+WAIT_SECONDS = 300.0
 LISTS_EACH = 1 << 20
 """More lists than any reference copy, or the transfers, use."""
 
@@ -78,7 +79,8 @@ class HostLimits:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
         self._source = transport.allocate(_source_bytes(shape), _addressable(transport))
-        ctypes.memset(self._source.address, 1, self._source.size)  # pages as those of pools
+        self._source.wait_filled(WAIT_SECONDS)  # else it has other pages than pools
+        ctypes.memset(self._source.address, 1, self._source.size)
         self._from, self._to = (
             np.ones(min(shape.nbytes, MEMCPY_BYTES), np.uint8) for _ in range(2)
         )

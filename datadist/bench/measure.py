@@ -268,9 +268,9 @@ def link_time(settings: Settings, pool: int, repeat: int, progress: Progress) ->
     """Repeated linking, each time with a first and a second transfer of one block."""
     shape, pull = ONE_BLOCK, settings.direction == "pull"
     progress(f"start two engines with pools of {pool / MIB:.0f} MiB")
-    with pair(settings, pool) as both:
-        both.peer.begin("make", "cache", shape, pull)
-        both.own.make("cache", shape, not pull)
+    with pair(settings, pool) as both:  # links do not wait for its pages, so neither does this
+        both.peer.begin("make", "cache", shape, pull, True)
+        both.own.make("cache", shape, not pull, at_once=True)
         cache_id = both.peer.result()
         both.link("warm-up")
         both.unlink()

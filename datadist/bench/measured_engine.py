@@ -155,10 +155,11 @@ class MeasuredEngine:
         assert link is not None
         return link
 
-    def make(self, label: str, shape: Shape, filled: bool) -> int:
+    def make(self, label: str, shape: Shape, filled: bool, at_once: bool = False) -> int:
         """A cache of a shape in the memory of the run, filled or zeroed; its id.
 
-        A blocks cache is bound to the model id that :func:`model_of` gives for its shape.
+        A blocks cache is bound to the model id that :func:`model_of` gives for its shape. Unless it is to
+        be there ``at_once``, pages are waited for: who writes before that makes them, and small ones.
         """
         manager = self.engine.cache_manager
         key = (
@@ -182,6 +183,8 @@ class MeasuredEngine:
                 )
             )
         self.caches[label], self._arrays[label] = cache, arrays
+        if not at_once:
+            self.core.memory.wait_filled(SECONDS)
         self.fill(label, shape) if filled else self.clear(label)
         return cache.cache_id
 

@@ -218,6 +218,12 @@ class Memory:
             raise _finalized()
         return region_id, held.region
 
+    def wait_filled(self, timeout: float) -> None:
+        """Wait until all regions have their pages. Raises what :meth:`Region.wait_filled` raises."""
+        deadline = time.monotonic() + timeout
+        for held in list(self._held.values()):
+            held.region.wait_filled(max(0.0, deadline - time.monotonic()))
+
     def pool_usage(self, placement: Placement) -> dict[str, int]:
         """Pages of a pool in use, free, and freed but waiting for peers; bytes of a page.
 

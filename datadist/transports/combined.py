@@ -65,6 +65,10 @@ class CombinedRegion(Region):
         if far.keeper is None:
             far.keeper = near.keeper  # where the second does not let go, the memory stays mapped
 
+    def wait_filled(self, timeout: float) -> None:
+        """As that of the transport that made the memory."""
+        self.near.wait_filled(timeout)
+
 
 class CombinedLink(Link):
     """A link of each transport, as far as it has peers."""

@@ -36,6 +36,10 @@ class SharedPart(Region):
         super().__init__(address, size, placement, keeper=whole.keeper)
         self.whole = whole
 
+    def wait_filled(self, timeout: float) -> None:
+        """Until all of it has its pages."""
+        self.whole.wait_filled(timeout)
+
 
 class SharedRegions:
     """What one transport exposes of such memory: a region for each allocation, for all its parts.

@@ -19,8 +19,8 @@ enum {
     PAGES = HUGE_PAGE / PAGE,
     AT_ONCE = 8,       /* made in one call: a millisecond, where the kernel has memory at hand */
     MOST_MS = 100,     /* for a call; one that takes longer is the last one */
-    MAKE_LOOKS = 4,    /* a millisecond apart, at most, for a processor that is spare; then a call comes anyway */
-    MERGE_LOOKS = 64,
+    MAKE_LOOKS = 4,    /* a millisecond apart, at most, for a processor that is spare; then a call comes anyway, */
+    MERGE_LOOKS = 64,  /* and merges one page */
 };
 
 static size_t next_huge(size_t offset)
@@ -44,11 +44,16 @@ static int is_stopped(const _Atomic int64_t *stop)
     return atomic_load_explicit(stop, memory_order_relaxed) != 0;
 }
 
-static void wait_for_a_processor(int looks, const _Atomic int64_t *stop)
+/* Whether there is a processor for what can wait, at last. */
+static int wait_for_a_processor(int looks, const _Atomic int64_t *stop)
 {
     struct timespec moment = {.tv_nsec = 1000000};
-    for (int i = 0; i < looks && !is_stopped(stop) && !is_processor_spare(); i++)
+    for (int i = 0; i < looks && !is_stopped(stop); i++) {
+        if (is_processor_spare())
+            return 1;
         nanosleep(&moment, NULL);
+    }
+    return 0;
 }
 
 static int64_t now_ms(void)
@@ -102,7 +107,7 @@ int huge_make(char *address, size_t size, int file, off_t offset, char *left, co
         while (at < end && begin_one(pages + at * HUGE_PAGE, file, begin + (off_t)(at * HUGE_PAGE)))
             at++;
         if (at > from) {
-            wait_for_a_processor(MAKE_LOOKS, stop);
+            (void)wait_for_a_processor(MAKE_LOOKS, stop);
             more = collapse(pages + from * HUGE_PAGE, at - from, &whole);
         }
         if (!whole)
@@ -117,18 +122,15 @@ int huge_make(char *address, size_t size, int file, off_t offset, char *left, co
 
 void huge_merge(char *address, const char *left, size_t count, const _Atomic int64_t *stop)
 {
-    size_t at = 0;
     int whole, more = HUGE_MADE;
-    while (at < count && more == HUGE_MADE && !is_stopped(stop)) {
-        size_t from = at;
-        while (at < count && left[at] && at - from < AT_ONCE)
-            at++;
-        if (at > from) {
-            wait_for_a_processor(MERGE_LOOKS, stop);
-            if (!is_stopped(stop))
-                more = collapse(address + from * HUGE_PAGE, at - from, &whole);
-        } else {
-            at++;
-        }
+    for (size_t at = 0, end; at < count && more == HUGE_MADE && !is_stopped(stop); at = end) {
+        end = at + 1;
+        if (!left[at])
+            continue;
+        int most = wait_for_a_processor(MERGE_LOOKS, stop) ? AT_ONCE : 1;
+        while (end < count && left[end] && end - at < (size_t)most)
+            end++;
+        if (!is_stopped(stop))
+            more = collapse(address + at * HUGE_PAGE, end - at, &whole);
     }
 }
