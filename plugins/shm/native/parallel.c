@@ -114,6 +114,19 @@ int start_in_place(void *(*work)(void *), void *argument)
     return error;
 }
 
+/* Have a helper run on another processor than this thread: kernels that gather the threads of a machine with little to
+ * do on few processors would leave it here for some milliseconds. */
+static void move_away(pthread_t thread)
+{
+    cpu_set_t others;
+    int processor = sched_getcpu();
+    if (processor < 0 || processor >= CPU_SETSIZE || sched_getaffinity(0, sizeof(others), &others) != 0)
+        return;
+    CPU_CLR(processor, &others);
+    if (CPU_COUNT(&others) > 0)
+        pthread_setaffinity_np(thread, sizeof(others), &others);
+}
+
 /* As many helpers as are missing and find an idle processor. */
 static void start_helpers(Crew *crew)
 {
@@ -127,6 +140,7 @@ static void start_helpers(Crew *crew)
             atomic_fetch_sub(&crew->busy, 1);
             break;
         }
+        move_away(crew->helpers[crew->started]);
         crew->started++;
     }
 }
