@@ -97,7 +97,7 @@ class Pages(Protocol):
     size: int
 
 
-class Maker(Protocol):
+class PageMaker(Protocol):
     """Makes pages until a flag is not 0. It does not refer to the memory."""
 
     def make(self, begin: int, size: int, stop: array[int]) -> None:
@@ -117,7 +117,7 @@ class Filling:
     inherits these, and nobody ends them there.
     """
 
-    def __init__(self, pages: Pages, maker: Maker) -> None:
+    def __init__(self, pages: Pages, maker: PageMaker) -> None:
         self._pages: Pages | None = pages
         self._done = Flag()
         """Whether all pages are there, or cannot be had, or are not wanted any more."""
@@ -134,7 +134,7 @@ class Filling:
         start(thread)  # first: one that does not start would keep the pages in a circle with this
         self._thread = thread
 
-    def _run(self, size: int, maker: Maker) -> None:
+    def _run(self, size: int, maker: PageMaker) -> None:
         try:
             self._make_all(size, maker)
             if self.done:
@@ -144,7 +144,7 @@ class Filling:
             self._ended = True
             self._close()
 
-    def _make_all(self, size: int, maker: Maker) -> None:
+    def _make_all(self, size: int, maker: PageMaker) -> None:
         try:
             for begin in range(0, size, SLICE):
                 if self._stop[0]:

@@ -17,10 +17,10 @@
 enum {
     PAGE = 4096,
     PAGES = HUGE_PAGE / PAGE,
-    AT_ONCE = 8,       /* made in one call: a millisecond, where the kernel has memory at hand */
-    MOST_MS = 100,     /* for a call; one that takes longer is the last one */
-    MAKE_LOOKS = 4,    /* a millisecond apart, at most, for a processor that is spare; then a call comes anyway, */
-    MERGE_LOOKS = 64,  /* and merges one page */
+    AT_ONCE = 8,        /* made in one call: a millisecond, where the kernel has memory at hand */
+    MOST_WAIT_MS = 200, /* of a call for processors; one that waits longer is the last one */
+    MAKE_LOOKS = 4,     /* a millisecond apart, at most, for a processor that is spare; then a call comes anyway, */
+    MERGE_LOOKS = 64,   /* and merges one page */
 };
 
 static size_t next_huge(size_t offset)
@@ -56,20 +56,26 @@ static int wait_for_a_processor(int looks, const _Atomic int64_t *stop)
     return 0;
 }
 
-static int64_t now_ms(void)
+static int64_t ms_of(clockid_t clock)
 {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(clock, &now);
     return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* What has passed on the clock and was not used by this thread. */
+static int64_t waited_ms(void)
+{
+    return ms_of(CLOCK_MONOTONIC) - ms_of(CLOCK_THREAD_CPUTIME_ID);
 }
 
 /* Have the kernel make count pages; *whole is whether it has made all. */
 static int collapse(char *address, size_t count, int *whole)
 {
-    int64_t began = now_ms();
+    int64_t began = waited_ms();
     *whole = madvise(address, count * HUGE_PAGE, MADV_COLLAPSE) == 0;
     int error = *whole ? 0 : errno;
-    if (now_ms() - began > MOST_MS)
+    if (waited_ms() - began > MOST_WAIT_MS)
         return HUGE_REFUSED;
     if (error == ENOMEM || error == EBUSY)
         return HUGE_SHORT;
