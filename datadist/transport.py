@@ -299,7 +299,7 @@ class Region:
         self.keeper = keeper
 
     def wait_filled(self, timeout: float) -> None:
-        """Wait until its pages exist, at most ``timeout`` seconds, if the transport makes them later.
+        """Wait until its pages exist, if the transport makes them later; for ``timeout`` seconds at most.
 
         Memory can be used before that. Core does not wait; `datadist bench` does. The base class
         returns at once. Raises :class:`RegistrationError` where the pages cannot be had.

@@ -78,9 +78,6 @@ class HostLimits:
         self._pid = pid
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
-        self._source = transport.allocate(_source_bytes(shape), _addressable(transport))
-        self._source.wait_filled(WAIT_SECONDS)  # else it has other pages than pools
-        ctypes.memset(self._source.address, 1, self._source.size)
         self._from, self._to = (
             np.ones(min(shape.nbytes, MEMCPY_BYTES), np.uint8) for _ in range(2)
         )
@@ -98,6 +95,9 @@ class HostLimits:
             del self._ways[PROCESS_VM]
         can_map = not private or PROCESS_VM not in self._ways
         self.applicable = self.names if can_map else [PROCESS_VM]
+        self._source = transport.allocate(_source_bytes(shape), _addressable(transport))
+        self._source.wait_filled(WAIT_SECONDS)  # else it has other pages than pools
+        ctypes.memset(self._source.address, 1, self._source.size)
 
     compared = NATIVE_COPY
 
@@ -180,7 +180,12 @@ class HostLimits:
 def _addressable(transport: Transport) -> Placement:
     """A placement of memory that both the transport and the reference copies can use."""
     capabilities = transport.capabilities
-    return min(capabilities.host_addressable & capabilities.placements)
+    usable = capabilities.host_addressable & capabilities.placements
+    if not usable:
+        raise BenchError(
+            "the processor cannot address memory of this transport: no copy is a limit"
+        )
+    return min(usable)
 
 
 def _source_bytes(shape: Shape) -> int:

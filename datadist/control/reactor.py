@@ -251,7 +251,8 @@ class Reactor:
 
     def abandon(self) -> None:
         """Close the descriptors without waiting for the thread (as in a forked child)."""
-        self._ident = 0
+        if not self._stopping:
+            self._ident = 0  # the thread is not here
         self._selector.close()
         wake, self._wake = self._wake, -1
         if wake >= 0:

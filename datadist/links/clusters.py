@@ -440,9 +440,9 @@ class Clusters:
         pair.settled.set()
 
     def _release(self, pair: PairDomain) -> None:
-        for timer in (pair.expiry, pair.look_timer):
-            if timer is not None:
-                timer.cancel()
+        pair.look_now()
+        if pair.expiry is not None:
+            pair.expiry.cancel()
         view = self._views.get(pair.incarnation)
         if view is not None:
             self._discovery.release(view.session, pair)

@@ -244,6 +244,14 @@ class Domain:
     look_timer: Timer | None = None
     """Has it looked at once more soon after it is OK."""
 
+    def look_now(self) -> None:
+        """Do what was to be done soon after it was OK, since it ends."""
+        timer, self.look_timer = self.look_timer, None
+        call = None if timer is None else timer.call
+        if timer is not None and call is not None:
+            timer.cancel()
+            call()
+
     @property
     def rank(self) -> int:
         """Our rank."""

@@ -125,6 +125,7 @@ class Links:
         """Take a domain out; the caller closes the attempt that is returned."""
         if self.domains.pop(domain.comm_id, None) is None:
             return None
+        domain.look_now()
         self._by_meaning[domain.domain_key].remove(domain)
         if not self._by_meaning[domain.domain_key]:
             del self._by_meaning[domain.domain_key]
@@ -214,8 +215,7 @@ class Links:
             view.send(self._rendezvous.announcement(domain, view))
 
     def _stop_waiting(self, domain: TableDomain, but: Collection[str] = ()) -> None:
-        timers = domain.expiry, domain.search_timer, domain.withdraw_timer, domain.look_timer
-        for timer in timers:
+        for timer in (domain.expiry, domain.search_timer, domain.withdraw_timer):
             if timer is not None:
                 timer.cancel()
         self._rendezvous.end(domain)

@@ -31,11 +31,11 @@ log = logging.getLogger("datadist.shm")
 F_SEAL_FUTURE_WRITE = 0x10
 """linux/fcntl.h, not in Python's module. Who maps anew cannot write; and nobody punches holes."""
 NO_HUGE_PAGES = (
-    "this kernel makes no huge ones on demand (Linux 6.1 or later does), and offers none: write advise "
-    f"to {pages.TRANSPARENT / 'shmem_enabled'} for faster transfers"
+    "the kernel made no huge one on demand, as Linux 6.1 or later does where it finds 2 MiB, and offers "
+    f"none: write advise to {pages.TRANSPARENT / 'shmem_enabled'} for faster transfers"
 )
-MOST_FAILURES = 3
-"""For want of memory, after which no more huge pages are tried for a pool."""
+MOST_SHORTAGES = 3
+"""After so many, one after another, no more huge pages are tried for a pool."""
 TRIES, TRY_SECONDS = 5, 0.1
 """How often a pool is tried that only lacks what other engines have just begun to take."""
 PR_SET_PTRACER = 0x59616D61
@@ -159,18 +159,18 @@ class PoolRegion(Region):
 
 
 class Maker:
-    """Makes the pages of what is mapped at an address, until a flag is not 0; it does not refer to that.
+    """Makes the pages of what is mapped at an address, until a flag is not 0; it keeps nothing mapped.
 
-    With its file (else -1) nobody who maps memory waits meanwhile, and the threads of the program go
-    first; a file knows of no huge pages that its mapping asked for. ``huge``: of huge pages, as far as
-    the kernel makes them on demand.
+    With its file (else -1) nobody who maps memory waits for long meanwhile, and the program's threads go
+    first. Pages that are made through a file are small, also where its mapping asked for huge ones.
+    ``huge``: these are made on demand, as far as the kernel does that.
     """
 
     def __init__(self, address: int, size: int, threads: int, file: int, huge: bool) -> None:
         self._address, self._threads, self._file, self._huge = address, threads, file, huge
         self._left = bytearray(size // pages.HUGE)
         """Which huge pages are to be made of small ones."""
-        self._failures = 0
+        self._shortages = 0
         """How often there was too little memory, one after another."""
 
     def make(self, begin: int, size: int, stop: array[int]) -> None:
@@ -178,8 +178,8 @@ class Maker:
         address = self._address + begin
         if self._huge:
             how = _native.huge_make(address, size, self._file, begin, self._left, stop)
-            self._failures = self._failures + 1 if how == _native.HUGE_SHORT else 0
-            self._huge = how != _native.HUGE_REFUSED and self._failures < MOST_FAILURES
+            self._shortages = self._shortages + 1 if how == _native.HUGE_SHORT else 0
+            self._huge = how != _native.HUGE_REFUSED and self._shortages < MOST_SHORTAGES
         _native.populate(address, size, self._threads, self._file, begin, stop)
 
     def improve(self, stop: array[int]) -> None:

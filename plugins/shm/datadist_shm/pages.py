@@ -12,7 +12,6 @@ from typing import Protocol
 
 from datadist.base.flag import Flag
 from datadist.base.memory_file import create_sealed
-from datadist.base.shortage import explain
 from datadist.base.threads import start
 from datadist.transport import RegistrationError
 from datadist_shm import _native
@@ -46,13 +45,14 @@ def _selected(path: Path) -> str:
 
 
 def on_demand() -> bool:
-    """Whether the kernel makes huge pages that it is told to make. Raises OSError."""
+    """Whether the kernel makes a huge page that it is told to make. Raises OSError."""
     fd = create_sealed("datadist-probe", HUGE)
     try:
         address = _native.map(fd, HUGE, True, True)
         try:
-            how = _native.huge_make(address, HUGE, fd, 0, bytearray(1), array("q", [0]))
-            return how == _native.HUGE_MADE
+            left = bytearray(1)
+            how = _native.huge_make(address, HUGE, fd, 0, left, array("q", [0]))
+            return how == _native.HUGE_MADE and not left[0]
         finally:
             _native.unmap(address, HUGE)
     finally:
@@ -69,25 +69,20 @@ def reserved() -> int:
 def choose(requested: str, size: int) -> tuple[str, int]:
     """Kind of pages (``transparent``, ``reserved``, ``small``) and the size, in whole reserved ones.
 
-    Small ones are made huge where the kernel does that on demand. Raises :class:`RegistrationError`
-    where huge pages are a must and there are none.
+    Small ones are made huge where the kernel does that on demand, which is no promise. Raises
+    :class:`RegistrationError` where huge pages are a must and there are none.
     """
     if requested != "0" and transparent():
         return "transparent", size
     if requested != "1":
         return "small", size
-    try:
-        if on_demand():
-            return "small", size
-    except OSError as error:
-        raise RegistrationError(f"cannot get huge pages: {explain(error)}") from error
     whole = -(-size // HUGE) * HUGE
     if reserved() >= whole:
         return "reserved", whole
     raise RegistrationError(
         f"huge pages for {size} bytes were asked for (datadist.shm.huge_pages is 1) and this "
-        f"machine has none: use Linux 6.1 or later, write advise to {TRANSPARENT / 'shmem_enabled'}, "
-        f"or reserve {whole // HUGE} pages (sysctl vm.nr_hugepages; {reserved() // HUGE} are free)"
+        f"machine has none: write advise to {TRANSPARENT / 'shmem_enabled'}, or reserve "
+        f"{whole // HUGE} pages (sysctl vm.nr_hugepages; {reserved() // HUGE} are free)"
     )
 
 
@@ -98,20 +93,21 @@ class Pages(Protocol):
 
 
 class PageMaker(Protocol):
-    """Makes pages until a flag is not 0. It does not refer to the memory."""
+    """Makes pages until a flag is not 0. It keeps no memory mapped."""
 
     def make(self, begin: int, size: int, stop: array[int]) -> None:
         """Those of a part. Raises OSError."""
 
     def improve(self, stop: array[int]) -> None:
-        """Do what makes them faster, once all are there."""
+        """Replace them by faster ones, once all are there."""
 
 
 class Filling:
     """Populates the pages of a new pool in the background; the pool can be used meanwhile.
 
-    The threads of the program go first: an engine that begins to link has just made its pool. So the
-    work is done by native threads of low priority; this one, which needs the GIL, only waits for them.
+    The threads of the program go first: an engine that begins to link has just made its pool. So pages
+    are touched by native threads of low priority. The kernel makes them for this one, which needs the
+    GIL and therefore has the program's priority.
 
     The pages are kept by this object alone, not by frames of its thread: a child that is forked meanwhile
     inherits these, and nobody ends them there.
@@ -122,6 +118,7 @@ class Filling:
         self._done = Flag()
         """Whether all pages are there, or cannot be had, or are not wanted any more."""
         self._ended = False
+        """Whether the thread has no more use for the pages."""
         self._stop = array("q", [0])
         self._error: int | None = None
         """The number; the exception would keep the pages mapped by its frames."""

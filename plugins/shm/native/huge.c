@@ -19,8 +19,10 @@ enum {
     PAGES = HUGE_PAGE / PAGE,
     AT_ONCE = 8,        /* made in one call: a millisecond, where the kernel has memory at hand */
     MOST_WAIT_MS = 200, /* of a call for processors; one that waits longer is the last one */
-    MAKE_LOOKS = 4,     /* a millisecond apart, at most, for a processor that is spare; then a call comes anyway, */
-    MERGE_LOOKS = 64,   /* and merges one page */
+    MAKE_LOOKS = 4,     /* for a processor that is spare, 1 ms apart, before pages are made in any case */
+    MERGE_LOOKS = 64,   /* the same before pages are merged: one, if no processor was spare */
+    ROUNDS = 2,         /* of merging: others may use a page just then */
+    MOST_SHORTAGES = 3, /* one after another, until merging ends */
 };
 
 static size_t next_huge(size_t offset)
@@ -44,7 +46,7 @@ static int is_stopped(const _Atomic int64_t *stop)
     return atomic_load_explicit(stop, memory_order_relaxed) != 0;
 }
 
-/* Whether there is a processor for what can wait, at last. */
+/* Wait until a processor is spare, for at most so many looks; whether one is. */
 static int wait_for_a_processor(int looks, const _Atomic int64_t *stop)
 {
     struct timespec moment = {.tv_nsec = 1000000};
@@ -63,7 +65,7 @@ static int64_t ms_of(clockid_t clock)
     return now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* What has passed on the clock and was not used by this thread. */
+/* The difference of two results is the time between in which this thread did not run. */
 static int64_t waited_ms(void)
 {
     return ms_of(CLOCK_MONOTONIC) - ms_of(CLOCK_THREAD_CPUTIME_ID);
@@ -105,38 +107,49 @@ int huge_make(char *address, size_t size, int file, off_t offset, char *left, co
     char *pages = address + first;
     size_t count = (size - first) / HUGE_PAGE, at = 0;
     off_t begin = offset + (off_t)first;
-    int more = HUGE_MADE;
+    int result = HUGE_MADE;
     left += begin / HUGE_PAGE;
-    while (at < count && more == HUGE_MADE && !is_stopped(stop)) {
+    while (at < count && result == HUGE_MADE && !is_stopped(stop)) {
         size_t from = at, end = count - at < AT_ONCE ? count : at + AT_ONCE;
         int whole = 1;
         while (at < end && begin_one(pages + at * HUGE_PAGE, file, begin + (off_t)(at * HUGE_PAGE)))
             at++;
         if (at > from) {
             (void)wait_for_a_processor(MAKE_LOOKS, stop);
-            more = collapse(pages + from * HUGE_PAGE, at - from, &whole);
+            result = collapse(pages + from * HUGE_PAGE, at - from, &whole);
         }
         if (!whole)
             memset(left + from, 1, at - from);
         if (at < end)
             left[at++] = 1; /* which is in use */
     }
-    if (more == HUGE_SHORT)
+    if (result == HUGE_SHORT)
         memset(left + at, 1, count - at);
-    return more;
+    return result;
 }
 
-void huge_merge(char *address, const char *left, size_t count, const _Atomic int64_t *stop)
+static void merge_round(char *address, char *left, size_t count, const _Atomic int64_t *stop, int *result)
 {
-    int whole, more = HUGE_MADE;
-    for (size_t at = 0, end; at < count && more == HUGE_MADE && !is_stopped(stop); at = end) {
+    int whole, shortages = 0;
+    for (size_t at = 0, end; at < count && *result != HUGE_REFUSED && !is_stopped(stop); at = end) {
         end = at + 1;
         if (!left[at])
             continue;
         int most = wait_for_a_processor(MERGE_LOOKS, stop) ? AT_ONCE : 1;
         while (end < count && left[end] && end - at < (size_t)most)
             end++;
-        if (!is_stopped(stop))
-            more = collapse(address + at * HUGE_PAGE, end - at, &whole);
+        *result = collapse(address + at * HUGE_PAGE, end - at, &whole);
+        if (whole)
+            memset(left + at, 0, end - at);
+        shortages = *result == HUGE_SHORT ? shortages + 1 : 0;
+        if (shortages == MOST_SHORTAGES)
+            *result = HUGE_REFUSED;
     }
+}
+
+void huge_merge(char *address, char *left, size_t count, const _Atomic int64_t *stop)
+{
+    int result = HUGE_MADE;
+    for (int round = 0; round < ROUNDS && result != HUGE_REFUSED && memchr(left, 1, count) != NULL; round++)
+        merge_round(address, left, count, stop, &result);
 }

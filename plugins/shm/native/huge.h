@@ -1,6 +1,6 @@
 /* Huge pages of a file of memory, made on demand (MADV_COLLAPSE, Linux 6.1): the kernel does that also where it offers
- * none to programs that merely ask (shmem_enabled is never). They take a third of the time of small pages, and whoever
- * maps the file maps each in one step.
+ * none to programs that merely ask (shmem_enabled is never). Huge pages are made in less time than small ones, and
+ * whoever maps the file maps each in one step.
  *
  * During such a call nobody in the process can map or unmap until each processor has done a little work of the
  * kernel's, so where processors are busy it can take many milliseconds. */
@@ -17,7 +17,7 @@ enum { HUGE_PAGE = 2 << 20 };
 
 /* Whether more can be had. */
 enum {
-    HUGE_REFUSED, /* never: the kernel has no such call, or the processors are too busy for it */
+    HUGE_REFUSED, /* never: not here, or the kernel has no such call, or the processors are too busy for it */
     HUGE_SHORT,   /* not now: it found too little memory */
     HUGE_MADE,
 };
@@ -25,13 +25,14 @@ enum {
 /* Where to map so many bytes so that they can have some, if nobody else maps there first; NULL for anywhere. */
 void *huge_place(size_t size);
 
-/* Make those of a mapping of which the file has nothing yet. left is a byte for each page from the beginning of the
- * file, and becomes 1 where there is something, or none could be made: huge_merge does these. Ends early once *stop is
- * not 0. */
+/* Make the huge pages of a mapping where the file has no data yet. left is a byte for each page from the beginning of
+ * the file, and becomes 1 for a page that has data, or could not be made: huge_merge does these. Ends early once *stop
+ * is not 0. */
 int huge_make(char *address, size_t size, int file, off_t offset, char *left, const _Atomic int64_t *stop);
 
-/* Make those that are left, count of them from the beginning of a file on that is mapped there, of the small pages that
- * it has, which are copied; while a processor is spare, else slowly. */
-void huge_merge(char *address, const char *left, size_t count, const _Atomic int64_t *stop);
+/* Make huge pages of the small ones of a file, which are copied: those that are left of its first count ones. It is
+ * mapped at address. While a processor is spare, else slowly; each page is tried twice. left becomes 0 where it went
+ * well. */
+void huge_merge(char *address, char *left, size_t count, const _Atomic int64_t *stop);
 
 #endif

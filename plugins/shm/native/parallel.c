@@ -63,6 +63,8 @@ static void *help(void *argument)
     waiters = crew->waiters;
     if (!should_stop())
         crew->work(crew->argument);
+    while (atomic_load(&crew->unplaced) > 0)
+        sched_yield(); /* to place a thread that has ended would place the one that does it */
     atomic_fetch_sub(&crew->busy, 1);
     return NULL;
 }
@@ -114,17 +116,18 @@ int start_in_place(void *(*work)(void *), void *argument)
     return error;
 }
 
-/* Have a helper run on another processor than this thread: kernels that gather the threads of a machine with little to
- * do on few processors would leave it here for some milliseconds. */
+/* Have a thread of ours, which has not ended, run on another processor than this one, and later wherever it may: kernels
+ * that gather the threads of a machine with little to do on few processors would leave it here for some milliseconds. */
 static void move_away(pthread_t thread)
 {
-    cpu_set_t others;
+    cpu_set_t all, others;
     int processor = sched_getcpu();
-    if (processor < 0 || processor >= CPU_SETSIZE || sched_getaffinity(0, sizeof(others), &others) != 0)
+    if (processor < 0 || processor >= CPU_SETSIZE || sched_getaffinity(0, sizeof(all), &all) != 0)
         return;
+    others = all;
     CPU_CLR(processor, &others);
-    if (CPU_COUNT(&others) > 0)
-        pthread_setaffinity_np(thread, sizeof(others), &others);
+    if (CPU_COUNT(&others) > 0 && pthread_setaffinity_np(thread, sizeof(others), &others) == 0)
+        pthread_setaffinity_np(thread, sizeof(all), &all);
 }
 
 /* As many helpers as are missing and find an idle processor. */
@@ -136,12 +139,15 @@ static void start_helpers(Crew *crew)
         missing = idle;
     for (; missing > 0 && crew->started < MAX_THREADS; missing--) {
         atomic_fetch_add(&crew->busy, 1);
-        if (start_thread(&crew->helpers[crew->started], help, crew) != 0) {
+        atomic_fetch_add(&crew->unplaced, 1);
+        int failed = start_thread(&crew->helpers[crew->started], help, crew);
+        if (failed)
             atomic_fetch_sub(&crew->busy, 1);
+        else
+            move_away(crew->helpers[crew->started++]);
+        atomic_fetch_sub(&crew->unplaced, 1);
+        if (failed)
             break;
-        }
-        move_away(crew->helpers[crew->started]);
-        crew->started++;
     }
 }
 
@@ -163,6 +169,7 @@ void gather(Crew *crew, int threads, int those_who_wait, void *(*work)(void *), 
     crew->processors = crew->wanted > 0 ? count_processors() : 1;
     crew->started = 0;
     atomic_init(&crew->busy, 0);
+    atomic_init(&crew->unplaced, 0);
     start_helpers(crew);
 }
 

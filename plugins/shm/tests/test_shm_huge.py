@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import threading
+import time
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,10 +36,12 @@ GO_ON, STOP = array("q", [0]), array("q", [1])
 
 
 def _on_demand() -> bool:
-    """Whether this kernel makes huge pages on demand."""
+    """Whether this kernel makes huge pages on demand; it may be short of memory for one just now."""
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
     with _file(2 * HUGE) as (fd, address):
         os.posix_fallocate(fd, 0, 1)
-        return bool(ctypes.CDLL(None).madvise(ctypes.c_void_p(address), HUGE, COLLAPSE) == 0)
+        done = madvise(ctypes.c_void_p(address), HUGE, COLLAPSE) == 0
+        return done or ctypes.get_errno() != errno.EINVAL
 
 
 @contextmanager
@@ -117,6 +120,7 @@ def test_what_is_in_use_is_copied_afterwards() -> None:
         _native.populate(address, size, 1, fd, 0)
         ctypes.memmove(address + 5 * MIB + 5, b" second", 7)
         _native.huge_merge(address, left, GO_ON)
+        assert not any(left)
         assert _huge(address) == size
         assert ctypes.string_at(address + 5 * MIB, 12) == b"first second"
         assert ctypes.string_at(address, size).count(0) == size - 12
@@ -130,7 +134,8 @@ def test_nothing_is_lost_that_is_written_meanwhile() -> None:
     words = np.ctypeslib.as_array((ctypes.c_int64 * (size // 8)).from_address(pool.address))
     written = np.zeros(size // 8, bool)
     rng = np.random.default_rng(7)
-    while not (pool.filled and _huge(pool.address) == size):
+    end = time.monotonic() + 10
+    while not (pool.filled and _huge(pool.address) == size) and time.monotonic() < end:
         places = rng.integers(0, size // 8, 1000)
         words[places], written[places] = places + 1, True
     assert np.array_equal(np.flatnonzero(words), np.flatnonzero(written))

@@ -256,7 +256,6 @@ def test_whether_huge_pages_are_offered(
 
 def test_huge_pages_that_are_asked_for_and_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "transparent", lambda: False)
-    monkeypatch.setattr(pages, "on_demand", lambda: False)
     monkeypatch.setattr(pages, "reserved", lambda: 0)
     transport = _transport(huge_pages="1")
     with pytest.raises(RegistrationError, match=r"shmem_enabled, or reserve 2 pages .*0 are free"):
@@ -264,16 +263,13 @@ def test_huge_pages_that_are_asked_for_and_not_there(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(pages, "reserved", lambda: 4 * MIB)
     assert pages.choose("1", 3 * MIB) == ("reserved", 4 * MIB)
     assert pages.choose("auto", 3 * MIB) == ("small", 3 * MIB)
-    monkeypatch.setattr(pages, "on_demand", lambda: True)
-    assert pages.choose("1", 3 * MIB) == ("small", 3 * MIB)
-    assert pages.choose("auto", 3 * MIB) == ("small", 3 * MIB)
     monkeypatch.setattr(pages, "transparent", lambda: True)
     assert pages.choose("auto", 3 * MIB) == ("transparent", 3 * MIB)
     assert pages.choose("0", 3 * MIB) == ("small", 3 * MIB)
 
 
 def test_huge_pages_of_this_machine() -> None:
-    if not (pages.on_demand() or pages.transparent() or pages.reserved() >= 4 * MIB):
+    if not pages.transparent() and pages.reserved() < 4 * MIB:
         pytest.skip("this machine has no huge pages for shared memory")
     transport = _transport(huge_pages="1")
     region = transport.allocate(3 * MIB, Placement.HOST)
