@@ -63,8 +63,6 @@ static void *help(void *argument)
     waiters = crew->waiters;
     if (!should_stop())
         crew->work(crew->argument);
-    while (atomic_load(&crew->unplaced) > 0)
-        sched_yield(); /* to place a thread that has ended would place the one that does it */
     atomic_fetch_sub(&crew->busy, 1);
     return NULL;
 }
@@ -116,8 +114,9 @@ int start_in_place(void *(*work)(void *), void *argument)
     return error;
 }
 
-/* Have a thread of ours, which has not ended, run on another processor than this one, and later wherever it may: kernels
- * that gather the threads of a machine with little to do on few processors would leave it here for some milliseconds. */
+/* Have a thread of ours run on another processor than this one, and later wherever it may: kernels that gather the
+ * threads of a machine with little to do on few processors would leave it here for some milliseconds. If it has ended,
+ * its number is 0, which means this thread: that gets back what it had. */
 static void move_away(pthread_t thread)
 {
     cpu_set_t all, others;
@@ -139,15 +138,11 @@ static void start_helpers(Crew *crew)
         missing = idle;
     for (; missing > 0 && crew->started < MAX_THREADS; missing--) {
         atomic_fetch_add(&crew->busy, 1);
-        atomic_fetch_add(&crew->unplaced, 1);
-        int failed = start_thread(&crew->helpers[crew->started], help, crew);
-        if (failed)
+        if (start_thread(&crew->helpers[crew->started], help, crew) != 0) {
             atomic_fetch_sub(&crew->busy, 1);
-        else
-            move_away(crew->helpers[crew->started++]);
-        atomic_fetch_sub(&crew->unplaced, 1);
-        if (failed)
             break;
+        }
+        move_away(crew->helpers[crew->started++]);
     }
 }
 
@@ -169,7 +164,6 @@ void gather(Crew *crew, int threads, int those_who_wait, void *(*work)(void *), 
     crew->processors = crew->wanted > 0 ? count_processors() : 1;
     crew->started = 0;
     atomic_init(&crew->busy, 0);
-    atomic_init(&crew->unplaced, 0);
     start_helpers(crew);
 }
 

@@ -24,7 +24,6 @@ typedef struct {
     int processors;   /* of the machine; asked for once, since that takes longer than the load */
     int started;      /* helpers in all, those that have returned included */
     _Atomic int busy; /* helpers that have not returned */
-    _Atomic int unplaced; /* helpers that have no processor yet: none ends before they have */
     pthread_t helpers[MAX_THREADS];
 } Crew;
 

@@ -23,7 +23,7 @@ def _copy_often(processors: int) -> bool:
     source, target = np.ones(BYTES, np.uint8), np.zeros(BYTES, np.uint8)
     to, frm, size = (array("q", [n]) for n in (target.ctypes.data, source.ctypes.data, BYTES))
     for _ in range(COPIES):
-        _native.copy(to, frm, size, 4, _native.AUTO)
+        _native.copy(to, frm, size, 64, _native.AUTO)
     return bool(target.all()) and os.sched_getaffinity(0) == before
 
 
