@@ -28,7 +28,10 @@ PERMITTED = {
 }  # fmt: skip
 """What may be used of the modules that know the date; anything else may ask for it."""
 MODULES = {*PERMITTED, "_datetime", "_time"}
-CLOCKS = {"CLOCK_MONOTONIC", "CLOCK_MONOTONIC_RAW", "CLOCK_MONOTONIC_COARSE", "CLOCK_BOOTTIME"}
+CLOCKS = {
+    "CLOCK_MONOTONIC", "CLOCK_MONOTONIC_RAW", "CLOCK_MONOTONIC_COARSE", "CLOCK_BOOTTIME",
+    "CLOCK_THREAD_CPUTIME_ID",
+}  # fmt: skip
 FOREIGN = re.compile(
     r"\b(gettimeofday|clock_gettime|CLOCK_REALTIME\w*|CLOCK_TAI|time\.time(_ns)?\b|datetime\.\w+)"
 )

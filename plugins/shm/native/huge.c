@@ -58,17 +58,13 @@ static int wait_for_a_processor(int looks, const _Atomic int64_t *stop)
     return 0;
 }
 
-static int64_t ms_of(clockid_t clock)
-{
-    struct timespec now;
-    clock_gettime(clock, &now);
-    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 /* The difference of two results is the time between in which this thread did not run. */
 static int64_t waited_ms(void)
 {
-    return ms_of(CLOCK_MONOTONIC) - ms_of(CLOCK_THREAD_CPUTIME_ID);
+    struct timespec now, ran;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ran);
+    return (now.tv_sec - ran.tv_sec) * 1000 + (now.tv_nsec - ran.tv_nsec) / 1000000;
 }
 
 /* Have the kernel make count pages; *whole is whether it has made all. */
@@ -84,10 +80,16 @@ static int collapse(char *address, size_t count, int *whole)
     return error == 0 || error == EAGAIN ? HUGE_MADE : HUGE_REFUSED; /* EAGAIN: others use some of it just now */
 }
 
+/* Have the kernel clear what it has set aside there, which may be a whole huge page: it would map that as it is, and
+ * clear it later, with what was written meanwhile. What is read does not matter, so it may be written just now. */
+__attribute__((no_sanitize("thread"))) static void have_cleared(const char *address)
+{
+    (void)*(const volatile char *)address;
+}
+
 /* Whether the file has nothing there yet; then it is given one page: the kernel makes a huge one where it finds a part
  * of it, and on the same node. That is another one of the huge page each time, since it decides about the node where
- * these are to alternate. The read has the kernel clear what it has set aside, which may be a whole huge page: it would
- * map that as it is, and clear it later, with what was written meanwhile. */
+ * these are to alternate. */
 static int begin_one(const char *address, int file, off_t at)
 {
     off_t data = lseek(file, at, SEEK_DATA), place = at / HUGE_PAGE % PAGES * PAGE;
@@ -95,7 +97,7 @@ static int begin_one(const char *address, int file, off_t at)
         return 0;
     if (fallocate(file, 0, at + place, PAGE) != 0)
         return 0;
-    (void)*(const volatile char *)(address + place);
+    have_cleared(address + place);
     return 1;
 }
 
