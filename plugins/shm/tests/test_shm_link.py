@@ -520,6 +520,13 @@ def test_many_blocks_by_several_threads(large: Pair) -> None:
     assert not _words(large.region.address, LARGE)[count * block // 8 :].any()
 
 
+several_writers = pytest.mark.skipif(
+    "libtsan" in os.environ.get("LD_PRELOAD", ""),
+    reason="a sanitizer ends a process in which two threads write the same bytes",
+)
+"""Of :func:`_endless` with helpers, where one has to wait for a processor."""
+
+
 def _endless(pair: Pair, timeout: float, begin: int = 0, size: int = LARGE) -> None:
     """Minutes of copies into a part of the memory."""
     count = 40_000 * LARGE // size
@@ -528,6 +535,7 @@ def _endless(pair: Pair, timeout: float, begin: int = 0, size: int = LARGE) -> N
     pair.links[0].read(1, vectors[0], vectors[1], vectors[2], timeout)
 
 
+@several_writers
 def test_a_deadline_ends_every_thread(large: Pair) -> None:
     before = tasks.count()
     began = time.monotonic()
@@ -537,6 +545,7 @@ def test_a_deadline_ends_every_thread(large: Pair) -> None:
     assert tasks.falls_to(before)
 
 
+@several_writers
 def test_an_abort_ends_every_thread(large: Pair) -> None:
     before = tasks.count()
     timer = threading.Timer(0.1, large.links[0].abort, (1,))
@@ -549,6 +558,7 @@ def test_an_abort_ends_every_thread(large: Pair) -> None:
     assert tasks.falls_to(before)
 
 
+@several_writers
 def test_a_peer_that_dies_meanwhile_is_noticed(large: Pair) -> None:
     timer = threading.Timer(0.1, large.process.kill)
     timer.start()
