@@ -110,6 +110,9 @@ class Reactor:
 
     def _start(self, name: str, stack: contextlib.ExitStack) -> None:
         self._wake = -1
+        self._stopping = False
+        self._ident = 0
+        """Of the thread, while it runs: another one may have the same number afterwards."""
         self._selector = selectors.DefaultSelector()
         stack.callback(self.abandon)
         self._waking = threading.RLock()
@@ -119,11 +122,8 @@ class Reactor:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._prune_at = MIN_TIMERS_TO_PRUNE
-        self._stopping = False
         self._awaited: list[_Awaited] = []
         self._waited_for: set[Outcome[Any]] = set()
-        self._ident = 0
-        """Of the thread, while it runs: another one may have the same number afterwards."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         start(self._thread)
 
