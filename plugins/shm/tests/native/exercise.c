@@ -369,22 +369,34 @@ static void *make_later(void *argument)
     return NULL;
 }
 
+/* A file without pages, mapped by its owner and by the peer, whose search goes on meanwhile. */
+static int map_holes(Pair *pair, int stays)
+{
+    void *owners;
+    int fd = (int)syscall(SYS_memfd_create, "holes", MFD_CLOEXEC);
+    expect(fd >= 0 && ftruncate(fd, SIZE) == 0, "no shared memory");
+    expect(map_shared(fd, SIZE, 1, 0, &owners) == 0, "the owner cannot map");
+    pair->owners = owners;
+    pair->pages = pair->window.pages = pages_map(fd, SIZE, 1, 0, stays, 1);
+    expect(pair->pages != NULL, "the peer cannot map");
+    pair->window.mapped = number(pages_address(pair->pages));
+    return fd;
+}
+
+static void unmap_holes(Pair *pair)
+{
+    munmap(pair->owners, SIZE);
+    pages_unmap(pair->pages);
+}
+
 static void move_holes(int stays)
 {
     Pair pair;
-    void *owners;
     pthread_t owner;
-    int fd = (int)syscall(SYS_memfd_create, "holes", MFD_CLOEXEC);
-    expect(fd >= 0 && ftruncate(fd, SIZE) == 0, "no shared memory");
     make_pair(&pair, stays);
-    munmap(pair.owners, SIZE);
-    pages_unmap(pair.pages);
-    expect(map_shared(fd, SIZE, 1, 0, &owners) == 0, "the owner cannot map");
-    pair.owners = owners;
-    pair.pages = pair.window.pages = pages_map(fd, SIZE, 1, 0, stays, 1); /* a search goes on meanwhile */
-    expect(pair.pages != NULL, "the peer cannot map");
-    pair.window.mapped = number(pages_address(pair.pages));
-    Job read = job_of(&pair, 0, KERNEL_MEMCPY), write = job_of(&pair, 1, KERNEL_MEMCPY), late = write;
+    unmap_holes(&pair);
+    int fd = map_holes(&pair, stays);
+    Job read = job_of(&pair, 0, KERNEL_MEMCPY), late = job_of(&pair, 1, KERNEL_MEMCPY);
     expect(run(&read) == DONE, "holes cannot be read");
     late.deadline_ns = now_ns() + 10000000;
     expect(run(&late) == TIMED_OUT, "a page of the owner's is made");
@@ -392,11 +404,11 @@ static void move_holes(int stays)
     expect(fstat(fd, &now) == 0, "no file");
     expect(now.st_blocks == 0, "%lld blocks were made", (long long)now.st_blocks);
     expect(moved(&pair, 0), "holes are not zeros");
-    munmap(owners, SIZE);
-    expect(ftruncate(fd, 0) == 0 && ftruncate(fd, SIZE) == 0, "no holes again");
-    expect(map_shared(fd, SIZE, 1, 0, &owners) == 0, "the owner cannot map");
-    pair.owners = owners;
+    unmap_holes(&pair);
+    close(fd);
+    fd = map_holes(&pair, stays);
     fill(pair.mine, SIZE, 21);
+    Job write = job_of(&pair, 1, KERNEL_MEMCPY);
     expect(pthread_create(&owner, NULL, make_later, &pair) == 0, "no thread");
     expect(run(&write) == DONE, "what the owner has made is not written");
     pthread_join(owner, NULL);
