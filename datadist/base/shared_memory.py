@@ -31,7 +31,7 @@ HUGE = 2 << 20
 TRIES = 3
 PROT_NONE = 0
 MAP_NORESERVE = 0x4000
-"""asm-generic/mman.h; in Python's module only since 3.11.3."""
+"""asm-generic/mman.h, as PROT_NONE; not in the module of every Python."""
 
 _all: dict[int, weakref.ref[SharedMemory]] = {}
 """By address; changed in one step each."""

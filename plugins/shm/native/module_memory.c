@@ -120,14 +120,23 @@ static PyObject *py_map_peer(PyObject *self, PyObject *args)
     return Py_BuildValue("LL", (long long)(intptr_t)pages, (long long)(intptr_t)pages_address(pages));
 }
 
+/* What map_peer has returned; NULL with an exception for anything else that is not a pointer. */
+static Pages *get_pages(PyObject *argument)
+{
+    Pages *pages = PyLong_AsVoidPtr(argument);
+    if (pages == NULL && !PyErr_Occurred())
+        PyErr_SetString(PyExc_ValueError, "pages is 0");
+    return pages;
+}
+
 PyDoc_STRVAR(unmap_peer_doc, "unmap_peer(pages): undo map_peer.");
 
 static PyObject *py_unmap_peer(PyObject *self, PyObject *argument)
 {
     (void)self;
-    Pages *pages = PyLong_AsVoidPtr(argument);
+    Pages *pages = get_pages(argument);
     if (pages == NULL)
-        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "pages is 0");
+        return NULL;
     Py_BEGIN_ALLOW_THREADS
     pages_unmap(pages);
     Py_END_ALLOW_THREADS
@@ -139,9 +148,9 @@ PyDoc_STRVAR(leave_peer_doc, "leave_peer(pages): in a forked child; unmap_peer f
 static PyObject *py_leave_peer(PyObject *self, PyObject *argument)
 {
     (void)self;
-    Pages *pages = PyLong_AsVoidPtr(argument);
+    Pages *pages = get_pages(argument);
     if (pages == NULL)
-        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "pages is 0");
+        return NULL;
     pages_leave(pages);
     Py_RETURN_NONE;
 }
