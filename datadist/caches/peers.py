@@ -169,7 +169,7 @@ class PeerView:
     # -- its directory ---------------------------------------------------------------------
 
     def apply(self, update: Directory) -> None:
-        """Take a directory update, and acknowledge it when no pull uses what it revoked.
+        """Take a directory update; acknowledge one that may revoke when no pull uses what it revoked.
 
         Raises :class:`~datadist.control.account.LimitExceeded`.
         """
@@ -189,7 +189,8 @@ class PeerView:
                 self._begun_anew = False
                 bound = self.directory.binding_ids()
                 self._forget_pulled({*self.consumed, *self.covered} - bound)
-        self.acknowledge(update.seq)
+        if update.seq:
+            self.acknowledge(update.seq)
 
     def _put(self, entry: Entry) -> set[int]:
         gone = self.directory.put(entry)

@@ -53,7 +53,8 @@ class Publication:
         self._pending.add(view)
         parts = list(_parts(self._entries()))
         for number, part in enumerate(parts, 1):
-            self._send(view, part, [], reset=number == 1, last=number == len(parts))
+            first, last = number == 1, number == len(parts)
+            view.send(Directory.model_construct(seq=0, reset=first, last=last, upsert=part))
         view.subscribed = True
 
     def answer_sync(self, view: PeerView, sync_id: int) -> None:
@@ -103,33 +104,17 @@ class Publication:
         targets = {}
         for view in list(self._pending):
             if view.subscribed:
-                self._send(view, upsert, remove, unbind)
+                view.seq_sent += 1
+                view.send(
+                    Directory.model_construct(
+                        seq=view.seq_sent, upsert=upsert, remove=remove, unbind=list(unbind)
+                    )
+                )
             elif view.seq_acked >= view.seq_sent:
                 self._pending.discard(view)
                 continue
             targets[view] = view.seq_sent
         return targets
-
-    @staticmethod
-    def _send(
-        view: PeerView,
-        upsert: list[Entry],
-        remove: list[int],
-        unbind: Sequence[tuple[int, int]] = (),
-        reset: bool = False,
-        last: bool = True,
-    ) -> None:
-        view.seq_sent += 1
-        view.send(
-            Directory.model_construct(
-                seq=view.seq_sent,
-                reset=reset,
-                last=last,
-                upsert=upsert,
-                remove=remove,
-                unbind=list(unbind),
-            )
-        )
 
 
 def _parts(entries: list[Entry]) -> Iterator[list[Entry]]:

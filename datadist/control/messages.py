@@ -25,7 +25,7 @@ from pydantic import (
 from datadist.base.parsing import parse
 from datadist.transport import Offer
 
-WIRE_VERSION = 4
+WIRE_VERSION = 5
 """Version of this protocol; engines of different versions refuse each other by name."""
 
 MAX_FRAME = 16 << 20
@@ -206,7 +206,10 @@ class OfferMessage(_Message):
 
 
 class Attached(_Message):
-    """The sender has processed one offer of the receiver: it accepted or refused it."""
+    """The sender has processed one offer of the receiver: it accepted or refused it.
+
+    :class:`Ready` may say so instead.
+    """
 
     kind: Literal["attached"] = "attached"
     domain: Token
@@ -221,6 +224,8 @@ class Ready(_Message):
     kind: Literal["ready"] = "ready"
     domain: Token
     metadata: Annotated[Base64Bytes, AfterValidator(_short_metadata)] = b""
+    attached: bool = False
+    """Whether this stands for an :class:`Attached` as well."""
 
 
 class Left(_Message):
@@ -320,10 +325,11 @@ class Entry(_Message):
 
 
 class Directory(_Message):
-    """Changes of the sender's key directory, or with ``reset`` all of it; answered by :class:`Ack`."""
+    """Changes of the sender's key directory, or with ``reset`` all of it."""
 
     kind: Literal["directory"] = "directory"
     seq: UInt64
+    """Answered by :class:`Ack`; 0 where nothing is revoked, and no answer is expected."""
     reset: bool = False
     last: bool = True
     """Whether nothing more of what ``reset`` began is to come."""

@@ -137,6 +137,8 @@ class Session:
         """Bytes of each call of the kernel, as noted in C, so that no exception comes before."""
         self._sent_at = time.monotonic()
         self._sending = False
+        self._soon = False
+        """Whether the reactor is to send what waits."""
         self._send_lock = threading.RLock()
 
     @property
@@ -200,7 +202,14 @@ class Session:
             self.send(message, fds)
             return
         self._queue(message, fds)
-        self._reactor.post(self._send_waiting)
+        if not self._soon:
+            self._soon = True
+            self._reactor.post(self._send_what_waits)
+
+    def _send_what_waits(self) -> None:
+        self._soon = False
+        if self._unsealed:  # nobody has sent it meanwhile
+            self._send_waiting()
 
     def _queue(self, message: Sent, fds: Sequence[int]) -> None:
         try:

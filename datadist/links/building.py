@@ -383,6 +383,8 @@ class Builder:
 
     def on_ready(self, view: PeerView, message: Ready) -> None:
         """A member has attached everybody."""
+        if message.attached:
+            view.offer_taken()
         domain = self._active.get(message.domain)
         attempt = domain.attempt if domain else None
         if domain is not None and attempt is not None:

@@ -47,6 +47,8 @@ class Attempt:
     offers: dict[int, tuple[OfferMessage, list[int]]] = field(default_factory=dict)
     attaching: set[int] = field(default_factory=set)
     attached: set[int] = field(default_factory=set)
+    unanswered: set[int] = field(default_factory=set)
+    """Those of them that were not told yet."""
     ready: set[int] = field(default_factory=set)
     told_ready: bool = False
     gone: dict[int, str] = field(default_factory=dict)

@@ -96,6 +96,14 @@ class Steps:
                 )
             else:
                 self._tell_ready(domain, attempt)
+        self._answer_offers(attempt)
+
+    def _answer_offers(self, attempt: Attempt) -> None:
+        """Acknowledge what was attached and the message that we are ready did not acknowledge."""
+        while attempt.unanswered:
+            view = self.view(attempt, attempt.unanswered.pop())
+            if view is not None:
+                view.send_soon(Attached(domain=attempt.token))
 
     def _send_offer_and_directory(self, domain: Domain, attempt: Attempt) -> None:
         """Give our offer and our directory to the members that can be talked to.
@@ -279,7 +287,10 @@ class Steps:
             self.failed(domain, attempt, self._blame(stage, error))
             return
         if done:  # what follows is up to our caller, which takes all steps that can be taken
-            tell_peer()
+            view = self.view(attempt, rank)
+            if view is not None:
+                free_room(view, message)
+                attempt.unanswered.add(rank)
             note()
         else:
             self._job(
@@ -322,7 +333,15 @@ class Steps:
 
         This is on its way before we are OK: a member that hears what was sent to it is OK as well.
         """
-        self.tell(attempt, Ready.model_construct(domain=attempt.token, metadata=domain.metadata))
+        for rank in attempt.others:
+            view, attached = self.view(attempt, rank), rank in attempt.unanswered
+            attempt.unanswered.discard(rank)
+            if view is not None:
+                view.send(
+                    Ready.model_construct(
+                        domain=attempt.token, metadata=domain.metadata, attached=attached
+                    )
+                )
 
     def check_ok(self, domain: Domain, attempt: Attempt) -> None:
         """OK once every member has said that it is ready."""
@@ -411,6 +430,11 @@ def weight(message: OfferMessage) -> int:
 
 def answer(view: PeerView, message: OfferMessage) -> None:
     """Acknowledge an offer of a peer, once for each offer."""
+    free_room(view, message)
+    view.send_soon(Attached(domain=message.domain))
+
+
+def free_room(view: PeerView, message: OfferMessage) -> None:
+    """An offer of a peer takes no room here any more."""
     view.account.give_back(Item.OFFERS)
     view.account.give_back(Item.OFFER_BYTES, weight(message))
-    view.send_soon(Attached(domain=message.domain))
