@@ -11,7 +11,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -70,7 +70,8 @@ class Settings:
         return self.hosts[(cluster - 1) % len(self.hosts)] if self.hosts else None
 
 
-def table(clusters: int, hosts: Sequence[Host] = ()) -> str:
+@lru_cache
+def table(clusters: int, hosts: tuple[Host, ...] = ()) -> str:
     """A rank table of one server, or of a server for each host in use."""
     devices = [{"device_id": str(r), "rank_id": str(r)} for r in range(clusters)]
     places = [host.address for host in hosts[:clusters]] or ["127.0.0.1"]

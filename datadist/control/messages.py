@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    Base64Bytes,
     BaseModel,
     ConfigDict,
     Field,
@@ -88,7 +87,9 @@ def _short_metadata(metadata: bytes) -> bytes:
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64"
+    )
 
 
 class Hello(_Message):
@@ -200,7 +201,7 @@ class OfferMessage(_Message):
 
     kind: Literal["offer"] = "offer"
     domain: Token
-    data: Base64Bytes
+    data: bytes
     fds: Annotated[int, Field(ge=0, le=MAX_FDS)]
     regions: Annotated[list[UInt64], Field(max_length=Offer.MAX_REGIONS, fail_fast=True)]
 
@@ -223,7 +224,7 @@ class Ready(_Message):
 
     kind: Literal["ready"] = "ready"
     domain: Token
-    metadata: Annotated[Base64Bytes, AfterValidator(_short_metadata)] = b""
+    metadata: Annotated[bytes, AfterValidator(_short_metadata)] = b""
     attached: bool = False
     """Whether this stands for an :class:`Attached` as well."""
 
@@ -383,9 +384,9 @@ class Fetch(_Message):
     kind: Literal["fetch"] = "fetch"
     id: UInt64
     domain: Token
-    source: Base64Bytes
-    target: Base64Bytes
-    length: Base64Bytes
+    source: bytes
+    target: bytes
+    length: bytes
     data_type: ElementType
     same_type: bool
     strides: Annotated[list[Address], Field(max_length=64, fail_fast=True)] = []
@@ -411,8 +412,8 @@ class Verify(_Message):
 
     kind: Literal["verify"] = "verify"
     id: UInt64
-    address: Base64Bytes
-    length: Base64Bytes
+    address: bytes
+    length: bytes
     seconds: Seconds
 
 
@@ -450,7 +451,7 @@ class GrantAnswer(_Message):
     kind: Literal["grant_answer"] = "grant_answer"
     id: UInt64
     live: bool
-    token: Annotated[Base64Bytes, Field(max_length=1 << 20)] = b""
+    token: Annotated[bytes, Field(max_length=1 << 20)] = b""
 
 
 class ReleaseGrants(_Message):
@@ -569,4 +570,4 @@ def decode(body: bytes | bytearray | memoryview) -> Message:
         return parse(content, MAX_ELEMENTS, _validate)
     if len(content) > 1 + MAX_NOTICE:
         raise ValueError(f"a message of {len(content) - 1} bytes is larger than {MAX_NOTICE}")
-    return Notice.model_construct(data=content[1:])
+    return Notice(data=content[1:])

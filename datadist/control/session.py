@@ -513,6 +513,8 @@ class Session:
             self._inbox += data
             self._received += len(data)
             share.nbytes -= len(data)
+            if len(data) < CHUNK and not self._marks:  # what comes after that wakes us again
+                return self._dispatch(share)
 
     def _receive_some(self) -> tuple[bytes, list[int], int]:
         data, fds, flags, _ = socket.recv_fds(

@@ -318,17 +318,21 @@ class Engine:
         self.fetches = Fetches(self.transfers, self.owned, types)
         self._services.append(self.fetches)
         self.notices = Notices(self.transfers, self._reactor, self.cluster_id, lambda: self.over)
-        self._builder.on_unlinked = self.notices.on_unlinked
+        self._builder.on_unlinked = self._on_unlinked
         self.background = Background(self.options.background_threads, self._was_finalized)
         self.layer_jobs = LayerJobs(self._was_finalized)
         self._services += self.notices, self.background, self.layer_jobs
         self.copies = Copies(self.transport, self.owned, types)
         self._start_grants(types)
 
+    def _on_unlinked(self) -> None:
+        self.notices.on_unlinked()
+        self.route_cache.forget_ended()
+
     def _on_broken(self, route: Route, reason: str) -> None:
         cluster = route.view.session.cluster_id
         self._builder.events.note(LinkEventKind.BROKEN, route.domain, reason, cluster)
-        self._reactor.post(self.notices.on_unlinked)
+        self._reactor.post(self._on_unlinked)
 
     def _start_grants(self, types: ElementTypes) -> None:
         incarnation = self._discovery.address.incarnation

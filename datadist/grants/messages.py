@@ -182,7 +182,7 @@ class GrantMessages:
 
         def answer(token: bytes) -> None:
             live = bool(token)
-            view.send(GrantAnswer.model_construct(id=message.id, live=live, token=token))
+            view.send(GrantAnswer(id=message.id, live=live, token=token))
 
         if not view.subscribed:
             answer(b"")

@@ -22,6 +22,8 @@ log = logging.getLogger("datadist.link")
 CLOSE_SECONDS = 2.0
 """So long the end of the engine waits for calls of the transport that connect or disconnect."""
 LOOK_SECONDS = 0.1
+CALLS = "connect", "peer_lost", "disconnect"
+"""Methods of a transport that has connections."""
 
 
 @dataclass(eq=False)
@@ -46,6 +48,10 @@ class PeerConnections:
 
     def __init__(self, transport: Transport, post: Callable[[Callable[[], None]], object]) -> None:
         self._transport = transport
+        self._wanted = any(
+            getattr(type(transport), name) is not getattr(Transport, name) for name in CALLS
+        )
+        """Whether the transport has connections at all."""
         self._post = post
         self._lock = threading.Lock()
         """Guards the two that follow, and the numbers of users; nothing else is done while it is held."""
@@ -59,6 +65,8 @@ class PeerConnections:
         :meth:`disconnect` gives back what this has taken, also where it raises LinkError, or what the
         transport raises.
         """
+        if not self._wanted:
+            return group
         peers = dict(group.peers)
         for rank, peer in group.peers.items():
             if rank != group.rank and peer.incarnation:

@@ -238,7 +238,7 @@ class Steps:
                 close_all(offer.fds)
                 self.failed(domain, attempt, why)
                 return False
-            message = OfferMessage.model_construct(
+            message = OfferMessage(
                 domain=attempt.token, data=offer.data, fds=len(offer.fds), regions=attempt.regions
             )
             try:
@@ -337,11 +337,8 @@ class Steps:
             view, attached = self.view(attempt, rank), rank in attempt.unanswered
             attempt.unanswered.discard(rank)
             if view is not None:
-                view.send(
-                    Ready.model_construct(
-                        domain=attempt.token, metadata=domain.metadata, attached=attached
-                    )
-                )
+                metadata = domain.metadata
+                view.send(Ready(domain=attempt.token, metadata=metadata, attached=attached))
 
     def check_ok(self, domain: Domain, attempt: Attempt) -> None:
         """OK once every member has said that it is ready."""
@@ -371,7 +368,10 @@ class Steps:
                 reason = self._blame(stage, error)
                 self._reactor.post(lambda: finish(lambda: self.failed(domain, attempt, reason)))
             else:
-                self._reactor.post(lambda: finish(lambda: done(result)))
+                if at_once:
+                    finish(lambda: done(result))
+                else:
+                    self._reactor.post(lambda: finish(lambda: done(result)))
 
         def finish(then: Callable[[], None]) -> None:
             try:

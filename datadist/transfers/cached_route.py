@@ -65,11 +65,11 @@ class CachedRoute:
         self.remote_bases, self.remote_count = tuple(entry.bases), entry.count
         self.local_base, self.remote_base = self.local_bases[0], self.remote_bases[0]
         self.local_stride, self.remote_stride = layout.stride, entry.stride
-        self.block_bytes = layout.block_bytes
-        self.small = min(SCALAR_SEGMENTS, SMALL_BYTES // layout.block_bytes)
-        self.lengths = [array("q", (layout.block_bytes,) * n) for n in range(self.small + 1)]
+        self.block_bytes = block_bytes = layout.block_bytes
+        self.small = min(SCALAR_SEGMENTS, SMALL_BYTES // block_bytes)
+        self.lengths = [array("q", (block_bytes,)) * n for n in range(self.small + 1)]
         """Vectors of ``block_bytes``, by their number."""
-        self.known_bytes = layout.block_bytes * self.tensors
+        self.known_bytes = block_bytes * self.tensors
         """Of a block in all tensors."""
         self.known = self._known_way(owned, push) if self.moves_small else None
         """The transport's own call for few blocks, if it has one (:meth:`Link.known_way`)."""

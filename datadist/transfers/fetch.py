@@ -105,7 +105,7 @@ class Fetches:
         started, failed = time.monotonic(), True
 
         def message(number: int) -> Fetch:
-            return Fetch.model_construct(
+            return Fetch(
                 id=number,
                 domain=route.attempt.token,
                 source=_packed(segments.local),

@@ -134,7 +134,7 @@ class Notices:
                 f"stopped, or {WINDOW} wait there, and its program has to call messages()",
                 status_code=LLMStatusCode.LLM_TIMEOUT,
             )
-        view.send(Notice.model_construct(data=data))
+        view.send(Notice(data=data))
 
     @staticmethod
     def _ask(view: PeerView, window: _Window) -> None:

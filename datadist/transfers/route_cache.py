@@ -65,6 +65,12 @@ class RouteCache:
             cache, self._owned, entry, route, version, self._transfers, layers
         )
 
+    def forget_ended(self) -> None:
+        """Forget routes over links that were given up."""
+        for key, cached in list(self._routes.items()):
+            if cached.attempt.dead:
+                self._routes.pop(key, None)
+
     def clear(self) -> None:
         """Forget all routes."""
         self._routes.clear()

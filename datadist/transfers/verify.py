@@ -76,7 +76,7 @@ class Verification:
         deadline: float,
     ) -> None:
         def message(number: int) -> Verify:
-            return Verify.model_construct(
+            return Verify(
                 id=number,
                 address=remote.tobytes(),
                 length=length.tobytes(),

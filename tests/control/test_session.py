@@ -26,9 +26,7 @@ SECONDS = 20.0
 
 
 def _offer(size: int, regions: int, fds: int = 0) -> OfferMessage:
-    return OfferMessage.model_construct(
-        domain="0" * 32, data=bytes(size), fds=fds, regions=list(range(regions))
-    )
+    return OfferMessage(domain="0" * 32, data=bytes(size), fds=fds, regions=list(range(regions)))
 
 
 def test_descriptors_of_a_message_that_is_too_large_are_closed() -> None:

@@ -32,7 +32,7 @@ class _Owner:
         assert isinstance(message, AskGrant)
         name = KeyName(message.space, message.key, message.model)
         granted = Granted(1, INCARNATION, 2, 0, 0, 1, name, np.array([message.key % 7]))
-        answer = GrantAnswer.model_construct(id=message.id, live=True, token=granted.encode())
+        answer = GrantAnswer(id=message.id, live=True, token=granted.encode())
         self.known.on_message(cast("Any", self), answer)
 
     def ask(self, key: int) -> None:

@@ -47,9 +47,8 @@ from datadist_shm.memory import (
     PoolRegion,
     UserRegion,
     descriptor_for_peer,
-    file_of,
 )
-from datadist_shm.offer import OfferData, RegionOffer, check_descriptor, keeps_pages, parse_offer
+from datadist_shm.offer import OfferData, PeerFile, RegionOffer, check_descriptor, parse_offer
 from datadist_shm.options import Options
 
 if TYPE_CHECKING:
@@ -325,17 +324,19 @@ class ShmLink(Link):
         if region.fd is None:
             return 0, 0
         fd = fds[region.fd]
-        check_descriptor(rank, fd, region.size)
+        file = check_descriptor(rank, fd, region.size)
         key = (path.peer.incarnation, region.id, writable)
-        mapping = self._mappings.take(key, lambda: self._map_anew(fd, region, writable))
+        mapping = self._mappings.take(key, lambda: self._map_anew(fd, file, region, writable))
         path.keepers.append(mapping)
-        if mapping.file != file_of(fd):
+        if mapping.file != file.number:
             raise LinkError(f"rank {rank} changed the memory of region {region.id}", rank)
         return mapping.address, mapping.pages
 
-    def _map_anew(self, fd: int, region: RegionOffer, writable: bool) -> PeerMapping:
+    def _map_anew(
+        self, fd: int, file: PeerFile, region: RegionOffer, writable: bool
+    ) -> PeerMapping:
         huge, search = self._options.huge_pages != "0", self._options.populate
-        return PeerMapping(fd, region.size, writable, huge, keeps_pages(fd), search)
+        return PeerMapping(fd, region.size, writable, huge, file.stays, search, file.number)
 
     # -- moving ------------------------------------------------------------------------------
 

@@ -60,13 +60,14 @@ class PeerMapping:
 
     ``stays``: the owner cannot take away what exists, see :data:`F_SEAL_FUTURE_WRITE`. ``search``: a
     native thread of low priority has those pages mapped that exist, which makes the first transfers
-    faster. It ends with the mapping.
+    faster. It ends with the mapping. ``file`` tells what is mapped from other files.
     """
 
     def __init__(
-        self, fd: int, size: int, writable: bool, huge: bool, stays: bool, search: bool = False
-    ) -> None:
-        self.file = file_of(fd)
+        self, fd: int, size: int, writable: bool, huge: bool, stays: bool, search: bool = False,
+        file: tuple[int, int] = (0, 0),
+    ) -> None:  # fmt: skip
+        self.file = file
         self.pages, self.address = _native.map_peer(fd, size, writable, huge, stays, search)
         self.size = size
         weakref.finalize(self, _native.unmap_peer, self.pages).atexit = False
@@ -75,12 +76,6 @@ class PeerMapping:
     def leave(self) -> None:
         """See :mod:`datadist_shm.forking`."""
         _native.leave_peer(self.pages)
-
-
-def file_of(fd: int) -> tuple[int, int]:
-    """What tells apart the files that are open."""
-    file = os.fstat(fd)
-    return file.st_dev, file.st_ino
 
 
 class PoolRegion(Region):
@@ -94,6 +89,7 @@ class PoolRegion(Region):
         "fd",
         "pages",
         "region_id",
+        "sealed",
         "sealing",
     )
 
@@ -105,6 +101,8 @@ class PoolRegion(Region):
         self.region_id = region_id
         self.fd = fd
         self.sealing = threading.Lock()
+        self.sealed: bool | None = None
+        """Whether peers may write it; None until that is fixed."""
         self.pages = kind
         self._threads, self._huge = options.threads, options.huge_pages != "0"
         self._filling: Filling | None = None
@@ -325,6 +323,8 @@ def seal(region: PoolRegion, writable: bool) -> None:
 
     What peers may write is populated: a page that a peer made would be charged to the peer.
     """
+    if region.sealed is writable:
+        return
     seals = fcntl.F_SEAL_SEAL if writable else F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
     with region.sealing:  # the first links are opened by several threads at once
         if writable:
@@ -334,6 +334,7 @@ def seal(region: PoolRegion, writable: bool) -> None:
             fcntl.fcntl(region.fd, fcntl.F_ADD_SEALS, seals)
         elif bool(present & F_SEAL_FUTURE_WRITE) == writable:
             raise RegistrationError("peers were given another access to this region before")
+        region.sealed = writable
 
 
 def descriptor_for_peer(region: PoolRegion, writable: bool) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -69,7 +69,16 @@ def parse_offer(rank: int, data: bytes, fds: int) -> OfferData:
     return offer
 
 
-def check_descriptor(rank: int, fd: int, size: int) -> None:
+class PeerFile(NamedTuple):
+    """Memory of a peer that we may map."""
+
+    number: tuple[int, int]
+    """What tells it from other files that are open."""
+    stays: bool
+    """Whether no page of it can be taken away again, by a hole that is punched into it."""
+
+
+def check_descriptor(rank: int, fd: int, size: int) -> PeerFile:
     """Raise LinkError unless ``fd`` is sealed memory of ``size`` bytes, of our user.
 
     Without the seals the owner could shrink it and so end this process with SIGBUS. The kernel tells
@@ -88,8 +97,4 @@ def check_descriptor(rank: int, fd: int, size: int) -> None:
         raise LinkError(f"rank {rank} offers {size} bytes in a file of {file.st_size} bytes", rank)
     if file.st_uid != os.geteuid():
         raise LinkError(f"rank {rank} offers memory of user {file.st_uid}, not of ours", rank)
-
-
-def keeps_pages(fd: int) -> bool:
-    """Whether no page of sealed memory can be taken away again, by a hole that is punched into it."""
-    return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & F_SEAL_FUTURE_WRITE)
+    return PeerFile((file.st_dev, file.st_ino), bool(seals & F_SEAL_FUTURE_WRITE))
