@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from datadist.control.messages import Message, OfferMessage
+from datadist.control.messages import Attached, Message, OfferMessage, Ready
 from datadist.control.runtime_dir import engine_of
 from tests import nodes
 from tests.in_process_engine import Engine, offer_of
@@ -55,7 +55,21 @@ def until_synced(raw_peer: RawPeer) -> list[Message]:
 def answers(raw_peer: RawPeer, token: str = TOKEN) -> int:
     """How many offers were answered since the last question."""
     said = until_synced(raw_peer)
-    return len([m for m in said if m.kind == "attached" and m.domain == token])
+    return len([message for message in said if is_answer(message, token)])
+
+
+def is_answer(message: Message, token: str = TOKEN) -> bool:
+    """Whether it says that an offer was taken: alone, or with the news that the engine is ready."""
+    alone = isinstance(message, Attached) and message.domain == token
+    return alone or (isinstance(message, Ready) and message.domain == token and message.attached)
+
+
+def hear_answer(raw_peer: RawPeer) -> bool:
+    """Whether the next offer is answered before the connection ends."""
+    while (message := raw_peer.hear_any()) is not None:
+        if is_answer(message):
+            return True
+    return False
 
 
 def complete(engine: Engine, first: RawPeer) -> None:

@@ -20,7 +20,7 @@ from datadist import (
     RegisterMemStatus,
 )
 from tests import nodes
-from tests.forming import GOOD, PAIR, THREE, TOKEN, complete, form, rank_0, until_synced
+from tests.forming import GOOD, PAIR, THREE, TOKEN, complete, form, hear_answer, rank_0, until_synced
 from tests.in_process_engine import Engine, Sent
 from tests.raw_peer import RawPeer
 
@@ -55,7 +55,7 @@ def test_we_are_ready_once_all_members_are_attached_and_linked_once_all_are_read
     assert first.say(form(engine, THREE, comm_id, first, other))
     assert other.hear("offer") is not None
     Sent(first, GOOD, TOKEN)
-    assert first.hear("attached") is not None
+    assert hear_answer(first)
     assert "ready" not in _kinds_for_a_while(first), "the other one is not attached"
     assert first.say({"kind": "ready", "domain": TOKEN})
     Sent(other, GOOD, TOKEN)
@@ -166,7 +166,7 @@ def test_memory_that_a_link_exposed_can_be_registered_otherwise_after_it(
         complete(engine, first)
     else:
         assert first.say(form(engine, PAIR, engine.comm_id, first))
-        assert first.hear("attached") is not None
+        assert hear_answer(first)
     engine.api.cache_manager.unregister_cache(engine.cache.cache_id + 1)
     assert "exposed by a live link" in str(_refusal(engine, overlapping))
     if ends == "failed":
