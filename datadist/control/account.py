@@ -55,6 +55,8 @@ class Item(Enum):
     def __init__(self, words: str, limit: int) -> None:
         self.words = words
         self.limit = limit
+        self.place = len(type(self).__members__)
+        """Among the items: members of an enumeration are hashed by Python code."""
 
 
 class LimitExceeded(PicklableError):
@@ -69,20 +71,20 @@ class Account:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts = dict.fromkeys(Item, 0)
+        self._counts = [0] * len(Item)
 
     def take(self, item: Item, count: int = 1) -> None:
         """Count some more. Raises :class:`LimitExceeded`, and counts nothing then."""
         with self._lock:
-            total = self._counts[item] + count
+            total = self._counts[item.place] + count
             if total > item.limit:
                 raise LimitExceeded(item, total)
-            self._counts[item] = total
+            self._counts[item.place] = total
 
     def give_back(self, item: Item, count: int = 1) -> None:
         """Count some less; none is less than nothing."""
         with self._lock:
-            self._counts[item] = max(0, self._counts[item] - count)
+            self._counts[item.place] = max(0, self._counts[item.place] - count)
 
     def check(self, item: Item, total: int) -> None:
         """Raise :class:`LimitExceeded` where somebody else counts, and has come to that many."""
@@ -90,4 +92,4 @@ class Account:
             raise LimitExceeded(item, total)
 
     def __getitem__(self, item: Item) -> int:
-        return self._counts[item]
+        return self._counts[item.place]

@@ -13,13 +13,15 @@ import ctypes
 import heapq
 import itertools
 import logging
+import math
 import os
-import selectors
+import select
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from datadist.base.calls import Outcome, entry
@@ -34,8 +36,8 @@ log = logging.getLogger("datadist.control")
 
 T = TypeVar("T")
 
-READ = selectors.EVENT_READ
-WRITE = selectors.EVENT_WRITE
+READ = select.EPOLLIN
+WRITE = select.EPOLLOUT
 WAKE = ctypes.PyDLL(None).eventfd_write
 """Keeps the GIL, as it never blocks: who lets it go beside many busy threads gets it back late."""
 WAKE.argtypes = ctypes.c_int, ctypes.c_uint64
@@ -113,11 +115,13 @@ class Reactor:
         self._stopping = False
         self._ident = 0
         """Of the thread, while it runs: another one may have the same number afterwards."""
-        self._selector = selectors.DefaultSelector()
+        self._epoll = select.epoll()
+        self._watched: dict[int, tuple[int, Callable[[int], None]]] = {}
+        """Which events of each descriptor are wanted, and what to call for them."""
         stack.callback(self.abandon)
         self._waking = threading.RLock()
         self._woken, self._wake = wake_descriptors()
-        self._selector.register(self._woken, READ, self._drain_wake)
+        self.watch(self._woken, READ, self._drain_wake)
         self._posted: deque[Callable[[], object]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
@@ -224,17 +228,17 @@ class Reactor:
 
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
         """Call ``callback(events)`` when ``fd`` is ready; again to change the events."""
-        try:
-            self._selector.modify(fd, events, callback)
-        except KeyError:
-            self._selector.register(fd, events, callback)
+        if fd in self._watched:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        self._watched[fd] = events, callback
 
     def unwatch(self, fd: int) -> None:
         """Forget ``fd``; harmless when it is not watched. Call before closing it."""
-        try:
-            self._selector.unregister(fd)
-        except (KeyError, ValueError):
-            return
+        if self._watched.pop(fd, None) is not None:
+            with contextlib.suppress(OSError, ValueError):  # either of them was closed before
+                self._epoll.unregister(fd)
 
     def stop(self, timeout: float = 5.0) -> None:
         """End the thread and close what the reactor owns; from another thread."""
@@ -253,7 +257,7 @@ class Reactor:
         """Close the descriptors without waiting for the thread (as in a forked child)."""
         if not self._stopping:
             self._ident = 0  # the thread is not here
-        self._selector.close()
+        self._epoll.close()
         wake, self._wake = self._wake, -1
         if wake >= 0:
             for fd in {wake, self._woken}:
@@ -293,15 +297,20 @@ class Reactor:
         """Handle events in a separate function, so that no local variable keeps an ended session
         alive.
         """
-        for key, events in self._selector.select(self._timeout()):
-            self._guard(lambda key=key, events=events: key.data(events))  # type: ignore[misc]
+        ready = self._epoll.poll(self._timeout(), len(self._watched) or 1)
+        known = self._watched
+        calls = [(found, *known[fd]) for fd, found in ready if fd in known]
+        for found, wanted, callback in calls:
+            events = (READ if found & ~WRITE else 0) | (WRITE if found & ~READ else 0)  # or an end
+            self._guard(partial(callback, events & wanted))
 
     def _timeout(self) -> float | None:
         if self._posted:
             return 0
         if not self._timers:
             return None
-        return min(max(0.0, self._timers[0][0] - time.monotonic()), MAX_SLEEP_SECONDS)
+        seconds = min(max(0.0, self._timers[0][0] - time.monotonic()), MAX_SLEEP_SECONDS)
+        return math.ceil(seconds * 1000) / 1000  # the kernel's unit, and not too early
 
     def _run_timers(self) -> None:
         now = time.monotonic()  # what a timer begins comes in the next turn

@@ -448,7 +448,7 @@ class Session:
         if self._rest is not None:
             self._rest.cancel()
             self._rest = None
-        self._update_events()
+            self._update_events()
         self._take_share()
 
     def _take_share(self) -> None:

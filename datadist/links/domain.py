@@ -64,6 +64,7 @@ class Attempt:
     backends: dict[int, str] = field(default_factory=dict)
     """The backend that links us with each peer, where it is not that of the engine."""
     permits: dict[int, Permits] = field(default_factory=dict)
+    """Known once the link is open."""
     between_pieces: set[int] = field(default_factory=set)
     """Transfers, by token, that have given their permit to others and wait for it again."""
     counters: dict[int, Counters] = field(default_factory=dict)
@@ -95,13 +96,9 @@ class Attempt:
 
     def __post_init__(self) -> None:
         self.idle.set()
-        self.permits = {rank: Permits() for rank in self.others}
-        self.counters = {rank: Counters() for rank in self.others}
-
-    @property
-    def others(self) -> list[int]:
+        self.others = [rank for rank in self.ranks if rank != self.rank]
         """Ranks of the peers."""
-        return [rank for rank in self.ranks if rank != self.rank]
+        self.counters = {rank: Counters() for rank in self.others}
 
     @property
     def taken(self) -> set[tuple[str, int]]:
@@ -254,12 +251,12 @@ class Domain:
             timer.cancel()
             call()
 
-    @property
+    @cached_property
     def rank(self) -> int:
         """Our rank."""
         return self.ranks[self.own_cluster]
 
-    @property
+    @cached_property
     def others(self) -> dict[int, int]:
         """The peers: cluster id to rank."""
         return {c: r for c, r in self.ranks.items() if c != self.own_cluster}

@@ -82,7 +82,8 @@ class Steps:
         if attempt.dead:
             return
         if not attempt.opening:
-            self._try_open(domain, attempt)
+            self._try_open(domain, attempt)  # and what follows, once it is open
+            return
         if attempt.link is None or attempt.joining:
             return
         self._send_offer_and_directory(domain, attempt)

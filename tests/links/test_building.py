@@ -20,7 +20,17 @@ from datadist import (
     RegisterMemStatus,
 )
 from tests import nodes
-from tests.forming import GOOD, PAIR, THREE, TOKEN, complete, form, hear_answer, rank_0, until_synced
+from tests.forming import (
+    GOOD,
+    PAIR,
+    THREE,
+    TOKEN,
+    complete,
+    form,
+    hear_answer,
+    rank_0,
+    until_synced,
+)
 from tests.in_process_engine import Engine, Sent
 from tests.raw_peer import RawPeer
 
