@@ -195,6 +195,9 @@ class RankTable:
 
     def check_ranks(self, ranks: Iterable[int]) -> list[str]:
         """What is wrong with a mapping's ranks: they must be this table's, each once."""
+        ranks = sorted(ranks)
+        if ranks == list(self.ranks):
+            return []
         counts = Counter(ranks)
         problems = [
             f"rank {rank} is given to {count} clusters in cluster_rank_info, expected one each"

@@ -54,9 +54,7 @@ class Publication:
         parts = list(_parts(self._entries()))
         for number, part in enumerate(parts, 1):
             first, last = number == 1, number == len(parts)
-            view.send(
-                Directory(seq=0, reset=first, last=last, upsert=part, remove=[], unbind=[])
-            )
+            view.send(Directory(seq=0, reset=first, last=last, upsert=part))
         view.subscribed = True
 
     def answer_sync(self, view: PeerView, sync_id: int) -> None:

@@ -144,7 +144,7 @@ class Announce(_Message):
     table: Annotated[str, Field(max_length=1 << 20)]
     backend: Text
     one_sided: bool
-    endpoints: Endpoints = []
+    endpoints: Endpoints = Field(default_factory=list)
 
 
 class Withdraw(_Message):
@@ -169,7 +169,7 @@ class Member(_Message):
     cluster_id: UInt64
     incarnation: Token
     link: UInt64
-    endpoints: Endpoints = []
+    endpoints: Endpoints = Field(default_factory=list)
 
 
 class Form(_Message):
@@ -297,7 +297,9 @@ class Entry(_Message):
     accessible: bool
     regions: Annotated[list[UInt64], Field(max_length=MAX_TENSORS, fail_fast=True)]
     bindings: Annotated[list[Binding], Field(max_length=MAX_KEYS, fail_fast=True)]
-    cuts: Annotated[list[Address], Field(max_length=MAX_CUTS, fail_fast=True)] = []
+    cuts: Annotated[list[Address], Field(max_length=MAX_CUTS, fail_fast=True)] = Field(
+        default_factory=list
+    )
     """Where two regions meet inside of a block, ascending."""
 
     @property
@@ -334,11 +336,15 @@ class Directory(_Message):
     reset: bool = False
     last: bool = True
     """Whether nothing more of what ``reset`` began is to come."""
-    upsert: Annotated[list[Entry], Field(max_length=MAX_CHANGES, fail_fast=True)] = []
-    remove: Annotated[list[UInt64], Field(max_length=MAX_CHANGES, fail_fast=True)] = []
+    upsert: Annotated[list[Entry], Field(max_length=MAX_CHANGES, fail_fast=True)] = Field(
+        default_factory=list
+    )
+    remove: Annotated[list[UInt64], Field(max_length=MAX_CHANGES, fail_fast=True)] = Field(
+        default_factory=list
+    )
     unbind: Annotated[
         list[tuple[UInt64, UInt64]], Field(max_length=MAX_CHANGES, fail_fast=True)
-    ] = []
+    ] = Field(default_factory=list)
     """Cache and binding id of each key that a cache lost."""
 
 
@@ -389,7 +395,9 @@ class Fetch(_Message):
     length: bytes
     data_type: ElementType
     same_type: bool
-    strides: Annotated[list[Address], Field(max_length=64, fail_fast=True)] = []
+    strides: Annotated[list[Address], Field(max_length=64, fail_fast=True)] = Field(
+        default_factory=list
+    )
     """Bytes from one block of the receiver to the next, as the sender knows; none where no blocks are
     written."""
     seconds: Seconds
@@ -458,11 +466,13 @@ class ReleaseGrants(_Message):
     """The sender has finished with these grants, by generation, or by key where it did not ask."""
 
     kind: Literal["release_grants"] = "release_grants"
-    generations: Annotated[list[UInt64], Field(max_length=MAX_RELEASES, fail_fast=True)] = []
+    generations: Annotated[list[UInt64], Field(max_length=MAX_RELEASES, fail_fast=True)] = Field(
+        default_factory=list
+    )
     keys: Annotated[
         list[tuple[Literal["request", "prefix"], UInt64, UInt64]],
         Field(max_length=MAX_RELEASES, fail_fast=True),
-    ] = []
+    ] = Field(default_factory=list)
 
 
 class Notice(_Message):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
 
 SHARE_FRAMES = 64
 SHARE_BYTES = 1 << 18
@@ -22,19 +21,21 @@ MAX_ORIGINS = 256
 """Peers whose credit is remembered after their sessions."""
 
 
-@dataclass
 class Share:
     """What is left of one turn."""
 
-    frames: int = SHARE_FRAMES
-    nbytes: int = SHARE_BYTES
-    began: float = field(default_factory=time.thread_time)
-    began_at: float = field(default_factory=time.monotonic)
+    __slots__ = ("_began", "_began_at", "frames", "nbytes")
+
+    def __init__(self, frames: int = SHARE_FRAMES, nbytes: int = SHARE_BYTES) -> None:
+        self.frames = frames
+        self.nbytes = nbytes
+        self._began = time.thread_time()
+        self._began_at = time.monotonic()
 
     @property
     def spent(self) -> float:
         """Processor seconds since it began."""
-        return time.thread_time() - self.began
+        return time.thread_time() - self._began
 
     @property
     def over(self) -> bool:
@@ -44,7 +45,7 @@ class Share:
         """
         if self.frames <= 0 or self.nbytes <= 0:
             return True
-        return time.monotonic() - self.began_at > SHARE_SECONDS and self.spent > SHARE_SECONDS
+        return time.monotonic() - self._began_at > SHARE_SECONDS and self.spent > SHARE_SECONDS
 
 
 class Credit:
