@@ -299,9 +299,9 @@ class Region:
         self.keeper = keeper
 
     def wait_filled(self, timeout: float) -> None:
-        """Wait until its pages exist, if the transport makes them later; for ``timeout`` seconds at most.
+        """Wait until its pages exist and get no faster; for ``timeout`` seconds at most.
 
-        Memory can be used before that. Core does not wait; `datadist bench` does. The base class
+        A transport may make them after the region, which can be used before that. Core does not wait; `datadist bench` does. The base class
         returns at once. Raises :class:`RegistrationError` where the pages cannot be had.
         """
 

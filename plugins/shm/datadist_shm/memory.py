@@ -129,7 +129,10 @@ class PoolRegion(Region):
         return self._filling is not None and self._filling.done
 
     def wait_filled(self, timeout: float) -> None:
-        """Until all pages are present, or ``timeout`` seconds. Raises RegistrationError."""
+        """Until all pages are present, also the huge ones, or ``timeout`` seconds.
+
+        Raises RegistrationError.
+        """
         if self._filling is not None:
             self._filling.wait(timeout)
 

@@ -50,9 +50,13 @@ def on_demand() -> bool:
     try:
         address = _native.map(fd, HUGE, True, True)
         try:
-            left = bytearray(1)
-            how = _native.huge_make(address, HUGE, fd, 0, left, array("q", [0]))
-            return how == _native.HUGE_MADE and not left[0]
+            left, stop = bytearray(1), array("q", [0])
+            if _native.huge_make(address, HUGE, fd, 0, left, stop) != _native.HUGE_MADE:
+                return False
+            if left[0]:  # no processor was spare
+                _native.populate(address, HUGE, 1, fd, 0, stop)
+                _native.huge_merge(address, left, stop)
+            return not left[0]
         finally:
             _native.unmap(address, HUGE)
     finally:
@@ -117,7 +121,7 @@ class Filling:
         self._pages: Pages | None = pages
         self._done = Flag()
         """Whether all pages are there, or cannot be had, or are not wanted any more."""
-        self._ended = False
+        self._ended = Flag()
         """Whether the thread has no more use for the pages."""
         self._stop = array("q", [0])
         self._error: int | None = None
@@ -138,7 +142,7 @@ class Filling:
                 maker.improve(self._stop)
         finally:
             self._pages = None
-            self._ended = True
+            self._ended.set()
             self._close()
 
     def _make_all(self, size: int, maker: PageMaker) -> None:
@@ -168,8 +172,11 @@ class Filling:
         return self._done.is_set() and self._error is None and not self._stop[0]
 
     def wait(self, timeout: float) -> None:
-        """Until all pages are there, or ``timeout`` seconds. Raises :class:`RegistrationError`."""
-        self._done.wait(timeout)
+        """Until all pages are there, and as fast as they get, or ``timeout`` seconds.
+
+        Raises :class:`RegistrationError`.
+        """
+        self._ended.wait(timeout)
         self.check()
 
     def check(self) -> None:
@@ -188,5 +195,5 @@ class Filling:
         try:
             self._thread.join(STOP_SECONDS)
         finally:
-            if self._ended:
+            if self._ended.is_set():
                 self._close()

@@ -18,8 +18,10 @@ enum {
     PAGE = 4096,
     PAGES = HUGE_PAGE / PAGE,
     AT_ONCE = 8,        /* made in one call: a millisecond, where the kernel has memory at hand */
+    MOST_CALL_MS = 4,   /* of the processor's time; after a call that takes more, one at a time: a virtual machine that
+                         * has to get its memory from its host takes this long for a page, and nobody else runs there */
     MOST_WAIT_MS = 200, /* of a call for processors; one that waits longer is the last one */
-    MAKE_LOOKS = 4,     /* for a processor that is spare, 1 ms apart, before pages are made in any case */
+    MAKE_LOOKS = 4,     /* for a processor that is spare, 1 ms apart, before small pages are made */
     MERGE_LOOKS = 64,   /* the same before pages are merged: one, if no processor was spare */
     ROUNDS = 2,         /* of merging: others may use a page just then */
     MOST_SHORTAGES = 3, /* one after another, until merging ends */
@@ -58,22 +60,25 @@ static int wait_for_a_processor(int looks, const _Atomic int64_t *stop)
     return 0;
 }
 
-/* The difference of two results is the time between in which this thread did not run. */
-static int64_t waited_ms(void)
+static int64_t milliseconds(clockid_t clock)
 {
-    struct timespec now, ran;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ran);
-    return (now.tv_sec - ran.tv_sec) * 1000 + (now.tv_nsec - ran.tv_nsec) / 1000000;
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
+
+/* How many pages this thread makes in a call. */
+static _Thread_local size_t at_once = AT_ONCE;
 
 /* Have the kernel make count pages; *whole is whether it has made all. */
 static int collapse(char *address, size_t count, int *whole)
 {
-    int64_t began = waited_ms();
+    int64_t began = milliseconds(CLOCK_MONOTONIC), ran = milliseconds(CLOCK_THREAD_CPUTIME_ID);
     *whole = madvise(address, count * HUGE_PAGE, MADV_COLLAPSE) == 0;
     int error = *whole ? 0 : errno;
-    if (waited_ms() - began > MOST_WAIT_MS)
+    ran = milliseconds(CLOCK_THREAD_CPUTIME_ID) - ran;
+    at_once = ran > MOST_CALL_MS ? 1 : AT_ONCE;
+    if (milliseconds(CLOCK_MONOTONIC) - began - ran > MOST_WAIT_MS)
         return HUGE_REFUSED;
     if (error == ENOMEM || error == EBUSY)
         return HUGE_SHORT;
@@ -112,14 +117,14 @@ int huge_make(char *address, size_t size, int file, off_t offset, char *left, co
     int result = HUGE_MADE;
     left += begin / HUGE_PAGE;
     while (at < count && result == HUGE_MADE && !is_stopped(stop)) {
-        size_t from = at, end = count - at < AT_ONCE ? count : at + AT_ONCE;
+        size_t from = at, end = count - at < at_once ? count : at + at_once;
         int whole = 1;
         while (at < end && begin_one(pages + at * HUGE_PAGE, file, begin + (off_t)(at * HUGE_PAGE)))
             at++;
-        if (at > from) {
-            (void)wait_for_a_processor(MAKE_LOOKS, stop);
+        if (at > from && !wait_for_a_processor(MAKE_LOOKS, stop))
+            whole = 0;
+        else if (at > from)
             result = collapse(pages + from * HUGE_PAGE, at - from, &whole);
-        }
         if (!whole)
             memset(left + from, 1, at - from);
         if (at < end)
@@ -137,8 +142,8 @@ static void merge_round(char *address, char *left, size_t count, const _Atomic i
         end = at + 1;
         if (!left[at])
             continue;
-        int most = wait_for_a_processor(MERGE_LOOKS, stop) ? AT_ONCE : 1;
-        while (end < count && left[end] && end - at < (size_t)most)
+        size_t most = wait_for_a_processor(MERGE_LOOKS, stop) ? at_once : 1;
+        while (end < count && left[end] && end - at < most)
             end++;
         *result = collapse(address + at * HUGE_PAGE, end - at, &whole);
         if (whole)

@@ -25,8 +25,8 @@ enum {
 /* Where to map so many bytes so that they can have some, if nobody else maps there first; NULL for anywhere. */
 void *huge_place(size_t size);
 
-/* Make the huge pages of a mapping where the file has no data yet. left is a byte for each page from the beginning of
- * the file, and becomes 1 for a page that has data, or could not be made: huge_merge does these. Ends early once *stop
+/* Make the huge pages of a mapping where the file has no data yet, while a processor is spare. left is a byte for each page from the beginning of
+ * the file, and becomes 1 for a page that has data, or was not made: huge_merge does these. Ends early once *stop
  * is not 0. */
 int huge_make(char *address, size_t size, int file, off_t offset, char *left, const _Atomic int64_t *stop);
 

@@ -61,10 +61,11 @@ needed = pytest.mark.skipif(
 )
 
 
-def _pool(size: int, **extra: str) -> PoolRegion:
+def _pool(size: int, wait: bool = True, **extra: str) -> PoolRegion:
     region = ShmTransport(TransportOptions(extra=extra)).allocate(size, Placement.HOST)
     assert isinstance(region, PoolRegion)
-    region.wait_filled(60)
+    if wait:
+        region.wait_filled(60)
     return region
 
 
@@ -114,9 +115,10 @@ def test_what_is_in_use_is_copied_afterwards() -> None:
         os.pwrite(fd, b"first", 5 * MIB)
         blocks, left = os.fstat(fd).st_blocks, bytearray(size // HUGE)
         assert _make(fd, address, size, left) == _native.HUGE_MADE
-        assert os.fstat(fd).st_blocks - blocks == (size - HUGE) // 512
-        assert _huge(address) == size - HUGE
-        assert [page for page, is_left in enumerate(left) if is_left] == [2]
+        begun = sum(left) - left[2]  # on a busy machine: these have one small page
+        assert left[2]
+        assert _huge(address) == size - HUGE * sum(left)
+        assert os.fstat(fd).st_blocks - blocks == (_huge(address) + begun * mmap.PAGESIZE) // 512
         _native.populate(address, size, 1, fd, 0)
         ctypes.memmove(address + 5 * MIB + 5, b" second", 7)
         _native.huge_merge(address, left, GO_ON)
@@ -166,13 +168,11 @@ def test_a_part_is_made_and_what_is_left_is_noted_by_its_place(begin: int) -> No
         os.pwrite(fd, b"used", used)
         left = bytearray(size // HUGE)
         how = _native.huge_make(address + begin, 13 * MIB, fd, begin, left, GO_ON)
+        part = range(-(-begin // HUGE), (begin + 13 * MIB) // HUGE)
+        noted = {page for page, is_left in enumerate(left) if is_left}  # more, on a busy machine
+        assert {used // HUGE} & set(part) <= noted <= set(part)
+        assert _huge(address) == HUGE * (len(part) - len(noted))
         assert how == _native.HUGE_MADE
-        first, end = -(-begin // HUGE), (begin + 13 * MIB) // HUGE
-        made = [page for page in range(first, end) if page != used // HUGE]
-        assert _huge(address) == HUGE * len(made)
-        assert [page for page, is_left in enumerate(left) if is_left] == [
-            page for page in range(first, end) if page == used // HUGE
-        ]
 
 
 @pytest.mark.parametrize(("left", "stop"), [(3, 8), (4, 7)])
@@ -256,7 +256,7 @@ def test_a_pool_that_is_released_meanwhile_goes_once_that_has_ended(
         assert may_end.wait(60)
 
     monkeypatch.setattr(memory.Maker, "improve", wait)
-    pool = _pool(4 * MIB)
+    pool = _pool(4 * MIB, wait=False)
     assert begun.wait(60)
     fd, mapped = pool.fd, f"{pool.address:x}-"
     pool.close()

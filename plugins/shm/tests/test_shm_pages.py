@@ -56,9 +56,11 @@ def test_all_pages_of_a_pool_are_made_and_none_beyond(size: int) -> None:
     filling = Filling(pool, pool)
     assert not filling.done
     pool.may_go_on.set()
-    filling.wait(SECONDS)
+    assert pool.improving.wait(SECONDS)
     assert filling.done
     pool.may_end.set()
+    filling.wait(SECONDS)
+    assert pool.improved
     ends = [0, *(end for _, end in pool.parts)]
     assert [begin for begin, _ in pool.parts] == ends[:-1], (
         "each part begins at the end of the last"
@@ -71,8 +73,8 @@ def test_the_thread_that_needs_the_interpreter_keeps_the_priority_of_the_program
     pool = Pool(SLICE)
     filling = Filling(pool, pool)
     pool.may_go_on.set()
-    filling.wait(SECONDS)
     pool.may_end.set()
+    filling.wait(SECONDS)
     assert pool.nice == os.getpriority(os.PRIO_PROCESS, 0)
 
 
@@ -96,9 +98,9 @@ def test_who_says_stop_afterwards_closes_the_file() -> None:
     pool = Pool(SLICE)
     filling = Filling(pool, pool)
     pool.may_go_on.set()
-    filling.wait(SECONDS)
     pool.may_end.set()
-    until(lambda: pool.improved)
+    filling.wait(SECONDS)
+    assert pool.improved
     filling.stop(file)
     until(lambda: not is_open(file))
 
