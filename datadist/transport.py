@@ -301,8 +301,9 @@ class Region:
     def wait_filled(self, timeout: float) -> None:
         """Wait until its pages exist and get no faster; for ``timeout`` seconds at most.
 
-        A transport may make them after the region, which can be used before that. Core does not wait; `datadist bench` does. The base class
-        returns at once. Raises :class:`RegistrationError` where the pages cannot be had.
+        A transport may make them after the region, which can be used before that. Core does not wait;
+        `datadist bench` does. The base class returns at once. Raises :class:`RegistrationError` where
+        the pages cannot be had.
         """
 
     def __repr__(self) -> str:
