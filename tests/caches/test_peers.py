@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from datadist.caches.peers import OFFER_WINDOW, Announcements, PeerView, domain_key
-from datadist.control.messages import Announce, Binding, Directory, Entry
+from datadist.control.messages import Ack, Announce, Binding, Directory, Entry
 from tests.interrupts import raising
 
 
@@ -88,6 +88,17 @@ def _entry(cache_id: int) -> Entry:
         data_type=0, placement=1, pooled=True, accessible=True, regions=[1],
         bindings=[Binding(id=cache_id, slot=0, space="blocks", key=0, model=cache_id)],
     )  # fmt: skip
+
+
+def test_a_directory_that_revokes_nothing_is_not_acknowledged() -> None:
+    said: list[Ack] = []
+    session: Any = SimpleNamespace(send_soon=said.append)
+    view = PeerView(session)
+    view.apply(Directory(seq=0, reset=True, upsert=[_entry(1)]))
+    assert sorted(view.directory.entries) == [1]
+    assert said == []
+    view.apply(Directory(seq=1, remove=[1]))
+    assert said == [Ack(seq=1)]
 
 
 def test_a_directory_that_begins_anew_replaces_the_earlier_one() -> None:

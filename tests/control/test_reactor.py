@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -11,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from datadist.control import reactor as reactors
-from datadist.control.reactor import READ, Reactor
+from datadist.control.reactor import READ, WRITE, Reactor
+from tests.waiting import until
 
 SECONDS = 60.0
 
@@ -24,6 +26,34 @@ def test_a_timer_in_the_far_future_keeps_it_alive() -> None:
         assert reactor.call(lambda: 7, SECONDS) == 7
     finally:
         reactor.stop()
+
+
+def test_the_end_of_what_is_watched_is_told_as_what_was_asked_for(reactor: Reactor) -> None:
+    told: list[int] = []
+    reading, writing = os.pipe()
+    others, full = os.pipe()
+    os.set_blocking(full, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(full, bytes(4096))
+
+    def watch() -> None:
+        for fd, events in ((reading, READ), (full, WRITE)):
+
+            def tell(events: int, fd: int = fd) -> None:
+                told.append(events)
+                reactor.unwatch(fd)
+
+            reactor.watch(fd, events, tell)
+
+    reactor.call(watch, SECONDS)
+    os.close(writing)
+    until(lambda: told == [READ])
+    os.close(others)
+    until(lambda: told == [READ, WRITE])
+    for fd in (reading, full):
+        os.close(fd)
+    reactor.call(lambda: reactor.unwatch(reading), SECONDS)  # again, and of what is closed
 
 
 def test_what_is_posted_after_the_end_touches_no_other_file(tmp_path: Path) -> None:

@@ -278,6 +278,21 @@ def test_what_a_turn_sends_soon_goes_out_together(pair: Pair, last_is_at_once: b
     assert counting.calls == 1
 
 
+def test_a_turn_that_sends_soon_often_is_followed_by_one_call(pair: Pair) -> None:
+    posted: list[int] = []
+
+    def send() -> None:
+        before = len(pair.reactor._posted)
+        for size in range(1, 4):
+            pair.session.send_soon(_offer(1, size))
+        posted.append(len(pair.reactor._posted) - before)
+
+    for _ in range(2):
+        pair.reactor.call(send, SECONDS)
+        pair.settle()
+    assert posted == [1, 1]
+
+
 def test_descriptors_go_with_the_begin_of_their_own_frame(pair: Pair) -> None:
     first, second = _files(1), _files(1)
     messages = [(_offer(1, 1), []), (_offer(1, 2, 1), first[0]), (_offer(1, 3, 1), second[0])]

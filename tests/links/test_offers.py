@@ -12,6 +12,7 @@ from datadist_shm import ShmTransport
 
 from datadist import LLMStatusCode, RegisterMemStatus
 from datadist.caches.peers import OFFER_WINDOW
+from datadist.control.messages import Directory, Ready
 from datadist.links import building
 from tests import nodes
 from tests.forming import (
@@ -49,6 +50,20 @@ def test_an_offer_may_come_before_the_domain_is_known(engine: Engine, first: Raw
     assert answers(first) == 0
     complete(engine, first)
     assert hear_answer(first)
+
+
+def test_who_is_ready_at_once_answers_the_offer_by_that(engine: Engine, first: RawPeer) -> None:
+    assert first.say(form(engine, PAIR, engine.comm_id, first))
+    Sent(first, GOOD, TOKEN)
+    said = {message.kind: message for message in until_synced(first)}
+    assert isinstance(ready := said["ready"], Ready)
+    assert ready.attached
+    assert isinstance(directory := said["directory"], Directory)
+    assert directory.seq == 0, "it revokes nothing"
+    assert "attached" not in said
+    engine.api.cache_manager.deallocate_cache(engine.cache)
+    assert isinstance(revoking := first.hear("directory"), Directory)
+    assert revoking.seq == 1
 
 
 def test_of_two_early_offers_the_first_one_counts(engine: Engine, first: RawPeer) -> None:

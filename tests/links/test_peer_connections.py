@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datadist_shm import ShmTransport
 
 from datadist import CacheDesc, DataType
 from datadist.links import building
+from datadist.links.domain import Attempt
+from datadist.links.peer_connections import PeerConnections
+from datadist.transport import Group, Peer, TransportOptions
 from tests import nodes, recording_transport
 from tests.nodes import Node, RemoteError
 from tests.waiting import until
@@ -71,6 +75,14 @@ def _counts(node: Node) -> tuple[int, int]:
         (live.add if what == "connect" else live.discard)(peer)
     kinds = [event[0] for event in events]
     return kinds.count("connect"), kinds.count("disconnect")
+
+
+def test_a_transport_without_connections_is_not_asked_for_them() -> None:
+    connections = PeerConnections(ShmTransport(TransportOptions()), lambda _call: None)
+    attempt = Attempt("0" * 32, 0, [0, 1], {})
+    group = Group("pair", 0, {0: Peer(0, "a" * 32), 1: Peer(1, "b" * 32)}, None, 0.0)
+    assert connections.connect(attempt, group) is group
+    assert attempt.connections == []
 
 
 def test_links_with_one_peer_connect_once_and_the_last_one_disconnects(start_node: Start) -> None:

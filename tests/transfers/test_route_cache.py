@@ -18,6 +18,7 @@ from tests import core_ways, nodes
 from tests.block_lists import LISTS
 from tests.nodes import Node, RemoteError
 from tests.quiet import until_quiet
+from tests.waiting import until
 
 Start = Callable[..., Node]
 BLOCKS, BYTES, TENSORS = 64, 256, 3
@@ -163,13 +164,19 @@ def _pull_into_freed(here: nodes.Here) -> None:
 def test_after_unlink_the_link_is_missed_and_a_new_one_found(linked: tuple[Node, Node]) -> None:
     owner, puller = linked
     puller.do(_pull, [5], [6])
+    assert puller.do(_routes) == 1
     for node in (owner, puller):
         node.do(_unlink_all)
+    until(lambda: puller.do(_routes) == 0)
     with pytest.raises(RemoteError) as caught:
         puller.do(_pull, [5], [6])
     assert caught.value.status == "LLM_NOT_YET_LINK"
     nodes.link_pair(owner, puller, "again")
     assert puller.do(_pull, [5], [6]) == _expected(100, [5])
+
+
+def _routes(here: nodes.Here) -> int:
+    return len(here.live._live(LLMStatusCode.LLM_FAILED).route_cache._routes)
 
 
 def _unlink_all(here: nodes.Here) -> None:

@@ -6,6 +6,8 @@ import ctypes
 import errno
 import mmap
 import os
+import subprocess
+import sys
 import threading
 import time
 from array import array
@@ -129,6 +131,29 @@ def test_what_is_in_use_is_copied_afterwards() -> None:
 
 
 @needed
+def test_none_is_made_while_no_processor_is_spare() -> None:
+    size, loop = 16 * MIB, [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(loop) for _ in range((os.cpu_count() or 1) + 1)]
+    try:
+        until(lambda: all(_is_running(each.pid) for each in busy))
+        with _file(size) as (fd, address):
+            left = bytearray(size // HUGE)
+            assert _make(fd, address, size, left) == _native.HUGE_MADE
+            assert all(left)
+            assert _huge(address) == 0
+    finally:
+        for each in busy:
+            each.kill()
+            each.wait()
+
+
+def _is_running(pid: int) -> bool:
+    """Whether it computes: has used 50 ms of a processor."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) * 1000 >= 50 * os.sysconf("SC_CLK_TCK")
+
+
+@needed
 def test_nothing_is_lost_that_is_written_meanwhile() -> None:
     size = 64 * MIB
     pool = ShmTransport(TransportOptions()).allocate(size, Placement.HOST)
@@ -219,8 +244,13 @@ def test_they_end_early_once_that_is_said() -> None:
 
 def test_a_mapping_that_is_to_have_none_gets_none() -> None:
     """As where the kernel knows no such call: nobody tries again."""
+
+    def is_refused() -> bool:  # as soon as a processor is spare
+        with _file(8 * MIB, huge=False) as (fd, address):
+            return _make(fd, address, 8 * MIB) == _native.HUGE_REFUSED
+
+    until(is_refused)
     with _file(8 * MIB, huge=False) as (fd, address):
-        assert _make(fd, address, 8 * MIB) == _native.HUGE_REFUSED
         _native.populate(address, 8 * MIB, 1, fd, 0)
         _native.huge_merge(address, bytearray(b"\1" * 4), GO_ON)
         assert _huge(address) == 0
