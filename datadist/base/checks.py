@@ -35,7 +35,7 @@ def check_isinstance(
 
     ``use`` is :data:`hints.ADDRESSES` where an int is an address, :data:`hints.TENSORS` for tensors.
     """
-    if (value is None and allow_none) or is_a(value, types):
+    if type(value) is types or (value is None and allow_none) or is_a(value, types):
         return
     each = _each(types)
     supported = " or ".join(kind.__name__ for kind in each)
@@ -143,8 +143,9 @@ def check_dict(name: str, values: object, key: type, value: type) -> None:
 
 def check_range(name: str, value: object, low: int, high: int) -> None:
     """Raise ``TypeError`` for what is no int, ``ValueError`` outside of ``[low, high]``."""
-    check_isinstance(name, value, int, allow_none=False)
-    assert isinstance(value, int)
+    if type(value) is not int:
+        check_isinstance(name, value, int, allow_none=False)
+        assert isinstance(value, int)
     if not low <= value <= high:
         raise ValueError(f"{name} is {value}, it must be in [{low}, {high}]")
 

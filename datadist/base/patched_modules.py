@@ -31,6 +31,8 @@ REMEDY = (
 
 def patched() -> str:
     """The replaced functions and who has replaced them, in words; empty if there are none."""
+    if sys.modules.keys().isdisjoint(LIBRARIES):
+        return ""
     found: dict[str, list[str]] = {}
     for module, name in NEEDED:
         present = getattr(sys.modules.get(module), name, None)
