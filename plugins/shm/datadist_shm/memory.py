@@ -173,12 +173,17 @@ class Maker:
         """Which huge pages are to be made of small ones."""
         self._shortages = 0
         """How often there was too little memory, one after another."""
+        self._careful = False
+        """Whether huge pages take long here, and are made while a processor is spare only."""
 
     def make(self, begin: int, size: int, stop: array[int]) -> None:
         """Populate a part. Raises OSError."""
         address = self._address + begin
         if self._huge:
-            how = _native.huge_make(address, size, self._file, begin, self._left, stop)
+            how = _native.huge_make(
+                address, size, self._file, begin, self._left, stop, self._careful
+            )
+            self._careful |= how == _native.HUGE_SLOW
             self._shortages = self._shortages + 1 if how == _native.HUGE_SHORT else 0
             self._huge = how != _native.HUGE_REFUSED and self._shortages < MOST_SHORTAGES
         _native.populate(address, size, self._threads, self._file, begin, stop)
@@ -186,7 +191,7 @@ class Maker:
     def improve(self, stop: array[int]) -> None:
         """Make huge pages of the small ones that others have made meanwhile, or before."""
         if self._huge:
-            _native.huge_merge(self._address, self._left, stop)
+            _native.huge_merge(self._address, self._left, stop, self._careful)
 
 
 class UserRegion(Region):

@@ -50,13 +50,9 @@ def on_demand() -> bool:
     try:
         address = _native.map(fd, HUGE, True, True)
         try:
-            left, stop = bytearray(1), array("q", [0])
-            if _native.huge_make(address, HUGE, fd, 0, left, stop) != _native.HUGE_MADE:
-                return False
-            if left[0]:  # no processor was spare
-                _native.populate(address, HUGE, 1, fd, 0, stop)
-                _native.huge_merge(address, left, stop)
-            return not left[0]
+            left = bytearray(1)
+            how = _native.huge_make(address, HUGE, fd, 0, left, array("q", [0]))
+            return how in (_native.HUGE_MADE, _native.HUGE_SLOW) and not left[0]
         finally:
             _native.unmap(address, HUGE)
     finally:

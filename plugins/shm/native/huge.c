@@ -18,10 +18,9 @@ enum {
     PAGE = 4096,
     PAGES = HUGE_PAGE / PAGE,
     AT_ONCE = 8,        /* made in one call: a millisecond, where the kernel has memory at hand */
-    MOST_CALL_MS = 4,   /* of the processor's time; after a call that takes more, one at a time: a virtual machine that
-                         * has to get its memory from its host takes this long for a page, and nobody else runs there */
+    MOST_CALL_MS = 4,   /* of the processor's time; where one takes more, care is taken from then on */
     MOST_WAIT_MS = 200, /* of a call for processors; one that waits longer is the last one */
-    MAKE_LOOKS = 4,     /* for a processor that is spare, 1 ms apart, before small pages are made */
+    MAKE_LOOKS = 4,     /* for a processor that is spare, 1 ms apart, before pages are made in any case */
     MERGE_LOOKS = 64,   /* the same before pages are merged: one, if no processor was spare */
     ROUNDS = 2,         /* of merging: others may use a page just then */
     MOST_SHORTAGES = 3, /* one after another, until merging ends */
@@ -67,17 +66,14 @@ static int64_t milliseconds(clockid_t clock)
     return now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* How many pages this thread makes in a call. */
-static _Thread_local size_t at_once = AT_ONCE;
-
 /* Have the kernel make count pages; *whole is whether it has made all. */
-static int collapse(char *address, size_t count, int *whole)
+static int collapse(char *address, size_t count, int *whole, int *careful)
 {
     int64_t began = milliseconds(CLOCK_MONOTONIC), ran = milliseconds(CLOCK_THREAD_CPUTIME_ID);
     *whole = madvise(address, count * HUGE_PAGE, MADV_COLLAPSE) == 0;
     int error = *whole ? 0 : errno;
     ran = milliseconds(CLOCK_THREAD_CPUTIME_ID) - ran;
-    at_once = ran > MOST_CALL_MS ? 1 : AT_ONCE;
+    *careful |= ran > MOST_CALL_MS;
     if (milliseconds(CLOCK_MONOTONIC) - began - ran > MOST_WAIT_MS)
         return HUGE_REFUSED;
     if (error == ENOMEM || error == EBUSY)
@@ -106,7 +102,7 @@ static int begin_one(const char *address, int file, off_t at)
     return 1;
 }
 
-int huge_make(char *address, size_t size, int file, off_t offset, char *left, const _Atomic int64_t *stop)
+int huge_make(char *address, size_t size, int file, off_t offset, char *left, const _Atomic int64_t *stop, int careful)
 {
     size_t first = next_huge((size_t)address) - (size_t)address;
     if ((offset + (off_t)first) % HUGE_PAGE != 0 || sysconf(_SC_PAGESIZE) != PAGE || first > size)
@@ -117,14 +113,14 @@ int huge_make(char *address, size_t size, int file, off_t offset, char *left, co
     int result = HUGE_MADE;
     left += begin / HUGE_PAGE;
     while (at < count && result == HUGE_MADE && !is_stopped(stop)) {
-        size_t from = at, end = count - at < at_once ? count : at + at_once;
+        size_t most = careful ? 1 : AT_ONCE, from = at, end = count - at < most ? count : at + most;
         int whole = 1;
         while (at < end && begin_one(pages + at * HUGE_PAGE, file, begin + (off_t)(at * HUGE_PAGE)))
             at++;
-        if (at > from && !wait_for_a_processor(MAKE_LOOKS, stop))
+        if (at > from && !wait_for_a_processor(MAKE_LOOKS, stop) && careful)
             whole = 0;
         else if (at > from)
-            result = collapse(pages + from * HUGE_PAGE, at - from, &whole);
+            result = collapse(pages + from * HUGE_PAGE, at - from, &whole, &careful);
         if (!whole)
             memset(left + from, 1, at - from);
         if (at < end)
@@ -132,20 +128,21 @@ int huge_make(char *address, size_t size, int file, off_t offset, char *left, co
     }
     if (result == HUGE_SHORT)
         memset(left + at, 1, count - at);
-    return result;
+    return result == HUGE_MADE && careful ? HUGE_SLOW : result;
 }
 
-static void merge_round(char *address, char *left, size_t count, const _Atomic int64_t *stop, int *result)
+static void merge_round(
+    char *address, char *left, size_t count, const _Atomic int64_t *stop, int *careful, int *result)
 {
     int whole, shortages = 0;
     for (size_t at = 0, end; at < count && *result != HUGE_REFUSED && !is_stopped(stop); at = end) {
         end = at + 1;
         if (!left[at])
             continue;
-        size_t most = wait_for_a_processor(MERGE_LOOKS, stop) ? at_once : 1;
+        size_t most = wait_for_a_processor(MERGE_LOOKS, stop) && !*careful ? AT_ONCE : 1;
         while (end < count && left[end] && end - at < most)
             end++;
-        *result = collapse(address + at * HUGE_PAGE, end - at, &whole);
+        *result = collapse(address + at * HUGE_PAGE, end - at, &whole, careful);
         if (whole)
             memset(left + at, 0, end - at);
         shortages = *result == HUGE_SHORT ? shortages + 1 : 0;
@@ -154,9 +151,9 @@ static void merge_round(char *address, char *left, size_t count, const _Atomic i
     }
 }
 
-void huge_merge(char *address, char *left, size_t count, const _Atomic int64_t *stop)
+void huge_merge(char *address, char *left, size_t count, const _Atomic int64_t *stop, int careful)
 {
     int result = HUGE_MADE;
     for (int round = 0; round < ROUNDS && result != HUGE_REFUSED && memchr(left, 1, count) != NULL; round++)
-        merge_round(address, left, count, stop, &result);
+        merge_round(address, left, count, stop, &careful, &result);
 }

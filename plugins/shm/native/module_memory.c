@@ -51,7 +51,7 @@ static PyObject *py_populate(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(huge_make_doc,
-"huge_make(address, size, file, offset, left, stop) -> HUGE_MADE, HUGE_SHORT or HUGE_REFUSED, see huge.h. left: a byte\n"
+"huge_make(address, size, file, offset, left, stop, careful=False) -> HUGE_MADE and the like, see huge.h. left: a byte\n"
 "for each huge page of the file. stop: writable int64 buffer, which ends it early once it is not 0.");
 
 static PyObject *py_huge_make(PyObject *self, PyObject *args)
@@ -60,14 +60,14 @@ static PyObject *py_huge_make(PyObject *self, PyObject *args)
     long long address, offset;
     Py_ssize_t size;
     Py_buffer left, stop;
-    int file, more = HUGE_REFUSED, valid;
-    if (!PyArg_ParseTuple(args, "LniLw*w*", &address, &size, &file, &offset, &left, &stop))
+    int file, careful = 0, more = HUGE_REFUSED, valid;
+    if (!PyArg_ParseTuple(args, "LniLw*w*|p", &address, &size, &file, &offset, &left, &stop, &careful))
         return NULL;
     valid = size >= 0 && offset >= 0 && left.len >= (offset + size) / HUGE_PAGE &&
             stop.len >= (Py_ssize_t)sizeof(int64_t);
     if (valid) {
         Py_BEGIN_ALLOW_THREADS
-        more = huge_make((char *)(intptr_t)address, size, file, offset, left.buf, stop.buf);
+        more = huge_make((char *)(intptr_t)address, size, file, offset, left.buf, stop.buf, careful);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&left);
@@ -76,20 +76,20 @@ static PyObject *py_huge_make(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(huge_merge_doc,
-"huge_merge(address, left, stop): make huge pages of the small ones of those that are left, while a processor is spare.");
+"huge_merge(address, left, stop, careful=False): make huge pages of the small ones of those that are left, while a processor is spare.");
 
 static PyObject *py_huge_merge(PyObject *self, PyObject *args)
 {
     (void)self;
     long long address;
     Py_buffer left, stop;
-    int valid;
-    if (!PyArg_ParseTuple(args, "Lw*w*", &address, &left, &stop))
+    int careful = 0, valid;
+    if (!PyArg_ParseTuple(args, "Lw*w*|p", &address, &left, &stop, &careful))
         return NULL;
     valid = stop.len >= (Py_ssize_t)sizeof(int64_t);
     if (valid) {
         Py_BEGIN_ALLOW_THREADS
-        huge_merge((char *)(intptr_t)address, left.buf, left.len, stop.buf);
+        huge_merge((char *)(intptr_t)address, left.buf, left.len, stop.buf, careful);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&left);
