@@ -59,22 +59,31 @@ static int wait_for_a_processor(int looks, const _Atomic int64_t *stop)
     return 0;
 }
 
-static int64_t milliseconds(clockid_t clock)
+static int64_t milliseconds(const struct timespec *time)
 {
-    struct timespec now;
-    clock_gettime(clock, &now);
-    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+    return time->tv_sec * 1000 + time->tv_nsec / 1000000;
+}
+
+/* What has passed, and how much of that this thread has run; from some moment on. */
+static void read_clocks(int64_t *passed_ms, int64_t *ran_ms)
+{
+    struct timespec passed, ran;
+    clock_gettime(CLOCK_MONOTONIC, &passed);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ran);
+    *passed_ms = milliseconds(&passed);
+    *ran_ms = milliseconds(&ran);
 }
 
 /* Have the kernel make count pages; *whole is whether it has made all. */
 static int collapse(char *address, size_t count, int *whole, int *careful)
 {
-    int64_t began = milliseconds(CLOCK_MONOTONIC), ran = milliseconds(CLOCK_THREAD_CPUTIME_ID);
+    int64_t began, began_ran, ended, ended_ran;
+    read_clocks(&began, &began_ran);
     *whole = madvise(address, count * HUGE_PAGE, MADV_COLLAPSE) == 0;
     int error = *whole ? 0 : errno;
-    ran = milliseconds(CLOCK_THREAD_CPUTIME_ID) - ran;
-    *careful |= ran > MOST_CALL_MS;
-    if (milliseconds(CLOCK_MONOTONIC) - began - ran > MOST_WAIT_MS)
+    read_clocks(&ended, &ended_ran);
+    *careful |= ended_ran - began_ran > MOST_CALL_MS;
+    if (ended - began - (ended_ran - began_ran) > MOST_WAIT_MS)
         return HUGE_REFUSED;
     if (error == ENOMEM || error == EBUSY)
         return HUGE_SHORT;
