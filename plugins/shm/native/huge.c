@@ -18,7 +18,7 @@ enum {
     PAGE = 4096,
     PAGES = HUGE_PAGE / PAGE,
     AT_ONCE = 8,        /* made in one call: a millisecond, where the kernel has memory at hand */
-    MOST_CALL_MS = 4,   /* of the processor's time; where one takes more, care is taken from then on */
+    MOST_CALL_MS = 8,   /* of the processor's time; where one takes more, care is taken from then on */
     MOST_WAIT_MS = 200, /* of a call for processors; one that waits longer is the last one */
     MAKE_LOOKS = 4,     /* for a processor that is spare, 1 ms apart, before pages are made in any case */
     MERGE_LOOKS = 64,   /* the same before pages are merged: one, if no processor was spare */
