@@ -299,11 +299,11 @@ class Region:
         self.keeper = keeper
 
     def wait_filled(self, timeout: float) -> None:
-        """Wait until its pages exist and get no faster; for ``timeout`` seconds at most.
+        """Wait until its pages exist, and the transport no longer replaces them by faster ones.
 
-        A transport may make them after the region, which can be used before that. Core does not wait;
-        `datadist bench` does. The base class returns at once. Raises :class:`RegistrationError` where
-        the pages cannot be had.
+        At most ``timeout`` seconds. The region can be used before. Core does not wait; `datadist bench`
+        does. The base class returns at once. Raises :class:`RegistrationError` where the pages cannot
+        be had.
         """
 
     def __repr__(self) -> str:
@@ -716,6 +716,9 @@ class Transport(ABC):
 
     def connect(self, peer: Peer) -> Any:
         """What all links with one peer process share, such as an endpoint; the base class has nothing.
+
+        Core calls neither this nor :meth:`peer_lost` nor :meth:`disconnect` of a class that overrides none
+        of the three.
 
         Called on a worker (or the control thread, see :attr:`Capabilities.opens_at_once`) before the
         first link with a peer is opened, and again once it was lost

@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import select
-import selectors
 import socket
 import threading
 import time
@@ -46,7 +45,7 @@ def _takers() -> dict[str, tuple[list[tuple[Any, str]], Callable[[], Exception]]
         "accept": ([(socket.socket, "accept")], full),
         "eventfd": ([(os, "eventfd")], full),
         "pidfd": ([(os, "pidfd_open")], full),
-        "epoll": ([(select, "epoll"), (selectors.EpollSelector, "_selector_cls")], full),
+        "epoll": ([(select, "epoll")], full),
         "memfd": ([(os, "memfd_create")], full),
         "memfd-memory": ([(os, "memfd_create")], short),
         "ftruncate": ([(os, "ftruncate")], short),
@@ -97,12 +96,7 @@ def missing(name: str, at: int) -> Iterator[Shortage]:
 
     with ExitStack() as stack:
         for owner, attribute in places:
-            function = getattr(owner, attribute)
-            new = (
-                staticmethod(wrapped(function))
-                if attribute == "_selector_cls"
-                else wrapped(function)
-            )
+            new = wrapped(getattr(owner, attribute))
             stack.enter_context(mock.patch.object(owner, attribute, new))
         yield shortage
 

@@ -29,7 +29,7 @@ class Flag:
         """Wake all who wait, and keep nobody waiting from now on."""
         self._set = True
         for lock in tuple(self._waiting):
-            try:  # of Python code, `suppress` would take longer than all the rest
+            try:  # not `suppress`: it is Python code, and takes longer than the rest
                 lock.release()
             except RuntimeError:  # it was set twice
                 continue

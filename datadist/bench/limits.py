@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from datadist.base import cgroups
 from datadist.base.memory_room import least_room
-from datadist.bench.measured_engine import PAGES_SECONDS, BenchError
+from datadist.bench.measured_engine import SECONDS, BenchError
 from datadist.bench.shapes import Shape
 from datadist.transport import Placement, Transport
 
@@ -95,7 +95,7 @@ class HostLimits:
         can_map = not private or PROCESS_VM not in self._ways
         self.applicable = self.names if can_map else [PROCESS_VM]
         self._source = transport.allocate(_source_bytes(shape), _addressable(transport))
-        self._source.wait_filled(PAGES_SECONDS)  # else it has other pages than pools
+        self._source.wait_filled(SECONDS)  # else it has other pages than pools
         ctypes.memset(self._source.address, 1, self._source.size)
 
     compared = NATIVE_COPY

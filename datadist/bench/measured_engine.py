@@ -41,8 +41,6 @@ from datadist.transport import Link, Transport
 PEER, OWN = 1, 2
 """Ids of the two clusters of most workloads: a process of its own, and this process."""
 SECONDS = 300.0
-PAGES_SECONDS = 30.0
-"""How long pages are waited for: on a busy machine they get faster very slowly."""
 STAMP = struct.Struct("d")
 
 
@@ -187,7 +185,7 @@ class MeasuredEngine:
             )
         self.caches[label], self._arrays[label] = cache, arrays
         if not at_once:
-            self.core.memory.wait_filled(PAGES_SECONDS)
+            self.core.memory.wait_filled(SECONDS)
         self.fill(label, shape) if filled else self.clear(label)
         return cache.cache_id
 

@@ -219,7 +219,7 @@ class Memory:
         return region_id, held.region
 
     def wait_filled(self, timeout: float) -> None:
-        """Wait until all regions have their pages. Raises what :meth:`Region.wait_filled` raises."""
+        """Wait for the pages of all regions, and raise, as :meth:`Region.wait_filled` does."""
         deadline = time.monotonic() + timeout
         for held in list(self._held.values()):
             held.region.wait_filled(max(0.0, deadline - time.monotonic()))

@@ -16,6 +16,7 @@ from datadist.base.seen_cases import SeenCases
 from datadist.caches.directory import KeyDirectory
 from datadist.control.account import Account, Item
 from datadist.control.messages import (
+    NO_ANSWER,
     Ack,
     Announce,
     Directory,
@@ -189,7 +190,7 @@ class PeerView:
                 self._begun_anew = False
                 bound = self.directory.binding_ids()
                 self._forget_pulled({*self.consumed, *self.covered} - bound)
-        if update.seq:
+        if update.seq != NO_ANSWER:
             self.acknowledge(update.seq)
 
     def _put(self, entry: Entry) -> set[int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datadist.base.exclusive import Exclusive
 from datadist.caches.peers import PeerView
 from datadist.caches.revocations import Revocations
-from datadist.control.messages import Directory, Entry, Message, Synced
+from datadist.control.messages import NO_ANSWER, Directory, Entry, Message, Synced
 
 __all__ = ["Publication"]
 
@@ -54,7 +54,7 @@ class Publication:
         parts = list(_parts(self._entries()))
         for number, part in enumerate(parts, 1):
             first, last = number == 1, number == len(parts)
-            view.send(Directory(seq=0, reset=first, last=last, upsert=part))
+            view.send(Directory(seq=NO_ANSWER, reset=first, last=last, upsert=part))
         view.subscribed = True
 
     def answer_sync(self, view: PeerView, sync_id: int) -> None:
@@ -106,7 +106,7 @@ class Publication:
             if view.subscribed:
                 view.seq_sent += 1
                 view.send(
-                    Directory.model_construct(
+                    Directory.model_construct(  # up to 65,536 numbers, not checked again
                         seq=view.seq_sent, upsert=upsert, remove=remove, unbind=list(unbind)
                     )
                 )

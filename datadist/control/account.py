@@ -55,8 +55,8 @@ class Item(Enum):
     def __init__(self, words: str, limit: int) -> None:
         self.words = words
         self.limit = limit
-        self.place = len(type(self).__members__)
-        """Among the items: members of an enumeration are hashed by Python code."""
+
+    __hash__ = object.__hash__  # that of `Enum` is Python code
 
 
 class LimitExceeded(PicklableError):
@@ -71,20 +71,20 @@ class Account:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts = [0] * len(Item)
+        self._counts = dict.fromkeys(Item, 0)
 
     def take(self, item: Item, count: int = 1) -> None:
         """Count some more. Raises :class:`LimitExceeded`, and counts nothing then."""
         with self._lock:
-            total = self._counts[item.place] + count
+            total = self._counts[item] + count
             if total > item.limit:
                 raise LimitExceeded(item, total)
-            self._counts[item.place] = total
+            self._counts[item] = total
 
     def give_back(self, item: Item, count: int = 1) -> None:
         """Count some less; none is less than nothing."""
         with self._lock:
-            self._counts[item.place] = max(0, self._counts[item.place] - count)
+            self._counts[item] = max(0, self._counts[item] - count)
 
     def check(self, item: Item, total: int) -> None:
         """Raise :class:`LimitExceeded` where somebody else counts, and has come to that many."""
@@ -92,4 +92,4 @@ class Account:
             raise LimitExceeded(item, total)
 
     def __getitem__(self, item: Item) -> int:
-        return self._counts[item.place]
+        return self._counts[item]

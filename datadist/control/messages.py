@@ -62,6 +62,9 @@ MAX_CHANGES = 1 << 16
 MAX_RELEASES = 1 << 10
 """Grants that one message releases, by generation and by key."""
 
+NO_ANSWER = 0
+"""The number of a message that is not acknowledged."""
+
 MAX_SECONDS = (2**31 - 1) / 1000
 """Longest time that a message may name, which is the longest that a program can set."""
 
@@ -332,7 +335,7 @@ class Directory(_Message):
 
     kind: Literal["directory"] = "directory"
     seq: UInt64
-    """Answered by :class:`Ack`; 0 where nothing is revoked, and no answer is expected."""
+    """Answered by :class:`Ack`, unless it is :data:`NO_ANSWER`: in what begins a subscription."""
     reset: bool = False
     last: bool = True
     """Whether nothing more of what ``reset`` began is to come."""

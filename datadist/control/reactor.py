@@ -13,7 +13,6 @@ import ctypes
 import heapq
 import itertools
 import logging
-import math
 import os
 import select
 import threading
@@ -237,7 +236,7 @@ class Reactor:
     def unwatch(self, fd: int) -> None:
         """Forget ``fd``; harmless when it is not watched. Call before closing it."""
         if self._watched.pop(fd, None) is not None:
-            with contextlib.suppress(OSError, ValueError):  # either of them was closed before
+            with contextlib.suppress(OSError, ValueError):  # it, or epoll, was closed before
                 self._epoll.unregister(fd)
 
     def stop(self, timeout: float = 5.0) -> None:
@@ -258,6 +257,7 @@ class Reactor:
         if not self._stopping:
             self._ident = 0  # the thread is not here
         self._epoll.close()
+        self._watched = {}
         wake, self._wake = self._wake, -1
         if wake >= 0:
             for fd in {wake, self._woken}:
@@ -297,11 +297,11 @@ class Reactor:
         """Handle events in a separate function, so that no local variable keeps an ended session
         alive.
         """
-        ready = self._epoll.poll(self._timeout(), len(self._watched) or 1)
+        ready = self._epoll.poll(self._timeout(), len(self._watched))
         known = self._watched
         calls = [(found, *known[fd]) for fd, found in ready if fd in known]
-        for found, wanted, callback in calls:
-            events = (READ if found & ~WRITE else 0) | (WRITE if found & ~READ else 0)  # or an end
+        for found, wanted, callback in calls:  # an error and a hang-up count as both
+            events = (READ if found & ~WRITE else 0) | (WRITE if found & ~READ else 0)
             self._guard(partial(callback, events & wanted))
 
     def _timeout(self) -> float | None:
@@ -309,8 +309,7 @@ class Reactor:
             return 0
         if not self._timers:
             return None
-        seconds = min(max(0.0, self._timers[0][0] - time.monotonic()), MAX_SLEEP_SECONDS)
-        return math.ceil(seconds * 1000) / 1000  # the kernel's unit, and not too early
+        return min(max(0.0, self._timers[0][0] - time.monotonic()), MAX_SLEEP_SECONDS)
 
     def _run_timers(self) -> None:
         now = time.monotonic()  # what a timer begins comes in the next turn

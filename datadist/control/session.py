@@ -137,8 +137,8 @@ class Session:
         """Bytes of each call of the kernel, as noted in C, so that no exception comes before."""
         self._sent_at = time.monotonic()
         self._sending = False
-        self._soon = False
-        """Whether the reactor is to send what waits."""
+        self._send_posted = False
+        """Whether :meth:`_send_what_waits` is posted."""
         self._send_lock = threading.RLock()
 
     @property
@@ -202,12 +202,12 @@ class Session:
             self.send(message, fds)
             return
         self._queue(message, fds)
-        if not self._soon:
-            self._soon = True
+        if not self._send_posted:
             self._reactor.post(self._send_what_waits)
+            self._send_posted = True
 
     def _send_what_waits(self) -> None:
-        self._soon = False
+        self._send_posted = False
         if self._unsealed:  # nobody has sent it meanwhile
             self._send_waiting()
 
@@ -513,7 +513,7 @@ class Session:
             self._inbox += data
             self._received += len(data)
             share.nbytes -= len(data)
-            if len(data) < CHUNK and not self._marks:  # what comes after that wakes us again
+            if len(data) < CHUNK and not self._marks:  # epoll tells of what is left
                 return self._dispatch(share)
 
     def _receive_some(self) -> tuple[bytes, list[int], int]:

@@ -24,18 +24,18 @@ MAX_ORIGINS = 256
 class Share:
     """What is left of one turn."""
 
-    __slots__ = ("_began", "_began_at", "frames", "nbytes")
+    __slots__ = ("_began_at", "_processor_began", "frames", "nbytes")
 
-    def __init__(self, frames: int = SHARE_FRAMES, nbytes: int = SHARE_BYTES) -> None:
-        self.frames = frames
-        self.nbytes = nbytes
-        self._began = time.thread_time()
+    def __init__(self) -> None:
+        self.frames = SHARE_FRAMES
+        self.nbytes = SHARE_BYTES
+        self._processor_began = time.thread_time()
         self._began_at = time.monotonic()
 
     @property
     def spent(self) -> float:
         """Processor seconds since it began."""
-        return time.thread_time() - self._began
+        return time.thread_time() - self._processor_began
 
     @property
     def over(self) -> bool:

@@ -332,7 +332,7 @@ class Engine:
     def _on_broken(self, route: Route, reason: str) -> None:
         cluster = route.view.session.cluster_id
         self._builder.events.note(LinkEventKind.BROKEN, route.domain, reason, cluster)
-        self._reactor.post(self._on_unlinked)
+        self._reactor.post(self.notices.on_unlinked)
 
     def _start_grants(self, types: ElementTypes) -> None:
         incarnation = self._discovery.address.incarnation

@@ -201,7 +201,7 @@ class GrantMessages:
 def _send(view: PeerView, grants: list[int | KeyName]) -> None:
     numbers = [grant for grant in grants if not isinstance(grant, tuple)]
     names: list[Any] = [grant for grant in grants if isinstance(grant, tuple)]
-    view.send(ReleaseGrants.model_construct(generations=numbers, keys=names))
+    view.send(ReleaseGrants(generations=numbers, keys=names))
 
 
 def _parts(grants: Iterable[int | KeyName]) -> Iterable[list[int | KeyName]]:

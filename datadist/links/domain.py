@@ -40,6 +40,8 @@ class Attempt:
     """Of all members, ourselves included."""
     members: dict[int, Member]
     """Those that are known: all, or none until the transport's library brought them together."""
+    others: list[int] = field(init=False)
+    """Ranks of the peers."""
     link: Link | None = None
     opening: bool = False
     regions: list[int] = field(default_factory=list)
@@ -48,7 +50,7 @@ class Attempt:
     attaching: set[int] = field(default_factory=set)
     attached: set[int] = field(default_factory=set)
     unanswered: set[int] = field(default_factory=set)
-    """Those of them that were not told yet."""
+    """Ranks whose offer was attached, and that were not told so yet."""
     ready: set[int] = field(default_factory=set)
     told_ready: bool = False
     gone: dict[int, str] = field(default_factory=dict)
@@ -97,7 +99,6 @@ class Attempt:
     def __post_init__(self) -> None:
         self.idle.set()
         self.others = [rank for rank in self.ranks if rank != self.rank]
-        """Ranks of the peers."""
         self.counters = {rank: Counters() for rank in self.others}
 
     @property

@@ -22,7 +22,7 @@ log = logging.getLogger("datadist.link")
 CLOSE_SECONDS = 2.0
 """So long the end of the engine waits for calls of the transport that connect or disconnect."""
 LOOK_SECONDS = 0.1
-CALLS = "connect", "peer_lost", "disconnect"
+CONNECTION_METHODS = "connect", "peer_lost", "disconnect"
 """Methods of a transport that has connections."""
 
 
@@ -48,8 +48,9 @@ class PeerConnections:
 
     def __init__(self, transport: Transport, post: Callable[[Callable[[], None]], object]) -> None:
         self._transport = transport
-        self._wanted = any(
-            getattr(type(transport), name) is not getattr(Transport, name) for name in CALLS
+        self._has_connections = any(
+            getattr(type(transport), name) is not getattr(Transport, name)
+            for name in CONNECTION_METHODS
         )
         """Whether the transport has connections at all."""
         self._post = post
@@ -65,7 +66,7 @@ class PeerConnections:
         :meth:`disconnect` gives back what this has taken, also where it raises LinkError, or what the
         transport raises.
         """
-        if not self._wanted:
+        if not self._has_connections:
             return group
         peers = dict(group.peers)
         for rank, peer in group.peers.items():

@@ -158,7 +158,11 @@ class Steps:
                 opened(link)
 
         def tell(link: Link) -> None:
-            if self._memory.tell_link_at_once(attempt, link):
+            try:
+                told = self._memory.tell_link_at_once(attempt, link)
+            except Exception:  # then a worker tries that again, and reports it
+                told = False
+            if told:
                 finished(link)
             else:
                 self._job(domain, attempt, stage, lambda: self._complete(attempt, link), finished)
@@ -290,7 +294,7 @@ class Steps:
         if done:  # what follows is up to our caller, which takes all steps that can be taken
             view = self.view(attempt, rank)
             if view is not None:
-                free_room(view, message)
+                release_offer(view, message)
                 attempt.unanswered.add(rank)
             note()
         else:
@@ -338,8 +342,7 @@ class Steps:
             view, attached = self.view(attempt, rank), rank in attempt.unanswered
             attempt.unanswered.discard(rank)
             if view is not None:
-                metadata = domain.metadata
-                view.send(Ready(domain=attempt.token, metadata=metadata, attached=attached))
+                view.send(Ready(domain=attempt.token, metadata=domain.metadata, attached=attached))
 
     def check_ok(self, domain: Domain, attempt: Attempt) -> None:
         """OK once every member has said that it is ready."""
@@ -357,7 +360,11 @@ class Steps:
         owner: str | None = None,
         at_once: bool = False,
     ) -> None:
-        """Do some work, then what follows from its result: on a worker, on a thread, or here and now."""
+        """Do some work, then what follows from its result: on a worker, on a thread, or here and now.
+
+        What fails ends the domain, so that comes in a turn of its own: who called may be in the middle
+        of beginning it.
+        """
         if attempt.jobs == 0:
             attempt.idle = Flag()
         attempt.jobs += 1
@@ -409,6 +416,9 @@ class Steps:
 
 def _offer_problem(offer: Offer, rank: int, session: Session) -> str | None:
     """Why an offer cannot be sent."""
+    if not isinstance(offer.data, bytes):
+        kind = type(offer.data).__name__
+        return f"the transport's offer for rank {rank} is of type {kind}, not bytes"
     size, count = len(offer.data), len(offer.fds)
     if size > Offer.MAX_DATA:
         return f"the transport's offer for rank {rank} has {size} bytes, over {Offer.MAX_DATA}"
@@ -431,11 +441,11 @@ def weight(message: OfferMessage) -> int:
 
 def answer(view: PeerView, message: OfferMessage) -> None:
     """Acknowledge an offer of a peer, once for each offer."""
-    free_room(view, message)
+    release_offer(view, message)
     view.send_soon(Attached(domain=message.domain))
 
 
-def free_room(view: PeerView, message: OfferMessage) -> None:
-    """An offer of a peer takes no room here any more."""
+def release_offer(view: PeerView, message: OfferMessage) -> None:
+    """Count an offer of a peer as taken."""
     view.account.give_back(Item.OFFERS)
     view.account.give_back(Item.OFFER_BYTES, weight(message))

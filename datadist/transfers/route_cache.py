@@ -66,9 +66,9 @@ class RouteCache:
         )
 
     def forget_ended(self) -> None:
-        """Forget routes over links that were given up."""
+        """Forget routes over links that have ended, and to peers that are gone."""
         for key, cached in list(self._routes.items()):
-            if cached.attempt.dead:
+            if cached.attempt.dead or cached.rank in cached.gone:
                 self._routes.pop(key, None)
 
     def clear(self) -> None:

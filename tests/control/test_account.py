@@ -190,10 +190,6 @@ def test_an_engine_permits_its_user_less_than_its_peers_take() -> None:
     assert Item.WISH_CHARACTERS.limit > accounts.MAX_TABLES
 
 
-def test_each_item_is_counted_at_a_place_of_its_own() -> None:
-    assert [item.place for item in Item] == list(range(len(Item)))
-
-
 def test_what_does_not_fit_is_not_counted() -> None:
     account = Account()
     account.take(Item.WISHES, Item.WISHES.limit)

@@ -53,7 +53,18 @@ def test_the_end_of_what_is_watched_is_told_as_what_was_asked_for(reactor: React
     until(lambda: told == [READ, WRITE])
     for fd in (reading, full):
         os.close(fd)
-    reactor.call(lambda: reactor.unwatch(reading), SECONDS)  # again, and of what is closed
+
+
+def test_what_was_closed_before_can_be_forgotten(reactor: Reactor) -> None:
+    reading, writing = os.pipe()
+    reactor.call(lambda: reactor.watch(reading, READ, lambda _events: None), SECONDS)
+    os.close(reading)
+    reactor.call(lambda: reactor.unwatch(reading), SECONDS)
+    reactor.call(lambda: reactor.unwatch(reading), SECONDS)
+    os.close(writing)
+    reactor.stop()
+    reactor.unwatch(reading)
+    assert not reactor._watched
 
 
 def test_what_is_posted_after_the_end_touches_no_other_file(tmp_path: Path) -> None:

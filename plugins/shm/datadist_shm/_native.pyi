@@ -15,7 +15,6 @@ AUTO: int
 HUGE_REFUSED: int
 HUGE_SHORT: int
 HUGE_MADE: int
-HUGE_SLOW: int
 KERNELS: dict[str, int]
 
 def transfer(
@@ -52,7 +51,7 @@ def populate(
 def huge_make(
     address: int, size: int, file: int, offset: int, left: Buffer, stop: Buffer,
     careful: bool = ..., /,
-) -> int: ...  # fmt: skip
+) -> tuple[int, bool]: ...  # fmt: skip
 def huge_merge(address: int, left: Buffer, stop: Buffer, careful: bool = ..., /) -> None: ...
 def unmap(address: int, size: int, /) -> None: ...
 def revoke(fence: int, /) -> None: ...

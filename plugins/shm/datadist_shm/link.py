@@ -42,13 +42,14 @@ from datadist_shm.forking import let_go_in_children
 from datadist_shm.known_ways import known_way
 from datadist_shm.memory import (
     Mapping,
+    PeerFile,
     PeerMapping,
     PeerMappings,
     PoolRegion,
     UserRegion,
     descriptor_for_peer,
 )
-from datadist_shm.offer import OfferData, PeerFile, RegionOffer, check_descriptor, parse_offer
+from datadist_shm.offer import OfferData, RegionOffer, check_descriptor, parse_offer
 from datadist_shm.options import Options
 
 if TYPE_CHECKING:
@@ -328,7 +329,7 @@ class ShmLink(Link):
         key = (path.peer.incarnation, region.id, writable)
         mapping = self._mappings.take(key, lambda: self._map_anew(fd, file, region, writable))
         path.keepers.append(mapping)
-        if mapping.file != file.number:
+        if mapping.file != file:
             raise LinkError(f"rank {rank} changed the memory of region {region.id}", rank)
         return mapping.address, mapping.pages
 
@@ -336,7 +337,7 @@ class ShmLink(Link):
         self, fd: int, file: PeerFile, region: RegionOffer, writable: bool
     ) -> PeerMapping:
         huge, search = self._options.huge_pages != "0", self._options.populate
-        return PeerMapping(fd, region.size, writable, huge, file.stays, search, file.number)
+        return PeerMapping(fd, region.size, writable, huge, file, search)
 
     # -- moving ------------------------------------------------------------------------------
 

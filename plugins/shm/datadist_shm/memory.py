@@ -14,6 +14,7 @@ import weakref
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from datadist.base.memory_file import RESIZE_SEALS, create, create_sealed
 from datadist.base.memory_map import MemoryMap, NotWritable
@@ -55,20 +56,27 @@ class Mapping:
         _native.populate(self.address + begin, size, threads, -1, begin)
 
 
+class PeerFile(NamedTuple):
+    """Memory of a peer that we may map."""
+
+    identity: tuple[int, int]
+    """What tells it from other files that are open."""
+    stays: bool
+    """Whether the owner cannot take away pages that exist, see :data:`F_SEAL_FUTURE_WRITE`."""
+
+
 class PeerMapping:
     """A mapping of a peer's memory, of which no page is made here; undone with the last reference.
 
-    ``stays``: the owner cannot take away what exists, see :data:`F_SEAL_FUTURE_WRITE`. ``search``: a
-    native thread of low priority has those pages mapped that exist, which makes the first transfers
-    faster. It ends with the mapping. ``file`` tells what is mapped from other files.
+    ``search``: a native thread of low priority has those pages mapped that exist, which makes the first
+    transfers faster. It ends with the mapping.
     """
 
     def __init__(
-        self, fd: int, size: int, writable: bool, huge: bool, stays: bool, search: bool = False,
-        file: tuple[int, int] = (0, 0),
-    ) -> None:  # fmt: skip
+        self, fd: int, size: int, writable: bool, huge: bool, file: PeerFile, search: bool = False
+    ) -> None:
         self.file = file
-        self.pages, self.address = _native.map_peer(fd, size, writable, huge, stays, search)
+        self.pages, self.address = _native.map_peer(fd, size, writable, huge, file.stays, search)
         self.size = size
         weakref.finalize(self, _native.unmap_peer, self.pages).atexit = False
         let_go_in_children(self)
@@ -88,8 +96,8 @@ class PoolRegion(Region):
         "_threads",
         "fd",
         "pages",
+        "peers_may_write",
         "region_id",
-        "sealed",
         "sealing",
     )
 
@@ -101,8 +109,8 @@ class PoolRegion(Region):
         self.region_id = region_id
         self.fd = fd
         self.sealing = threading.Lock()
-        self.sealed: bool | None = None
-        """Whether peers may write it; None until that is fixed."""
+        self.peers_may_write: bool | None = None
+        """None until that is fixed."""
         self.pages = kind
         self._threads, self._huge = options.threads, options.huge_pages != "0"
         self._filling: Filling | None = None
@@ -129,10 +137,7 @@ class PoolRegion(Region):
         return self._filling is not None and self._filling.done
 
     def wait_filled(self, timeout: float) -> None:
-        """Until all pages are present, also the huge ones, or ``timeout`` seconds.
-
-        Raises RegistrationError.
-        """
+        """See :meth:`Filling.wait`. Raises RegistrationError."""
         if self._filling is not None:
             self._filling.wait(timeout)
 
@@ -174,16 +179,15 @@ class Maker:
         self._shortages = 0
         """How often there was too little memory, one after another."""
         self._careful = False
-        """Whether huge pages take long here, and are made while a processor is spare only."""
+        """Whether huge pages take long here, see huge.h."""
 
     def make(self, begin: int, size: int, stop: array[int]) -> None:
         """Populate a part. Raises OSError."""
         address = self._address + begin
         if self._huge:
-            how = _native.huge_make(
+            how, self._careful = _native.huge_make(
                 address, size, self._file, begin, self._left, stop, self._careful
             )
-            self._careful |= how == _native.HUGE_SLOW
             self._shortages = self._shortages + 1 if how == _native.HUGE_SHORT else 0
             self._huge = how != _native.HUGE_REFUSED and self._shortages < MOST_SHORTAGES
         _native.populate(address, size, self._threads, self._file, begin, stop)
@@ -331,7 +335,7 @@ def seal(region: PoolRegion, writable: bool) -> None:
 
     What peers may write is populated: a page that a peer made would be charged to the peer.
     """
-    if region.sealed is writable:
+    if region.peers_may_write is writable:
         return
     seals = fcntl.F_SEAL_SEAL if writable else F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
     with region.sealing:  # the first links are opened by several threads at once
@@ -342,7 +346,7 @@ def seal(region: PoolRegion, writable: bool) -> None:
             fcntl.fcntl(region.fd, fcntl.F_ADD_SEALS, seals)
         elif bool(present & F_SEAL_FUTURE_WRITE) == writable:
             raise RegistrationError("peers were given another access to this region before")
-        region.sealed = writable
+        region.peers_may_write = writable
 
 
 def descriptor_for_peer(region: PoolRegion, writable: bool) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,7 +13,7 @@ from datadist.base.memory_file import RESIZE_SEALS
 from datadist.base.parsing import parse
 from datadist.base.texts import short_repr
 from datadist.transport import LinkError, Offer
-from datadist_shm.memory import F_SEAL_FUTURE_WRITE
+from datadist_shm.memory import F_SEAL_FUTURE_WRITE, PeerFile
 
 OFFER_VERSION: Literal[1] = 1
 MAX_ELEMENTS = 8 * Offer.MAX_REGIONS
@@ -69,17 +69,8 @@ def parse_offer(rank: int, data: bytes, fds: int) -> OfferData:
     return offer
 
 
-class PeerFile(NamedTuple):
-    """Memory of a peer that we may map."""
-
-    number: tuple[int, int]
-    """What tells it from other files that are open."""
-    stays: bool
-    """Whether no page of it can be taken away again, by a hole that is punched into it."""
-
-
 def check_descriptor(rank: int, fd: int, size: int) -> PeerFile:
-    """Raise LinkError unless ``fd`` is sealed memory of ``size`` bytes, of our user.
+    """What to map; raises LinkError unless ``fd`` is sealed memory of ``size`` bytes, of our user.
 
     Without the seals the owner could shrink it and so end this process with SIGBUS. The kernel tells
     which pages of a mapping exist to the user of the file only.

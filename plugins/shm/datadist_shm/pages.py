@@ -24,6 +24,8 @@ RESERVED = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
 HUGE = 2 << 20
 SLICE = 32 << 20
 """Bytes that are populated in one call: 5 to 20 ms of work."""
+IMPROVE_SECONDS = 30.0
+"""How long who waits for pages waits for huge ones: on a busy machine that may take minutes."""
 STOP_SECONDS = 0.02
 """How long to wait for threads that need microseconds to stop, unless all processors are busy."""
 
@@ -51,8 +53,8 @@ def on_demand() -> bool:
         address = _native.map(fd, HUGE, True, True)
         try:
             left = bytearray(1)
-            how = _native.huge_make(address, HUGE, fd, 0, left, array("q", [0]))
-            return how in (_native.HUGE_MADE, _native.HUGE_SLOW) and not left[0]
+            how, _ = _native.huge_make(address, HUGE, fd, 0, left, array("q", [0]))
+            return how == _native.HUGE_MADE and not left[0]
         finally:
             _native.unmap(address, HUGE)
     finally:
@@ -168,11 +170,12 @@ class Filling:
         return self._done.is_set() and self._error is None and not self._stop[0]
 
     def wait(self, timeout: float) -> None:
-        """Until all pages are there, and as fast as they get, or ``timeout`` seconds.
+        """Until all pages are there, and for a while until huge ones have replaced the small ones.
 
-        Raises :class:`RegistrationError`.
+        At most ``timeout`` seconds. Raises :class:`RegistrationError`.
         """
-        self._ended.wait(timeout)
+        self._done.wait(timeout)
+        self._ended.wait(min(timeout, IMPROVE_SECONDS))
         self.check()
 
     def check(self) -> None:

@@ -37,7 +37,7 @@ class SharedPart(Region):
         self.whole = whole
 
     def wait_filled(self, timeout: float) -> None:
-        """Until all of it has its pages."""
+        """That of all of it."""
         self.whole.wait_filled(timeout)
 
 

@@ -18,9 +18,9 @@ enum {
     PAGE = 4096,
     PAGES = HUGE_PAGE / PAGE,
     AT_ONCE = 8,        /* made in one call: a millisecond, where the kernel has memory at hand */
-    MOST_CALL_MS = 8,   /* of the processor's time; where one takes more, care is taken from then on */
+    MOST_CALL_MS = 8,   /* of the processor's time, about; where one takes more, care is taken from then on */
     MOST_WAIT_MS = 200, /* of a call for processors; one that waits longer is the last one */
-    MAKE_LOOKS = 4,     /* for a processor that is spare, 1 ms apart, before pages are made in any case */
+    MAKE_LOOKS = 4,     /* for a processor that is spare, 1 ms apart, before pages are made in any case, or left small */
     MERGE_LOOKS = 64,   /* the same before pages are merged: one, if no processor was spare */
     ROUNDS = 2,         /* of merging: others may use a page just then */
     MOST_SHORTAGES = 3, /* one after another, until merging ends */
@@ -52,9 +52,10 @@ static int wait_for_a_processor(int looks, const _Atomic int64_t *stop)
 {
     struct timespec moment = {.tv_nsec = 1000000};
     for (int i = 0; i < looks && !is_stopped(stop); i++) {
+        if (i > 0)
+            nanosleep(&moment, NULL);
         if (is_processor_spare())
             return 1;
-        nanosleep(&moment, NULL);
     }
     return 0;
 }
@@ -74,7 +75,7 @@ static void read_clocks(int64_t *passed_ms, int64_t *ran_ms)
     *ran_ms = milliseconds(&ran);
 }
 
-/* Have the kernel make count pages; *whole is whether it has made all. */
+/* Have the kernel make count pages; *whole is whether it has made all. *careful becomes 1 where it took long. */
 static int collapse(char *address, size_t count, int *whole, int *careful)
 {
     int64_t began, began_ran, ended, ended_ran;
@@ -111,7 +112,8 @@ static int begin_one(const char *address, int file, off_t at)
     return 1;
 }
 
-int huge_make(char *address, size_t size, int file, off_t offset, char *left, const _Atomic int64_t *stop, int careful)
+int huge_make(char *address, size_t size, int file, off_t offset, char *left, const _Atomic int64_t *stop,
+              int *careful)
 {
     size_t first = next_huge((size_t)address) - (size_t)address;
     if ((offset + (off_t)first) % HUGE_PAGE != 0 || sysconf(_SC_PAGESIZE) != PAGE || first > size)
@@ -119,17 +121,19 @@ int huge_make(char *address, size_t size, int file, off_t offset, char *left, co
     char *pages = address + first;
     size_t count = (size - first) / HUGE_PAGE, at = 0;
     off_t begin = offset + (off_t)first;
-    int result = HUGE_MADE;
+    int result = HUGE_MADE, spare = 1;
     left += begin / HUGE_PAGE;
     while (at < count && result == HUGE_MADE && !is_stopped(stop)) {
-        size_t most = careful ? 1 : AT_ONCE, from = at, end = count - at < most ? count : at + most;
+        size_t most = *careful ? 1 : AT_ONCE, from = at, end = count - at < most ? count : at + most;
         int whole = 1;
         while (at < end && begin_one(pages + at * HUGE_PAGE, file, begin + (off_t)(at * HUGE_PAGE)))
             at++;
-        if (at > from && !wait_for_a_processor(MAKE_LOOKS, stop) && careful)
-            whole = 0;
-        else if (at > from)
-            result = collapse(pages + from * HUGE_PAGE, at - from, &whole, &careful);
+        if (at > from) {
+            spare = wait_for_a_processor(spare || !*careful ? MAKE_LOOKS : 1, stop);
+            whole = spare || !*careful;
+            if (whole)
+                result = collapse(pages + from * HUGE_PAGE, at - from, &whole, careful);
+        }
         if (!whole)
             memset(left + from, 1, at - from);
         if (at < end)
@@ -137,7 +141,7 @@ int huge_make(char *address, size_t size, int file, off_t offset, char *left, co
     }
     if (result == HUGE_SHORT)
         memset(left + at, 1, count - at);
-    return result == HUGE_MADE && careful ? HUGE_SLOW : result;
+    return result;
 }
 
 static void merge_round(

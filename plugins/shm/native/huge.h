@@ -20,7 +20,6 @@ enum {
     HUGE_REFUSED, /* never: not here, or the kernel has no such call, or the processors are too busy for it */
     HUGE_SHORT,   /* not now: it found too little memory */
     HUGE_MADE,
-    HUGE_SLOW,    /* as HUGE_MADE, and care is to be taken */
 };
 
 /* Where to map so many bytes so that they can have some, if nobody else maps there first; NULL for anywhere. */
@@ -30,9 +29,10 @@ void *huge_place(size_t size);
  * the file, and becomes 1 for a page that has data, or was not made: huge_merge does these. Ends early once *stop
  * is not 0.
  *
- * careful: one page in a call, and none where no processor is spare. A virtual machine that has to get its memory from
+ * *careful: one page in a call, and none where no processor is spare; it becomes 1 where a call took long. A virtual machine that has to get its memory from
  * its host takes some 5 ms for a page, and the kernel runs nobody else on that processor meanwhile. */
-int huge_make(char *address, size_t size, int file, off_t offset, char *left, const _Atomic int64_t *stop, int careful);
+int huge_make(char *address, size_t size, int file, off_t offset, char *left, const _Atomic int64_t *stop,
+              int *careful);
 
 /* Make huge pages of the small ones of a file, which are copied: those that are left of its first count ones. It is
  * mapped at address. While a processor is spare, else slowly; each page is tried twice. left becomes 0 where it went

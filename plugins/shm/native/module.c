@@ -292,7 +292,6 @@ static const struct {
     {"FAILED", FAILED},       {"MAX_THREADS", MAX_THREADS}, {"AUTO", KERNEL_AUTO},
     {"BRIEF_SEGMENTS", BRIEF_SEGMENTS},
     {"HUGE_REFUSED", HUGE_REFUSED}, {"HUGE_SHORT", HUGE_SHORT}, {"HUGE_MADE", HUGE_MADE},
-    {"HUGE_SLOW", HUGE_SLOW},
 };
 
 /* KERNELS: the kernels that this machine has, by name. */

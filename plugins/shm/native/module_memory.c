@@ -51,8 +51,8 @@ static PyObject *py_populate(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(huge_make_doc,
-"huge_make(address, size, file, offset, left, stop, careful=False) -> HUGE_MADE and the like, see huge.h. left: a byte\n"
-"for each huge page of the file. stop: writable int64 buffer, which ends it early once it is not 0.");
+"huge_make(address, size, file, offset, left, stop, careful=False) -> (HUGE_MADE and the like, careful), see huge.h.\n"
+"left: a byte for each huge page of the file. stop: writable int64 buffer, which ends it early once it is not 0.");
 
 static PyObject *py_huge_make(PyObject *self, PyObject *args)
 {
@@ -67,16 +67,18 @@ static PyObject *py_huge_make(PyObject *self, PyObject *args)
             stop.len >= (Py_ssize_t)sizeof(int64_t);
     if (valid) {
         Py_BEGIN_ALLOW_THREADS
-        more = huge_make((char *)(intptr_t)address, size, file, offset, left.buf, stop.buf, careful);
+        more = huge_make((char *)(intptr_t)address, size, file, offset, left.buf, stop.buf, &careful);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&left);
     PyBuffer_Release(&stop);
-    return valid ? PyLong_FromLong(more) : PyErr_Format(PyExc_ValueError, "left or stop is too small");
+    return valid ? Py_BuildValue("iO", more, careful ? Py_True : Py_False)
+                 : PyErr_Format(PyExc_ValueError, "left or stop is too small");
 }
 
 PyDoc_STRVAR(huge_merge_doc,
-"huge_merge(address, left, stop, careful=False): make huge pages of the small ones of those that are left, while a processor is spare.");
+"huge_merge(address, left, stop, careful=False): make huge pages of the small ones of those that are left, while a\n"
+"processor is spare.");
 
 static PyObject *py_huge_merge(PyObject *self, PyObject *args)
 {

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from datadist_shm import ShmTransport, _native, memory, pages
-from datadist_shm.memory import PeerMapping, PoolRegion
+from datadist_shm.memory import PeerFile, PeerMapping, PoolRegion
 
 from datadist import empty
 from datadist.base.memory_file import create_sealed
@@ -32,7 +32,6 @@ from tests.waiting import until
 
 MIB = 1 << 20
 HUGE = 2 * MIB
-MADE = _native.HUGE_MADE, _native.HUGE_SLOW
 COLLAPSE = 25
 """MADV_COLLAPSE of Linux 6.1; not in Python's module."""
 GO_ON, STOP = array("q", [0]), array("q", [1])
@@ -72,11 +71,9 @@ def _pool(size: int, wait: bool = True, **extra: str) -> PoolRegion:
     return region
 
 
-def _make(
-    fd: int, address: int, size: int, left: bytearray | None = None, careful: bool = False
-) -> int:
+def _make(fd: int, address: int, size: int, left: bytearray | None = None) -> int:
     left = bytearray(size // HUGE) if left is None else left
-    return _native.huge_make(address, size, fd, 0, left, GO_ON, careful)
+    return _native.huge_make(address, size, fd, 0, left, GO_ON)[0]
 
 
 def _huge(address: int) -> int:
@@ -104,7 +101,9 @@ def test_a_pool_has_none_where_that_is_chosen() -> None:
 @needed
 def test_a_peer_maps_each_in_one_step() -> None:
     pool = _pool(8 * MIB)
-    theirs = PeerMapping(pool.fd, pool.size, writable=False, huge=True, stays=False)
+    theirs = PeerMapping(
+        pool.fd, pool.size, writable=False, huge=True, file=PeerFile((0, 0), False)
+    )
     assert theirs.address % HUGE == 0
     assert resident(theirs.address) == 0
     ctypes.string_at(theirs.address + 3 * MIB, 1)
@@ -119,7 +118,7 @@ def test_what_is_in_use_is_copied_afterwards() -> None:
     with _file(size) as (fd, address):
         os.pwrite(fd, b"first", 5 * MIB)
         blocks, left = os.fstat(fd).st_blocks, bytearray(size // HUGE)
-        assert _make(fd, address, size, left) in MADE
+        assert _make(fd, address, size, left) == _native.HUGE_MADE
         begun = sum(left) - left[2]  # on a busy machine: these have one small page
         assert left[2]
         assert _huge(address) == size - HUGE * sum(left)
@@ -136,22 +135,23 @@ def test_what_is_in_use_is_copied_afterwards() -> None:
 @needed
 def test_where_they_take_long_none_is_made_while_no_processor_is_spare() -> None:
     size, loop = 16 * MIB, [sys.executable, "-c", "while True: pass"]
+    left = bytearray(size // HUGE)
     busy = [subprocess.Popen(loop) for _ in range((os.cpu_count() or 1) + 1)]
-    try:
-        until(lambda: all(_is_running(each.pid) for each in busy))
-        with _file(size) as (fd, address):
-            left = bytearray(size // HUGE)
-            assert _make(fd, address, size, left, careful=True) == _native.HUGE_SLOW
-            assert all(left)
-            assert _huge(address) == 0
-            _native.populate(address, size, 1, fd, 0)
-            _native.huge_merge(address, left, GO_ON, True)  # in any case, slowly
-            assert not any(left)
-            assert _huge(address) == size
-    finally:
-        for each in busy:
-            each.kill()
-            each.wait()
+    with _file(size) as (fd, address):
+        try:
+            until(lambda: all(_is_running(each.pid) for each in busy))
+            how = _native.huge_make(address, size, fd, 0, left, GO_ON, True)
+        finally:
+            for each in busy:
+                each.kill()
+                each.wait()
+        assert how == (_native.HUGE_MADE, True)
+        assert all(left)
+        assert _huge(address) == 0
+        _native.populate(address, size, 1, fd, 0)
+        _native.huge_merge(address, left, GO_ON, True)
+        assert not any(left)
+        assert _huge(address) == size
 
 
 def _is_running(pid: int) -> bool:
@@ -199,12 +199,12 @@ def test_a_part_is_made_and_what_is_left_is_noted_by_its_place(begin: int) -> No
     with _file(size) as (fd, address):
         os.pwrite(fd, b"used", used)
         left = bytearray(size // HUGE)
-        how = _native.huge_make(address + begin, 13 * MIB, fd, begin, left, GO_ON)
+        how, _ = _native.huge_make(address + begin, 13 * MIB, fd, begin, left, GO_ON)
         part = range(-(-begin // HUGE), (begin + 13 * MIB) // HUGE)
         noted = {page for page, is_left in enumerate(left) if is_left}  # more, on a busy machine
         assert {used // HUGE} & set(part) <= noted <= set(part)
         assert _huge(address) == HUGE * (len(part) - len(noted))
-        assert how in MADE
+        assert how == _native.HUGE_MADE
 
 
 @pytest.mark.parametrize(("left", "stop"), [(3, 8), (4, 7)])
@@ -219,21 +219,20 @@ def test_what_is_too_small_for_the_notes_is_refused(left: int, stop: int) -> Non
 def test_care_is_taken_from_the_first_time_on_that_it_took_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answers = [_native.HUGE_MADE, _native.HUGE_SLOW, _native.HUGE_MADE]
     careful: list[bool] = []
 
-    def answer(*arguments: Any) -> int:
+    def answer(*arguments: Any) -> tuple[int, bool]:
         careful.append(arguments[-1])
-        return answers[len(careful) - 1]
+        return _native.HUGE_SHORT, len(careful) > 1
 
     monkeypatch.setattr(_native, "huge_make", answer)
     monkeypatch.setattr(_native, "populate", lambda *_arguments: None)
     monkeypatch.setattr(_native, "huge_merge", lambda *arguments: careful.append(arguments[-1]))
     maker = memory.Maker(0, 8 * MIB, 1, 7, True)
-    for _ in answers:
+    for _ in range(2):
         maker.make(0, 8 * MIB, STOP)
     maker.improve(STOP)
-    assert careful == [False, False, True, True]
+    assert careful == [False, False, True]
 
 
 def test_too_little_memory_is_asked_for_again_but_not_for_ever(
@@ -243,9 +242,11 @@ def test_too_little_memory_is_asked_for_again_but_not_for_ever(
     made: list[int] = []
     merged: list[int] = []
 
-    def answer(_address: int, _size: int, _file: int, begin: int, *_rest: object) -> int:
+    def answer(
+        _address: int, _size: int, _file: int, begin: int, *_rest: object
+    ) -> tuple[int, bool]:
         made.append(begin)
-        return answers[len(made) - 1]
+        return answers[len(made) - 1], False
 
     monkeypatch.setattr(_native, "huge_make", answer)
     monkeypatch.setattr(_native, "populate", lambda *_args: None)
@@ -262,7 +263,7 @@ def test_too_little_memory_is_asked_for_again_but_not_for_ever(
 def test_they_end_early_once_that_is_said() -> None:
     with _file(32 * MIB) as (fd, address):
         left = bytearray(16)
-        assert _native.huge_make(address, 32 * MIB, fd, 0, left, STOP) in MADE
+        assert _native.huge_make(address, 32 * MIB, fd, 0, left, STOP)[0] == _native.HUGE_MADE
         assert os.fstat(fd).st_blocks == 0
         _native.populate(address, 32 * MIB, 1, fd, 0)
         _native.huge_merge(address, bytearray(b"\1" * 16), STOP)

@@ -410,7 +410,9 @@ def test_a_mapping_of_pages_as_large_as_itself_is_undone() -> None:
         pytest.skip("this machine has no huge pages for shared memory")
     try:
         os.ftruncate(fd, size)
-        mapping = memory.PeerMapping(fd, size, False, huge=True, stays=False)
+        mapping = memory.PeerMapping(
+            fd, size, False, huge=True, file=memory.PeerFile((0, 0), False)
+        )
         address = f"{mapping.address:x}-"
         assert address in Path("/proc/self/maps").read_text()
         del mapping

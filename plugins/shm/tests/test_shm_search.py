@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 from datadist_shm import ShmTransport
-from datadist_shm.memory import PeerMapping, PoolRegion
+from datadist_shm.memory import PeerFile, PeerMapping, PoolRegion
 
 from datadist.transport import Access, Group, Peer, Placement, TransportOptions
 from tests import seccomp
@@ -57,7 +57,9 @@ def test_pages_that_exist_are_mapped_slowly_while_others_need_the_processors() -
     pool = _pool()
     with _busy_processors():
         began = time.monotonic()
-        mapping = PeerMapping(pool.fd, SIZE, writable=False, huge=False, stays=False, search=True)
+        mapping = PeerMapping(
+            pool.fd, SIZE, writable=False, huge=False, file=PeerFile((0, 0), False), search=True
+        )
         time.sleep(0.5)
         mapped = resident(mapping.address)
         assert mapped <= STRETCH * (1 + (time.monotonic() - began) / PAUSES)
