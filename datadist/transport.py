@@ -717,8 +717,8 @@ class Transport(ABC):
     def connect(self, peer: Peer) -> Any:
         """What all links with one peer process share, such as an endpoint; the base class has nothing.
 
-        Core calls neither this nor :meth:`peer_lost` nor :meth:`disconnect` of a class that overrides none
-        of the three.
+        Core calls neither this nor :meth:`peer_lost` nor :meth:`disconnect` where the class overrides
+        none of the three.
 
         Called on a worker (or the control thread, see :attr:`Capabilities.opens_at_once`) before the
         first link with a peer is opened, and again once it was lost

@@ -51,6 +51,7 @@ LIMITED = {
 NO_LIMITS = {
     "listener.MAX_HANDSHAKES",  # by the process's descriptor limit: said in words
     "messages.WIRE_VERSION",
+    "messages.NO_ANSWER",
     "session.CHUNK",
     "session.TOGETHER",
     "session.KERNEL_FDS",
