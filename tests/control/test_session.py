@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from datadist.control import session as sessions
-from datadist.control.messages import MAX_FDS, MAX_FRAME, Idle, Message, OfferMessage, encode
+from datadist.control.messages import MAX_FDS, MAX_FRAME, Ack, Idle, Message, OfferMessage, encode
 from datadist.control.reactor import READ, Reactor
 from datadist.control.session import Session, _Frame, close_all
 from datadist.transport import Offer
 from tests.descriptors import is_open
+from tests.waiting import until
 
 SECONDS = 20.0
 
@@ -246,10 +247,10 @@ def test_who_has_sent_its_own_does_not_go_on_for_others(
 
 
 class _Counting:
-    """A socket that counts the calls which send."""
+    """A socket that counts the calls which send, and those which receive."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.sock, self.calls = sock, 0
+        self.sock, self.calls, self.reads = sock, 0, 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sock, name)
@@ -257,6 +258,21 @@ class _Counting:
     def sendmsg(self, *arguments: Any) -> int:
         self.calls += 1
         return self.sock.sendmsg(*arguments)
+
+    def recvmsg(self, *arguments: Any) -> Any:
+        self.reads += 1
+        return self.sock.recvmsg(*arguments)
+
+
+def test_what_arrives_is_read_by_one_call(pair: Pair) -> None:
+    counting = _Counting(pair.session._sock)
+    pair.session._sock = counting  # type: ignore[assignment]
+    heard: list[str] = []
+    pair.session.on_message = lambda _session, message, _fds: heard.append(message.kind)
+    pair.theirs.sendall(encode(Ack(seq=1)) + encode(Ack(seq=2)))
+    until(lambda: heard == ["ack", "ack"])
+    pair.settle()
+    assert counting.reads == 1
 
 
 @pytest.mark.parametrize("last_is_at_once", [False, True])

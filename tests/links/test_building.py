@@ -19,9 +19,11 @@ from datadist import (
     LLMStatusCode,
     RegisterMemStatus,
 )
+from datadist.transport import LinkError
 from tests import nodes
 from tests.forming import (
     GOOD,
+    OTHER_TOKEN,
     PAIR,
     THREE,
     TOKEN,
@@ -33,6 +35,7 @@ from tests.forming import (
 )
 from tests.in_process_engine import Engine, Sent
 from tests.raw_peer import RawPeer
+from tests.waiting import until
 
 REASON = {"reason": "for no reason"}
 
@@ -53,6 +56,43 @@ def _kinds_for_a_while(raw_peer: RawPeer) -> set[str]:
         kinds |= {message.kind for message in until_synced(raw_peer)}
         time.sleep(0.005)
     return kinds
+
+
+def test_an_offer_that_was_taken_is_answered_although_another_one_fails(engine: Engine) -> None:
+    first, other = engine.raw_peer(1, cluster=3), engine.raw_peer(2, cluster=2)
+    comm_id = engine.api.link("three", THREE, nodes.table_for(THREE))
+    for raw_peer in (first, other):
+        assert raw_peer.hear("announce")
+    Sent(first, GOOD, TOKEN)
+    failing = Sent(other, {}, TOKEN)
+    for raw_peer in (first, other):
+        until_synced(raw_peer)
+    assert first.say(form(engine, THREE, comm_id, first, other))
+    for raw_peer in (first, other):
+        assert hear_answer(raw_peer)
+    assert failing.is_closed()
+    assert "the offer of rank 2 is not valid" in str(_failed(engine, comm_id))
+
+
+def test_a_transport_that_cannot_open_fails_the_link_and_no_session(
+    engine: Engine, first: RawPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: Any) -> ShmLink:
+        raise LinkError("no link today")
+
+    monkeypatch.setattr(ShmTransport, "open", refuse)
+    assert first.say(form(engine, PAIR, engine.comm_id, first))
+    assert "opening the transport failed: no link today" in str(_failed(engine, engine.comm_id))
+    monkeypatch.undo()
+    engine.api.unlink(engine.comm_id)
+    engine.comm_id = engine.api.link("again", PAIR, nodes.table_for(PAIR))
+    assert first.say(form(engine, PAIR, engine.comm_id, first, token=OTHER_TOKEN))
+    assert first.hear("offer") is not None
+
+
+def _failed(engine: Engine, comm_id: int) -> str | None:
+    until(lambda: engine.api.query_register_mem_status(comm_id) is RegisterMemStatus.FAILED)
+    return engine.api.link_error(comm_id)
 
 
 def test_we_are_ready_once_all_members_are_attached_and_linked_once_all_are_ready(
