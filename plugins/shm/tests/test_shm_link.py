@@ -622,7 +622,12 @@ def _read_few(link: ShmLink, region: Region, remote: int) -> None:
     link.read(1, vectors[0], vectors[1], vectors[2], 30.0)
 
 
-def test_pages_that_a_peer_has_made_are_mapped_soon_after_the_link_is_ready() -> None:
+def test_pages_that_a_peer_has_made_are_mapped_soon_after_the_link_is_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(
+        "DATADIST_SHM_HUGE_PAGES", "0"
+    )  # which may replace mapped ones at any moment
     pair = Pair(Access.READ, size=LARGE)
     try:
         deadline = time.monotonic() + 60
