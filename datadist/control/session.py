@@ -260,7 +260,8 @@ class Session:
         for _ in range(len(self._unsealed)):
             frame = self._unsealed[0]
             if self.closed:
-                close_all(frame.fds)
+                fds, frame.fds = frame.fds, []
+                close_all(fds)
             elif not (self._outbox and self._outbox[-1] is frame):
                 frame.data = memoryview(self._seal(bytes(frame.data)))
                 frame.end = len(frame.data) + (
@@ -378,11 +379,14 @@ class Session:
             frame = self._outbox[0]
             self._sent = [sum(self._sent)]
             left = frame.end - self._sent[0]
+            if left < len(frame.data):  # descriptors go with the first byte of their frame
+                fds, frame.fds = frame.fds, []
+                close_all(fds)
             if left <= 0:
                 self._outbox.popleft()
                 continue
-            fds = frame.fds
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            ours = array.array("i", frame.fds)
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, ours)] if ours else []
             try:
                 send = self._sock.sendmsg
                 data = [frame.data[len(frame.data) - left :], *self._following()]
@@ -394,8 +398,6 @@ class Session:
                 pass_on(error)
                 return self._explain("sending", error)
             self._sent_at = time.monotonic()
-            frame.fds = []
-            close_all(fds)
         return None
 
     def _following(self) -> Iterator[memoryview]:

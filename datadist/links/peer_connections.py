@@ -22,6 +22,7 @@ log = logging.getLogger("datadist.link")
 CLOSE_SECONDS = 2.0
 """So long the end of the engine waits for calls of the transport that connect or disconnect."""
 LOOK_SECONDS = 0.1
+GIVEN_UP = "the link was given up meanwhile"
 CONNECTION_METHODS = "connect", "peer_lost", "disconnect"
 """Methods of a transport that has connections."""
 
@@ -67,6 +68,8 @@ class PeerConnections:
         transport raises.
         """
         if not self._has_connections:
+            if attempt.closed or self._closed:
+                raise LinkError(GIVEN_UP)
             return group
         peers = dict(group.peers)
         for rank, peer in group.peers.items():
@@ -113,7 +116,7 @@ class PeerConnections:
         """Count the attempt as a user of its peer's connection."""
         with attempt.forcing, self._lock:
             if attempt.closed or self._closed:
-                raise LinkError("the link was given up meanwhile", peer.rank)
+                raise LinkError(GIVEN_UP, peer.rank)
             connection = self._current.get(peer.incarnation)
             if connection is None:
                 connection = _Connection(peer, list(attempt.processes))

@@ -244,8 +244,9 @@ class Steps:
                 self.failed(domain, attempt, why)
                 return False
             message = OfferMessage(
-                domain=attempt.token, data=offer.data, fds=len(offer.fds), regions=attempt.regions
-            )
+                domain=attempt.token, data=bytes(offer.data), fds=len(offer.fds),
+                regions=attempt.regions,
+            )  # fmt: skip
             try:
                 view.session.send_soon(message, offer.fds)
             except ValueError as error:
@@ -377,9 +378,17 @@ class Steps:
                 self._reactor.post(lambda: finish(lambda: self.failed(domain, attempt, reason)))
             else:
                 if at_once:
-                    finish(lambda: done(result))
+                    go_on(result)
                 else:
                     self._reactor.post(lambda: finish(lambda: done(result)))
+
+        def go_on(result: object) -> None:
+            try:
+                finish(lambda: done(result))
+            except Exception as error:  # else it would end the session that we handle a message of
+                log.exception("unexpected error after %s; please report it", stage)
+                reason = self._blame(stage, error)
+                self._reactor.post(lambda: self.failed(domain, attempt, reason))
 
         def finish(then: Callable[[], None]) -> None:
             try:
@@ -416,7 +425,7 @@ class Steps:
 
 def _offer_problem(offer: Offer, rank: int, session: Session) -> str | None:
     """Why an offer cannot be sent."""
-    if not isinstance(offer.data, bytes):
+    if not isinstance(offer.data, (bytes, bytearray, memoryview)):
         kind = type(offer.data).__name__
         return f"the transport's offer for rank {rank} is of type {kind}, not bytes"
     size, count = len(offer.data), len(offer.fds)

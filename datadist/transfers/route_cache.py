@@ -59,6 +59,8 @@ class RouteCache:
         agreed = layout.tensors_per_layer == entry.tensors_per_layer
         if not agreed or layout.cuts or entry.cuts or not self._transfers.serves(route):
             return
+        if route.attempt.dead:  # `forget_ended` may have been here before
+            return
         if len(self._routes) >= MAX_ROUTES:
             self._routes.clear()
         self._routes[key] = CachedRoute(

@@ -140,6 +140,32 @@ def test_descriptors_go_once_with_the_first_byte_of_a_frame_that_the_kernel_take
     assert pair.receive(len(encode(Idle()))) == (encode(Idle()), [])
 
 
+class _Interrupted(Session):
+    """A session where a handler of a signal raises right after the kernel has taken something."""
+
+    interrupts = 1
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_sent_at" and self.interrupts:
+            self.interrupts -= 1
+            raise KeyboardInterrupt
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20], ids=["whole", "in part"])
+def test_descriptors_go_once_where_who_sends_is_interrupted(pair: Pair, size: int) -> None:
+    fds, inodes = _files(2)
+    message = _offer(size, 3, 2)
+    pair.session.__class__ = _Interrupted
+    with pytest.raises(KeyboardInterrupt):
+        pair.session.send(message, fds)
+    pair.settle()
+    assert not any(map(is_open, fds))
+    assert pair.receive(len(encode(message))) == (encode(message), inodes)
+    pair.session.send(Idle())
+    assert pair.receive(len(encode(Idle()))) == (encode(Idle()), [])
+
+
 def test_descriptors_of_a_frame_that_waits_go_with_its_own_first_byte(pair: Pair) -> None:
     fds, inodes = _files(3)
     first, second, third = _offer(1 << 18, 1, 1), _offer(1 << 18, 2, 0), _offer(1 << 18, 3, 2)

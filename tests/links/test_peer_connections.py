@@ -14,7 +14,7 @@ from datadist import CacheDesc, DataType
 from datadist.links import building
 from datadist.links.domain import Attempt
 from datadist.links.peer_connections import PeerConnections
-from datadist.transport import Group, Peer, TransportOptions
+from datadist.transport import Group, LinkError, Peer, TransportOptions
 from tests import nodes, recording_transport
 from tests.nodes import Node, RemoteError
 from tests.waiting import until
@@ -83,6 +83,12 @@ def test_a_transport_without_connections_is_not_asked_for_them() -> None:
     group = Group("pair", 0, {0: Peer(0, "a" * 32), 1: Peer(1, "b" * 32)}, None, 0.0)
     assert connections.connect(attempt, group) is group
     assert attempt.connections == []
+    attempt.closed = True
+    with pytest.raises(LinkError, match="given up meanwhile"):
+        connections.connect(attempt, group)
+    connections.close()
+    with pytest.raises(LinkError, match="given up meanwhile"):
+        connections.connect(Attempt("1" * 32, 0, [0, 1], {}), group)
 
 
 def test_links_with_one_peer_connect_once_and_the_last_one_disconnects(start_node: Start) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datadist_shm.link import ShmLink
 
-from datadist import BlocksCacheKey
+from datadist import BlocksCacheKey, RegisterMemStatus
 from tests import held, nodes
 from tests.nodes import Node, pattern
+from tests.waiting import until
 
 Start = Callable[..., Node]
 SHAPE = [4, 64]
@@ -129,3 +131,21 @@ def test_small_pulls_follow_the_newest_link_to_another_engine(
 
 def _block(node: Node, block: int) -> list[int]:
     return [int(array[block][0]) for array in node.do(nodes.read, "blocks")]
+
+
+def _make_no_offer(here: nodes.Here) -> None:
+    ShmLink.offer = lambda *_arguments: None  # type: ignore[assignment, method-assign]
+
+
+def test_a_defect_in_a_second_link_ends_that_one_only(start_node: Start) -> None:
+    mapping = {1: 0, 2: 1}
+    first, second = start_node(1, pool=1 << 20), start_node(2, pool=1 << 20)
+    good = nodes.link_pair(first, second, "good")
+    second.do(_make_no_offer)
+    bad = [node.do(nodes.link, "bad", mapping) for node in (first, second)]
+    until(lambda: second.do(nodes.status, bad[1]) is RegisterMemStatus.FAILED)
+    assert "opening the transport failed" in second.do(nodes.link_error, bad[1])
+    until(lambda: first.do(nodes.status, bad[0]) is RegisterMemStatus.FAILED)
+    for node, comm_id in zip((first, second), good, strict=True):
+        assert node.do(nodes.status, comm_id) is RegisterMemStatus.OK
+        assert node.do(nodes.link_error, comm_id) is None

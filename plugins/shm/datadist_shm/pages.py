@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from array import array
 from pathlib import Path
 from typing import Protocol
@@ -174,8 +175,9 @@ class Filling:
 
         At most ``timeout`` seconds. Raises :class:`RegistrationError`.
         """
+        deadline = time.monotonic() + timeout
         self._done.wait(timeout)
-        self._ended.wait(min(timeout, IMPROVE_SECONDS))
+        self._ended.wait(min(max(0.0, deadline - time.monotonic()), IMPROVE_SECONDS))
         self.check()
 
     def check(self) -> None:

@@ -639,7 +639,7 @@ def test_pages_that_a_peer_has_made_are_mapped_soon_after_the_link_is_ready(
         link = pair.transport.open(group, [pair.region], Access.READ)
         link.attach(1, Offer(pair.data, [os.dup(pair.fds[0])]))
         (mapping,) = link._paths[1].keepers
-        least = LARGE - 4 * 65536  # the kernel passes over neighbours of a page that are locked
+        least = LARGE - LARGE // 64  # the kernel passes over neighbours of a page that are locked
         until(lambda: resident(mapping.address) > least, SOON)
         link.close()
     finally:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from array import array
+from types import SimpleNamespace
 
 import pytest
+from datadist_shm import pages
 from datadist_shm.pages import SLICE, Filling
 
+from datadist.base.flag import Flag
 from datadist.transport import RegistrationError
 from tests.descriptors import is_open
 from tests.waiting import until
@@ -66,6 +69,24 @@ def test_all_pages_of_a_pool_are_made_and_none_beyond(size: int) -> None:
         "each part begins at the end of the last"
     )
     assert ends[-1] == size
+
+
+def test_who_waits_for_huge_pages_waits_no_longer_than_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = Pool(SLICE)
+    filling = Filling(pool, pool)
+    pool.may_go_on.set()
+    assert pool.improving.wait(SECONDS)
+    waits: list[float] = []
+    monkeypatch.setattr(Flag, "wait", lambda _flag, seconds: waits.append(seconds))
+    for times in ((10.0, 13.0), (10.0, 15.0), (10.0, 10.0)):
+        monkeypatch.setattr(pages, "time", SimpleNamespace(monotonic=iter(times).__next__))
+        filling.wait(4.0 if times[1] > 10.0 else 300.0)
+    assert waits == [4.0, 1.0, 4.0, 0.0, 300.0, pages.IMPROVE_SECONDS]
+    monkeypatch.undo()
+    pool.may_end.set()
+    filling.wait(SECONDS)
 
 
 def test_the_thread_that_needs_the_interpreter_keeps_the_priority_of_the_program() -> None:
