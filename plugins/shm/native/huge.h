@@ -29,8 +29,9 @@ void *huge_place(size_t size);
  * the file, and becomes 1 for a page that has data, or was not made: huge_merge does these. Ends early once *stop
  * is not 0.
  *
- * *careful: one page in a call, and none where no processor is spare; it becomes 1 where a call took long. A virtual machine that has to get its memory from
- * its host takes some 5 ms for a page, and the kernel runs nobody else on that processor meanwhile. */
+ * *careful: one page in a call, and none where no processor is spare. It becomes 1 where a call took long: a virtual
+ * machine that has to get its memory from its host takes some 5 ms for a page, and the kernel runs nobody else on that
+ * processor meanwhile. */
 int huge_make(char *address, size_t size, int file, off_t offset, char *left, const _Atomic int64_t *stop,
               int *careful);
 
