@@ -37,7 +37,7 @@ def _cached_parts(tensors: int, stride: int = 64) -> Any:
     entry = SimpleNamespace(
         bases=list(bases(THEIRS)), count=OWNERS, stride=stride, cuts=[], tensors_per_layer=2
     )
-    attempt = SimpleNamespace(permits=[Permits()], gone={}, link=None)
+    attempt = SimpleNamespace(permits=[Permits()], gone={}, dead=False, link=None)
     route = SimpleNamespace(view=SimpleNamespace(session=None), attempt=attempt, rank=0)
     transfers = SimpleNamespace(
         tallies=lambda _route, push: push, watches_control=lambda _route: True, timeout=1.0

@@ -6,8 +6,6 @@ import ctypes
 import errno
 import mmap
 import os
-import subprocess
-import sys
 import threading
 import time
 from array import array
@@ -24,7 +22,7 @@ from datadist_shm.memory import PeerFile, PeerMapping, PoolRegion
 from datadist import empty
 from datadist.base.memory_file import create_sealed
 from datadist.transport import Placement, TransportOptions
-from tests import seccomp
+from tests import processors, seccomp
 from tests.descriptors import is_open
 from tests.privileges import in_child
 from tests.resident import resident
@@ -133,18 +131,13 @@ def test_what_is_in_use_is_copied_afterwards() -> None:
 
 
 @needed
+@processors.needed
 def test_where_they_take_long_none_is_made_while_no_processor_is_spare() -> None:
-    size, loop = 16 * MIB, [sys.executable, "-c", "while True: pass"]
+    size = 16 * MIB
     left = bytearray(size // HUGE)
-    busy = [subprocess.Popen(loop) for _ in range((os.cpu_count() or 1) + 1)]
     with _file(size) as (fd, address):
-        try:
-            until(lambda: all(_is_running(each.pid) for each in busy))
+        with processors.busy():
             how = _native.huge_make(address, size, fd, 0, left, GO_ON, True)
-        finally:
-            for each in busy:
-                each.kill()
-                each.wait()
         assert how == (_native.HUGE_MADE, True)
         assert all(left)
         assert _huge(address) == 0
@@ -152,12 +145,6 @@ def test_where_they_take_long_none_is_made_while_no_processor_is_spare() -> None
         _native.huge_merge(address, left, GO_ON, True)
         assert not any(left)
         assert _huge(address) == size
-
-
-def _is_running(pid: int) -> bool:
-    """Whether it computes: has used 50 ms of a processor."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) * 1000 >= 50 * os.sysconf("SC_CLK_TCK")
 
 
 @needed

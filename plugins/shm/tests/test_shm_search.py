@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 import time
 from array import array
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 
-import pytest
 from datadist_shm import ShmTransport
 from datadist_shm.memory import PeerFile, PeerMapping, PoolRegion
 
 from datadist.transport import Access, Group, Peer, Placement, TransportOptions
-from tests import seccomp
+from tests import processors, seccomp
 from tests.privileges import in_child
 from tests.resident import resident
 from tests.waiting import until
@@ -24,7 +19,6 @@ from tests.waiting import until
 SIZE = 128 << 20
 LEAST = SIZE - 4 * 65536
 """The kernel passes over neighbours of a page that are locked."""
-BUSY = "print(flush=True)\nwhile True: pass"
 STRETCH, PAUSES = 4 << 20, 0.063
 """Bytes that are mapped at a time, and seconds before each where others need the processors."""
 
@@ -36,26 +30,10 @@ def _pool() -> PoolRegion:
     return region
 
 
-@contextmanager
-def _busy_processors() -> Iterator[None]:
-    """More programs that compute than there are processors."""
-    with ExitStack() as stack:
-        for _ in range((os.cpu_count() or 1) + 1):
-            program = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE)
-            stack.callback(program.wait)
-            stack.callback(program.kill)
-            assert program.stdout is not None
-            stack.enter_context(program.stdout)
-            program.stdout.readline()
-        yield
-
-
-@pytest.mark.skipif(
-    "DATADIST_ALWAYS_HELP" in os.environ, reason="a sanitizer takes all processors for idle"
-)
+@processors.needed
 def test_pages_that_exist_are_mapped_slowly_while_others_need_the_processors() -> None:
     pool = _pool()
-    with _busy_processors():
+    with processors.busy():
         began = time.monotonic()
         mapping = PeerMapping(
             pool.fd, SIZE, writable=False, huge=False, file=PeerFile((0, 0), False), search=True
