@@ -197,7 +197,7 @@ class RankTable:
         """What is wrong with a mapping's ranks: they must be this table's, each once."""
         ranks = sorted(ranks)
         if ranks == list(self.ranks):
-            return []  # in a tenth of the time
+            return []  # in a fifth of the time
         counts = Counter(ranks)
         problems = [
             f"rank {rank} is given to {count} clusters in cluster_rank_info, expected one each"

@@ -233,12 +233,12 @@ class Steps:
                 return False
             try:
                 offer = attempt.link.offer(rank)
+                why = _offer_problem(offer, rank, view.session)
             except Exception as error:
                 self.failed(
                     domain, attempt, self._blame(f"making the offer for rank {rank}", error)
                 )
                 return False
-            why = _offer_problem(offer, rank, view.session)
             if why is not None:
                 close_all(offer.fds)
                 self.failed(domain, attempt, why)

@@ -424,7 +424,7 @@ def check_entry_accessible(found: Found) -> None:
         )
 
 
-class as_param_invalid:  # noqa: N801 - used as a function of contextlib is, at half the cost
+class as_param_invalid:  # noqa: N801 - used as one of contextlib is, in a quarter of the time
     """Turn ``ValueError`` into LLM_PARAM_INVALID."""
 
     __slots__ = ()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from datadist_shm import ShmTransport
+from datadist_shm.link import ShmLink
 
 from datadist import LLMStatusCode, RegisterMemStatus
 from datadist.caches.peers import OFFER_WINDOW
@@ -189,6 +190,25 @@ def test_offers_and_readiness_of_others_are_no_members_word(engine: Engine, firs
     assert first.say({"kind": "ready", "domain": TOKEN})
     engine.api.wait_link(engine.comm_id)
     assert engine.api.link_error(engine.comm_id) is None
+
+
+def test_what_is_no_offer_fails_its_link_and_no_session(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"pair{number}" for number in range(OFFER_WINDOW + 1)]
+    comm_ids = [engine.api.link(name, PAIR, nodes.table_for(PAIR)) for name in names]
+    first = engine.raw_peer()
+    for number, comm_id in enumerate(comm_ids):
+        assert first.say(form(engine, PAIR, comm_id, first, token=f"{number:032x}"))
+    token = token_of_offer(first)
+    until_synced(first)
+    monkeypatch.setattr(ShmLink, "offer", lambda *_arguments: None)
+    assert first.say({"kind": "attached", "domain": token})  # so that the last one is given
+    until_synced(first)
+    status = engine.api.query_register_mem_status
+    assert status(comm_ids[-1]) is RegisterMemStatus.FAILED
+    assert "making the offer for rank 0 failed" in str(engine.api.link_error(comm_ids[-1]))
+    assert {status(comm_id) for comm_id in comm_ids[:-1]} == {RegisterMemStatus.PREPARING}
 
 
 def test_a_member_that_answers_no_offer_gets_a_window_of_them(engine: Engine) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datadist_shm.link import ShmLink
 
 from datadist import BlocksCacheKey, RegisterMemStatus
+from datadist.caches.publication import Publication
 from tests import held, nodes
 from tests.nodes import Node, pattern
 from tests.waiting import until
@@ -133,15 +133,18 @@ def _block(node: Node, block: int) -> list[int]:
     return [int(array[block][0]) for array in node.do(nodes.read, "blocks")]
 
 
-def _make_no_offer(here: nodes.Here) -> None:
-    ShmLink.offer = lambda *_arguments: None  # type: ignore[assignment, method-assign]
+def _fail_once_open(here: nodes.Here) -> None:
+    def fail(*_arguments: Any) -> None:
+        raise RuntimeError("a defect")
+
+    Publication.subscribe = fail  # type: ignore[assignment, method-assign]
 
 
 def test_a_defect_in_a_second_link_ends_that_one_only(start_node: Start) -> None:
     mapping = {1: 0, 2: 1}
     first, second = start_node(1, pool=1 << 20), start_node(2, pool=1 << 20)
     good = nodes.link_pair(first, second, "good")
-    second.do(_make_no_offer)
+    second.do(_fail_once_open)
     bad = [node.do(nodes.link, "bad", mapping) for node in (first, second)]
     until(lambda: second.do(nodes.status, bad[1]) is RegisterMemStatus.FAILED)
     assert "opening the transport failed" in second.do(nodes.link_error, bad[1])
